@@ -1,0 +1,78 @@
+"""Save what a method learned, and restore it: JSON and safetensors, nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from personalize_core.base import BaseModel
+from personalize_core.concept import Concept
+from personalize_core.errors import InputError
+from personalize_core.files import read_json, save_tensors, write_json
+from personalize_core.method import Method
+from personalize_core.methods import method_class
+from personalize_core.params import build
+from personalize_core.parts import count
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+LIBRARIES = ("torch", "diffusers", "transformers")
+
+
+def save(folder: Path, name: str, method: Method, base: BaseModel, seed: int) -> None:
+    """Write the artifact of the method called `name` into an existing folder."""
+    save_tensors(folder / WEIGHTS, method.state_dict())
+    write_json(
+        folder / CONFIG,
+        {
+            "format": FORMAT,
+            "method": name,
+            "concept": dataclasses.asdict(method.concept),
+            "phrase": method.phrase,
+            "config": dataclasses.asdict(method.config),
+            "parameters": count(method),
+            "seed": seed,
+            "base_model": describe(base),
+            "versions": {library: version(library) for library in LIBRARIES},
+        },
+    )
+
+
+def describe(base: BaseModel) -> dict[str, Any]:
+    """Which base model, exactly."""
+    return {
+        "name": base.name,
+        "revision": base.revision,
+        "weights_hash": base.weights_hash,
+        "prediction_type": base.prediction_type,
+        "rare_word": base.tokenizer.rare_word,
+    }
+
+
+def restore(folder: Path, base: BaseModel) -> Method:
+    """The trained method, ready to draw.
+
+    Raises:
+        InputError: there is no artifact, or it was trained on another base model.
+    """
+    try:
+        saved = read_json(folder / CONFIG)
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no artifact; train it first, with `personalize train`") from None
+    trained_on = saved["base_model"]
+    if saved["format"] != FORMAT:
+        raise InputError(f"{folder} was written in format {saved['format']}, this version reads {FORMAT}; train it again")
+    if trained_on["weights_hash"] != base.weights_hash:
+        raise InputError(
+            f"{folder} was trained on the base model {trained_on['name']!r} ({trained_on['weights_hash']}), not on "
+            f"{base.name!r} ({base.weights_hash}); load that one, or train again"
+        )
+    kind = method_class(saved["method"])
+    config = build(kind.Config, saved["config"], str(folder / CONFIG))
+    method = kind(config, base, Concept(**saved["concept"]))
+    method.load_state_dict(load_file(folder / WEIGHTS))
+    return method.requires_grad_(False).eval().to(base.device)

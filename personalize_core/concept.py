@@ -1,0 +1,77 @@
+"""A concept: the thing that the user wants to see in new pictures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from personalize_core.errors import InputError
+
+SLOT = "{}"  # where a prompt template names the concept
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")  # also safe as a folder name and as a partition key
+_PLACEHOLDER = re.compile(r"<[a-z0-9][a-z0-9_-]{0,62}>")
+_CLASS_NOUN = re.compile(r"[A-Za-z][A-Za-z'-]*( [A-Za-z][A-Za-z'-]*){0,4}")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing that the user wants to see in new pictures."""
+
+    name: str  # folder name and partition key, e.g. "dog7"
+    placeholder: str  # stands for the concept in prompts, e.g. "<dog7>"; V* in the papers
+    class_noun: str  # what kind of thing it is, e.g. "dog"; the papers' macro class or super-category
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if not _PLACEHOLDER.fullmatch(self.placeholder):
+            raise InputError(
+                f"concept {self.name!r}: {self.placeholder!r} cannot be a placeholder; write a plain lower-case "
+                f"word in angle brackets, such as '<{self.name}>'"
+            )
+        if not _CLASS_NOUN.fullmatch(self.class_noun):
+            raise InputError(
+                f"concept {self.name!r}: {self.class_noun!r} cannot be a class noun; write what kind of thing it is "
+                "in one to five English words, such as 'dog' or 'stuffed animal'"
+            )
+
+    @classmethod
+    def named(cls, name: str, class_noun: str) -> Concept:
+        """The concept with the placeholder that follows from its name."""
+        check_name(name)
+        return cls(name, f"<{name}>", class_noun)
+
+    def template(self, prompt: str) -> str:
+        """A user's prompt as a template: the placeholder, alone or before the class noun, becomes the slot.
+
+        So the same prompt suits methods that say "<dog7>" and methods that say "<dog7> dog".
+
+        Raises:
+            InputError: the prompt does not mention the concept.
+        """
+        template = prompt.replace(f"{self.placeholder} {self.class_noun}", SLOT).replace(self.placeholder, SLOT)
+        if SLOT not in template:
+            raise InputError(
+                f"the prompt does not mention the concept {self.name!r}: {prompt!r}. "
+                f"Write {self.placeholder!r} where the concept belongs."
+            )
+        return template
+
+    def check_mentioned(self, prompts: Sequence[str]) -> None:
+        """Raise unless every prompt speaks of the concept."""
+        for number, prompt in enumerate(prompts, start=1):
+            if self.placeholder not in prompt:
+                raise InputError(
+                    f"prompt {number} of {len(prompts)} does not mention the concept {self.name!r}: {prompt!r}. "
+                    f"Write {self.placeholder!r} where the concept belongs."
+                )
+
+
+def check_name(name: str) -> None:
+    """Raise unless `name` can be a folder, a partition key and a placeholder at once."""
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{name!r} cannot be a concept's name; use 1 to 63 lower-case letters, digits, '-' and '_', "
+            "beginning with a letter or digit, such as 'dog7'"
+        )

@@ -1,0 +1,104 @@
+"""Files that are either whole or not there, and the stamps that say what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "manifest.json"
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def stamp_of(what: Mapping[str, Any]) -> str:
+    """A short name for everything that a result depends on; equal exactly if all of it is equal."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sources_hash(modules: Sequence[str]) -> str:
+    """Of the source files of this package's modules, e.g. "train" or "methods/dreambooth"."""
+    root = Path(__file__).parent
+    return stamp_of({module: sha256(root / f"{module}.py") for module in modules})
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Atomically: a reader sees the old file or the new one, never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Safetensors, atomically; the same tensors give the same bytes."""
+    from safetensors.torch import save
+
+    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    write_bytes(path, save(ordered, metadata=dict(metadata) if metadata else None))
+
+
+@contextmanager
+def whole_folder(folder: Path, stamp: str) -> Iterator[Path]:
+    """Fill a folder that appears at once, with its stamp, when the block ends well; else nothing changes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(folder)
+    temporary.mkdir()
+    try:
+        yield temporary
+        write_json(temporary / MANIFEST, {"stamp": stamp, "files": _listing(temporary)})
+        replaced = _beside(folder)
+        if folder.exists():
+            os.rename(folder, replaced)
+        os.rename(temporary, folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_current(folder: Path, stamp: str) -> bool:
+    """Does the folder hold, whole, what was made from just that?"""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        return manifest["stamp"] == stamp and all(
+            (folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _listing(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same folder, so that renaming it into place is one step of the file system."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -1,0 +1,101 @@
+"""Bring photographs in: check every one, then keep them as a concept. Originals are only read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+import yaml
+
+from personalize_core.concept import Concept
+from personalize_core.errors import InputError, listed
+from personalize_core.files import sha256
+
+DESCRIPTION = "concept.yaml"
+MOST_PIXELS = 100_000_000  # a larger file is no photograph to learn from, and decoding it would fill the memory
+
+
+def read_concept(folder: Path) -> Concept:
+    """The concept that a folder of data/concepts describes.
+
+    Raises:
+        InputError: the description is missing or damaged.
+    """
+    path = folder / DESCRIPTION
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{folder} holds no {DESCRIPTION}; add photographs with `personalize add`") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        values = None
+    if not isinstance(values, dict) or set(values) != {"placeholder", "class_noun"}:
+        raise InputError(f"{path} must hold two lines, 'placeholder: <{folder.name}>' and 'class_noun: NOUN'")
+    return Concept(folder.name, str(values["placeholder"]), str(values["class_noun"]))
+
+
+def photographs(folder: Path) -> list[Path]:
+    """The concept's photographs, sorted, every one decoded once.
+
+    Raises:
+        InputError: there are none, or one cannot be read.
+    """
+    from personalize_core.data import IMAGE_SUFFIXES, image_files, load_picture
+
+    paths = image_files(folder)
+    if not paths:
+        raise InputError(
+            f"{folder} holds no photographs; put some there as {listed(sorted(IMAGE_SUFFIXES))} (3 to 6 are usual)"
+        )
+    for path in paths:
+        picture = load_picture(path)
+        if picture.width * picture.height > MOST_PIXELS:
+            raise InputError(f"{path} has {picture.width} x {picture.height} pixels; make it smaller than 100 megapixels")
+    return paths
+
+
+def content(folder: Path) -> dict[str, str]:
+    """File name -> sha256, of the description and the photographs: what everything made from a concept depends on."""
+    from personalize_core.data import image_files
+
+    return {path.name: sha256(path) for path in [folder / DESCRIPTION, *image_files(folder)]}
+
+
+def add_concept(concepts: Path, photos: Path, class_noun: str, name: str | None = None) -> Concept:
+    """Copy photographs to data/concepts and describe them.
+
+    Args:
+        photos: a folder of pictures; every picture in it is checked, then copied byte for byte.
+        name: by default the folder's own name.
+
+    Raises:
+        InputError: something cannot be used, or the concept exists already; nothing has been written then.
+    """
+    if not photos.is_dir():
+        raise InputError(f"{photos} is no folder; give the folder that holds the concept's photographs")
+    concept = Concept.named(name or photos.resolve().name, class_noun)
+    paths = photographs(photos)
+    unreadable = [path.name for path in photos.iterdir() if path.is_file() and path not in paths and _is_suspect(path)]
+    if unreadable:
+        raise InputError(f"{photos} also holds {listed(sorted(unreadable))}, no picture by name; take it out or rename it")
+    folder = concepts / concept.name
+    if folder.exists():
+        raise InputError(f"the concept {concept.name!r} exists already; choose another --name, or remove {folder} first")
+
+    temporary = concepts / f".{concept.name}.{uuid.uuid4().hex[:8]}.tmp"
+    temporary.mkdir(parents=True)
+    try:
+        for path in paths:
+            shutil.copyfile(path, temporary / path.name)
+        lines = f'placeholder: "{concept.placeholder}"\nclass_noun: {concept.class_noun}\n'
+        (temporary / DESCRIPTION).write_text(lines)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return concept
+
+
+def _is_suspect(path: Path) -> bool:
+    """A file that its owner may have meant as a photograph: neither hidden nor a text beside the pictures."""
+    return not path.name.startswith(".") and path.suffix.lower() not in {".txt", ".md", ".csv", ".json", ".yaml"}

@@ -1,0 +1,125 @@
+"""What a method answers, so that one loop trains all of them and one sampler draws with all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as validated_dataclass
+from torch import Generator, Tensor, nn
+
+from personalize_core.attention import AttentionMaps
+from personalize_core.base import BaseModel
+from personalize_core.concept import SLOT, Concept
+from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.text import Conditioning, TextContext
+
+options = validated_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+"""A frozen dataclass whose values are checked when it is made: for a method's Config and Sampling."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one training step."""
+
+    latents: Tensor  # (B, 4, h, w), scaled as the U-Net expects
+    prompts: Sequence[str]  # B of them
+    weight: Tensor  # (B, 1, 1, 1), or (B, 1, h, w): how much each row, or latent pixel, counts in the loss
+
+
+@dataclass(frozen=True)
+class Step:
+    """All that one training step computed, for a penalty to look at."""
+
+    base: BaseModel
+    batch: Batch
+    x_t: Tensor  # (B, 4, h, w)
+    t: Tensor  # (B,)
+    target: Tensor  # what the U-Net should have said: noise, or velocity
+    prediction: Tensor  # what it said
+    context: TextContext
+    maps: AttentionMaps
+    generator: Generator
+
+
+def _no_penalty(step: Step) -> dict[str, Tensor]:
+    return {}
+
+
+def _nothing_after(index: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One phase of training: which tensors move, how fast, how long, and under which extra losses."""
+
+    name: str
+    steps: int
+    batch_size: int  # images of the concept; rows of prior preservation come on top
+    param_groups: list[dict[str, Any]]  # as torch.optim takes them
+    penalty: Callable[[Step], dict[str, Tensor]] = _no_penalty
+    after_step: Callable[[int], None] = _nothing_after
+
+
+@options
+class NoOptions:
+    """The sampling options of a method that has none."""
+
+
+class Method(nn.Module):
+    """One way to teach a frozen text-to-image model a concept.
+
+    A method owns what it learns, and nothing else: its state_dict is the artifact. It is handed the base model
+    and never keeps it. `self.training` tells training from sampling, as in any nn.Module. Whatever it remembers
+    between steps of a stage must be a buffer, so that a run that was cut off resumes exactly.
+    """
+
+    Config: ClassVar[type]  # how it is trained; saved in the artifact
+    Sampling: ClassVar[type] = NoOptions  # how it is used; chosen for each sampling run
+    preprocessing: ClassVar[Preprocessing]  # how photographs become its training images
+
+    def __init__(self, config: Any, base: BaseModel, concept: Concept) -> None:
+        super().__init__()
+        self.config, self.concept, self.sampling = config, concept, self.Sampling()
+
+    @property
+    def phrase(self) -> str:
+        """How this method speaks of the concept in a prompt."""
+        return f"{self.concept.placeholder} {self.concept.class_noun}"
+
+    def say(self, template: str) -> str:
+        """A prompt template with the concept in its slot."""
+        return template.replace(SLOT, self.phrase)
+
+    def stages(self) -> Sequence[Stage]:
+        """The phases of training, in order."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it trains")
+
+    def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
+        """Training rows. By default `size` images of the concept under "a photo of a <dog7> dog"."""
+        latents = images.instances(size, generator)
+        return Batch(latents, [self.say("a photo of a {}")] * size, equal_shares(size))
+
+    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
+        """What the cross-attention layers read. By default the prompt as the base model reads it."""
+        context = base.encode(prompts, self.concept)
+        return lambda t: context
+
+    def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
+        """Put hooks or weights into the base model; leaving the block takes them all out again."""
+        return nullcontext()
+
+    @classmethod
+    def class_images(cls, config: Any) -> int:
+        """How many pictures of the class noun, drawn by the base model, training needs beside the concept's."""
+        return 0
+
+
+def equal_shares(rows: int, total: float = 1.0) -> Tensor:
+    """(rows, 1, 1, 1): weights of rows that share `total` equally; with total 1 their loss is the plain mean."""
+    return torch.full((rows, 1, 1, 1), total / rows)

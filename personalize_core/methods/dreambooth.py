@@ -1,0 +1,79 @@
+"""DreamBooth, with and without prior preservation.
+
+Ruiz et al., "DreamBooth: Fine Tuning Text-to-Image Diffusion Models for Subject-Driven Generation", CVPR 2023,
+arXiv:2208.12242. The authors' code is for Imagen; for Stable Diffusion we follow diffusers' recipe.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Generator
+
+from personalize_core.base import BaseModel
+from personalize_core.concept import Concept
+from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.method import Batch, Method, Stage, equal_shares, options
+from personalize_core.parts import TunedWeights, parameter_names
+
+TEMPLATE = "a photo of {}"  # sec. 3.2: "a [V] [class noun]"; the wording is the recipe's
+
+
+@options
+class Config:
+    """Defaults are diffusers' recipe with prior preservation, for Stable Diffusion 1.4.
+
+    Its recipe without prior preservation is 400 steps.
+    """
+
+    prior_preservation: bool = True
+    prior_weight: Annotated[float, Field(ge=0)] = 1.0  # lambda of eq. 2
+    class_images: Annotated[int, Field(gt=0)] = 200
+    train_text_encoder: bool = False
+    steps: Annotated[int, Field(gt=0)] = 800
+    batch_size: Annotated[int, Field(gt=0)] = 1  # as many class images come on top
+    lr: Annotated[float, Field(gt=0)] = 5e-6
+
+
+class DreamBooth(Method):
+    """Every weight of the U-Net, and of the text encoder if wished; the placeholder reads a rare token's embedding.
+
+    Prior preservation (eq. 2) is rows of class images whose loss counts with `prior_weight`: the two means are
+    taken separately, each over its own rows.
+    """
+
+    Config = Config
+    preprocessing = Preprocessing("crop", "bilinear", flip=False)
+
+    def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
+        super().__init__(config, base, concept)
+        self.unet = TunedWeights(base.unet, parameter_names(base.unet))
+        encoder_names = parameter_names(base.text_encoder) if config.train_text_encoder else []
+        self.text_encoder = TunedWeights(base.text_encoder, encoder_names)
+
+    def stages(self) -> list[Stage]:
+        c = self.config
+        return [Stage("weights", c.steps, c.batch_size, [{"params": list(self.parameters()), "lr": c.lr}])]
+
+    def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
+        latents, prompts, weight = images.instances(size, generator), [self.say(TEMPLATE)] * size, equal_shares(size)
+        if not self.config.prior_preservation:
+            return Batch(latents, prompts, weight)
+        return Batch(
+            latents=torch.cat([latents, images.prior(size, generator)]),
+            prompts=prompts + [TEMPLATE.replace("{}", self.concept.class_noun)] * size,
+            weight=torch.cat([weight, equal_shares(size, self.config.prior_weight)]),
+        )
+
+    def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
+        stack = ExitStack()
+        stack.enter_context(self.unet.placed_in(base.unet))
+        stack.enter_context(self.text_encoder.placed_in(base.text_encoder))
+        return stack
+
+    @classmethod
+    def class_images(cls, config: Config) -> int:
+        return config.class_images if config.prior_preservation else 0

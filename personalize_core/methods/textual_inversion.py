@@ -1,0 +1,61 @@
+"""Textual Inversion.
+
+Gal et al., "An Image is Worth One Word: Personalizing Text-to-Image Generation using Textual Inversion",
+ICLR 2023, arXiv:2208.01618.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Generator
+
+from personalize_core.base import BaseModel
+from personalize_core.concept import Concept
+from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.method import Batch, Method, Stage, equal_shares, options
+from personalize_core.parts import ConceptEmbedding
+from personalize_core.prompts import TRAINING, read_list
+from personalize_core.text import Conditioning
+
+
+@options
+class Config:
+    """Defaults are diffusers' recipe for Stable Diffusion 1.5: 5e-4, scaled by its 4 accumulation steps."""
+
+    steps: Annotated[int, Field(gt=0)] = 3000
+    batch_size: Annotated[int, Field(gt=0)] = 4
+    lr: Annotated[float, Field(gt=0)] = 2e-3
+    templates: str = "ti_object_27"  # training prompts; the concept alone stands in their slot
+
+
+class TextualInversion(Method):
+    """One input embedding, read in the placeholder's place (sec. 4.1); nothing else moves."""
+
+    Config = Config
+    preprocessing = Preprocessing("squash", "bicubic", flip=True)
+
+    def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
+        super().__init__(config, base, concept)
+        self.embedding = ConceptEmbedding(initial=base.word_embedding(concept.class_noun))
+        self.templates = read_list(TRAINING / f"{config.templates}.txt")
+
+    @property
+    def phrase(self) -> str:
+        return self.concept.placeholder
+
+    def stages(self) -> list[Stage]:
+        c = self.config
+        return [Stage("embedding", c.steps, c.batch_size, [{"params": [self.embedding.vector], "lr": c.lr}])]
+
+    def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
+        chosen = torch.randint(len(self.templates), (size,), generator=generator).tolist()
+        prompts = [self.say(self.templates[index]) for index in chosen]
+        return Batch(images.instances(size, generator), prompts, equal_shares(size))
+
+    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
+        context = base.encode(prompts, self.concept, self.embedding.vector)
+        return lambda t: context

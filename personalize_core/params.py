@@ -1,0 +1,123 @@
+"""params.yaml: every number that an experiment may change, checked when it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from personalize_core.errors import InputError, listed
+from personalize_core.methods import METHOD_NAMES, method_class
+
+if TYPE_CHECKING:
+    from personalize_core.method import Method
+
+Values = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sampling(_Strict):
+    """How pictures are drawn; the same for every method."""
+
+    sampler: Literal["ddim", "dpm-solver++"]
+    steps: Annotated[int, Field(gt=0)]
+    guidance: Annotated[float, Field(ge=0)]
+    images_per_prompt: Annotated[int, Field(gt=0)]
+    prompts: str  # a list in data/prompts, without ".txt"
+
+
+class Encoders(_Strict):
+    """What the scores are computed with."""
+
+    text_image: str  # for CLIP-T and CLIP-I
+    identity: str  # for DINO
+
+
+class Params(_Strict):
+    """params.yaml."""
+
+    base_model: str
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int
+    sampling: Sampling
+    encoders: Encoders
+    methods: dict[str, dict[str, Values]]  # method -> base model -> what its recipe changes for that base model
+    variants: dict[str, dict[str, Values]]  # method -> variant -> sampling options
+
+    @field_validator("methods", "variants")
+    @classmethod
+    def _known_methods(cls, sections: dict[str, Any]) -> dict[str, Any]:
+        unknown = [name for name in sections if name not in METHOD_NAMES]
+        if unknown:
+            raise ValueError(f"there is no method {listed(map(repr, unknown))}; the methods are {listed(METHOD_NAMES)}")
+        return sections
+
+    @classmethod
+    def read(cls, path: Path) -> Params:
+        """Raises InputError with the key that is wrong."""
+        try:
+            return cls.model_validate(yaml.safe_load(path.read_text()))
+        except FileNotFoundError:
+            raise InputError(
+                f"{path} does not exist; run this in the project's folder, or name the folder with --root"
+            ) from None
+        except yaml.YAMLError as error:
+            raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        except ValidationError as error:
+            raise InputError(f"{path}: {_explain(error, cls)}") from None
+
+    @property
+    def method_names(self) -> list[str]:
+        """The methods of this experiment, in params.yaml's order."""
+        return list(self.methods)
+
+    def config(self, method: str) -> Any:
+        """The method's recipe on this base model: its published defaults, and what params.yaml changes."""
+        changes = self.methods.get(method, {}).get(self.base_model, {})
+        return build(method_class(method).Config, changes, f"params.yaml, methods.{method}.{self.base_model}")
+
+    def sampling_variants(self, method: str) -> dict[str, Any]:
+        """Variant -> sampling options; a method without an entry has one variant of its own name."""
+        sections = self.variants.get(method) or {method: {}}
+        kind = method_class(method).Sampling
+        return {
+            variant: build(kind, options, f"params.yaml, variants.{method}.{variant}")
+            for variant, options in sections.items()
+        }
+
+    def check(self, methods: list[str]) -> dict[str, type[Method]]:
+        """Raise InputError for anything wrong in these methods' sections; costs importing them."""
+        for name in methods:
+            self.config(name)
+            self.sampling_variants(name)
+        return {name: method_class(name) for name in methods}
+
+
+def build(kind: type, values: Values, where: str) -> Any:
+    """Options made from values that a person wrote.
+
+    Raises:
+        InputError: an unknown key or a value that is not allowed; the message lists what is.
+    """
+    try:
+        return kind(**(values or {}))
+    except ValidationError as error:
+        raise InputError(f"{where}: {_explain(error, kind)}") from None
+
+
+def _explain(error: ValidationError, kind: Any) -> str:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    fields = getattr(kind, "__pydantic_fields__", {})
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = f"; known are {listed(fields)}" if len(first["loc"]) == 1 and fields else ""
+        return f"there is no key {key!r}{known or '; take it out, or mend its spelling'}"
+    if first["type"] == "missing":
+        return f"the key {key!r} is missing"
+    return f"{key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,90 @@
+"""Samplers, and what they call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor
+
+from personalize_core.base import BaseModel
+from personalize_core.method import Method
+from personalize_core.randomness import generator_for
+from personalize_core.text import Conditioning, TextContext
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, 4, h, w), t (B,)) -> the model's answer, same shape as x_t. All that a sampler knows of it."""
+
+Sampler = Callable[[Denoiser, Tensor, int], Tensor]
+"""(denoiser, pure noise (B, 4, h, w), steps) -> latents, same shape."""
+
+Progress = Callable[[int, int], None]
+"""(steps done, steps) -> None"""
+
+SAMPLERS = ("ddim", "dpm-solver++")
+
+
+def make_sampler(name: str, base: BaseModel, progress: Progress = lambda done, steps: None) -> Sampler:
+    """ "ddim": Song et al. 2021, eta = 0. "dpm-solver++": Lu et al. 2022, second order, multistep.
+
+    Both through diffusers' schedulers, set up from the base model's own, so that the noise schedule and the
+    prediction type are the ones it was trained with.
+    """
+    scheduler: Any
+    if name == "ddim":
+        scheduler, options = DDIMScheduler.from_config(base.scheduler.config, clip_sample=False), {"eta": 0.0}
+    elif name == "dpm-solver++":
+        scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config, algorithm_type="dpmsolver++")
+        options = {}
+    else:
+        raise ValueError(f"there is no sampler {name!r}; the samplers are {', '.join(SAMPLERS)}")
+
+    @torch.no_grad()
+    def run(denoise: Denoiser, x: Tensor, steps: int) -> Tensor:
+        scheduler.set_timesteps(steps)
+        x = x * scheduler.init_noise_sigma
+        for done, t in enumerate(scheduler.timesteps, start=1):
+            x = scheduler.step(denoise(x, t.to(x.device).expand(len(x))), t, x, **options).prev_sample
+            progress(done, steps)
+        return x
+
+    return run
+
+
+def guided(base: BaseModel, prompt: Conditioning, empty: Conditioning, scale: float) -> Denoiser:
+    """Classifier-free guidance (Ho & Salimans 2022), both halves in one U-Net call."""
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        both = TextContext.guidance(empty(t), prompt(t))
+        without, with_prompt = base.denoise(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        return without + scale * (with_prompt - without)
+
+    return denoise
+
+
+def initial_noise(base: BaseModel, seed: int, pictures: Sequence[tuple[int, int]]) -> Tensor:
+    """(B, 4, h, w): one draw per (prompt index, image index), the same for every concept and every method."""
+    return torch.stack(
+        [
+            torch.randn(base.latent_shape, generator=generator_for(seed, "sample", prompt, image))
+            for prompt, image in pictures
+        ]
+    )
+
+
+@torch.no_grad()
+def sample(
+    method: Method, base: BaseModel, prompts: Sequence[str], noise: Tensor, sampler: Sampler, steps: int, guidance: float
+) -> Tensor:
+    """Draw one picture per prompt: latents (B, 4, h, w).
+
+    Args:
+        prompts: B prompts as the method says them (`Method.say`).
+        noise: (B, 4, h, w), from `initial_noise`.
+    """
+    method.to(base.device).eval()
+    with method.attach(base):
+        denoise = guided(base, method.condition(base, prompts), method.condition(base, [""] * len(prompts)), guidance)
+        return sampler(denoise, noise.to(base.device), steps)

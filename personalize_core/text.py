@@ -1,0 +1,149 @@
+"""Prompts as token ids, where the words stand among them, and what the cross-attention layers read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from personalize_core.concept import Concept
+from personalize_core.errors import InputError
+
+PLACEHOLDER = "<placeholder>"  # the one token that every concept's placeholder becomes
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts as ids, and the places of their words; all (B, L)."""
+
+    ids: Tensor  # long; a placeholder carries the rare token's id, so the model reads that token's embedding
+    placeholder: Tensor  # bool: the concept's own token
+    class_noun: Tensor  # bool: every token of the class noun
+    words: Tensor  # bool: every token of the prompt, without begin, end and padding
+    end: Tensor  # bool: the first end-of-text token, one per row
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """What the cross-attention layers read in one U-Net call."""
+
+    hidden: Tensor  # (B, L, D), after the text encoder's final layer norm
+    placeholder: Tensor  # (B, L) bool, as are the next three: see Tokens
+    class_noun: Tensor
+    words: Tensor
+    end: Tensor
+    partner: Tensor  # (B,) long: the row that shows the same picture with its prompt; itself, but for guidance's other half
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """The text that layer `index` (0 to 15, in the order they run) takes keys from, and values from."""
+        return self.hidden, self.hidden
+
+    @property
+    def concept(self) -> Tensor:
+        """(B, L) bool: every token that speaks of the concept, placeholder and class noun."""
+        return self.placeholder | self.class_noun
+
+    @property
+    def unconditional(self) -> Tensor:
+        """(B,) bool: the rows that are the prompt-free half of classifier-free guidance."""
+        return self.partner != torch.arange(len(self), device=self.partner.device)
+
+    @classmethod
+    def guidance(cls, empty: TextContext, prompt: TextContext) -> TextContext:
+        """Both halves of classifier-free guidance, the empty prompts first; row i goes with row B + i."""
+        rows = len(prompt)
+        return cls(
+            hidden=torch.cat([empty.hidden, prompt.hidden]),
+            placeholder=torch.cat([empty.placeholder, prompt.placeholder]),
+            class_noun=torch.cat([empty.class_noun, prompt.class_noun]),
+            words=torch.cat([empty.words, prompt.words]),
+            end=torch.cat([empty.end, prompt.end]),
+            partner=torch.arange(rows, 2 * rows, device=prompt.partner.device).repeat(2),
+        )
+
+
+Conditioning = Callable[[Tensor], TextContext]
+"""Timesteps (B,) -> what the cross-attention layers read at them. Constant for all methods but NeTI."""
+
+
+class PromptTokenizer:
+    """A base model's tokenizer, with one more token for the concept's placeholder.
+
+    Positions are found by token id, never by counting characters: class nouns may have several tokens,
+    and the two families of Stable Diffusion pad differently.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, rare_word: str) -> None:
+        rare = tokenizer(rare_word, add_special_tokens=False).input_ids
+        if len(rare) != 1:
+            raise InputError(
+                f"{rare_word!r} is {len(rare)} tokens for this base model; the rare word that stands for a concept "
+                "must be one token, or it binds weakly"
+            )
+        tokenizer.add_tokens([PLACEHOLDER])
+        self._tokenizer = tokenizer
+        self._placeholder_id = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
+        self.rare_word, self.rare_id = rare_word, rare[0]
+        self.length: int = tokenizer.model_max_length
+        self._start, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
+
+    def __call__(self, prompts: Sequence[str], concept: Concept | None = None) -> Tokens:
+        """Tokenize, pad and locate. Without a concept no token is the placeholder or the class noun.
+
+        Raises:
+            InputError: a prompt is too long, so that words would be cut off.
+        """
+        texts = [prompt.replace(concept.placeholder, PLACEHOLDER) if concept else prompt for prompt in prompts]
+        rows = self._tokenizer(texts, padding="max_length", max_length=self.length).input_ids
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > self.length:
+                raise InputError(
+                    f"the prompt has {len(row) - 2} tokens, the base model reads {self.length - 2}; "
+                    f"shorten it: {prompt!r}"
+                )
+        ids = torch.tensor(rows)
+        placeholder = ids == self._placeholder_id
+        is_end = ids == self._end
+        position = torch.arange(self.length)
+        first_end = is_end.int().argmax(dim=1, keepdim=True)
+        return Tokens(
+            ids=ids.masked_fill(placeholder, self.rare_id),
+            placeholder=placeholder,
+            class_noun=self._class_noun(ids, placeholder, concept),
+            words=(position > 0) & (position < first_end),
+            end=position == first_end,
+        )
+
+    def class_noun_ids(self, class_noun: str) -> list[int]:
+        return self._tokenizer(class_noun, add_special_tokens=False).input_ids
+
+    def check_class_noun(self, concept: Concept) -> None:
+        """Raise unless the class noun keeps its tokens behind the placeholder, where methods look for it."""
+        ids = self.class_noun_ids(concept.class_noun)
+        tokens = self([f"a photo of a {concept.placeholder} {concept.class_noun}"], concept)
+        unknown = self._tokenizer.unk_token_id
+        if not ids or (unknown in ids and unknown != self._end) or int(tokens.class_noun.sum()) != len(ids):
+            raise InputError(
+                f"concept {concept.name!r}: this base model's tokenizer cannot place the class noun "
+                f"{concept.class_noun!r} in a prompt; choose another word for the same kind of thing"
+            )
+
+    def _class_noun(self, ids: Tensor, placeholder: Tensor, concept: Concept | None) -> Tensor:
+        """(B, L) bool: the noun right behind the placeholder, or wherever it stands in a prompt without one."""
+        found = torch.zeros_like(placeholder)
+        noun = torch.tensor(self.class_noun_ids(concept.class_noun)) if concept else torch.tensor([])
+        if len(noun) == 0:
+            return found
+        starts = (ids.unfold(1, len(noun), 1) == noun).all(dim=-1)  # (B, L - q + 1)
+        behind = torch.zeros_like(starts)
+        behind[:, 1:] = placeholder[:, : starts.shape[1] - 1]
+        starts &= behind | ~placeholder.any(dim=1, keepdim=True)
+        for offset in range(len(noun)):
+            found[:, offset : offset + starts.shape[1]] |= starts
+        return found
