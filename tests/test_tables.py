@@ -1,0 +1,364 @@
+"""Tables of scores: what may stand in them, how they are kept, and what their summaries mean."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import scipy.stats
+
+from personalize_core.errors import InputError
+from personalize_core.metrics import tables
+
+ROOT = Path(tables.__file__).parents[2]
+
+
+def row(**changes):
+    """One valid row."""
+    return {
+        "base_model": "mini",
+        "concept": "dog7",
+        "method": "dreambooth",
+        "variant": "dreambooth",
+        "prompt_index": 0,
+        "prompt": "a photo of a {}",
+        "image_index": 0,
+        "image": "data/grids/dreambooth/dog7/dreambooth/00_00.png",
+        "image_sha256": "0" * 64,
+        "metric": "dino",
+        "encoder": "mini-identity",
+        "encoder_sha256": "1" * 64,
+        "preprocessing": "RGB; shorter side to 64, bicubic; centre crop 64",
+        "text": None,
+        "score": 0.5,
+    } | changes
+
+
+def grid(variant, score, concepts=("cat", "dog7"), prompts=3, images=4, method=None, **changes):
+    """A row for each cell; score(concept number, prompt, image) -> float."""
+    return [
+        row(
+            concept=concept,
+            method=method or variant,
+            variant=variant,
+            prompt_index=prompt,
+            image_index=image,
+            image=f"data/grids/{variant}/{concept}/{prompt:02d}_{image:02d}.png",
+            score=float(score(number, prompt, image)),
+            **changes,
+        )
+        for number, concept in enumerate(concepts)
+        for prompt in range(prompts)
+        for image in range(images)
+    ]
+
+
+def noisy(level, seed, spread=0.1):
+    generator = np.random.default_rng(seed)
+    return lambda *cell: level + spread * generator.normal()
+
+
+@pytest.fixture
+def table():
+    return tables.from_rows(
+        grid("base_model", noisy(0.3, seed=1))
+        + grid("dreambooth", noisy(0.6, seed=2))
+        + grid("dreambooth", noisy(0.25, seed=3), metric="clip_t", encoder="mini-clip", text="a photo of a dog")
+        + [
+            row(
+                base_model=None,
+                method="real_images",
+                variant="real_images",
+                prompt_index=None,
+                prompt=None,
+                image_index=index,
+                image=f"data/concepts/dog7/{index:02d}.png",
+                score=0.8 + index / 100,
+            )
+            for index in range(4)
+        ]
+    )
+
+
+# -- what may stand in a table ---------------------------------------------------------------------------------
+
+
+def test_every_column_is_documented():
+    assert all(column.meaning for column in tables.COLUMNS.values())
+    assert list(tables.SCHEMA) == list(tables.COLUMNS)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_no_number_is_refused_with_the_picture_named(score):
+    with pytest.raises(InputError, match=r"the dino of .*00_00.png is .*must be left out"):
+        tables.from_rows([row(), row(prompt_index=1, score=score)])
+
+
+def test_a_column_that_is_missing_unknown_or_of_another_type_is_named():
+    valid = tables.from_rows([row()])
+    with pytest.raises(InputError, match="no column 'encoder_sha256'"):
+        tables.checked(valid.drop("encoder_sha256"))
+    with pytest.raises(InputError, match="a column 'mood' that no table"):
+        tables.checked(valid.with_columns(mood=pl.lit(1)))
+    with pytest.raises(InputError, match="column 'score' holds Float32, where Float64 is expected"):
+        tables.checked(valid.with_columns(pl.col("score").cast(pl.Float32)))
+    with pytest.raises(ValueError, match="no column 'moood'"):
+        tables.from_rows([row(moood=1)])
+
+
+def test_an_empty_value_is_refused_where_there_must_be_one():
+    tables.from_rows([row(prompt=None, prompt_index=None, base_model=None)])
+    with pytest.raises(InputError, match="column 'encoder' is empty in row 0"):
+        tables.from_rows([row(encoder=None)])
+
+
+def test_an_unknown_metric_is_answered_with_the_known_ones():
+    with pytest.raises(InputError, match="no metric is called 'fid'; known are clip_t, "):
+        tables.from_rows([row(metric="fid")])
+
+
+def test_two_scores_of_one_picture_by_one_encoder_are_refused():
+    with pytest.raises(InputError, match="two dino scores of .*00_00.png by 'mini-identity'"):
+        tables.from_rows([row(), row(score=0.6)])
+    tables.from_rows([row(), row(metric="clip_i"), row(image_index=1), row(prompt_index=1), row(concept="cat")])
+
+
+# -- on disk ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read_back(table, tmp_path):
+    tables.write(table, tmp_path / "deep" / "scores.parquet")
+    assert tables.read(tmp_path / "deep" / "scores.parquet").equals(table)
+
+
+def test_equal_tables_give_equal_bytes_whatever_the_order_of_their_rows(table, tmp_path):
+    tables.write(table, tmp_path / "a.parquet")
+    shuffled = table.sample(fraction=1, shuffle=True, seed=5).select(sorted(table.columns))
+    tables.write(pl.concat([shuffled[:7], shuffled[7:]], rechunk=False), tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_another_process_writes_the_same_bytes(table, tmp_path):
+    tables.write(table, tmp_path / "here.parquet")
+    program = (
+        "import sys; from personalize_core.metrics import tables;"
+        "tables.write(tables.read(sys.argv[1]), sys.argv[2]); assert 'torch' not in sys.modules"
+    )
+    there = tmp_path / "there.parquet"
+    subprocess.run([sys.executable, "-c", program, tmp_path / "here.parquet", there], check=True, cwd=ROOT)
+    assert there.read_bytes() == (tmp_path / "here.parquet").read_bytes()
+
+
+def test_a_refused_table_leaves_the_old_file_and_nothing_else(table, tmp_path):
+    path = tmp_path / "scores.parquet"
+    tables.write(table, path)
+    before = path.read_bytes()
+    with pytest.raises(InputError):
+        tables.write(table.with_columns(score=pl.lit(float("nan"))), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.parquet"]
+
+
+def test_the_meaning_of_the_columns_travels_in_the_file(table, tmp_path):
+    tables.write(table, tmp_path / "scores.parquet")
+    assert tables.meanings_in(tmp_path / "scores.parquet") == {n: c.meaning for n, c in tables.COLUMNS.items()}
+    summary = tables.summarise(table, draws=10)
+    tables.write_summary(summary, tmp_path / "summary.parquet")
+    assert set(tables.meanings_in(tmp_path / "summary.parquet")) == set(summary.columns)
+
+
+def test_what_is_no_table_of_scores_is_refused_in_one_sentence(table, tmp_path):
+    with pytest.raises(InputError, match="there is no table .*nowhere.parquet"):
+        tables.read(tmp_path / "nowhere.parquet")
+    (tmp_path / "text.parquet").write_text("not at all")
+    with pytest.raises(InputError, match="text.parquet is not a Parquet file"):
+        tables.read(tmp_path / "text.parquet")
+    table.drop("metric").write_parquet(tmp_path / "other.parquet")
+    with pytest.raises(InputError, match="other.parquet has no column 'metric'"):
+        tables.read(tmp_path / "other.parquet")
+
+
+# -- joining ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"encoder": "dino-s16"}, "encoder 'mini-identity' and 'dino-s16'"),
+        ({"encoder_sha256": "2" * 64}, "encoder_sha256 '111111111111' and '222222222222'"),
+        ({"preprocessing": "squashed"}, "preprocessing 'RGB.*' and 'squashed'"),
+    ],
+)
+def test_scores_of_different_encoders_do_not_join_and_the_difference_is_named(changes, named):
+    one, other = tables.from_rows([row()]), tables.from_rows([row(concept="vase", **changes)])
+    with pytest.raises(InputError, match=f"cannot be joined, for their dino .*{named}"):
+        tables.concatenate([one, other])
+    with pytest.raises(InputError, match="cannot be joined"):
+        tables.summarise(pl.concat([one, other]))
+
+
+def test_two_metrics_may_have_an_encoder_each():
+    one = tables.from_rows([row()])
+    other = tables.from_rows([row(metric="clip_i", encoder="mini-clip", encoder_sha256="3" * 64)])
+    assert len(tables.concatenate([one, other])) == 2
+
+
+def test_a_row_that_tables_share_stands_once_but_two_scores_of_one_picture_are_refused():
+    floor = row(method="base_model", variant="base_model")
+    one, other = tables.from_rows([row(), floor]), tables.from_rows([row(variant="dreambooth_long"), floor])
+    assert len(tables.concatenate([one, other])) == 3
+    with pytest.raises(InputError, match="two dino scores"):
+        tables.concatenate([one, tables.from_rows([row(score=0.51)])])
+
+
+def test_there_is_nothing_to_join_in_no_tables():
+    with pytest.raises(ValueError, match="no tables"):
+        tables.concatenate([])
+
+
+# -- summaries -------------------------------------------------------------------------------------------------
+
+
+def pick(summary, variant, metric="dino", concept=tables.ALL_CONCEPTS):
+    chosen = summary.filter(variant=variant, metric=metric, concept=concept)
+    assert len(chosen) == 1
+    return chosen.row(0, named=True)
+
+
+def test_means_are_over_pictures_then_prompts_then_concepts():
+    uneven = (
+        grid("dreambooth", lambda c, p, i: 0.1 * i, concepts=["cat"], prompts=1, images=4)
+        + [row(concept="cat", prompt_index=1, score=0.9)]
+        + grid("dreambooth", lambda c, p, i: 0.5 + 0.1 * p, concepts=["dog7"], prompts=3, images=2)
+    )
+    summary = tables.summarise(tables.from_rows(uneven), draws=10)
+    cat = ((0.0 + 0.1 + 0.2 + 0.3) / 4 + 0.9) / 2
+    dog = (0.5 + 0.6 + 0.7) / 3
+    assert pick(summary, "dreambooth", concept="cat")["mean"] == pytest.approx(cat)
+    assert pick(summary, "dreambooth", concept="dog7")["mean"] == pytest.approx(dog)
+    everything = pick(summary, "dreambooth")
+    assert everything["mean"] == pytest.approx((cat + dog) / 2)
+    assert (everything["images"], everything["prompts"], everything["concepts"]) == (11, 3, 2)
+
+
+def test_real_images_are_averaged_though_they_have_no_prompt(table):
+    real = pick(tables.summarise(table, draws=10), "real_images", concept="dog7")
+    assert real["mean"] == pytest.approx(np.mean([0.8, 0.81, 0.82, 0.83]))
+    assert (real["images"], real["prompts"]) == (4, 0)
+
+
+def test_the_interval_is_scipys_percentile_bootstrap(table):
+    summary = tables.summarise(table)
+    for concept in ("cat", tables.ALL_CONCEPTS):
+        ours = pick(summary, "dreambooth", concept=concept)
+        cells = table.filter(pl.col("variant") == "dreambooth", metric="dino")
+        if concept != tables.ALL_CONCEPTS:
+            cells = cells.filter(concept=concept)
+        check_against_scipy(ours, cells["score"].to_numpy())
+
+
+def test_the_difference_is_paired_and_its_interval_is_scipys(table):
+    cell = ["concept", "prompt_index", "image_index"]
+    dino = table.filter(metric="dino")
+    both = dino.filter(variant="dreambooth").join(dino.filter(variant="base_model"), on=cell)
+    ours = pick(tables.difference_from_floor(table), "dreambooth")
+    differences = (both["score"] - both["score_right"]).to_numpy()
+    assert ours["difference"] == pytest.approx(differences.mean())
+    assert (ours["images"], ours["unpaired"]) == (24, 0)
+    check_against_scipy(ours, differences)
+
+
+def check_against_scipy(ours, values):
+    """Two bootstraps of 10,000 draws differ by chance: a percentile's own error is about 0.03 standard errors."""
+    theirs = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(9)
+    )
+    tolerance = 0.15 * float(theirs.standard_error)
+    assert ours["low"] == pytest.approx(theirs.confidence_interval.low, abs=tolerance)
+    assert ours["high"] == pytest.approx(theirs.confidence_interval.high, abs=tolerance)
+
+
+def test_the_uneven_interval_is_a_plain_loops():
+    uneven = tables.from_rows(
+        grid("dreambooth", noisy(0.2, seed=4), concepts=["cat"], prompts=2, images=5)
+        + grid("dreambooth", noisy(0.7, seed=5), concepts=["dog7"], prompts=4, images=1)
+    )
+    ours = pick(tables.summarise(uneven), "dreambooth")
+    scores = [(r["score"], 1 / (2 * 2 * 5) if r["concept"] == "cat" else 1 / (2 * 4)) for r in uneven.to_dicts()]
+    generator, means = np.random.default_rng(6), []
+    for _ in range(4000):
+        drawn = [scores[i] for i in generator.integers(len(scores), size=len(scores))]
+        means.append(sum(s * w for s, w in drawn) / sum(w for _, w in drawn))
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert ours["low"] == pytest.approx(low, abs=0.2 * float(np.std(means)))
+    assert ours["high"] == pytest.approx(high, abs=0.2 * float(np.std(means)))
+
+
+def test_a_constant_gain_shows_however_much_the_cells_vary():
+    floor = noisy(0.4, seed=7, spread=0.3)
+    scores = {(c, p, i): floor() for c in range(2) for p in range(3) for i in range(4)}
+    table = tables.from_rows(
+        grid("base_model", lambda *cell: scores[cell]) + grid("dreambooth", lambda *cell: scores[cell] + 0.01)
+    )
+    gain = pick(tables.difference_from_floor(table), "dreambooth")
+    assert gain["low"] == pytest.approx(0.01) and gain["high"] == pytest.approx(0.01)
+    summary = tables.summarise(table)
+    assert pick(summary, "dreambooth")["low"] < pick(summary, "base_model")["high"]  # unpaired, nothing shows
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another(table):
+    assert tables.summarise(table, seed=3).equals(tables.summarise(table, seed=3))
+    assert not tables.summarise(table, seed=3).equals(tables.summarise(table, seed=4))
+
+
+def test_the_order_of_the_rows_changes_nothing(table):
+    shuffled = table.sample(fraction=1, shuffle=True, seed=8)
+    assert tables.summarise(shuffled).equals(tables.summarise(table))
+    assert tables.difference_from_floor(shuffled).equals(tables.difference_from_floor(table))
+
+
+def test_how_the_draws_are_cut_into_pieces_changes_nothing(table):
+    values = np.random.default_rng(0).normal(size=300)
+    weights = np.full(300, 1 / 300)
+    whole = np.random.default_rng(2).integers(300, size=(10_000, 300))
+    low, high = np.quantile(values[whole].mean(axis=1), [0.025, 0.975])
+    assert tables.interval(values, weights, 10_000, seed=2) == pytest.approx((values.mean(), low, high))
+
+
+def test_a_single_picture_has_no_spread_to_show():
+    only = pick(tables.summarise(tables.from_rows([row()])), "dreambooth")
+    assert only["low"] == only["mean"] == only["high"] == 0.5
+
+
+def test_without_the_floor_there_is_no_difference():
+    with pytest.raises(InputError, match="no variant 'base_model' to compare with; its variants are dreambooth"):
+        tables.difference_from_floor(tables.from_rows([row()]))
+
+
+def test_pictures_without_a_counterpart_are_left_out_and_counted():
+    table = tables.from_rows(
+        grid("base_model", lambda c, p, i: 0.2, images=1)
+        + grid("dreambooth", lambda c, p, i: 0.5 + i, images=2)
+        + grid("elsewhere", lambda c, p, i: 0.9, concepts=["vase"])
+    )
+    differences = tables.difference_from_floor(table, draws=10)
+    ours = pick(differences, "dreambooth")
+    assert (ours["images"], ours["unpaired"]) == (6, 6)
+    assert ours["difference"] == pytest.approx(0.3)
+    assert differences.filter(variant="elsewhere").is_empty()
+
+
+def test_a_metric_that_was_not_measured_has_no_row(table):
+    assert tables.summarise(table, draws=10).filter(metric="clip_i").is_empty()
+    assert tables.difference_from_floor(table, draws=10).filter(metric="clip_t").is_empty()  # the floor has none
+
+
+def test_base_models_are_not_mixed():
+    table = tables.from_rows(
+        [r | {"base_model": base_model} for base_model in ("mini", "sd15") for r in grid("base_model", lambda *c: 0.1)]
+        + grid("dreambooth", lambda *c: 0.5, base_model="sd15")
+    )
+    assert len(tables.summarise(table, draws=10).filter(variant="base_model", concept=tables.ALL_CONCEPTS)) == 2
+    assert pick(tables.difference_from_floor(table, draws=10), "dreambooth")["base_model"] == "sd15"
