@@ -65,7 +65,9 @@ def restore(folder: Path, base: BaseModel) -> Method:
         raise InputError(f"{folder} holds no artifact; train it first, with `personalize train`") from None
     trained_on = saved["base_model"]
     if saved["format"] != FORMAT:
-        raise InputError(f"{folder} was written in format {saved['format']}, this version reads {FORMAT}; train it again")
+        raise InputError(
+            f"{folder} was written in format {saved['format']}, this version reads {FORMAT}; train it again"
+        )
     if trained_on["weights_hash"] != base.weights_hash:
         raise InputError(
             f"{folder} was trained on the base model {trained_on['name']!r} ({trained_on['weights_hash']}), not on "

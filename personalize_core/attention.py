@@ -122,4 +122,6 @@ def check_plain(name: str, layer: Attention) -> None:
     }
     present = [extra for extra, value in extras.items() if value]
     if present:
-        raise ValueError(f"cross-attention layer {name} has {', '.join(present)}, which Stable Diffusion 1 and 2 have not")
+        raise ValueError(
+            f"cross-attention layer {name} has {', '.join(present)}, which Stable Diffusion 1 and 2 have not"
+        )

@@ -116,7 +116,9 @@ class BaseModel:
 
     def word_embedding(self, phrase: str) -> Tensor:
         """(D,): the input embedding of a phrase's last token; English heads come last ("stuffed animal")."""
-        return self.text_encoder.get_input_embeddings().weight[self.tokenizer.class_noun_ids(phrase)[-1]].detach().clone()
+        return (
+            self.text_encoder.get_input_embeddings().weight[self.tokenizer.class_noun_ids(phrase)[-1]].detach().clone()
+        )
 
     # What it computes
 
@@ -191,17 +193,12 @@ class BaseModel:
     # Inside
 
     def _use_own_processors(self) -> None:
-        cross = {
-            f"{path}.transformer_blocks.0.attn2": CrossAttention(path, index) for index, path in enumerate(LAYERS)
-        }
+        cross = {f"{path}.transformer_blocks.0.attn2": CrossAttention(path, index) for index, path in enumerate(LAYERS)}
         modules: dict[str, Any] = dict(self.unet.named_modules())
         for path in cross:
             check_plain(path, modules[path])
         self.unet.set_attn_processor(
-            {
-                key: cross.get(key.removesuffix(".processor")) or SelfAttention()
-                for key in self.unet.attn_processors
-            }  # type: ignore[arg-type]
+            {key: cross.get(key.removesuffix(".processor")) or SelfAttention() for key in self.unet.attn_processors}  # type: ignore[arg-type]
         )
 
     def _placeholder_reads(self, embedding: Tensor | None, tokens: Tokens) -> AbstractContextManager[None]:

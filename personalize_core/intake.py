@@ -51,7 +51,9 @@ def photographs(folder: Path) -> list[Path]:
     for path in paths:
         picture = load_picture(path)
         if picture.width * picture.height > MOST_PIXELS:
-            raise InputError(f"{path} has {picture.width} x {picture.height} pixels; make it smaller than 100 megapixels")
+            raise InputError(
+                f"{path} has {picture.width} x {picture.height} pixels; make it smaller than 100 megapixels"
+            )
     return paths
 
 
@@ -78,10 +80,14 @@ def add_concept(concepts: Path, photos: Path, class_noun: str, name: str | None 
     paths = photographs(photos)
     unreadable = [path.name for path in photos.iterdir() if path.is_file() and path not in paths and _is_suspect(path)]
     if unreadable:
-        raise InputError(f"{photos} also holds {listed(sorted(unreadable))}, no picture by name; take it out or rename it")
+        raise InputError(
+            f"{photos} also holds {listed(sorted(unreadable))}, no picture by name; take it out or rename it"
+        )
     folder = concepts / concept.name
     if folder.exists():
-        raise InputError(f"the concept {concept.name!r} exists already; choose another --name, or remove {folder} first")
+        raise InputError(
+            f"the concept {concept.name!r} exists already; choose another --name, or remove {folder} first"
+        )
 
     temporary = concepts / f".{concept.name}.{uuid.uuid4().hex[:8]}.tmp"
     temporary.mkdir(parents=True)

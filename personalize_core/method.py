@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from personalize_core.attention import AttentionMaps
 from personalize_core.base import BaseModel
 from personalize_core.concept import SLOT, Concept
 from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.errors import InputError
 from personalize_core.text import Conditioning, TextContext
 
 options = validated_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -113,6 +115,14 @@ class Method(nn.Module):
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         """Put hooks or weights into the base model; leaving the block takes them all out again."""
         return nullcontext()
+
+    def export(self, base: BaseModel, folder: Path) -> str:
+        """Write what was learned into `folder` in a format that stock diffusers loads; returns how to load it.
+
+        Raises:
+            InputError: there is no such format.
+        """
+        raise InputError(f"there is no public format for what {type(self).__name__} learns, so it cannot be exported")
 
     @classmethod
     def class_images(cls, config: Any) -> int:

@@ -133,7 +133,7 @@ def load_base_model(name: str, device: str = "auto", precision: str = "fp32") ->
         )
     except OSError as error:
         raise InputError(
-            f"the base model {name!r} ({identity.source}) cannot be loaded here: {_first_sentence(error)} Give a folder "
+            f"the base model {name!r} ({identity.source}) cannot be loaded: {_first_sentence(error)} Give a folder "
             "with its files in diffusers' layout, or work with the embedded model, 'mini'"
         ) from error
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from personalize_core.errors import InputError, listed
 from personalize_core.methods import METHOD_NAMES, method_class
-
-if TYPE_CHECKING:
-    from personalize_core.method import Method
 
 Values = dict[str, Any]
 
@@ -90,13 +87,6 @@ class Params(_Strict):
             variant: build(kind, options, f"params.yaml, variants.{method}.{variant}")
             for variant, options in sections.items()
         }
-
-    def check(self, methods: list[str]) -> dict[str, type[Method]]:
-        """Raise InputError for anything wrong in these methods' sections; costs importing them."""
-        for name in methods:
-            self.config(name)
-            self.sampling_variants(name)
-        return {name: method_class(name) for name in methods}
 
 
 def build(kind: type, values: Values, where: str) -> Any:

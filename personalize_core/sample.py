@@ -76,7 +76,13 @@ def initial_noise(base: BaseModel, seed: int, pictures: Sequence[tuple[int, int]
 
 @torch.no_grad()
 def sample(
-    method: Method, base: BaseModel, prompts: Sequence[str], noise: Tensor, sampler: Sampler, steps: int, guidance: float
+    method: Method,
+    base: BaseModel,
+    prompts: Sequence[str],
+    noise: Tensor,
+    sampler: Sampler,
+    steps: int,
+    guidance: float,
 ) -> Tensor:
     """Draw one picture per prompt: latents (B, 4, h, w).
 

@@ -70,7 +70,7 @@ class Store:
         return self.data / "grids" / method / concept
 
     def scores(self, method: str, concept: str) -> Path:
-        return self.data / "metrics" / method / f"{concept}.parquet"
+        return self.data / "metrics" / method / concept
 
     def comparison(self) -> Path:
         return self.data / "comparison"

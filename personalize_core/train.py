@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,8 +20,24 @@ from personalize_core.files import save_tensors
 from personalize_core.method import Method, Stage, Step
 from personalize_core.randomness import generator_for, seed_for
 
-Log = Callable[[str, int, dict[str, float]], None]
-"""(stage name, step index, loss and other numbers by name) -> None"""
+LogRow = dict[str, Any]
+"""One step: "stage", "step", and each loss and other number under its name."""
+
+Log = Callable[[LogRow], None]
+
+
+def unlogged(row: LogRow) -> None:
+    """The log of those who only want the result."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The state that a run goes on from."""
+
+    stage: int = 0
+    step: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    history: list[LogRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -35,8 +52,10 @@ class Checkpoints:
     def path(self) -> Path:
         return self.folder / "checkpoint.safetensors"
 
-    def save(self, position: tuple[int, int], method: Method, optimizer: torch.optim.Optimizer) -> None:
-        """position: (stage, next step)."""
+    def save(
+        self, position: tuple[int, int], method: Method, optimizer: torch.optim.Optimizer, history: list[LogRow]
+    ) -> None:
+        """position: (stage, next step). history: the log so far."""
         state = optimizer.state_dict()["state"]
         tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
         tensors |= {
@@ -44,18 +63,19 @@ class Checkpoints:
             for index, values in state.items()
             for name, value in values.items()
         }
-        save_tensors(self.path, tensors, {"stamp": self.stamp, "position": json.dumps(position)})
+        progress = json.dumps({"stamp": self.stamp, "position": position, "history": history})
+        save_tensors(self.path, tensors, {"progress": progress})
 
-    def load(self) -> tuple[tuple[int, int], dict[str, Tensor]] | None:
-        """(stage, next step) and the tensors, or None where there is nothing to resume."""
-        if not self.path.exists():
-            return None
-        with safe_open(self.path, framework="pt") as saved:
-            metadata = saved.metadata() or {}
-            if metadata.get("stamp") != self.stamp:
-                return None
-            stage, step = json.loads(metadata["position"])
-            return (stage, step), {name: saved.get_tensor(name) for name in saved.keys()}
+    def load(self) -> Resumed:
+        """Where to go on; the very beginning, if there is nothing to resume."""
+        if self.path.exists():
+            with safe_open(self.path, framework="pt") as saved:
+                progress = json.loads(saved.metadata()["progress"])
+                if progress["stamp"] == self.stamp:
+                    stage, step = progress["position"]
+                    tensors = {name: saved.get_tensor(name) for name in saved.keys()}
+                    return Resumed(stage, step, tensors, progress["history"])
+        return Resumed()
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -66,68 +86,70 @@ def train(
     base: BaseModel,
     images: ConceptLatents,
     seed: int,
-    log: Log,
+    log: Log = unlogged,
     checkpoints: Checkpoints | None = None,
-) -> None:
+) -> list[LogRow]:
     """Train `method` in place, stage after stage; the base model comes out as it went in.
 
     Every draw depends on (seed, stage, step) alone, so a run resumed from `checkpoints` learns, bit for bit,
     what an undisturbed run learns.
 
+    Returns:
+        The log, a row per step, from the first step on also where the run was resumed.
+
     Raises:
         FloatingPointError: a loss is not finite; the message says which, in which stage and step.
     """
-    saved = checkpoints.load() if checkpoints else None
-    (first_stage, first_step), tensors = saved or ((0, 0), {})
+    resumed = checkpoints.load() if checkpoints else Resumed()
+    history = list(resumed.history)
     method.to(base.device).train()
     with torch.random.fork_rng(), method.attach(base):
         for number, stage in enumerate(method.stages()):
-            if number < first_stage:
-                continue
-            resume = tensors if number == first_stage else {}
-            start = first_step if number == first_stage else 0
-            _run_stage(number, stage, start, resume, method, base, images, seed, log, checkpoints)
+            trained = [p for group in stage.param_groups for p in group["params"]]
+            method.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            optimizer = torch.optim.AdamW(stage.param_groups)
+            start = 0 if number >= resumed.stage else stage.steps
+            if number == resumed.stage and resumed.tensors:
+                _restore(resumed.tensors, method, optimizer)
+                start = resumed.step
+            last_saved = time.monotonic()
+            for index in range(start, stage.steps):
+                row = _train_step(stage, index, trained, optimizer, method, base, images, seed)
+                history.append(row)
+                log(row)
+                if checkpoints and time.monotonic() - last_saved > checkpoints.every_seconds:
+                    checkpoints.save((number, index + 1), method, optimizer, history)
+                    last_saved = time.monotonic()
     method.requires_grad_(False).eval()
+    return history
 
 
-def _run_stage(
-    number: int,
+def _train_step(
     stage: Stage,
-    start: int,
-    resume: dict[str, Tensor],
+    index: int,
+    trained: list[Tensor],
+    optimizer: torch.optim.Optimizer,
     method: Method,
     base: BaseModel,
     images: ConceptLatents,
     seed: int,
-    log: Log,
-    checkpoints: Checkpoints | None,
-) -> None:
-    trained = [p for group in stage.param_groups for p in group["params"]]
-    method.requires_grad_(False)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(stage.param_groups)
-    if resume:
-        _restore(resume, method, optimizer)
-    last_saved = time.monotonic()
+) -> LogRow:
+    torch.manual_seed(seed_for(seed, stage.name, index, "modules"))  # for dropout, which takes no generator
+    step = denoising_step(method, base, images, stage, seed, index)
+    losses = {"diffusion": diffusion_loss(step), **stage.penalty(step)}
+    total = torch.stack(list(losses.values())).sum()
+    if not total.isfinite():
+        raise FloatingPointError(f"stage {stage.name!r}, step {index}: the loss is {_describe(losses)}")
 
-    for index in range(start, stage.steps):
-        torch.manual_seed(seed_for(seed, stage.name, index, "modules"))  # for dropout, which takes no generator
-        step = denoising_step(method, base, images, stage, seed, index)
-        losses = {"diffusion": diffusion_loss(step), **stage.penalty(step)}
-        total = torch.stack(list(losses.values())).sum()
-        if not total.isfinite():
-            raise FloatingPointError(f"stage {stage.name!r}, step {index}: the loss is {_describe(losses)}")
-
-        optimizer.zero_grad()
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, max_norm=1.0)
-        optimizer.step()
-        stage.after_step(index)
-        log(stage.name, index, {name: loss.item() for name, loss in losses.items()} | {"gradient_norm": norm.item()})
-        if checkpoints and time.monotonic() - last_saved > checkpoints.every_seconds:
-            checkpoints.save((number, index + 1), method, optimizer)
-            last_saved = time.monotonic()
+    optimizer.zero_grad()
+    total.backward()
+    norm = torch.nn.utils.clip_grad_norm_(trained, max_norm=1.0)
+    optimizer.step()
+    stage.after_step(index)
+    numbers = {name: loss.item() for name, loss in losses.items()}
+    return {"stage": stage.name, "step": index, **numbers, "gradient_norm": norm.item()}
 
 
 def denoising_step(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import personalize_core  # noqa: F401, I001  first: without it diffusers does not import beside the CPU build of torch
+# isort: off
+import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
 
+# isort: on
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel

@@ -7,11 +7,14 @@ arXiv:2208.12242. The authors' code is for Imagen; for Stable Diffusion we follo
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from pydantic import Field
 from torch import Generator
+from transformers import CLIPTextModel
 
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
@@ -73,6 +76,19 @@ class DreamBooth(Method):
         stack.enter_context(self.unet.placed_in(base.unet))
         stack.enter_context(self.text_encoder.placed_in(base.text_encoder))
         return stack
+
+    def export(self, base: BaseModel, folder: Path) -> str:
+        tuned = UNet2DConditionModel.from_config(base.unet.config)
+        tuned.load_state_dict(self.unet.as_state_dict())
+        tuned.save_pretrained(folder / "unet")
+        how = 'unet=UNet2DConditionModel.from_pretrained("unet")'
+        if self.config.train_text_encoder:
+            encoder = CLIPTextModel(base.text_encoder.config)
+            encoder.load_state_dict(self.text_encoder.as_state_dict())
+            encoder.save_pretrained(folder / "text_encoder")
+            how += ', text_encoder=CLIPTextModel.from_pretrained("text_encoder")'
+        said = f"{base.tokenizer.rare_word} {self.concept.class_noun}"
+        return f"Load the pipeline with {how}, and write {said!r} in prompts."
 
     @classmethod
     def class_images(cls, config: Config) -> int:

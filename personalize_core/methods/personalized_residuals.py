@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from personalize_core.base import BaseModel, hooked
 from personalize_core.concept import Concept
 from personalize_core.data import Preprocessing
+from personalize_core.files import save_tensors
 from personalize_core.method import Method, Stage, options
 from personalize_core.text import TextContext
 
@@ -111,6 +113,19 @@ class PersonalizedResiduals(Method):
                 return own & ~context.unconditional[:, None]
             case _:
                 return own | context.unconditional[:, None]
+
+    def export(self, base: BaseModel, folder: Path) -> str:
+        tensors = {}
+        for layer, block in base.transformers.items():
+            residual = self.residuals[layer.replace(".", "/")]
+            for name, factor in (("lora_A", residual.B), ("lora_B", residual.A)):  # PEFT computes B(A x)
+                axes = factor.shape + (1, 1) * isinstance(block.proj_out, nn.Conv2d)
+                tensors[f"unet.{layer}.proj_out.{name}.weight"] = factor.reshape(axes)
+        save_tensors(folder / "pytorch_lora_weights.safetensors", tensors)
+        said = f"{base.tokenizer.rare_word} {self.concept.class_noun}"
+        return (
+            f'pipe.load_lora_weights("pytorch_lora_weights.safetensors"), and write {said!r} in prompts. (Without LAG.)'
+        )
 
 
 def above_median(attention: Tensor) -> Tensor:

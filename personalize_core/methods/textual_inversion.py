@@ -7,6 +7,7 @@ ICLR 2023, arXiv:2208.01618.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -16,6 +17,7 @@ from torch import Generator
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.files import save_tensors
 from personalize_core.method import Batch, Method, Stage, equal_shares, options
 from personalize_core.parts import ConceptEmbedding
 from personalize_core.prompts import TRAINING, read_list
@@ -59,3 +61,7 @@ class TextualInversion(Method):
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
         context = base.encode(prompts, self.concept, self.embedding.vector)
         return lambda t: context
+
+    def export(self, base: BaseModel, folder: Path) -> str:
+        save_tensors(folder / "learned_embeds.safetensors", {self.phrase: self.embedding.vector[None]})
+        return f'pipe.load_textual_inversion("learned_embeds.safetensors"), and write {self.phrase!r} in prompts.'

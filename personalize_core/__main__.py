@@ -1,0 +1,290 @@
+"""The command line: parsing, progress and tables. What is done is done in steps.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from personalize_core import intake, models, steps
+from personalize_core.errors import InputError
+from personalize_core.store import Store
+
+DEMO = ("cup", "clock")  # two of the concepts that come with the project
+
+app = typer.Typer(
+    help="Teach a text-to-image model a concept from a few photographs, draw it in new scenes, and measure how well.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+step = typer.Typer(help="One step over every concept: what dvc.yaml runs.", no_args_is_help=True)
+app.add_typer(step, name="step")
+console = Console(soft_wrap=True)
+
+Concepts = Annotated[list[str] | None, typer.Argument(help="Names of concepts; all of them if none is given.")]
+Methods = Annotated[
+    list[str] | None, typer.Option("--method", "-m", help="May be repeated; all of params.yaml if none is given.")
+]
+OneMethod = Annotated[str, typer.Option("--method", "-m", help="A method of params.yaml.")]
+
+
+@app.callback()
+def choose_workspace(
+    context: typer.Context,
+    root: Annotated[Path, typer.Option(help="The workspace: the folder with params.yaml and data/.")] = Path("."),
+) -> None:
+    context.obj = Store(root.resolve())
+
+
+@app.command()
+def add(
+    context: typer.Context,
+    photos: Annotated[Path, typer.Argument(help="A folder with the concept's photographs; it is only read.")],
+    class_noun: Annotated[str, typer.Option(help="What kind of thing it is: dog, mug, 'stuffed animal'.")],
+    name: Annotated[str | None, typer.Option(help="The concept's name; the folder's own if not given.")] = None,
+) -> None:
+    """Check photographs and add them as a concept."""
+    store: Store = context.obj
+    concept = intake.add_concept(store.concepts, photos, class_noun, name)
+    folder = store.concept_folder(concept.name)
+    console.print(f"Added {concept.name}: write {concept.placeholder} for it in prompts.")
+    _show("Photographs", [(path.name, path) for path in intake.photographs(folder)])
+
+
+@app.command()
+def train(context: typer.Context, concepts: Concepts = None, methods: Methods = None) -> None:
+    """Let methods learn concepts."""
+    _over_cells(context.obj, concepts, methods, [steps.train])
+
+
+@app.command()
+def evaluate(context: typer.Context, concepts: Concepts = None, methods: Methods = None) -> None:
+    """Draw every trained concept in the prompts of params.yaml, and score the pictures."""
+    _over_cells(context.obj, concepts, methods, [steps.draw_grid, steps.score], references=True)
+
+
+@app.command()
+def compare(context: typer.Context) -> None:
+    """Compare everything that has been scored: one table, grids and plots."""
+    with _progress() as listener:
+        report = steps.compare(context.obj, listener)
+    _show_comparison(context.obj, report)
+
+
+@app.command()
+def run(context: typer.Context, concepts: Concepts = None, methods: Methods = None) -> None:
+    """Everything that is not up to date: train, draw, score, compare."""
+    store: Store = context.obj
+    _over_cells(store, concepts, methods, [steps.train, steps.draw_grid, steps.score], references=True)
+    with _progress() as listener:
+        report = steps.compare(store, listener)
+    _show_comparison(store, report)
+
+
+@app.command()
+def demo(context: typer.Context) -> None:
+    """The whole chain on two concepts that come with the project, by every method of params.yaml."""
+    run(context, list(DEMO), None)
+
+
+@app.command()
+def sample(
+    context: typer.Context,
+    concept: Annotated[str, typer.Argument(help="The concept's name.")],
+    prompt: Annotated[list[str], typer.Option(help="With the placeholder, as 'a photo of <dog7>'. May be repeated.")],
+    method: OneMethod,
+    variant: Annotated[str | None, typer.Option(help="A sampling variant of params.yaml.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
+) -> None:
+    """Draw a trained concept in prompts of your own."""
+    with _progress() as listener:
+        report = steps.draw_samples(context.obj, concept, method, prompt, images, variant, listener)
+    _show("Pictures", list(report.pictures.items()))
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    concept: Annotated[str, typer.Argument(help="The concept's name.")],
+    to: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
+    method: OneMethod,
+) -> None:
+    """Write what was learned in the format that stock diffusers loads."""
+    report = steps.export(context.obj, concept, method, to)
+    console.print((report.path / "README.md").read_text(), markup=False)
+    _show("Files", list(report.pictures.items()))
+
+
+@app.command("base-models")
+def base_models() -> None:
+    """List the base models that are known by name."""
+    table = Table("Name", "Where from", "Revision", "What it is")
+    table.add_row("mini", "comes with this package", "-", "64 px, predicts noise; a drawn world")
+    for name, published in models.PUBLISHED.items():
+        table.add_row(name, published.hub_id, published.revision[:12], published.note)
+    console.print(table)
+    console.print(
+        "Choose one in params.yaml with base_model. A folder in diffusers' layout, or ORGANIZATION/NAME@COMMIT on the "
+        "hub, can stand there too."
+    )
+
+
+@step.command("encode-images")
+def step_encode_images(context: typer.Context) -> None:
+    """Photographs to latents."""
+    _over_concepts(context.obj, steps.encode_images)
+
+
+@step.command("class-images")
+def step_class_images(context: typer.Context) -> None:
+    """Pictures of every class noun, where a method of params.yaml asks for them."""
+    store: Store = context.obj
+    if steps.class_images_wanted(store):
+        nouns = sorted({store.concept(name).class_noun for name in store.concept_names()})
+        _each(nouns, lambda noun, listener: steps.make_class_images(store, noun, listener))
+
+
+@step.command("train")
+def step_train(context: typer.Context, method: OneMethod) -> None:
+    """What one method learns about every concept."""
+    _over_concepts(context.obj, steps.train, method)
+
+
+@step.command("draw")
+def step_draw(context: typer.Context, method: OneMethod) -> None:
+    """Every concept's grid by one method."""
+    _over_concepts(context.obj, steps.draw_grid, method)
+
+
+@step.command("score")
+def step_score(context: typer.Context, method: OneMethod) -> None:
+    """The scores of one method's grids."""
+    _over_concepts(context.obj, steps.score, method)
+
+
+@step.command("score-references")
+def step_score_references(context: typer.Context) -> None:
+    """The photographs of every concept, scored against each other."""
+    _over_concepts(context.obj, steps.score_references)
+
+
+@step.command("compare")
+def step_compare(context: typer.Context) -> None:
+    """One table over everything that has been scored."""
+    compare(context)
+
+
+# Running
+
+
+def _over_cells(
+    store: Store, concepts: list[str] | None, methods: list[str] | None, what: list[Callable], references: bool = False
+) -> None:
+    """Steps over concepts and methods, after a look at every input: a mistake ends the run before any training."""
+    concepts, methods = concepts or store.concept_names(), methods or store.params.method_names
+    if not concepts:
+        raise InputError(f"there are no concepts in {store.concepts}; add one with `personalize add`")
+    steps.check_inputs(store, concepts, methods)
+    cells = [(concept, method) for concept in concepts for method in methods]
+    reports: list[tuple[str, str, steps.Report]] = []
+    with _progress() as listener:
+        for concept, method in cells:
+            for one in what:
+                reports.append((concept, method, one(store, concept, method, listener)))
+        if references:
+            for concept in concepts:
+                steps.score_references(store, concept, listener)
+    _show_reports(store, reports)
+
+
+def _over_concepts(store: Store, one: Callable, *arguments: str) -> None:
+    steps.check_inputs(store, [], store.params.method_names)
+    _each(store.concept_names(), lambda concept, listener: one(store, concept, *arguments, listener))
+
+
+def _each(names: list[str], one: Callable[[str, steps.Listener], steps.Report]) -> None:
+    """One step over many names; what is wrong with one stops no other, and the command fails at the end."""
+    failed = []
+    with _progress() as listener:
+        for name in names:
+            try:
+                report = one(name, listener)
+                console.print(f"{'kept' if report.skipped else 'made'}  {report.path}", markup=False, highlight=False)
+            except InputError as error:
+                failed.append(f"{name}: {error}")
+    if failed:
+        raise InputError("; ".join(failed))
+
+
+@contextmanager
+def _progress() -> Iterator[steps.Listener]:
+    """A bar for whatever is going on, with the time that is left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, TextColumn("{task.fields[numbers]}"), console=console) as progress:
+
+        def listen(event: steps.Event) -> None:
+            if event.what not in bars:
+                bars[event.what] = progress.add_task(event.what, total=event.total, numbers="")
+            numbers = "  ".join(f"{name} {value:.3g}" for name, value in event.numbers.items())
+            progress.update(bars[event.what], completed=event.done, total=event.total, numbers=numbers)
+
+        yield listen
+
+
+# Showing
+
+
+def _show_reports(store: Store, reports: list[tuple[str, str, steps.Report]]) -> None:
+    table = Table("Concept", "Method", "Result", "Numbers", "Pictures")
+    for concept, method, report in reports:
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in report.numbers.items())
+        state = " (was there)" if report.skipped else f" ({report.seconds:.0f} s)"
+        shown = "\n".join(_short(path) for path in report.pictures.values())
+        table.add_row(concept, method, _short(report.path) + state, numbers, shown)
+    console.print(table)
+
+
+def _show_comparison(store: Store, report: steps.Report) -> None:
+    from personalize_core import comparison
+
+    rows = comparison.table(report.path)
+    table = Table(*rows[0], title="Means over all pictures of all concepts, with 95 % intervals")
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+    _show("Compared", [(name, path) for name, path in report.pictures.items()])
+
+
+def _show(title: str, paths: list[tuple[str, Path]]) -> None:
+    table = Table(title, "Path")
+    for name, path in paths:
+        table.add_row(name, _short(path))
+    console.print(table)
+
+
+def _short(path: Path) -> str:
+    """Relative to where the user stands, where that is shorter."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def main() -> None:
+    """The console command."""
+    try:
+        app()
+    except (InputError, FloatingPointError) as error:
+        Console(stderr=True, soft_wrap=True).print(f"personalize: {error}", markup=False, highlight=False)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,565 @@
+"""The steps from photographs to a comparison: files in, files out.
+
+Every step is a pure function of its stamp: what it would make, it finds already made or makes anew, and nobody
+ever sees it half made. Dagster, DVC and the command line call these and hold no logic of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personalize_core import intake
+from personalize_core.errors import InputError, listed
+from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
+from personalize_core.methods import check_method, method_class
+from personalize_core.models import identify, load_base_model
+from personalize_core.prompts import read_list
+from personalize_core.randomness import seed_for
+from personalize_core.store import REFERENCES, Store
+
+if TYPE_CHECKING:
+    from personalize_core.base import BaseModel
+    from personalize_core.data import ConceptLatents, Preprocessing
+    from personalize_core.method import Method
+
+SCORES = "scores.parquet"
+BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
+
+# Whose source a step's result depends on, besides the method's own file.
+ENCODING = ("data", "models")
+DRAWING = ("attention", "base", "data", "method", "parts", "sample", "text")
+TRAINING = ("attention", "base", "data", "method", "parts", "text", "train")
+SCORING = ("metrics/features", "metrics/scoring", "metrics/similarity", "metrics/tables")
+COMPARING = ("comparison", "figures", "metrics/tables")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step is doing, for whoever shows progress."""
+
+    what: str  # e.g. "training dreambooth on dog7"
+    done: int
+    total: int
+    numbers: dict[str, float] = field(default_factory=dict)  # e.g. this step's loss
+
+
+Listener = Callable[[Event], None]
+
+
+def unheard(event: Event) -> None:
+    """The listener of those who do not watch."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step did."""
+
+    stamp: str  # names everything the result depends on: the data version
+    skipped: bool  # it was there already
+    seconds: float
+    path: Path  # the folder or table
+    numbers: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, Path] = field(default_factory=dict)  # for people to look at
+
+
+def encode_images(store: Store, concept: str, listener: Listener = unheard) -> Report:
+    """A concept's photographs as the autoencoder's moments, once for each way that a method prepares them."""
+    started = time.monotonic()
+    load, about = _base(store), identify(store.params.base_model)
+    described, folder = store.concept(concept), store.latents(concept)
+    files = intake.content(store.concept_folder(concept))
+    paths = intake.photographs(store.concept_folder(concept))
+    recipes = _preprocessings(store)
+    stamp = stamp_of(
+        {
+            "files": files,
+            "preprocessings": sorted(recipes),
+            "vae": about.hash_of("vae"),
+            "unet_config": about.hash_of("unet") if about.revision != "local" else "",
+            "sources": sources_hash(ENCODING),
+        }
+    )
+    numbers = {"photographs": float(len(paths))}
+    with store.alone("latents", concept):
+        if is_current(folder, stamp):
+            return Report(stamp, True, time.monotonic() - started, folder, numbers)
+        base = load()
+        base.tokenizer.check_class_noun(described)
+        with whole_folder(folder, stamp) as new, store.alone("device"):
+            _encode(base, paths, recipes, new, f"encoding {concept}", listener)
+    return Report(stamp, False, time.monotonic() - started, folder, numbers)
+
+
+def make_class_images(store: Store, class_noun: str, listener: Listener = unheard) -> Report:
+    """Pictures of the class noun by the base model, for prior preservation: made once, shared by its concepts."""
+    from personalize_core.concept import Concept
+    from personalize_core.methods import FLOOR
+
+    started = time.monotonic()
+    params, folder = store.params, store.class_images(class_noun)
+    wanted = class_images_wanted(store)
+    stamp = stamp_of(
+        {
+            "base_model": identify(params.base_model).weights_hash,
+            "class_noun": class_noun,
+            "images": wanted,
+            "sampling": params.sampling.model_dump(exclude={"prompts", "images_per_prompt"}),
+            "precision": params.precision,
+            "seed": params.seed,
+            "preprocessings": sorted(_preprocessings(store)),
+            "sources": sources_hash([*DRAWING, *ENCODING]),
+        }
+    )
+    numbers = {"images": float(wanted)}
+    with store.alone("class_images", folder.name):
+        if is_current(folder, stamp):
+            return Report(stamp, True, time.monotonic() - started, folder, numbers)
+        base = _base(store)()
+        kind = method_class(FLOOR)
+        speaker = kind(kind.Config(), base, Concept.named("class", class_noun))
+        # the prior prompt of DreamBooth's recipe; prompt index -1 keeps its noise apart from every grid's
+        places = [(-1, image) for image in range(wanted)]
+        with whole_folder(folder, stamp) as new, store.alone("device"):
+            paths = [new / f"{image:03d}.png" for image in range(wanted)]
+            prompts = [speaker.say("a photo of {}")] * wanted
+            _draw(store, base, speaker, prompts, places, paths, f"drawing class images of {class_noun}", listener)
+            _encode(base, paths, _preprocessings(store), new, f"encoding class images of {class_noun}", listener)
+    return Report(stamp, False, time.monotonic() - started, folder, numbers)
+
+
+def train(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
+    """What one method learns about one concept; with its losses, and the loss on a fixed batch before and after.
+
+    A run that was cut off goes on from its last checkpoint, to the same result.
+
+    Raises:
+        InputError: the concept, the method or its recipe is not usable; nothing has been computed then.
+    """
+    from personalize_core.train import Checkpoints
+
+    check_method(method)
+    started = time.monotonic()
+    params, folder = store.params, store.artifact(method, concept)
+    config, described = params.config(method), store.concept(concept)
+    latents = encode_images(store, concept, listener)
+    prior = (
+        make_class_images(store, described.class_noun, listener) if method_class(method).class_images(config) else None
+    )
+    stamp = train_stamp(store, concept, method, latents.stamp, prior.stamp if prior else "")
+    with store.alone("artifact", method, concept):
+        if is_current(folder, stamp):
+            return _trained(stamp, True, started, folder)
+        base = _base(store)()
+        base.tokenizer.check_class_noun(described)
+        with whole_folder(folder, stamp) as new, store.alone("device"):
+            _train_into(new, store, base, concept, method, config, stamp, listener)
+        Checkpoints(store.work("checkpoints", method, concept), stamp).clear()
+    return _trained(stamp, False, started, folder)
+
+
+def draw_grid(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
+    """Pictures of the concept in every prompt of the list, by each sampling variant of the method.
+
+    Raises:
+        InputError: the method has not been trained on the concept, or not on this base model.
+    """
+    from personalize_core.artifact import restore
+
+    check_method(method)
+    started = time.monotonic()
+    params, folder = store.params, store.grid(method, concept)
+    templates, variants = read_list(store.prompts(params.sampling.prompts)), params.sampling_variants(method)
+    artifact = _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}")
+    stamp = stamp_of(
+        {
+            "artifact": artifact,
+            "templates": templates,
+            "variants": {name: repr(options) for name, options in variants.items()},
+            "sampling": params.sampling.model_dump(),
+            "precision": params.precision,
+            "seed": params.seed,
+            "sources": sources_hash([*DRAWING, f"methods/{method}"]),
+        }
+    )
+    pictures = {"grid": folder / "grid.png"}
+    with store.alone("grid", method, concept):
+        if is_current(folder, stamp):
+            return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+        base = _base(store)()
+        trained = restore(store.artifact(method, concept), base)
+        places = [(p, i) for p in range(len(templates)) for i in range(params.sampling.images_per_prompt)]
+        with whole_folder(folder, stamp) as new, store.alone("device"):
+            for variant, options in variants.items():
+                trained.sampling = options
+                paths = [new / picture_name(variant, prompt, image) for prompt, image in places]
+                prompts = [trained.say(templates[prompt]) for prompt, _ in places]
+                _draw(store, base, trained, prompts, places, paths, f"drawing {concept} by {variant}", listener)
+            write_json(
+                new / "grid.json",
+                {
+                    "concept": concept,
+                    "class_noun": trained.concept.class_noun,
+                    "method": method,
+                    "base_model": base.name,
+                    "templates": templates,
+                    "images_per_prompt": params.sampling.images_per_prompt,
+                    "variants": list(variants),
+                },
+            )
+            _picture_of_grid(store, concept, list(variants), templates, new)
+    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+
+
+def score(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
+    """Every picture of a grid against its text and the concept's photographs, a row per picture and metric."""
+    from personalize_core.metrics import scoring
+
+    check_method(method)
+    grid = store.grid(method, concept)
+    drawn = _manifest_stamp(grid, f"no grid of {concept!r} has been drawn by {method}")
+
+    def table(photographs: list[Path], encoders: scoring.Encoders) -> Any:
+        return scoring.score_grid(store.root, grid, photographs, encoders)
+
+    return _score(store, concept, method, drawn, table, listener)
+
+
+def score_references(store: Store, concept: str, listener: Listener = unheard) -> Report:
+    """The concept's photographs against each other: what even real pictures reach."""
+    from personalize_core.metrics import scoring
+
+    def table(photographs: list[Path], encoders: scoring.Encoders) -> Any:
+        return scoring.score_references(store.root, concept, photographs, encoders)
+
+    return _score(store, concept, REFERENCES, "", table, listener)
+
+
+def _score(
+    store: Store, concept: str, method: str, drawn: str, table: Callable[..., Any], listener: Listener
+) -> Report:
+    from personalize_core.metrics import scoring, tables
+    from personalize_core.models import choose_device
+
+    started = time.monotonic()
+    store.concept(concept)
+    names, folder = store.params.encoders, store.scores(method, concept)
+    stamp = stamp_of(
+        {
+            "grid": drawn,
+            "photographs": intake.content(store.concept_folder(concept)),
+            "encoders": [scoring.which(name) for name in (names.text_image, names.identity)],
+            "sources": sources_hash(SCORING),
+        }
+    )
+    with store.alone("scores", method, concept):
+        skipped = is_current(folder, stamp)
+        if not skipped:
+            what = f"scoring {concept}, {method}"
+            listener(Event(what, 0, 1))
+            photographs = intake.photographs(store.concept_folder(concept))
+            with whole_folder(folder, stamp) as new, store.alone("device"):
+                encoders = scoring.load_encoders(names.text_image, names.identity, choose_device(store.params.device))
+                tables.write(table(photographs, encoders), new / SCORES)
+            listener(Event(what, 1, 1))
+    numbers = scoring.means(tables.read(folder / SCORES))
+    return Report(stamp, skipped, time.monotonic() - started, folder / SCORES, numbers)
+
+
+def compare(store: Store, listener: Listener = unheard) -> Report:
+    """All that has been scored in this workspace: one table, one summary, pictures and plots.
+
+    A concept and method of params.yaml without scores is left out, and listed in summary.json as missing.
+
+    Raises:
+        InputError: nothing has been scored, or the tables were made by different encoders.
+    """
+    from personalize_core import comparison
+
+    started, folder = time.monotonic(), store.comparison()
+    cells = [
+        (method, concept) for concept in store.concept_names() for method in (*store.params.method_names, REFERENCES)
+    ]
+    there = [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
+    if all(method == REFERENCES for method, _ in there):
+        raise InputError(f"nothing has been scored in {store.data}; `personalize run` makes whatever is missing")
+    stamp = stamp_of(
+        {
+            "tables": [read_json(store.scores(*cell) / MANIFEST)["stamp"] for cell in there],
+            "cells": cells,
+            "sources": sources_hash(COMPARING),
+        }
+    )
+    with store.alone("comparison"):
+        skipped = is_current(folder, stamp)
+        if not skipped:
+            listener(Event("comparing", 0, 1))
+            with whole_folder(folder, stamp) as new:
+                comparison.write(store, there, [cell for cell in cells if cell not in there], new)
+            listener(Event("comparing", 1, 1))
+    pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    return Report(stamp, skipped, time.monotonic() - started, folder, {}, pictures)
+
+
+def draw_samples(
+    store: Store,
+    concept: str,
+    method: str,
+    prompts: Sequence[str],
+    images: int,
+    variant: str | None = None,
+    listener: Listener = unheard,
+) -> Report:
+    """Pictures for prompts of the user's own, `images` for each, beside their prompts in samples.json.
+
+    Raises:
+        InputError: a prompt does not mention the concept, or there is no such variant or artifact.
+    """
+    from personalize_core.artifact import restore
+
+    check_method(method)
+    started, params, described = time.monotonic(), store.params, store.concept(concept)
+    templates, variants = [described.template(prompt) for prompt in prompts], params.sampling_variants(method)
+    variant = variant or next(iter(variants))
+    if variant not in variants:
+        raise InputError(f"{method} has no variant {variant!r} in params.yaml; it has {listed(variants)}")
+    request = {
+        "artifact": _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}"),
+        "templates": templates,
+        "images": images,
+        "variant": repr(variants[variant]),
+        "sampling": params.sampling.model_dump(),
+        "seed": params.seed,
+    }
+    stamp = stamp_of(request)
+    folder = store.samples(method, concept, stamp)
+    places = [(prompt, image) for prompt in range(len(templates)) for image in range(images)]
+    pictures = {f"{templates[p]} {i + 1}": folder / picture_name(variant, p, i) for p, i in places}
+    if is_current(folder, stamp):
+        return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+    base = _base(store)()
+    trained = restore(store.artifact(method, concept), base)
+    trained.sampling = variants[variant]
+    with whole_folder(folder, stamp) as new, store.alone("device"):
+        said = [trained.say(templates[prompt]) for prompt, _ in places]
+        paths = [new / picture_name(variant, prompt, image) for prompt, image in places]
+        _draw(store, base, trained, said, places, paths, f"drawing {concept} by {variant}", listener)
+        write_json(new / "samples.json", {"concept": concept, "method": method, "prompts": said, **request})
+    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+
+
+def export(store: Store, concept: str, method: str, to: Path) -> Report:
+    """An artifact in the format that stock diffusers loads, with a README.md that says how.
+
+    Raises:
+        InputError: there is no artifact, no such format, or `to` exists.
+    """
+    from personalize_core.artifact import restore
+
+    check_method(method)
+    started = time.monotonic()
+    if to.exists():
+        raise InputError(f"{to} exists already; name a folder that does not, so that nothing is overwritten")
+    artifact = store.artifact(method, concept)
+    stamp = _manifest_stamp(artifact, f"{method} has not been trained on {concept!r}")
+    base = _base(store)()
+    with whole_folder(to, stamp) as new:
+        how = restore(artifact, base).export(base, new)
+        (new / "README.md").write_text(f"{concept}, learned by {method} on {base.name} ({base.revision}).\n\n{how}\n")
+    files = {path.relative_to(to).as_posix(): path for path in sorted(to.rglob("*")) if path.is_file()}
+    return Report(stamp, False, time.monotonic() - started, to, {}, files)
+
+
+def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) -> None:
+    """Raise InputError for anything that would stop a run later; reads every file, and computes nothing."""
+    for method in methods:
+        check_method(method)
+        store.params.config(method)
+        store.params.sampling_variants(method)
+    identify(store.params.base_model)
+    read_list(store.prompts(store.params.sampling.prompts))
+    for concept in concepts:
+        store.concept(concept)
+        intake.photographs(store.concept_folder(concept))
+
+
+# Stamps
+
+
+def train_stamp(store: Store, concept: str, method: str, latents: str, class_images: str) -> str:
+    """Names everything that an artifact depends on."""
+    params = store.params
+    return stamp_of(
+        {
+            "method": method,
+            "concept": vars(store.concept(concept)),
+            "latents": latents,
+            "class_images": class_images,
+            "config": repr(params.config(method)),
+            "base_model": identify(params.base_model).weights_hash,
+            "precision": params.precision,
+            "seed": params.seed,
+            "sources": sources_hash([*TRAINING, f"methods/{method}"]),
+        }
+    )
+
+
+def class_images_wanted(store: Store) -> int:
+    """The most class images that any method of this experiment asks for; 0 if none does."""
+    params = store.params
+    return max((method_class(name).class_images(params.config(name)) for name in params.method_names), default=0)
+
+
+def _manifest_stamp(folder: Path, what_is_missing: str) -> str:
+    try:
+        return read_json(folder / MANIFEST)["stamp"]
+    except (OSError, ValueError, KeyError):
+        raise InputError(f"{what_is_missing}; `personalize run` makes whatever is missing") from None
+
+
+# What the steps share
+
+
+def _base(store: Store) -> Callable[[], BaseModel]:
+    params = store.params
+    return lambda: load_base_model(params.base_model, params.device, params.precision)
+
+
+def _preprocessings(store: Store) -> dict[str, Preprocessing]:
+    """Key -> preprocessing, of every method in this experiment."""
+    return {kind.preprocessing.key: kind.preprocessing for kind in map(method_class, store.params.method_names)}
+
+
+def _encode(
+    base: BaseModel,
+    paths: Sequence[Path],
+    recipes: dict[str, Preprocessing],
+    folder: Path,
+    what: str,
+    listener: Listener,
+) -> None:
+    """Write one file of moments for each preprocessing; the tensor "000" holds the first picture's views."""
+    import torch
+
+    from personalize_core.data import load_picture, to_pixels
+    from personalize_core.files import save_tensors
+
+    for done, (key, recipe) in enumerate(recipes.items()):
+        moments = {}
+        for index, path in enumerate(paths):
+            views = recipe.views(load_picture(path), base.image_size)
+            moments[f"{index:03d}"] = base.moments(to_pixels(views))
+            listener(Event(what, done * len(paths) + index + 1, len(recipes) * len(paths)))
+        if not all(torch.isfinite(tensor).all() for tensor in moments.values()):
+            raise FloatingPointError(f"{what}: the autoencoder gave numbers that are not finite")
+        save_tensors(folder / f"{key}.safetensors", moments)
+
+
+def _latents(store: Store, concept: str, method: str, class_noun: str, with_class_images: bool) -> ConceptLatents:
+    from safetensors.torch import load_file
+
+    from personalize_core.data import ConceptLatents
+
+    name = f"{method_class(method).preprocessing.key}.safetensors"
+
+    def read(folder: Path) -> list:
+        saved = load_file(folder / name)
+        return [saved[key] for key in sorted(saved)]
+
+    prior = read(store.class_images(class_noun)) if with_class_images else []
+    return ConceptLatents(read(store.latents(concept)), prior)
+
+
+def _train_into(
+    folder: Path,
+    store: Store,
+    base: BaseModel,
+    concept: str,
+    method: str,
+    config: Any,
+    stamp: str,
+    listener: Listener,
+) -> None:
+    import torch
+
+    from personalize_core import artifact, training_log
+    from personalize_core import train as training
+    from personalize_core.fixed_batch import fixed_batch_losses, improvement
+
+    kind, described, seed = method_class(method), store.concept(concept), store.params.seed
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(seed, method, "start"))
+        learner = kind(config, base, described)
+    images = _latents(store, concept, method, described.class_noun, bool(kind.class_images(config)))
+    stages = learner.stages()
+    total = sum(stage.steps for stage in stages)
+    before = fixed_batch_losses(learner, base, images, seed)
+
+    done = {stage.name: sum(earlier.steps for earlier in stages[:number]) for number, stage in enumerate(stages)}
+
+    def log(row: dict[str, Any]) -> None:
+        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
+        listener(Event(f"training {method} on {concept}", done[row["stage"]] + row["step"] + 1, total, numbers))
+
+    checkpoints = training.Checkpoints(store.work("checkpoints", method, concept), stamp)
+    rows = training.train(learner, base, images, seed, log, checkpoints)
+    artifact.save(folder, method, learner, base, seed)
+    write_json(folder / "fixed_batch.json", improvement(before, fixed_batch_losses(learner, base, images, seed), seed))
+    training_log.write(rows, folder)
+
+
+def _trained(stamp: str, skipped: bool, started: float, folder: Path) -> Report:
+    fixed, saved = read_json(folder / "fixed_batch.json"), read_json(folder / "config.json")
+    numbers = {
+        "parameters": float(saved["parameters"]),
+        "fixed_batch_loss_before": fixed["before"],
+        "fixed_batch_loss_after": fixed["after"],
+    }
+    pictures = {"loss": folder / "loss.png"} if (folder / "loss.png").is_file() else {}
+    return Report(stamp, skipped, time.monotonic() - started, folder, numbers, pictures)
+
+
+def _draw(
+    store: Store,
+    base: BaseModel,
+    method: Method,
+    prompts: Sequence[str],
+    places: Sequence[tuple[int, int]],
+    paths: Iterable[Path],
+    what: str,
+    listener: Listener,
+) -> None:
+    """Draw one picture per prompt, a few at a time; places are (prompt index, image index), which choose the noise."""
+    from PIL import Image
+
+    from personalize_core.sample import initial_noise, make_sampler, sample
+
+    s, seed, paths = store.params.sampling, store.params.seed, list(paths)
+    for start in range(0, len(prompts), BATCH):
+        rows = slice(start, start + BATCH)
+        sampler = make_sampler(
+            s.sampler,
+            base,
+            lambda done, steps, start=start: listener(
+                Event(what, start * steps + done * min(BATCH, len(prompts) - start), len(prompts) * steps)
+            ),
+        )
+        noise = initial_noise(base, seed, places[rows])
+        pixels = base.decode(sample(method, base, prompts[rows], noise, sampler, s.steps, s.guidance))
+        for path, picture in zip(paths[rows], pixels, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.numpy()).save(path)
+
+
+def picture_name(variant: str, prompt: int, image: int) -> str:
+    """Where a picture lies in its grid's folder."""
+    return f"{variant}/{prompt:02d}_{image:02d}.png"
+
+
+def _picture_of_grid(store: Store, concept: str, variants: list[str], templates: list[str], folder: Path) -> None:
+    from personalize_core import comparison
+
+    comparison.draw(store, concept, [(variant, folder) for variant in variants], templates, folder / "grid.png")
