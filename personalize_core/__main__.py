@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,7 +18,7 @@ from personalize_core import intake, models, steps
 from personalize_core.errors import InputError
 from personalize_core.store import Store
 
-DEMO = ("cup", "clock")  # two of the concepts that come with the project
+DEMO = ("backpack", "teapot")  # two of the concepts that come with the project
 
 app = typer.Typer(
     help="Teach a text-to-image model a concept from a few photographs, draw it in new scenes, and measure how well.",
@@ -25,10 +26,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 120},
 )
 step = typer.Typer(help="One step over every concept: what dvc.yaml runs.", no_args_is_help=True)
 app.add_typer(step, name="step")
-console = Console(soft_wrap=True)
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 Concepts = Annotated[list[str] | None, typer.Argument(help="Names of concepts; all of them if none is given.")]
 Methods = Annotated[
@@ -41,8 +43,11 @@ OneMethod = Annotated[str, typer.Option("--method", "-m", help="A method of para
 def choose_workspace(
     context: typer.Context,
     root: Annotated[Path, typer.Option(help="The workspace: the folder with params.yaml and data/.")] = Path("."),
+    protocol: Annotated[
+        str | None, typer.Option(help="Draw and score by a file of data/protocols, not by params.yaml.")
+    ] = None,
 ) -> None:
-    context.obj = Store(root.resolve())
+    context.obj = Store(root.resolve(), protocol)
 
 
 @app.command()
@@ -77,7 +82,7 @@ def compare(context: typer.Context) -> None:
     """Compare everything that has been scored: one table, grids and plots."""
     with _progress() as listener:
         report = steps.compare(context.obj, listener)
-    _show_comparison(context.obj, report)
+    _show_comparison(report)
 
 
 @app.command()
@@ -87,7 +92,7 @@ def run(context: typer.Context, concepts: Concepts = None, methods: Methods = No
     _over_cells(store, concepts, methods, [steps.train, steps.draw_grid, steps.score], references=True)
     with _progress() as listener:
         report = steps.compare(store, listener)
-    _show_comparison(store, report)
+    _show_comparison(report)
 
 
 @app.command()
@@ -127,7 +132,7 @@ def export(
 @app.command("base-models")
 def base_models() -> None:
     """List the base models that are known by name."""
-    table = Table("Name", "Where from", "Revision", "What it is")
+    table = _table("Name", "Where from", "Revision", "What it is")
     table.add_row("mini", "comes with this package", "-", "64 px, predicts noise; a drawn world")
     for name, published in models.PUBLISHED.items():
         table.add_row(name, published.hub_id, published.revision[:12], published.note)
@@ -194,16 +199,14 @@ def _over_cells(
     if not concepts:
         raise InputError(f"there are no concepts in {store.concepts}; add one with `personalize add`")
     steps.check_inputs(store, concepts, methods)
-    cells = [(concept, method) for concept in concepts for method in methods]
-    reports: list[tuple[str, str, steps.Report]] = []
+    table = _table("Concept", "Method", "State", "Training loss, fixed batch", "Pictures")
     with _progress() as listener:
-        for concept, method in cells:
-            for one in what:
-                reports.append((concept, method, one(store, concept, method, listener)))
-        if references:
-            for concept in concepts:
+        for concept in concepts:
+            for method in methods:
+                table.add_row(*_row(concept, method, [one(store, concept, method, listener) for one in what]))
+            if references:
                 steps.score_references(store, concept, listener)
-    _show_reports(store, reports)
+    console.print(table)
 
 
 def _over_concepts(store: Store, one: Callable, *arguments: str) -> None:
@@ -244,29 +247,39 @@ def _progress() -> Iterator[steps.Listener]:
 # Showing
 
 
-def _show_reports(store: Store, reports: list[tuple[str, str, steps.Report]]) -> None:
-    table = Table("Concept", "Method", "Result", "Numbers", "Pictures")
-    for concept, method, report in reports:
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in report.numbers.items())
-        state = " (was there)" if report.skipped else f" ({report.seconds:.0f} s)"
-        shown = "\n".join(_short(path) for path in report.pictures.values())
-        table.add_row(concept, method, _short(report.path) + state, numbers, shown)
-    console.print(table)
+def _table(*columns: str) -> Table:
+    """A table whose cells are never cut: a path that is cut off is of no use."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
 
 
-def _show_comparison(store: Store, report: steps.Report) -> None:
+def _row(concept: str, method: str, reports: list[steps.Report]) -> list[str]:
+    numbers = {name: value for report in reports for name, value in report.numbers.items()}
+    made = [report for report in reports if not report.skipped]
+    state = f"made in {sum(report.seconds for report in made):.0f} s" if made else "was there"
+    loss = "-"
+    if numbers.get("parameters"):
+        loss = f"{numbers['fixed_batch_loss_before']:.4f} -> {numbers['fixed_batch_loss_after']:.4f}"
+    pictures = [_short(path) for report in reports for path in report.pictures.values()]
+    return [concept, method, state, loss, "\n".join(pictures)]
+
+
+def _show_comparison(report: steps.Report) -> None:
     from personalize_core import comparison
 
-    rows = comparison.table(report.path)
-    table = Table(*rows[0], title="Means over all pictures of all concepts, with 95 % intervals")
-    for row in rows[1:]:
+    heading, *rows = comparison.table(report.path)
+    table = _table(*heading)
+    for row in rows:
         table.add_row(*row)
+    console.print("Means over all pictures of all concepts, with 95 % intervals")
     console.print(table)
-    _show("Compared", [(name, path) for name, path in report.pictures.items()])
+    _show("Look at", list(report.pictures.items()))
 
 
 def _show(title: str, paths: list[tuple[str, Path]]) -> None:
-    table = Table(title, "Path")
+    table = _table(title, "Path")
     for name, path in paths:
         table.add_row(name, _short(path))
     console.print(table)

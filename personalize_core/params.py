@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -12,18 +12,24 @@ from personalize_core.errors import InputError, listed
 from personalize_core.methods import METHOD_NAMES, method_class
 
 Values = dict[str, Any]
+M = TypeVar("M", bound=BaseModel)
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Sampling(_Strict):
-    """How pictures are drawn; the same for every method."""
+class Drawing(_Strict):
+    """How the sampler runs."""
 
     sampler: Literal["ddim", "dpm-solver++"]
     steps: Annotated[int, Field(gt=0)]
     guidance: Annotated[float, Field(ge=0)]
+
+
+class Sampling(Drawing):
+    """What is drawn of every concept; the same for every method."""
+
     images_per_prompt: Annotated[int, Field(gt=0)]
     prompts: str  # a list in data/prompts, without ".txt"
 
@@ -43,6 +49,7 @@ class Params(_Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int
     sampling: Sampling
+    class_images: Drawing  # for prior preservation; apart, so that another protocol trains nothing again
     encoders: Encoders
     methods: dict[str, dict[str, Values]]  # method -> base model -> what its recipe changes for that base model
     variants: dict[str, dict[str, Values]]  # method -> variant -> sampling options
@@ -58,16 +65,20 @@ class Params(_Strict):
     @classmethod
     def read(cls, path: Path) -> Params:
         """Raises InputError with the key that is wrong."""
-        try:
-            return cls.model_validate(yaml.safe_load(path.read_text()))
-        except FileNotFoundError:
-            raise InputError(
-                f"{path} does not exist; run this in the project's folder, or name the folder with --root"
-            ) from None
-        except yaml.YAMLError as error:
-            raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        except ValidationError as error:
-            raise InputError(f"{path}: {_explain(error, cls)}") from None
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; run this in the project's folder, or name the folder with --root")
+        return _validated(cls, path)
+
+    def under(self, protocol: Path) -> Params:
+        """The same, but with pictures drawn as a protocol says.
+
+        Raises:
+            InputError: there is no such protocol, or it is damaged.
+        """
+        if not protocol.is_file():
+            known = sorted(path.stem for path in protocol.parent.glob("*.yaml"))
+            raise InputError(f"there is no protocol {protocol.stem!r} in {protocol.parent}; there are {listed(known)}")
+        return self.model_copy(update={"sampling": _validated(Sampling, protocol)})
 
     @property
     def method_names(self) -> list[str]:
@@ -87,6 +98,15 @@ class Params(_Strict):
             variant: build(kind, options, f"params.yaml, variants.{method}.{variant}")
             for variant, options in sections.items()
         }
+
+
+def _validated(kind: type[M], path: Path) -> M:
+    try:
+        return kind.model_validate(yaml.safe_load(path.read_text()))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error, kind)}") from None
 
 
 def build(kind: type, values: Values, where: str) -> Any:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from personalize_core.base import BaseModel
     from personalize_core.data import ConceptLatents, Preprocessing
     from personalize_core.method import Method
+    from personalize_core.params import Drawing
 
 SCORES = "scores.parquet"
 BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
@@ -107,7 +108,7 @@ def make_class_images(store: Store, class_noun: str, listener: Listener = unhear
             "base_model": identify(params.base_model).weights_hash,
             "class_noun": class_noun,
             "images": wanted,
-            "sampling": params.sampling.model_dump(exclude={"prompts", "images_per_prompt"}),
+            "drawing": params.class_images.model_dump(),
             "precision": params.precision,
             "seed": params.seed,
             "preprocessings": sorted(_preprocessings(store)),
@@ -126,7 +127,8 @@ def make_class_images(store: Store, class_noun: str, listener: Listener = unhear
         with whole_folder(folder, stamp) as new, store.alone("device"):
             paths = [new / f"{image:03d}.png" for image in range(wanted)]
             prompts = [speaker.say("a photo of {}")] * wanted
-            _draw(store, base, speaker, prompts, places, paths, f"drawing class images of {class_noun}", listener)
+            what = f"drawing class images of {class_noun}"
+            _draw(params.class_images, params.seed, base, speaker, prompts, places, paths, what, listener)
             _encode(base, paths, _preprocessings(store), new, f"encoding class images of {class_noun}", listener)
     return Report(stamp, False, time.monotonic() - started, folder, numbers)
 
@@ -167,6 +169,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
     Raises:
         InputError: the method has not been trained on the concept, or not on this base model.
     """
+    from personalize_core import comparison
     from personalize_core.artifact import restore
 
     check_method(method)
@@ -194,23 +197,21 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
         places = [(p, i) for p in range(len(templates)) for i in range(params.sampling.images_per_prompt)]
         with whole_folder(folder, stamp) as new, store.alone("device"):
             for variant, options in variants.items():
-                trained.sampling = options
+                trained.sampling, what = options, f"drawing {concept} by {variant}"
                 paths = [new / picture_name(variant, prompt, image) for prompt, image in places]
                 prompts = [trained.say(templates[prompt]) for prompt, _ in places]
-                _draw(store, base, trained, prompts, places, paths, f"drawing {concept} by {variant}", listener)
-            write_json(
-                new / "grid.json",
-                {
-                    "concept": concept,
-                    "class_noun": trained.concept.class_noun,
-                    "method": method,
-                    "base_model": base.name,
-                    "templates": templates,
-                    "images_per_prompt": params.sampling.images_per_prompt,
-                    "variants": list(variants),
-                },
-            )
-            _picture_of_grid(store, concept, list(variants), templates, new)
+                _draw(params.sampling, params.seed, base, trained, prompts, places, paths, what, listener)
+            about = {
+                "concept": concept,
+                "class_noun": trained.concept.class_noun,
+                "method": method,
+                "base_model": base.name,
+                "templates": templates,
+                "images_per_prompt": params.sampling.images_per_prompt,
+                "variants": list(variants),
+            }
+            write_json(new / "grid.json", about)
+            comparison.draw(store, concept, [(variant, new) for variant in variants], about, new / "grid.png")
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
 
 
@@ -346,7 +347,8 @@ def draw_samples(
     with whole_folder(folder, stamp) as new, store.alone("device"):
         said = [trained.say(templates[prompt]) for prompt, _ in places]
         paths = [new / picture_name(variant, prompt, image) for prompt, image in places]
-        _draw(store, base, trained, said, places, paths, f"drawing {concept} by {variant}", listener)
+        what = f"drawing {concept} by {variant}"
+        _draw(params.sampling, params.seed, base, trained, said, places, paths, what, listener)
         write_json(new / "samples.json", {"concept": concept, "method": method, "prompts": said, **request})
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
 
@@ -523,7 +525,8 @@ def _trained(stamp: str, skipped: bool, started: float, folder: Path) -> Report:
 
 
 def _draw(
-    store: Store,
+    how: Drawing,
+    seed: int,
     base: BaseModel,
     method: Method,
     prompts: Sequence[str],
@@ -537,18 +540,18 @@ def _draw(
 
     from personalize_core.sample import initial_noise, make_sampler, sample
 
-    s, seed, paths = store.params.sampling, store.params.seed, list(paths)
+    paths = list(paths)
     for start in range(0, len(prompts), BATCH):
         rows = slice(start, start + BATCH)
         sampler = make_sampler(
-            s.sampler,
+            how.sampler,
             base,
             lambda done, steps, start=start: listener(
                 Event(what, start * steps + done * min(BATCH, len(prompts) - start), len(prompts) * steps)
             ),
         )
         noise = initial_noise(base, seed, places[rows])
-        pixels = base.decode(sample(method, base, prompts[rows], noise, sampler, s.steps, s.guidance))
+        pixels = base.decode(sample(method, base, prompts[rows], noise, sampler, how.steps, how.guidance))
         for path, picture in zip(paths[rows], pixels, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture.numpy()).save(path)
@@ -557,9 +560,3 @@ def _draw(
 def picture_name(variant: str, prompt: int, image: int) -> str:
     """Where a picture lies in its grid's folder."""
     return f"{variant}/{prompt:02d}_{image:02d}.png"
-
-
-def _picture_of_grid(store: Store, concept: str, variants: list[str], templates: list[str], folder: Path) -> None:
-    from personalize_core import comparison
-
-    comparison.draw(store, concept, [(variant, folder) for variant in variants], templates, folder / "grid.png")

@@ -23,10 +23,12 @@ class Store:
     """A workspace: the folder with params.yaml and data/. The method comes first in paths, as DVC's stages need it."""
 
     root: Path
+    protocol: str | None = None  # a file of data/protocols that replaces params.yaml's section `sampling`
 
     @cached_property
     def params(self) -> Params:
-        return Params.read(self.root / "params.yaml")
+        params = Params.read(self.root / "params.yaml")
+        return params.under(self.data / "protocols" / f"{self.protocol}.yaml") if self.protocol else params
 
     @property
     def data(self) -> Path:
@@ -52,7 +54,8 @@ class Store:
 
     def concept_names(self) -> list[str]:
         """Every folder that describes a concept, sorted."""
-        return sorted(path.parent.name for path in self.concepts.glob("*/concept.yaml"))
+        found = self.concepts.glob("*/concept.yaml")
+        return sorted(path.parent.name for path in found if not path.parent.name.startswith("."))
 
     def prompts(self, name: str) -> Path:
         return self.data / "prompts" / f"{name}.txt"

@@ -1,0 +1,117 @@
+"""The comparison of everything that was scored: tables, grids and plots, for people and for DVC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from personalize_core import figures, intake
+from personalize_core.files import read_json, write_json
+from personalize_core.methods import FLOOR
+from personalize_core.metrics import tables
+from personalize_core.store import REFERENCES, Store
+
+METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}  # in the order of tables for people
+
+
+def write(store: Store, cells: Sequence[tuple[str, str]], missing: Sequence[tuple[str, str]], folder: Path) -> None:
+    """Compare what was scored.
+
+    Args:
+        cells: (method, concept) with scores, the concepts' own photographs among them.
+        missing: (method, concept) of the experiment without scores; they are listed.
+    """
+    table = tables.concatenate([tables.read(store.scores(*cell) / "scores.parquet") for cell in cells])
+    summary = tables.summarise(table)
+    tables.write(table, folder / "scores.parquet")
+    tables.write_summary(summary, folder / "summary.parquet")
+    differences = _differences(table)
+    if differences is not None:
+        tables.write_summary(differences, folder / "differences.parquet")
+    write_json(
+        folder / "summary.json",
+        {
+            "means": _nested(summary.filter(pl.col("concept") == tables.ALL_CONCEPTS)),
+            "concepts": sorted({concept for _, concept in cells}),
+            "missing": [f"{method}/{concept}" for method, concept in missing],
+        },
+    )
+    concepts = sorted({concept for method, concept in cells if method != REFERENCES})
+    for concept in concepts:
+        title = f"{concept}: identity against text alignment"
+        figures.identity_against_text(summary, folder / f"identity_vs_text_{concept}.png", title, concept)
+    title = f"Identity against text alignment, mean over {len(concepts)} concepts"
+    figures.identity_against_text(summary, folder / "identity_vs_text.png", title)
+    for concept in concepts:
+        grids = [store.grid(method, concept) for method, other in cells if other == concept and method != REFERENCES]
+        _compare_grids(store, concept, grids, folder / f"grid_{concept}.png")
+
+
+def draw(store: Store, concept: str, variants: Iterable[tuple[str, Path]], grid: dict[str, Any], path: Path) -> None:
+    """A picture of grids: the photographs on the left, a row per (variant, folder of its grid), a column per prompt."""
+    rows = {
+        _words(variant): [
+            [folder / variant / f"{prompt:02d}_{image:02d}.png" for image in range(grid["images_per_prompt"])]
+            for prompt in range(len(grid["templates"]))
+        ]
+        for variant, folder in variants
+    }
+    columns = [template.replace("{}", grid["class_noun"]) for template in grid["templates"]]
+    figures.comparison_grid(intake.photographs(store.concept_folder(concept)), rows, columns, path, title=concept)
+
+
+def table(folder: Path) -> list[list[str]]:
+    """The summary over all concepts for a terminal: a heading, then a row per variant, the base model first."""
+    summary = pl.read_parquet(folder / "summary.parquet").filter(pl.col("concept") == tables.ALL_CONCEPTS)
+    path = folder / "differences.parquet"
+    gains = {}
+    if path.is_file():
+        rows = pl.read_parquet(path).filter((pl.col("concept") == tables.ALL_CONCEPTS) & (pl.col("metric") == "dino"))
+        gains = {row["variant"]: row for row in rows.iter_rows(named=True)}
+    order = {FLOOR: 0, REFERENCES: 2}
+    variants = sorted(summary["variant"].unique(), key=lambda name: (order.get(name, 1), name))
+    lines = [["Variant", *METRICS.values(), "DINO over the base model"]]
+    for variant in variants:
+        scores = {row["metric"]: row for row in summary.filter(pl.col("variant") == variant).iter_rows(named=True)}
+        cells = [_interval(scores[metric], "mean") if metric in scores else "-" for metric in METRICS]
+        lines.append([_words(variant), *cells, _interval(gains[variant], "difference") if variant in gains else "-"])
+    return lines
+
+
+def _compare_grids(store: Store, concept: str, folders: Sequence[Path], path: Path) -> None:
+    """All grids that were drawn from the same prompts as the first."""
+    described = {folder: read_json(folder / "grid.json") for folder in folders}
+    first = described[folders[0]]
+    same = [
+        (variant, folder)
+        for folder, grid in described.items()
+        if (grid["templates"], grid["images_per_prompt"]) == (first["templates"], first["images_per_prompt"])
+        for variant in grid["variants"]
+    ]
+    draw(store, concept, same, first, path)
+
+
+def _differences(table: pl.DataFrame) -> pl.DataFrame | None:
+    """What each variant adds to the base model; None where the base model itself was not scored."""
+    if table.filter(pl.col("variant") == FLOOR).is_empty():
+        return None
+    return tables.difference_from_floor(table)
+
+
+def _nested(summary: pl.DataFrame) -> dict[str, dict[str, float]]:
+    """variant -> metric -> mean, as `dvc metrics` shows it."""
+    means: dict[str, dict[str, float]] = {}
+    for row in summary.iter_rows(named=True):
+        means.setdefault(row["variant"], {})[row["metric"]] = row["mean"]
+    return means
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _words(variant: str) -> str:
+    return variant.replace("_", " ")
