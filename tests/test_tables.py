@@ -114,6 +114,17 @@ def test_an_empty_value_is_refused_where_there_must_be_one():
         tables.from_rows([row(encoder=None)])
 
 
+def test_a_column_that_may_be_empty_may_be_left_out_of_a_row():
+    real = {
+        name: value for name, value in row().items() if name not in ("base_model", "prompt_index", "prompt", "text")
+    }
+    table = tables.from_rows([real])
+    assert table.schema == tables.SCHEMA
+    assert table["prompt_index"].to_list() == [None]
+    with pytest.raises(InputError, match="column 'encoder' is empty in row 0"):
+        tables.from_rows([{name: value for name, value in real.items() if name != "encoder"}])
+
+
 def test_an_unknown_metric_is_answered_with_the_known_ones():
     with pytest.raises(InputError, match="no metric is called 'fid'; known are clip_t, "):
         tables.from_rows([row(metric="fid")])
