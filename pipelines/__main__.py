@@ -1,0 +1,56 @@
+"""`python -m pipelines ui`: the Dagster UI over this workspace, ready to use."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.callback()
+def pipelines() -> None:
+    """Personalize as a Dagster pipeline."""
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Where the UI listens, on the loopback address.")] = 3000,
+    gpus: Annotated[int, typer.Option(min=1, help="How many runs may use a graphics card at once.")] = 1,
+) -> None:
+    """Open the Dagster UI with every concept of data/concepts as a partition."""
+    for name in ("dagster.yaml", "workspace.yaml", "params.yaml"):
+        if not Path(name).is_file():
+            typer.echo(f"personalize: {name} is not here; run this in the project's folder", err=True)
+            raise typer.Exit(2)
+    # The instance that `dagster dev` would take from dagster.yaml here anyway; said aloud, so that it can be prepared.
+    os.environ.setdefault("DAGSTER_HOME", str(Path.cwd()))
+    prepare(gpus)
+    arguments = ["dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", "dagster", *arguments])
+
+
+def prepare(gpus: int) -> None:
+    """Register what is there, and limit the pool by name: its default limit misses the first runs of an instance."""
+    import dagster as dg
+
+    from pipelines.assets import GPU
+    from pipelines.automation import scan
+    from pipelines.partitions import CONCEPT
+    from pipelines.resources import Workspace
+
+    good, bad = scan(Workspace().store().concepts)
+    for reason in bad.values():
+        typer.echo(f"personalize: left out: {reason}", err=True)
+    with dg.DagsterInstance.get() as instance:
+        instance.add_dynamic_partitions(CONCEPT, list(good))
+        instance.event_log_storage.set_concurrency_slots(GPU, gpus)
+    typer.echo(f"Concepts: {', '.join(good) or 'none yet; add one with `personalize add`'}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,121 @@
+"""What the pipeline makes, from photographs to the comparison. Each body calls one step of the core and reports.
+
+The core is imported inside the bodies: definitions then load without torch. Annotations are evaluated here, against
+the habit of the other files: Dagster looks at the type of `context` itself. That concept x method depends on the same
+concept, Dagster infers from the partitions.
+"""
+
+import dagster as dg
+
+from pipelines import metadata
+from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
+from pipelines.progress import logged
+from pipelines.resources import Workspace
+
+GPU = "gpu"  # the pool that holds one run per graphics card
+OWNERS = ["team:personalize"]
+
+
+concept_images = dg.AssetSpec(
+    "concept_images",
+    description="The concept's photographs and its description in `data/concepts`, as a person put them there. "
+    "The sensor `concept_folder` reports them.",
+    partitions_def=concepts,
+    group_name="data",
+    kinds={"image"},
+    owners=OWNERS,
+)
+
+
+@dg.asset(partitions_def=concepts, deps=[concept_images], pool=GPU, group_name="data", kinds={"pytorch"}, owners=OWNERS)
+def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The photographs as the base model's autoencoder sees them, every crop and flip that training may draw."""
+    from personalize_core import steps
+
+    return metadata.result(steps.encode_images(workspace.store(), concept_of(context), logged(context)))
+
+
+@dg.asset(partitions_def=concepts, deps=[concept_images], pool=GPU, group_name="data", kinds={"pytorch"}, owners=OWNERS)
+def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The base model's own pictures of the class noun, for prior preservation; concepts with one noun share them."""
+    from personalize_core import steps
+
+    store = workspace.store()
+    class_noun = store.concept(concept_of(context)).class_noun
+    return metadata.result(steps.make_class_images(store, class_noun, logged(context)))
+
+
+@dg.asset(
+    partitions_def=concept_and_method,
+    deps=[latents, class_images],
+    pool=GPU,
+    group_name="learning",
+    kinds={"pytorch"},
+    owners=OWNERS,
+)
+def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """What one method learned about one concept."""
+    from personalize_core import steps
+
+    report = steps.train(workspace.store(), concept_of(context), method_of(context), logged(context))
+    return metadata.result(report, metadata.loss_curve(report))
+
+
+@dg.asset(
+    partitions_def=concept_and_method,
+    deps=[artifact],
+    pool=GPU,
+    group_name="learning",
+    kinds={"pytorch", "image"},
+    owners=OWNERS,
+)
+def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The concept in new scenes: rows are the method's variants, columns the prompts."""
+    from personalize_core import steps
+
+    report = steps.draw_grid(workspace.store(), concept_of(context), method_of(context), logged(context))
+    return metadata.result(report)
+
+
+@dg.asset(
+    partitions_def=concept_and_method,
+    deps=[concept_images, image_grid],
+    pool=GPU,
+    group_name="evaluation",
+    kinds={"polars", "parquet"},
+    owners=OWNERS,
+)
+def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The score of every picture: likeness to the concept and to the text."""
+    from personalize_core import steps
+
+    report = steps.score(workspace.store(), concept_of(context), method_of(context), logged(context))
+    return metadata.result(report, metadata.scores_by_prompt(report))
+
+
+@dg.asset(
+    partitions_def=concepts,
+    deps=[concept_images],
+    pool=GPU,
+    group_name="evaluation",
+    kinds={"polars", "parquet"},
+    owners=OWNERS,
+)
+def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """How alike the concept's own photographs are to each other: the ceiling of likeness."""
+    from personalize_core import steps
+
+    return metadata.result(steps.score_references(workspace.store(), concept_of(context), logged(context)))
+
+
+@dg.asset(
+    deps=[metrics, reference_scores, image_grid], group_name="evaluation", kinds={"polars", "image"}, owners=OWNERS
+)
+def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """Every method beside every other: one table of all scores, one grid, one plot of identity against text."""
+    from personalize_core import steps
+
+    return metadata.result(steps.compare(workspace.store(), logged(context)))
+
+
+ALL = [concept_images, latents, class_images, artifact, image_grid, metrics, reference_scores, comparison]

@@ -1,0 +1,17 @@
+"""Gathers what the other files define: the code location that workspace.yaml names."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from pipelines import assets, automation
+from pipelines.resources import Workspace
+
+defs = dg.Definitions(
+    assets=assets.ALL,
+    jobs=automation.JOBS,
+    sensors=[automation.concept_folder],
+    resources={"workspace": Workspace()},
+    # Every run has a process of its own already; its steps then share one import of torch and one base model.
+    executor=dg.in_process_executor,
+)

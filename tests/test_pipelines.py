@@ -1,0 +1,257 @@
+"""The pipeline asks the core for the right thing, and shows what it is told. The steps themselves are stand-ins."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+from PIL import Image
+
+from personalize_core import steps
+from personalize_core.store import Store
+from pipelines import assets, automation, metadata
+from pipelines.definitions import defs
+from pipelines.partitions import CONCEPT
+from pipelines.resources import Workspace
+
+PAIR = dg.MultiPartitionKey({"concept": "dog7", "method": "textual_inversion"})
+
+
+@pytest.fixture
+def instance():
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(CONCEPT, ["dog7"])
+        yield instance
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What the steps were asked, in order."""
+    asked = []
+
+    def stand_in(name):
+        def step(store, *arguments):
+            *what, listener = arguments
+            asked.append((name, *what))
+            listener(steps.Event(name, 1, 1, {"loss": 0.5}))
+            return steps.Report(stamp=f"stamp of {name}", skipped=False, seconds=1.0, path=tmp_path)
+
+        return step
+
+    for name in (
+        "encode_images", "make_class_images", "train", "draw_grid", "score", "score_references", "compare",
+    ):  # fmt: skip
+        monkeypatch.setattr(steps, name, stand_in(name))
+    for name in ("loss_curve", "scores_by_prompt"):
+        monkeypatch.setattr(metadata, name, lambda report: {})
+    return asked
+
+
+def materialize(instance, root, selection, partition_key=None) -> dg.ExecuteInProcessResult:
+    return dg.materialize(
+        assets.ALL,
+        selection=selection,
+        partition_key=partition_key,
+        resources={"workspace": Workspace(root=str(root))},
+        instance=instance,
+    )
+
+
+def concept(root: Path, name: str, shade: int = 0) -> Path:
+    folder = root / "data" / "concepts" / name
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 64), (shade, 0, 0)).save(folder / "00.png")
+    (folder / "concept.yaml").write_text(f'placeholder: "<{name}>"\nclass_noun: dog\n')
+    return folder
+
+
+# What is asked
+
+
+def test_a_partition_trains_draws_and_scores_its_own_concept_with_its_own_method(instance, asked, tmp_path):
+    result = materialize(instance, tmp_path, [assets.artifact, assets.image_grid, assets.metrics], PAIR)
+    assert result.success
+    assert asked == [(step, "dog7", "textual_inversion") for step in ("train", "draw_grid", "score")]
+
+
+def test_a_concept_partition_prepares_its_own_concept(instance, asked, tmp_path):
+    concept(tmp_path, "dog7")
+    materialize(instance, tmp_path, [assets.latents, assets.class_images, assets.reference_scores], "dog7")
+    assert sorted(asked) == [("encode_images", "dog7"), ("make_class_images", "dog"), ("score_references", "dog7")]
+
+
+def test_the_comparison_is_made_once_over_everything(instance, asked, tmp_path):
+    assert materialize(instance, tmp_path, [assets.comparison]).success
+    assert asked == [("compare",)]
+
+
+def test_the_data_version_is_the_stamp_of_the_step(instance, asked, tmp_path):
+    result = materialize(instance, tmp_path, [assets.artifact], PAIR)
+    event = result.asset_materializations_for_node("artifact")[0]
+    assert (event.tags or {})["dagster/data_version"] == "stamp of train"
+
+
+def test_what_fails_in_a_step_fails_the_run(instance, asked, tmp_path, monkeypatch):
+    def train(*arguments):
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr(steps, "train", train)
+    with pytest.raises(FloatingPointError):
+        materialize(instance, tmp_path, [assets.artifact, assets.image_grid], PAIR)
+    assert asked == []
+
+
+# The definitions
+
+
+def test_the_definitions_are_valid():
+    dg.Definitions.validate_loadable(defs)
+
+
+def test_a_selection_written_as_text_is_understood():
+    """With the parser that DVC alone would install, each of these dies with a TypeError."""
+    selection = dg.AssetSelection.from_string('key:"artifact"+')
+    chosen = selection.resolve([a for a in assets.ALL if isinstance(a, dg.AssetsDefinition)])
+    assert {key.to_user_string() for key in chosen} == {"artifact", "image_grid", "metrics", "comparison"}
+
+
+def test_work_for_the_graphics_card_waits_in_its_pool():
+    for asset in assets.ALL:
+        if isinstance(asset, dg.AssetsDefinition) and asset is not assets.comparison:
+            assert asset.op.pool == assets.GPU, asset.key
+
+
+def test_every_asset_says_what_it_is_and_whose():
+    for spec in defs.resolve_all_asset_specs():
+        assert spec.description and spec.owners and spec.kinds and spec.group_name != "default", spec.key
+
+
+# The metadata
+
+
+def noisy_picture(path: Path, size: tuple[int, int]) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("size", [(64, 64), (1800, 700), (300, 2000)])
+def test_a_picture_has_a_thumbnail_short_enough_to_stand_in_the_page(tmp_path, size):
+    shown = metadata.picture("grid", noisy_picture(tmp_path / "grid.png", size))
+    preview, grid = str(shown["grid_preview"].value), str(shown["grid"].value)
+    assert preview.startswith("![grid](data:image/webp;base64,") and len(preview) < 1000
+    assert len(preview) < len(grid) < metadata.BEHIND_LINK * 4 / 3 + 100
+
+
+@pytest.mark.parametrize("steps_taken", [1, 7, 150, 4000])
+def test_a_loss_curve_is_short_enough_to_stand_in_the_page(tmp_path, steps_taken):
+    losses = np.random.default_rng(0).random(steps_taken)
+    rows = [{"stage": "all", "step": i, "diffusion": float(loss)} for i, loss in enumerate(losses)]
+    (tmp_path / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = metadata.loss_curve(steps.Report("stamp", False, 1.0, tmp_path))
+    assert len(str(shown["loss_curve"].value)) < 1000
+    assert {"loss_first_tenth", "loss_last_tenth", "steps"} < shown.keys()
+
+
+def test_a_method_that_trains_nothing_has_no_loss_curve(tmp_path):
+    (tmp_path / "train_log.jsonl").write_text("")
+    assert metadata.loss_curve(steps.Report("stamp", False, 1.0, tmp_path)) == {}
+
+
+# The sensor
+
+
+class Watch:
+    """Ticks of the sensor over one workspace, as the daemon would run them."""
+
+    def __init__(self, instance: dg.DagsterInstance, root: Path) -> None:
+        self.instance, self.root, self.cursor = instance, root, None
+
+    def tick(self) -> dg.SensorResult:
+        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
+        result = automation.concept_folder(context, workspace=Workspace(root=str(self.root)))
+        assert isinstance(result, dg.SensorResult)
+        self.cursor = result.cursor
+        for request in result.dynamic_partitions_requests or []:
+            if isinstance(request, dg.AddDynamicPartitionsRequest):
+                self.instance.add_dynamic_partitions(CONCEPT, list(request.partition_keys))
+            else:
+                for key in request.partition_keys:
+                    self.instance.delete_dynamic_partition(CONCEPT, key)
+        return result
+
+    def twice(self) -> None:
+        """A folder counts once it has been seen unchanged."""
+        self.tick()
+        self.tick()
+
+    def known(self) -> set[str]:
+        return set(self.instance.get_dynamic_partitions(CONCEPT))
+
+
+@pytest.fixture
+def watch(tmp_path):
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Watch(instance, tmp_path)
+
+
+def reported(result: dg.SensorResult) -> list[str | None]:
+    return [event.partition for event in result.asset_events if isinstance(event, dg.AssetMaterialization)]
+
+
+def skipped(result: dg.SensorResult) -> str | None:
+    return result.skip_reason.skip_message if isinstance(result.skip_reason, dg.SkipReason) else result.skip_reason
+
+
+def test_a_new_folder_becomes_a_partition_once_it_has_settled(watch):
+    folder = concept(watch.root, "dog7")
+    assert skipped(watch.tick())
+    Image.new("RGB", (64, 64)).save(folder / "01.png")  # still being copied
+    assert skipped(watch.tick())
+    assert reported(watch.tick()) == ["dog7"]
+    assert watch.known() == {"dog7"}
+    assert skipped(watch.tick())
+
+
+def test_touching_a_file_reports_nothing_and_changing_it_does(watch):
+    folder = concept(watch.root, "dog7")
+    watch.twice()
+    os.utime(folder / "00.png", (1, 1))
+    assert skipped(watch.tick())
+    Image.new("RGB", (64, 64), "blue").save(folder / "00.png")
+    watch.tick()
+    assert reported(watch.tick()) == ["dog7"]
+
+
+def test_a_folder_that_is_gone_is_no_partition(watch):
+    folder = concept(watch.root, "dog7")
+    watch.twice()
+    folder.rename(watch.root / "elsewhere")
+    watch.tick()
+    assert watch.known() == set()
+
+
+@pytest.mark.parametrize("name", ["Dog 7", "a|b", "dog...7"])
+def test_a_folder_whose_name_is_no_concept_is_reported_and_left_out(watch, name):
+    (watch.root / "data" / "concepts" / name).mkdir(parents=True)
+    assert repr(name) in (skipped(watch.tick()) or "")
+    watch.tick()
+    assert watch.known() == set()
+
+
+def test_a_damaged_folder_stops_no_other_and_keeps_its_partition(watch):
+    damaged = concept(watch.root, "dog7")
+    watch.twice()
+    (damaged / "concept.yaml").write_text("class_noun: [")
+    concept(watch.root, "cat2", shade=200)
+    watch.twice()
+    assert watch.known() == {"cat2", "dog7"}
+
+
+def test_the_sensor_and_the_core_mean_the_same_concepts(tmp_path):
+    concept(tmp_path, "dog7")
+    (tmp_path / "data" / "concepts" / ".half.tmp").mkdir()
+    assert list(automation.scan(tmp_path / "data" / "concepts")[0]) == Store(tmp_path).concept_names()
