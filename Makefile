@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test ui lint install clean-state help
+.PHONY: demo test ui repro lint install clean-state help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -22,10 +22,13 @@ test: $(INSTALLED)  ## every test
 ui: $(INSTALLED)  ## the same steps in the Dagster UI, on the loopback address
 	@$(BIN)/python -m pipelines ui
 
+repro: $(INSTALLED)  ## the same steps by DVC: whatever params.yaml, data or sources have made out of date
+	@PATH="$(CURDIR)/$(BIN):$$PATH" dvc repro
+
 lint: $(INSTALLED)  ## formatting, lint, types, and whether the pipeline's definitions load
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/dg check defs
 
 install: $(INSTALLED)  ## only the environment

@@ -1,0 +1,180 @@
+"""dvc.yaml runs what is out of date, and nothing else. The commands are stand-ins; DVC is real."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from personalize_core import steps
+
+ROOT = Path(__file__).parent.parent
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+METHODS = list(yaml.safe_load((ROOT / "params.yaml").read_text())["methods"])
+CONFIG = ROOT / ".dvc" / "config"
+
+STAND_IN = '''
+"""Writes, for each step, a file that depends on what the real step depends on."""
+import sys
+from pathlib import Path
+
+import yaml
+
+name, method = sys.argv[2], sys.argv[4] if len(sys.argv) > 4 else ""
+params = yaml.safe_load(Path("params.yaml").read_text())
+out, content = {
+    "encode-images": ("latents", sorted(path.read_text() for path in Path("data/concepts").rglob("*.png"))),
+    "train": (f"artifacts/{method}", params["methods"].get(method)),
+    "draw": (f"grids/{method}", [params["sampling"], params["variants"].get(method), method]),
+    "score": (f"metrics/{method}", params["encoders"]),
+    "score-references": ("metrics/real_images", params["encoders"]),
+    "compare": ("comparison", "all"),
+}[name]
+inputs = {"draw": "artifacts", "score": "grids"}
+if name in inputs:
+    content = [content, Path(f"data/{inputs[name]}/{method}/out").read_text()]
+Path("data", out).mkdir(parents=True, exist_ok=True)
+Path("data", out, "out").write_text(repr(content))
+'''
+
+
+class Workspace:
+    """A copy of the project, as far as DVC looks at it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+        self.params = yaml.safe_load((root / "params.yaml").read_text())
+        prompts = self.params["sampling"]["prompts"]
+        for name in (*sources(), f"data/prompts/{prompts}.txt", "data/concepts/dog7/00.png"):
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                path.mkdir() if not path.suffix else path.write_text(f"# {name}\n")
+        (root / "personalize_core" / "__init__.py").touch()
+        (root / "personalize_core" / "__main__.py").write_text(STAND_IN)
+        subprocess.run(["git", "init", "--quiet", str(root)], check=True)
+
+    def repro(self) -> set[str]:
+        """The stages that ran."""
+        done = self.dvc("repro")
+        return set(re.findall(r"Running stage '(.*?)'", done))
+
+    def dvc(self, *arguments: str) -> str:
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        environment |= {"DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"), "PYTHONPATH": ""}
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def edit(self, section: str, key: str, value: object) -> None:
+        self.params[section][key] = value
+        (self.root / "params.yaml").write_text(yaml.safe_dump(self.params, sort_keys=False))
+
+
+def dependencies(stage: str, method: str = "") -> set[str]:
+    described = STAGES[stage].get("do", STAGES[stage])
+    return {dependency.replace("${key}", method) for dependency in described["deps"]}
+
+
+def sources() -> set[str]:
+    """Every source file or folder that some stage depends on."""
+    of_stages = {name for stage in STAGES for method in METHODS for name in dependencies(stage, method)}
+    return {name for name in of_stages if name.startswith("personalize_core")}
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """Everything made once. The tests below follow one another in it, as a day's work does."""
+    workspace = Workspace(tmp_path_factory.mktemp("dvc"))
+    ran = workspace.repro()
+    assert ran == {
+        "encode_images",
+        "score_references",
+        "compare",
+        *(f"{stage}@{method}" for stage in ("train", "draw", "score") for method in METHODS),
+    }
+    return workspace
+
+
+def of(*methods: str) -> set[str]:
+    """A change in these methods' results reaches their own stages and the comparison."""
+    return {f"{stage}@{method}" for stage in ("train", "draw", "score") for method in methods} | {"compare"}
+
+
+def test_a_second_time_there_is_nothing_to_do(workspace):
+    assert workspace.repro() == set()
+
+
+def test_a_change_of_one_methods_parameters_runs_its_own_stages_and_the_comparison(workspace):
+    workspace.edit("methods", "dreambooth", {"mini": {"steps": 7}})
+    assert workspace.repro() == of("dreambooth")
+
+
+def test_a_change_of_one_methods_source_trains_no_other(workspace):
+    source = workspace.root / "personalize_core" / "methods" / "textual_inversion.py"
+    source.write_text(source.read_text() + "# changed\n")
+    ran = workspace.repro()
+    assert {name for name in ran if "@" in name} == {"train@textual_inversion", "draw@textual_inversion"}
+
+
+def test_a_change_of_the_sampling_trains_nothing(workspace):
+    workspace.edit("sampling", "steps", 3)
+    ran = workspace.repro()
+    assert ran == {name for method in METHODS for name in of(method)} - {f"train@{method}" for method in METHODS}
+
+
+def test_a_new_concept_reaches_every_stage(workspace):
+    photo = workspace.root / "data" / "concepts" / "cat2" / "00.png"
+    photo.parent.mkdir()
+    photo.write_text("a photograph")
+    ran = workspace.repro()
+    assert {"encode_images", "score_references"} < ran and {f"train@{method}" for method in METHODS} < ran
+
+
+def test_checkpoints_and_caches_are_in_no_output(workspace):
+    outs = [name for stage in STAGES.values() for out in stage.get("do", stage)["outs"] for name in out]
+    assert not [out for out in outs if out.startswith("data/.work")]
+    assert all(out[name]["persist"] for s in STAGES.values() for out in s.get("do", s)["outs"] for name in out)
+
+
+# A step's stamp and its stage depend on the same sources.
+
+
+def files(modules) -> set[str]:
+    return {f"personalize_core/{module}.py" for module in modules}
+
+
+@pytest.mark.parametrize(
+    ("stage", "modules"),
+    [
+        ("encode_images", steps.ENCODING),
+        ("train", {*steps.TRAINING, *steps.DRAWING, *steps.ENCODING}),  # class images are drawn while training
+        ("draw", steps.DRAWING),
+        ("score", steps.SCORING),
+        ("score_references", steps.SCORING),
+        ("compare", steps.COMPARING),
+    ],
+)
+def test_a_stage_depends_on_the_sources_that_its_step_depends_on(stage, modules):
+    depends = dependencies(stage, "dreambooth")
+    missing = {name for name in files(modules) if name not in depends and str(Path(name).parent) not in depends}
+    assert not missing
+    assert depends >= files(["methods/dreambooth"]) or stage not in {"train", "draw"}
+
+
+def test_every_source_that_a_stage_depends_on_is_there():
+    assert not [name for name in sources() if not (ROOT / name).exists()]
+
+
+def test_dvc_speaks_to_nobody_and_adds_nothing_to_git():
+    assert "analytics = false" in CONFIG.read_text() and "autostage = false" in CONFIG.read_text()
