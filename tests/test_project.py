@@ -1,0 +1,72 @@
+"""What a fresh install gives next year, and what the project's settings promise."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+REQUIREMENTS = [Requirement(line) for line in [*PROJECT["dependencies"], *(r for e in EXTRAS.values() for r in e)]]
+
+
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+@pytest.mark.parametrize("requirement", REQUIREMENTS, ids=str)
+def test_every_requirement_is_pinned_within_its_bounds(requirement):
+    pinned = constraints()[canonicalize_name(requirement.name)]
+    assert requirement.specifier.contains(pinned, prereleases=True)
+
+
+def test_a_pin_is_a_plain_version():
+    """A local suffix such as +cpu would tie the file to one place to install from."""
+    for name, version in constraints().items():
+        assert re.fullmatch(r"[0-9][0-9a-z.]*", version), (name, version)
+
+
+def test_nothing_that_is_installed_here_departs_from_the_pins():
+    from importlib.metadata import distributions
+
+    pins = constraints()
+    here = {canonicalize_name(d.name): d.version.split("+")[0] for d in distributions() if d.name}
+    wrong = {name: (here[name], pins[name]) for name in here.keys() & pins.keys() if here[name] != pins[name]}
+    assert not wrong, "`make install` brings the pinned versions back"
+
+
+def test_the_pins_under_which_dvc_and_dagster_live_together_stand():
+    names = {requirement.name: requirement for requirement in REQUIREMENTS}
+    assert not names["hydra-core"].specifier.contains("1.3.8")
+    assert not names["antlr4-python3-runtime"].specifier.contains("4.9.3")
+
+
+def test_every_dagster_door_opens_the_same_location():
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    workspace = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"][0]["python_module"]
+    assert {
+        tool["dagster"]["module_name"],
+        tool["dg"]["project"]["code_location_target_module"],
+        workspace["module_name"],
+    } == {"pipelines.definitions"}
+
+
+def test_dagster_keeps_its_state_in_the_project():
+    settings = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    assert settings["storage"]["sqlite"]["base_dir"].startswith(".dagster/")
+    assert settings["run_retries"]["retry_on_asset_or_op_failure"] is False
+
+
+def test_the_package_brings_its_data():
+    """Whatever lies in the package, weights included, is installed with it."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert tool["setuptools"]["package-data"]["personalize_core"] == ["**/*"]
