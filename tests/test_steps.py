@@ -1,0 +1,254 @@
+"""The steps: files appear where they should, once, whole, and again only when something they depend on changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from personalize_core import steps
+from personalize_core.errors import InputError
+from personalize_core.metrics import tables
+from personalize_core.store import REFERENCES, Store
+from tests import tiny_workspace
+
+METHODS = ["base_model", "textual_inversion", "dreambooth", "personalized_residuals"]
+
+
+def run_everything(store: Store) -> list[steps.Report]:
+    reports = []
+    for concept in store.concept_names():
+        for method in store.params.method_names:
+            reports += [one(store, concept, method) for one in (steps.train, steps.draw_grid, steps.score)]
+        reports.append(steps.score_references(store, concept))
+    return [*reports, steps.compare(store)]
+
+
+def bytes_under(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".work" not in path.parts
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which everything has run."""
+    store = tiny_workspace.make(tmp_path_factory.mktemp("finished"))
+    run_everything(store)
+    return store.root
+
+
+@pytest.fixture
+def store(finished: Path, tmp_path: Path) -> Store:
+    """The same workspace, for a test to change; its models stay where they are."""
+    shutil.copytree(finished / "data", tmp_path / "data")
+    shutil.copy(finished / "params.yaml", tmp_path / "params.yaml")
+    return Store(tmp_path)
+
+
+def changed(store: Store, change) -> Store:
+    values = tiny_workspace.params(Path(store.params.base_model).parents[1])
+    change(values)
+    return tiny_workspace.write_params(store.root, values)
+
+
+def made_again(store: Store) -> set[str]:
+    """Which results a second run makes anew, as paths without their root."""
+    return {
+        report.path.relative_to(store.data).as_posix().removesuffix("/scores.parquet")
+        for report in run_everything(store)
+        if not report.skipped
+    }
+
+
+def test_every_concept_and_method_has_artifact_grid_and_scores(store: Store):
+    for concept in ("cup", "rex"):
+        for method in METHODS:
+            assert (store.artifact(method, concept) / "weights.safetensors").is_file()
+            assert (store.grid(method, concept) / "grid.png").is_file()
+            table = tables.read(store.scores(method, concept) / "scores.parquet")
+            assert set(table["metric"]) == {"clip_t", "clip_t_scaled", "clip_i", "dino"}
+        assert set(tables.read(store.scores(REFERENCES, concept) / "scores.parquet")["metric"]) == {"clip_i", "dino"}
+
+
+def test_a_second_run_makes_nothing(store: Store):
+    assert made_again(store) == set()
+
+
+def test_the_same_inputs_give_the_same_bytes_in_another_folder(finished: Path, tmp_path: Path):
+    other = Store(tmp_path)
+    shutil.copy(finished / "params.yaml", tmp_path / "params.yaml")
+    shutil.copytree(finished / "data" / "prompts", tmp_path / "data" / "prompts")
+    shutil.copytree(finished / "data" / "concepts", tmp_path / "data" / "concepts")
+    torch.manual_seed(99)  # the global stream must not matter
+    run_everything(other)
+    assert bytes_under(other.data) == bytes_under(finished / "data")
+
+
+def test_changing_one_methods_recipe_makes_only_what_depends_on_it(store: Store):
+    base = store.params.base_model
+    store = changed(store, lambda values: values["methods"]["textual_inversion"][base].update(lr=0.1))
+    results = {
+        f"{kind}/textual_inversion/{name}" for kind in ("artifacts", "grids", "metrics") for name in ("cup", "rex")
+    }
+    assert made_again(store) == results | {"comparison"}
+
+
+def test_changing_one_photograph_makes_only_what_depends_on_its_concept(store: Store):
+    Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
+    results = {f"{kind}/{method}/rex" for kind in ("artifacts", "grids", "metrics") for method in METHODS}
+    # the base model learns nothing, but its scores compare with the photographs
+    assert made_again(store) == results | {f"metrics/{REFERENCES}/rex", "comparison"}
+
+
+def test_another_number_of_sampling_steps_trains_nothing(store: Store):
+    store = changed(store, lambda values: values["sampling"].update(steps=3))
+    assert not any(path.startswith("artifacts/") for path in made_again(store))
+
+
+def test_a_result_with_a_missing_file_is_made_again(store: Store):
+    (store.grid("dreambooth", "rex") / "dreambooth" / "00_00.png").unlink()
+    assert made_again(store) == {"grids/dreambooth/rex"}
+
+
+def test_class_images_are_made_once_for_concepts_of_one_class_noun(store: Store, tmp_path: Path):
+    tiny_workspace.draw_photographs(tmp_path / "photos" / "max", count=2, seed=9)
+    from personalize_core import intake
+
+    intake.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")
+    before = bytes_under(store.class_images("dog"))
+    assert not steps.train(store, "max", "dreambooth").skipped
+    assert bytes_under(store.class_images("dog")) == before
+
+
+def test_a_protocol_draws_more_from_the_same_artifacts(store: Store):
+    protocols = store.data / "protocols"
+    protocols.mkdir()
+    (protocols / "long.yaml").write_text(
+        "{sampler: dpm-solver++, steps: 3, guidance: 2.0, images_per_prompt: 1, prompts: two}"
+    )
+    long = Store(store.root, protocol="long")
+    assert steps.train(long, "rex", "dreambooth").skipped
+    assert not steps.draw_grid(long, "rex", "dreambooth").skipped
+
+
+def test_the_scores_of_a_grid_are_those_of_its_pictures(store: Store):
+    """Recomputed with plain calls of open_clip and transformers and NumPy, from the files."""
+    import open_clip
+    from transformers import ViTModel
+
+    models = Path(store.params.base_model).parent
+    clip = open_clip.create_model(f"local-dir:{models / 'clip'}").eval()
+    vit = ViTModel.from_pretrained(models / "identity", add_pooling_layer=False).eval()
+
+    def pixels(path: Path) -> torch.Tensor:
+        picture = Image.open(path).convert("RGB")
+        short = min(picture.size)
+        width, height = (16 * side // short for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = round((width - 16) / 2), round((height - 16) / 2)
+        values = np.asarray(picture.crop((left, top, left + 16, top + 16)), dtype=np.float32) / 255
+        return torch.from_numpy((values - 0.5) / 0.5).permute(2, 0, 1)[None]
+
+    def unit(features: torch.Tensor) -> np.ndarray:
+        values = features.detach().double().numpy()
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    path = store.grid("dreambooth", "rex") / "dreambooth" / "01_00.png"
+    photographs = torch.cat([pixels(store.concept_folder("rex") / f"{i}.png") for i in range(3)])
+    picture, text = pixels(path), open_clip.get_tokenizer("ViT-B-32")(["a photo of a dog on the beach"])
+    expected = {
+        "clip_t": float((unit(clip.encode_image(picture)) @ unit(clip.encode_text(text)).T).item()),
+        "clip_i": float((unit(clip.encode_image(picture)) @ unit(clip.encode_image(photographs)).T).mean()),
+    }
+    table = tables.read(store.scores("dreambooth", "rex") / "scores.parquet")
+    rows = table.filter(table["image"] == path.relative_to(store.root).as_posix())
+    scores = dict(zip(rows["metric"], rows["score"], strict=True))
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert scores["clip_t_scaled"] == pytest.approx(2.5 * max(expected["clip_t"], 0), abs=1e-5)
+
+    def squashed(path: Path) -> torch.Tensor:
+        picture = Image.open(path).convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
+        values = np.asarray(picture, dtype=np.float32) / 255
+        return torch.from_numpy((values - 0.5) / 0.5).permute(2, 0, 1)[None]
+
+    references = torch.cat([squashed(store.concept_folder("rex") / f"{i}.png") for i in range(3)])
+    with torch.no_grad():
+        seen, known = (vit(batch).last_hidden_state[:, 0] for batch in (squashed(path), references))
+    assert scores["dino"] == pytest.approx(float((unit(seen) @ unit(known).T).mean()), abs=1e-5)
+
+
+def test_the_comparison_lists_what_is_missing(store: Store):
+    shutil.rmtree(store.scores("dreambooth", "rex"))
+    steps.compare(store)
+    summary = json.loads((store.comparison() / "summary.json").read_text())
+    assert summary["missing"] == ["dreambooth/rex"]
+    assert "dreambooth" in summary["means"]  # the other concept's
+
+
+def test_a_comparison_shows_every_concept_and_all_of_them(store: Store):
+    names = {path.name for path in store.comparison().glob("*.png")}
+    pairs = {f"{kind}_{concept}.png" for kind in ("grid", "identity_vs_text") for concept in ("cup", "rex")}
+    assert names == pairs | {"identity_vs_text.png"}
+
+
+def test_samples_of_the_users_own_prompt_are_pictures_of_the_models_size(store: Store):
+    report = steps.draw_samples(store, "rex", "personalized_residuals", ["<rex> dog in the desert"], images=2)
+    assert [Image.open(path).size for path in report.pictures.values()] == [(16, 16)] * 2
+    described = json.loads((report.path / "samples.json").read_text())
+    assert described["prompts"] == ["<rex> dog in the desert"] * 2
+
+
+def test_lag_and_plain_sampling_draw_differently_from_one_artifact(store: Store):
+    grid = store.grid("personalized_residuals", "rex")
+    weights = load_file(store.artifact("personalized_residuals", "rex") / "weights.safetensors")
+    assert any(tensor.any() for name, tensor in weights.items() if name.endswith(".B"))  # something was learned
+    plain, lag = (
+        np.stack([np.asarray(Image.open(path)) for path in sorted((grid / variant).glob("*.png"))])
+        for variant in ("personalized_residuals", "personalized_residuals_lag")
+    )
+    assert plain.shape == lag.shape and (plain != lag).any()
+
+
+def test_training_that_fails_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch):
+    from personalize_core import training_log
+
+    def full_disk(*arguments):
+        raise OSError("no space left on device")
+
+    before = bytes_under(store.artifact("textual_inversion", "rex"))
+    base = store.params.base_model
+    store = changed(store, lambda values: values["methods"]["textual_inversion"][base].update(lr=0.2))
+    monkeypatch.setattr(training_log, "write", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        steps.train(store, "rex", "textual_inversion")
+    assert bytes_under(store.artifact("textual_inversion", "rex")) == before
+    assert [path.name for path in store.artifact("textual_inversion", "rex").parent.iterdir()] == ["cup", "rex"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: steps.draw_grid(store, "new", "dreambooth"),
+        lambda store: steps.score(store, "new", "dreambooth"),
+        lambda store: steps.draw_samples(store, "new", "dreambooth", ["<new>"], 1),
+        lambda store: steps.export(store, "new", "dreambooth", store.root / "out"),
+    ],
+    ids=["draw", "score", "sample", "export"],
+)
+def test_what_was_not_trained_cannot_be_used(call, store: Store, tmp_path: Path):
+    tiny_workspace.draw_photographs(tmp_path / "photos" / "new", count=2, seed=3)
+    from personalize_core import intake
+
+    intake.add_concept(store.concepts, tmp_path / "photos" / "new", "dog")
+    with pytest.raises(InputError, match="personalize run"):
+        call(store)
+    assert not (store.root / "out").exists()

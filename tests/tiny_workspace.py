@@ -1,0 +1,106 @@
+"""A whole workspace in a temporary folder: a tiny random base model, tiny random encoders, two drawn concepts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+import yaml
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+from personalize_core import intake
+from personalize_core.store import Store
+from tests.conftest import tiny_parts
+
+PROMPTS = ["a photo of a {}", "a photo of a {} on the beach"]
+
+
+def make(root: Path) -> Store:
+    """A workspace whose every step takes a fraction of a second."""
+    models = root / "models"
+    StableDiffusionPipeline(
+        **tiny_parts(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    ).save_pretrained(models / "base")
+    _tiny_encoders(models)
+    (root / "data" / "prompts").mkdir(parents=True)
+    (root / "data" / "prompts" / "two.txt").write_text("\n".join(PROMPTS) + "\n")
+    write_params(root, params(root))
+    for index, (name, class_noun) in enumerate([("rex", "dog"), ("cup", "red mug")]):
+        draw_photographs(root / "photos" / name, count=3, seed=index)
+        intake.add_concept(root / "data" / "concepts", root / "photos" / name, class_noun)
+    return Store(root)
+
+
+def params(root: Path) -> dict:
+    """params.yaml, small."""
+    base = str(root / "models" / "base")
+    short = {"steps": 3, "batch_size": 2}
+    return {
+        "base_model": base,
+        "seed": 5,
+        "sampling": {"sampler": "ddim", "steps": 2, "guidance": 3.0, "images_per_prompt": 2, "prompts": "two"},
+        "class_images": {"sampler": "ddim", "steps": 2, "guidance": 3.0},
+        "encoders": {"text_image": str(root / "models" / "clip"), "identity": str(root / "models" / "identity")},
+        "methods": {
+            "base_model": {},
+            "textual_inversion": {base: short},
+            "dreambooth": {base: {**short, "lr": 1e-3, "class_images": 2}},
+            "personalized_residuals": {base: {**short, "rank_fraction": 0.25}},
+        },
+        "variants": {
+            "personalized_residuals": {
+                "personalized_residuals": {},
+                "personalized_residuals_lag": {"lag": True},
+            }
+        },
+    }
+
+
+def write_params(root: Path, values: dict) -> Store:
+    (root / "params.yaml").write_text(yaml.safe_dump(values))
+    return Store(root)
+
+
+def draw_photographs(folder: Path, count: int, seed: int) -> None:
+    """Pictures of soft colours, larger than the model's and not square."""
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(seed)
+    for index in range(count):
+        pixels = generator.integers(0, 256, size=(3, 4, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((32, 24), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+
+
+def _tiny_encoders(models: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        vision = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+        text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+        clip = open_clip.CLIP(8, open_clip.model.CLIPVisionCfg(**vision), open_clip.model.CLIPTextCfg(**text))
+        identity = ViTModel(
+            ViTConfig(
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=32,
+                image_size=16,
+                patch_size=8,
+            ),
+            add_pooling_layer=False,
+        )
+    folder = models / "clip"
+    folder.mkdir()
+    save_file(
+        {name: tensor.contiguous() for name, tensor in clip.state_dict().items()},
+        folder / "open_clip_model.safetensors",
+    )
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {"model_cfg": {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    identity.save_pretrained(models / "identity")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(models / "identity")
