@@ -6,6 +6,9 @@ from __future__ import annotations
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
 
 # isort: on
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -14,13 +17,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents
+from personalize_core.method import Method
+from personalize_core.sample import initial_noise, make_sampler, sample
+from personalize_core.text import TextContext
 
 torch.set_num_threads(1)  # far faster on models this small
 
 WORDS = "a photo of the sks dog teddy bear in desert on beach red mug jungle".split()
 
 
-def tiny_tokenizer() -> CLIPTokenizer:
+def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     """Byte-pair encoding with one merge chain a word, so that every word of WORDS is one token."""
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     merges, tokens = [], []
@@ -33,9 +39,8 @@ def tiny_tokenizer() -> CLIPTokenizer:
                 tokens.append(left + right)
             parts[-2:] = [left + right]
     vocabulary = [*letters, *(letter + "</w>" for letter in letters), *tokens, "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(vocabulary)}, merges=merges, model_max_length=77
-    )
+    vocab = {token: index for index, token in enumerate(vocabulary)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, pad_token=pad_token)
 
 
 def tiny_unet(linear: bool) -> UNet2DConditionModel:
@@ -50,12 +55,13 @@ def tiny_unet(linear: bool) -> UNet2DConditionModel:
     )
 
 
-def tiny_parts(linear: bool = False) -> dict:
+def tiny_parts(linear: bool = False, prediction_type: str = "epsilon") -> dict[str, Any]:
     """The five components of a tiny Stable Diffusion, with random weights from a fixed seed."""
+    kinds: Any = {"encoder": CLIPTextModel, "vae": AutoencoderKL}  # their signatures are narrower than what they take
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tokenizer = tiny_tokenizer()
-        text_encoder = CLIPTextModel(
+        tokenizer: Any = tiny_tokenizer()
+        text_encoder = kinds["encoder"](
             CLIPTextConfig(
                 vocab_size=len(tokenizer),
                 hidden_size=32,
@@ -69,7 +75,7 @@ def tiny_parts(linear: bool = False) -> dict:
             )
         )
         torch.nn.init.normal_(text_encoder.get_input_embeddings().weight)  # CLIP's 0.02 would hide the words
-        vae = AutoencoderKL(
+        vae = kinds["vae"](
             block_out_channels=(8, 16),
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
@@ -78,12 +84,19 @@ def tiny_parts(linear: bool = False) -> dict:
             sample_size=16,
         )
         unet = tiny_unet(linear)
-    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+    scheduler = DDPMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        prediction_type=prediction_type,
+    )
     return {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae, "unet": unet, "scheduler": scheduler}
 
 
-def tiny_base(linear: bool = False, **options) -> BaseModel:
-    return BaseModel(name="tiny", revision="local", weights_hash="tiny", **tiny_parts(linear), **options)
+def tiny_base(linear: bool = False, prediction_type: str = "epsilon", **options) -> BaseModel:
+    parts = tiny_parts(linear, prediction_type)
+    return BaseModel(name="tiny", revision="local", weights_hash="tiny", **parts, **options)
 
 
 @pytest.fixture(params=[False, True], ids=["convolutional", "linear"])
@@ -107,8 +120,42 @@ def images() -> ConceptLatents:
     return ConceptLatents([moments() for _ in range(3)], class_images=[moments() for _ in range(2)])
 
 
-def predict(base: BaseModel, context) -> torch.Tensor:
+def predict(base: BaseModel, context: TextContext) -> torch.Tensor:
     """The base model's answer to one fixed noisy latent per prompt, all rows with the same noise."""
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).expand(len(context), -1, -1, -1)
     with torch.no_grad():
         return base.denoise(noise, torch.full((len(context),), 500), context)
+
+
+def draw(method: Method, base: BaseModel, prompts: Sequence[str], steps: int = 2, guidance: float = 6.0):
+    """Latents of one picture per prompt, from the noise that every method starts from."""
+    noise = initial_noise(base, 0, [(index, 0) for index in range(len(prompts))])
+    return sample(method, base, prompts, noise, make_sampler("ddim", base), steps, guidance)
+
+
+def unpersonalized(base: BaseModel, concept: Concept) -> Method:
+    """The interface's own defaults: it learns nothing and changes nothing."""
+    return Method(None, base, concept)
+
+
+def disturbed(module: Any, starting: str = "", seed: int = 11) -> Any:
+    """The same module, with its parameters moved at random: all, or those whose names start so."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        if name.startswith(starting):
+            with torch.no_grad():
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+def snapshot(base: BaseModel) -> dict[str, torch.Tensor]:
+    """A copy of every tensor of the base model."""
+    parts = {"unet": base.unet, "text_encoder": base.text_encoder, "vae": base.vae}
+    return {f"{part}.{name}": t.clone() for part, model in parts.items() for name, t in model.state_dict().items()}
+
+
+def equal_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Do two sets of tensors agree in names, types and every bit?"""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
