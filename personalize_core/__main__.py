@@ -18,7 +18,7 @@ from personalize_core import intake, models, steps
 from personalize_core.errors import InputError
 from personalize_core.store import Store
 
-DEMO = ("backpack", "teapot")  # two of the concepts that come with the project
+DEMO = ("backpack1", "teapot1")  # two of the concepts that come with the project
 
 app = typer.Typer(
     help="Teach a text-to-image model a concept from a few photographs, draw it in new scenes, and measure how well.",
@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 step = typer.Typer(help="One step over every concept: what dvc.yaml runs.", no_args_is_help=True)
 app.add_typer(step, name="step")
-console = Console(width=None if sys.stdout.isatty() else 160)
+console = Console(width=None if sys.stdout.isatty() else 500)  # into a file or a pipe, no line is broken
 
 Concepts = Annotated[list[str] | None, typer.Argument(help="Names of concepts; all of them if none is given.")]
 Methods = Annotated[
@@ -248,10 +248,10 @@ def _progress() -> Iterator[steps.Listener]:
 
 
 def _table(*columns: str) -> Table:
-    """A table whose cells are never cut: a path that is cut off is of no use."""
+    """A table whose last column, a path, is folded where the terminal is narrow, and never cut off."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column != columns[-1], overflow="fold")
     return table
 
 
