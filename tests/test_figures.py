@@ -181,15 +181,19 @@ def test_floor_and_ceiling_are_lines_at_their_identity(tmp_path, drawn):
     assert any("ceiling" in text for text in words(drawn[0])) and any("floor" in text for text in words(drawn[0]))
 
 
-def test_labels_of_close_points_do_not_overlap_and_stay_inside(tmp_path, drawn):
+@pytest.mark.parametrize(("count", "spread"), [(10, 0.03), (5, 0.001), (2, 0.0)])
+def test_labels_of_close_points_do_not_overlap_and_stay_inside(count, spread, tmp_path, drawn):
     generator = np.random.default_rng(0)
-    levels = {f"method_number_{i}": {m: generator.normal(0.5, 0.03) for m in ("clip_t", "dino")} for i in range(10)}
+    means = generator.normal(0.5, spread, (count, 2))
+    levels = {
+        f"method_{i}_with_quite_long_options": {"clip_t": float(x), "dino": float(y)} for i, (x, y) in enumerate(means)
+    }
     figures.identity_against_text(summary(levels), tmp_path / "a.png", "title")
     figure = drawn[0]
     figure.draw_without_rendering()
     axes = figure.axes[0]
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("method")]
-    assert len(boxes) == 10
+    assert len(boxes) == count
     assert sum(figures.overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i]) == 0
     assert all(figures.overlap(box, axes.get_window_extent()) == pytest.approx(box.width * box.height) for box in boxes)
 

@@ -137,6 +137,22 @@ def test_the_weights_hash_is_that_of_the_file(vit_s16):
     assert features.load_identity_encoder(folder).weights_hash == expected
 
 
+def test_a_network_that_was_saved_with_dropout_does_not_drop_anything_when_it_scores(pictures, tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    ViTModel(ViTConfig(**sizes, image_size=32, hidden_dropout_prob=0.5)).save_pretrained(tmp_path)
+    about = {"size": {"shortest_edge": 32}, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
+    encoder = features.load_identity_encoder(tmp_path)
+    assert torch.equal(encoder.images(pictures), encoder.images(pictures))
+
+
 # -- small encoders in folders, such as the mini ones ----------------------------------------------------------
 
 

@@ -367,9 +367,15 @@ def test_a_metric_that_was_not_measured_has_no_row(table):
 
 
 def test_base_models_are_not_mixed():
+    floors = {"mini": 0.1, "sd15": 0.3}
     table = tables.from_rows(
-        [r | {"base_model": base_model} for base_model in ("mini", "sd15") for r in grid("base_model", lambda *c: 0.1)]
-        + grid("dreambooth", lambda *c: 0.5, base_model="sd15")
+        [
+            cell | {"base_model": base_model}
+            for base_model, level in floors.items()
+            for cell in grid("base_model", lambda *_, level=level: level)
+        ]
+        + grid("dreambooth", lambda *_: 0.5, base_model="sd15")
     )
     assert len(tables.summarise(table, draws=10).filter(variant="base_model", concept=tables.ALL_CONCEPTS)) == 2
-    assert pick(tables.difference_from_floor(table, draws=10), "dreambooth")["base_model"] == "sd15"
+    gain = pick(tables.difference_from_floor(table, draws=10), "dreambooth")
+    assert gain["base_model"] == "sd15" and gain["difference"] == pytest.approx(0.2) and gain["images"] == 24
