@@ -199,7 +199,7 @@ def _over_cells(
     if not concepts:
         raise InputError(f"there are no concepts in {store.concepts}; add one with `personalize add`")
     steps.check_inputs(store, concepts, methods)
-    table = _table("Concept", "Method", "State", "Training loss, fixed batch", "Pictures")
+    table = _table("Concept", "Method", "State", "Loss on a fixed batch, and its fall [95 %]", "Pictures")
     with _progress() as listener:
         for concept in concepts:
             for method in methods:
@@ -261,7 +261,9 @@ def _row(concept: str, method: str, reports: list[steps.Report]) -> list[str]:
     state = f"made in {sum(report.seconds for report in made):.0f} s" if made else "was there"
     loss = "-"
     if numbers.get("parameters"):
-        loss = f"{numbers['fixed_batch_loss_before']:.4f} -> {numbers['fixed_batch_loss_after']:.4f}"
+        low, high = numbers["fell_by_at_least"], numbers["fell_by_at_most"]
+        loss = f"{numbers['fixed_batch_loss_before']:.4f} - {numbers['fixed_batch_loss_fell_by']:.4f}"
+        loss += f" [{low:.4f}, {high:.4f}]"
     pictures = [_short(path) for report in reports for path in report.pictures.values()]
     return [concept, method, state, loss, "\n".join(pictures)]
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from personalize_core.errors import InputError, listed
 from personalize_core.files import sha256, stamp_of
@@ -113,8 +113,9 @@ def load_base_model(name: str, device: str = "auto", precision: str = "fp32") ->
 
     from personalize_core.base import BaseModel
 
-    where = {"revision": identity.revision} if identity.revision != "local" else {}
+    where: dict[str, Any] = {"revision": identity.revision} if identity.revision != "local" else {}
     try:
+        scheduler: Any = DDPMScheduler.from_pretrained(identity.source, subfolder="scheduler", **where)
         return BaseModel(
             name=name,
             revision=identity.revision,
@@ -127,7 +128,7 @@ def load_base_model(name: str, device: str = "auto", precision: str = "fp32") ->
             unet=UNet2DConditionModel.from_pretrained(
                 identity.source, subfolder="unet", torch_dtype=torch.float32, **where
             ),
-            scheduler=DDPMScheduler.from_pretrained(identity.source, subfolder="scheduler", **where),
+            scheduler=scheduler,
             device=choose_device(device),
             dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
         )

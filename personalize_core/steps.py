@@ -519,6 +519,9 @@ def _trained(stamp: str, skipped: bool, started: float, folder: Path) -> Report:
         "parameters": float(saved["parameters"]),
         "fixed_batch_loss_before": fixed["before"],
         "fixed_batch_loss_after": fixed["after"],
+        "fixed_batch_loss_fell_by": fixed["fell_by"],
+        "fell_by_at_least": fixed["interval_95"][0],
+        "fell_by_at_most": fixed["interval_95"][1],
     }
     pictures = {"loss": folder / "loss.png"} if (folder / "loss.png").is_file() else {}
     return Report(stamp, skipped, time.monotonic() - started, folder, numbers, pictures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_the_scores_of_a_grid_are_those_of_its_pictures(store: Store):
     from transformers import ViTModel
 
     models = Path(store.params.base_model).parent
-    clip = open_clip.create_model(f"local-dir:{models / 'clip'}").eval()
+    clip: Any = open_clip.create_model(f"local-dir:{models / 'clip'}").eval()
     vit = ViTModel.from_pretrained(models / "identity", add_pooling_layer=False).eval()
 
     def pixels(path: Path) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -24,9 +25,8 @@ PROMPTS = ["a photo of a {}", "a photo of a {} on the beach"]
 def make(root: Path) -> Store:
     """A workspace whose every step takes a fraction of a second."""
     models = root / "models"
-    StableDiffusionPipeline(
-        **tiny_parts(), safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    ).save_pretrained(models / "base")
+    unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**tiny_parts(), **unused).save_pretrained(models / "base")
     _tiny_encoders(models)
     (root / "data" / "prompts").mkdir(parents=True)
     (root / "data" / "prompts" / "two.txt").write_text("\n".join(PROMPTS) + "\n")
@@ -79,8 +79,8 @@ def draw_photographs(folder: Path, count: int, seed: int) -> None:
 def _tiny_encoders(models: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(7)
-        vision = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
-        text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+        vision: dict[str, Any] = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+        text: dict[str, Any] = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
         clip = open_clip.CLIP(8, open_clip.model.CLIPVisionCfg(**vision), open_clip.model.CLIPTextCfg(**text))
         identity = ViTModel(
             ViTConfig(
