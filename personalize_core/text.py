@@ -129,8 +129,8 @@ class PromptTokenizer:
         """Raise unless the class noun keeps its tokens behind the placeholder, where methods look for it."""
         ids = self.class_noun_ids(concept.class_noun)
         tokens = self([f"a photo of a {concept.placeholder} {concept.class_noun}"], concept)
-        unknown = self._tokenizer.unk_token_id
-        if not ids or (unknown in ids and unknown != self._end) or int(tokens.class_noun.sum()) != len(ids):
+        unknown = self._tokenizer.unk_token_id  # CLIP's is the end-of-text token, which no word has
+        if not ids or unknown in ids or int(tokens.class_noun.sum()) != len(ids):
             raise InputError(
                 f"concept {concept.name!r}: this base model's tokenizer cannot place the class noun "
                 f"{concept.class_noun!r} in a prompt; choose another word for the same kind of thing"
