@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from personalize_core.attention import AttentionMaps
@@ -68,13 +68,15 @@ class Checkpoints:
 
     def load(self) -> Resumed:
         """Where to go on; the very beginning, if there is nothing to resume."""
-        if self.path.exists():
+        try:
             with safe_open(self.path, framework="pt") as saved:
                 progress = json.loads(saved.metadata()["progress"])
                 if progress["stamp"] == self.stamp:
                     stage, step = progress["position"]
                     tensors = {name: saved.get_tensor(name) for name in saved.keys()}
                     return Resumed(stage, step, tensors, progress["history"])
+        except (FileNotFoundError, SafetensorError):  # the second: a power cut may leave an empty file
+            pass
         return Resumed()
 
     def clear(self) -> None:
