@@ -89,6 +89,7 @@ def tiny_parts(linear: bool = False, prediction_type: str = "epsilon") -> dict[s
         beta_start=0.00085,
         beta_end=0.012,
         clip_sample=False,
+        steps_offset=1,  # as in every Stable Diffusion; diffusers' pipeline would set it
         prediction_type=prediction_type,
     )
     return {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae, "unet": unet, "scheduler": scheduler}

@@ -1,0 +1,84 @@
+"""What several methods are made of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from personalize_core.parts import ConceptEmbedding, TunedWeights, count, parameter_names
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))).requires_grad_(False)
+
+
+@pytest.fixture
+def tuned(model) -> TunedWeights:
+    return TunedWeights(model, parameter_names(model))
+
+
+x = torch.ones(1, 3)
+
+
+def test_untouched_copies_compute_what_the_originals_do(model, tuned):
+    expected = model(x)
+    with tuned.placed_in(model):
+        assert torch.equal(model(x), expected)
+
+
+def test_within_the_block_the_model_computes_with_the_copies(model, tuned):
+    for weight in tuned.parameters():
+        nn.init.zeros_(weight)
+    with tuned.placed_in(model):
+        assert not model(x).any()
+
+
+def test_gradients_reach_the_copies_and_not_the_originals(model, tuned):
+    with tuned.placed_in(model):
+        model(x).sum().backward()
+    assert all(weight.grad is not None for weight in tuned.parameters())
+    assert all(original.grad is None for original in model.parameters())
+
+
+def test_the_originals_come_back_themselves_also_after_a_failure(model, tuned):
+    originals = dict(model.named_parameters())
+    with pytest.raises(RuntimeError), tuned.placed_in(model):
+        raise RuntimeError
+    assert all(parameter is originals[name] for name, parameter in model.named_parameters())
+
+
+def test_copies_nest(model):
+    outer, inner = TunedWeights(model, ["0.weight"]), TunedWeights(model, ["0.weight"])
+    expected = model(x)
+    nn.init.zeros_(inner.weights["0/weight"])
+    with outer.placed_in(model):
+        with inner.placed_in(model):
+            assert not torch.equal(model(x), expected)
+        assert torch.equal(model(x), expected)
+    assert torch.equal(model(x), expected)
+
+
+def test_a_part_of_the_model_can_be_chosen(model):
+    tuned = TunedWeights(model, ["1.1.bias"])
+    assert [name for name, _ in tuned.items()] == ["1.1.bias"] and count(tuned) == 2
+
+
+def test_copies_of_a_half_precision_model_are_float32(model):
+    tuned = TunedWeights(model.half(), ["0.weight"])
+    assert tuned.weights["0/weight"].dtype == torch.float32
+
+
+def test_the_state_has_the_models_own_names(model, tuned):
+    state = tuned.as_state_dict()
+    assert sorted(state) == sorted(parameter_names(model))
+    model.load_state_dict(state)
+
+
+def test_an_embedding_starts_from_a_copy_of_its_word():
+    word = torch.arange(4.0)
+    embedding = ConceptEmbedding(word)
+    nn.init.zeros_(embedding.vector)
+    assert word.tolist() == [0, 1, 2, 3]
+    assert embedding.vector.dtype == torch.float32 and count(embedding) == 4
