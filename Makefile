@@ -29,7 +29,7 @@ lint: $(INSTALLED)  ## formatting, lint, types, and whether the pipeline's defin
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/dg check defs
+	$(BIN)/python -W 'ignore:Function' -m dagster definitions validate
 
 install: $(INSTALLED)  ## only the environment
 

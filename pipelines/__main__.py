@@ -27,11 +27,10 @@ def ui(
         if not Path(name).is_file():
             typer.echo(f"personalize: {name} is not here; run this in the project's folder", err=True)
             raise typer.Exit(2)
-    # The instance that `dagster dev` would take from dagster.yaml here anyway; said aloud, so that it can be prepared.
-    os.environ.setdefault("DAGSTER_HOME", str(Path.cwd()))
     prepare(gpus)
     arguments = ["dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
-    os.execv(sys.executable, [sys.executable, "-m", "dagster", *arguments])
+    quiet = ["-W", "ignore:Function `dev_command`"]  # Dagster would rather have `dg dev`, which brings telemetry along
+    os.execv(sys.executable, [sys.executable, *quiet, "-m", "dagster", *arguments])
 
 
 def prepare(gpus: int) -> None:
@@ -46,10 +45,13 @@ def prepare(gpus: int) -> None:
     good, bad = scan(Workspace().store().concepts)
     for reason in bad.values():
         typer.echo(f"personalize: left out: {reason}", err=True)
-    with dg.DagsterInstance.get() as instance:
+    # as `dagster dev` does it: an instance named by DAGSTER_HOME, or else the one of dagster.yaml here
+    home = os.environ.get("DAGSTER_HOME")
+    with dg.DagsterInstance.from_config(home or str(Path.cwd())) as instance:
         instance.add_dynamic_partitions(CONCEPT, list(good))
         instance.event_log_storage.set_concurrency_slots(GPU, gpus)
     typer.echo(f"Concepts: {', '.join(good) or 'none yet; add one with `personalize add`'}")
+    typer.echo(f"History is kept in {home or '.dagster'}; stop with Ctrl-C.")
 
 
 if __name__ == "__main__":

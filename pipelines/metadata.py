@@ -25,16 +25,21 @@ BEHIND_LINK = 60_000  # bytes of one that opens on a click
 
 
 def result(report: Report, more: Metadata | None = None) -> dg.MaterializeResult:
-    """The materialization: its data version is the step's stamp, which names everything the result depends on."""
-    metadata: Metadata = {
-        "path": dg.MetadataValue.path(str(report.path)),
-        "skipped": dg.MetadataValue.bool(report.skipped),
-        "seconds": dg.MetadataValue.float(round(report.seconds, 2)),
-    }
-    metadata |= {name: dg.MetadataValue.float(value) for name, value in report.numbers.items()}
+    """The materialization, what there is to see first.
+
+    Its data version is the step's stamp, which names everything the result depends on.
+    """
+    metadata: Metadata = {}
     for name, path in report.pictures.items():
         metadata |= picture(name, path)
-    return dg.MaterializeResult(metadata=metadata | (more or {}), data_version=dg.DataVersion(report.stamp))
+    metadata |= more or {}
+    metadata |= {name: dg.MetadataValue.float(value) for name, value in report.numbers.items()}
+    metadata |= {
+        "path": dg.MetadataValue.path(str(report.path)),
+        "seconds": dg.MetadataValue.float(round(report.seconds, 2)),
+        "skipped": dg.MetadataValue.bool(report.skipped),
+    }
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.stamp))
 
 
 def picture(name: str, path: Path) -> Metadata:
@@ -48,7 +53,7 @@ def picture(name: str, path: Path) -> Metadata:
 
 
 def loss_curve(report: Report) -> Metadata:
-    """The diffusion loss over training, as a line in the page and in three numbers."""
+    """The diffusion loss over training: a line in the page, in place of its picture's thumbnail, and numbers."""
     from personalize_core import training_log
     from personalize_core.figures import loss_sparkline_svg
 
@@ -58,7 +63,7 @@ def loss_curve(report: Report) -> Metadata:
     tenth = max(1, len(losses) // 10)
     line = urllib.parse.quote(loss_sparkline_svg(losses), safe="='/:,.")
     return {
-        "loss_curve": dg.MetadataValue.md(f"![loss](data:image/svg+xml,{line})"),
+        "loss_preview": dg.MetadataValue.md(f"![loss](data:image/svg+xml,{line})"),
         "loss_first_tenth": dg.MetadataValue.float(sum(losses[:tenth]) / tenth),
         "loss_last_tenth": dg.MetadataValue.float(sum(losses[-tenth:]) / tenth),
         "training_steps": dg.MetadataValue.int(len(losses)),

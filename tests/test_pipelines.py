@@ -152,7 +152,7 @@ def test_a_loss_curve_is_short_enough_to_stand_in_the_page(tmp_path, steps_taken
     rows = [{"stage": "all", "step": i, "diffusion": float(loss)} for i, loss in enumerate(losses)]
     (tmp_path / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shown = metadata.loss_curve(steps.Report("stamp", False, 1.0, tmp_path))
-    assert len(str(shown["loss_curve"].value)) < 1000
+    assert len(str(shown["loss_preview"].value)) < 1000
     assert {"loss_first_tenth", "loss_last_tenth", "training_steps"} < shown.keys()
 
 
