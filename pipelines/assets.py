@@ -115,7 +115,7 @@ def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     """Every method beside every other: one table of all scores, one grid, one plot of identity against text."""
     from personalize_core import steps
 
-    return metadata.result(steps.compare(workspace.store(), logged(context)))
+    return metadata.overview(steps.compare(workspace.store(), logged(context)))
 
 
 ALL = [concept_images, latents, class_images, artifact, image_grid, metrics, reference_scores, comparison]

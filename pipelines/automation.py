@@ -53,7 +53,6 @@ def scan(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 @dg.sensor(
-    asset_selection=dg.AssetSelection.all(),
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Keeps the partition `concept` like the folders of data/concepts, and reports what they hold. "

@@ -8,6 +8,7 @@ kept small.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import urllib.parse
 from pathlib import Path
@@ -22,6 +23,8 @@ Metadata = dict[str, dg.MetadataValue]
 
 THUMBNAIL = 700  # bytes of a picture that stands in the page
 BEHIND_LINK = 60_000  # bytes of one that opens on a click
+WIDEST = 1150  # pixels of it: what the page shows without scrolling
+MOST_GRIDS = 8  # on a comparison; the others lie at its path
 
 
 def result(report: Report, more: Metadata | None = None) -> dg.MaterializeResult:
@@ -40,6 +43,13 @@ def result(report: Report, more: Metadata | None = None) -> dg.MaterializeResult
         "skipped": dg.MetadataValue.bool(report.skipped),
     }
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.stamp))
+
+
+def overview(report: Report) -> dg.MaterializeResult:
+    """A comparison: the plot over all concepts, then the grids of the first few."""
+    grids = [name for name in report.pictures if name.startswith("grid")][:MOST_GRIDS]
+    shown = [name for name in ("identity_vs_text", *grids) if name in report.pictures]
+    return result(dataclasses.replace(report, pictures={name: report.pictures[name] for name in shown}))
 
 
 def picture(name: str, path: Path) -> Metadata:
@@ -102,8 +112,8 @@ def _webp(path: Path, most: int) -> bytes:
     with Image.open(path) as opened:
         whole = opened.convert("RGB")
     content = b""
-    for side in (1800, 1400, 1100, 850, 650, 500, 380, 290, 220):
-        smaller = whole if max(whole.size) <= side else ImageOps.contain(whole, (side, side))
+    for width in (WIDEST, 850, 650, 500, 380, 290, 220):
+        smaller = ImageOps.contain(whole, (min(width, whole.width), 2 * width))
         for quality in (85, 70, 50):
             encoded = io.BytesIO()
             smaller.save(encoded, "WEBP", quality=quality)

@@ -146,6 +146,15 @@ def test_a_picture_has_a_thumbnail_short_enough_to_stand_in_the_page(tmp_path, s
     assert len(preview) < len(grid) < metadata.BEHIND_LINK * 4 / 3 + 100
 
 
+def test_a_comparison_of_many_concepts_does_not_bury_the_page(tmp_path):
+    path = noisy_picture(tmp_path / "any.png", (64, 64))
+    names = [f"{kind}_c{i:03d}" for i in range(100) for kind in ("grid", "identity_vs_text")]
+    pictures = dict.fromkeys([*names, "identity_vs_text"], path)
+    shown = dict(metadata.overview(steps.Report("stamp", False, 1.0, tmp_path, {}, pictures)).metadata or {})
+    assert list(shown)[:4] == ["identity_vs_text_preview", "identity_vs_text", "grid_c000_preview", "grid_c000"]
+    assert len([name for name in shown if name.startswith("grid")]) == 2 * metadata.MOST_GRIDS
+
+
 @pytest.mark.parametrize("steps_taken", [1, 7, 150, 4000])
 def test_a_loss_curve_is_short_enough_to_stand_in_the_page(tmp_path, steps_taken):
     losses = np.random.default_rng(0).random(steps_taken)
