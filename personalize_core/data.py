@@ -63,12 +63,22 @@ def load_picture(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return _as_rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         what = "is empty" if path.is_file() and path.stat().st_size == 0 else "cannot be read as a picture"
         raise InputError(f"{path} {what} ({type(error).__name__}); replace it or take it out of the folder") from None
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    """Where a picture is transparent it becomes white, as viewers show it; sixteen bits become eight."""
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))  # Pillow would cut all at 255
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture.convert("RGBA"))
+    return picture.convert("RGB")
 
 
 def image_files(folder: Path) -> list[Path]:
