@@ -25,7 +25,7 @@ def read_concept(folder: Path) -> Concept:
     """
     path = folder / DESCRIPTION
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), yaml.BaseLoader)  # where "no" and "on" are words
     except FileNotFoundError:
         raise InputError(f"{folder} holds no {DESCRIPTION}; add photographs with `personalize add`") from None
     except (yaml.YAMLError, UnicodeDecodeError):
