@@ -74,7 +74,12 @@ def whole_folder(folder: Path, stamp: str) -> Iterator[Path]:
         replaced = _beside(folder)
         if folder.exists():
             os.rename(folder, replaced)
-        os.rename(temporary, folder)
+        try:
+            os.rename(temporary, folder)
+        except BaseException:
+            if replaced.exists():
+                os.rename(replaced, folder)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -87,7 +92,7 @@ def is_current(folder: Path, stamp: str) -> bool:
         return manifest["stamp"] == stamp and all(
             (folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items()
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
