@@ -1,0 +1,184 @@
+"""Files are whole or not there, and a stamp says what they were made from."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from personalize_core import files
+from personalize_core.files import (
+    MANIFEST,
+    is_current,
+    read_json,
+    save_tensors,
+    sources_hash,
+    stamp_of,
+    whole_folder,
+    write_bytes,
+    write_json,
+)
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Failure(Exception):
+    pass
+
+
+# -- single files ----------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_with_the_folders_it_needs(tmp_path):
+    write_bytes(tmp_path / "deep" / "er" / "file", b"content")
+    assert (tmp_path / "deep" / "er" / "file").read_bytes() == b"content"
+    assert names(tmp_path / "deep" / "er") == ["file"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    write_bytes(tmp_path / "file", b"old")
+
+    def fail(*args):
+        raise Failure
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(Failure):
+        write_bytes(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_json_is_read_back_and_does_not_depend_on_the_order_of_keys(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, 2.5], "a": "ü"})
+    write_json(tmp_path / "b.json", {"a": "ü", "b": [1, 2.5]})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert read_json(tmp_path / "a.json") == {"a": "ü", "b": [1, 2.5]}
+
+
+def test_the_same_tensors_give_the_same_bytes_whatever_their_order(tmp_path):
+    tensors = {name: torch.randn(3, 4) for name in "cab"}
+    save_tensors(tmp_path / "a", tensors, {"note": "n"})
+    save_tensors(tmp_path / "b", dict(reversed(tensors.items())), {"note": "n"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    read = load_file(tmp_path / "a")
+    assert all(torch.equal(read[name], tensors[name]) for name in "cab")
+
+
+def test_a_view_that_asks_for_gradients_is_saved_as_plain_numbers(tmp_path):
+    tensor = torch.randn(4, 6, requires_grad=True)
+    save_tensors(tmp_path / "a", {"t": tensor.T[1:]})
+    assert torch.equal(load_file(tmp_path / "a")["t"], tensor.T[1:].detach())
+
+
+# -- stamps ----------------------------------------------------------------------------------------------------
+
+
+def test_a_stamp_is_equal_exactly_if_all_that_it_names_is():
+    same = [stamp_of({"seed": 1, "config": {"lr": 0.1}}), stamp_of({"config": {"lr": 0.1}, "seed": 1})]
+    others = [
+        stamp_of({"seed": 2, "config": {"lr": 0.1}}),
+        stamp_of({"seed": 1, "config": {"lr": 0.2}}),
+        stamp_of({"seed": "1", "config": {"lr": 0.1}}),
+        stamp_of({"seed": 1}),
+    ]
+    assert same[0] == same[1]
+    assert len({same[0], *others}) == 5
+
+
+def test_the_hash_of_sources_follows_their_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "files.py"))
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "train.py").write_text("1")
+    (tmp_path / "methods" / "one.py").write_text("2")
+    before = sources_hash(["train", "methods/one"])
+    assert sources_hash(["methods/one", "train"]) == before
+    (tmp_path / "methods" / "one.py").write_text("3")
+    assert sources_hash(["train", "methods/one"]) != before
+
+
+# -- folders ---------------------------------------------------------------------------------------------------
+
+
+def fill(folder, stamp, content="content"):
+    with whole_folder(folder, stamp) as new:
+        (new / "sub").mkdir()
+        (new / "sub" / "file").write_text(content)
+
+
+def test_a_folder_appears_with_its_stamp_and_a_list_of_its_files(tmp_path):
+    fill(tmp_path / "result", "s1")
+    manifest = read_json(tmp_path / "result" / MANIFEST)
+    assert manifest["stamp"] == "s1"
+    assert manifest["files"] == {"sub/file": {"bytes": 7, "sha256": files.sha256(tmp_path / "result" / "sub" / "file")}}
+    assert is_current(tmp_path / "result", "s1") and not is_current(tmp_path / "result", "s2")
+    assert names(tmp_path) == ["result"]
+
+
+def test_it_is_not_there_before_it_is_whole(tmp_path):
+    with whole_folder(tmp_path / "result", "s1") as new:
+        (new / "file").touch()
+        assert not (tmp_path / "result").exists()
+        assert all(name.startswith(".") for name in names(tmp_path))
+
+
+def test_a_failure_inside_leaves_nothing(tmp_path):
+    with pytest.raises(Failure), whole_folder(tmp_path / "result", "s1") as new:
+        (new / "half").touch()
+        raise Failure
+    assert names(tmp_path) == []
+
+
+def test_a_failure_inside_leaves_the_old_folder(tmp_path):
+    fill(tmp_path / "result", "s1", "old")
+    with pytest.raises(Failure), whole_folder(tmp_path / "result", "s2") as new:
+        (new / "half").touch()
+        raise Failure
+    assert is_current(tmp_path / "result", "s1")
+    assert (tmp_path / "result" / "sub" / "file").read_text() == "old"
+    assert names(tmp_path) == ["result"]
+
+
+def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
+    with whole_folder(tmp_path / "result", "s1") as new:
+        (new / "only in the old one").touch()
+    fill(tmp_path / "result", "s2")
+    assert names(tmp_path / "result") == [MANIFEST, "sub"]
+    assert is_current(tmp_path / "result", "s2")
+    assert names(tmp_path) == ["result"]
+
+
+def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    fill(tmp_path / "result", "s1", "old")
+    rename = os.rename
+
+    def fail_the_second_time(source, target):
+        if target == tmp_path / "result" and "s2" in (source / MANIFEST).read_text():
+            raise Failure
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_the_second_time)
+    with pytest.raises(Failure):
+        fill(tmp_path / "result", "s2")
+    assert is_current(tmp_path / "result", "s1")
+    assert names(tmp_path) == ["result"]
+
+
+def test_a_folder_that_lost_or_changed_a_file_is_not_current(tmp_path):
+    for damage in (lambda file: file.unlink(), lambda file: file.write_text("shorter or longer")):
+        fill(tmp_path / "result", "s1")
+        damage(tmp_path / "result" / "sub" / "file")
+        assert not is_current(tmp_path / "result", "s1")
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "null", "[]", "{}", '{"stamp": "s1"}', '{"stamp": "s1", "files": [1]}'])
+def test_a_damaged_manifest_is_not_current(manifest, tmp_path):
+    (tmp_path / MANIFEST).write_text(manifest)
+    assert not is_current(tmp_path, "s1")
+
+
+def test_what_is_not_there_is_not_current(tmp_path):
+    assert not is_current(tmp_path / "nothing", "s1")
