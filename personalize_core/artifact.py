@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from personalize_core.base import BaseModel
@@ -57,12 +59,9 @@ def restore(folder: Path, base: BaseModel) -> Method:
     """The trained method, ready to draw.
 
     Raises:
-        InputError: there is no artifact, or it was trained on another base model.
+        InputError: there is no artifact, it is damaged, or it was trained on another base model.
     """
-    try:
-        saved = read_json(folder / CONFIG)
-    except FileNotFoundError:
-        raise InputError(f"{folder} holds no artifact; train it first, with `personalize train`") from None
+    saved = _described(folder)
     trained_on = saved["base_model"]
     if saved["format"] != FORMAT:
         raise InputError(
@@ -75,6 +74,26 @@ def restore(folder: Path, base: BaseModel) -> Method:
         )
     kind = method_class(saved["method"])
     config = build(kind.Config, saved["config"], str(folder / CONFIG))
-    method = kind(config, base, Concept(**saved["concept"]))
-    method.load_state_dict(load_file(folder / WEIGHTS))
+    with torch.random.fork_rng():  # what a method starts from is drawn at random, and replaced at once
+        method = kind(config, base, Concept(**saved["concept"]))
+    try:
+        method.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError):
+        raise _damaged(folder) from None
     return method.requires_grad_(False).eval().to(base.device)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} holds no artifact; train it first, with `personalize train`")
+    try:
+        saved = read_json(folder / CONFIG)
+    except ValueError:
+        raise _damaged(folder) from None
+    if not isinstance(saved, dict) or not saved.keys() >= {"format", "method", "concept", "config", "base_model"}:
+        raise _damaged(folder)
+    return saved
+
+
+def _damaged(folder: Path) -> InputError:
+    return InputError(f"{folder} holds a damaged artifact; remove the folder and train again")
