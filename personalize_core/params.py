@@ -102,8 +102,11 @@ class Params(_Strict):
 
 def _validated(kind: type[M], path: Path) -> M:
     try:
-        return kind.model_validate(yaml.safe_load(path.read_text()))
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(path.read_text())
+        if not isinstance(values, dict):
+            raise InputError(f"{path} must hold keys and their values, a line for each; they are {listed(_keys(kind))}")
+        return kind.model_validate(values)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error, kind)}") from None
@@ -124,10 +127,14 @@ def build(kind: type, values: Values, where: str) -> Any:
 def _explain(error: ValidationError, kind: Any) -> str:
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
-    fields = getattr(kind, "__pydantic_fields__", {})
+    fields = _keys(kind)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         known = f"; known are {listed(fields)}" if len(first["loc"]) == 1 and fields else ""
         return f"there is no key {key!r}{known or '; take it out, or mend its spelling'}"
     if first["type"] == "missing":
         return f"the key {key!r} is missing"
     return f"{key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _keys(kind: Any) -> list[str]:
+    return list(getattr(kind, "__pydantic_fields__", {}))
