@@ -56,7 +56,7 @@ class Identity:
     name: str  # as the user chose it
     source: str  # a folder, or a hub id
     revision: str  # the hub's commit, or "local"
-    hashes: tuple[tuple[str, str], ...]  # (part, hash of its weights and config)
+    hashes: tuple[tuple[str, str], ...]  # (part, hash of its files); "unet_config" apart, for it says the image size
 
     def hash_of(self, part: str) -> str:
         return dict(self.hashes)[part]
@@ -149,7 +149,7 @@ def choose_device(device: str) -> str:
 
 
 def _on_hub(name: str, hub_id: str, revision: str) -> Identity:
-    return Identity(name, hub_id, revision, tuple((part, f"{hub_id}@{revision}") for part in PARTS))
+    return Identity(name, hub_id, revision, tuple((part, f"{hub_id}@{revision}") for part in (*PARTS, "unet_config")))
 
 
 def _local(name: str, folder: Path) -> Identity:
@@ -159,7 +159,8 @@ def _local(name: str, folder: Path) -> Identity:
     hashes = tuple((part, _hash_of_folder(folder / part, _state_of(folder / part))) for part in PARTS)
     tokenizer = _hash_of_folder(folder / "tokenizer", _state_of(folder / "tokenizer"))
     scheduler = _hash_of_folder(folder / "scheduler", _state_of(folder / "scheduler"))
-    return Identity(name, os.fspath(folder), "local", (*hashes, ("tokenizer", tokenizer), ("scheduler", scheduler)))
+    others = (("tokenizer", tokenizer), ("scheduler", scheduler), ("unet_config", sha256(folder / "unet/config.json")))
+    return Identity(name, os.fspath(folder), "local", (*hashes, *others))
 
 
 def _state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:

@@ -70,7 +70,7 @@ class Report:
 def encode_images(store: Store, concept: str, listener: Listener = unheard) -> Report:
     """A concept's photographs as the autoencoder's moments, once for each way that a method prepares them."""
     started = time.monotonic()
-    load, about = _base(store), identify(store.params.base_model)
+    about = identify(store.params.base_model)
     described, folder = store.concept(concept), store.latents(concept)
     files = intake.content(store.concept_folder(concept))
     paths = intake.photographs(store.concept_folder(concept))
@@ -80,7 +80,7 @@ def encode_images(store: Store, concept: str, listener: Listener = unheard) -> R
             "files": files,
             "preprocessings": sorted(recipes),
             "vae": about.hash_of("vae"),
-            "unet_config": about.hash_of("unet") if about.revision != "local" else "",
+            "image_size": about.hash_of("unet_config"),
             "sources": sources_hash(ENCODING),
         }
     )
@@ -88,7 +88,7 @@ def encode_images(store: Store, concept: str, listener: Listener = unheard) -> R
     with store.alone("latents", concept):
         if is_current(folder, stamp):
             return Report(stamp, True, time.monotonic() - started, folder, numbers)
-        base = load()
+        base = _base(store)
         base.tokenizer.check_class_noun(described)
         with whole_folder(folder, stamp) as new, store.alone("device"):
             _encode(base, paths, recipes, new, f"encoding {concept}", listener)
@@ -119,7 +119,7 @@ def make_class_images(store: Store, class_noun: str, listener: Listener = unhear
     with store.alone("class_images", folder.name):
         if is_current(folder, stamp):
             return Report(stamp, True, time.monotonic() - started, folder, numbers)
-        base = _base(store)()
+        base = _base(store)
         kind = method_class(FLOOR)
         speaker = kind(kind.Config(), base, Concept.named("class", class_noun))
         # the prior prompt of DreamBooth's recipe; prompt index -1 keeps its noise apart from every grid's
@@ -155,7 +155,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
     with store.alone("artifact", method, concept):
         if is_current(folder, stamp):
             return _trained(stamp, True, started, folder)
-        base = _base(store)()
+        base = _base(store)
         base.tokenizer.check_class_noun(described)
         with whole_folder(folder, stamp) as new, store.alone("device"):
             _train_into(new, store, base, concept, method, config, stamp, listener)
@@ -192,7 +192,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
     with store.alone("grid", method, concept):
         if is_current(folder, stamp):
             return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
-        base = _base(store)()
+        base = _base(store)
         trained = restore(store.artifact(method, concept), base)
         places = [(p, i) for p in range(len(templates)) for i in range(params.sampling.images_per_prompt)]
         with whole_folder(folder, stamp) as new, store.alone("device"):
@@ -341,7 +341,7 @@ def draw_samples(
     pictures = {f"{templates[p]} {i + 1}": folder / picture_name(variant, p, i) for p, i in places}
     if is_current(folder, stamp):
         return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
-    base = _base(store)()
+    base = _base(store)
     trained = restore(store.artifact(method, concept), base)
     trained.sampling = variants[variant]
     with whole_folder(folder, stamp) as new, store.alone("device"):
@@ -367,7 +367,7 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
         raise InputError(f"{to} exists already; name a folder that does not, so that nothing is overwritten")
     artifact = store.artifact(method, concept)
     stamp = _manifest_stamp(artifact, f"{method} has not been trained on {concept!r}")
-    base = _base(store)()
+    base = _base(store)
     with whole_folder(to, stamp) as new:
         how = restore(artifact, base).export(base, new)
         (new / "README.md").write_text(f"{concept}, learned by {method} on {base.name} ({base.revision}).\n\n{how}\n")
@@ -425,9 +425,8 @@ def _manifest_stamp(folder: Path, what_is_missing: str) -> str:
 # What the steps share
 
 
-def _base(store: Store) -> Callable[[], BaseModel]:
-    params = store.params
-    return lambda: load_base_model(params.base_model, params.device, params.precision)
+def _base(store: Store) -> BaseModel:
+    return load_base_model(store.params.base_model, store.params.device, store.params.precision)
 
 
 def _preprocessings(store: Store) -> dict[str, Preprocessing]:

@@ -35,9 +35,7 @@ class TextContext:
     class_noun: Tensor
     words: Tensor
     end: Tensor
-    partner: (
-        Tensor  # (B,) long: the row that shows the same picture with its prompt; itself, but for guidance's other half
-    )
+    partner: Tensor  # (B,) long: the row of the same picture with its prompt; itself, but in guidance's empty half
 
     def __len__(self) -> int:
         return len(self.hidden)
