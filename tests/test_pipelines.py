@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -14,10 +15,12 @@ from PIL import Image
 from personalize_core import steps
 from personalize_core.store import Store
 from pipelines import assets, automation, metadata
+from pipelines.__main__ import prepare
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
 
+ROOT = Path(__file__).parent.parent
 PAIR = dg.MultiPartitionKey({"concept": "dog7", "method": "textual_inversion"})
 
 
@@ -168,6 +171,25 @@ def test_a_loss_curve_is_short_enough_to_stand_in_the_page(tmp_path, steps_taken
 def test_a_method_that_trains_nothing_has_no_loss_curve(tmp_path):
     (tmp_path / "train_log.jsonl").write_text("")
     assert metadata.loss_curve(steps.Report("stamp", False, 1.0, tmp_path)) == {}
+
+
+# The UI's instance
+
+
+def test_what_the_ui_prepares_is_there_when_it_is_opened_again(tmp_path, monkeypatch, capsys):
+    """With no environment variable set: the instance is the one that dagster.yaml describes."""
+    concept(tmp_path, "dog7")
+    (tmp_path / "data" / "concepts" / "Not A Name").mkdir()
+    shutil.copy(ROOT / "dagster.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    for _ in range(2):
+        prepare(gpus=1)
+        with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+            assert instance.get_dynamic_partitions(CONCEPT) == ["dog7"]
+            assert instance.event_log_storage.get_concurrency_info(assets.GPU).slot_count == 1
+    assert "'Not A Name'" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {".dagster", "dagster.yaml", "data"}
 
 
 # The sensor
