@@ -1,0 +1,126 @@
+"""Stage 1: the autoencoder, on scenes drawn anew for every step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+from personalize_core.mini import loop, world
+from personalize_core.mini.networks import Average, autoencoder, to_pictures, to_tensor
+
+
+def scenes(rng: np.random.Generator, count: int, **odds: float) -> tuple[np.ndarray, np.ndarray, list[world.Scene]]:
+    """Pictures (count, h, w, 3) and masks (count, h, w), uint8, and what they show."""
+    drawn = [world.random_scene(rng, **odds) for _ in range(count)]
+    pictures, masks = zip(*(world.draw(scene) for scene in drawn), strict=True)
+    return np.stack(pictures), np.stack(masks), drawn
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Per picture, decibels, of uint8 pictures (B, h, w, 3)."""
+    error = ((a.astype(np.float32) - b.astype(np.float32)) ** 2).mean(axis=(1, 2, 3))
+    return 10 * np.log10(255**2 / np.maximum(error, 1e-6))
+
+
+def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
+class Autoencoder:
+    name = "autoencoder"
+
+    def __init__(self, seed: int = 0, batch: int = 16, lr: float = 2e-3, device: str = "cpu") -> None:
+        self.seed, self.batch, self.device = seed, batch, device
+        torch.manual_seed(seed)
+        self.network = autoencoder().to(device)
+        self.average = Average(self.network)
+        self.modules = {"network": self.network, "average": self.average}
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+        )
+
+    def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
+        pictures, masks, _ = scenes(rng, self.batch, plain=0.55, photo=0.85)
+        x = to_tensor(pictures).to(self.device)
+        weight = 1 + torch.from_numpy(masks).to(self.device)[:, None].float() / 255  # things count double
+        posterior = self.network.encode(x).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
+        drawn = self.network.decode(posterior.mean + posterior.std * noise).sample
+        error = drawn - x
+        loss = (weight * (2 * error**2 + 0.3 * error.abs())).mean()
+        loss = loss + 0.3 * sum(F.l1_loss(a, b) for a, b in zip(edges(drawn), edges(x), strict=True))
+        return loss + 2e-4 * posterior.kl().mean() / posterior.mean[0].numel(), self.batch
+
+    def after_step(self, number: int) -> None:
+        self.average.update(self.network, number, longest=0.995)
+
+    @torch.no_grad()
+    def look(self, folder: Path, number: int) -> str:
+        pictures, _, _ = scenes(np.random.default_rng(99), 64, plain=0.5)
+        drawn = to_pictures(self.average.module(to_tensor(pictures).to(self.device)).sample)
+        rows = [pictures[:16], drawn[:16], pictures[16:32], drawn[16:32]]
+        grid = np.concatenate([np.concatenate(list(row), 1) for row in rows])
+        Image.fromarray(grid).save(folder / f"look_{number:06d}.png")
+        return f"{psnr(pictures, drawn).mean():.2f} dB on 64 fresh scenes"
+
+
+@torch.no_grad()
+def freeze(work: Path = loop.WORK) -> None:
+    """Settle the latents: the averaged network, its four channels moved to mean 0 and deviation 1, in work/vae.
+
+    The shift and scale go into the two 1x1 convolutions around the latents; what is drawn does not change.
+    """
+    vae = autoencoder()
+    average = Average(vae)
+    loop.load_modules(work / "autoencoder", {"average": average})
+    vae = average.module
+    rng = np.random.default_rng(3)
+    means = torch.cat([vae.encode(to_tensor(scenes(rng, 50)[0])).latent_dist.mean for _ in range(20)])
+    mean, deviation = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
+    first, last = vae.quant_conv, vae.post_quant_conv
+    first.bias[:4] = (first.bias[:4] - mean) / deviation
+    first.weight[:4] = first.weight[:4] / deviation[:, None, None, None]
+    first.bias[4:] = first.bias[4:] - 2 * deviation.log()
+    last.bias += (last.weight[:, :, 0, 0] * mean).sum(dim=1)
+    last.weight *= deviation[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0)
+    vae.save_pretrained(work / "vae")
+    print(f"latents had mean {mean.tolist()} and deviation {deviation.tolist()}; now 0 and 1")
+
+
+class Decoder(Autoencoder):
+    """Stage 1b: the decoder alone, for latents that stay as they are, so that it may go on beside the U-Net."""
+
+    name = "decoder"
+
+    def __init__(
+        self, seed: int = 1, batch: int = 16, lr: float = 1e-3, device: str = "cpu", work: Path = loop.WORK
+    ) -> None:
+        super().__init__(seed, batch, lr, device)
+        self.network = AutoencoderKL.from_pretrained(work / "vae").to(device)  # type: ignore[union-attr]
+        self.network.requires_grad_(False)
+        for part in (self.network.decoder, self.network.post_quant_conv):
+            part.requires_grad_(True)
+        self.average = Average(self.network)
+        self.modules = {"network": self.network, "average": self.average}
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
+
+    def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
+        pictures, masks, _ = scenes(rng, self.batch, plain=0.55, photo=0.85)
+        x = to_tensor(pictures).to(self.device)
+        weight = 1 + torch.from_numpy(masks).to(self.device)[:, None].float() / 255
+        with torch.no_grad():
+            latents = self.network.encode(x).latent_dist.mean
+        # A little noise: the U-Net's latents are never exact.
+        noise = 0.05 * torch.randn(latents.shape, generator=generator).to(self.device)
+        drawn = self.network.decode(latents + noise).sample
+        error = drawn - x
+        loss = (weight * (2 * error**2 + 0.3 * error.abs())).mean()
+        return loss + 0.3 * sum(F.l1_loss(a, b) for a, b in zip(edges(drawn), edges(x), strict=True)), self.batch

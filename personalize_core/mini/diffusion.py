@@ -1,0 +1,195 @@
+"""Stage 3: the U-Net and the text encoder together, on cached latents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from personalize_core.mini import loop, tokenizer, world
+from personalize_core.mini.names import CATEGORIES, COLOURS, PLACES
+from personalize_core.mini.networks import Average, scheduler, text_encoder, to_tensor, unet
+from personalize_core.mini.sampling import noised, sample
+from personalize_core.mini.text import Heads, at_end, labels, reading_loss, tokens
+
+ODDS = {"plain": 0.85, "photo": 0.85, "studio": 0.2}
+GAMMA = 5.0  # min-SNR's bound, Hang et al. 2023
+DROPPED = 0.1  # captions left empty, for classifier-free guidance
+READING = 0.03  # weight of the linear readings, so that words stay readable
+PROMPTS = [
+    "a photo of a red mug on the beach",
+    "a photo of a blue car in the city",
+    "a photo of a yellow duck in the meadow",
+    "a photo of a green backpack in the snow",
+    "a photo of a black cat in the kitchen",
+    "a photo of a white robot in the desert",
+    "a photo of a pink teapot",
+    "a photo of a dog",
+    "a photo of a purple clock in the mountains",
+    "a photo of a red umbrella at night",
+    "a photo of a yellow fish under water",
+    "a photo of a pink bear in the jungle",
+    "a photo of a white boat on the beach",
+    "a photo of a blue rocket at night",
+    "a painting of a green hat in the meadow",
+    "a sketch of a shoe in the city",
+]
+
+
+def held_out(category: str, colour: str, place: str) -> bool:
+    """One in eleven combinations of words is kept from the U-Net, to be asked for when it is judged."""
+    if not place or colour not in COLOURS:
+        return False
+    numbers = CATEGORIES.index(category), list(COLOURS).index(colour), list(PLACES).index(place)
+    return (7 * numbers[0] + 3 * numbers[1] + 5 * numbers[2]) % 11 == 0
+
+
+def cached_scene(seed: int, number: int) -> world.Scene:
+    rng = np.random.default_rng([seed, 7, number])
+    while True:
+        scene = world.random_scene(rng, **ODDS)
+        if scene.design.layout != "plain" or not held_out(scene.category, scene.design.colours[0], scene.place):
+            return scene
+
+
+def latents_of(vae: AutoencoderKL, work: Path, seed: int, count: int) -> Tensor:
+    """(count, 4, 16, 16) latents of the scenes of a seed, made once and kept."""
+    path = work / f"latents_{seed}_{count}.safetensors"
+    if not path.exists():
+        print(f"encoding {count} scenes", flush=True)
+        rows = []
+        for start in range(0, count, 64):
+            numbers = range(start, min(start + 64, count))
+            pictures = np.stack([world.draw(cached_scene(seed, n))[0] for n in numbers])
+            with torch.no_grad():
+                mean = vae.encode(to_tensor(pictures).to(vae.device)).latent_dist.mean
+            rows.append(mean.cpu().half() * vae.config.scaling_factor)
+        save_file({"latents": torch.cat(rows)}, path)
+    return load_file(path)["latents"].float()
+
+
+def swapped(scene: world.Scene, aspect: str, rng: np.random.Generator) -> str:
+    """The scene's caption with another word for the category, the colour or the place."""
+    other = {
+        "category": [c for c in CATEGORIES if c != scene.category],
+        "colour": [c for c in COLOURS if c != scene.design.colours[0]],
+        "place": [p for p in PLACES if p and p != scene.place],
+    }[aspect]
+    return world.caption(world.with_words(scene, **{aspect: str(rng.choice(other))}))
+
+
+@torch.no_grad()
+def swap_table(
+    words, text_encoder, unet, scenes: list[world.Scene], latents: Tensor, draws: int = 4, seed: int = 5
+) -> dict[str, dict[str, float]]:
+    """With the same noise and timesteps, how often and by how much the true caption's loss is the lower one."""
+    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    device, alphas = next(unet.parameters()).device, scheduler().alphas_cumprod
+    captions = {"true": [world.caption(s) for s in scenes]}
+    captions |= {aspect: [swapped(s, aspect, rng) for s in scenes] for aspect in ("place", "category", "colour")}
+    losses = {name: torch.zeros(len(scenes)) for name in captions}
+    contexts = {n: text_encoder(tokens(words, c).to(device)).last_hidden_state for n, c in captions.items()}
+    for draw in range(draws):
+        noise = torch.randn(latents.shape, generator=generator)
+        t = ((draw + torch.rand(len(scenes), generator=generator)) / draws * 1000).long()
+        x_t = noised(latents, noise, t, alphas)
+        for start in range(0, len(scenes), 32):
+            rows = slice(start, start + 32)
+            for name, context in contexts.items():
+                answer = unet(x_t[rows].to(device), t[rows].to(device), context[rows]).sample.cpu()
+                losses[name][rows] += ((answer - noise[rows]) ** 2).mean(dim=(1, 2, 3)) / draws
+    differences = {aspect: losses[aspect] - losses["true"] for aspect in ("place", "category", "colour")}
+    return {
+        aspect: {
+            "wins": float((d > 0).float().mean()),
+            "added loss": float(d.mean()),
+            "standard error": float(d.std() / len(d) ** 0.5),
+        }
+        for aspect, d in differences.items()
+    }
+
+
+def judged_scenes(count: int, seed: int = 2**20) -> list[world.Scene]:
+    """Fresh photographs of one-coloured things at a place: what the swap table is taken on."""
+    return [world.random_scene(np.random.default_rng([seed, n]), plain=1, photo=1, studio=0) for n in range(count)]
+
+
+def encoded(vae, scenes: list[world.Scene]) -> Tensor:
+    with torch.no_grad():
+        x = to_tensor(np.stack([world.draw(s)[0] for s in scenes])).to(vae.device)
+        return vae.encode(x).latent_dist.mean.cpu() * vae.config.scaling_factor
+
+
+class Diffusion:
+    name = "unet"
+
+    def __init__(
+        self,
+        seed: int = 0,
+        batch: int = 16,
+        lr: float = 1e-3,
+        device: str = "cpu",
+        work: Path = loop.WORK,
+        scenes: int = 24_000,
+    ) -> None:
+        self.seed, self.batch, self.device = seed, batch, device
+        self.vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()  # type: ignore[union-attr]
+        self.latents = latents_of(self.vae, work, seed, scenes)
+        torch.manual_seed(seed)
+        self.words = tokenizer.load()
+        self.text = text_encoder(len(self.words), self.words.eos_token_id).to(device)
+        self.heads = Heads().to(device)
+        if (work / "text" / "checkpoint.safetensors").exists():
+            loop.load_modules(work / "text", {"network": self.text, "heads": self.heads})
+        self.network = unet().to(device)
+        self.average, self.text_average = Average(self.network), Average(self.text)
+        self.modules = {
+            "network": self.network,
+            "text": self.text,
+            "heads": self.heads,
+            "average": self.average,
+            "text_average": self.text_average,
+        }
+        parameters = [*self.network.parameters(), *self.text.parameters(), *self.heads.parameters()]
+        self.optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+        self.alphas = scheduler().alphas_cumprod
+
+    def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
+        rows = rng.integers(len(self.latents), size=self.batch)
+        scenes = [cached_scene(self.seed, int(n)) for n in rows]
+        captions = [world.caption(s, rng) for s in scenes]
+        shown = ["" if rng.random() < DROPPED else c for c in captions]
+        ids = tokens(self.words, shown).to(self.device)
+        context = self.text(ids).last_hidden_state
+        latents = self.latents[rows]
+        noise = torch.randn(latents.shape, generator=generator)
+        strata = (torch.arange(self.batch) + torch.rand(self.batch, generator=generator)) / self.batch
+        t = (strata * 1000).long()
+        x_t = noised(latents, noise, t, self.alphas)
+        answer = self.network(x_t.to(self.device), t.to(self.device), context).sample
+        snr = self.alphas[t] / (1 - self.alphas[t])
+        weight = (snr.clamp(max=GAMMA) / snr).to(self.device)
+        loss = (weight * ((answer - noise.to(self.device)) ** 2).mean(dim=(1, 2, 3))).mean()
+        said = torch.tensor([bool(c) for c in shown])
+        truth = {aspect: torch.where(said, label, -100) for aspect, label in labels(scenes, captions).items()}
+        if bool(said.any()):
+            loss = loss + READING * reading_loss(self.heads(at_end(context, ids, self.words.eos_token_id)), truth)
+        return loss, self.batch
+
+    def after_step(self, number: int) -> None:
+        self.average.update(self.network, number)
+        self.text_average.update(self.text, number)
+
+    def look(self, folder: Path, number: int) -> str:
+        text, network = self.text_average.module, self.average.module
+        pictures = sample(self.vae, self.words, text, network, PROMPTS, steps=20)
+        grid = np.concatenate([np.concatenate(list(row), 1) for row in pictures.reshape(2, 8, 64, 64, 3)])
+        Image.fromarray(grid).save(folder / f"look_{number:06d}.png")
+        scenes = judged_scenes(96)
+        table = swap_table(self.words, text, network, scenes, encoded(self.vae, scenes))
+        return ", ".join(f"{a} {r['wins']:.2f} (+{r['added loss']:.5f})" for a, r in table.items())

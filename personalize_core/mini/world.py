@@ -1,0 +1,219 @@
+"""The mini world: a scene is one painted thing on one place in one style, its caption, and the thing's mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from personalize_core.mini import places, sprites
+from personalize_core.mini.names import (
+    ALL_COLOURS,
+    CATEGORIES,
+    COLOURS,
+    DESIGNS,
+    MARKS,
+    PLACES,
+    SIZE,
+    STYLE_TEMPLATES,
+    STYLES,
+    VARIANTS,
+)
+
+Rng = np.random.Generator
+MARGIN = 6  # pixels around a sprite, room for its outline
+
+
+@dataclass(frozen=True)
+class Design:
+    """How a thing is painted; two things with the same sprite and design are the same thing."""
+
+    sprite: str
+    colours: tuple[str, str]  # the second is unused where the design is plain
+    layout: str = "plain"  # one of DESIGNS
+    mark: str | None = None  # one of MARKS
+    mark_colour: str = "white"
+
+
+@dataclass(frozen=True)
+class Pose:
+    size: float  # the longer side, as a share of the picture
+    x: float  # centre, pixels
+    y: float
+    angle: float  # degrees, counter-clockwise
+    flipped: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    category: str
+    design: Design
+    place: str  # one of PLACES
+    style: str  # one of STYLES
+    pose: Pose
+    place_seed: int
+
+
+def random_pose(rng: Rng) -> Pose:
+    size = rng.uniform(0.62, 0.80)
+    return Pose(
+        size, SIZE / 2 + rng.uniform(-5, 5), SIZE * 0.54 + rng.uniform(-3, 4), rng.uniform(-9, 9), rng.random() < 0.5
+    )
+
+
+def random_design(rng: Rng, sprite: str, plain: float = 0.8) -> Design:
+    """With probability `plain` one colour that a caption can name, else two colours and a mark."""
+    if rng.random() < plain:
+        colour = str(rng.choice(list(COLOURS)))
+        return Design(sprite, (colour, colour))
+    first, second, third = (str(c) for c in rng.choice(list(ALL_COLOURS), 3, replace=False))
+    mark = str(rng.choice(MARKS)) if rng.random() < 0.7 else None
+    return Design(sprite, (first, second), str(rng.choice(DESIGNS[1:])), mark, third)
+
+
+def random_scene(rng: Rng, plain: float = 0.8, photo: float = 0.8, studio: float = 0.18) -> Scene:
+    category = str(rng.choice(CATEGORIES))
+    design = random_design(rng, str(rng.choice(VARIANTS[category])), plain)
+    place = "" if rng.random() < studio else str(rng.choice([p for p in PLACES if p]))
+    style = "photo" if rng.random() < photo else str(rng.choice(STYLES[1:]))
+    return Scene(category, design, place, style, random_pose(rng), int(rng.integers(2**31)))
+
+
+def colour_words(design: Design) -> str:
+    return design.colours[0] if design.layout == "plain" else f"{design.colours[0]} and {design.colours[1]}"
+
+
+def caption(scene: Scene, rng: Rng | None = None) -> str:
+    """With a generator: a template drawn at random, colour and place left out now and then. Without: all that is true."""
+    template, colour, place = STYLE_TEMPLATES[scene.style][0], colour_words(scene.design), PLACES[scene.place]
+    if rng is not None:
+        templates = STYLE_TEMPLATES[scene.style]
+        if rng.random() < 0.3:
+            template = str(rng.choice(templates))
+        colour = "" if rng.random() < 0.25 else colour
+        place = "" if rng.random() < 0.10 else place
+    if scene.style == "sketch":
+        colour = ""  # a sketch is grey
+    return " ".join(f"{template.format(f'{colour} {scene.category}'.strip())} {place}".split())
+
+
+def draw(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """The picture, (SIZE, SIZE, 3) uint8, and the thing's mask, (SIZE, SIZE) uint8, 0 or 255."""
+    ground = places.draw(scene.place, np.random.default_rng(scene.place_seed))
+    layer = posed(painted(scene.design), scene.pose)
+    alpha = layer[..., 3:]
+    picture = shadowed(ground, scene, alpha[..., 0]) * (1 - alpha) + layer[..., :3] * alpha
+    return (styled(picture, scene.style) * 255).round().astype(np.uint8), ((alpha[..., 0] > 0.5) * 255).astype(np.uint8)
+
+
+def painted(design: Design) -> Image.Image:
+    """The sprite in its colours, outlined, with MARGIN pixels around it: RGBA."""
+    shade, alpha = sprites.load(design.sprite)
+    first, second = (np.array(ALL_COLOURS[c], np.float32) / 255 for c in design.colours)
+    body = np.where(region(design.layout, *shade.shape)[..., None], second, first)
+    dark = np.clip(-shade, 0, 1)[..., None] ** 1.2 * 0.85
+    light = np.clip(shade, 0, 1)[..., None] ** 1.2 * 0.75
+    if design.mark:
+        ink = stamped(design.mark, alpha)[..., None]
+        body = body + ink * (np.array(ALL_COLOURS[design.mark_colour], np.float32) / 255 - body)
+        light = light * (1 - 0.85 * ink)  # or a mark on a light face would be as light as the face
+    colour = body * (1 - dark) * (1 - light) + light * (1 - dark)
+    outline = Image.fromarray((np.pad(alpha, MARGIN) * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(5))
+    rgb = np.pad(colour, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)))
+    inside = np.pad(alpha, MARGIN)[..., None]
+    edge = first * 0.3 if first.mean() > 0.3 else first * 0.3 + 0.55  # a black thing has a light edge
+    rgb = rgb * inside + edge * (1 - inside)
+    return Image.merge("RGBA", [*Image.fromarray((rgb * 255).astype(np.uint8)).split(), outline])
+
+
+def region(layout: str, height: int, width: int) -> np.ndarray:
+    """(height, width) bool: where the second colour goes."""
+    y, x = np.mgrid[0:height, 0:width]
+    if layout == "halves":
+        return y > height * 0.52
+    if layout == "sides":
+        return x > width * 0.5
+    if layout == "diagonal":
+        return x / width + y / height > 1
+    if layout == "stripes":
+        return (y * 5 // height) % 2 == 1
+    return np.zeros((height, width), bool)
+
+
+def stamped(mark: str, alpha: np.ndarray) -> np.ndarray:
+    """(h, w) float32, 0 to 1: the mark, on the middle of what the alpha outlines."""
+    weight = alpha / alpha.sum()
+    y, x = (float((grid * weight).sum()) for grid in np.mgrid[0 : alpha.shape[0], 0 : alpha.shape[1]])
+    stencil = Image.new("L", (alpha.shape[1] * 2, alpha.shape[0] * 2))
+    draw_mark(ImageDraw.Draw(stencil), mark, 2 * x, 2 * y, 2 * 14)
+    return np.asarray(stencil.resize((alpha.shape[1], alpha.shape[0]), Image.Resampling.BOX)).astype(np.float32) / 255
+
+
+def draw_mark(pen: ImageDraw.ImageDraw, mark: str, x: float, y: float, r: float) -> None:
+    if mark == "star":
+        angles = -np.pi / 2 + np.arange(10) * np.pi / 5
+        radii = np.where(np.arange(10) % 2 == 0, r, r * 0.45)
+        pen.polygon([(x + q * np.cos(a), y + q * np.sin(a)) for a, q in zip(angles, radii, strict=True)], fill=255)
+    elif mark == "heart":
+        t = np.linspace(0, 2 * np.pi, 40)
+        heart_x = 16 * np.sin(t) ** 3
+        heart_y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+        pen.polygon([(x + a * r / 16, y - b * r / 16) for a, b in zip(heart_x, heart_y, strict=True)], fill=255)
+    elif mark == "disc":
+        pen.ellipse((x - r * 0.8, y - r * 0.8, x + r * 0.8, y + r * 0.8), fill=255)
+    elif mark == "ring":
+        pen.ellipse((x - r * 0.9, y - r * 0.9, x + r * 0.9, y + r * 0.9), outline=255, width=int(r * 0.4))
+    elif mark == "cross":
+        pen.rectangle((x - r * 0.9, y - r * 0.3, x + r * 0.9, y + r * 0.3), fill=255)
+        pen.rectangle((x - r * 0.3, y - r * 0.9, x + r * 0.3, y + r * 0.9), fill=255)
+    elif mark == "bolt":
+        shape = ((0.2, -1), (-0.6, 0.2), (-0.05, 0.2), (-0.25, 1), (0.6, -0.3), (0.05, -0.3))
+        pen.polygon([(x + a * r, y + b * r) for a, b in shape], fill=255)
+
+
+def posed(sprite: Image.Image, pose: Pose) -> np.ndarray:
+    """The sprite turned, scaled and set on an empty picture: (SIZE, SIZE, 4) float32, 0 to 1."""
+    if pose.flipped:
+        sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    scale = pose.size * SIZE / (max(sprite.size) - 2 * MARGIN)
+    turned = sprite.convert("RGBa").rotate(pose.angle, Image.Resampling.BICUBIC, expand=True)
+    turned = turned.resize((round(turned.width * scale), round(turned.height * scale)), Image.Resampling.BOX)
+    canvas = Image.new("RGBA", (SIZE, SIZE))
+    canvas.paste(turned.convert("RGBA"), (round(pose.x - turned.width / 2), round(pose.y - turned.height / 2)))
+    return np.asarray(canvas).astype(np.float32) / 255
+
+
+def shadowed(ground: np.ndarray, scene: Scene, alpha: np.ndarray) -> np.ndarray:
+    """The ground with a soft shadow under the thing."""
+    columns, rows = (np.flatnonzero(alpha.max(axis) > 0.5) for axis in (0, 1))
+    if not len(columns):
+        return ground
+    left, right, foot = columns[0], columns[-1], rows[-1]
+    y, x = np.mgrid[0:SIZE, 0:SIZE]
+    distance = ((x - (left + right) / 2) / ((right - left) * 0.55)) ** 2 + ((y - foot) / 3.5) ** 2
+    return ground * (1 - 0.45 * np.clip(1.3 - distance, 0, 1)[..., None]).astype(np.float32)
+
+
+def styled(picture: np.ndarray, style: str) -> np.ndarray:
+    if style == "photo":
+        return np.clip(picture, 0, 1)
+    image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
+    if style == "painting":  # blotches of paler colour on warm paper
+        soft = np.asarray(image.filter(ImageFilter.MedianFilter(5))).astype(np.float32) / 255
+        return soft * 0.62 + np.array([0.38, 0.36, 0.31], np.float32)
+    grey = image.convert("L")  # sketch: pale grey, edges in pencil
+    edges = grey.filter(ImageFilter.FIND_EDGES)
+    edges.paste(0, (0, 0, SIZE, 1)), edges.paste(0, (0, SIZE - 1, SIZE, SIZE))  # type: ignore[func-returns-value]
+    edges.paste(0, (0, 0, 1, SIZE)), edges.paste(0, (SIZE - 1, 0, SIZE, SIZE))  # type: ignore[func-returns-value]
+    pencil = np.asarray(edges.filter(ImageFilter.GaussianBlur(0.6))).astype(np.float32) / 255
+    pale = 0.60 + 0.36 * np.asarray(grey.filter(ImageFilter.GaussianBlur(0.5))).astype(np.float32) / 255
+    return np.repeat(np.clip(pale - 0.75 * pencil, 0, 1)[..., None], 3, axis=2)
+
+
+def with_words(scene: Scene, **changes: str) -> Scene:
+    """The same scene with another category, colour, place or style: what caption-swaps compare."""
+    colour = changes.pop("colour", None)
+    if colour:
+        scene = replace(scene, design=replace(scene.design, colours=(colour, colour), layout="plain"))
+    return replace(scene, **changes)

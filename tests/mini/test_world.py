@@ -1,0 +1,71 @@
+"""The world: what is drawn depends on the seed alone, and the mask says where the thing is."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from personalize_core.mini import concepts, names, world
+from personalize_core.mini.diffusion import cached_scene, held_out
+from personalize_core.mini.sprites import FOLDER
+
+
+def scenes(seed, count, **odds):
+    rng = np.random.default_rng(seed)
+    return [world.random_scene(rng, **odds) for _ in range(count)]
+
+
+def test_the_same_seed_draws_the_same_scene():
+    for once, again in zip(scenes(3, 12), scenes(3, 12), strict=True):
+        assert once == again
+        assert all(np.array_equal(a, b) for a, b in zip(world.draw(once), world.draw(again), strict=True))
+
+
+def test_another_seed_draws_another():
+    assert scenes(3, 4) != scenes(4, 4)
+
+
+def test_repainting_the_thing_changes_nothing_far_outside_its_mask():
+    for scene in scenes(5, 8, plain=1, photo=1):
+        other = replace(scene, design=replace(scene.design, colours=("teal", "teal")))
+        (picture, mask), (repainted, _) = world.draw(scene), world.draw(other)
+        near = np.asarray(Image.fromarray(mask).resize((16, 16), Image.Resampling.BOX).resize((64, 64))) > 0
+        assert np.array_equal(picture[~near], repainted[~near])
+        assert not np.array_equal(picture[mask > 0], repainted[mask > 0])
+
+
+def test_a_mask_covers_a_good_part_of_the_picture_and_not_all():
+    shares = [(world.draw(scene)[1] > 0).mean() for scene in scenes(6, 30)]
+    assert 0.08 < min(shares) and max(shares) < 0.75
+
+
+def test_the_full_caption_says_what_is_drawn():
+    for scene in scenes(7, 40):
+        said = world.caption(scene)
+        assert scene.category in said and names.PLACES[scene.place] in said
+        assert (scene.design.colours[0] in said) == (scene.style != "sketch")
+
+
+@pytest.mark.parametrize("name", list(concepts.DESIGNS))
+def test_what_is_committed_of_a_concept_is_what_the_world_draws(name):
+    for number, place in enumerate(concepts.PLACES[name]):
+        picture, mask = world.draw(concepts.scene(name, place, number))
+        folder = concepts.FOLDER / name
+        assert np.array_equal(picture, np.asarray(Image.open(folder / f"{number:02d}.png")))
+        assert np.array_equal(mask, np.asarray(Image.open(folder / "masks" / f"{number:02d}.png")))
+
+
+def test_no_training_scene_shows_a_sprite_of_a_concept():
+    used = {sprite for sprites in names.VARIANTS.values() for sprite in sprites}
+    kept = set(names.HELD_OUT.values())
+    assert not used & kept
+    assert used | kept == {path.stem for path in FOLDER.glob("*.png")}
+    assert {design.sprite for design in concepts.DESIGNS.values()} <= kept
+
+
+def test_held_out_words_are_in_no_training_scene():
+    combinations = [(s.category, s.design.colours[0], s.place) for s in (cached_scene(0, n) for n in range(300))]
+    plain = [s.design.layout == "plain" for s in (cached_scene(0, n) for n in range(300))]
+    assert not any(held_out(*c) for c, one in zip(combinations, plain, strict=True) if one)
+    assert any(held_out(c, k, p) for c in names.CATEGORIES for k in names.COLOURS for p in names.PLACES)
