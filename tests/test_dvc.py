@@ -111,15 +111,18 @@ def of(*methods: str) -> set[str]:
     return {f"{stage}@{method}" for stage in ("train", "draw", "score") for method in methods} | {"compare"}
 
 
+@pytest.mark.slow
 def test_a_second_time_there_is_nothing_to_do(workspace):
     assert workspace.repro() == set()
 
 
+@pytest.mark.slow
 def test_a_change_of_one_methods_parameters_runs_its_own_stages_and_the_comparison(workspace):
     workspace.edit("methods", "dreambooth", {"mini": {"steps": 7}})
     assert workspace.repro() == of("dreambooth")
 
 
+@pytest.mark.slow
 def test_a_change_of_one_methods_source_trains_no_other(workspace):
     source = workspace.root / "personalize_core" / "methods" / "textual_inversion.py"
     source.write_text(source.read_text() + "# changed\n")
@@ -127,12 +130,14 @@ def test_a_change_of_one_methods_source_trains_no_other(workspace):
     assert {name for name in ran if "@" in name} == {"train@textual_inversion", "draw@textual_inversion"}
 
 
+@pytest.mark.slow
 def test_a_change_of_the_sampling_trains_nothing(workspace):
     workspace.edit("sampling", "steps", 3)
     ran = workspace.repro()
     assert ran == {name for method in METHODS for name in of(method)} - {f"train@{method}" for method in METHODS}
 
 
+@pytest.mark.slow
 def test_a_new_concept_reaches_every_stage(workspace):
     photo = workspace.root / "data" / "concepts" / "cat2" / "00.png"
     photo.parent.mkdir()
@@ -141,6 +146,7 @@ def test_a_new_concept_reaches_every_stage(workspace):
     assert {"encode_images", "score_references"} < ran and {f"train@{method}" for method in METHODS} < ran
 
 
+@pytest.mark.slow
 def test_checkpoints_and_caches_are_in_no_output(workspace):
     outs = [name for stage in STAGES.values() for out in stage.get("do", stage)["outs"] for name in out]
     assert not [out for out in outs if out.startswith("data/.work")]
