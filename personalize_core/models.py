@@ -109,34 +109,37 @@ def load_base_model(name: str, device: str = "auto", precision: str = "fp32") ->
 
     import torch
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from safetensors import SafetensorError
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from personalize_core.base import BaseModel
 
     where: dict[str, Any] = {"revision": identity.revision} if identity.revision != "local" else {}
     try:
-        scheduler: Any = DDPMScheduler.from_pretrained(identity.source, subfolder="scheduler", **where)
-        return BaseModel(
-            name=name,
-            revision=identity.revision,
-            weights_hash=identity.weights_hash,
-            tokenizer=CLIPTokenizer.from_pretrained(identity.source, subfolder="tokenizer", **where),
-            text_encoder=CLIPTextModel.from_pretrained(
+        parts: dict[str, Any] = {
+            "scheduler": DDPMScheduler.from_pretrained(identity.source, subfolder="scheduler", **where),
+            "tokenizer": CLIPTokenizer.from_pretrained(identity.source, subfolder="tokenizer", **where),
+            "text_encoder": CLIPTextModel.from_pretrained(
                 identity.source, subfolder="text_encoder", dtype=torch.float32, **where
             ),
-            vae=AutoencoderKL.from_pretrained(identity.source, subfolder="vae", torch_dtype=torch.float32, **where),
-            unet=UNet2DConditionModel.from_pretrained(
+            "vae": AutoencoderKL.from_pretrained(identity.source, subfolder="vae", torch_dtype=torch.float32, **where),
+            "unet": UNet2DConditionModel.from_pretrained(
                 identity.source, subfolder="unet", torch_dtype=torch.float32, **where
             ),
-            scheduler=scheduler,
-            device=choose_device(device),
-            dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
-        )
-    except OSError as error:
+        }
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone, or damaged
         raise InputError(
             f"the base model {name!r} ({identity.source}) cannot be loaded: {_first_sentence(error)} Give a folder "
             "with its files in diffusers' layout, or work with the embedded model, 'mini'"
         ) from error
+    return BaseModel(
+        name=name,
+        revision=identity.revision,
+        weights_hash=identity.weights_hash,
+        device=choose_device(device),
+        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
+        **parts,
+    )
 
 
 def choose_device(device: str) -> str:
@@ -153,7 +156,10 @@ def _on_hub(name: str, hub_id: str, revision: str) -> Identity:
 
 
 def _local(name: str, folder: Path) -> Identity:
-    missing = [part for part in ("tokenizer", "scheduler", *PARTS) if not (folder / part).is_dir()]
+    needed = ("scheduler/scheduler_config.json", *(f"{part}/config.json" for part in PARTS))
+    missing = [file for file in needed if not (folder / file).is_file()]
+    if not any((folder / "tokenizer" / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        missing.append("tokenizer/tokenizer.json")
     if missing:
         raise InputError(f"{folder} is no Stable Diffusion in diffusers' layout: it has no {listed(missing)}")
     hashes = tuple((part, _hash_of_folder(folder / part, _state_of(folder / part))) for part in PARTS)
@@ -175,4 +181,4 @@ def _hash_of_folder(folder: Path, state: tuple[tuple[str, int, int], ...]) -> st
 
 
 def _first_sentence(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].split(". ")[0].rstrip(".") + "."
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".") + "."
