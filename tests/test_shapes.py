@@ -1,0 +1,130 @@
+"""Stable Diffusion 1.4 and 2.1 in their true shapes, without their weights (torch's meta device)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from personalize_core.base import BaseModel
+from personalize_core.concept import Concept
+from personalize_core.methods import method_class
+from personalize_core.parts import count
+from tests.conftest import tiny_tokenizer
+
+# The config.json of the published repositories (methods.md 0.3), as far as it differs from the libraries' defaults.
+UNET: dict[str, dict[str, Any]] = {
+    "sd-1.4": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd-2.1": {
+        "sample_size": 96,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+}
+TEXT: dict[str, dict[str, Any]] = {
+    "sd-1.4": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+    },
+    "sd-2.1": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+    },
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+PREDICTION = {"sd-1.4": "epsilon", "sd-2.1": "v_prediction"}
+
+
+@pytest.fixture(params=list(UNET), scope="module")
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def full(name) -> BaseModel:
+    kinds: Any = {"text": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
+    with torch.device("meta"):
+        text_encoder = kinds["text"](CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **TEXT[name]))
+        vae, unet = kinds["vae"](**VAE), kinds["unet"](**UNET[name])
+    return BaseModel(
+        name=name,
+        revision="none",
+        weights_hash="none",
+        tokenizer=tiny_tokenizer(),
+        text_encoder=text_encoder,
+        vae=vae,
+        unet=unet,
+        scheduler=DDPMScheduler(prediction_type=PREDICTION[name]),
+        device="meta",
+    )
+
+
+def learned(full: BaseModel, method: str, **chosen) -> int:
+    """How many numbers a method learns on it."""
+    kind: Any = method_class(method)
+    with torch.device("meta"):
+        return count(kind(kind.Config(**chosen), full, Concept("v", "<v>", "dog")))
+
+
+def expected(name: str, sd14: int, sd21: int) -> int:
+    return {"sd-1.4": sd14, "sd-2.1": sd21}[name]
+
+
+def test_the_shapes_are_the_published_ones(full, name):
+    """methods.md 0.3: parameters of the U-Net and of the text encoder; native sizes."""
+    assert count(full.unet) == expected(name, 859_520_964, 865_910_724)
+    assert count(full.text_encoder) == expected(name, 123_060_480, 340_387_840)
+    assert full.image_size == expected(name, 512, 768)
+    assert full.text_width == expected(name, 768, 1024)
+    assert full.prediction_type == PREDICTION[name]
+
+
+def test_textual_inversion_learns_one_embedding(full, name):
+    assert learned(full, "textual_inversion") == expected(name, 768, 1024)
+
+
+def test_dreambooth_learns_the_whole_unet(full, name):
+    assert learned(full, "dreambooth") == expected(name, 859_520_964, 865_910_724)
+
+
+def test_dreambooth_with_the_text_encoder_learns_both(full, name):
+    assert learned(full, "dreambooth", train_text_encoder=True) == expected(name, 982_581_444, 1_206_298_564)
+
+
+def test_personalized_residuals_learn_the_papers_count_on_both(full):
+    assert learned(full, "personalized_residuals") == 1_239_040
+
+
+def test_their_ranks_are_a_twentieth_of_the_channels(full):
+    """methods.md section 9: 320 -> 16, 640 -> 32, 1280 -> 64."""
+    kind: Any = method_class("personalized_residuals")
+    with torch.device("meta"):
+        residuals = kind(kind.Config(), full, Concept("v", "<v>", "dog")).residuals
+    assert {tuple(residual.A.shape) for residual in residuals.values()} == {(320, 16), (640, 32), (1280, 64)}
+
+
+def test_every_layer_of_the_table_is_there_with_its_channels_heads_and_width(full, name):
+    """methods.md 12.1."""
+    channels = [320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320]
+    heads = {"sd-1.4": {320: 8, 640: 8, 1280: 8}, "sd-2.1": {320: 5, 640: 10, 1280: 20}}[name]
+    for block, c in zip(full.transformers.values(), channels, strict=True):
+        attention: Any = block.transformer_blocks[0].attn2
+        assert block.proj_out.weight.shape[:2] == (c, c)
+        assert (attention.heads, attention.to_q.weight.shape[0]) == (heads[c], c)
+        assert isinstance(block.proj_out, torch.nn.Conv2d if name == "sd-1.4" else torch.nn.Linear)
