@@ -192,10 +192,8 @@ def test_a_folder_that_is_no_stable_diffusion_says_what_is_missing(folder):
     shutil.rmtree(folder / "vae")
     shutil.rmtree(folder / "tokenizer")
     said = refusal(lambda: identify(str(folder)))
-    assert (
-        said
-        == f"{folder} is no Stable Diffusion in diffusers' layout: it has no vae/config.json and tokenizer/tokenizer.json"
-    )
+    what = f"{folder} is no Stable Diffusion in diffusers' layout"
+    assert said == f"{what}: it has no vae/config.json and tokenizer/tokenizer.json"
 
 
 def test_the_embedded_model_that_is_missing(tmp_path, monkeypatch):
