@@ -69,7 +69,7 @@ def latents_of(vae: AutoencoderKL, work: Path, seed: int, count: int) -> Tensor:
             with torch.no_grad():
                 mean = vae.encode(to_tensor(pictures).to(vae.device)).latent_dist.mean
             rows.append(mean.cpu().half() * vae.config.scaling_factor)
-        save_file({"latents": torch.cat(rows)}, path)
+        save_file({"latents": torch.cat(rows).contiguous()}, path)
     return load_file(path)["latents"].float()
 
 
@@ -135,7 +135,7 @@ class Diffusion:
         lr: float = 1e-3,
         device: str = "cpu",
         work: Path = loop.WORK,
-        scenes: int = 24_000,
+        scenes: int = 20_000,
     ) -> None:
         self.seed, self.batch, self.device = seed, batch, device
         self.vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()  # type: ignore[union-attr]
