@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class CrossAttention:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: Any,  # diffusers' Attention
         hidden_states: Tensor,  # (B, h*w, C)
         encoder_hidden_states: Tensor | None = None,  # not used: the text comes with the call
         attention_mask: Tensor | None = None,

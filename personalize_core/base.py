@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -76,9 +75,9 @@ class BaseModel:
         self.unet = _frozen(unet).to(self.device)
         if dtype != torch.float32:
             self.unet.to(dtype)
-        self.scheduler = scheduler
+        self.scheduler: Any = scheduler
         modules = dict(unet.named_modules())
-        self.transformers: dict[str, Transformer2DModel] = {path: modules[path] for path in LAYERS}
+        self.transformers: dict[str, Any] = {path: modules[path] for path in LAYERS}  # each a Transformer2DModel
         self._use_own_processors()
         self._call: Call | None = None
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
 from pydantic import ConfigDict
@@ -20,8 +20,14 @@ from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.text import Conditioning, TextContext
 
-options = validated_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-"""A frozen dataclass whose values are checked when it is made: for a method's Config and Sampling."""
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def options(kind: type[T]) -> type[T]:
+    """A frozen dataclass whose values are checked when it is made: for a method's Config and Sampling."""
+    checked: Any = validated_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+    return checked(kind)
 
 
 @dataclass(frozen=True)

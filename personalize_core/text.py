@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,11 +88,11 @@ class PromptTokenizer:
                 "must be one token, or it binds weakly"
             )
         tokenizer.add_tokens([PLACEHOLDER])
-        self._tokenizer = tokenizer
-        self._placeholder_id = tokenizer.convert_tokens_to_ids(PLACEHOLDER)
+        self._tokenizer: Any = tokenizer
+        self._placeholder_id: int = self._tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         self.rare_word, self.rare_id = rare_word, rare[0]
         self.length: int = tokenizer.model_max_length
-        self._start, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._end: int = self._tokenizer.eos_token_id
 
     def __call__(self, prompts: Sequence[str], concept: Concept | None = None) -> Tokens:
         """Tokenize, pad and locate. Without a concept no token is the placeholder or the class noun.

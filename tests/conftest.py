@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from personalize_core.base import BaseModel
@@ -55,7 +55,7 @@ def tiny_unet(linear: bool) -> UNet2DConditionModel:
     )
 
 
-def tiny_parts(linear: bool = False, prediction_type: str = "epsilon") -> dict[str, Any]:
+def tiny_parts(linear: bool = False, prediction_type: Any = "epsilon") -> dict[str, Any]:
     """The five components of a tiny Stable Diffusion, with random weights from a fixed seed."""
     kinds: Any = {"encoder": CLIPTextModel, "vae": AutoencoderKL}  # their signatures are narrower than what they take
     with torch.random.fork_rng():
@@ -95,9 +95,17 @@ def tiny_parts(linear: bool = False, prediction_type: str = "epsilon") -> dict[s
     return {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae, "unet": unet, "scheduler": scheduler}
 
 
-def tiny_base(linear: bool = False, prediction_type: str = "epsilon", **options) -> BaseModel:
+def tiny_base(linear: bool = False, prediction_type: Any = "epsilon", **options) -> BaseModel:
     parts = tiny_parts(linear, prediction_type)
     return BaseModel(name="tiny", revision="local", weights_hash="tiny", **parts, **options)
+
+
+def stock_pipeline(parts: dict[str, Any]) -> Any:
+    """Diffusers' own pipeline of five components."""
+    pipeline: Any = StableDiffusionPipeline
+    pipe = pipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(params=[False, True], ids=["convolutional", "linear"])

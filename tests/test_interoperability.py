@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.methods import method_class
 from personalize_core.sample import initial_noise, make_sampler, sample
-from tests.conftest import disturbed, tiny_parts
+from tests.conftest import disturbed, stock_pipeline, tiny_parts
 
 TOLERANCE = 1e-5  # of one answer of the U-Net, in float32
 PICTURE = 2e-4  # of a picture after 5 steps with a guidance of 6
@@ -33,15 +33,11 @@ def trained(name: str, base: BaseModel, concept: Concept, **chosen) -> Any:
     return disturbed(kind(kind.Config(**chosen), base, concept)).eval()
 
 
-def stock_pipeline(base: BaseModel, **changed) -> Any:
+def fresh_pipeline(base: BaseModel, **changed) -> Any:
     """A pipeline of fresh parts that have never been near this project's code."""
     parts = tiny_parts(base.unet.config.use_linear_projection) | changed
     parts["scheduler"] = DDIMScheduler.from_config(parts["scheduler"].config)
-    pipe: Any = StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return stock_pipeline(parts)
 
 
 def check_same(pipe: Any, prompt: str, method: Any, base: BaseModel) -> None:
@@ -67,7 +63,7 @@ def test_the_embedding_loads_as_a_textual_inversion(base, concept, tmp_path):
     method = trained("textual_inversion", base, concept)
     how = method.export(base, tmp_path)
     assert 'pipe.load_textual_inversion("learned_embeds.safetensors")' in how and "'<v>'" in how
-    pipe = stock_pipeline(base)
+    pipe = fresh_pipeline(base)
     pipe.load_textual_inversion(tmp_path / "learned_embeds.safetensors")
     check_same(pipe, "a photo of <v> on the beach", method, base)
 
@@ -76,7 +72,7 @@ def test_the_residuals_load_as_a_lora(base, concept, tmp_path):
     method = trained("personalized_residuals", base, concept)
     how = method.export(base, tmp_path)
     assert 'pipe.load_lora_weights("pytorch_lora_weights.safetensors")' in how and "'sks teddy bear'" in how
-    pipe = stock_pipeline(base)
+    pipe = fresh_pipeline(base)
     pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     check_same(pipe, "a photo of sks teddy bear on the beach", method, base)
 
@@ -84,7 +80,7 @@ def test_the_residuals_load_as_a_lora(base, concept, tmp_path):
 def test_the_residuals_can_be_merged_there(base, concept, tmp_path):
     method = trained("personalized_residuals", base, concept)
     method.export(base, tmp_path)
-    pipe = stock_pipeline(base)
+    pipe = fresh_pipeline(base)
     pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
     pipe.fuse_lora()
     check_same(pipe, "a photo of sks teddy bear on the beach", method, base)
@@ -95,7 +91,7 @@ def test_the_tuned_unet_loads_as_a_unet(base, concept, tmp_path):
     how = method.export(base, tmp_path)
     assert 'UNet2DConditionModel.from_pretrained("unet")' in how and "text_encoder" not in how
     unet: Any = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
-    check_same(stock_pipeline(base, unet=unet.eval()), "a photo of sks teddy bear on the beach", method, base)
+    check_same(fresh_pipeline(base, unet=unet.eval()), "a photo of sks teddy bear on the beach", method, base)
 
 
 def test_the_tuned_text_encoder_loads_as_a_text_encoder(base, concept, tmp_path):
@@ -104,7 +100,7 @@ def test_the_tuned_text_encoder_loads_as_a_text_encoder(base, concept, tmp_path)
     assert 'CLIPTextModel.from_pretrained("text_encoder")' in how
     unet: Any = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     encoder: Any = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
-    pipe = stock_pipeline(base, unet=unet.eval(), text_encoder=encoder.eval())
+    pipe = fresh_pipeline(base, unet=unet.eval(), text_encoder=encoder.eval())
     check_same(pipe, "a photo of sks teddy bear on the beach", method, base)
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from personalize_core import models
 from personalize_core.errors import InputError
 from personalize_core.models import NAMES, PUBLISHED, choose_device, identify, load_base_model
-from tests.conftest import draw, predict, tiny_base, tiny_parts, unpersonalized
+from tests.conftest import draw, predict, stock_pipeline, tiny_base, tiny_parts, unpersonalized
 
 
 @pytest.fixture(autouse=True)
@@ -24,15 +23,9 @@ def forget_loaded_models():
     load_base_model.cache_clear()
 
 
-def stock_pipeline(linear: bool = False) -> Any:
-    return StableDiffusionPipeline(
-        **tiny_parts(linear), safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
-
-
 @pytest.fixture
 def folder(tmp_path):
-    stock_pipeline().save_pretrained(tmp_path / "tiny")
+    stock_pipeline(tiny_parts()).save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
@@ -48,7 +41,7 @@ def refusal(act) -> str:
 
 @pytest.mark.parametrize("linear", [False, True], ids=["convolutional", "linear"])
 def test_a_folder_that_a_stock_pipeline_saved_draws_the_same(linear, tmp_path, concept):
-    stock_pipeline(linear).save_pretrained(tmp_path / "tiny")
+    stock_pipeline(tiny_parts(linear)).save_pretrained(tmp_path / "tiny")
     loaded, built = load_base_model(str(tmp_path / "tiny"), "cpu"), tiny_base(linear)
     prompts = ["a photo of the <v> dog", "a red mug"]
     expected = draw(unpersonalized(built, concept), built, prompts)
@@ -56,7 +49,7 @@ def test_a_folder_that_a_stock_pipeline_saved_draws_the_same(linear, tmp_path, c
 
 
 def test_half_precision_files_are_read_as_float32(tmp_path, concept):
-    stock_pipeline().to(torch.float16).save_pretrained(tmp_path / "half")
+    stock_pipeline(tiny_parts()).to(torch.float16).save_pretrained(tmp_path / "half")
     base, built = load_base_model(str(tmp_path / "half"), "cpu"), tiny_base()
     for part in ("unet", "text_encoder", "vae"):
         loaded, expected = getattr(base, part).state_dict(), getattr(built, part).state_dict()

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from personalize_core.sample import guided, initial_noise, make_sampler, sample
-from tests.conftest import draw, predict, tiny_base, tiny_parts, unpersonalized
+from tests.conftest import draw, predict, stock_pipeline, tiny_base, tiny_parts, unpersonalized
 
 PROMPTS = ["a photo of the dog on the beach", "a red mug"]
 TOLERANCE = 2e-4  # float32 rounding of some 20 calls of the U-Net; guidance multiplies it by 6
@@ -20,10 +20,7 @@ def stock_latents(linear: bool, prediction_type: str, sampler: str, noise: torch
     parts = tiny_parts(linear, prediction_type)
     kinds: dict[str, Any] = {"ddim": DDIMScheduler, "dpm-solver++": DPMSolverMultistepScheduler}
     parts["scheduler"] = kinds[sampler].from_config(parts["scheduler"].config)
-    pipe: Any = StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = stock_pipeline(parts)
     size = {"height": 16, "width": 16}
     return pipe(
         PROMPTS, latents=noise, num_inference_steps=steps, guidance_scale=6.0, output_type="latent", **size

@@ -48,7 +48,7 @@ VAE: dict[str, Any] = {
     "layers_per_block": 2,
     "latent_channels": 4,
 }
-PREDICTION = {"sd-1.4": "epsilon", "sd-2.1": "v_prediction"}
+PREDICTION: dict[str, Any] = {"sd-1.4": "epsilon", "sd-2.1": "v_prediction"}
 
 
 @pytest.fixture(params=list(UNET), scope="module")

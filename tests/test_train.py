@@ -20,6 +20,8 @@ from tests.conftest import equal_bits, snapshot, tiny_base
 class TwoStages(Method):
     """Learns a direction to add to the text in its first stage, and the text's scale in its second."""
 
+    steps_seen: torch.Tensor
+
     def __init__(self, base, concept) -> None:
         super().__init__(None, base, concept)
         self.direction = nn.Parameter(torch.zeros(base.text_width))
@@ -32,7 +34,10 @@ class TwoStages(Method):
             return {"length": 0.1 * self.direction.pow(2).sum()}
 
         def after(number):
-            return lambda index: self.steps_seen[number].add_(1 + index)
+            def seen(index):
+                self.steps_seen[number] += 1 + index
+
+            return seen
 
         first = {"params": [self.direction], "lr": 1e-2}
         second = {"params": [self.scale], "lr": 1e-3}

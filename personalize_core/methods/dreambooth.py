@@ -78,7 +78,7 @@ class DreamBooth(Method):
         return stack
 
     def export(self, base: BaseModel, folder: Path) -> str:
-        tuned = UNet2DConditionModel.from_config(base.unet.config)
+        tuned: Any = UNet2DConditionModel.from_config(base.unet.config)
         tuned.load_state_dict(self.unet.as_state_dict())
         tuned.save_pretrained(folder / "unet")
         how = 'unet=UNet2DConditionModel.from_pretrained("unet")'

@@ -117,7 +117,7 @@ class PersonalizedResiduals(Method):
     def export(self, base: BaseModel, folder: Path) -> str:
         tensors = {}
         for layer, block in base.transformers.items():
-            residual = self.residuals[layer.replace(".", "/")]
+            residual: Any = self.residuals[layer.replace(".", "/")]
             for name, factor in (("lora_A", residual.B), ("lora_B", residual.A)):  # PEFT computes B(A x)
                 axes = factor.shape + (1, 1) * isinstance(block.proj_out, nn.Conv2d)
                 tensors[f"unet.{layer}.proj_out.{name}.weight"] = factor.reshape(axes)

@@ -122,7 +122,9 @@ def pictures_gate(
     read = classifier.verdicts(judge, pictures)
     asked = {aspect: [combination[n] for combination in combinations] for n, aspect in enumerate(ASPECTS) if n < 3}
     figures = {
-        f"{aspect} named": float(np.mean([ASPECTS[aspect][int(r)] == a for r, a in zip(read[aspect], asked[aspect])]))
+        f"{aspect} named": float(
+            np.mean([ASPECTS[aspect][int(r)] == a for r, a in zip(read[aspect], asked[aspect], strict=False)])
+        )
         for aspect in asked
     }
     renders, _, truth = scenes(np.random.default_rng(2**20 + 1), 400, plain=1, photo=1, studio=0)
@@ -290,7 +292,7 @@ def as_markdown(facts: dict) -> str:
             lines.append(
                 f"| {name} ({'passed' if gate['passed'] else 'not passed'}) | {figure} | {value:.4g} | {needed} |"
             )
-    lines += ["", f"![24 prompts](samples.png)", "", "Row by row:", ""]
+    lines += ["", "![24 prompts](samples.png)", "", "Row by row:", ""]
     return "\n".join([*lines, *(f"{n}. {prompt}" for n, prompt in enumerate(facts["prompts of the grid"], 1))]) + "\n"
 
 

@@ -85,7 +85,7 @@ def colour_words(design: Design) -> str:
 
 
 def caption(scene: Scene, rng: Rng | None = None) -> str:
-    """With a generator: a template drawn at random, colour and place left out now and then. Without: all that is true."""
+    """With a generator: a template drawn at random, colour and place left out now and then. Without: all of it."""
     template, colour, place = STYLE_TEMPLATES[scene.style][0], colour_words(scene.design), PLACES[scene.place]
     if rng is not None:
         templates = STYLE_TEMPLATES[scene.style]
