@@ -25,7 +25,9 @@ class Stage(Protocol):
     name: str
     seed: int
     modules: dict[str, nn.Module]  # all that a checkpoint holds, averages included
-    optimizer: torch.optim.Optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
     def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
         """The loss of one batch, and how many samples it saw."""
