@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,41 +16,146 @@ from personalize_core.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 CROPS = 5  # positions that stand for the random crop of a picture that is not square
+ROTATIONS = 32  # images that stand for a random rotation
+ZOOMS = 60  # images that stand for a random zoom
 
 
 @dataclass(frozen=True)
 class Preprocessing:
     """How a photograph becomes square training images (methods.md 0.7).
 
-    Latents are made once and cached, so the random choices of training are enumerated here: a random crop
-    becomes `CROPS` evenly spaced positions along the longer side, a random flip becomes two images. Deviates
-    from the papers only in that: any of their crops lies within an eighth of the slack from one of ours.
+    Latents are made once and cached, so the random choices of training are enumerated here, in equally likely
+    views: a random crop becomes `CROPS` evenly spaced positions along the longer side, a random flip two images, a
+    random rotation or zoom `ROTATIONS` or `ZOOMS` images with evenly spaced angles or sizes. Deviates from the
+    papers only in that: any of their crops lies within an eighth of the slack from one of ours, any of their
+    angles within 2 degrees. The first view is always the photograph as it stands.
     """
 
-    geometry: str  # "squash": straight to a square; "crop": shorter side to size, then a square crop
-    interpolation: str  # "bicubic" or "bilinear"
-    flip: bool  # half of the rows are mirrored
+    # "squash": straight to a square; "centre": the middle square; "crop": shorter side to size, then a square crop;
+    # "rotate": three quarters turned by up to 45 degrees, then "crop" (AttnDreamBooth); "zoom": Custom Diffusion's
+    geometry: Literal["squash", "centre", "crop", "rotate", "zoom"]
+    interpolation: Literal["bicubic", "bilinear"]
+    flip: bool  # half of the rows are mirrored; a quarter with "rotate"
 
     @property
     def key(self) -> str:
         """Names the cached file."""
         return f"{self.geometry}-{self.interpolation}" + ("-flip" if self.flip else "")
 
+    @property
+    def of_class_images(self) -> Preprocessing:
+        """How pictures of the class noun are prepared beside them: alike, but never zoomed."""
+        return Preprocessing("centre", self.interpolation, self.flip) if self.geometry == "zoom" else self
+
     def views(self, picture: Image.Image, size: int) -> list[Image.Image]:
         """Every image that training may draw for one RGB photograph; all (size, size)."""
         resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[self.interpolation]
-        if self.geometry == "squash":
-            views = [picture.resize((size, size), resample)]
-        else:
-            width, height = picture.size
-            scale = size / min(width, height)
-            resized = picture.resize((max(size, round(width * scale)), max(size, round(height * scale))), resample)
-            slack_x, slack_y = resized.width - size, resized.height - size
-            corners = sorted(
-                {(round(slack_x * k / (CROPS - 1)), round(slack_y * k / (CROPS - 1))) for k in range(CROPS)}
-            )
-            views = [resized.crop((x, y, x + size, y + size)) for x, y in corners]
+        match self.geometry:
+            case "rotate":
+                return self._rotated(picture, size, resample)
+            case "zoom":
+                square = _middle_square(picture)
+                return [zoom.view(square, size, resample, self.flip) for zoom in zooms(size)]
+            case "squash":
+                views = [picture.resize((size, size), resample)]
+            case "centre":
+                views = [_middle_square(picture).resize((size, size), resample)]
+            case "crop":
+                resized = _shorter_side_to(size, picture, resample)
+                views = [_crop(resized, size, corner) for corner in _corners(resized, size)]
         return views + [ImageOps.mirror(view) for view in views] if self.flip else views
+
+    def _rotated(self, picture: Image.Image, size: int, resample: Image.Resampling) -> list[Image.Image]:
+        """As torchvision's RandomRotation(45, expand=True) with probability 0.75, Resize, flip 0.25, RandomCrop."""
+        views, angles = [], iter(np.linspace(-45, 45, ROTATIONS * 3 // 2 + 1)[1::2].tolist())  # middles of 24 parts
+        for k in range(ROTATIONS):
+            turned = picture if k % 4 == 0 else picture.rotate(next(angles), expand=True)
+            resized, place = _shorter_side_to(size, turned, resample), _spread(k, 0.6180339887498949)
+            view = _crop(resized, size, _place(resized, size, place))
+            views.append(ImageOps.mirror(view) if self.flip and k // 4 % 4 == 3 else view)
+        return views
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """A size and a place that Custom Diffusion's augmentation gives a photograph, in pixels."""
+
+    kind: Literal["plain", "far", "near"]
+    side: int  # the square photograph is resized to this
+    left: int  # where it lies on the canvas, if far; where the canvas lies on it, if near
+    top: int
+    mirrored: bool
+
+    def view(self, square: Image.Image, size: int, resample: Image.Resampling, flip: bool) -> Image.Image:
+        """A square photograph as a (size, size) training image.
+
+        Beside a far one the canvas is grey, which in [-1, 1] is 0 in the authors' code and 0.004 here: the cached
+        images have eight bits.
+        """
+        square = ImageOps.mirror(square) if flip and self.mirrored else square
+        if self.kind == "plain":
+            return square.resize((size, size), resample)
+        resized = square.resize((self.side, self.side), resample)
+        if self.kind == "near":
+            return resized.crop((self.left, self.top, self.left + size, self.top + size))
+        canvas = Image.new("RGB", (size, size), (128, 128, 128))
+        canvas.paste(resized, (self.left, self.top))
+        return canvas
+
+
+def zooms(size: int) -> list[Zoom]:
+    """The `ZOOMS` equally likely zooms of a (size, size) image, those that leave it plain first.
+
+    After Custom Diffusion's code (methods.md section 3): with probability 2/3 an even side in [size / 3, size],
+    else in [1.2 size, 1.4 size); a side below 0.6 size lies anywhere on a grey canvas, one above size is cropped
+    anywhere, and any other is no zoom at all. Its draws are independent; here sides are evenly spaced quantiles and
+    places a low-discrepancy sequence, so that few images cover them evenly.
+    """
+    found, shrinking = [], ZOOMS * 2 // 3
+    for k in range(ZOOMS):
+        if k < shrinking:
+            lowest, end, u = size // 3, size + 1, (k + 0.5) / shrinking
+        else:
+            lowest, end, u = int(1.2 * size), int(1.4 * size), (k - shrinking + 0.5) / (ZOOMS - shrinking)
+        side = lowest + int(u * (end - lowest))
+        side += side % 2
+        kind = "far" if side < 0.6 * size else "near" if side > size else "plain"
+        slack = 0 if kind == "plain" else abs(side - size)
+        left, top = (int(_spread(k, step) * (slack + 1)) for step in (0.7548776662466927, 0.5698402909980532))
+        found.append(Zoom(kind, side, left, top, mirrored=k % 2 == 1))
+    return sorted(found, key=lambda zoom: (zoom.kind != "plain", zoom.kind, zoom.mirrored))
+
+
+def _spread(k: int, step: float) -> float:
+    """In [0, 1): point k of a sequence that starts in the middle and never clusters (Kronecker's)."""
+    return (0.5 + k * step) % 1
+
+
+def _middle_square(picture: Image.Image) -> Image.Image:
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))
+
+
+def _shorter_side_to(size: int, picture: Image.Image, resample: Image.Resampling) -> Image.Image:
+    scale = size / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    return picture.resize((width, height), resample)
+
+
+def _place(picture: Image.Image, size: int, place: float) -> tuple[int, int]:
+    """Left and top of a (size, size) part; place in [0, 1] is where along the longer side."""
+    return round((picture.width - size) * place), round((picture.height - size) * place)
+
+
+def _corners(picture: Image.Image, size: int) -> list[tuple[int, int]]:
+    """`CROPS` places from end to end, each once."""
+    return sorted({_place(picture, size, k / (CROPS - 1)) for k in range(CROPS)})
+
+
+def _crop(picture: Image.Image, size: int, corner: tuple[int, int]) -> Image.Image:
+    x, y = corner
+    return picture.crop((x, y, x + size, y + size))
 
 
 CENTRE_CROP = Preprocessing("crop", "bicubic", flip=False)  # what reference pictures are shown and compared in
@@ -102,6 +208,15 @@ def centre_crop(picture: Image.Image, size: int) -> Image.Image:
     return views[len(views) // 2]
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows drawn to train on."""
+
+    latents: Tensor  # (n, 4, h, w)
+    pictures: Sequence[int]  # n: which picture each row shows
+    views: Sequence[int]  # n: and which of that picture's views
+
+
 class ConceptLatents:
     """Latents to train on, as the autoencoder's moments: drawn from anew in every step, not frozen once.
 
@@ -109,31 +224,43 @@ class ConceptLatents:
         concept: per photograph, the moments (V, 2, 4, h, w) of its V views: mean and deviation, scaled as the
             U-Net expects.
         class_images: the same for pictures of the class noun, where a method asks for them.
+        captions: what each of the class images shows, where they are photographs with captions of their own.
     """
 
-    def __init__(self, concept: Sequence[Tensor], class_images: Sequence[Tensor] = ()) -> None:
-        self.concept, self.class_images = list(concept), list(class_images)
+    def __init__(
+        self, concept: Sequence[Tensor], class_images: Sequence[Tensor] = (), captions: Sequence[str] = ()
+    ) -> None:
+        self.concept, self.class_images, self.captions = list(concept), list(class_images), list(captions)
 
     def __len__(self) -> int:
         return len(self.concept)
 
     def instances(self, size: int, generator: Generator) -> Tensor:
         """(size, 4, h, w): photographs of the concept, none twice before all have been drawn once."""
+        return self.instance_rows(size, generator).latents
+
+    def instance_rows(self, size: int, generator: Generator) -> Rows:
+        """The same, for methods to which it matters which view was drawn."""
         return _draw(self.concept, size, generator)
 
     def prior(self, size: int, generator: Generator) -> Tensor:
         """(size, 4, h, w): pictures of the class noun."""
+        return self.prior_rows(size, generator).latents
+
+    def prior_rows(self, size: int, generator: Generator) -> Rows:
+        """The same, for methods to which it matters which picture was drawn."""
         if not self.class_images:
             raise ValueError("these latents hold no class images; the method has to ask for them in `class_images`")
         return _draw(self.class_images, size, generator)
 
 
-def _draw(pictures: Sequence[Tensor], size: int, generator: Generator) -> Tensor:
+def _draw(pictures: Sequence[Tensor], size: int, generator: Generator) -> Rows:
     rounds = -(-size // len(pictures))
-    order = torch.cat([torch.randperm(len(pictures), generator=generator) for _ in range(rounds)])[:size]
-    rows = []
-    for index in order.tolist():
+    order = torch.cat([torch.randperm(len(pictures), generator=generator) for _ in range(rounds)])[:size].tolist()
+    rows, chosen = [], []
+    for index in order:
         views = pictures[index]
-        mean, deviation = views[int(torch.randint(len(views), (), generator=generator))]
+        chosen.append(int(torch.randint(len(views), (), generator=generator)))
+        mean, deviation = views[chosen[-1]]
         rows.append(mean + deviation * torch.randn(mean.shape, generator=generator))
-    return torch.stack(rows)
+    return Rows(torch.stack(rows), order, chosen)
