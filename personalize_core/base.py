@@ -113,11 +113,10 @@ class BaseModel:
         """(D,): the input embedding that an untrained placeholder reads."""
         return self.text_encoder.get_input_embeddings().weight[self.tokenizer.rare_id].detach().clone()
 
-    def word_embedding(self, phrase: str) -> Tensor:
-        """(D,): the input embedding of a phrase's last token; English heads come last ("stuffed animal")."""
-        return (
-            self.text_encoder.get_input_embeddings().weight[self.tokenizer.class_noun_ids(phrase)[-1]].detach().clone()
-        )
+    def word_embedding(self, phrase: str, token: int = -1) -> Tensor:
+        """(D,): the input embedding of a phrase's last token, or another; heads come last ("stuffed animal")."""
+        ids = self.tokenizer.class_noun_ids(phrase)
+        return self.text_encoder.get_input_embeddings().weight[ids[token]].detach().clone()
 
     # What it computes
 
@@ -129,7 +128,8 @@ class BaseModel:
         Args:
             prompts: B of them, with the concept's placeholder where the concept belongs.
             concept: whose placeholder and class noun to look for.
-            embedding: (D,), read in the placeholder's place; the rare token's own embedding if None.
+            embedding: (D,), or (B, 1, D) for each row its own, read in the placeholder's place; the rare token's
+                own embedding if None.
         """
         tokens = self.tokenizer(prompts, concept)
         with self._placeholder_reads(embedding, tokens):
@@ -180,8 +180,9 @@ class BaseModel:
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [-1, 1] -> mean and deviation of their latents, (B, 2, 4, h, w), scaled."""
-        posterior = self.vae.encode(pixels.to(self.device)).latent_dist
-        return torch.stack([posterior.mean, posterior.std], dim=1).cpu() * self.vae.config.scaling_factor
+        parts = [self.vae.encode(part.to(self.device)).latent_dist for part in pixels.split(4)]  # to bound memory
+        moments = [torch.stack([posterior.mean, posterior.std], dim=1).cpu() for posterior in parts]
+        return torch.cat(moments) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ class Stage:
     param_groups: list[dict[str, Any]]  # as torch.optim takes them
     penalty: Callable[[Step], dict[str, Tensor]] = _no_penalty
     after_step: Callable[[int], None] = _nothing_after
+    max_gradient_norm: float = 1.0  # gradients longer than this are shortened to it; math.inf leaves all as they are
 
 
 @options
@@ -89,7 +90,7 @@ class Method(nn.Module):
 
     Config: ClassVar[type]  # how it is trained; saved in the artifact
     Sampling: ClassVar[type] = NoOptions  # how it is used; chosen for each sampling run
-    preprocessing: ClassVar[Preprocessing]  # how photographs become its training images
+    preprocessing: ClassVar[Preprocessing]  # how photographs become its training images; see preprocessing_for
 
     def __init__(self, config: Any, base: BaseModel, concept: Concept) -> None:
         super().__init__()
@@ -129,6 +130,15 @@ class Method(nn.Module):
             InputError: there is no such format.
         """
         raise InputError(f"there is no public format for what {type(self).__name__} learns, so it cannot be exported")
+
+    @classmethod
+    def preprocessing_for(cls, config: Any) -> Preprocessing:
+        """How photographs become its training images under this config."""
+        return cls.preprocessing
+
+    @classmethod
+    def check(cls, config: Any, sampling: Any) -> None:
+        """Raise InputError if what is trained by `config` cannot be sampled by `sampling`."""
 
     @classmethod
     def class_images(cls, config: Any) -> int:

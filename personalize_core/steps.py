@@ -431,7 +431,12 @@ def _base(store: Store) -> BaseModel:
 
 def _preprocessings(store: Store) -> dict[str, Preprocessing]:
     """Key -> preprocessing, of every method in this experiment."""
-    return {kind.preprocessing.key: kind.preprocessing for kind in map(method_class, store.params.method_names)}
+    recipes = (_preprocessing(store, method) for method in store.params.method_names)
+    return {recipe.key: recipe for recipe in recipes}
+
+
+def _preprocessing(store: Store, method: str) -> Preprocessing:
+    return method_class(method).preprocessing_for(store.params.config(method))
 
 
 def _encode(
@@ -464,7 +469,7 @@ def _latents(store: Store, concept: str, method: str, class_noun: str, with_clas
 
     from personalize_core.data import ConceptLatents
 
-    name = f"{method_class(method).preprocessing.key}.safetensors"
+    name = f"{_preprocessing(store, method).key}.safetensors"
 
     def read(folder: Path) -> list:
         saved = load_file(folder / name)

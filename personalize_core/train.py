@@ -147,7 +147,7 @@ def _train_step(
 
     optimizer.zero_grad()
     total.backward()
-    norm = torch.nn.utils.clip_grad_norm_(trained, max_norm=1.0)
+    norm = torch.nn.utils.clip_grad_norm_(trained, stage.max_gradient_norm)
     optimizer.step()
     stage.after_step(index)
     numbers = {name: loss.item() for name, loss in losses.items()}
