@@ -90,6 +90,7 @@ class Method(nn.Module):
 
     Config: ClassVar[type]  # how it is trained; saved in the artifact
     Sampling: ClassVar[type] = NoOptions  # how it is used; chosen for each sampling run
+    starts_as_base_model: ClassVar[bool] = True  # untrained, does it draw what the base model draws?
     preprocessing: ClassVar[Preprocessing]  # how photographs become its training images; see preprocessing_for
 
     def __init__(self, config: Any, base: BaseModel, concept: Concept) -> None:
@@ -142,8 +143,13 @@ class Method(nn.Module):
 
     @classmethod
     def class_images(cls, config: Any) -> int:
-        """How many pictures of the class noun, drawn by the base model, training needs beside the concept's."""
+        """How many pictures of the class noun training needs beside the concept's; drawn by the base model."""
         return 0
+
+    @classmethod
+    def real_class_images(cls, config: Any) -> bool:
+        """Are they photographs instead, all those of data/regularization?"""
+        return False
 
 
 def equal_shares(rows: int, total: float = 1.0) -> Tensor:

@@ -93,11 +93,15 @@ class Params(_Strict):
     def sampling_variants(self, method: str) -> dict[str, Any]:
         """Variant -> sampling options; a method without an entry has one variant of its own name."""
         sections = self.variants.get(method) or {method: {}}
-        kind = method_class(method).Sampling
-        return {
-            variant: build(kind, options, f"params.yaml, variants.{method}.{variant}")
-            for variant, options in sections.items()
-        }
+        kind, config, built = method_class(method), self.config(method), {}
+        for variant, options in sections.items():
+            where = f"params.yaml, variants.{method}.{variant}"
+            built[variant] = build(kind.Sampling, options, where)
+            try:
+                kind.check(config, built[variant])
+            except InputError as error:
+                raise InputError(f"{where}: {error}") from None
+        return built
 
 
 def _validated(kind: type[M], path: Path) -> M:
@@ -133,7 +137,8 @@ def _explain(error: ValidationError, kind: Any) -> str:
         return f"there is no key {key!r}{known or '; take it out, or mend its spelling'}"
     if first["type"] == "missing":
         return f"the key {key!r} is missing"
-    return f"{key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{key} = {first['input']!r}: {said}" if key else said  # no key: several that contradict each other
 
 
 def _keys(kind: Any) -> list[str]:

@@ -77,6 +77,17 @@ def test_the_residuals_load_as_a_lora(base, concept, tmp_path):
     check_same(pipe, "a photo of sks teddy bear on the beach", method, base)
 
 
+def test_residuals_on_other_projections_load_too_beside_their_embedding(base, concept, tmp_path):
+    targets = ("to_k", "to_v", "proj_in")
+    method = trained("personalized_residuals", base, concept, targets=targets, train_embedding=True)
+    how = method.export(base, tmp_path)
+    assert "pipe.load_lora_weights(" in how and "pipe.load_textual_inversion(" in how and "'<v> teddy bear'" in how
+    pipe = fresh_pipeline(base)
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    pipe.load_textual_inversion(tmp_path / "learned_embeds.safetensors")
+    check_same(pipe, "a photo of <v> teddy bear on the beach", method, base)
+
+
 def test_the_residuals_can_be_merged_there(base, concept, tmp_path):
     method = trained("personalized_residuals", base, concept)
     method.export(base, tmp_path)

@@ -7,7 +7,7 @@ in methods.md section 9 and said here where it happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,25 +15,39 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from personalize_core.base import BaseModel, hooked
 from personalize_core.concept import Concept
-from personalize_core.data import Preprocessing
+from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.errors import InputError
 from personalize_core.files import save_tensors
-from personalize_core.method import Method, Stage, options
-from personalize_core.text import TextContext
+from personalize_core.method import Batch, Method, Stage, equal_shares, options
+from personalize_core.parts import ConceptEmbedding
+from personalize_core.text import Conditioning, TextContext
+
+Target = Literal["proj_out", "proj_in", "to_k", "to_v"]
 
 
 @options
 class Config:
-    """Defaults are the paper's (sec. 4.1), for Stable Diffusion 1.4."""
+    """Defaults are the paper's (sec. 4.1), for Stable Diffusion 1.4; the rest are its ablations (sec. 4.4)."""
 
-    rank_fraction: Annotated[float, Field(gt=0, le=1)] = 0.05  # rank of a residual, as a share of its layer's channels
+    rank_fraction: Annotated[float, Field(gt=0, le=1)] = 0.05  # rank of a residual, as a share of its output channels
     initial: Literal["base_model", "gaussian"] = "base_model"  # see Residual
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("proj_out",)  # of every transformer block
+    macro_class: bool = True  # is the class noun said behind the placeholder?
+    train_embedding: bool = False  # is the placeholder's embedding learned too?
+    # The paper's regularization images are LAION's; ours are the base model's own, as DreamBooth's (eq. 2 there).
+    class_images: Annotated[int, Field(ge=0)] = 0
+    prior_weight: Annotated[float, Field(ge=0)] = 1.0
     steps: Annotated[int, Field(gt=0)] = 150
-    batch_size: Annotated[int, Field(gt=0)] = 4
+    batch_size: Annotated[int, Field(gt=0)] = 4  # as many class images come on top
     lr: Annotated[float, Field(gt=0)] = 1e-3
+
+    def __post_init__(self) -> None:
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets names a projection twice: {', '.join(self.targets)}")
 
 
 @options
@@ -47,26 +61,26 @@ class Sampling:
 
 
 class Residual(nn.Module):
-    """The low-rank change A B to a 1x1 projection over m channels (sec. 3.2).
+    """The low-rank change A B to a projection of n channels to m (sec. 3.2).
 
     Deviates from the paper, which starts both factors at random and so perturbs the model before the first step:
     B starts at zero here, and training starts from the base model. `initial: gaussian` is the literal reading.
     """
 
-    def __init__(self, channels: int, rank: int, initial: str) -> None:
+    def __init__(self, inputs: int, outputs: int, rank: int, initial: str) -> None:
         super().__init__()
-        self.A = nn.Parameter(torch.randn(channels, rank) * 0.02)
-        self.B = nn.Parameter(torch.randn(rank, channels) * (0.02 if initial == "gaussian" else 0.0))
+        self.A = nn.Parameter(torch.randn(outputs, rank) * 0.02)
+        self.B = nn.Parameter(torch.randn(rank, inputs) * (0.02 if initial == "gaussian" else 0.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, m, h, w) before a convolution, (B, h*w, m) before a linear layer."""
+        """x: (B, n, h, w) before a convolution, (B, positions, n) before a linear layer."""
         if x.ndim == 4:
             return F.conv2d(F.conv2d(x, self.B[..., None, None]), self.A[..., None, None])
         return F.linear(F.linear(x, self.B), self.A)
 
 
 class PersonalizedResiduals(Method):
-    """A residual on the output projection of every transformer block; no regularization images."""
+    """A residual on a projection of every transformer block, by default on its output projection (eq. 1)."""
 
     Config = Config
     Sampling = Sampling
@@ -75,24 +89,54 @@ class PersonalizedResiduals(Method):
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
         self.residuals = nn.ModuleDict()
-        for layer, block in base.transformers.items():
-            m = block.proj_out.weight.shape[0]
-            rank = max(1, round(config.rank_fraction * m))
-            self.residuals[layer.replace(".", "/")] = Residual(m, rank, config.initial)
+        for path, projection in self._projections(base).items():
+            outputs, inputs = projection.weight.shape[:2]
+            rank = max(1, round(config.rank_fraction * outputs))
+            self.residuals[path.replace(".", "/")] = Residual(inputs, outputs, rank, config.initial)
+        self.embedding = ConceptEmbedding(base.rare_embedding()) if config.train_embedding else None
+
+    @property
+    def phrase(self) -> str:
+        return super().phrase if self.config.macro_class else self.concept.placeholder
 
     def stages(self) -> list[Stage]:
         c = self.config
         return [Stage("residuals", c.steps, c.batch_size, [{"params": list(self.parameters()), "lr": c.lr}])]
 
+    def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
+        rows = super().batch(images, size, generator)
+        if not self.config.class_images:
+            return rows
+        return Batch(
+            latents=torch.cat([rows.latents, images.prior(size, generator)]),
+            prompts=[*rows.prompts, *[f"a photo of a {self.concept.class_noun}"] * size],
+            weight=torch.cat([rows.weight, equal_shares(size, self.config.prior_weight)]),
+        )
+
+    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
+        context = base.encode(prompts, self.concept, self.embedding.vector if self.embedding else None)
+        return lambda t: context
+
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         return hooked(
             *(
-                block.proj_out.register_forward_hook(self._adding(self.residuals[layer.replace(".", "/")], layer, base))
-                for layer, block in base.transformers.items()
+                projection.register_forward_hook(self._adding(self.residuals[path.replace(".", "/")], path, base))
+                for path, projection in self._projections(base).items()
             )
         )
 
-    def _adding(self, residual: nn.Module, layer: str, base: BaseModel) -> Callable:
+    def _projections(self, base: BaseModel) -> dict[str, Any]:
+        """Path in the U-Net -> nn.Linear or 1x1 nn.Conv2d."""
+        found = {}
+        for layer, block in base.transformers.items():
+            for target in self.config.targets:
+                inside = target if target.startswith("proj") else f"transformer_blocks.0.attn2.{target}"
+                found[f"{layer}.{inside}"] = block.get_submodule(inside)
+        return found
+
+    def _adding(self, residual: nn.Module, path: str, base: BaseModel) -> Callable:
+        layer = path.removesuffix(".proj_out")
+
         def hook(module: nn.Module, args: tuple[Tensor], original: Tensor) -> Tensor:
             change = residual(args[0])
             if self.training or not self.sampling.lag:
@@ -116,16 +160,31 @@ class PersonalizedResiduals(Method):
 
     def export(self, base: BaseModel, folder: Path) -> str:
         tensors = {}
-        for layer, block in base.transformers.items():
-            residual: Any = self.residuals[layer.replace(".", "/")]
+        for path, projection in self._projections(base).items():
+            residual: Any = self.residuals[path.replace(".", "/")]
             for name, factor in (("lora_A", residual.B), ("lora_B", residual.A)):  # PEFT computes B(A x)
-                axes = factor.shape + (1, 1) * isinstance(block.proj_out, nn.Conv2d)
-                tensors[f"unet.{layer}.proj_out.{name}.weight"] = factor.reshape(axes)
+                axes = factor.shape + (1, 1) * isinstance(projection, nn.Conv2d)
+                tensors[f"unet.{path}.{name}.weight"] = factor.reshape(axes)
         save_tensors(folder / "pytorch_lora_weights.safetensors", tensors)
-        said = f"{base.tokenizer.rare_word} {self.concept.class_noun}"
-        return (
-            f'pipe.load_lora_weights("pytorch_lora_weights.safetensors"), and write {said!r} in prompts. (Without LAG.)'
-        )
+        how, word = 'pipe.load_lora_weights("pytorch_lora_weights.safetensors")', base.tokenizer.rare_word
+        if self.embedding:
+            word = self.concept.placeholder
+            save_tensors(folder / "learned_embeds.safetensors", {word: self.embedding.vector[None]})
+            how += ', pipe.load_textual_inversion("learned_embeds.safetensors")'
+        said = f"{word} {self.concept.class_noun}" if self.config.macro_class else word
+        return f"{how}, and write {said!r} in prompts. (Without LAG.)"
+
+    @classmethod
+    def class_images(cls, config: Config) -> int:
+        return config.class_images
+
+    @classmethod
+    def check(cls, config: Config, sampling: Sampling) -> None:
+        if sampling.lag and config.targets != ("proj_out",):
+            raise InputError(
+                f"lag keeps a change to the region that attends to the concept, so it needs residuals on proj_out "
+                f"alone; residuals on {', '.join(config.targets)} act before that region is known"
+            )
 
 
 def above_median(attention: Tensor) -> Tensor:

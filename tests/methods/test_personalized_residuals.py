@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from personalize_core.base import LAYERS, hooked
+from personalize_core.errors import InputError
 from personalize_core.methods import personalized_residuals
 from personalize_core.methods.personalized_residuals import (
     Config,
@@ -18,7 +20,7 @@ from personalize_core.methods.personalized_residuals import (
     above_median,
 )
 from personalize_core.text import TextContext
-from personalize_core.train import denoising_step, train
+from personalize_core.train import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, predict, tiny_base
 
 PROMPT = "a photo of a <v> dog"
@@ -59,14 +61,14 @@ def test_the_literal_reading_of_the_paper_starts_beside_the_base_model(base, con
 def test_factors_start_with_a_deviation_of_two_hundredths():
     """methods.md section 9."""
     torch.manual_seed(0)
-    residual = Residual(1280, 64, "gaussian")
+    residual = Residual(1280, 1280, 64, "gaussian")
     for factor in (residual.A, residual.B):
         assert abs(factor.mean()) < 5e-4 and abs(factor.std() - 0.02) < 5e-4
-    assert not Residual(1280, 64, "base_model").B.any()
+    assert not Residual(1280, 1280, 64, "base_model").B.any()
 
 
 def test_they_sit_on_the_output_projection_of_all_16_blocks(method):
-    assert [name.replace("/", ".") for name in method.residuals] == list(LAYERS)
+    assert [name.replace("/", ".") for name in method.residuals] == [f"{layer}.proj_out" for layer in LAYERS]
 
 
 def test_the_rank_is_a_share_of_the_channels_and_at_least_one(base, concept):
@@ -77,7 +79,7 @@ def test_the_rank_is_a_share_of_the_channels_and_at_least_one(base, concept):
 
 
 def test_a_residual_is_a_b_x_for_both_kinds_of_projection():
-    residual = disturbed(Residual(6, 2, "gaussian"))
+    residual = disturbed(Residual(6, 6, 2, "gaussian"))
     x = torch.randn(3, 6, 4, 5, generator=torch.Generator().manual_seed(0))
     product = residual.A.detach().double().numpy() @ residual.B.detach().double().numpy()
     expected = np.einsum("om,bmhw->bohw", product, x.double().numpy())
@@ -90,14 +92,19 @@ def test_a_residual_is_a_b_x_for_both_kinds_of_projection():
 
 def merge(method, base) -> None:
     """W' = W + A B, written into the base model's own weights."""
-    for layer, block in base.transformers.items():
-        residual: Any = method.residuals[layer.replace(".", "/")]
-        weight = block.proj_out.weight
+    for path, residual in method.residuals.items():
+        weight = base.unet.get_submodule(path.replace("/", ".")).weight
         with torch.no_grad():
             weight += (residual.A @ residual.B).view_as(weight)
 
 
-def test_attached_they_answer_as_merged_weights_do(trained, base, concept):
+ABLATIONS = [("proj_out",), ("proj_in",), ("to_k", "to_v"), ("to_k", "to_v", "proj_in", "proj_out")]
+
+
+@pytest.mark.parametrize("targets", ABLATIONS, ids="+".join)
+def test_attached_they_answer_as_merged_weights_do(targets, base, concept):
+    trained = disturbed(PersonalizedResiduals(Config(targets=targets), base, concept)).eval()
+    assert len(trained.residuals) == 16 * len(targets)
     context = base.encode([PROMPT, "the desert"], concept)
     with trained.attach(base):
         attached = predict(base, context)
@@ -136,6 +143,44 @@ def test_the_placeholder_and_the_text_are_not_trained(method, base, images):
     step = denoising_step(method.train(), base, images, method.stages()[0], seed=0, index=0)
     assert not step.context.hidden.requires_grad
     assert step.batch.prompts == [PROMPT] * 4
+
+
+def test_without_the_macro_class_prompts_say_the_placeholder_alone(base, concept, images):
+    method: Any = PersonalizedResiduals(Config(macro_class=False), base, concept)
+    step = denoising_step(method.train(), base, images, method.stages()[0], seed=0, index=0)
+    assert step.batch.prompts == ["a photo of a <v>"] * 4
+
+
+def test_with_regularization_images_two_means_are_added(base, concept, images):
+    method: Any = PersonalizedResiduals(Config(class_images=3, prior_weight=0.5, batch_size=2), base, concept)
+    assert PersonalizedResiduals.class_images(method.config) == 3
+    step = denoising_step(method.train(), base, images, method.stages()[0], seed=0, index=0)
+    assert step.batch.prompts == [PROMPT] * 2 + ["a photo of a dog"] * 2
+    errors = (step.prediction - step.target).detach().double().numpy() ** 2
+    expected = errors[:2].mean() + 0.5 * errors[2:].mean()
+    assert float(diffusion_loss(step)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_embedding_moves_only_where_it_is_to_be_learned(base, concept, images):
+    rare = base.rare_embedding()
+    learner: Any = PersonalizedResiduals(Config(steps=2, train_embedding=True), base, concept)
+    assert torch.equal(learner.embedding.vector, rare)
+    train(learner, base, images, seed=0)
+    assert not torch.equal(learner.embedding.vector, rare)
+    assert "embedding.vector" not in PersonalizedResiduals(Config(), base, concept).state_dict()
+
+
+@pytest.mark.parametrize("targets", ABLATIONS[1:], ids="+".join)
+def test_lag_is_refused_where_a_residual_acts_before_its_region_is_known(targets):
+    PersonalizedResiduals.check(Config(targets=targets), Sampling())
+    with pytest.raises(InputError, match=f"needs residuals on proj_out alone; residuals on {', '.join(targets)} act"):
+        PersonalizedResiduals.check(Config(targets=targets), Sampling(lag=True))
+
+
+@pytest.mark.parametrize("targets", [(), ("proj_out", "proj_out"), ("conv_in",)])
+def test_targets_that_make_no_sense_are_refused(targets):
+    with pytest.raises(ValidationError):
+        Config(targets=targets)
 
 
 def test_training_ignores_how_it_will_be_sampled(base, concept, images):
@@ -244,7 +289,7 @@ def test_lag_is_eq_3_as_a_plain_loop_computes_it(unconditional, trained, base, c
     inside = []
     for layer, block in base.transformers.items():
         attention, kept = block.transformer_blocks[0].attn2, entered[layer]
-        residual: Any = trained.residuals[layer.replace(".", "/")]
+        residual: Any = trained.residuals[f"{layer}.proj_out".replace(".", "/")]
         a, b = residual.A.double().detach().numpy(), residual.B.double().detach().numpy()
         wq, wk = attention.to_q.weight.double().numpy(), attention.to_k.weight.double().numpy()
         x, f, answer = (t.double().numpy() for t in (kept["x"], plain[layer], seen[layer]))
