@@ -31,19 +31,23 @@ class Tokens:
 class TextContext:
     """What the cross-attention layers read in one U-Net call."""
 
-    hidden: Tensor  # (B, L, D), after the text encoder's final layer norm
+    hidden: Tensor  # (B, L, D), after the text encoder's final layer norm; what every layer reads, but for `layers`
     placeholder: Tensor  # (B, L) bool, as are the next three: see Tokens
     class_noun: Tensor
     words: Tensor
     end: Tensor
     partner: Tensor  # (B,) long: the row of the same picture with its prompt; itself, but in guidance's empty half
+    layers: tuple[Tensor, Tensor] | None = None  # (16, B, L, D) each: a text of its own per layer, for keys and values
 
     def __len__(self) -> int:
         return len(self.hidden)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
         """The text that layer `index` (0 to 15, in the order they run) takes keys from, and values from."""
-        return self.hidden, self.hidden
+        if self.layers is None:
+            return self.hidden, self.hidden
+        keys, values = self.layers
+        return keys[index], values[index]
 
     @property
     def concept(self) -> Tensor:
@@ -54,6 +58,18 @@ class TextContext:
     def unconditional(self) -> Tensor:
         """(B,) bool: the rows that are the prompt-free half of classifier-free guidance."""
         return self.partner != torch.arange(len(self), device=self.partner.device)
+
+    def twice(self) -> TextContext:
+        """All rows, and behind them all again: row B + i reads what row i reads, and its partner is there too."""
+        return TextContext(
+            hidden=self.hidden.repeat(2, 1, 1),
+            placeholder=self.placeholder.repeat(2, 1),
+            class_noun=self.class_noun.repeat(2, 1),
+            words=self.words.repeat(2, 1),
+            end=self.end.repeat(2, 1),
+            partner=torch.cat([self.partner, self.partner + len(self)]),
+            layers=(self.layers[0].repeat(1, 2, 1, 1), self.layers[1].repeat(1, 2, 1, 1)) if self.layers else None,
+        )
 
     @classmethod
     def guidance(cls, empty: TextContext, prompt: TextContext) -> TextContext:
@@ -66,7 +82,20 @@ class TextContext:
             words=torch.cat([empty.words, prompt.words]),
             end=torch.cat([empty.end, prompt.end]),
             partner=torch.arange(rows, 2 * rows, device=prompt.partner.device).repeat(2),
+            layers=_both_halves(empty, prompt),
         )
+
+
+def _both_halves(empty: TextContext, prompt: TextContext) -> tuple[Tensor, Tensor] | None:
+    """`layers` of guidance's two halves; where only one half has texts per layer, the other's is repeated for all."""
+    given = [context.layers for context in (empty, prompt) if context.layers]
+    if not given:
+        return None
+    count = len(given[0][0])
+    halves = [
+        context.layers or (context.hidden.expand(count, *context.hidden.shape),) * 2 for context in (empty, prompt)
+    ]
+    return torch.cat([keys for keys, _ in halves], dim=1), torch.cat([values for _, values in halves], dim=1)
 
 
 Conditioning = Callable[[Tensor], TextContext]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import CLIPTokenizer
@@ -174,3 +176,34 @@ def test_guidance_puts_the_empty_prompts_first_and_remembers_who_belongs_to_whom
 
 def test_the_words_of_the_concept_are_placeholder_and_noun_together(base, concept):
     assert places(base.encode(["a photo of <v> dog"], concept).concept) == [[4, 5]]
+
+
+def layered(context: TextContext, seed: int) -> TextContext:
+    """The same words, with a text of its own for each layer, for keys and for values."""
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, 16, *context.hidden.shape, generator=generator)
+    return dataclasses.replace(context, layers=(keys, values))
+
+
+def test_without_texts_per_layer_all_layers_read_the_same(base, concept):
+    context = base.encode(["a photo of <v> dog"], concept)
+    assert all(text is context.hidden for index in range(16) for text in context.layer(index))
+
+
+def test_with_texts_per_layer_each_layer_reads_its_own_keys_and_values(base, concept):
+    context = layered(base.encode(["a photo of <v> dog", "a dog"], concept), seed=0)
+    for index in range(16):
+        keys, values = context.layer(index)
+        assert torch.equal(keys, context.layers[0][index]) and torch.equal(values, context.layers[1][index])
+
+
+@pytest.mark.parametrize(("empty_layered", "prompt_layered"), [(True, True), (False, True), (True, False)])
+def test_guidance_keeps_the_texts_per_layer_of_both_halves(empty_layered, prompt_layered, base, concept):
+    empty, prompt = base.encode(["", ""], concept), base.encode(["a <v> dog", "the <v> dog"], concept)
+    empty = layered(empty, seed=1) if empty_layered else empty
+    prompt = layered(prompt, seed=2) if prompt_layered else prompt
+    both = TextContext.guidance(empty, prompt)
+    for index in range(16):
+        for kind in (0, 1):
+            expected = torch.cat([empty.layer(index)[kind], prompt.layer(index)[kind]])
+            assert torch.equal(both.layer(index)[kind], expected)
