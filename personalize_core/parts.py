@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Literal
 
-from torch import Tensor, nn
+import torch
+from torch import Generator, Tensor, nn
+
+from personalize_core.base import BaseModel
+from personalize_core.concept import SLOT
+from personalize_core.data import ConceptLatents
+from personalize_core.method import Batch, Method, equal_shares
+
+TokenRule = Literal["last", "first", "mean"]
+"""Which of a class noun's tokens stands for it. English heads come last ("stuffed animal"); AttnDreamBooth's and CoRe's
+code takes the first."""
 
 
 class ConceptEmbedding(nn.Module):
@@ -53,6 +64,51 @@ class TunedWeights(nn.Module):
     def as_state_dict(self) -> dict[str, Tensor]:
         """The tensors under the names they have in the model."""
         return {name: weight.detach() for name, weight in self.items()}
+
+
+def with_prior(
+    method: Method, template: str, images: ConceptLatents, size: int, generator: Generator, prior_weight: float | None
+) -> Batch:
+    """`size` images of the concept, then as many of its class noun (prior preservation, eq. 2 of DreamBooth).
+
+    The two means of the loss are taken separately, each over its own rows; the second counts `prior_weight`.
+    Without a weight there are no rows of the class noun.
+    """
+    latents, prompts, weight = images.instances(size, generator), [method.say(template)] * size, equal_shares(size)
+    if prior_weight is None:
+        return Batch(latents, prompts, weight)
+    return Batch(
+        latents=torch.cat([latents, images.prior(size, generator)]),
+        prompts=prompts + [template.replace(SLOT, method.concept.class_noun)] * size,
+        weight=torch.cat([weight, equal_shares(size, prior_weight)]),
+    )
+
+
+def from_templates(
+    method: Method, templates: Sequence[str], images: ConceptLatents, size: int, generator: Generator
+) -> Batch:
+    """`size` images of the concept, each under a template drawn uniformly."""
+    chosen = torch.randint(len(templates), (size,), generator=generator).tolist()
+    prompts = [method.say(templates[int(index)]) for index in chosen]
+    return Batch(images.instances(size, generator), prompts, equal_shares(size))
+
+
+def class_embedding(base: BaseModel, class_noun: str, rule: TokenRule) -> Tensor:
+    """(D,): the input embedding that stands for a class noun, which may have several tokens (methods.md 12.4)."""
+    tokens = len(base.tokenizer.class_noun_ids(class_noun))
+    embeddings = [base.word_embedding(class_noun, token) for token in range(tokens)]
+    return {"last": embeddings[-1], "first": embeddings[0], "mean": torch.stack(embeddings).mean(dim=0)}[rule]
+
+
+def attention_projections(base: BaseModel) -> dict[str, nn.Linear]:
+    """Path in the U-Net -> layer: queries, keys, values and outputs of both attentions of all 16 blocks."""
+    found = {}
+    for path, block in base.transformers.items():
+        for kind in ("attn1", "attn2"):
+            attention: Any = block.transformer_blocks[0].get_submodule(kind)
+            for name in ("to_q", "to_k", "to_v", "to_out.0"):
+                found[f"{path}.transformer_blocks.0.{kind}.{name}"] = attention.get_submodule(name)
+    return found
 
 
 def parameter_names(model: nn.Module) -> list[str]:

@@ -119,6 +119,29 @@ def test_their_ranks_are_a_twentieth_of_the_channels(full):
     assert {tuple(residual.A.shape) for residual in residuals.values()} == {(320, 16), (640, 32), (1280, 64)}
 
 
+def test_oft_learns_as_many_numbers_as_its_blocks_hold(full, name):
+    """methods.md section 6: stored values, and those that are free, the strict upper triangles."""
+    assert learned(full, "oft") == expected(name, 23_304_192, 26_974_208)
+    kind: Any = method_class("oft")
+    with torch.device("meta"):
+        rotations = kind(kind.Config(), full, Concept("v", "<v>", "dog")).rotations.values()
+    blocks = [rotation.A.shape for rotation in rotations]
+    assert sum(r * n * (n - 1) // 2 for r, n, _ in blocks) == expected(name, 11_602_368, 13_433_280)
+
+
+@pytest.mark.parametrize(("r", "numbers"), [(2, 46_608_384), (8, 11_652_096), (16, 5_826_048)])
+def test_more_blocks_of_oft_hold_fewer_numbers(r, numbers, full, name):
+    if name == "sd-1.4":
+        assert learned(full, "oft", r=r) == numbers
+    assert learned(full, "oft", r=r, block_share=True) * r == learned(full, "oft", r=r)
+
+
+def test_rescaled_oft_learns_a_factor_for_each_output_neuron(full):
+    """Of 16 blocks: two attentions with four projections each, as wide as the block."""
+    widths = 8 * (5 * 320 + 5 * 640 + 6 * 1280)
+    assert learned(full, "oft", rescaled=True) - learned(full, "oft") == widths
+
+
 def test_every_layer_of_the_table_is_there_with_its_channels_heads_and_width(full, name):
     """methods.md 12.1."""
     channels = [320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320]

@@ -15,6 +15,7 @@ METHODS = {  # name, which is also the file's, -> class; imported when asked for
     "textual_inversion": "TextualInversion",
     "dreambooth": "DreamBooth",
     "personalized_residuals": "PersonalizedResiduals",
+    "oft": "OFT",
 }
 
 METHOD_NAMES = tuple(METHODS)

@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from diffusers import UNet2DConditionModel
 from pydantic import Field
 from torch import Generator
@@ -19,8 +18,8 @@ from transformers import CLIPTextModel
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
-from personalize_core.method import Batch, Method, Stage, equal_shares, options
-from personalize_core.parts import TunedWeights, parameter_names
+from personalize_core.method import Batch, Method, Stage, options
+from personalize_core.parts import TunedWeights, parameter_names, with_prior
 
 TEMPLATE = "a photo of {}"  # sec. 3.2: "a [V] [class noun]"; the wording is the recipe's
 
@@ -62,14 +61,8 @@ class DreamBooth(Method):
         return [Stage("weights", c.steps, c.batch_size, [{"params": list(self.parameters()), "lr": c.lr}])]
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
-        latents, prompts, weight = images.instances(size, generator), [self.say(TEMPLATE)] * size, equal_shares(size)
-        if not self.config.prior_preservation:
-            return Batch(latents, prompts, weight)
-        return Batch(
-            latents=torch.cat([latents, images.prior(size, generator)]),
-            prompts=prompts + [TEMPLATE.replace("{}", self.concept.class_noun)] * size,
-            weight=torch.cat([weight, equal_shares(size, self.config.prior_weight)]),
-        )
+        c = self.config
+        return with_prior(self, TEMPLATE, images, size, generator, c.prior_weight if c.prior_preservation else None)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         stack = ExitStack()

@@ -1,0 +1,202 @@
+"""Orthogonal fine-tuning (OFT), and its constrained form (COFT).
+
+Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", NeurIPS 2023, arXiv:2306.07280.
+Where the paper and the authors' code differ, we follow the code, except in the number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from personalize_core.base import BaseModel, hooked
+from personalize_core.concept import Concept
+from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.errors import InputError
+from personalize_core.files import save_tensors, write_json
+from personalize_core.method import Batch, Method, Stage, options
+from personalize_core.parts import attention_projections, with_prior
+
+TEMPLATE = "a photo of {}"
+EPS = 6e-5
+
+
+@options
+class Config:
+    """Defaults are the paper's, for Stable Diffusion 1.5.
+
+    Of the steps the paper says about 1,000; the authors' script trains 10,005 and keeps the checkpoint with the best
+    validation score. We follow the paper, and select nothing.
+    """
+
+    r: Annotated[int, Field(gt=0)] = 4  # diagonal blocks of a rotation: how many, not how large
+    coft: bool = False  # keep every block near the identity
+    eps: Annotated[float, Field(ge=0)] = EPS  # how near; see Rotation.constrain
+    block_share: bool = False  # one block, repeated r times
+    rescaled: bool = False  # also learn a positive factor for each output neuron
+    prior_preservation: bool = True
+    prior_weight: Annotated[float, Field(ge=0)] = 1.0
+    class_images: Annotated[int, Field(gt=0)] = 200
+    steps: Annotated[int, Field(gt=0)] = 1000
+    batch_size: Annotated[int, Field(gt=0)] = 1  # as many class images come on top
+    lr: Annotated[float, Field(gt=0)] = 6e-5
+
+    def __post_init__(self) -> None:
+        if self.eps != EPS and not self.coft:
+            raise InputError(f"eps = {self.eps} bounds the rotations of COFT, which is off; add `coft: true`")
+
+
+class Rotation(nn.Module):
+    """A block-diagonal rotation R of a layer's input: the layer computes W0 R^T x + b.
+
+    R_i = (I - S_i) (I + S_i)^-1 with S_i = (A_i - A_i^T) / 2, Cayley's parametrization as the authors' code has it;
+    the paper writes (I + Q) (I - Q)^-1, the same family with Q = -S. With `rescaled` the weight is diag(s) W0 R^T,
+    and s = exp(log_scale): the paper asks for a positive factor, and this keeps it so.
+    """
+
+    def __init__(self, in_features: int, out_features: int, r: int, block_share: bool, rescaled: bool) -> None:
+        super().__init__()
+        self.r = r
+        self.A = nn.Parameter(torch.zeros(1 if block_share else r, in_features // r, in_features // r))
+        self.log_scale = nn.Parameter(torch.zeros(out_features)) if rescaled else None
+
+    def skew(self) -> Tensor:
+        """S, (r, n, n), or (1, n, n) if the blocks are one."""
+        return (self.A - self.A.mT) / 2
+
+    def blocks(self) -> Tensor:
+        """R_1 to R_r, (r, n, n)."""
+        with _full_precision(self.A):
+            S, identity = self.skew(), torch.eye(self.A.shape[-1], device=self.A.device, dtype=self.A.dtype)
+            return torch.linalg.solve(identity + S, identity - S).expand(self.r, -1, -1)  # the factors commute
+
+    def turn(self, x: Tensor, blocks: Tensor) -> Tensor:
+        """R^T x, for x (..., in_features) and R's blocks."""
+        with _full_precision(x):
+            turned = torch.einsum("...ri,rij->...rj", x.to(blocks.dtype).unflatten(-1, (self.r, -1)), blocks)
+            return turned.flatten(-2).to(x.dtype)
+
+    def rescale(self, y: Tensor, bias: Tensor | None) -> Tensor:
+        """s W x + b from y = W x + b, (..., out_features)."""
+        assert self.log_scale is not None
+        change = torch.expm1(self.log_scale) * (y if bias is None else y - bias)  # exactly 0 while s is 1
+        return (y + change).to(y.dtype)
+
+    @torch.no_grad()
+    def constrain(self, eps: float) -> None:
+        """COFT: project each A_i onto the ball of radius eps n^2 / sqrt(blocks stored), in the Frobenius norm.
+
+        After the authors' code. The paper bounds R - I itself, and says nothing of the scaling.
+        """
+        stored, n, _ = self.A.shape
+        norm = torch.linalg.matrix_norm(self.A, keepdim=True)
+        radius = eps * n**2 / stored**0.5
+        self.A *= torch.where(norm > radius, radius / norm, 1.0)
+
+
+class OFT(Method):
+    """A rotation of the input of every attention projection; angles between neurons stay as they were.
+
+    The placeholder reads the base model's rare word, as with every method that learns no embedding (the authors
+    write "qwe"). COFT's projection comes after each step of the optimizer; in the authors' code it comes before the
+    next forward pass, which sees the same weights.
+    """
+
+    Config = Config
+    preprocessing = Preprocessing("crop", "bilinear", flip=False)
+
+    def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
+        super().__init__(config, base, concept)
+        self.rotations = nn.ModuleDict()
+        for path, layer in attention_projections(base).items():
+            _check_divides(config.r, layer.in_features)
+            self.rotations[path.replace(".", "/")] = Rotation(
+                layer.in_features, layer.out_features, config.r, config.block_share, config.rescaled
+            )
+
+    def rotation(self, path: str) -> Rotation:
+        """That of the layer with this path in the U-Net."""
+        found: Any = self.rotations[path.replace(".", "/")]
+        return found
+
+    def stages(self) -> list[Stage]:
+        c = self.config
+        groups = [{"params": list(self.parameters()), "lr": c.lr}]
+        return [Stage("rotations", c.steps, c.batch_size, groups, after_step=self._constrain)]
+
+    def _constrain(self, index: int) -> None:
+        if self.config.coft:
+            for rotation in self.rotations.children():
+                rotation.constrain(self.config.eps)  # type: ignore[operator]
+
+    def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
+        c = self.config
+        return with_prior(self, TEMPLATE, images, size, generator, c.prior_weight if c.prior_preservation else None)
+
+    def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
+        handles = []
+        for path, layer in attention_projections(base).items():
+            rotation = self.rotation(path)
+            handles.append(layer.register_forward_pre_hook(self._turning(rotation)))
+            if self.config.rescaled:
+                handles.append(layer.register_forward_hook(_rescaling(rotation)))
+        return hooked(*handles)
+
+    def _turning(self, rotation: Rotation) -> Callable:
+        fixed = None if self.training else rotation.blocks()  # else 128 equations would be solved in every step
+
+        def turn(layer: nn.Linear, args: tuple[Tensor]) -> tuple[Tensor]:
+            return (rotation.turn(args[0], rotation.blocks() if fixed is None else fixed),)
+
+        return turn
+
+    def export(self, base: BaseModel, folder: Path) -> str:
+        if self.config.rescaled:
+            raise InputError("PEFT's OFT has no factor for each output neuron, so rescaled OFT cannot be exported")
+        tensors = {}
+        for path in attention_projections(base):
+            S = self.rotation(path).skew()
+            above, right = torch.triu_indices(*S.shape[1:], offset=1)
+            tensors[f"base_model.model.{path}.oft_R.weight"] = S[:, above, right]
+        save_tensors(folder / "oft" / "adapter_model.safetensors", tensors)
+        adapter = {
+            "peft_type": "OFT",
+            "r": self.config.r,
+            "oft_block_size": 0,  # PEFT takes one of the two
+            "block_share": self.config.block_share,
+            "coft": False,  # nothing is left to constrain
+            "use_cayley_neumann": False,  # the exact inverse, not its series
+            "target_modules": ["to_q", "to_k", "to_v", "to_out.0"],
+            "bias": "none",
+            "inference_mode": True,
+        }
+        write_json(folder / "oft" / "adapter_config.json", adapter)
+        said = f"{base.tokenizer.rare_word} {self.concept.class_noun}"
+        how = 'pipe.unet = PeftModel.from_pretrained(pipe.unet, "oft").merge_and_unload()'
+        return f"{how}, and write {said!r} in prompts."
+
+    @classmethod
+    def class_images(cls, config: Config) -> int:
+        return config.class_images if config.prior_preservation else 0
+
+
+def _rescaling(rotation: Rotation) -> Callable:
+    return lambda layer, args, y: rotation.rescale(y, layer.bias)
+
+
+def _full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """A rotation in half precision would not be one: its columns would be off unit length by a hundredth."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+def _check_divides(r: int, width: int) -> None:
+    if width % r:
+        raise InputError(f"{r} blocks do not divide a layer of width {width}; OFT needs equal blocks")
+    if width == r:
+        raise InputError(f"{r} blocks of a layer of width {width} have one row each, which cannot turn; take fewer")
