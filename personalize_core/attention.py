@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +29,12 @@ class AttentionMaps:
     def record(self, layer: str, query: Tensor, key: Tensor) -> None:
         """query: (B, heads, h*w, d). key: (B, heads, L, d)."""
         self._query_key[layer] = query, key
+
+    def include(self, others: AttentionMaps, rows: slice, names: Mapping[str, str] | None = None) -> None:
+        """Take over some rows of other maps, of all layers or of those in `names`, under the names given there."""
+        for layer, (query, key) in others._query_key.items():
+            if names is None or layer in names:
+                self.record(names[layer] if names else layer, query[rows], key[rows])
 
     def __getitem__(self, layer: str) -> Tensor:
         """softmax(Q K^T / sqrt(d)), (B, heads, h*w, L); sums to 1 over the L tokens."""

@@ -243,6 +243,12 @@ class ConceptLatents:
         """The same, for methods to which it matters which view was drawn."""
         return _draw(self.concept, size, generator)
 
+    def another_of_each(self, rows: Rows, generator: Generator) -> Rows:
+        """For each row of the concept another photograph of it; the same one where there is only one."""
+        shifts = torch.randint(max(1, len(self) - 1), (len(rows.pictures),), generator=generator).tolist()
+        others = [(index + 1 + shift) % len(self) for index, shift in zip(rows.pictures, shifts, strict=True)]
+        return _sampled(self.concept, others, generator)
+
     def prior(self, size: int, generator: Generator) -> Tensor:
         """(size, 4, h, w): pictures of the class noun."""
         return self.prior_rows(size, generator).latents
@@ -257,6 +263,10 @@ class ConceptLatents:
 def _draw(pictures: Sequence[Tensor], size: int, generator: Generator) -> Rows:
     rounds = -(-size // len(pictures))
     order = torch.cat([torch.randperm(len(pictures), generator=generator) for _ in range(rounds)])[:size].tolist()
+    return _sampled(pictures, order, generator)
+
+
+def _sampled(pictures: Sequence[Tensor], order: Sequence[int], generator: Generator) -> Rows:
     rows, chosen = [], []
     for index in order:
         views = pictures[index]

@@ -142,6 +142,12 @@ def test_rescaled_oft_learns_a_factor_for_each_output_neuron(full):
     assert learned(full, "oft", rescaled=True) - learned(full, "oft") == widths
 
 
+def test_vico_learns_four_blocks_and_an_embedding(full, name):
+    """methods.md section 7."""
+    assert learned(full, "vico") == 51_248_960 + expected(name, 768, 1024)
+    assert learned(full, "vico", image_attention=False) == expected(name, 768, 1024)
+
+
 def test_every_layer_of_the_table_is_there_with_its_channels_heads_and_width(full, name):
     """methods.md 12.1."""
     channels = [320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320]

@@ -16,6 +16,7 @@ METHODS = {  # name, which is also the file's, -> class; imported when asked for
     "dreambooth": "DreamBooth",
     "personalized_residuals": "PersonalizedResiduals",
     "oft": "OFT",
+    "vico": "ViCo",
 }
 
 METHOD_NAMES = tuple(METHODS)

@@ -1,0 +1,289 @@
+"""ViCo: a visual condition beside the text.
+
+Hao et al., "ViCo: Plug-and-play Visual Condition for Personalized Text-to-image Generation", arXiv:2306.00971.
+We follow the authors' code throughout. Summaries of the paper speak of an image encoder for the reference; there is
+none, it goes through the U-Net itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any, Literal
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from personalize_core.attention import AttentionMaps
+from personalize_core.base import BaseModel, Call, hooked
+from personalize_core.concept import Concept
+from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.errors import InputError
+from personalize_core.method import Batch, Method, Stage, Step, equal_shares, options
+from personalize_core.parts import ConceptEmbedding
+from personalize_core.prompts import TRAINING, read_list
+from personalize_core.text import Conditioning, TextContext
+
+LAYERS_WITH_IMAGES = (  # every second transformer of the decoder
+    "up_blocks.1.attentions.1",
+    "up_blocks.2.attentions.0",
+    "up_blocks.2.attentions.2",
+    "up_blocks.3.attentions.1",
+)
+CANDIDATES = tuple(tenth / 10 for tenth in range(10))  # thresholds that Otsu's method tries
+
+
+@options
+class Config:
+    """Defaults are those of the authors' code, for Stable Diffusion 1.4.
+
+    Its rate for the embedding is 5e-3 x cards x images on each, here for the README's 4 x 1. Its limit is 510 steps;
+    the checkpoints it publishes and samples are those of 300 to 400.
+    """
+
+    image_attention: bool = True  # the blocks that attend to the reference
+    mask: bool = True  # attend to the concept in the reference alone
+    regularizer: Annotated[float, Field(ge=0)] = 5e-4  # weight of the loss that lets the placeholder look where
+    # the end-of-text token looks
+    steps: Annotated[int, Field(gt=0)] = 400
+    batch_size: Annotated[int, Field(gt=0)] = 4
+    embedding_lr: Annotated[float, Field(gt=0)] = 2e-2
+    lr: Annotated[float, Field(gt=0)] = 1e-5  # of the blocks
+    templates: str = "ti_object_81"  # training prompts; the concept alone stands in their slot
+
+    def __post_init__(self) -> None:
+        if not self.mask and not self.image_attention:
+            raise InputError("mask: false leaves the mask out of image attention, which image_attention: false has not")
+
+
+@options
+class Sampling:
+    """How a trained artifact is used."""
+
+    reference: Annotated[int, Field(ge=0)] = 0  # which of the concept's photographs, in their files' order, from 0
+    # What the prompt-free half of guidance masks the reference by: its "own" map, at the placeholder's position in
+    # the prompt, where it has padding, as in the authors' code; or the mask of the prompted half.
+    uncond_mask: Literal["own", "from_cond"] = "own"
+
+
+class ViCo(Method):
+    """Four transformer blocks that attend to a reference photograph, and the placeholder's embedding.
+
+    The clean latents of the reference, another photograph of the concept, go through the U-Net as rows behind the
+    noisy ones, with the same timesteps and prompts. Behind the text's own block in four transformers, a block of the
+    method's lets the noisy rows attend to the reference rows, where those look at the placeholder.
+
+    The blocks start at random, with nothing that closes them, so an untrained ViCo is not the base model. While it
+    has seen no photograph its reference is all zeros.
+
+    In sampling the reference is the mean of the photograph's posterior, prepared as in training. Deviates from the
+    authors' code, which draws from the posterior once, and resizes with bilinear weights there.
+    """
+
+    Config = Config
+    Sampling = Sampling
+    preprocessing = Preprocessing("squash", "bicubic", flip=False)
+    starts_as_base_model = False
+
+    references: Tensor  # (photographs, 4, h, w)
+
+    def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
+        super().__init__(config, base, concept)
+        self.embedding = ConceptEmbedding(initial=base.word_embedding(concept.class_noun))
+        self.templates = read_list(TRAINING / f"{config.templates}.txt")
+        self.blocks = nn.ModuleDict()
+        for layer in LAYERS_WITH_IMAGES if config.image_attention else ():
+            self.blocks[layer.replace(".", "/")] = image_block(base.transformers[layer].transformer_blocks[0])
+        self.register_buffer("references", torch.zeros(1, *base.latent_shape))
+        self.register_load_state_dict_pre_hook(_make_room_for_references)
+        self._drawn: Tensor | None = None  # (B, 4, h, w): the references of the batch in training
+
+    @property
+    def phrase(self) -> str:
+        return self.concept.placeholder
+
+    @classmethod
+    def check(cls, config: Config, sampling: Sampling) -> None:
+        if sampling != Sampling() and not config.image_attention:
+            raise InputError(
+                "without image attention there is no reference to choose or to mask; leave both options out"
+            )
+        if sampling.uncond_mask != "own" and not config.mask:
+            raise InputError(f"uncond_mask: {sampling.uncond_mask} chooses a mask, but it was trained with mask: false")
+
+    # Training
+
+    def stages(self) -> list[Stage]:
+        c = self.config
+        groups: list[dict[str, Any]] = [{"params": [self.embedding.vector], "lr": c.embedding_lr}]
+        if c.image_attention:
+            groups.append({"params": list(self.blocks.parameters()), "lr": c.lr})
+        return [Stage("blocks", c.steps, c.batch_size, groups, self._regularizer, max_gradient_norm=math.inf)]
+
+    def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
+        chosen = torch.randint(len(self.templates), (size,), generator=generator).tolist()
+        rows = images.instance_rows(size, generator)
+        self._drawn = images.another_of_each(rows, generator).latents
+        self.references = torch.stack([views[0, 0] for views in images.concept]).to(self.references)
+        return Batch(rows.latents, [self.say(self.templates[index]) for index in chosen], equal_shares(size))
+
+    def _regularizer(self, step: Step) -> dict[str, Tensor]:
+        """Sum over the layers of mean((A_V / max A_V - A_E / max A_E)^2), with A_E held fixed.
+
+        A_V, A_E: (B, h*w), where the reference looks at the placeholder, and at the end-of-text token.
+        """
+        if not self.config.regularizer:
+            return {}
+        distances = []
+        for layer in map(of_reference, LAYERS_WITH_IMAGES):
+            with torch.no_grad():
+                A_E = step.maps.on(layer, step.context.end)
+            A_V = step.maps.on(layer, step.context.placeholder)
+            distances.append((_by_maximum(A_V) - _by_maximum(A_E)).pow(2).mean())
+        return {"regularizer": self.config.regularizer * torch.stack(distances).sum()}
+
+    # Conditioning
+
+    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
+        for prompt in prompts:
+            if prompt.count(self.concept.placeholder) > 1:
+                raise InputError(f"ViCo reads one placeholder in a prompt, but {prompt!r} has several; keep one")
+        context = base.encode(prompts, self.concept, self.embedding.vector)
+        return lambda t: context
+
+    def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
+        regularized = self.training and self.config.regularizer > 0
+        if not self.config.image_attention and not regularized:
+            return nullcontext()
+        if not self.training and self.sampling.reference >= len(self.references):
+            raise InputError(
+                f"there is no photograph {self.sampling.reference} of {self.concept.name!r}; it was trained on "
+                f"{len(self.references)}, counted from 0"
+            )
+        handles = list(self._doubling(base, regularized))
+        for layer in LAYERS_WITH_IMAGES if self.config.image_attention else ():
+            text_block = base.transformers[layer].transformer_blocks[0]
+            handles.append(text_block.register_forward_hook(self._attending(layer), with_kwargs=True))
+        return hooked(*handles)
+
+    def _doubling(self, base: BaseModel, regularized: bool) -> tuple:
+        """Hooks that add the reference rows to the U-Net's input, and drop them from its output.
+
+        The call that goes through the U-Net is altered for good, not only while it runs: gradient checkpointing runs
+        parts of it again, in backward. The maps that the caller asked for are of the caller's rows.
+        """
+        asked_for: list[AttentionMaps] = []
+
+        def add(unet: nn.Module, args: tuple[Tensor, Tensor, Tensor], kwargs: dict[str, Any]) -> tuple:
+            x_t, t, hidden = args
+            call = _call_among(kwargs.values())
+            asked_for.append(call.maps)
+            call.maps = AttentionMaps()
+            call.maps.recomputed = asked_for[-1].recomputed
+            call.t, call.context = call.t.repeat(2), call.context.twice()
+            doubled = torch.cat([x_t, self._references_for(len(x_t)).to(x_t)]), t.repeat(2), hidden.repeat(2, 1, 1)
+            return doubled, kwargs
+
+        def drop(unet: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+            call, maps = _call_among(kwargs.values()), asked_for.pop()
+            rows = len(output.sample) // 2
+            maps.include(call.maps, slice(rows))
+            if regularized:
+                maps.include(call.maps, slice(rows, None), {layer: of_reference(layer) for layer in LAYERS_WITH_IMAGES})
+            output.sample = output.sample[:rows]
+            return output
+
+        return (
+            base.unet.register_forward_pre_hook(add, with_kwargs=True),
+            base.unet.register_forward_hook(drop, with_kwargs=True),
+        )
+
+    def _references_for(self, rows: int) -> Tensor:
+        """(rows, 4, h, w), clean."""
+        if not self.training:
+            return self.references[self.sampling.reference].expand(rows, -1, -1, -1)
+        if self._drawn is None or len(self._drawn) != rows:
+            raise RuntimeError(f"ViCo trains on pairs: `batch` has to draw references for these {rows} rows first")
+        return self._drawn
+
+    def _attending(self, layer: str) -> Callable:
+        block = self.blocks[layer.replace(".", "/")]
+
+        def attend(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            x, r = output.chunk(2)
+            mask = self._mask(_call_among((*args, *kwargs.values())), layer)
+            x = block(x, encoder_hidden_states=r, encoder_attention_mask=mask)
+            return torch.cat([x.to(r.dtype), r])
+
+        return attend
+
+    @torch.no_grad()
+    def _mask(self, call: Call, layer: str) -> Tensor | None:
+        """(B, 1, h*w) bool: where in the reference the concept is, by this call's maps."""
+        if not self.config.mask:
+            return None
+        rows = len(call.context) // 2
+        maps = AttentionMaps()
+        maps.include(call.maps, slice(rows, None), {layer: layer})
+        partner = call.context.partner[:rows]
+        own = otsu(maps.on(layer, looked_at(call.context)[:rows]))
+        return (own[partner] if self.sampling.uncond_mask == "from_cond" else own)[:, None]
+
+
+def image_block(text_block: BasicTransformerBlock) -> BasicTransformerBlock:
+    """A new transformer block like the text's, but with keys and values from features as wide as its own."""
+    heads = text_block.attn2.heads  # type: ignore[union-attr]
+    return BasicTransformerBlock(text_block.dim, heads, text_block.dim // heads, cross_attention_dim=text_block.dim)
+
+
+def looked_at(context: TextContext) -> Tensor:
+    """(B, L) bool: in each row the placeholder, or else the end-of-text token.
+
+    A row of guidance's prompt-free half takes its partner's position, whatever stands there.
+    """
+    named = context.placeholder.any(dim=1, keepdim=True)
+    return torch.where(named, context.placeholder, context.end)[context.partner]
+
+
+def otsu(attention: Tensor) -> Tensor:
+    """(B, N) to bool, at the threshold of each row that best separates two classes (Otsu 1979), out of ten.
+
+    Scaled to [0, 1] by the row's extremes, a row is parted into those below the threshold and the others; the best
+    parting has the largest w0 w1 (mu0 - mu1)^2, the smallest threshold among equals. A constant row is all True.
+    """
+    lowest, highest = attention.amin(dim=-1, keepdim=True), attention.amax(dim=-1, keepdim=True)
+    a = (attention - lowest) / (highest - lowest).where(highest > lowest, 1)
+    thresholds = torch.tensor(CANDIDATES, device=a.device, dtype=a.dtype)
+    above = a[:, None] >= thresholds[:, None]  # (B, 10, N)
+    w1 = above.to(a.dtype).mean(dim=-1)
+    w0 = 1 - w1
+    sum1 = (a[:, None] * above).mean(dim=-1)  # w1 mu1
+    sum0 = a.mean(dim=-1, keepdim=True) - sum1
+    parted = (w0 > 0) & (w1 > 0)
+    between = w0 * w1 * (sum0 / w0.where(parted, 1) - sum1 / w1.where(parted, 1)).square() * parted
+    best = between.argmax(dim=-1, keepdim=True)
+    return above.gather(1, best[..., None].expand(-1, -1, a.shape[-1]))[:, 0]
+
+
+def of_reference(layer: str) -> str:
+    """The name under which a step's maps hold those of the reference rows."""
+    return f"{layer} of the reference"
+
+
+def _by_maximum(attention: Tensor) -> Tensor:
+    return attention / attention.amax(dim=-1, keepdim=True)
+
+
+def _call_among(arguments: Any) -> Call:
+    """The call that diffusers hands on, by position or by name."""
+    return next(given["call"] for given in arguments if isinstance(given, dict) and "call" in given)
+
+
+def _make_room_for_references(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Before loading: there are as many as there were photographs, which is not known before."""
+    saved = state.get(f"{prefix}references")
+    if saved is not None:
+        method.references = torch.empty_like(saved, device=method.references.device)
