@@ -21,6 +21,7 @@ from personalize_core.train import Checkpoints, denoising_step, diffusion_loss, 
 from tests.conftest import disturbed, draw, equal_bits, predict, snapshot, tiny_base, unpersonalized
 
 STEPS = 3  # of every stage
+ROWS = 2  # images of the concept in a step
 
 
 def options_of(kind: Any) -> dict[str, tuple]:
@@ -47,7 +48,9 @@ class Case:
 
     def make(self, base: BaseModel, concept: Concept, seed: int = 0) -> Method:
         kind = method_class(self.name)
-        short = {field.name: STEPS for field in dataclasses.fields(kind.Config) if field.name.endswith("steps")}
+        fields = [field.name for field in dataclasses.fields(kind.Config)]
+        short = {name: STEPS for name in fields if name.endswith("steps")}
+        short |= {name: ROWS for name in fields if name.endswith("batch_size")}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return kind(kind.Config(**short, **dict(self.chosen)), base, concept)
@@ -155,9 +158,9 @@ def test_each_loss_of_each_stage_moves_something_that_the_stage_trains(case, bas
 def test_every_learned_tensor_is_reached_by_training(case, base, concept, images):
     """A part that is attached in sampling but not in training would stay as it was."""
     method = disturbed(case.make(base, concept)).train()
-    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    before = {name: parameter.clone() for name, parameter in method.named_parameters()}
     train(method, base, images, seed=0)
-    unmoved = [name for name, tensor in method.state_dict().items() if torch.equal(tensor, before[name])]
+    unmoved = [name for name, parameter in method.named_parameters() if torch.equal(parameter, before[name])]
     assert unmoved == []
 
 
