@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Generator
 
@@ -18,8 +17,8 @@ from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.files import save_tensors
-from personalize_core.method import Batch, Method, Stage, equal_shares, options
-from personalize_core.parts import ConceptEmbedding
+from personalize_core.method import Batch, Method, Stage, options
+from personalize_core.parts import ConceptEmbedding, from_templates
 from personalize_core.prompts import TRAINING, read_list
 from personalize_core.text import Conditioning
 
@@ -54,9 +53,7 @@ class TextualInversion(Method):
         return [Stage("embedding", c.steps, c.batch_size, [{"params": [self.embedding.vector], "lr": c.lr}])]
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
-        chosen = torch.randint(len(self.templates), (size,), generator=generator).tolist()
-        prompts = [self.say(self.templates[index]) for index in chosen]
-        return Batch(images.instances(size, generator), prompts, equal_shares(size))
+        return from_templates(self, self.templates, images, size, generator)
 
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
         context = base.encode(prompts, self.concept, self.embedding.vector)
