@@ -107,6 +107,10 @@ def test_dreambooth_with_the_text_encoder_learns_both(full, name):
     assert learned(full, "dreambooth", train_text_encoder=True) == expected(name, 982_581_444, 1_206_298_564)
 
 
+def test_ti_db_learns_the_whole_unet_and_one_embedding(full, name):
+    assert learned(full, "ti_db") == expected(name, 859_521_732, 865_911_748)
+
+
 def test_personalized_residuals_learn_the_papers_count_on_both(full):
     assert learned(full, "personalized_residuals") == 1_239_040
 
