@@ -111,6 +111,11 @@ def test_ti_db_learns_the_whole_unet_and_one_embedding(full, name):
     assert learned(full, "ti_db") == expected(name, 859_521_732, 865_911_748)
 
 
+def test_neti_learns_a_small_network_on_both(full, name):
+    assert learned(full, "neti") == expected(name, 563_616, 629_664)
+    assert learned(full, "neti", bypass=False) == expected(name, 464_544, 497_568)
+
+
 def test_personalized_residuals_learn_the_papers_count_on_both(full):
     assert learned(full, "personalized_residuals") == 1_239_040
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -178,7 +179,7 @@ def test_the_words_of_the_concept_are_placeholder_and_noun_together(base, concep
     assert places(base.encode(["a photo of <v> dog"], concept).concept) == [[4, 5]]
 
 
-def layered(context: TextContext, seed: int) -> TextContext:
+def layered(context: TextContext, seed: int) -> Any:
     """The same words, with a text of its own for each layer, for keys and for values."""
     generator = torch.Generator().manual_seed(seed)
     keys, values = torch.randn(2, 16, *context.hidden.shape, generator=generator)

@@ -15,6 +15,7 @@ METHODS = {  # name, which is also the file's, -> class; imported when asked for
     "textual_inversion": "TextualInversion",
     "dreambooth": "DreamBooth",
     "ti_db": "TIDB",
+    "neti": "NeTI",
     "personalized_residuals": "PersonalizedResiduals",
     "oft": "OFT",
     "vico": "ViCo",

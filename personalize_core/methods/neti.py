@@ -1,0 +1,235 @@
+"""NeTI: a neural space-time representation of a concept.
+
+Alaluf et al., "A Neural Space-Time Representation for Text-to-Image Personalization", SIGGRAPH Asia 2023,
+arXiv:2305.15391. We follow the authors' code (NeuralTextualInversion/NeTI); where it decides something that the
+paper's description leaves open, that is said below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from personalize_core.base import LAYERS, BaseModel, hooked
+from personalize_core.concept import Concept
+from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.errors import InputError
+from personalize_core.method import Batch, Method, Stage, options
+from personalize_core.parts import TokenRule, class_embedding, from_templates
+from personalize_core.prompts import TRAINING, read_list
+from personalize_core.text import Conditioning, TextContext
+
+FREQUENCIES = 1024  # random Fourier features of (t, l)
+HIDDEN = 128  # units that nested dropout orders
+BYPASS = 0.2  # length of the bypass, as a share of the hidden state's
+
+
+@options
+class Config:
+    """Defaults are the code's, for Stable Diffusion 1.4; the first four switches are its own ablations."""
+
+    nested_dropout: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability per layer; 0 switches it off
+    positional_encoding: bool = True  # Fourier features; else t and l themselves, each scaled to [-1, 1]
+    bypass: bool = True  # does the mapper add to the text encoder's output too?
+    # To the norm of the class noun's embedding: the code scales what the mapper says as one vector, so that with a
+    # bypass the embedding alone is shorter; "per_half" scales embedding and bypass each.
+    rescale: Literal["joint", "per_half", "none"] = "joint"
+    sigma_t: Annotated[float, Field(gt=0)] = 0.03
+    sigma_l: Annotated[float, Field(gt=0)] = 2.0
+    time_anchors: Annotated[int, Field(gt=0, le=1000)] = 10
+    class_token_rule: TokenRule = "last"  # whose norm is meant, where the class noun has several tokens
+    templates: str = "ti_object_27"  # training prompts; the concept alone stands in their slot
+    steps: Annotated[int, Field(gt=0)] = 1000
+    batch_size: Annotated[int, Field(gt=0)] = 8  # the code's 2, accumulated 4 times
+    dropout_rows: Annotated[int, Field(gt=0)] = 2  # rows that share a draw of nested dropout: the code's batch
+    lr: Annotated[float, Field(gt=0)] = 8e-3  # 1e-3, scaled by batch and accumulation
+
+    def __post_init__(self) -> None:
+        if self.rescale == "per_half" and not self.bypass:
+            raise ValueError("rescale = 'per_half' needs the bypass: without it there is one half; write 'joint'")
+
+
+@options
+class Sampling:
+    """How a trained artifact is used."""
+
+    # Units of the mapper from this one on are silenced (sec. 4.3): fewer are easier to edit, all keep most identity.
+    truncation: Annotated[int, Field(ge=0, le=HIDDEN)] | None = None
+
+
+class FourierFeatures(nn.Module):
+    """f(t, l) = [sin W x; cos W x] / its norm, with x = (t, l) and a fixed random W (sec. 4.1).
+
+    W is a buffer: the code loses it from its state dict and saves it apart.
+    """
+
+    W: Tensor
+    width = 2 * FREQUENCIES
+
+    def __init__(self, sigma_t: float, sigma_l: float) -> None:
+        super().__init__()
+        self.register_buffer("W", torch.randn(FREQUENCIES, 2) * torch.tensor([sigma_t, sigma_l]))
+
+    def forward(self, t: Tensor, layer: Tensor) -> Tensor:
+        """t: (...), 0 to 999. layer: (...), 0 to 15. -> (..., 2048), of norm 1."""
+        angles = torch.stack([t, layer], dim=-1).to(self.W) @ self.W.T
+        return F.normalize(torch.cat([angles.sin(), angles.cos()], dim=-1), dim=-1)
+
+
+class Scaled(nn.Module):
+    """The code's alternative to Fourier features: t and l, each from -1 to 1."""
+
+    width = 2
+
+    def __init__(self, timesteps: int) -> None:
+        super().__init__()
+        self.timesteps = timesteps
+
+    def forward(self, t: Tensor, layer: Tensor) -> Tensor:
+        """t: (...), 0 to 999. layer: (...), 0 to 15. -> (..., 2)."""
+        return torch.stack([2 * t / (self.timesteps - 1) - 1, 2 * layer / (len(LAYERS) - 1) - 1], dim=-1)
+
+
+class Mapper(nn.Module):
+    """M(t, l): the concept's input embedding at a timestep and a cross-attention layer, and its bypass (sec. 4.1).
+
+    Args:
+        config: which parts it has.
+        width: D of the text encoder.
+        timesteps: how many the base model was trained with.
+        norm: () the norm of the class noun's embedding.
+    """
+
+    norm: Tensor
+
+    def __init__(self, config: Config, width: int, timesteps: int, norm: Tensor) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("norm", norm.detach().clone().float())
+        if config.positional_encoding:
+            self.encode = FourierFeatures(config.sigma_t, config.sigma_l)
+            self.anchors = nn.Linear(self.encode.width, config.time_anchors * len(LAYERS))
+            times = torch.arange(config.time_anchors) * (timesteps // config.time_anchors)
+            with torch.no_grad():  # one unit starts as the features of each anchor, layer after layer at each time
+                self.anchors.weight.copy_(self._at_every_layer(times).transpose(0, 1).flatten(0, 1))
+            features = self.anchors.out_features
+        else:
+            self.encode, self.anchors = Scaled(timesteps), nn.Identity()
+            features = self.encode.width
+        self.hidden = nn.Sequential(
+            *(nn.Linear(features, HIDDEN), nn.LayerNorm(HIDDEN), nn.LeakyReLU()),
+            *(nn.Linear(HIDDEN, HIDDEN), nn.LayerNorm(HIDDEN), nn.LeakyReLU()),
+        )
+        self.output = nn.Linear(HIDDEN, (1 + config.bypass) * width)
+
+    def _at_every_layer(self, t: Tensor) -> Tensor:
+        """t: (B,). -> what is known of a timestep and a layer, (16, B, 2048 or 2)."""
+        layers = torch.arange(len(LAYERS), device=t.device)[:, None].expand(-1, len(t))
+        return self.encode(t.expand_as(layers), layers)
+
+    def forward(self, t: Tensor, truncation: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """t: (B,). -> for every layer the embedding (16, B, D), and the bypass (16, B, D) if it has one.
+
+        Units of the hidden layer from `truncation` on are silenced, but not in training.
+        """
+        hidden = self.hidden(self.anchors(self._at_every_layer(t)))
+        if self.training:
+            hidden = hidden * self._nested_dropout(len(t)).to(hidden.device)
+        elif truncation is not None:
+            hidden = hidden * (torch.arange(HIDDEN, device=hidden.device) < truncation)
+        said = self.output(hidden)
+        if self.config.rescale == "joint":
+            said = self.norm * F.normalize(said, dim=-1)
+        if not self.config.bypass:
+            return said, None
+        embedding, bypass = said.chunk(2, dim=-1)
+        if self.config.rescale == "per_half":
+            embedding, bypass = (self.norm * F.normalize(half, dim=-1) for half in (embedding, bypass))
+        return embedding, bypass
+
+    def _nested_dropout(self, rows: int) -> Tensor:
+        """(16, rows, 128) bool: in a layer's rows, if they are chosen, units from a random one on fall out (sec. 4.3).
+
+        The code draws once per call, which is one layer with a batch of `dropout_rows` rows, whether it drops at all,
+        and then for each row where the cut lies, from 0 to 127. From torch's global stream, as all dropout is, and on
+        the CPU, so that no device changes it.
+        """
+        calls = -(-rows // self.config.dropout_rows)
+        drops = torch.rand(len(LAYERS), calls) < self.config.nested_dropout
+        drops = drops.repeat_interleave(self.config.dropout_rows, dim=1)[:, :rows]
+        cut = torch.where(drops, torch.randint(HIDDEN, (len(LAYERS), rows)), HIDDEN)
+        return torch.arange(HIDDEN) < cut[..., None]
+
+
+class NeTI(Method):
+    """A small network in the placeholder's place: another word for every timestep and cross-attention layer."""
+
+    Config = Config
+    Sampling = Sampling
+    preprocessing = Preprocessing("squash", "bicubic", flip=True)
+
+    def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
+        super().__init__(config, base, concept)
+        norm = class_embedding(base, concept.class_noun, config.class_token_rule).norm()
+        self.mapper = Mapper(config, base.text_width, base.scheduler.config.num_train_timesteps, norm)
+        self.templates = read_list(TRAINING / f"{config.templates}.txt")
+
+    @property
+    def phrase(self) -> str:
+        return self.concept.placeholder
+
+    def stages(self) -> list[Stage]:
+        c = self.config
+        groups = [{"params": list(self.mapper.parameters()), "lr": c.lr}]
+        return [Stage("mapper", c.steps, c.batch_size, groups, max_gradient_norm=math.inf)]  # the code does not clip
+
+    def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
+        return from_templates(self, self.templates, images, size, generator)
+
+    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
+        """Raises InputError if a prompt mentions the concept more than once; the code finds only one place."""
+        plain = base.encode(prompts, self.concept)
+        for prompt, mentions in zip(prompts, plain.placeholder.sum(dim=1).tolist(), strict=True):
+            if mentions > 1:
+                raise InputError(
+                    f"NeTI reads one {self.concept.placeholder!r} per prompt, and this has {mentions}: {prompt!r}"
+                )
+        if not plain.placeholder.any():
+            return lambda t: plain
+        return lambda t: self._at(t, base, prompts, plain)
+
+    def _at(self, t: Tensor, base: BaseModel, prompts: Sequence[str], plain: TextContext) -> TextContext:
+        """What every layer reads at timesteps t (B,): 16 passes of the text encoder as one, layer after layer."""
+        embedding, bypass = self.mapper(t, self.sampling.truncation)
+        norm, before = final_norm(base), []
+        with hooked(norm.register_forward_pre_hook(lambda module, args: before.append(args[0]))):
+            context = base.encode([*prompts] * len(LAYERS), self.concept, embedding.flatten(0, 1)[:, None])
+        keys = values = context.hidden
+        if bypass is not None:
+            values = norm(with_bypass(before[-1], bypass.flatten(0, 1), context.placeholder))
+        rows = (len(LAYERS), len(prompts))
+        return dataclasses.replace(plain, layers=(keys.unflatten(0, rows), values.unflatten(0, rows)))
+
+
+def with_bypass(before: Tensor, bypass: Tensor, placeholder: Tensor) -> Tensor:
+    """h' = h + 0.2 |h| b / |b| where the placeholder stands (sec. 4.2), and h elsewhere.
+
+    Args:
+        before: h, (R, L, D), the text encoder's last hidden state before its final layer norm.
+        bypass: b, (R, D).
+        placeholder: (R, L) bool.
+    """
+    push = F.normalize(bypass, dim=-1)[:, None] * before.norm(dim=-1, keepdim=True)
+    return torch.where(placeholder[..., None], before + BYPASS * push, before)
+
+
+def final_norm(base: BaseModel) -> nn.Module:
+    """The text encoder's last layer norm; by its name, because releases of transformers keep it in different places."""
+    return next(m for name, m in base.text_encoder.named_modules() if name.rpartition(".")[2] == "final_layer_norm")
