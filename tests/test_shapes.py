@@ -157,6 +157,11 @@ def test_vico_learns_four_blocks_and_an_embedding(full, name):
     assert learned(full, "vico", image_attention=False) == expected(name, 768, 1024)
 
 
+def test_lora_learns_two_factors_for_each_projection(full, name):
+    """methods.md section 11."""
+    assert learned(full, "lora_dreambooth") == expected(name, 797_184, 829_952)
+
+
 def test_every_layer_of_the_table_is_there_with_its_channels_heads_and_width(full, name):
     """methods.md 12.1."""
     channels = [320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320]

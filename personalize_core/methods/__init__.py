@@ -19,6 +19,7 @@ METHODS = {  # name, which is also the file's, -> class; imported when asked for
     "personalized_residuals": "PersonalizedResiduals",
     "oft": "OFT",
     "vico": "ViCo",
+    "lora_dreambooth": "LoRADreamBooth",
 }
 
 METHOD_NAMES = tuple(METHODS)

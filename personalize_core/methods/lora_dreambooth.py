@@ -1,0 +1,102 @@
+"""DreamBooth by low-rank adaptation (LoRA) of the attention projections.
+
+Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685, under the recipe of
+diffusers' DreamBooth LoRA example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from personalize_core.base import BaseModel, hooked
+from personalize_core.concept import Concept
+from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.files import save_tensors
+from personalize_core.method import Batch, Method, Stage, options
+from personalize_core.parts import attention_projections, with_prior
+
+TEMPLATE = "a photo of {}"
+
+
+@options
+class Config:
+    """Defaults are diffusers' recipe, for Stable Diffusion 1.5. Its alpha is the rank, so that nothing is scaled."""
+
+    rank: Annotated[int, Field(gt=0)] = 4
+    prior_preservation: bool = False
+    prior_weight: Annotated[float, Field(ge=0)] = 1.0
+    class_images: Annotated[int, Field(gt=0)] = 200
+    steps: Annotated[int, Field(gt=0)] = 500
+    batch_size: Annotated[int, Field(gt=0)] = 1  # as many class images come on top, with prior preservation
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+
+
+class LowRank(nn.Module):
+    """The change B A x to a linear layer W x (sec. 4.1). A starts Gaussian, B at zero."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(rank, inputs) / rank)  # diffusers' deviation; the paper gives none
+        self.B = nn.Parameter(torch.zeros(outputs, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., inputs) -> (..., outputs)."""
+        return F.linear(F.linear(x.to(self.A.dtype), self.A), self.B)
+
+
+class LoRADreamBooth(Method):
+    """A low-rank change to every attention projection of the U-Net; the placeholder reads a rare word's embedding."""
+
+    Config = Config
+    preprocessing = Preprocessing("crop", "bilinear", flip=False)
+
+    def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
+        super().__init__(config, base, concept)
+        self.changes = nn.ModuleDict(
+            {
+                path.replace(".", "/"): LowRank(layer.in_features, layer.out_features, config.rank)
+                for path, layer in attention_projections(base).items()
+            }
+        )
+
+    def stages(self) -> list[Stage]:
+        c = self.config
+        return [Stage("changes", c.steps, c.batch_size, [{"params": list(self.parameters()), "lr": c.lr}])]
+
+    def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
+        c = self.config
+        return with_prior(self, TEMPLATE, images, size, generator, c.prior_weight if c.prior_preservation else None)
+
+    def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
+        return hooked(
+            *(
+                layer.register_forward_hook(_adding(self.changes[path.replace(".", "/")]))
+                for path, layer in attention_projections(base).items()
+            )
+        )
+
+    def export(self, base: BaseModel, folder: Path) -> str:
+        tensors = {}
+        for path in attention_projections(base):
+            change: Any = self.changes[path.replace(".", "/")]
+            tensors[f"unet.{path}.lora_A.weight"] = change.A
+            tensors[f"unet.{path}.lora_B.weight"] = change.B
+        save_tensors(folder / "pytorch_lora_weights.safetensors", tensors)
+        said = f"{base.tokenizer.rare_word} {self.concept.class_noun}"
+        return f'pipe.load_lora_weights("pytorch_lora_weights.safetensors"), and write {said!r} in prompts.'
+
+    @classmethod
+    def class_images(cls, config: Config) -> int:
+        return config.class_images if config.prior_preservation else 0
+
+
+def _adding(change: nn.Module) -> Callable:
+    return lambda layer, args, original: original + change(args[0]).to(original.dtype)

@@ -1,0 +1,96 @@
+"""LoRA-DreamBooth adds a low-rank change to every attention projection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from personalize_core.methods.lora_dreambooth import Config, LoRADreamBooth, LowRank
+from personalize_core.parts import attention_projections
+from tests.conftest import disturbed, predict
+from tests.test_interoperability import check_same, fresh_pipeline
+
+
+@pytest.fixture
+def make(base, concept) -> Any:
+    return lambda **chosen: LoRADreamBooth(Config(steps=3, **chosen), base, concept)
+
+
+def array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def test_a_change_is_b_a_x():
+    change = disturbed(LowRank(6, 5, 2))
+    x = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    expected = np.einsum("or,ri,bni->bno", array(change.B), array(change.A), array(x))
+    np.testing.assert_allclose(array(change(x)), expected, atol=1e-6)
+
+
+def test_peft_answers_the_same_with_the_same_gradients():
+    change, layer = disturbed(LowRank(6, 5, 2)), nn.Linear(6, 5)
+    config = LoraConfig(r=2, lora_alpha=2, init_lora_weights="gaussian", target_modules=["0"])
+    theirs: Any = get_peft_model(nn.Sequential(layer), config)
+    weights = [parameter for name, parameter in theirs.named_parameters() if "lora_" in name]
+    with torch.no_grad():
+        for weight, ours in zip(weights, (change.A, change.B), strict=True):
+            weight.copy_(ours)
+    x = torch.randn(7, 6, generator=torch.Generator().manual_seed(0))
+    answers = layer(x) + change(x), theirs(x)
+    torch.testing.assert_close(*answers, atol=1e-6, rtol=0)
+    one = torch.autograd.grad(answers[0].square().sum(), [change.A, change.B])
+    other = torch.autograd.grad(answers[1].square().sum(), weights)
+    for gradient, their_gradient in zip(one, other, strict=True):
+        torch.testing.assert_close(gradient, their_gradient, atol=1e-4, rtol=1e-5)
+
+
+def test_factors_start_as_pefts_gaussian_does():
+    torch.manual_seed(0)
+    ours = LowRank(1280, 640, 4)
+    config = LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=["0"])
+    theirs = dict(get_peft_model(nn.Sequential(nn.Linear(1280, 640)), config).named_parameters())  # type: ignore[arg-type]
+    (their_a,) = [parameter for name, parameter in theirs.items() if "lora_A" in name]
+    assert abs(ours.A.std() - their_a.std()) < 0.02 and abs(ours.A.std() - 0.25) < 0.02
+    assert not ours.B.any()
+
+
+def test_attached_it_answers_as_merged_weights_do(make, base, concept):
+    method = disturbed(make()).eval()
+    context = base.encode(["a photo of <v> dog", "the desert"], concept)
+    with method.attach(base):
+        attached = predict(base, context)
+    layers = attention_projections(base)
+    assert len(layers) == len(method.changes) == 128
+    for path, layer in layers.items():
+        change = method.changes[path.replace(".", "/")]
+        with torch.no_grad():
+            layer.weight += change.B @ change.A
+    torch.testing.assert_close(predict(base, context), attached, atol=1e-5, rtol=0)
+
+
+def test_it_loads_as_a_lora_and_draws_the_same_there(make, base, concept, tmp_path):
+    method = disturbed(make()).eval()
+    how = method.export(base, tmp_path)
+    assert 'pipe.load_lora_weights("pytorch_lora_weights.safetensors")' in how and "'sks dog'" in how
+    pipe = fresh_pipeline(base)
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    check_same(pipe, "a photo of sks dog on the beach", method, base)
+
+
+def test_it_trains_on_the_concept_alone_or_with_prior_preservation(make, images):
+    assert make().batch(images, 2, torch.Generator()).prompts == ["a photo of <v> dog"] * 2
+    batch = make(prior_preservation=True).batch(images, 1, torch.Generator())
+    assert batch.prompts == ["a photo of <v> dog", "a photo of dog"]
+    assert LoRADreamBooth.class_images(Config()) == 0
+    assert LoRADreamBooth.class_images(Config(prior_preservation=True)) == 200
+
+
+def test_the_recipe_is_diffusers():
+    """methods.md section 11."""
+    c = Config()
+    assert (c.rank, c.steps, c.batch_size, c.lr, c.prior_preservation) == (4, 500, 1, 1e-4, False)
