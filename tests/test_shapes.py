@@ -162,6 +162,11 @@ def test_lora_learns_two_factors_for_each_projection(full, name):
     assert learned(full, "lora_dreambooth") == expected(name, 797_184, 829_952)
 
 
+def test_xti_learns_sixteen_embeddings(full, name):
+    """methods.md section 11."""
+    assert learned(full, "xti") == expected(name, 12_288, 16_384)
+
+
 def test_every_layer_of_the_table_is_there_with_its_channels_heads_and_width(full, name):
     """methods.md 12.1."""
     channels = [320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320]

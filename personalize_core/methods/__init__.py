@@ -20,6 +20,7 @@ METHODS = {  # name, which is also the file's, -> class; imported when asked for
     "oft": "OFT",
     "vico": "ViCo",
     "lora_dreambooth": "LoRADreamBooth",
+    "xti": "XTI",
 }
 
 METHOD_NAMES = tuple(METHODS)

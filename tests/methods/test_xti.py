@@ -1,0 +1,86 @@
+"""XTI learns an embedding for each of the 16 cross-attention layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from personalize_core.base import LAYERS, hooked
+from personalize_core.methods.textual_inversion import Config as InversionConfig
+from personalize_core.methods.textual_inversion import TextualInversion
+from personalize_core.methods.xti import XTI, Config
+from personalize_core.train import denoising_step, diffusion_loss
+from tests.conftest import disturbed, draw
+
+PROMPTS = ["a photo of a <v>", "the desert", "a red <v> on the beach"]
+
+
+@pytest.fixture
+def method(base, concept) -> Any:
+    return XTI(Config(steps=3), base, concept).eval()
+
+
+def test_it_starts_as_textual_inversion_does(method, base, concept):
+    inversion = TextualInversion(InversionConfig(), base, concept)
+    assert method.embeddings.shape == (16, 32)
+    assert all(torch.equal(row, inversion.embedding.vector) for row in method.embeddings)
+    torch.testing.assert_close(draw(method, base, PROMPTS), draw(inversion, base, PROMPTS), atol=1e-4, rtol=1e-4)
+
+
+def test_each_layer_reads_the_prompt_as_encoded_with_its_own_embedding(method, base, concept):
+    """Keys and values alike; the layers by their names, the embeddings in the order of methods.md 12.1."""
+    disturbed(method)
+    read: dict[tuple[str, str], torch.Tensor] = {}
+    handles = []
+    for layer, block in base.transformers.items():
+        attention: Any = block.transformer_blocks[0].attn2
+        for name in ("to_k", "to_v"):
+
+            def keep(module, args, key=(layer, name)) -> None:
+                read[key] = args[0]
+
+            handles.append(getattr(attention, name).register_forward_pre_hook(keep))
+    context = method.condition(base, PROMPTS)(torch.tensor([500]))
+    with hooked(*handles), torch.no_grad():
+        base.denoise(torch.zeros(3, 4, 8, 8), torch.full((3,), 500), context)
+        for index, layer in enumerate(LAYERS):
+            expected = base.encode(PROMPTS, concept, method.embeddings[index]).hidden
+            torch.testing.assert_close(read[layer, "to_k"], expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(read[layer, "to_v"], expected, atol=1e-5, rtol=0)
+
+
+def test_a_prompt_without_the_concept_is_encoded_once(method, base):
+    context = method.condition(base, ["the desert"])(torch.tensor([500]))
+    assert context.layers is None
+
+
+@pytest.mark.parametrize("index", [0, 6, 15])
+def test_an_embedding_acts_in_its_layer_alone(index, method, base):
+    before = method.condition(base, PROMPTS)(torch.tensor([500])).layers[0]
+    with torch.no_grad():
+        method.embeddings[index] += 1
+    after = method.condition(base, PROMPTS)(torch.tensor([500])).layers[0]
+    changed = [layer for layer in range(16) if not torch.equal(before[layer], after[layer])]
+    assert changed == [index]
+    assert torch.equal(after[index][1], before[index][1])  # the row of the desert
+
+
+def test_the_diffusion_loss_reaches_every_embedding(method, base, images):
+    (stage,) = method.stages()
+    loss = diffusion_loss(denoising_step(method.train(), base, images, stage, seed=0, index=0))
+    (gradient,) = torch.autograd.grad(loss, method.embeddings)
+    assert gradient.isfinite().all() and (gradient.abs().sum(dim=1) > 0).tolist() == [True] * 16
+
+
+def test_in_all_else_it_is_textual_inversion(method, base, concept, images):
+    inversion = TextualInversion(InversionConfig(), base, concept)
+    ours, theirs = (m.batch(images, 4, torch.Generator().manual_seed(2)) for m in (method, inversion))
+    assert ours.prompts == theirs.prompts and torch.equal(ours.latents, theirs.latents)
+    assert method.phrase == inversion.phrase and XTI.preprocessing == TextualInversion.preprocessing
+
+
+def test_the_recipe_is_the_papers_as_far_as_it_is_known():
+    """methods.md section 11."""
+    assert Config() == Config(steps=500, batch_size=8, lr=5e-3, templates="ti_object_27")
