@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from personalize_core.base import Call
+
+
+Pool = Literal["layer", "all"]
 
 
 class AttentionMaps:
@@ -57,6 +60,34 @@ class AttentionMaps:
             return checkpoint(_looked_at, query, key, tokens, use_reentrant=False)
         return _looked_at(query, key, tokens)
 
+    def statistics(self, layers: Sequence[str], columns: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of J columns of the maps over heads and locations, each (G, B, J).
+
+        As in `on`, only one layer's map exists at a time.
+
+        Args:
+            layers: whose maps.
+            columns: (B, L, J), or (1, L, J) for all rows: column j of row b is the tokens' columns, summed with the
+                weights columns[b, :, j].
+            pool: over which values together. "layer": those of each layer, G = len(layers);
+                "all": those of all layers at once, where large layers count more, G = 1.
+        """
+        parts = []
+        for layer in layers:
+            query, key = self._read(layer)
+            if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+                parts.append(checkpoint(_spread, query, key, columns, use_reentrant=False))
+            else:
+                parts.append(_spread(query, key, columns))
+        means, squares = (torch.stack(part) for part in zip(*parts, strict=True))  # (layers, B, J)
+        queries = [self._query_key[layer][0] for layer in layers]
+        sizes = torch.tensor([[[q.shape[1] * q.shape[2]]] for q in queries], device=means.device)  # (layers, 1, 1)
+        if pool == "all":  # squares around the common mean: within the layers, and between them
+            mean = (sizes * means).sum(dim=0, keepdim=True) / sizes.sum()
+            squares = (squares + sizes * (means - mean).pow(2)).sum(dim=0, keepdim=True)
+            means, sizes = mean, sizes.sum(dim=0, keepdim=True)
+        return means, squares / (sizes - 1).clamp(min=1)
+
     def _read(self, layer: str) -> tuple[Tensor, Tensor]:
         query, key = self._query_key[layer]
         if self.recomputed and torch.is_grad_enabled():
@@ -75,6 +106,13 @@ def _probabilities(query: Tensor, key: Tensor) -> Tensor:
 
 def _looked_at(query: Tensor, key: Tensor, tokens: Tensor) -> Tensor:
     return (_probabilities(query, key).mean(dim=1) * tokens[:, None]).sum(dim=-1)
+
+
+def _spread(query: Tensor, key: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over heads and locations, (B, J), and the sum of squares around it."""
+    values = _probabilities(query, key) @ columns[:, None].float()  # (B, heads, h*w, J)
+    mean = values.mean(dim=(1, 2))
+    return mean, (values - mean[:, None, None]).pow(2).sum(dim=(1, 2))
 
 
 class CrossAttention:

@@ -271,6 +271,120 @@ def test_training_works_while_the_unet_is_checkpointed(concept, noise):
     torch.testing.assert_close(answers[1], answers[0], atol=1e-4, rtol=1e-4)
 
 
+# -- statistics of single tokens -------------------------------------------------------------------------------
+
+SIZES = {"large": (2, 9), "small": (3, 4), "single": (1, 1)}  # heads and locations of three layers
+
+
+@pytest.fixture
+def recorded():
+    """Maps of three layers of unequal size, and the queries and keys behind them; two rows, six tokens."""
+    generator, maps = torch.Generator().manual_seed(4), AttentionMaps()
+    leaves = {}
+    for layer, (heads, locations) in SIZES.items():
+        query = 2 * torch.randn(2, heads, locations, 5, generator=generator)
+        key = torch.randn(2, heads, 6, 5, generator=generator)
+        leaves[layer] = query.requires_grad_(), key.requires_grad_()
+        maps.record(layer, *leaves[layer])
+    columns = torch.rand(2, 6, 3, generator=generator)  # rows, tokens, columns
+    return maps, leaves, columns
+
+
+def naive_statistics(arrays, columns, pool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and unbiased variance, (G, B, J), over lists of values; the variance of one value is taken as 0."""
+    values: list[list[list[np.ndarray]]] = []  # layer, row, column -> every value
+    for q, k in arrays.values():
+        p = softmax(np.einsum("bhnd,bhld->bhnl", q, k) / np.sqrt(q.shape[-1]))
+        of_columns = np.einsum("bhnl,blj->bjhn", p, columns)
+        values.append([[column.ravel() for column in row] for row in of_columns])
+    if pool == "all":
+        values = [[[np.concatenate(same) for same in zip(*rows, strict=True)] for rows in zip(*values, strict=True)]]
+    means = np.array([[[v.mean() for v in row] for row in layer] for layer in values])
+    variances = np.array([[[v.var(ddof=1) if len(v) > 1 else 0.0 for v in row] for row in layer] for layer in values])
+    return means, variances
+
+
+def in_float64(leaves) -> dict[str, list[np.ndarray]]:
+    return {layer: [leaf.detach().double().numpy().copy() for leaf in pair] for layer, pair in leaves.items()}
+
+
+@pytest.mark.parametrize("pool", ["layer", "all"])
+def test_statistics_are_those_of_all_values_over_heads_and_locations(pool, recorded):
+    maps, leaves, columns = recorded
+    expected = naive_statistics(in_float64(leaves), columns.double().numpy(), pool)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            ours = maps.statistics(list(SIZES), columns, pool)
+        for statistic, naive in zip(ours, expected, strict=True):
+            assert statistic.dtype == torch.float32 and statistic.shape == naive.shape
+            np.testing.assert_allclose(statistic.detach().numpy(), naive, atol=1e-6)
+
+
+@pytest.mark.parametrize("pool", ["layer", "all"])
+def test_gradients_of_statistics_are_those_of_finite_differences_in_float64(pool, recorded):
+    maps, leaves, columns = recorded
+    weights = [torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    groups = 1 if pool == "all" else 3
+    mean, variance = maps.statistics(list(SIZES), columns, pool)
+    ours = (mean * weights[0][:groups]).sum() + 30 * (variance * weights[1][:groups]).sum()
+    flat = [leaf for pair in leaves.values() for leaf in pair]
+    gradients_of = iter(torch.autograd.grad(ours, flat, allow_unused=True))
+    arrays, tokens = in_float64(leaves), columns.double().numpy()
+
+    def loss() -> float:
+        statistics = naive_statistics(arrays, tokens, pool)
+        shares = [weight[:groups].double().numpy() for weight in weights]
+        return float((statistics[0] * shares[0]).sum() + 30 * (statistics[1] * shares[1]).sum())
+
+    for pair in arrays.values():
+        for array in pair:
+            gradient, numeric = next(gradients_of), np.zeros_like(array)
+            for place in np.ndindex(*array.shape):
+                before, above = array[place], 0.0
+                array[place] = before + 1e-5
+                above = loss()
+                array[place] = before - 1e-5
+                numeric[place] = (above - loss()) / 2e-5
+                array[place] = before
+            np.testing.assert_allclose(gradient.numpy(), numeric, atol=2e-5)
+
+
+def test_one_row_of_columns_serves_all_rows(recorded):
+    maps, _, columns = recorded
+    for one, other in zip(
+        maps.statistics(list(SIZES), columns[:1], "layer"),
+        maps.statistics(list(SIZES), columns[:1].expand(2, -1, -1), "layer"),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
+def test_statistics_of_half_precision_keep_differences_that_half_precision_would_lose():
+    """Two columns that differ by less than bfloat16's step of 2^-8."""
+    generator, maps = torch.Generator().manual_seed(0), AttentionMaps()
+    query, key = (torch.randn(1, 2, rows, 8, generator=generator, dtype=torch.bfloat16) for rows in (64, 5))
+    key[:, :, 1] = key[:, :, 0] * 1.01
+    maps.record("layer", query, key)
+    columns = torch.eye(5)[None, :, :2]
+    expected = naive_statistics(
+        {"layer": [query.double().numpy(), key.double().numpy()]}, columns.double().numpy(), "all"
+    )
+    for ours, naive in zip(maps.statistics(["layer"], columns, "all"), expected, strict=True):
+        np.testing.assert_allclose(ours.numpy(), naive, rtol=1e-5)
+        assert (ours[..., 0] != ours[..., 1]).all() and (ours.bfloat16().float() - ours).abs().max() > 1e-6
+
+
+def test_statistics_that_carry_gradient_are_refused_while_the_unet_is_checkpointed(base, context, noise):
+    base.unet.enable_gradient_checkpointing()
+    base.unet.train()
+    maps, columns = AttentionMaps(), context.placeholder[..., None].float()
+    denoise(base, noise, context, maps)
+    with pytest.raises(RuntimeError, match="gradient checkpointing"):
+        maps.statistics(LAYERS, columns, "layer")
+    with torch.no_grad():
+        assert all(statistic.isfinite().all() for statistic in maps.statistics(LAYERS, columns, "layer"))
+
+
 # -- what is refused -------------------------------------------------------------------------------------------
 
 
