@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
 from personalize_core.base import BaseModel
 from personalize_core.concept import SLOT
 from personalize_core.data import ConceptLatents
+from personalize_core.files import save_tensors
 from personalize_core.method import Batch, Method, equal_shares
 
 TokenRule = Literal["last", "first", "mean"]
@@ -20,11 +23,30 @@ code takes the first."""
 
 
 class ConceptEmbedding(nn.Module):
-    """The learned input embedding of the placeholder, (D,) in float32."""
+    """The learned input embedding of the placeholder, (D,) in float32.
 
-    def __init__(self, initial: Tensor) -> None:
+    With `learned` false it stays as it is: kept in the artifact, but not among what was learned.
+    """
+
+    vector: Tensor
+
+    def __init__(self, initial: Tensor, learned: bool = True) -> None:
         super().__init__()
-        self.vector = nn.Parameter(initial.detach().clone().float())
+        vector = initial.detach().clone().float()
+        if learned:
+            self.vector = nn.Parameter(vector)
+        else:
+            self.register_buffer("vector", vector)
+
+    @contextmanager
+    def reading(self, vector: Tensor) -> Iterator[None]:
+        """Within it, `vector` is another: (D,), or (B, 1, D) for each row of a prompt batch its own."""
+        tensors: Any = self._parameters if "vector" in self._parameters else self._buffers
+        own, tensors["vector"] = tensors["vector"], vector
+        try:
+            yield
+        finally:
+            tensors["vector"] = own
 
 
 class TunedWeights(nn.Module):
@@ -49,21 +71,49 @@ class TunedWeights(nn.Module):
     @contextmanager
     def placed_in(self, model: nn.Module) -> Iterator[None]:
         """Within it, `model` computes with these weights, and gradients reach them."""
-        originals: list[tuple[nn.Module, str, nn.Parameter | None]] = []
-        try:
-            for name, weight in self.items():
-                path, _, leaf = name.rpartition(".")
-                owner = model.get_submodule(path)
-                originals.append((owner, leaf, owner._parameters[leaf]))
-                owner._parameters[leaf] = weight
+        with _placed(self.items(), model):
             yield
-        finally:
-            for owner, leaf, original in originals:
-                owner._parameters[leaf] = original
 
     def as_state_dict(self) -> dict[str, Tensor]:
         """The tensors under the names they have in the model."""
         return {name: weight.detach() for name, weight in self.items()}
+
+
+class KeptWeights(nn.Module):
+    """A copy of some of a model's tensors as they were at one moment of training; buffers, so nothing trains them."""
+
+    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+        super().__init__()
+        originals = dict(model.named_parameters())
+        for name in names:
+            self.register_buffer(name.replace(".", "/"), originals[name].detach().clone().float())
+
+    def keep(self, tuned: TunedWeights) -> None:
+        """Copy the tensors as they are now."""
+        now = tuned.as_state_dict()
+        for key, kept in self.named_buffers():
+            kept.copy_(now[key.replace("/", ".")])
+
+    @contextmanager
+    def placed_in(self, model: nn.Module) -> Iterator[None]:
+        """Within it, `model` computes with these weights."""
+        with _placed(((key.replace("/", "."), kept) for key, kept in self.named_buffers()), model):
+            yield
+
+
+@contextmanager
+def _placed(weights: Iterable[tuple[str, Tensor]], model: nn.Module) -> Iterator[None]:
+    originals: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    try:
+        for name, weight in weights:
+            path, _, leaf = name.rpartition(".")
+            owner: Any = model.get_submodule(path)
+            originals.append((owner, leaf, owner._parameters[leaf]))
+            owner._parameters[leaf] = weight
+        yield
+    finally:
+        for owner, leaf, original in originals:
+            owner._parameters[leaf] = original
 
 
 def with_prior(
@@ -91,6 +141,21 @@ def from_templates(
     chosen = torch.randint(len(templates), (size,), generator=generator).tolist()
     prompts = [method.say(templates[int(index)]) for index in chosen]
     return Batch(images.instances(size, generator), prompts, equal_shares(size))
+
+
+def export_embedding_and_unet(
+    method: Method, embedding: ConceptEmbedding, unet: TunedWeights, base: BaseModel, folder: Path
+) -> str:
+    """Write a learned embedding, and the U-Net if any of its weights were tuned; returns how diffusers loads them."""
+    placeholder, steps = method.concept.placeholder, []
+    if unet.weights:
+        whole: Any = UNet2DConditionModel.from_config(base.unet.config)
+        whole.load_state_dict(base.unet.state_dict() | unet.as_state_dict())
+        whole.save_pretrained(folder / "unet")
+        steps.append('Load the pipeline with unet=UNet2DConditionModel.from_pretrained("unet").')
+    save_tensors(folder / "learned_embeds.safetensors", {placeholder: embedding.vector[None]})
+    steps.append('pipe.load_textual_inversion("learned_embeds.safetensors")')
+    return f"{' '.join(steps)}, and write {method.phrase!r} in prompts."
 
 
 def class_embedding(base: BaseModel, class_noun: str, rule: TokenRule) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from personalize_core.parts import ConceptEmbedding, TunedWeights, count, parameter_names
+from personalize_core.parts import ConceptEmbedding, KeptWeights, TunedWeights, count, parameter_names
 
 
 @pytest.fixture
@@ -82,3 +82,38 @@ def test_an_embedding_starts_from_a_copy_of_its_word():
     nn.init.zeros_(embedding.vector)
     assert word.tolist() == [0, 1, 2, 3]
     assert embedding.vector.dtype == torch.float32 and count(embedding) == 4
+
+
+# -- weights as they once were ---------------------------------------------------------------------------------
+
+
+def test_kept_weights_stay_as_they_were_when_they_were_kept(model, tuned):
+    kept = KeptWeights(model, ["0.weight", "1.1.bias"])
+    nn.init.ones_(tuned.weights["0/weight"])
+    kept.keep(tuned)
+    with tuned.placed_in(model):
+        expected = model(x)
+    nn.init.zeros_(tuned.weights["0/weight"])
+    originals = dict(model.named_parameters())
+    with kept.placed_in(model):
+        assert torch.equal(model(x), expected)
+    assert all(parameter is originals[name] for name, parameter in model.named_parameters())
+
+
+def test_kept_weights_are_saved_and_never_trained(model):
+    kept = KeptWeights(model, ["0.weight"])
+    assert list(kept.parameters()) == [] and list(kept.state_dict()) == ["0/weight"]
+
+
+# -- the embedding ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_an_embedding_reads_as_another_for_a_while(learned):
+    embedding, other = ConceptEmbedding(torch.ones(3), learned), torch.zeros(2, 1, 3)
+    own = embedding.vector
+    with pytest.raises(RuntimeError), embedding.reading(other):
+        assert embedding.vector is other
+        raise RuntimeError
+    assert embedding.vector is own
+    assert len(list(embedding.parameters())) == learned and list(embedding.state_dict()) == ["vector"]

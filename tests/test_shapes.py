@@ -116,6 +116,14 @@ def test_neti_learns_a_small_network_on_both(full, name):
     assert learned(full, "neti", bypass=False) == expected(name, 464_544, 497_568)
 
 
+def test_attndreambooth_learns_more_from_stage_to_stage(full, name):
+    """methods.md section 8: the embedding, the cross-attention, the whole U-Net."""
+    none: Any = {"embedding_steps": 0, "attention_steps": 0, "unet_steps": 0}
+    alone = [learned(full, "attn_dreambooth", **(none | {f"{s}_steps": 1})) for s in ("embedding", "attention", "unet")]
+    assert alone == [expected(name, 768, 1_024), expected(name, 43_962_560, 50_352_320), count(full.unet)]
+    assert learned(full, "attn_dreambooth") == expected(name, 859_520_964 + 768, 865_910_724 + 1_024)
+
+
 def test_personalized_residuals_learn_the_papers_count_on_both(full):
     assert learned(full, "personalized_residuals") == 1_239_040
 

@@ -16,6 +16,7 @@ METHODS = {  # name, which is also the file's, -> class; imported when asked for
     "dreambooth": "DreamBooth",
     "ti_db": "TIDB",
     "neti": "NeTI",
+    "attn_dreambooth": "AttnDreamBooth",
     "personalized_residuals": "PersonalizedResiduals",
     "oft": "OFT",
     "vico": "ViCo",
