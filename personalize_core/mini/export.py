@@ -1,4 +1,4 @@
-"""Write weights/ from the checkpoints: `python -m personalize_core.mini.export`. fp16, safetensors, all or nothing."""
+"""Write weights/ from the checkpoints: `python -m personalize_core.mini.export [PART ...]`. fp16 and safetensors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +17,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from personalize_core.mini import clip, loop, networks, tokenizer
-from personalize_core.mini.identity import Student
 from personalize_core.mini.networks import Average
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -68,6 +68,10 @@ def write_base(work: Path, folder: Path) -> None:
     tokenizer.build(folder / "tokenizer")  # with vocab.json and merges.txt, which save_pretrained leaves out
 
 
+def write_vae(work: Path, folder: Path) -> None:
+    autoencoder(work).half().save_pretrained(folder)
+
+
 def write_clip(work: Path, folder: Path) -> None:
     tokenizer.build(folder)
     vocabulary = len(tokenizer.load(folder))
@@ -84,8 +88,7 @@ def write_clip(work: Path, folder: Path) -> None:
 
 def write_identity(work: Path, folder: Path) -> None:
     torch.manual_seed(0)
-    student = averaged(Student(), work / "identity", "teacher")
-    student.vit.half().save_pretrained(folder)  # type: ignore[union-attr]
+    averaged(networks.identity(), work / "identity", "teacher").half().save_pretrained(folder)
     preparing = {"do_resize": True, "size": {"height": 64, "width": 64}, "do_rescale": True, "do_normalize": True}
     preparing |= {"image_mean": PIXELS["mean"], "image_std": PIXELS["std"], "resample": 3}
     preparing |= {"rescale_factor": 1 / 255, "image_processor_type": "ViTImageProcessor"}
@@ -96,33 +99,55 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def export(work: Path = loop.WORK, weights: Path = WEIGHTS) -> None:
-    """Write a new folder of weights beside the old one, then exchange them."""
+# part -> where it goes under weights/, and how it is written
+PARTS = {
+    "base": ("base", write_base),
+    "vae": ("base/vae", write_vae),
+    "clip": ("clip", write_clip),
+    "identity": ("identity", write_identity),
+}
+
+
+def export(work: Path = loop.WORK, weights: Path = WEIGHTS, parts: Sequence[str] = ("base", "clip", "identity")):
+    """Write new folders of weights, and when all are written and small enough exchange them for the old ones.
+
+    Raises:
+        ValueError: the weights would take more than LIMIT bytes; the old ones stay.
+    """
     fresh, old = weights.with_name("weights.new"), weights.with_name("weights.old")
     for folder in (fresh, old):
         shutil.rmtree(folder, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    write_base(work, fresh / "base")
-    write_clip(work, fresh / "clip")
-    write_identity(work, fresh / "identity")
-    for kept in ("model_card.json", "MODEL_CARD.md", "samples.png"):
-        if (weights / kept).exists():
-            shutil.copy(weights / kept, fresh / kept)
-    if size_of(fresh) > LIMIT:
-        raise ValueError(f"the weights take {size_of(fresh):,} bytes, more than the {LIMIT:,} that may ship")
-    if weights.exists():
-        os.replace(weights, old)
-    os.replace(fresh, weights)
-    shutil.rmtree(old, ignore_errors=True)
-    print(f"{time.strftime('%H:%M:%S')} wrote {size_of(weights):,} bytes to {weights}")
+    bytes_after = size_of(weights)
+    for part in parts:
+        place, write = PARTS[part]
+        (fresh / part).mkdir(parents=True)
+        write(work, fresh / part)
+        for file in (fresh / part).rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)  # safetensors writes files that only their owner reads
+        bytes_after += size_of(fresh / part) - size_of(weights / place)
+    if bytes_after > LIMIT:
+        raise ValueError(f"the weights would take {bytes_after:,} bytes, more than the {LIMIT:,} that may ship")
+    for part in parts:
+        place = weights / PARTS[part][0]
+        if place.exists():
+            old.mkdir(exist_ok=True)
+            os.replace(place, old / part)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(fresh / part, place)
+    for folder in (fresh, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"{time.strftime('%H:%M:%S')} wrote {', '.join(parts)}: {size_of(weights):,} bytes in {weights}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m personalize_core.mini.export", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless named")
     parser.add_argument("--work", type=Path, default=loop.WORK)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     options = parser.parse_args()
-    export(options.work, options.weights)
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no part is called {', '.join(sorted(unknown))}")
+    export(options.work, options.weights, options.parts or ("base", "clip", "identity"))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main() -> None:
         return freeze(options.work)
     module, name, steps = STAGES[options.stage]
     given = {k: v for k, v in (("lr", options.lr), ("batch", options.batch)) if v is not None}
-    if options.stage in ("unet", "decoder"):
+    if options.stage in ("unet", "decoder", "identity"):
         given["work"] = options.work
     stage = getattr(importlib.import_module(f"personalize_core.mini.{module}"), name)(
         seed=options.seed, device=options.device, **given
