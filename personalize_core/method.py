@@ -96,6 +96,7 @@ class Method(nn.Module):
     def __init__(self, config: Any, base: BaseModel, concept: Concept) -> None:
         super().__init__()
         self.config, self.concept, self.sampling = config, concept, self.Sampling()
+        self.place = 0  # which of the context's concepts is this method's, where pictures show several
 
     @property
     def phrase(self) -> str:

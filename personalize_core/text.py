@@ -38,6 +38,7 @@ class TextContext:
     end: Tensor
     partner: Tensor  # (B,) long: the row of the same picture with its prompt; itself, but in guidance's empty half
     layers: tuple[Tensor, Tensor] | None = None  # (16, B, L, D) each: a text of its own per layer, for keys and values
+    several: Tensor | None = None  # (C, B, L) bool: the words of each concept, where a prompt speaks of several
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -55,6 +56,11 @@ class TextContext:
         return self.placeholder | self.class_noun
 
     @property
+    def concepts(self) -> Tensor:
+        """(C, B, L) bool: the words of each concept that the prompts speak of; C is 1 but for `several`."""
+        return self.concept[None] if self.several is None else self.several
+
+    @property
     def unconditional(self) -> Tensor:
         """(B,) bool: the rows that are the prompt-free half of classifier-free guidance."""
         return self.partner != torch.arange(len(self), device=self.partner.device)
@@ -69,6 +75,7 @@ class TextContext:
             end=self.end.repeat(2, 1),
             partner=torch.cat([self.partner, self.partner + len(self)]),
             layers=(self.layers[0].repeat(1, 2, 1, 1), self.layers[1].repeat(1, 2, 1, 1)) if self.layers else None,
+            several=None if self.several is None else self.several.repeat(1, 2, 1),
         )
 
     @classmethod
@@ -83,6 +90,7 @@ class TextContext:
             end=torch.cat([empty.end, prompt.end]),
             partner=torch.arange(rows, 2 * rows, device=prompt.partner.device).repeat(2),
             layers=_both_halves(empty, prompt),
+            several=None if prompt.several is None else torch.cat([empty.concepts, prompt.concepts], dim=1),
         )
 
 

@@ -22,9 +22,10 @@ from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.files import save_tensors
+from personalize_core.localized import Unconditional, localized, region
 from personalize_core.method import Batch, Method, Stage, equal_shares, options
 from personalize_core.parts import ConceptEmbedding
-from personalize_core.text import Conditioning, TextContext
+from personalize_core.text import Conditioning
 
 Target = Literal["proj_out", "proj_in", "to_k", "to_v"]
 
@@ -55,9 +56,7 @@ class Sampling:
     """How a trained artifact is used; both ways from the same residuals."""
 
     lag: bool = False  # keep the residuals to the region that attends to the concept (sec. 3.3)
-    # The paper does not say what the prompt-free half of guidance does: "reuse" the mask of the same picture's
-    # prompted half, have the residuals "off", or have them act in "full".
-    lag_unconditional: Literal["reuse", "off", "full"] = "reuse"
+    lag_unconditional: Unconditional = "reuse"
 
 
 class Residual(nn.Module):
@@ -141,22 +140,10 @@ class PersonalizedResiduals(Method):
             change = residual(args[0])
             if self.training or not self.sampling.lag:
                 return original + change
-            inside = self._region(base.call.context, base.call.maps.on(layer, base.call.context.concept))
-            # eq. 3, (1 - M) f + M f': where M is zero, not one bit of the base model's features changes
-            return torch.where(like_features(inside, original), original + change, original)
+            inside = region(base.call, layer, self.place, self.sampling.lag_unconditional)
+            return localized(inside, original, change)
 
         return hook
-
-    def _region(self, context: TextContext, attention: Tensor) -> Tensor:
-        """M of eq. 3, (B, h*w) bool, from how much each location looks at the concept's words."""
-        own = above_median(attention)
-        match self.sampling.lag_unconditional:
-            case "reuse":
-                return own[context.partner]
-            case "off":
-                return own & ~context.unconditional[:, None]
-            case _:
-                return own | context.unconditional[:, None]
 
     def export(self, base: BaseModel, folder: Path) -> str:
         tensors = {}
@@ -185,13 +172,3 @@ class PersonalizedResiduals(Method):
                 f"lag keeps a change to the region that attends to the concept, so it needs residuals on proj_out "
                 f"alone; residuals on {', '.join(config.targets)} act before that region is known"
             )
-
-
-def above_median(attention: Tensor) -> Tensor:
-    """(B, h*w) to bool, strictly above. A row that looks nowhere at the concept is all False."""
-    return attention > attention.median(dim=-1, keepdim=True).values
-
-
-def like_features(inside: Tensor, features: Tensor) -> Tensor:
-    """Give inside (B, h*w) the axes of (B, m, h, w) or (B, h*w, m) features."""
-    return inside.view(len(features), 1, *features.shape[2:]) if features.ndim == 4 else inside[..., None]

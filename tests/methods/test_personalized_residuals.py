@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from personalize_core import localized
 from personalize_core.base import LAYERS, hooked
 from personalize_core.errors import InputError
 from personalize_core.methods import personalized_residuals
@@ -17,7 +18,6 @@ from personalize_core.methods.personalized_residuals import (
     PersonalizedResiduals,
     Residual,
     Sampling,
-    above_median,
 )
 from personalize_core.text import TextContext
 from personalize_core.train import denoising_step, diffusion_loss, train
@@ -206,7 +206,7 @@ def test_the_recipe_is_the_papers():
 
 def with_mask(monkeypatch, value: bool) -> None:
     monkeypatch.setattr(
-        personalized_residuals, "above_median", lambda attention: torch.full_like(attention, value, dtype=torch.bool)
+        localized, "above_median", lambda attention: torch.full_like(attention, value, dtype=torch.bool)
     )
 
 
@@ -237,22 +237,6 @@ def test_lag_leaves_a_prompt_without_the_concept_to_the_base_model(trained, base
         drawn = predict(base, context)
     assert torch.equal(drawn[0], expected[0])
     assert not torch.equal(drawn[1], expected[1])
-
-
-def test_about_half_of_the_locations_are_inside():
-    attention = torch.rand(5, 64, generator=torch.Generator().manual_seed(0))
-    assert above_median(attention).sum(dim=1).tolist() == [32] * 5
-
-
-def test_ties_with_the_median_are_outside():
-    assert above_median(torch.tensor([[0.0, 1.0, 1.0, 1.0, 2.0]])).tolist() == [[False, False, False, False, True]]
-    assert not above_median(torch.zeros(2, 9)).any()
-    assert not above_median(torch.tensor([[0.7]])).any()
-
-
-def test_each_row_has_its_own_median():
-    attention = torch.tensor([[0.1, 0.2, 0.3], [10.0, 20.0, 30.0]])
-    assert above_median(attention).tolist() == [[False, False, True]] * 2
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -318,19 +302,18 @@ def test_lag_is_eq_3_as_a_plain_loop_computes_it(unconditional, trained, base, c
     assert {tuple(row) for row in np.array(inside)[[0, 15], 2:]} == {(0.5, 0.5)}
 
 
-def test_the_mask_is_that_of_the_layer_itself(trained, base, concept):
+def test_the_mask_is_that_of_the_layer_itself(trained, base, concept, monkeypatch):
     """Looking elsewhere in one layer changes that layer's mask alone."""
     trained.sampling = Sampling(lag=True)
     masks: list[dict[str, torch.Tensor]] = []
     context = base.encode([PROMPT], concept)
-    original = trained._region
-
     for turned in (False, True):
         found: dict[str, torch.Tensor] = {}
-        names = iter(LAYERS)
-        trained._region = lambda c, attention, found=found, names=names: found.setdefault(
-            next(names), original(c, attention)
-        )
+
+        def noted(call, layer, *rest, found=found):
+            return found.setdefault(layer, localized.region(call, layer, *rest))
+
+        monkeypatch.setattr(personalized_residuals, "region", noted)
         if turned:
             weight: Any = base.transformers[LAYERS[-1]].transformer_blocks[0].attn2.to_k.weight
             with torch.no_grad():
