@@ -3,9 +3,10 @@
 As in DINO (Caron et al. 2021) and MoCo v3 (Chen et al. 2021), a student has to say of one view what its own moving
 average, the teacher, says of another, and no label is used. The two views are two renders of one design on different
 places in different poses, now and then one that the autoencoder has been over. What the teacher says is which thing it
-sees, among all things of the batch and of the batches before (a memory, as in He et al. 2020): DINO's learned
-prototypes, 512 of them with Sinkhorn-Knopp, were tried first. They learn six times as slowly on batches of our size
-and level off, because a thing here is a combination of outline, colours and mark, of which there are thousands.
+sees, among all things of the batch and of the batches before (a memory, as in He et al. 2020). Two other answers were
+tried. DINO's learned prototypes, 512 of them balanced by Sinkhorn-Knopp, learned six times as slowly on batches of our
+size and levelled off: a thing here is a combination of outline, colours and mark, of which there are thousands. The
+teacher's own likenesses between things (Fang et al. 2021, Tejankar et al. 2021) collapsed within 100 steps.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ STAGES = {
     "text": ("text", "Text", 600),
     "unet": ("diffusion", "Diffusion", 12000),
     "clip": ("clip", "Clip", 3000),
-    "identity": ("identity", "Identity", 3000),
+    "identity": ("identity", "Identity", 1000),
     "classifier": ("classifier", "Classifier", 2500),
 }
 
