@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 CROPS = 5  # positions that stand for the random crop of a picture that is not square
 ROTATIONS = 32  # images that stand for a random rotation
 ZOOMS = 60  # images that stand for a random zoom
+GOLDEN, SILVER = (math.sqrt(5) - 1) / 2, math.sqrt(2) - 1  # steps by which places are spread evenly
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Preprocessing:
         views, angles = [], iter(np.linspace(-45, 45, ROTATIONS * 3 // 2 + 1)[1::2].tolist())  # middles of 24 parts
         for k in range(ROTATIONS):
             turned = picture if k % 4 == 0 else picture.rotate(next(angles), expand=True)
-            resized, place = _shorter_side_to(size, turned, resample), _spread(k, 0.6180339887498949)
+            resized, place = _shorter_side_to(size, turned, resample), _spread(k, GOLDEN)
             view = _crop(resized, size, _place(resized, size, place))
             views.append(ImageOps.mirror(view) if self.flip and k // 4 % 4 == 3 else view)
         return views
@@ -121,7 +123,7 @@ def zooms(size: int) -> list[Zoom]:
         side += side % 2
         kind = "far" if side < 0.6 * size else "near" if side > size else "plain"
         slack = 0 if kind == "plain" else abs(side - size)
-        left, top = (int(_spread(k, step) * (slack + 1)) for step in (0.7548776662466927, 0.5698402909980532))
+        left, top = (int(_spread(k, step) * (slack + 1)) for step in (GOLDEN, SILVER))
         found.append(Zoom(kind, side, left, top, mirrored=k % 2 == 1))
     return sorted(found, key=lambda zoom: (zoom.kind != "plain", zoom.kind, zoom.mirrored))
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import functional
 
 from personalize_core.data import (
     CROPS,
+    ROTATIONS,
     ConceptLatents,
     Preprocessing,
     centre_crop,
@@ -163,11 +166,69 @@ def test_a_flip_doubles_the_views():
     assert np.array_equal(np.asarray(plain)[:, ::-1], np.asarray(flipped))
 
 
+def test_the_middle_square_keeps_proportions():
+    (view,) = Preprocessing("centre", "bilinear", flip=False).views(quarters(64, 16), 16)
+    assert np.array_equal(np.asarray(view), np.asarray(quarters(64, 16).crop((24, 0, 40, 16))))
+
+
+@pytest.mark.parametrize("size", [(40, 40), (60, 30), (30, 50)], ids=str)
+def test_rotated_views_are_outcomes_of_attndreambooths_code(size):
+    """With torchvision's functions: three quarters turned by up to 45 degrees, a quarter mirrored, any crop."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    views, angles = Preprocessing("rotate", "bilinear", flip=True).views(noise, 16), []
+    assert len(views) == ROTATIONS
+    mirrored = 0
+    for view in views:
+        found = [
+            (angle, flipped)
+            for angle in (0.0, *(-45 + 90 * (k + 0.5) / 24 for k in range(24)))
+            for flipped in (False, True)
+            if is_a_crop(np.asarray(view), turned(noise, angle, flipped))
+        ]
+        assert len(found) == 1
+        angles.append(found[0][0])
+        mirrored += found[0][1]
+    assert angles.count(0.0) == ROTATIONS / 4 and len(set(angles)) == 1 + ROTATIONS * 3 / 4
+    assert mirrored == ROTATIONS / 4
+
+
+def turned(picture: Any, angle: float, flipped: bool) -> np.ndarray:
+    kind = functional.InterpolationMode
+    canvas: Any = functional.rotate(picture, angle, kind.NEAREST, expand=True) if angle else picture
+    height, width = (
+        round(side * 16 / min(canvas.size)) for side in canvas.size[::-1]
+    )  # torchvision cuts to whole pixels
+    resized: Any = functional.resize(canvas, [height, width], kind.BILINEAR)
+    return np.asarray(functional.hflip(resized) if flipped else resized)
+
+
+def is_a_crop(view: np.ndarray, whole: np.ndarray) -> bool:
+    places = np.lib.stride_tricks.sliding_window_view(whole, view.shape)
+    return bool((places == view).all(axis=(-3, -2, -1)).any())
+
+
+def test_the_first_of_the_rotated_views_stands_as_the_photograph_does_and_its_corners_are_black():
+    upright, turned = Preprocessing("rotate", "bilinear", flip=True).views(quarters(40, 40), 16)[:2]
+    assert corners(upright) == [RED, GREEN, BLUE, WHITE]
+    assert corners(turned) == [(0, 0, 0)] * 4
+
+
+def test_without_flip_no_rotated_view_is_mirrored():
+    plain, flipped = (
+        Preprocessing("rotate", "bilinear", flip=flip).views(quarters(40, 40), 16) for flip in (False, True)
+    )
+    differ = [index for index in range(ROTATIONS) if plain[index].tobytes() != flipped[index].tobytes()]
+    assert len(differ) == ROTATIONS / 4
+    assert all(np.array_equal(np.asarray(plain[i])[:, ::-1], np.asarray(flipped[i])) for i in differ)
+
+
 def test_what_differs_is_cached_under_another_name():
+    geometries: Any = ("squash", "centre", "crop", "rotate", "zoom")
+    interpolations: Any = ("bicubic", "bilinear")
     recipes = [
         Preprocessing(geometry, interpolation, flip)
-        for geometry in ("squash", "crop")
-        for interpolation in ("bicubic", "bilinear")
+        for geometry in geometries
+        for interpolation in interpolations
         for flip in (False, True)
     ]
     assert len({recipe.key for recipe in recipes}) == len(recipes)
@@ -175,8 +236,10 @@ def test_what_differs_is_cached_under_another_name():
 
 def test_the_interpolation_is_the_one_asked_for():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8))
-    for name, filter in (("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)):
-        for geometry in ("squash", "crop"):
+    geometries: Any = ("squash", "centre", "crop")
+    filters: Any = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    for name, filter in filters.items():
+        for geometry in geometries:
             (view,) = Preprocessing(geometry, name, flip=False).views(noise, 16)
             assert np.array_equal(np.asarray(view), np.asarray(noise.resize((16, 16), filter)))
 
@@ -240,6 +303,15 @@ def test_the_generator_alone_decides():
     torch.manual_seed(2)
     assert torch.equal(latents.instances(5, generator(7)), first)
     assert not torch.equal(latents.instances(5, generator(8)), first)
+
+
+def test_a_row_says_which_photograph_and_which_view_it_shows():
+    latents = ConceptLatents(numbered(3, views=4), class_images=numbered(2, views=3))
+    for seed in range(10):
+        for rows in (latents.instance_rows(5, generator(seed)), latents.prior_rows(5, generator(seed))):
+            named = [round(p + v / 10, 3) for p, v in zip(rows.pictures, rows.views, strict=True)]
+            assert named == drawn(rows.latents)
+        assert torch.equal(latents.instances(5, generator(seed)), latents.instance_rows(5, generator(seed)).latents)
 
 
 def test_class_images_are_drawn_from_their_own():
