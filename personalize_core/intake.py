@@ -57,6 +57,27 @@ def photographs(folder: Path) -> list[Path]:
     return paths
 
 
+def captioned(folder: Path) -> list[tuple[Path, str]]:
+    """The photographs of a folder, sorted, each with the caption in the text file of its name; "" without one.
+
+    Raises:
+        InputError: there is no such folder, it holds no photographs, or a photograph or caption cannot be read.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} does not exist; put photographs of things of that kind there, and beside each 'NAME.jpg' its "
+            "caption in 'NAME.txt' if it has one"
+        )
+    return [(path, _caption(path.with_suffix(".txt"))) for path in photographs(folder)]
+
+
+def _caption(path: Path) -> str:
+    try:
+        return " ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else ""
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not text in UTF-8; write the caption again") from None
+
+
 def content(folder: Path) -> dict[str, str]:
     """File name -> sha256, of the description and the photographs: what everything made from a concept depends on."""
     from personalize_core.data import image_files

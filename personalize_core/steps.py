@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core import intake
 from personalize_core.errors import InputError, listed
-from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
+from personalize_core.files import (
+    MANIFEST,
+    is_current,
+    read_json,
+    sha256,
+    sources_hash,
+    stamp_of,
+    whole_folder,
+    write_json,
+)
 from personalize_core.methods import check_method, method_class
 from personalize_core.models import identify, load_base_model
 from personalize_core.prompts import read_list
@@ -28,6 +37,7 @@ if TYPE_CHECKING:
     from personalize_core.params import Drawing
 
 SCORES = "scores.parquet"
+CAPTIONS = "captions.json"  # beside the latents of photographs that have captions
 BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
 
 # Whose source a step's result depends on, besides the method's own file.
@@ -102,7 +112,7 @@ def make_class_images(store: Store, class_noun: str, listener: Listener = unhear
 
     started = time.monotonic()
     params, folder = store.params, store.class_images(class_noun)
-    wanted = class_images_wanted(store)
+    wanted, recipes = class_images_wanted(store), _preprocessings_of_class_images(store)
     stamp = stamp_of(
         {
             "base_model": identify(params.base_model).weights_hash,
@@ -111,7 +121,7 @@ def make_class_images(store: Store, class_noun: str, listener: Listener = unhear
             "drawing": params.class_images.model_dump(),
             "precision": params.precision,
             "seed": params.seed,
-            "preprocessings": sorted(_preprocessings(store)),
+            "preprocessings": sorted(recipes),
             "sources": sources_hash([*DRAWING, *ENCODING]),
         }
     )
@@ -129,7 +139,39 @@ def make_class_images(store: Store, class_noun: str, listener: Listener = unhear
             prompts = [speaker.say("a photo of {}")] * wanted
             what = f"drawing class images of {class_noun}"
             _draw(params.class_images, params.seed, base, speaker, prompts, places, paths, what, listener)
-            _encode(base, paths, _preprocessings(store), new, f"encoding class images of {class_noun}", listener)
+            _encode(base, paths, recipes, new, f"encoding class images of {class_noun}", listener)
+    return Report(stamp, False, time.monotonic() - started, folder, numbers)
+
+
+def encode_real_class_images(store: Store, class_noun: str, listener: Listener = unheard) -> Report:
+    """Photographs of the class noun, put into data/regularization by hand: for prior preservation with real images.
+
+    Raises:
+        InputError: there are none, or one cannot be read.
+    """
+    started = time.monotonic()
+    about = identify(store.params.base_model)
+    source, folder = store.regularization(class_noun), store.real_class_images(class_noun)
+    captioned, recipes = intake.captioned(source), _preprocessings_of_class_images(store)
+    stamp = stamp_of(
+        {
+            "files": {path.name: [sha256(path), caption] for path, caption in captioned},
+            "preprocessings": sorted(recipes),
+            "vae": about.hash_of("vae"),
+            "image_size": about.hash_of("unet_config"),
+            "sources": sources_hash(ENCODING),
+        }
+    )
+    numbers = {"images": float(len(captioned))}
+    with store.alone("class_images", folder.name):
+        if is_current(folder, stamp):
+            return Report(stamp, True, time.monotonic() - started, folder, numbers)
+        base = _base(store)
+        with whole_folder(folder, stamp) as new, store.alone("device"):
+            _encode(
+                base, [path for path, _ in captioned], recipes, new, f"encoding photographs of {class_noun}", listener
+            )
+            write_json(new / CAPTIONS, [caption for _, caption in captioned])
     return Report(stamp, False, time.monotonic() - started, folder, numbers)
 
 
@@ -147,10 +189,10 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
     started = time.monotonic()
     params, folder = store.params, store.artifact(method, concept)
     config, described = params.config(method), store.concept(concept)
-    latents = encode_images(store, concept, listener)
-    prior = (
-        make_class_images(store, described.class_noun, listener) if method_class(method).class_images(config) else None
-    )
+    latents, prior, kind = encode_images(store, concept, listener), None, method_class(method)
+    if kind.class_images(config):
+        class_images = encode_real_class_images if kind.real_class_images(config) else make_class_images
+        prior = class_images(store, described.class_noun, listener)
     stamp = train_stamp(store, concept, method, latents.stamp, prior.stamp if prior else "")
     with store.alone("artifact", method, concept):
         if is_current(folder, stamp):
@@ -158,7 +200,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
         base = _base(store)
         base.tokenizer.check_class_noun(described)
         with whole_folder(folder, stamp) as new, store.alone("device"):
-            _train_into(new, store, base, concept, method, config, stamp, listener)
+            _train_into(new, store, base, concept, method, config, prior.path if prior else None, stamp, listener)
         Checkpoints(store.work("checkpoints", method, concept), stamp).clear()
     return _trained(stamp, False, started, folder)
 
@@ -384,8 +426,10 @@ def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) 
     identify(store.params.base_model)
     read_list(store.prompts(store.params.sampling.prompts))
     for concept in concepts:
-        store.concept(concept)
+        described = store.concept(concept)
         intake.photographs(store.concept_folder(concept))
+        if any(method_class(name).real_class_images(store.params.config(name)) for name in methods):
+            intake.captioned(store.regularization(described.class_noun))
 
 
 # Stamps
@@ -410,9 +454,10 @@ def train_stamp(store: Store, concept: str, method: str, latents: str, class_ima
 
 
 def class_images_wanted(store: Store) -> int:
-    """The most class images that any method of this experiment asks for; 0 if none does."""
+    """The most class images that any method of this experiment asks the base model for; 0 if none does."""
     params = store.params
-    return max((method_class(name).class_images(params.config(name)) for name in params.method_names), default=0)
+    recipes = [(method_class(name), params.config(name)) for name in params.method_names]
+    return max((kind.class_images(c) for kind, c in recipes if not kind.real_class_images(c)), default=0)
 
 
 def _manifest_stamp(folder: Path, what_is_missing: str) -> str:
@@ -433,6 +478,10 @@ def _preprocessings(store: Store) -> dict[str, Preprocessing]:
     """Key -> preprocessing, of every method in this experiment."""
     recipes = (_preprocessing(store, method) for method in store.params.method_names)
     return {recipe.key: recipe for recipe in recipes}
+
+
+def _preprocessings_of_class_images(store: Store) -> dict[str, Preprocessing]:
+    return {recipe.of_class_images.key: recipe.of_class_images for recipe in _preprocessings(store).values()}
 
 
 def _preprocessing(store: Store, method: str) -> Preprocessing:
@@ -464,19 +513,23 @@ def _encode(
         save_tensors(folder / f"{key}.safetensors", moments)
 
 
-def _latents(store: Store, concept: str, method: str, class_noun: str, with_class_images: bool) -> ConceptLatents:
+def _latents(store: Store, concept: str, method: str, class_images: Path | None) -> ConceptLatents:
+    """class_images: the folder of a step that made them, where the method asks for them."""
     from safetensors.torch import load_file
 
     from personalize_core.data import ConceptLatents
 
-    name = f"{_preprocessing(store, method).key}.safetensors"
+    recipe = _preprocessing(store, method)
 
-    def read(folder: Path) -> list:
-        saved = load_file(folder / name)
-        return [saved[key] for key in sorted(saved)]
+    def read(folder: Path, key: str) -> list:
+        saved = load_file(folder / f"{key}.safetensors")
+        return [saved[name] for name in sorted(saved)]
 
-    prior = read(store.class_images(class_noun)) if with_class_images else []
-    return ConceptLatents(read(store.latents(concept)), prior)
+    own = read(store.latents(concept), recipe.key)
+    if class_images is None:
+        return ConceptLatents(own)
+    captions = read_json(class_images / CAPTIONS) if (class_images / CAPTIONS).is_file() else []
+    return ConceptLatents(own, read(class_images, recipe.of_class_images.key), captions)
 
 
 def _train_into(
@@ -486,6 +539,7 @@ def _train_into(
     concept: str,
     method: str,
     config: Any,
+    class_images: Path | None,
     stamp: str,
     listener: Listener,
 ) -> None:
@@ -499,7 +553,7 @@ def _train_into(
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(seed, method, "start"))
         learner = kind(config, base, described)
-    images = _latents(store, concept, method, described.class_noun, bool(kind.class_images(config)))
+    images = _latents(store, concept, method, class_images)
     stages = learner.stages()
     total = sum(stage.steps for stage in stages)
     before = fixed_batch_losses(learner, base, images, seed)

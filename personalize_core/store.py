@@ -64,7 +64,15 @@ class Store:
         return self.data / "latents" / concept
 
     def class_images(self, class_noun: str) -> Path:
-        return self.data / "class_images" / class_noun.lower().replace(" ", "_")
+        return self.data / "class_images" / _folder_name(class_noun)
+
+    def regularization(self, class_noun: str) -> Path:
+        """Photographs of other things of that kind, put there by hand."""
+        return self.data / "regularization" / _folder_name(class_noun)
+
+    def real_class_images(self, class_noun: str) -> Path:
+        """Their latents; no class noun has a dot."""
+        return self.data / "class_images" / f"{_folder_name(class_noun)}.real"
 
     def artifact(self, method: str, concept: str) -> Path:
         return self.data / "artifacts" / method / concept
@@ -92,3 +100,7 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
             yield
+
+
+def _folder_name(class_noun: str) -> str:
+    return class_noun.lower().replace(" ", "_")

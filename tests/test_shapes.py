@@ -111,6 +111,14 @@ def test_ti_db_learns_the_whole_unet_and_one_embedding(full, name):
     assert learned(full, "ti_db") == expected(name, 859_521_732, 865_911_748)
 
 
+def test_custom_diffusion_learns_keys_and_values_and_one_embedding(full, name):
+    assert learned(full, "custom_diffusion") == expected(name, 19_169_280 + 768, 25_559_040 + 1_024)
+
+
+def test_custom_diffusion_of_the_whole_cross_attention_learns_what_attndreambooths_second_stage_does(full, name):
+    assert learned(full, "custom_diffusion", trained="attn2") == expected(name, 43_962_560 + 768, 50_352_320 + 1_024)
+
+
 def test_neti_learns_a_small_network_on_both(full, name):
     assert learned(full, "neti") == expected(name, 563_616, 629_664)
     assert learned(full, "neti", bypass=False) == expected(name, 464_544, 497_568)

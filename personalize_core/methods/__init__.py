@@ -14,6 +14,7 @@ METHODS = {  # name, which is also the file's, -> class; imported when asked for
     "base_model": "BaseModelAlone",
     "textual_inversion": "TextualInversion",
     "dreambooth": "DreamBooth",
+    "custom_diffusion": "CustomDiffusion",
     "ti_db": "TIDB",
     "neti": "NeTI",
     "attn_dreambooth": "AttnDreamBooth",
