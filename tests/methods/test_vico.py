@@ -333,6 +333,19 @@ def test_residuals_kept_to_a_region_work_beside_it_in_either_order(method, base,
         assert not torch.equal(predict(base, context), first)
 
 
+def test_residuals_kept_to_a_region_find_the_references_own_region_in_guidances_empty_half(method, base, concept):
+    """The partner of a reference row is a reference row."""
+    other: Any = disturbed(PersonalizedResiduals(ResidualsConfig(), base, concept)).eval()
+    other.sampling = ResidualsSampling(lag=True)
+    context = guided(method, base, ["a photo of a <v> dog", "a red <v> dog"])
+    with other.attach(base):
+        _, r = streams(method, base, context)
+        with torch.no_grad():
+            reference = method.references[:1].expand(len(context), -1, -1, -1)
+            plain = base.denoise(reference, torch.full((len(context),), 500), context)
+    torch.testing.assert_close(r, plain, atol=1e-5, rtol=0)
+
+
 # -- where the blocks look -------------------------------------------------------------------------------------
 
 
@@ -581,6 +594,19 @@ def test_with_its_regularizer_gradient_checkpointing_is_refused(base, concept, i
     step = a_step(method, base, images)
     with pytest.raises(RuntimeError, match="gradient checkpointing"):
         method.stages()[0].penalty(step)
+
+
+def test_with_gradient_checkpointing_nobody_reads_maps_for_a_gradient_within_the_pass(method, base):
+    """As without ViCo: a hook of another method would hold on to maps of another pass."""
+    base.unet.enable_gradient_checkpointing()
+    context = method.condition(base, ["a <v>"])(torch.tensor([500]))
+
+    def read(*_: Any) -> None:
+        base.call.maps.on(LAYERS[0], base.call.context.placeholder)
+
+    handle = base.unet.conv_out.register_forward_hook(read)
+    with hooked(handle), method.attach(base), pytest.raises(RuntimeError, match="maps were read for a gradient"):
+        base.denoise(torch.zeros(1, 4, 8, 8), torch.tensor([500]), context)
 
 
 def test_the_diffusion_loss_reaches_the_embedding_through_the_reference_too(base, concept, images):
