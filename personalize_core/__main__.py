@@ -19,6 +19,7 @@ from personalize_core.errors import InputError
 from personalize_core.store import Store
 
 DEMO = ("backpack1", "teapot1")  # two of the concepts that come with the project
+DEMO_METHODS = ("base_model", "textual_inversion", "dreambooth", "personalized_residuals")  # a word, weights, modules
 
 app = typer.Typer(
     help="Teach a text-to-image model a concept from a few photographs, draw it in new scenes, and measure how well.",
@@ -34,9 +35,12 @@ console = Console(width=None if sys.stdout.isatty() else 500)  # into a file or 
 
 Concepts = Annotated[list[str] | None, typer.Argument(help="Names of concepts; all of them if none is given.")]
 Methods = Annotated[
-    list[str] | None, typer.Option("--method", "-m", help="May be repeated; all of params.yaml if none is given.")
+    list[str] | None,
+    typer.Option(
+        "--method", "-m", help="A method, or METHOD@ABLATION; may be repeated. All of params.yaml if none is given."
+    ),
 ]
-OneMethod = Annotated[str, typer.Option("--method", "-m", help="A method of params.yaml.")]
+OneMethod = Annotated[str, typer.Option("--method", "-m", help="A method, or METHOD@ABLATION.")]
 
 
 @app.callback()
@@ -97,8 +101,8 @@ def run(context: typer.Context, concepts: Concepts = None, methods: Methods = No
 
 @app.command()
 def demo(context: typer.Context) -> None:
-    """The whole chain on two concepts that come with the project, by every method of params.yaml."""
-    run(context, list(DEMO), None)
+    """The whole chain on two concepts that come with the project, by three methods and the base model alone."""
+    run(context, list(DEMO), list(DEMO_METHODS))
 
 
 @app.command()
@@ -113,6 +117,22 @@ def sample(
     """Draw a trained concept in prompts of your own."""
     with _progress() as listener:
         report = steps.draw_samples(context.obj, concept, method, prompt, images, variant, listener)
+    _show("Pictures", list(report.pictures.items()))
+
+
+@app.command()
+def together(
+    context: typer.Context,
+    concepts: Annotated[list[str], typer.Argument(help="Names of two or more concepts.")],
+    prompt: Annotated[
+        list[str], typer.Option(help="With every placeholder, as 'a photo of <dog7> next to <mug>'. May be repeated.")
+    ],
+    method: OneMethod = "personalized_residuals",
+    images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
+) -> None:
+    """Draw several trained concepts in one picture, each confined to where its own words are looked at."""
+    with _progress() as listener:
+        report = steps.draw_together(context.obj, [(name, method) for name in concepts], prompt, images, listener)
     _show("Pictures", list(report.pictures.items()))
 
 

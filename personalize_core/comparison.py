@@ -10,7 +10,7 @@ import polars as pl
 
 from personalize_core import figures, intake
 from personalize_core.files import read_json, write_json
-from personalize_core.methods import FLOOR
+from personalize_core.methods import FLOOR, MARK
 from personalize_core.metrics import tables
 from personalize_core.store import REFERENCES, Store
 
@@ -114,4 +114,4 @@ def _interval(row: dict[str, Any], name: str) -> str:
 
 
 def _words(variant: str) -> str:
-    return variant.replace("_", " ")
+    return variant.replace("_", " ").replace(MARK, ": ")

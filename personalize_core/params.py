@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from personalize_core.errors import InputError, listed
-from personalize_core.methods import METHOD_NAMES, method_class
+from personalize_core.methods import MARK, METHOD_NAMES, ablation_changes, check_method, method_class, method_file
 
 Values = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
@@ -52,14 +52,31 @@ class Params(_Strict):
     class_images: Drawing  # for prior preservation; apart, so that another protocol trains nothing again
     encoders: Encoders
     methods: dict[str, dict[str, Values]]  # method -> base model -> what its recipe changes for that base model
-    variants: dict[str, dict[str, Values]]  # method -> variant -> sampling options
+    ablations: dict[str, dict[str, Values]] = {}  # the same for METHOD@ABLATION, on top of the method's own recipe
+    variants: dict[str, dict[str, Values]]  # method or ablation -> variant -> sampling options
 
-    @field_validator("methods", "variants")
+    @field_validator("methods")
     @classmethod
     def _known_methods(cls, sections: dict[str, Any]) -> dict[str, Any]:
         unknown = [name for name in sections if name not in METHOD_NAMES]
         if unknown:
             raise ValueError(f"there is no method {listed(map(repr, unknown))}; the methods are {listed(METHOD_NAMES)}")
+        return sections
+
+    @field_validator("ablations")
+    @classmethod
+    def _known_ablations(cls, sections: dict[str, Any]) -> dict[str, Any]:
+        for name in sections:
+            check_method(name)
+            if MARK not in name:
+                raise ValueError(f"{name!r} is a method; write it under methods, or as METHOD{MARK}ABLATION")
+        return sections
+
+    @field_validator("variants")
+    @classmethod
+    def _known(cls, sections: dict[str, Any]) -> dict[str, Any]:
+        for name in sections:
+            check_method(name)
         return sections
 
     @classmethod
@@ -82,13 +99,20 @@ class Params(_Strict):
 
     @property
     def method_names(self) -> list[str]:
-        """The methods of this experiment, in params.yaml's order."""
-        return list(self.methods)
+        """The methods and ablations of this experiment, in params.yaml's order."""
+        return [*self.methods, *self.ablations]
 
     def config(self, method: str) -> Any:
-        """The method's recipe on this base model: its published defaults, and what params.yaml changes."""
-        changes = self.methods.get(method, {}).get(self.base_model, {})
-        return build(method_class(method).Config, changes, f"params.yaml, methods.{method}.{self.base_model}")
+        """The method's recipe on this base model: its published defaults, and what params.yaml changes.
+
+        That of an ablation is its method's, with what methods/ablations.yaml changes and then its own section.
+        """
+        kind, base, plain = method_class(method), self.base_model, method_file(method)
+        changes, where = self.methods.get(plain, {}).get(base, {}), f"params.yaml, methods.{plain}.{base}"
+        if plain != method:
+            changes = changes | ablation_changes(method) | self.ablations.get(method, {}).get(base, {})
+            where = f"{method} ({where}, ablations.yaml and ablations.{method}.{base})"
+        return build(kind.Config, changes, where)
 
     def sampling_variants(self, method: str) -> dict[str, Any]:
         """Variant -> sampling options; a method without an entry has one variant of its own name."""

@@ -24,7 +24,7 @@ from personalize_core.files import (
     whole_folder,
     write_json,
 )
-from personalize_core.methods import check_method, method_class
+from personalize_core.methods import check_method, method_class, method_file
 from personalize_core.models import identify, load_base_model
 from personalize_core.prompts import read_list
 from personalize_core.randomness import seed_for
@@ -42,7 +42,7 @@ BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
 
 # Whose source a step's result depends on, besides the method's own file.
 ENCODING = ("data", "models")
-DRAWING = ("attention", "base", "data", "method", "parts", "sample", "text")
+DRAWING = ("attention", "base", "data", "localized", "method", "parts", "sample", "text")
 TRAINING = ("attention", "base", "data", "method", "parts", "text", "train")
 SCORING = ("metrics/features", "metrics/scoring", "metrics/similarity", "metrics/tables")
 COMPARING = ("comparison", "figures", "metrics/tables")
@@ -227,7 +227,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
             "sampling": params.sampling.model_dump(),
             "precision": params.precision,
             "seed": params.seed,
-            "sources": sources_hash([*DRAWING, f"methods/{method}"]),
+            "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}"]),
         }
     )
     pictures = {"grid": folder / "grid.png"}
@@ -395,6 +395,53 @@ def draw_samples(
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
 
 
+def draw_together(
+    store: Store, cells: Sequence[tuple[str, str]], prompts: Sequence[str], images: int, listener: Listener = unheard
+) -> Report:
+    """Pictures that show several concepts at once, `images` for each prompt, beside their prompts in samples.json.
+
+    Args:
+        cells: (concept, method) of each artifact.
+
+    Raises:
+        InputError: a prompt lacks a concept, there is no such artifact, or one that cannot be confined to a region.
+    """
+    from personalize_core.artifact import restore
+    from personalize_core.together import Together
+
+    started, params = time.monotonic(), store.params
+    for prompt in prompts:
+        for concept, method in cells:
+            check_method(method)
+            store.concept(concept).template(prompt)
+    request = {
+        "artifacts": [
+            _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}")
+            for concept, method in cells
+        ],
+        "prompts": list(prompts),
+        "images": images,
+        "sampling": params.sampling.model_dump(),
+        "seed": params.seed,
+        "sources": sources_hash([*DRAWING, "together"]),
+    }
+    stamp = stamp_of(request)
+    folder = store.samples("together", "+".join(concept for concept, _ in cells), stamp)
+    places = [(prompt, image) for prompt in range(len(prompts)) for image in range(images)]
+    pictures = {f"{prompts[p]} {i + 1}": folder / picture_name("together", p, i) for p, i in places}
+    if is_current(folder, stamp):
+        return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+    base = _base(store)
+    together = Together([restore(store.artifact(method, concept), base) for concept, method in cells], base)
+    with whole_folder(folder, stamp) as new, store.alone("device"):
+        said = [together.say(prompts[prompt]) for prompt, _ in places]
+        paths = [new / picture_name("together", prompt, image) for prompt, image in places]
+        what = f"drawing {' and '.join(concept for concept, _ in cells)}"
+        _draw(params.sampling, params.seed, base, together, said, places, paths, what, listener)
+        write_json(new / "samples.json", {"cells": [list(cell) for cell in cells], "said": said, **request})
+    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+
+
 def export(store: Store, concept: str, method: str, to: Path) -> Report:
     """An artifact in the format that stock diffusers loads, with a README.md that says how.
 
@@ -448,7 +495,7 @@ def train_stamp(store: Store, concept: str, method: str, latents: str, class_ima
             "base_model": identify(params.base_model).weights_hash,
             "precision": params.precision,
             "seed": params.seed,
-            "sources": sources_hash([*TRAINING, f"methods/{method}"]),
+            "sources": sources_hash([*TRAINING, f"methods/{method_file(method)}"]),
         }
     )
 
@@ -551,7 +598,7 @@ def _train_into(
 
     kind, described, seed = method_class(method), store.concept(concept), store.params.seed
     with torch.random.fork_rng():
-        torch.manual_seed(seed_for(seed, method, "start"))
+        torch.manual_seed(seed_for(seed, method_file(method), "start"))  # an ablation starts as its method does
         learner = kind(config, base, described)
     images = _latents(store, concept, method, class_images)
     stages = learner.stages()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dagster as dg
 
-from personalize_core.methods import METHOD_NAMES
+from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES
 
 CONCEPT, METHOD = "concept", "method"  # a run's key is written CONCEPT|METHOD, in alphabetical order of these
 
 concepts = dg.DynamicPartitionsDefinition(name=CONCEPT)
-methods = dg.StaticPartitionsDefinition(list(METHOD_NAMES))
+methods = dg.StaticPartitionsDefinition([*METHOD_NAMES, *ABLATION_NAMES])
 concept_and_method = dg.MultiPartitionsDefinition({CONCEPT: concepts, METHOD: methods})
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import yaml
 
 from personalize_core.errors import InputError
-from personalize_core.methods import METHOD_NAMES, check_method, method_class
+from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES, ablation_changes, check_method, method_class
 from personalize_core.params import Params, Sampling, build
 
 GOOD: dict[str, Any] = {
@@ -191,3 +192,31 @@ def test_a_protocol_with_a_wrong_key_is_named(read, tmp_path):
 def test_options_may_be_left_out_altogether():
     kind = method_class("dreambooth").Config
     assert build(kind, {}, "here") == kind()
+
+
+# -- ablations -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ABLATION_NAMES)
+def test_every_ablation_is_a_recipe_of_its_method_that_differs_from_the_methods_own(name):
+    kind = method_class(name)
+    changed = build(kind.Config, ablation_changes(name), name)
+    assert changed != kind.Config()
+    assert isinstance(changed, kind.Config) and kind is method_class(name.partition("@")[0])
+
+
+def test_an_ablation_stands_on_its_methods_recipe_for_the_base_model(read):
+    params = read("ablations", value={"dreambooth@without_prior": {"mini": {"lr": 0.5}}, "oft@coft": {}})
+    plain, ablation = params.config("dreambooth"), params.config("dreambooth@without_prior")
+    assert ablation == dataclasses.replace(plain, prior_preservation=False, lr=0.5)
+    assert params.config("oft@coft").coft
+    assert params.method_names == [*params.methods, "dreambooth@without_prior", "oft@coft"]
+
+
+def test_an_ablation_that_is_not_known_is_refused_with_those_that_are(read):
+    assert refusal(lambda: check_method("vico@mask")) == (
+        "vico has no ablation 'mask'; it has without_image_attention, without_mask and without_regularizer"
+    )
+    assert refusal(lambda: check_method("textual_inversion@x")).endswith("it has none")
+    assert "vico has no ablation 'mask'" in refusal(lambda: read("ablations", value={"vico@mask": {}}))
+    assert "is a method; write it under methods" in refusal(lambda: read("ablations", value={"vico": {}}))

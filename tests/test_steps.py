@@ -208,6 +208,21 @@ def test_samples_of_the_users_own_prompt_are_pictures_of_the_models_size(store: 
     assert described["prompts"] == ["<rex> dog in the desert"] * 2
 
 
+def test_two_concepts_in_one_picture_are_drawn_from_their_own_artifacts(store: Store):
+    cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
+    prompt = f"a photo of <rex> next to {store.concept('cup').placeholder}"
+    report = steps.draw_together(store, cells, [prompt], images=2)
+    assert [Image.open(path).size for path in report.pictures.values()] == [(16, 16)] * 2
+    described = json.loads((report.path / "samples.json").read_text())
+    nouns = [store.concept(name).class_noun for name, _ in cells]
+    assert described["said"] == [f"a photo of <rex> {nouns[0]} next to <cup> {nouns[1]}"] * 2
+    assert steps.draw_together(store, cells, [prompt], images=2).skipped
+    with pytest.raises(InputError, match="does not mention the concept 'cup'"):
+        steps.draw_together(store, cells, ["a photo of <rex>"], images=2)
+    with pytest.raises(InputError, match="DreamBooth cannot share a picture"):
+        steps.draw_together(store, [cells[0], ("cup", "dreambooth")], [prompt], images=2)
+
+
 def test_lag_and_plain_sampling_draw_differently_from_one_artifact(store: Store):
     grid = store.grid("personalized_residuals", "rex")
     weights = load_file(store.artifact("personalized_residuals", "rex") / "weights.safetensors")
