@@ -4,9 +4,10 @@ As in DINO (Caron et al. 2021) and MoCo v3 (Chen et al. 2021), a student has to 
 average, the teacher, says of another, and no label is used. The two views are two renders of one design on different
 places in different poses, now and then one that the autoencoder has been over. What the teacher says is which thing it
 sees, among all things of the batch and of the batches before (a memory, as in He et al. 2020). Two other answers were
-tried. DINO's learned prototypes, 512 of them balanced by Sinkhorn-Knopp, learned six times as slowly on batches of our
-size and levelled off: a thing here is a combination of outline, colours and mark, of which there are thousands. The
-teacher's own likenesses between things (Fang et al. 2021, Tejankar et al. 2021) collapsed within 100 steps.
+tried. A head with 512 learned prototypes, balanced by Sinkhorn-Knopp as in DINOv2, stood after 86,400 views where this
+stands after 12,800, and no longer rose; but the head, KoLeo and views drawn anew went with it, so the prototypes' own
+share is not known. The teacher's likenesses between things (Fang et al. 2021, Tejankar et al. 2021), with which it
+would say "partly this, partly that", collapsed within 100 steps.
 """
 
 from __future__ import annotations
