@@ -2,7 +2,7 @@
 
 FOLDER holds the unpacked npm packages `@iconify-json/fluent-emoji-flat` (MIT, (c) Microsoft Corporation) and
 `@iconify-json/noto` (Apache-2.0, (c) Google Inc) as `flat/package` and `noto/package`. A sprite keeps the drawing's
-shading and outline only, as a grey picture with alpha; the world paints it. Needs `resvg-py`; drawing scenes does not.
+shading and outline only, as a grey picture with alpha; the world paints it. Needs the extra `art`; drawing scenes does not.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ DRAWINGS: dict[str, tuple[str, str]] = {
 
 
 def rasterise(package: dict, drawing: str, side: int = 256) -> Image.Image:
-    import resvg_py
+    import resvg_py  # pyright: ignore[reportMissingImports]  the extra `art`, which development does not need
 
     icon = package["icons"][drawing]
     width, height = (icon.get(key, package.get(key, 16)) for key in ("width", "height"))
