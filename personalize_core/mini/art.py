@@ -2,7 +2,8 @@
 
 FOLDER holds the unpacked npm packages `@iconify-json/fluent-emoji-flat` (MIT, (c) Microsoft Corporation) and
 `@iconify-json/noto` (Apache-2.0, (c) Google Inc) as `flat/package` and `noto/package`. A sprite keeps the drawing's
-shading and outline only, as a grey picture with alpha; the world paints it. Needs the extra `art`; drawing scenes does not.
+shading and outline only, as a grey picture with alpha; the world paints it. This needs the extra `art`, drawing
+scenes does not.
 """
 
 from __future__ import annotations
