@@ -16,8 +16,9 @@ help:  ## this list
 demo: $(INSTALLED)  ## learn two concepts by three methods, draw, score and compare them (a second time: nothing to do)
 	@$(BIN)/personalize demo
 
+# A file's tests may follow one another, so a file is not split between the two processes.
 test: $(INSTALLED)  ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 ui: $(INSTALLED)  ## the same steps in the Dagster UI, on the loopback address
 	@$(BIN)/python -m pipelines ui
