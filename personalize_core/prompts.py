@@ -19,7 +19,7 @@ def read_list(path: Path) -> list[str]:
     if not path.is_file():
         known = sorted(other.stem for other in path.parent.glob("*.txt"))
         raise InputError(f"there is no prompt list {path.stem!r} in {path.parent}; there are {listed(known)}")
-    lines = [line.strip() for line in path.read_text().splitlines()]
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     templates = [line for line in lines if line and not line.startswith("#")]
     for template in templates:
         if template.count(SLOT) != 1:

@@ -43,7 +43,7 @@ BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
 # Whose source a step's result depends on, besides the method's own file.
 ENCODING = ("data", "models")
 DRAWING = ("attention", "base", "data", "localized", "method", "parts", "sample", "text")
-TRAINING = ("attention", "base", "data", "method", "parts", "text", "train")
+TRAINING = ("attention", "base", "context_regularization", "data", "method", "parts", "text", "train")
 SCORING = ("metrics/features", "metrics/scoring", "metrics/similarity", "metrics/tables")
 COMPARING = ("comparison", "figures", "metrics/tables")
 

@@ -132,6 +132,12 @@ def test_attndreambooth_learns_more_from_stage_to_stage(full, name):
     assert learned(full, "attn_dreambooth") == expected(name, 859_520_964 + 768, 865_910_724 + 1_024)
 
 
+def test_core_learns_one_embedding_and_then_the_whole_unet(full, name):
+    assert learned(full, "core", unet_steps=0) == expected(name, 768, 1_024)
+    assert learned(full, "core", embedding_steps=0) == expected(name, 859_520_964, 865_910_724)
+    assert learned(full, "core") == expected(name, 859_520_964 + 768, 865_910_724 + 1_024)
+
+
 def test_personalized_residuals_learn_the_papers_count_on_both(full):
     assert learned(full, "personalized_residuals") == 1_239_040
 

@@ -24,6 +24,7 @@ METHODS = {  # name, which is also the file's, -> class; imported when asked for
     "personalized_residuals": "PersonalizedResiduals",
     "oft": "OFT",
     "vico": "ViCo",
+    "core": "CoRe",
     "lora_dreambooth": "LoRADreamBooth",
     "xti": "XTI",
 }
