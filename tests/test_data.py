@@ -175,9 +175,8 @@ def test_the_middle_square_keeps_proportions():
 def test_rotated_views_are_outcomes_of_attndreambooths_code(size):
     """With torchvision's functions: three quarters turned by up to 45 degrees, a quarter mirrored, any crop."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
-    views, angles = Preprocessing("rotate", "bilinear", flip=True).views(noise, 16), []
+    views, outcomes = Preprocessing("rotate", "bilinear", flip=True).views(noise, 16), []
     assert len(views) == ROTATIONS
-    mirrored = 0
     for view in views:
         found = [
             (angle, flipped)
@@ -186,10 +185,13 @@ def test_rotated_views_are_outcomes_of_attndreambooths_code(size):
             if is_a_crop(np.asarray(view), turned(noise, angle, flipped))
         ]
         assert len(found) == 1
-        angles.append(found[0][0])
-        mirrored += found[0][1]
-    assert angles.count(0.0) == ROTATIONS / 4 and len(set(angles)) == 1 + ROTATIONS * 3 / 4
-    assert mirrored == ROTATIONS / 4
+        outcomes += found
+    assert len({angle for angle, _ in outcomes}) == 1 + ROTATIONS * 3 / 4  # no angle twice but 0
+    counts = {(turned, flipped): 0 for turned in (False, True) for flipped in (False, True)}
+    for angle, flipped in outcomes:
+        counts[angle != 0, flipped] += 1
+    shares = {(False, False): 3 / 16, (False, True): 1 / 16, (True, False): 9 / 16, (True, True): 3 / 16}  # independent
+    assert counts == {outcome: share * ROTATIONS for outcome, share in shares.items()}
 
 
 def turned(picture: Any, angle: float, flipped: bool) -> np.ndarray:
