@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -363,6 +364,7 @@ def place_labels(
         text = axes.annotate(
             label, points[label], xytext=(0, 0), textcoords="offset points", fontsize=10, color=colours[label],
             va="center", ha="center", zorder=5, fontweight="bold",
+            path_effects=[withStroke(linewidth=3, foreground="white")],  # a line ends at the words
         )  # fmt: skip
         box = text.get_window_extent()
         best, chosen = np.inf, (0.0, 0.0)
