@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from personalize_core.context_regularization import (
 )
 from personalize_core.errors import InputError
 from personalize_core.methods import METHODS, method_class
+from personalize_core.methods.textual_inversion import TextualInversion
 from tests.conftest import disturbed, draw, equal_bits, snapshot, tiny_base
 
 PROMPT = "a photo of <v> in the jungle"
@@ -443,6 +445,28 @@ def test_a_picture_depends_on_seed_and_prompt_and_not_on_the_other_rows(base, co
     seeded = ContextRefined(refined.method, images, 1, STEEP)
     draw(seeded, base, [PROMPT])
     assert not torch.equal(seeded.refined[PROMPT], refined.refined[PROMPT])
+
+
+def test_every_step_of_every_prompt_looks_under_noise_of_its_own(base, refined, monkeypatch):
+    seen, noisy_images = [], refined._noisy
+    monkeypatch.setattr(refined, "_noisy", lambda *args: seen.append(noisy_images(*args)) or seen[-1])
+    draw(refined, base, [PROMPT, "red <v> on the beach"])
+    assert len(seen) == 2 * STEEP.steps
+    assert all(not torch.equal(one[0], other[0]) for one, other in itertools.combinations(seen, 2))
+    assert len({tuple(t.tolist()) for _, t in seen}) > STEEP.steps
+
+
+class Late(TextualInversion):
+    """Reads its embedding only when it is asked for a timestep, as a text that depends on time would be read."""
+
+    def condition(self, base, prompts):
+        return lambda t: base.encode(prompts, self.concept, self.embedding.vector)
+
+
+def test_a_text_that_is_read_at_each_timestep_is_read_with_the_refined_embedding(base, concept, images, refined):
+    late = Late(refined.method.config, base, concept).eval()
+    late.load_state_dict(refined.method.state_dict())
+    assert torch.equal(draw(ContextRefined(late, images, 0, STEEP), base, [PROMPT]), draw(refined, base, [PROMPT]))
 
 
 def test_a_prompt_is_refined_once_for_all_its_pictures(base, refined):
