@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from personalize_core import methods
 from personalize_core.errors import InputError
 from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES, ablation_changes, check_method, method_class
 from personalize_core.params import Params, Sampling, build
@@ -203,6 +205,14 @@ def test_every_ablation_is_a_recipe_of_its_method_that_differs_from_the_methods_
     changed = build(kind.Config, ablation_changes(name), name)
     assert changed != kind.Config()
     assert isinstance(changed, kind.Config) and kind is method_class(name.partition("@")[0])
+
+
+def test_no_ablation_is_written_twice():
+    """YAML would keep the last of them, without a word."""
+    lines = (Path(methods.__file__).parent / "ablations.yaml").read_text().splitlines()
+    assert len([line for line in lines if line and line[0].isalpha()]) == len(methods.ABLATIONS)
+    names = [line.split(":")[0].strip() for line in lines if line.startswith("  ") and line[2].isalpha()]
+    assert len(names) == len(ABLATION_NAMES)
 
 
 def test_an_ablation_stands_on_its_methods_recipe_for_the_base_model(read):
