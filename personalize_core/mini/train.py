@@ -15,7 +15,7 @@ from personalize_core.mini.autoencoder import freeze
 # stage -> (module, class, steps of its schedule)
 STAGES = {
     "autoencoder": ("autoencoder", "Autoencoder", 6000),
-    "decoder": ("autoencoder", "Decoder", 3000),
+    "refined": ("autoencoder", "Refined", 10000),
     "text": ("text", "Text", 600),
     "unet": ("diffusion", "Diffusion", 12000),
     "clip": ("clip", "Clip", 3000),
@@ -45,7 +45,7 @@ def main() -> None:
         return freeze(options.work)
     module, name, steps = STAGES[options.stage]
     given = {k: v for k, v in (("lr", options.lr), ("batch", options.batch)) if v is not None}
-    if options.stage in ("unet", "decoder", "identity"):
+    if options.stage in ("unet", "identity"):
         given["work"] = options.work
     stage = getattr(importlib.import_module(f"personalize_core.mini.{module}"), name)(
         seed=options.seed, device=options.device, **given
