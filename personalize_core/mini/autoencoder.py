@@ -81,7 +81,7 @@ def freeze(work: Path = loop.WORK) -> None:
     """
     vae = autoencoder()
     average = Average(vae)
-    loop.load_modules(work / "autoencoder", {"average": average})
+    loop.load_modules(loop.last(work, "refined", "autoencoder"), {"average": average})
     vae = average.module
     rng = np.random.default_rng(3)
     means = torch.cat([vae.encode(to_tensor(scenes(rng, 50)[0])).latent_dist.mean for _ in range(20)])

@@ -51,7 +51,7 @@ def scene(name: str, place: str, seed: int) -> Scene:
         angle=rng.uniform(-10, 10),
         flipped=bool(rng.random() < 0.3),
     )
-    return Scene(category(name), DESIGNS[name], place, "photo", pose, int(rng.integers(2**31)))
+    return Scene(category(name), DESIGNS[name], pose, place, "photo", int(rng.integers(2**31)))
 
 
 def write(folder: Path = FOLDER) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTextModel
 
 from personalize_core.mini import loop, tokenizer, world
 from personalize_core.mini.names import CATEGORIES, COLOURS, PLACES
@@ -17,7 +21,8 @@ from personalize_core.mini.networks import Average, scheduler, text_encoder, to_
 from personalize_core.mini.sampling import noised, sample
 from personalize_core.mini.text import Heads, at_end, labels, reading_loss, tokens
 
-ODDS = {"plain": 0.85, "photo": 0.85, "studio": 0.2}
+ODDS = {"plain": 0.75, "photo": 0.85, "studio": 0.2}
+PAIRS = 0.2  # share of scenes that show two things
 GAMMA = 5.0  # min-SNR's bound, Hang et al. 2023
 DROPPED = 0.1  # captions left empty, for classifier-free guidance
 READING = 0.03  # weight of the linear readings, so that words stay readable
@@ -38,6 +43,14 @@ PROMPTS = [
     "a photo of a blue rocket at night",
     "a painting of a green hat in the meadow",
     "a sketch of a shoe in the city",
+    "a photo of a red mug next to a blue car on the beach",
+    "a photo of a yellow duck next to a green backpack in the city",
+    "a photo of a white robot next to a pink teapot in the snow",
+    "a photo of a purple hat next to a red boat in the meadow",
+    "a photo of a black cat next to a yellow shoe in the kitchen",
+    "a photo of a green bear next to a white clock in the desert",
+    "a photo of a blue fish next to a red umbrella",
+    "a photo of a dog next to a rocket at night",
 ]
 
 
@@ -52,14 +65,20 @@ def held_out(category: str, colour: str, place: str) -> bool:
 def cached_scene(seed: int, number: int) -> world.Scene:
     rng = np.random.default_rng([seed, 7, number])
     while True:
-        scene = world.random_scene(rng, **ODDS)
-        if scene.design.layout != "plain" or not held_out(scene.category, scene.design.colours[0], scene.place):
+        scene = (world.random_pair if rng.random() < PAIRS else world.random_scene)(rng, **ODDS)
+        plain = [thing for thing in scene.things if thing.design.layout == "plain"]
+        if not any(held_out(thing.category, thing.design.colours[0], scene.place) for thing in plain):
             return scene
+
+
+def fingerprint(vae: AutoencoderKL) -> str:
+    """Another one for another autoencoder, whose latents are other latents."""
+    return hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in vae.parameters())).hexdigest()[:12]
 
 
 def latents_of(vae: AutoencoderKL, work: Path, seed: int, count: int) -> Tensor:
     """(count, 4, 16, 16) latents of the scenes of a seed, made once and kept."""
-    path = work / f"latents_{seed}_{count}.safetensors"
+    path = work / f"latents_{seed}_{count}_{fingerprint(vae)}.safetensors"
     if not path.exists():
         print(f"encoding {count} scenes", flush=True)
         rows = []
@@ -74,7 +93,11 @@ def latents_of(vae: AutoencoderKL, work: Path, seed: int, count: int) -> Tensor:
 
 
 def swapped(scene: world.Scene, aspect: str, rng: np.random.Generator) -> str:
-    """The scene's caption with another word for the category, the colour or the place."""
+    """The scene's caption with another word for the category, the colour, the place or the thing beside."""
+    if aspect == "beside" and scene.beside:
+        others = [c for c in CATEGORIES if c not in (scene.category, scene.beside.category)]
+        beside = replace(scene.beside, category=str(rng.choice(others)))
+        return world.caption(replace(scene, beside=beside))
     other = {
         "category": [c for c in CATEGORIES if c != scene.category],
         "colour": [c for c in COLOURS if c != scene.design.colours[0]],
@@ -85,13 +108,20 @@ def swapped(scene: world.Scene, aspect: str, rng: np.random.Generator) -> str:
 
 @torch.no_grad()
 def swap_table(
-    words, text_encoder, unet, scenes: list[world.Scene], latents: Tensor, draws: int = 4, seed: int = 5
+    words,
+    text_encoder,
+    unet,
+    scenes: list[world.Scene],
+    latents: Tensor,
+    aspects: Sequence[str] = ("place", "category", "colour"),
+    draws: int = 4,
+    seed: int = 5,
 ) -> dict[str, dict[str, float]]:
     """With the same noise and timesteps, how often and by how much the true caption's loss is the lower one."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     device, alphas = next(unet.parameters()).device, scheduler().alphas_cumprod
     captions = {"true": [world.caption(s) for s in scenes]}
-    captions |= {aspect: [swapped(s, aspect, rng) for s in scenes] for aspect in ("place", "category", "colour")}
+    captions |= {aspect: [swapped(s, aspect, rng) for s in scenes] for aspect in aspects}
     losses = {name: torch.zeros(len(scenes)) for name in captions}
     contexts = {n: text_encoder(tokens(words, c).to(device)).last_hidden_state for n, c in captions.items()}
     for draw in range(draws):
@@ -103,7 +133,7 @@ def swap_table(
             for name, context in contexts.items():
                 answer = unet(x_t[rows].to(device), t[rows].to(device), context[rows]).sample.cpu()
                 losses[name][rows] += ((answer - noise[rows]) ** 2).mean(dim=(1, 2, 3)) / draws
-    differences = {aspect: losses[aspect] - losses["true"] for aspect in ("place", "category", "colour")}
+    differences = {aspect: losses[aspect] - losses["true"] for aspect in aspects}
     return {
         aspect: {
             "wins": float((d > 0).float().mean()),
@@ -117,6 +147,11 @@ def swap_table(
 def judged_scenes(count: int, seed: int = 2**20) -> list[world.Scene]:
     """Fresh photographs of one-coloured things at a place: what the swap table is taken on."""
     return [world.random_scene(np.random.default_rng([seed, n]), plain=1, photo=1, studio=0) for n in range(count)]
+
+
+def judged_pairs(count: int, seed: int = 2**20) -> list[world.Scene]:
+    """The same, of two one-coloured things."""
+    return [world.random_pair(np.random.default_rng([seed, n]), plain=1, photo=1, studio=0) for n in range(count)]
 
 
 def encoded(vae, scenes: list[world.Scene]) -> Tensor:
@@ -188,8 +223,33 @@ class Diffusion:
     def look(self, folder: Path, number: int) -> str:
         text, network = self.text_average.module, self.average.module
         pictures = sample(self.vae, self.words, text, network, PROMPTS, steps=20)
-        grid = np.concatenate([np.concatenate(list(row), 1) for row in pictures.reshape(2, 8, 64, 64, 3)])
+        grid = np.concatenate([np.concatenate(list(row), 1) for row in pictures.reshape(-1, 8, 64, 64, 3)])
         Image.fromarray(grid).save(folder / f"look_{number:06d}.png")
-        scenes = judged_scenes(96)
+        scenes, pairs = judged_scenes(96), judged_pairs(96)
         table = swap_table(self.words, text, network, scenes, encoded(self.vae, scenes))
+        table |= swap_table(self.words, text, network, pairs, encoded(self.vae, pairs), ("beside",))
         return ", ".join(f"{a} {r['wins']:.2f} (+{r['added loss']:.5f})" for a, r in table.items())
+
+
+class Adapted(Diffusion):
+    """Stage 3b: the U-Net and the text encoder that ship go on, on whatever autoencoder stands in work/vae."""
+
+    name = "adapted"
+
+    def __init__(
+        self,
+        seed: int = 1,
+        batch: int = 16,
+        lr: float = 6e-4,
+        device: str = "cpu",
+        work: Path = loop.WORK,
+        scenes: int = 25_000,
+    ) -> None:
+        super().__init__(seed, batch, lr, device, work, scenes)
+        base = Path(__file__).parent / "weights" / "base"
+        network = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
+        text = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32)
+        for module in (self.network, self.average.module):
+            module.load_state_dict(network.state_dict())  # type: ignore[union-attr]
+        for module in (self.text, self.text_average.module):
+            module.load_state_dict(text.state_dict())

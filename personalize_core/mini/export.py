@@ -34,23 +34,16 @@ def averaged(module: nn.Module, checkpoint: Path, name: str = "average") -> nn.M
     return average.module
 
 
-def autoencoder(work: Path) -> AutoencoderKL:
-    """The frozen autoencoder, with the decoder that went on training if there is one."""
-    vae = AutoencoderKL.from_pretrained(work / "vae")
-    if (work / "decoder" / "checkpoint.safetensors").exists():
-        vae = averaged(vae, work / "decoder")  # type: ignore[arg-type]
-    return vae  # type: ignore[return-value]
-
-
 def pipeline(work: Path) -> StableDiffusionPipeline:
     """The base model as it stands in the checkpoints, float32."""
     words = tokenizer.load()
     torch.manual_seed(0)
     text = networks.text_encoder(len(words), words.eos_token_id)
-    network = averaged(networks.unet(), work / "unet")
-    text = averaged(text, work / "unet", "text_average")
+    checkpoint = loop.last(work, "adapted", "unet")
+    network = averaged(networks.unet(), checkpoint)
+    text = averaged(text, checkpoint, "text_average")
     return StableDiffusionPipeline(
-        vae=autoencoder(work),
+        vae=AutoencoderKL.from_pretrained(work / "vae"),
         text_encoder=text,
         tokenizer=words,
         unet=network,
@@ -69,7 +62,7 @@ def write_base(work: Path, folder: Path) -> None:
 
 
 def write_vae(work: Path, folder: Path) -> None:
-    autoencoder(work).half().save_pretrained(folder)
+    AutoencoderKL.from_pretrained(work / "vae").half().save_pretrained(folder)
 
 
 def write_clip(work: Path, folder: Path) -> None:

@@ -26,7 +26,7 @@ from personalize_core.files import sha256, stamp_of
 from personalize_core.metrics.features import load_identity_encoder
 from personalize_core.mini import classifier, clip, concepts, loop, world
 from personalize_core.mini.autoencoder import psnr, scenes
-from personalize_core.mini.diffusion import encoded, held_out, judged_scenes, swap_table
+from personalize_core.mini.diffusion import encoded, held_out, judged_pairs, judged_scenes, swap_table
 from personalize_core.mini.export import WEIGHTS, averaged, size_of
 from personalize_core.mini.names import ALL_COLOURS, CATEGORIES, COLOURS, DESIGNS, MARKS, PLACES
 from personalize_core.mini.networks import to_pictures, to_tensor
@@ -96,8 +96,10 @@ def text_gate(text_encoder, words) -> tuple[Figures, str]:
 def unet_gate(model: StableDiffusionPipeline, count: int = 300) -> tuple[Figures, str]:
     drawn = judged_scenes(count)
     table = swap_table(model.tokenizer, model.text_encoder, model.unet, drawn, encoded(model.vae, drawn))
+    pairs = judged_pairs(count)
+    table |= swap_table(model.tokenizer, model.text_encoder, model.unet, pairs, encoded(model.vae, pairs), ("beside",))
     figures = {f"{aspect}: {figure}": value for aspect, row in table.items() for figure, value in row.items()}
-    return figures, f"{count} fresh scenes, 4 draws of noise each"
+    return figures, f"{count} fresh scenes and as many of two things, 4 draws of noise each"
 
 
 def held_out_words(count: int) -> list[tuple[str, str, str]]:
@@ -205,7 +207,7 @@ def identity_gate(folder: Path, vae) -> tuple[Figures, str]:
         for design in designs:
             for _ in range(each):
                 place, number = str(rng.choice(list(PLACES))), int(rng.integers(2**31))
-                scene = world.Scene("bear", design, place, "photo", world.random_pose(rng), number)
+                scene = world.Scene("bear", design, world.random_pose(rng), place, "photo", number)
                 drawn.append(world.draw(scene)[0])
         return np.stack(drawn)
 
@@ -334,7 +336,8 @@ def still_true(weights: Path) -> dict[str, dict]:
 
 
 def card(work: Path, weights: Path, gates: dict[str, dict]) -> dict:
-    stages = {}
+    path = weights / "model_card.json"
+    stages = json.loads(path.read_text())["stages"] if path.exists() else {}  # of checkpoints long gone, too
     for folder in sorted(work.iterdir()):
         if (folder / "checkpoint.safetensors").exists():
             progress = loop.read_progress(folder)

@@ -133,6 +133,12 @@ def read_progress(folder: Path) -> Progress:
         return Progress(**json.loads(file.metadata()["progress"]))
 
 
+def last(work: Path, *stages: str) -> Path:
+    """The folder of the first of the stages that has a checkpoint; of the last one where none has."""
+    folders = [work / stage for stage in stages]
+    return next((folder for folder in folders if (folder / "checkpoint.safetensors").exists()), folders[-1])
+
+
 def load_modules(folder: Path, modules: dict[str, nn.Module]) -> dict[str, Tensor]:
     """Fill the modules from a checkpoint; give back what else it holds."""
     tensors = load_file(folder / "checkpoint.safetensors")

@@ -23,13 +23,13 @@ IGNORED = -100
 
 
 def labels(scenes: list[world.Scene], captions: list[str]) -> dict[str, Tensor]:
-    """What each caption says, as class numbers; a two-colour design has no one colour, and is passed over."""
+    """What each caption says, as class numbers; two colours are no one colour, two things no one category."""
     rows: dict[str, list[int]] = {aspect: [] for aspect in ASPECTS}
     for scene, caption in zip(scenes, captions, strict=True):
         said = set(caption.split())
-        rows["category"].append(CATEGORIES.index(scene.category))
+        rows["category"].append(IGNORED if scene.beside else CATEGORIES.index(scene.category))
         named = [c for c in COLOURS if c in said]
-        known = IGNORED if " and " in caption else ASPECTS["colour"].index(named[0] if named else "")
+        known = IGNORED if " and " in caption or scene.beside else ASPECTS["colour"].index(named[0] if named else "")
         rows["colour"].append(known)
         place = scene.place if scene.place and PLACES[scene.place] in caption else ""
         rows["place"].append(ASPECTS["place"].index(place))

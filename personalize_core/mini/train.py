@@ -18,6 +18,7 @@ STAGES = {
     "refined": ("autoencoder", "Refined", 10000),
     "text": ("text", "Text", 600),
     "unet": ("diffusion", "Diffusion", 12000),
+    "adapted": ("diffusion", "Adapted", 12000),
     "clip": ("clip", "Clip", 3000),
     "identity": ("identity", "Identity", 1000),
     "classifier": ("classifier", "Classifier", 2500),
@@ -26,7 +27,9 @@ STAGES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m personalize_core.mini.train", description=__doc__)
-    parser.add_argument("stage", choices=[*STAGES, "freeze"], help="freeze settles the latents after autoencoder")
+    parser.add_argument(
+        "stage", choices=[*STAGES, "freeze"], help="freeze settles the latents after autoencoder and after refined"
+    )
     parser.add_argument("--steps", type=int, help="length of the schedule")
     parser.add_argument("--minutes", type=float, help="stop after this long; a later call goes on from there")
     parser.add_argument("--lr", type=float)
@@ -45,7 +48,7 @@ def main() -> None:
         return freeze(options.work)
     module, name, steps = STAGES[options.stage]
     given = {k: v for k, v in (("lr", options.lr), ("batch", options.batch)) if v is not None}
-    if options.stage in ("unet", "identity"):
+    if options.stage in ("unet", "adapted", "identity"):
         given["work"] = options.work
     stage = getattr(importlib.import_module(f"personalize_core.mini.{module}"), name)(
         seed=options.seed, device=options.device, **given

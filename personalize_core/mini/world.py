@@ -1,4 +1,4 @@
-"""The mini world: a scene is one painted thing on one place in one style, its caption, and the thing's mask."""
+"""The mini world: a scene is one painted thing, or two, on one place in one style, its caption, and their mask."""
 
 from __future__ import annotations
 
@@ -46,13 +46,22 @@ class Pose:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Thing:
     category: str
     design: Design
+    pose: Pose
+
+
+@dataclass(frozen=True)
+class Scene(Thing):
     place: str  # one of PLACES
     style: str  # one of STYLES
-    pose: Pose
     place_seed: int
+    beside: Thing | None = None  # a second thing, to the right of the first
+
+    @property
+    def things(self) -> tuple[Thing, ...]:
+        return (self,) if self.beside is None else (self, self.beside)
 
 
 def random_pose(rng: Rng) -> Pose:
@@ -77,7 +86,18 @@ def random_scene(rng: Rng, plain: float = 0.8, photo: float = 0.8, studio: float
     design = random_design(rng, str(rng.choice(VARIANTS[category])), plain)
     place = "" if rng.random() < studio else str(rng.choice([p for p in PLACES if p]))
     style = "photo" if rng.random() < photo else str(rng.choice(STYLES[1:]))
-    return Scene(category, design, place, style, random_pose(rng), int(rng.integers(2**31)))
+    return Scene(category, design, random_pose(rng), place, style, int(rng.integers(2**31)))
+
+
+def random_pair(rng: Rng, **odds: float) -> Scene:
+    """Two things of different categories side by side, each about half as wide as the picture."""
+    scene = random_scene(rng, **odds)
+    category = str(rng.choice([c for c in CATEGORIES if c != scene.category]))
+    design = random_design(rng, str(rng.choice(VARIANTS[category])), odds.get("plain", 0.8))
+    left, right = (replace(random_pose(rng), size=rng.uniform(0.40, 0.47)) for _ in range(2))
+    left = replace(left, x=SIZE * 0.26 + rng.uniform(-2, 2))
+    right = replace(right, x=SIZE * 0.74 + rng.uniform(-2, 2))
+    return replace(scene, pose=left, beside=Thing(category, design, right))
 
 
 def colour_words(design: Design) -> str:
@@ -85,26 +105,29 @@ def colour_words(design: Design) -> str:
 
 
 def caption(scene: Scene, rng: Rng | None = None) -> str:
-    """With a generator: a template drawn at random, colour and place left out now and then. Without: all of it."""
-    template, colour, place = STYLE_TEMPLATES[scene.style][0], colour_words(scene.design), PLACES[scene.place]
-    if rng is not None:
-        templates = STYLE_TEMPLATES[scene.style]
-        if rng.random() < 0.3:
-            template = str(rng.choice(templates))
-        colour = "" if rng.random() < 0.25 else colour
-        place = "" if rng.random() < 0.10 else place
-    if scene.style == "sketch":
-        colour = ""  # a sketch is grey
-    return " ".join(f"{template.format(f'{colour} {scene.category}'.strip())} {place}".split())
+    """With a generator: a template drawn at random, colours and place left out now and then. Without: all of it."""
+    template, place = STYLE_TEMPLATES[scene.style][0], PLACES[scene.place]
+    if rng is not None and rng.random() < 0.3:
+        template = str(rng.choice(STYLE_TEMPLATES[scene.style]))
+    named = []
+    for thing in scene.things:
+        silent = scene.style == "sketch" or (rng is not None and rng.random() < 0.25)  # a sketch is grey
+        named.append(f"{'' if silent else colour_words(thing.design)} {thing.category}".strip())
+    place = "" if rng is not None and rng.random() < 0.10 else place
+    return " ".join(f"{template.format(' next to a '.join(named))} {place}".split())
 
 
 def draw(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, (SIZE, SIZE, 3) uint8, and the thing's mask, (SIZE, SIZE) uint8, 0 or 255."""
-    ground = places.draw(scene.place, np.random.default_rng(scene.place_seed))
-    layer = posed(painted(scene.design), scene.pose)
-    alpha = layer[..., 3:]
-    picture = shadowed(ground, scene, alpha[..., 0]) * (1 - alpha) + layer[..., :3] * alpha
-    return (styled(picture, scene.style) * 255).round().astype(np.uint8), ((alpha[..., 0] > 0.5) * 255).astype(np.uint8)
+    """The picture, (SIZE, SIZE, 3) uint8, and the mask of all its things, (SIZE, SIZE) uint8, 0 or 255."""
+    picture = places.draw(scene.place, np.random.default_rng(scene.place_seed))
+    masks = []
+    for thing in scene.things:
+        layer = posed(painted(thing.design), thing.pose)
+        alpha = layer[..., 3:]
+        picture = shadowed(picture, alpha[..., 0]) * (1 - alpha) + layer[..., :3] * alpha
+        masks.append(alpha[..., 0])
+    mask = (np.maximum.reduce(masks) > 0.5) * 255
+    return (styled(picture, scene.style) * 255).round().astype(np.uint8), mask.astype(np.uint8)
 
 
 def painted(design: Design) -> Image.Image:
@@ -184,7 +207,7 @@ def posed(sprite: Image.Image, pose: Pose) -> np.ndarray:
     return np.asarray(canvas).astype(np.float32) / 255
 
 
-def shadowed(ground: np.ndarray, scene: Scene, alpha: np.ndarray) -> np.ndarray:
+def shadowed(ground: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """The ground with a soft shadow under the thing."""
     columns, rows = (np.flatnonzero(alpha.max(axis) > 0.5) for axis in (0, 1))
     if not len(columns):

@@ -69,3 +69,23 @@ def test_held_out_words_are_in_no_training_scene():
     plain = [s.design.layout == "plain" for s in (cached_scene(0, n) for n in range(300))]
     assert not any(held_out(*c) for c, one in zip(combinations, plain, strict=True) if one)
     assert any(held_out(c, k, p) for c in names.CATEGORIES for k in names.COLOURS for p in names.PLACES)
+
+
+def test_of_two_things_the_first_is_on_the_left_and_both_are_named_in_order():
+    rng = np.random.default_rng(8)
+    for scene in [world.random_pair(rng) for _ in range(20)]:
+        beside = scene.beside
+        assert scene.category != beside.category
+        said = world.caption(scene)
+        assert said.index(f"{scene.category} next to a ") < said.rindex(beside.category)
+        both, left, right = (
+            world.draw(s)[1] > 0
+            for s in (
+                scene,
+                replace(scene, beside=None),
+                replace(scene, category=beside.category, design=beside.design, pose=beside.pose, beside=None),
+            )
+        )
+        assert np.array_equal(both, left | right)
+        assert np.flatnonzero(left.any(0)).mean() < 32 < np.flatnonzero(right.any(0)).mean()
+        assert (left & right).sum() < 0.05 * both.sum()

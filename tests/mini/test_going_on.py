@@ -1,0 +1,59 @@
+"""Stages that go on from the weights that ship."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from personalize_core.mini import autoencoder, diffusion, loop, world
+from personalize_core.mini.export import WEIGHTS
+from personalize_core.mini.networks import to_tensor
+
+
+@pytest.fixture
+def picture():
+    return to_tensor(world.draw(world.random_scene(np.random.default_rng(0)))[0][None])
+
+
+def test_the_autoencoder_goes_on_from_the_weights_that_ship(tmp_path, picture):
+    stage = autoencoder.Refined(batch=1)
+    shipped = load_file(WEIGHTS / "base" / "vae" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, shipped[name].float()) for name, value in stage.network.state_dict().items())
+    loop.train(stage, 2, tmp_path)
+    with torch.no_grad():
+        old, new = (vae.encode(picture).latent_dist.mean for vae in (stage.before, stage.average.module))
+    assert not torch.equal(old, new)
+
+
+def test_frozen_latents_are_scaled_and_shifted_and_the_pictures_are_the_same(tmp_path, picture):
+    stage = autoencoder.Refined(batch=1)
+    loop.train(stage, 2, tmp_path)
+    autoencoder.freeze(tmp_path)
+    frozen = diffusion.AutoencoderKL.from_pretrained(tmp_path / "vae")
+    with torch.no_grad():
+        latents, settled = (vae.encode(picture).latent_dist for vae in (stage.average.module, frozen))
+        assert torch.allclose(
+            frozen.decode(settled.mean).sample, stage.average.module.decode(latents.mean).sample, atol=1e-4
+        )
+        scale = settled.std / latents.std
+        assert torch.allclose(scale, scale.mean(dim=(0, 2, 3), keepdim=True).expand_as(scale), rtol=1e-3)
+
+
+def test_the_unet_goes_on_from_the_weights_that_ship_and_other_latents_have_another_name(tmp_path):
+    autoencoder.shipped().save_pretrained(tmp_path / "vae")
+    stage = diffusion.Adapted(batch=2, work=tmp_path, scenes=4)
+    shipped = load_file(WEIGHTS / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+    for network in (stage.network, stage.average.module):
+        assert all(torch.equal(value, shipped[name].float()) for name, value in network.state_dict().items())
+    (kept,) = tmp_path.glob("latents_*")
+    with torch.no_grad():
+        stage.vae.post_quant_conv.bias += 1
+    assert diffusion.fingerprint(stage.vae) not in kept.name
+
+
+def test_an_export_takes_the_last_stage_that_has_a_checkpoint(tmp_path):
+    assert loop.last(tmp_path, "adapted", "unet") == tmp_path / "unet"
+    for stage in ("unet", "adapted"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "checkpoint.safetensors").touch()
+        assert loop.last(tmp_path, "adapted", "unet") == tmp_path / stage
