@@ -23,6 +23,7 @@ from personalize_core.mini.names import (
 
 Rng = np.random.Generator
 MARGIN = 6  # pixels around a sprite, room for its outline
+SOFTNESS = 0.5  # pixels, deviation of the blur: a camera's, and detail that an autoencoder of 16 x 16 x 4 cannot keep
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,28 @@ def draw(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     picture = places.draw(scene.place, np.random.default_rng(scene.place_seed))
     masks = []
     for thing in scene.things:
-        layer = posed(painted(thing.design), thing.pose)
-        alpha = layer[..., 3:]
-        picture = shadowed(picture, alpha[..., 0]) * (1 - alpha) + layer[..., :3] * alpha
-        masks.append(alpha[..., 0])
+        picture, alpha = placed(picture, thing)
+        masks.append(alpha)
     mask = (np.maximum.reduce(masks) > 0.5) * 255
-    return (styled(picture, scene.style) * 255).round().astype(np.uint8), mask.astype(np.uint8)
+    return (softened(styled(picture, scene.style)) * 255).round().astype(np.uint8), mask.astype(np.uint8)
+
+
+def placed(picture: np.ndarray, thing: Thing) -> tuple[np.ndarray, np.ndarray]:
+    """The thing and its shadow on the picture, (SIZE, SIZE, 3) float32, 0 to 1; and the thing's alpha (SIZE, SIZE)."""
+    layer = posed(painted(thing.design), thing.pose)
+    alpha = layer[..., 3:]
+    return shadowed(picture, alpha[..., 0]) * (1 - alpha) + layer[..., :3] * alpha, alpha[..., 0]
+
+
+def softened(picture: np.ndarray) -> np.ndarray:
+    """A Gaussian blur of SOFTNESS, three taps each way; the border repeats itself."""
+    beside = np.exp(-0.5 / SOFTNESS**2)
+    middle, beside = 1 / (1 + 2 * beside), beside / (1 + 2 * beside)
+    for axis in (0, 1):
+        padded = np.pad(picture, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
+        before, after = np.take(padded, range(SIZE), axis), np.take(padded, range(2, SIZE + 2), axis)
+        picture = middle * picture + beside * (before + after)
+    return picture
 
 
 def painted(design: Design) -> Image.Image:

@@ -1,5 +1,7 @@
 """Stages that go on from the weights that ship."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ def picture():
 
 
 def test_the_autoencoder_goes_on_from_the_weights_that_ship(tmp_path, picture):
-    stage = autoencoder.Refined(batch=1)
+    stage: Any = autoencoder.Refined(batch=1)
     shipped = load_file(WEIGHTS / "base" / "vae" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(value, shipped[name].float()) for name, value in stage.network.state_dict().items())
     loop.train(stage, 2, tmp_path)
@@ -26,10 +28,10 @@ def test_the_autoencoder_goes_on_from_the_weights_that_ship(tmp_path, picture):
 
 
 def test_frozen_latents_are_scaled_and_shifted_and_the_pictures_are_the_same(tmp_path, picture):
-    stage = autoencoder.Refined(batch=1)
+    stage: Any = autoencoder.Refined(batch=1)
     loop.train(stage, 2, tmp_path)
     autoencoder.freeze(tmp_path)
-    frozen = diffusion.AutoencoderKL.from_pretrained(tmp_path / "vae")
+    frozen: Any = diffusion.AutoencoderKL.from_pretrained(tmp_path / "vae")
     with torch.no_grad():
         latents, settled = (vae.encode(picture).latent_dist for vae in (stage.average.module, frozen))
         assert torch.allclose(
@@ -41,7 +43,7 @@ def test_frozen_latents_are_scaled_and_shifted_and_the_pictures_are_the_same(tmp
 
 def test_the_unet_goes_on_from_the_weights_that_ship_and_other_latents_have_another_name(tmp_path):
     autoencoder.shipped().save_pretrained(tmp_path / "vae")
-    stage = diffusion.Adapted(batch=2, work=tmp_path, scenes=4)
+    stage: Any = diffusion.Adapted(batch=2, work=tmp_path, scenes=4)
     shipped = load_file(WEIGHTS / "base" / "unet" / "diffusion_pytorch_model.safetensors")
     for network in (stage.network, stage.average.module):
         assert all(torch.equal(value, shipped[name].float()) for name, value in network.state_dict().items())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from personalize_core.mini import concepts, names, world
+from personalize_core.mini import autoencoder, concepts, names, world
 from personalize_core.mini.diffusion import cached_scene, held_out
 from personalize_core.mini.sprites import FOLDER
 
@@ -74,7 +74,7 @@ def test_held_out_words_are_in_no_training_scene():
 def test_of_two_things_the_first_is_on_the_left_and_both_are_named_in_order():
     rng = np.random.default_rng(8)
     for scene in [world.random_pair(rng) for _ in range(20)]:
-        beside = scene.beside
+        beside = scene.beside or pytest.fail("one thing only")
         assert scene.category != beside.category
         said = world.caption(scene)
         assert said.index(f"{scene.category} next to a ") < said.rindex(beside.category)
@@ -89,3 +89,18 @@ def test_of_two_things_the_first_is_on_the_left_and_both_are_named_in_order():
         assert np.array_equal(both, left | right)
         assert np.flatnonzero(left.any(0)).mean() < 32 < np.flatnonzero(right.any(0)).mean()
         assert (left & right).sum() < 0.05 * both.sum()
+
+
+def test_a_picture_is_softened_as_a_gaussian_of_three_taps_would():
+    from scipy.ndimage import gaussian_filter
+
+    picture = np.random.default_rng(9).random((64, 64, 3))
+    blurred = gaussian_filter(picture, (world.SOFTNESS, world.SOFTNESS, 0), mode="nearest", radius=1)
+    assert np.allclose(world.softened(picture), blurred, atol=1e-12)
+
+
+def test_clutter_is_drawn_from_the_seed_and_its_mask_covers_what_was_put_on_the_place():
+    pictures, masks = autoencoder.cluttered(np.random.default_rng(10), 6)
+    again, _ = autoencoder.cluttered(np.random.default_rng(10), 6)
+    assert np.array_equal(pictures, again) and pictures.shape == (6, 64, 64, 3)
+    assert 0.1 < (masks > 0).mean() < 0.9
