@@ -18,7 +18,7 @@ def picture():
 
 
 def test_the_autoencoder_goes_on_from_the_weights_that_ship(tmp_path, picture):
-    stage: Any = autoencoder.Refined(batch=1)
+    stage: Any = autoencoder.Refined(batch=2)
     shipped = load_file(WEIGHTS / "base" / "vae" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(value, shipped[name].float()) for name, value in stage.network.state_dict().items())
     loop.train(stage, 2, tmp_path)
@@ -28,7 +28,7 @@ def test_the_autoencoder_goes_on_from_the_weights_that_ship(tmp_path, picture):
 
 
 def test_frozen_latents_are_scaled_and_shifted_and_the_pictures_are_the_same(tmp_path, picture):
-    stage: Any = autoencoder.Refined(batch=1)
+    stage: Any = autoencoder.Refined(batch=2)
     loop.train(stage, 2, tmp_path)
     autoencoder.freeze(tmp_path)
     frozen: Any = diffusion.AutoencoderKL.from_pretrained(tmp_path / "vae")
