@@ -1,13 +1,17 @@
 """The gates count what they say they count, on as many samples as they say."""
 
+import argparse
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from personalize_core.mini import concepts, diffusion, gates, text, tokenizer, world
+from personalize_core import steps
+from personalize_core.mini import concepts, diffusion, gates, personalization, text, tokenizer, world
 from personalize_core.mini.names import CATEGORIES, COLOURS, PLACES
+from personalize_core.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +27,25 @@ def enough(gate):
     if gate == "autoencoder":
         for aspect in ("category", "colour"):
             figures |= {f"{aspect} read from originals": 0.985, f"{aspect} read from reconstructions": 0.955}
+    if gate in gates.SEEN:
+        what, least, _ = gates.SEEN[gate]
+        figures[what] = least
     return figures
+
+
+@pytest.mark.parametrize("gate", list(gates.SEEN))
+def test_a_gate_that_takes_an_eye_is_not_passed_before_enough_was_seen(gate):
+    what, least, all_ = gates.SEEN[gate]
+    assert gates.passed(gate, enough(gate) | {what: all_})
+    assert not gates.passed(gate, enough(gate) | {what: least - 1})
+    assert not gates.passed(gate, {name: value for name, value in enough(gate).items() if name != what})
+
+
+@pytest.mark.parametrize("text", ["pictures", "pictures=25", "pictures=-1", "clip=3", "personalization=all"])
+def test_what_was_seen_is_a_number_of_a_gate_that_takes_an_eye(text):
+    assert gates.counted("pictures=24") == ("pictures", 24)
+    with pytest.raises(argparse.ArgumentTypeError, match="pictures=0 to pictures=24"):
+        gates.counted(text)
 
 
 @pytest.mark.parametrize("gate", list(gates.NEEDED))
@@ -232,3 +254,45 @@ def test_the_card_forgets_figures_of_weights_that_changed(tmp_path):
     assert "identity: 3 renders" in text and "unet" in text.split("not measured")[0].splitlines()[-1]
     (weights / "base" / "vae" / "model.safetensors").write_bytes(b"another")
     assert list(gates.still_true(weights)) == ["clip"]  # the identity gate looks through the autoencoder
+
+
+def test_the_card_keeps_what_was_seen_until_the_weights_change(tmp_path):
+    weights, work = tmp_path / "weights", tmp_path / "work"
+    (weights / "base").mkdir(parents=True)
+    (weights / "base" / "model.safetensors").write_bytes(b"base")
+    work.mkdir()
+    judgement = gates.Judgement(work, weights)
+    with pytest.raises(SystemExit, match="has not been measured"):
+        gates.judged(judgement, [], {"pictures": 24})
+    judgement.pictures = lambda: (dict.fromkeys(gates.NEEDED["pictures"], 1.0), "2 samples")  # type: ignore
+    assert not gates.judged(judgement, ["pictures"])["gates"]["pictures"]["passed"]
+    assert "Nobody has yet counted, for pictures" in (weights / "MODEL_CARD.md").read_text()
+    assert gates.judged(judgement, [], {"pictures": 21})["gates"]["pictures"]["passed"]
+    card = (weights / "MODEL_CARD.md").read_text()
+    assert "recognised by eye | 21 | 20 of 24 |" in card and "Nobody" not in card
+    (weights / "base" / "model.safetensors").write_bytes(b"other")
+    assert gates.still_true(weights) == {}
+
+
+def test_the_card_remembers_stages_whose_checkpoints_are_gone(tmp_path):
+    weights, work = tmp_path / "weights", tmp_path / "work"
+    for folder in (weights, work):
+        folder.mkdir()
+    (weights / "model_card.json").write_text('{"stages": {"unet": {"steps": 7}}, "gates": {}}')
+    assert gates.card(work, weights, {})["stages"] == {"unet": {"steps": 7}}
+
+
+def test_the_photographs_stand_before_pictures_on_places_that_they_do_not_show(tmp_path):
+    store, name = Store(tmp_path), "teapot1"
+    concepts.write(store.concepts)
+    grid = tmp_path / "grid"
+    places = [place for place in PLACES if place]
+    for prompt in range(len(places)):
+        for image in range(2):
+            path = grid / steps.picture_name("dreambooth", prompt, image)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), (prompt, image, 0)).save(path)
+    row = personalization.row_of(store, name, grid)
+    assert len(row) == 8 and all(picture.shape == (64, 64, 3) for picture in row)
+    asked = [places[picture[0, 0, 0]] for picture in row[2:]]
+    assert not set(asked) & set(concepts.PLACES[name])

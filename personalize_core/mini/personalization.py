@@ -1,0 +1,69 @@
+"""Gate 6: DreamBooth on each of the eight concepts, through the steps that users run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import yaml
+from PIL import Image
+
+from personalize_core import steps
+from personalize_core.methods import FLOOR
+from personalize_core.metrics import tables
+from personalize_core.mini import concepts
+from personalize_core.mini.names import PLACES
+from personalize_core.store import Store
+
+METHOD = "dreambooth"
+PROMPTS = [f"a photo of a {{}} {words}" for words in PLACES.values() if words]
+PARAMS = {
+    "base_model": "mini",
+    "seed": 0,
+    "sampling": {"sampler": "ddim", "steps": 30, "guidance": 4.0, "images_per_prompt": 2, "prompts": "places"},
+    "class_images": {"sampler": "ddim", "steps": 20, "guidance": 4.0},
+    "encoders": {"text_image": "mini-clip", "identity": "mini-identity"},
+    "methods": {FLOOR: {}, METHOD: {"mini": {"steps": 200, "batch_size": 2, "lr": 5e-4, "class_images": 12}}},
+    "variants": {},
+}
+
+
+def run(workspace: Path) -> tuple[dict[str, float], str, np.ndarray]:
+    """Train, draw and score all concepts in a workspace of the gate's own; what is there already is not made again.
+
+    Returns:
+        The figures, what they were measured on, and the pictures, (8 * 8, h, w, 3) uint8: a row per concept, of two
+        of its photographs and six pictures on places that it was never seen on.
+    """
+    concepts.write(workspace / "data" / "concepts")
+    (workspace / "data" / "prompts").mkdir(exist_ok=True)
+    (workspace / "data" / "prompts" / "places.txt").write_text("\n".join(PROMPTS) + "\n")
+    (workspace / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    store = Store(workspace)
+    names, grids = list(concepts.DESIGNS), {}
+    for name in names:
+        for method in (FLOOR, METHOD):
+            steps.train(store, name, method)
+            grids[name] = steps.draw_grid(store, name, method).path
+            steps.score(store, name, method)
+        print(f"personalized {name}", flush=True)
+    table = tables.concatenate([tables.read(store.scores(m, n) / steps.SCORES) for n in names for m in (FLOOR, METHOD)])
+    gains = tables.difference_from_floor(table).filter(pl.col("metric") == "dino", pl.col("variant") == METHOD)
+    rows = {row["concept"]: row for row in gains.iter_rows(named=True)}
+    figures = {f"identity above the base model's, {name}": float(rows[name]["difference"]) for name in names}
+    figures["concepts whose 95 % interval lies above the base model"] = float(
+        sum(rows[name]["low"] > 0 for name in names)
+    )
+    pictures = [picture for name in names for picture in row_of(store, name, grids[name])]
+    measured_on = f"8 concepts, {PARAMS['sampling']['images_per_prompt']} pictures on each of {len(PROMPTS)} places"
+    return figures, f"{measured_on}; DreamBooth, 200 steps", np.stack(pictures)
+
+
+def row_of(store: Store, name: str, grid: Path) -> list[np.ndarray]:
+    places = [place for place, words in PLACES.items() if words]
+    unseen = [number for number, place in enumerate(places) if place not in concepts.PLACES[name]]
+    photographs = sorted(store.concept_folder(name).glob("*.png"))
+    drawn = [grid / steps.picture_name(METHOD, prompt, image) for image in (0, 1) for prompt in unseen]
+    files = [photographs[0], photographs[-1], *drawn[:6]]
+    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
