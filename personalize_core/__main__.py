@@ -133,6 +133,10 @@ def together(
     """Draw several trained concepts in one picture, each confined to where its own words are looked at."""
     with _progress() as listener:
         report = steps.draw_together(context.obj, [(name, method) for name in concepts], prompt, images, listener)
+    table = _table("Identity (DINO) of the part of", *(f"with {name}" for name in concepts))
+    for part in concepts:
+        table.add_row(part, *(f"{report.numbers[f'{part}.{name}']:.3f}" for name in concepts))
+    console.print(table)
     _show("Pictures", list(report.pictures.items()))
 
 

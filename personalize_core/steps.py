@@ -403,10 +403,15 @@ def draw_together(
     Args:
         cells: (concept, method) of each artifact.
 
+    Returns:
+        A report whose numbers are, under "PART.CONCEPT", the mean identity of each part of the pictures with each
+        concept; "PART" is the concept that the prompt puts there, from left to right.
+
     Raises:
         InputError: a prompt lacks a concept, there is no such artifact, or one that cannot be confined to a region.
     """
     from personalize_core.artifact import restore
+    from personalize_core.metrics import scoring
     from personalize_core.together import Together
 
     started, params = time.monotonic(), store.params
@@ -423,14 +428,17 @@ def draw_together(
         "images": images,
         "sampling": params.sampling.model_dump(),
         "seed": params.seed,
-        "sources": sources_hash([*DRAWING, "together"]),
+        "encoder": scoring.which(params.encoders.identity),
+        "photographs": [intake.content(store.concept_folder(concept)) for concept, _ in cells],
+        "sources": sources_hash([*DRAWING, "together", "metrics/features", "metrics/side_by_side"]),
     }
     stamp = stamp_of(request)
     folder = store.samples("together", "+".join(concept for concept, _ in cells), stamp)
     places = [(prompt, image) for prompt in range(len(prompts)) for image in range(images)]
     pictures = {f"{prompts[p]} {i + 1}": folder / picture_name("together", p, i) for p, i in places}
     if is_current(folder, stamp):
-        return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+        numbers = read_json(folder / "samples.json")["identity"]
+        return Report(stamp, True, time.monotonic() - started, folder, numbers, pictures)
     base = _base(store)
     together = Together([restore(store.artifact(method, concept), base) for concept, method in cells], base)
     with whole_folder(folder, stamp) as new, store.alone("device"):
@@ -438,8 +446,31 @@ def draw_together(
         paths = [new / picture_name("together", prompt, image) for prompt, image in places]
         what = f"drawing {' and '.join(concept for concept, _ in cells)}"
         _draw(params.sampling, params.seed, base, together, said, places, paths, what, listener)
-        write_json(new / "samples.json", {"cells": [list(cell) for cell in cells], "said": said, **request})
-    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+        numbers = _identity_of_parts(store, [concept for concept, _ in cells], paths, [prompts[p] for p, _ in places])
+        about = {"cells": [list(cell) for cell in cells], "said": said, "identity": numbers, **request}
+        write_json(new / "samples.json", about)
+    return Report(stamp, False, time.monotonic() - started, folder, numbers, pictures)
+
+
+def _identity_of_parts(
+    store: Store, concepts: Sequence[str], paths: Sequence[Path], prompts: Sequence[str]
+) -> dict[str, float]:
+    """Means over the pictures, of which each has the concepts from left to right as its prompt names them."""
+    from personalize_core.data import load_picture
+    from personalize_core.metrics.features import load_identity_encoder
+    from personalize_core.metrics.side_by_side import identity_of_parts
+    from personalize_core.models import choose_device
+
+    encoder = load_identity_encoder(store.params.encoders.identity, choose_device(store.params.device))
+    references = [[load_picture(p) for p in intake.photographs(store.concept_folder(name))] for name in concepts]
+    found: dict[str, list[float]] = {f"{part}.{name}": [] for part in concepts for name in concepts}
+    alike = identity_of_parts([load_picture(path) for path in paths], references, encoder).tolist()
+    for columns, prompt in zip(alike, prompts, strict=True):
+        parts = sorted(concepts, key=lambda name: prompt.index(store.concept(name).placeholder))
+        for part, column in zip(parts, columns, strict=True):
+            for name, value in zip(concepts, column, strict=True):
+                found[f"{part}.{name}"].append(value)
+    return {key: sum(values) / len(values) for key, values in found.items()}
 
 
 def export(store: Store, concept: str, method: str, to: Path) -> Report:

@@ -216,7 +216,23 @@ def test_two_concepts_in_one_picture_are_drawn_from_their_own_artifacts(store: S
     described = json.loads((report.path / "samples.json").read_text())
     nouns = [store.concept(name).class_noun for name, _ in cells]
     assert described["said"] == [f"a photo of <rex> {nouns[0]} next to <cup> {nouns[1]}"] * 2
-    assert steps.draw_together(store, cells, [prompt], images=2).skipped
+    again = steps.draw_together(store, cells, [prompt], images=2)
+    assert again.skipped and again.numbers == report.numbers
+    assert set(report.numbers) == {f"{part}.{name}" for part in ("rex", "cup") for name in ("rex", "cup")}
+
+
+def test_the_parts_of_a_picture_are_called_by_the_order_of_its_prompt(store: Store, monkeypatch):
+    alike = torch.tensor([[[1.0, 2], [3, 4]], [[5, 6], [7, 8]]])  # (pictures, parts from the left, concepts)
+    monkeypatch.setattr("personalize_core.metrics.side_by_side.identity_of_parts", lambda *given: alike)
+    cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
+    prompts = ["<rex> beside <cup>", "<cup> beside <rex>"]
+    numbers = steps.draw_together(store, cells, prompts, images=1).numbers
+    assert numbers == {"rex.rex": (1 + 7) / 2, "rex.cup": (2 + 8) / 2, "cup.rex": (3 + 5) / 2, "cup.cup": (4 + 6) / 2}
+
+
+def test_what_cannot_share_a_picture_is_refused(store: Store):
+    cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
+    prompt = f"a photo of <rex> next to {store.concept('cup').placeholder}"
     with pytest.raises(InputError, match="does not mention the concept 'cup'"):
         steps.draw_together(store, cells, ["a photo of <rex>"], images=2)
     with pytest.raises(InputError, match="DreamBooth cannot share a picture"):
