@@ -31,7 +31,7 @@ DESIGNS = {
     "car1": Design(HELD_OUT["car"], ("yellow", "navy"), "halves", "bolt", "red"),
     "cat1": Design(HELD_OUT["cat"], ("white", "blue"), "stripes", "disc", "yellow"),
     "clock1": Design(HELD_OUT["clock"], ("purple", "yellow"), "halves", "cross", "red"),
-    "dog1": Design(HELD_OUT["dog"], ("orange", "navy"), "sides", "star", "yellow"),
+    "dog1": Design(HELD_OUT["dog"], ("orange", "navy"), "sides", "heart", "white"),
     "robot1": Design(HELD_OUT["robot"], ("green", "pink"), "sides", "heart", "red"),
     "teapot1": Design(HELD_OUT["teapot"], ("blue", "white"), "diagonal", "heart", "red"),
 }
