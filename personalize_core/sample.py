@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from personalize_core.attention import AttentionMaps
 from personalize_core.base import BaseModel
 from personalize_core.method import Method
 from personalize_core.randomness import generator_for
@@ -53,12 +54,27 @@ def make_sampler(name: str, base: BaseModel, progress: Progress = lambda done, s
     return run
 
 
-def guided(base: BaseModel, prompt: Conditioning, empty: Conditioning, scale: float) -> Denoiser:
-    """Classifier-free guidance (Ho & Salimans 2022), both halves in one U-Net call."""
+def unwatched(maps: AttentionMaps) -> None:
+    """Where nobody looks at the cross-attention."""
+
+
+def guided(
+    base: BaseModel,
+    prompt: Conditioning,
+    empty: Conditioning,
+    scale: float,
+    look: Callable[[AttentionMaps], None] = unwatched,
+) -> Denoiser:
+    """Classifier-free guidance (Ho & Salimans 2022), both halves in one U-Net call.
+
+    Args:
+        look: is shown every call's attention maps, of 2B rows, the empty prompt's first.
+    """
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        both = TextContext.guidance(empty(t), prompt(t))
-        without, with_prompt = base.denoise(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        both, maps = TextContext.guidance(empty(t), prompt(t)), AttentionMaps()
+        without, with_prompt = base.denoise(x.repeat(2, 1, 1, 1), t.repeat(2), both, maps).chunk(2)
+        look(maps)
         return without + scale * (with_prompt - without)
 
     return denoise

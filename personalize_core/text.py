@@ -158,6 +158,20 @@ class PromptTokenizer:
             end=position == first_end,
         )
 
+    def spelled(self, prompt: str, concept: Concept) -> list[tuple[str, list[int]]]:
+        """The prompt's words in order, each with the positions of its tokens; the placeholder is a word."""
+        tokens = self([prompt], concept)
+        words: list[tuple[str, list[int]]] = []
+        begun = False  # a word whose last token has not come yet
+        for position in tokens.words[0].nonzero().flatten().tolist():
+            spelling = self._tokenizer.convert_ids_to_tokens(int(tokens.ids[0, position]))
+            if tokens.placeholder[0, position]:
+                spelling, begun = f"{concept.placeholder}</w>", False
+            word, positions = words.pop() if begun else ("", [])
+            words.append((word + spelling.removesuffix("</w>"), [*positions, position]))
+            begun = not spelling.endswith("</w>")
+        return words
+
     def class_noun_ids(self, class_noun: str) -> list[int]:
         return self._tokenizer(class_noun, add_special_tokens=False).input_ids
 

@@ -1,0 +1,117 @@
+"""Where a picture's cross-attention looked for each word: DAAM (Tang et al. 2023, arXiv:2210.04885).
+
+As AttnDreamBooth uses it for each of its stages, and CoRe (methods.md 15.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isqrt
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+
+from personalize_core.attention import AttentionMaps
+from personalize_core.base import LAYERS, BaseModel
+from personalize_core.method import Method
+from personalize_core.sample import Sampler, guided
+
+SIDE = 64  # of every map
+MIDDLE = "mid_block.attentions.0"  # DAAM passes over it: at the lowest resolution it looks everywhere
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """Of one picture."""
+
+    latents: Tensor  # (1, 4, h, w), the picture's
+    words: list[str]  # W, in the prompt's order, the concept's placeholder among them
+    maps: Tensor  # (W, SIDE, SIDE) float32, at least 0: attention summed over steps, mean over layers and heads
+    concept: list[int]  # which words are the placeholder
+    class_noun: list[int]  # and which the class noun
+
+    def shares(self) -> Tensor:
+        """(W, SIDE, SIDE) in [0, 1]: each map from its own least to its own greatest value; a flat one is 0."""
+        low, high = self.maps.amin(dim=(1, 2), keepdim=True), self.maps.amax(dim=(1, 2), keepdim=True)
+        return (self.maps - low) / (high - low).clamp(min=torch.finfo(torch.float32).tiny)
+
+    def entropies(self) -> Tensor:
+        """(W,) in [0, ln SIDE^2]: of each map as a distribution over places. Low: it looks at one place."""
+        flat = self.maps.flatten(1).double()
+        return torch.special.entr(flat / flat.sum(dim=1, keepdim=True).clamp(min=1e-300)).sum(dim=1)
+
+    def overlap(self, first: int, second: int, threshold: float = 0.5) -> float:
+        """Intersection over union of the places where two words' shares exceed the threshold."""
+        one, other = (self.shares()[word] > threshold for word in (first, second))
+        return float((one & other).sum() / (one | other).sum().clamp(min=1))
+
+
+@torch.no_grad()
+def heat_maps(
+    method: Method, base: BaseModel, prompt: str, noise: Tensor, sampler: Sampler, steps: int, guidance: float
+) -> HeatMaps:
+    """Draw one picture and watch.
+
+    Args:
+        prompt: as the method says it (`Method.say`).
+        noise: (1, 4, h, w).
+    """
+    method.to(base.device).eval()
+    seen: dict[str, Tensor] = {}
+
+    def look(maps: AttentionMaps) -> None:
+        for layer in LAYERS:
+            if layer != MIDDLE:
+                with_prompt = maps[layer][1]  # of the two halves of guidance; (heads, h*w, L)
+                seen[layer] = seen[layer] + with_prompt if layer in seen else with_prompt
+
+    with method.attach(base):
+        condition, empty = method.condition(base, [prompt]), method.condition(base, [""])
+        latents = sampler(guided(base, condition, empty, guidance, look), noise.to(base.device), steps)
+    words = base.tokenizer.spelled(prompt, method.concept)
+    columns = [positions for _, positions in words]
+    tokens = base.tokenizer([prompt], method.concept)
+    return HeatMaps(
+        latents=latents,
+        words=[word for word, _ in words],
+        maps=torch.stack(_word_maps(list(seen.values()), columns)).cpu(),
+        concept=[n for n, positions in enumerate(columns) if tokens.placeholder[0, positions].any()],
+        class_noun=[n for n, positions in enumerate(columns) if tokens.class_noun[0, positions].all()],
+    )
+
+
+def _word_maps(layers: Sequence[Tensor], columns: Sequence[list[int]]) -> list[Tensor]:
+    """A map (SIDE, SIDE) per word from each layer's attention (heads, h*w, L): the mean of its tokens' maps.
+
+    Each token's map of each layer and head is enlarged on its own and cut off below 0, where bicubic interpolation
+    overshoots; layers and heads count alike.
+    """
+    total = [torch.zeros(SIDE, SIDE, device=layers[0].device) for _ in columns]
+    heads = sum(len(layer) for layer in layers)
+    for layer in layers:
+        side = isqrt(layer.shape[1])
+        for word, positions in enumerate(columns):
+            small = layer[:, :, positions].permute(0, 2, 1).unflatten(-1, (side, side))  # (heads, tokens, side, side)
+            large = F.interpolate(small, size=(SIDE, SIDE), mode="bicubic", align_corners=False).clamp(min=0)
+            total[word] += large.mean(dim=1).sum(dim=0) / heads
+    return total
+
+
+def overlay(picture: Image.Image, share: Tensor, side: int = 256) -> Image.Image:
+    """The picture over its heat map in jet's colours, the more transparent the hotter, as DAAM shows it.
+
+    Args:
+        share: (SIDE, SIDE) in [0, 1], as of `HeatMaps.shares`.
+        side: pixels of what comes back.
+    """
+    enlarged = F.interpolate(share[None, None], size=(side, side), mode="bicubic", align_corners=False)[0, 0]
+    heat = enlarged.clamp(0, 1).numpy()
+    below = colormaps["jet"](heat)[..., :3]
+    above = np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)) / 255
+    blended = heat[..., None] * below + (1 - heat[..., None]) * above
+    return Image.fromarray((blended * 255).round().astype(np.uint8))
