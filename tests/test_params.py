@@ -227,6 +227,6 @@ def test_an_ablation_that_is_not_known_is_refused_with_those_that_are(read):
     assert refusal(lambda: check_method("vico@mask")) == (
         "vico has no ablation 'mask'; it has without_image_attention, without_mask and without_regularizer"
     )
-    assert refusal(lambda: check_method("textual_inversion@x")).endswith("it has none")
+    assert refusal(lambda: check_method("xti@x")).endswith("it has none")
     assert "vico has no ablation 'mask'" in refusal(lambda: read("ablations", value={"vico@mask": {}}))
     assert "is a method; write it under methods" in refusal(lambda: read("ablations", value={"vico": {}}))

@@ -63,12 +63,12 @@ class Sampling:
     """How a trained artifact is used."""
 
     # The change of each key and value matrix is cut to its leading singular values, as many as make up this share of
-    # their sum (sec. 4.3 and the authors' compress.py, which takes 0.6); 1 leaves it whole.
+    # their sum (the authors' compress.py takes 0.6); 1 leaves it whole.
     keep: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class CustomDiffusion(Method):
-    """Keys and values of every cross-attention layer, and the embedding of one new word (sec. 3.2)."""
+    """Keys and values of every cross-attention layer, and the embedding of one new word."""
 
     Config = Config
     Sampling = Sampling

@@ -1,7 +1,8 @@
 """DreamBooth, with and without prior preservation.
 
 Ruiz et al., "DreamBooth: Fine Tuning Text-to-Image Diffusion Models for Subject-Driven Generation", CVPR 2023,
-arXiv:2208.12242. The authors' code is for Imagen; for Stable Diffusion we follow diffusers' recipe.
+arXiv:2208.12242. The paper's model is Imagen, and no code for it is known to us; for Stable
+Diffusion we follow diffusers' recipe.
 """
 
 from __future__ import annotations

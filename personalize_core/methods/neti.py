@@ -60,12 +60,12 @@ class Config:
 class Sampling:
     """How a trained artifact is used."""
 
-    # Units of the mapper from this one on are silenced (sec. 4.3): fewer are easier to edit, all keep most identity.
+    # Units of the mapper from this one on are silenced: fewer are easier to edit, all keep most identity.
     truncation: Annotated[int, Field(ge=0, le=HIDDEN)] | None = None
 
 
 class FourierFeatures(nn.Module):
-    """f(t, l) = [sin W x; cos W x] / its norm, with x = (t, l) and a fixed random W (sec. 4.1).
+    """f(t, l) = [sin W x; cos W x] / its norm, with x = (t, l) and a fixed random W.
 
     W is a buffer: the code loses it from its state dict and saves it apart.
     """
@@ -98,7 +98,7 @@ class Scaled(nn.Module):
 
 
 class Mapper(nn.Module):
-    """M(t, l): the concept's input embedding at a timestep and a cross-attention layer, and its bypass (sec. 4.1).
+    """M(t, l): the concept's input embedding at a timestep and a cross-attention layer, and its bypass.
 
     Args:
         config: which parts it has.
@@ -155,7 +155,7 @@ class Mapper(nn.Module):
         return embedding, bypass
 
     def _nested_dropout(self, rows: int) -> Tensor:
-        """(16, rows, 128) bool: in a layer's rows, if they are chosen, units from a random one on fall out (sec. 4.3).
+        """(16, rows, 128) bool: in a layer's rows, if they are chosen, units from a random one on fall out.
 
         The code draws once per call, which is one layer with a batch of `dropout_rows` rows, whether it drops at all,
         and then for each row where the cut lies, from 0 to 127. From torch's global stream, as all dropout is, and on
@@ -219,7 +219,7 @@ class NeTI(Method):
 
 
 def with_bypass(before: Tensor, bypass: Tensor, placeholder: Tensor) -> Tensor:
-    """h' = h + 0.2 |h| b / |b| where the placeholder stands (sec. 4.2), and h elsewhere.
+    """h' = h + 0.2 |h| b / |b| where the placeholder stands, and h elsewhere.
 
     Args:
         before: h, (R, L, D), the text encoder's last hidden state before its final layer norm.

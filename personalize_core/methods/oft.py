@@ -1,7 +1,8 @@
 """Orthogonal fine-tuning (OFT), and its constrained form (COFT).
 
 Qiu et al., "Controlling Text-to-Image Diffusion by Orthogonal Finetuning", NeurIPS 2023, arXiv:2306.07280.
-Where the paper and the authors' code differ, we follow the code, except in the number of steps.
+Where the paper and the authors' code differ, we follow the code, except in the number of steps and in the word that
+stands for the concept: the base model's rare word, as for every method, where the code has "qwe".
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from personalize_core.text import Conditioning
 
 @options
 class Config:
-    """Defaults are the paper's, for Stable Diffusion 1.4, as far as they are known."""
+    """Defaults are the paper's for Stable Diffusion 1.4 as they are recalled (methods.md section 11)."""
 
     steps: Annotated[int, Field(gt=0)] = 500
     batch_size: Annotated[int, Field(gt=0)] = 8
