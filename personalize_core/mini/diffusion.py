@@ -22,7 +22,8 @@ from personalize_core.mini.sampling import noised, sample
 from personalize_core.mini.text import Heads, at_end, labels, reading_loss, tokens
 
 ODDS = {"plain": 0.75, "photo": 0.85, "studio": 0.2}
-PAIRS = 0.2  # share of scenes that show two things
+PAIRS = 0.3  # share of scenes that show two things
+SMALL = 0.15  # share of the others whose one thing is as small as one of two
 GAMMA = 5.0  # min-SNR's bound, Hang et al. 2023
 DROPPED = 0.1  # captions left empty, for classifier-free guidance
 READING = 0.03  # weight of the linear readings, so that words stay readable
@@ -66,6 +67,8 @@ def cached_scene(seed: int, number: int) -> world.Scene:
     rng = np.random.default_rng([seed, 7, number])
     while True:
         scene = (world.random_pair if rng.random() < PAIRS else world.random_scene)(rng, **ODDS)
+        if scene.beside is None and rng.random() < SMALL:
+            scene = replace(scene, pose=world.half_as_wide(rng, rng.uniform(0.26, 0.74)))
         plain = [thing for thing in scene.things if thing.design.layout == "plain"]
         if not any(held_out(thing.category, thing.design.colours[0], scene.place) for thing in plain):
             return scene

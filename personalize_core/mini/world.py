@@ -95,10 +95,14 @@ def random_pair(rng: Rng, **odds: float) -> Scene:
     scene = random_scene(rng, **odds)
     category = str(rng.choice([c for c in CATEGORIES if c != scene.category]))
     design = random_design(rng, str(rng.choice(VARIANTS[category])), odds.get("plain", 0.8))
-    left, right = (replace(random_pose(rng), size=rng.uniform(0.40, 0.47)) for _ in range(2))
-    left = replace(left, x=SIZE * 0.26 + rng.uniform(-2, 2))
-    right = replace(right, x=SIZE * 0.74 + rng.uniform(-2, 2))
+    left, right = (half_as_wide(rng, middle) for middle in (0.26, 0.74))
     return replace(scene, pose=left, beside=Thing(category, design, right))
+
+
+def half_as_wide(rng: Rng, middle: float) -> Pose:
+    """Of a thing that takes about half of the picture's width, around `middle` (0 to 1) of it."""
+    size, x = rng.uniform(0.40, 0.47), SIZE * middle + rng.uniform(-2, 2)
+    return replace(random_pose(rng), size=size, x=x)
 
 
 def colour_words(design: Design) -> str:
