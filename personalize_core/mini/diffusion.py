@@ -74,14 +74,16 @@ def cached_scene(seed: int, number: int) -> world.Scene:
             return scene
 
 
-def fingerprint(vae: AutoencoderKL) -> str:
-    """Another one for another autoencoder, whose latents are other latents."""
-    return hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in vae.parameters())).hexdigest()[:12]
+def fingerprint(vae: AutoencoderKL, seed: int) -> str:
+    """Another one for another autoencoder, or another world, as its first pictures tell: theirs are other latents."""
+    parts = [parameter.detach().cpu().numpy() for parameter in vae.parameters()]
+    parts += [world.draw(cached_scene(seed, number))[0] for number in range(32)]
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:12]
 
 
 def latents_of(vae: AutoencoderKL, work: Path, seed: int, count: int) -> Tensor:
     """(count, 4, 16, 16) latents of the scenes of a seed, made once and kept."""
-    path = work / f"latents_{seed}_{count}_{fingerprint(vae)}.safetensors"
+    path = work / f"latents_{seed}_{count}_{fingerprint(vae, seed)}.safetensors"
     if not path.exists():
         print(f"encoding {count} scenes", flush=True)
         rows = []

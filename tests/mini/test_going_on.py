@@ -41,16 +41,21 @@ def test_frozen_latents_are_scaled_and_shifted_and_the_pictures_are_the_same(tmp
         assert torch.allclose(scale, scale.mean(dim=(0, 2, 3), keepdim=True).expand_as(scale), rtol=1e-3)
 
 
-def test_the_unet_goes_on_from_the_weights_that_ship_and_other_latents_have_another_name(tmp_path):
+def test_the_unet_goes_on_from_the_weights_that_ship_and_other_latents_have_another_name(tmp_path, monkeypatch):
     autoencoder.shipped().save_pretrained(tmp_path / "vae")
-    stage: Any = diffusion.Adapted(batch=2, work=tmp_path, scenes=4)
+    stage: Any = diffusion.Adapted(seed=0, batch=2, work=tmp_path, scenes=4)
     shipped = load_file(WEIGHTS / "base" / "unet" / "diffusion_pytorch_model.safetensors")
     for network in (stage.network, stage.average.module):
         assert all(torch.equal(value, shipped[name].float()) for name, value in network.state_dict().items())
     (kept,) = tmp_path.glob("latents_*")
+    assert diffusion.fingerprint(stage.vae, 1) not in kept.name
+    monkeypatch.setattr(diffusion, "PAIRS", 0.9)
+    assert diffusion.fingerprint(stage.vae, 0) not in kept.name
+    monkeypatch.undo()
+    assert diffusion.fingerprint(stage.vae, 0) in kept.name
     with torch.no_grad():
         stage.vae.post_quant_conv.bias += 1
-    assert diffusion.fingerprint(stage.vae) not in kept.name
+    assert diffusion.fingerprint(stage.vae, 0) not in kept.name
 
 
 def test_an_export_takes_the_last_stage_that_has_a_checkpoint(tmp_path):
