@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from personalize_core.params import Drawing
 
 SCORES = "scores.parquet"
+PROOF = "proof.json"  # beside the weights: a fresh process drew with them what the trainer drew
 CAPTIONS = "captions.json"  # beside the latents of photographs that have captions
 BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
 
@@ -178,10 +180,12 @@ def encode_real_class_images(store: Store, class_noun: str, listener: Listener =
 def train(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
     """What one method learns about one concept; with its losses, and the loss on a fixed batch before and after.
 
-    A run that was cut off goes on from its last checkpoint, to the same result.
+    A run that was cut off goes on from its last checkpoint, to the same result. What was learned appears only after a
+    fresh process has drawn with it just what the trainer draws.
 
     Raises:
         InputError: the concept, the method or its recipe is not usable; nothing has been computed then.
+        ProofFailed: the artifact, read from disk, draws something else.
     """
     from personalize_core.train import Checkpoints
 
@@ -623,7 +627,7 @@ def _train_into(
 ) -> None:
     import torch
 
-    from personalize_core import artifact, training_log
+    from personalize_core import artifact, proof, training_log
     from personalize_core import train as training
     from personalize_core.fixed_batch import fixed_batch_losses, improvement
 
@@ -643,10 +647,16 @@ def _train_into(
         listener(Event(f"training {method} on {concept}", done[row["stage"]] + row["step"] + 1, total, numbers))
 
     checkpoints = training.Checkpoints(store.work("checkpoints", method, concept), stamp)
-    rows = training.train(learner, base, images, seed, log, checkpoints)
-    artifact.save(folder, method, learner, base, seed)
-    write_json(folder / "fixed_batch.json", improvement(before, fixed_batch_losses(learner, base, images, seed), seed))
-    training_log.write(rows, folder)
+    with proof.FreshProcess(base) if total else nullcontext() as fresh:  # without training there is nothing to prove
+        rows = training.train(learner, base, images, seed, log, checkpoints)
+        artifact.save(folder, method, learner, base, seed)
+        if fresh:
+            fresh.restore(folder)
+        after = fixed_batch_losses(learner, base, images, seed)
+        write_json(folder / "fixed_batch.json", improvement(before, after, seed))
+        training_log.write(rows, folder)
+        if fresh:
+            write_json(folder / PROOF, proof.compare(proof.answer(learner, base), fresh.answer(), base))
 
 
 def _trained(stamp: str, skipped: bool, started: float, folder: Path) -> Report:
@@ -659,6 +669,8 @@ def _trained(stamp: str, skipped: bool, started: float, folder: Path) -> Report:
         "fell_by_at_least": fixed["interval_95"][0],
         "fell_by_at_most": fixed["interval_95"][1],
     }
+    if (folder / PROOF).is_file():
+        numbers["restored_draws_otherwise_by"] = read_json(folder / PROOF)["largest_difference"]
     pictures = {"loss": folder / "loss.png"} if (folder / "loss.png").is_file() else {}
     return Report(stamp, skipped, time.monotonic() - started, folder, numbers, pictures)
 

@@ -7,6 +7,7 @@ import personalize_core  # noqa: F401  first: without it diffusers does not impo
 
 # isort: on
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from personalize_core import artifact, proof
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents
@@ -24,6 +26,33 @@ from personalize_core.text import TextContext
 torch.set_num_threads(1)  # far faster on models this small
 
 WORDS = "a photo of the sks dog teddy bear in desert on beach red mug jungle".split()
+
+
+class ThisProcess:
+    """In the place of proof.FreshProcess: the same, but for the seconds in which a process imports its libraries."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self.base = base
+
+    def __enter__(self) -> ThisProcess:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        pass
+
+    def restore(self, folder: Path) -> None:
+        self.folder = folder
+
+    def answer(self) -> torch.Tensor:
+        return proof.answer(artifact.restore(self.folder, self.base), self.base)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_fresh_process():
+    """Training starts no process, so that tests take no longer than they must; tests/test_proof.py starts some."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "FreshProcess", ThisProcess)
+        yield
 
 
 def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
