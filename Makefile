@@ -16,7 +16,8 @@ help:  ## this list
 demo: $(INSTALLED)  ## learn two concepts by three methods, draw, score and compare them (a second time: nothing to do)
 	@$(BIN)/personalize demo
 
-# A file's tests may follow one another, so a file is not split between the two processes.
+# A file's tests may follow one another, so a file is not split between the two processes, which take the next file when
+# they are done with one. What is true of every method is therefore several files, tests/every_method, one for each property.
 test: $(INSTALLED)  ## every test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 

@@ -153,6 +153,18 @@ def export(
     _show("Files", list(report.pictures.items()))
 
 
+@app.command("import")
+def import_(
+    context: typer.Context,
+    concept: Annotated[str, typer.Argument(help="The concept's name.")],
+    source: Annotated[Path, typer.Argument(help="A safetensors file, or a folder, as `export` writes it.")],
+    method: OneMethod,
+) -> None:
+    """Take over what another program learned, to draw and score it; `run` trains it no more."""
+    report = steps.import_artifact(context.obj, concept, method, source)
+    _show("Imported", [(method, report.path)])
+
+
 @app.command("base-models")
 def base_models() -> None:
     """List the base models that are known by name."""
@@ -284,7 +296,7 @@ def _row(concept: str, method: str, reports: list[steps.Report]) -> list[str]:
     made = [report for report in reports if not report.skipped]
     state = f"made in {sum(report.seconds for report in made):.0f} s" if made else "was there"
     loss = "-"
-    if numbers.get("parameters"):
+    if numbers.get("parameters") and "fell_by_at_least" in numbers:
         low, high = numbers["fell_by_at_least"], numbers["fell_by_at_most"]
         loss = f"{numbers['fixed_batch_loss_before']:.4f} - {numbers['fixed_batch_loss_fell_by']:.4f}"
         loss += f" [{low:.4f}, {high:.4f}]"

@@ -25,8 +25,13 @@ CONFIG, WEIGHTS = "config.json", "weights.safetensors"
 LIBRARIES = ("torch", "diffusers", "transformers")
 
 
-def save(folder: Path, name: str, method: Method, base: BaseModel, seed: int) -> None:
-    """Write the artifact of the method called `name` into an existing folder."""
+def save(
+    folder: Path, name: str, method: Method, base: BaseModel, seed: int | None, imported: str | None = None
+) -> None:
+    """Write the artifact of the method called `name` into an existing folder.
+
+    What was not trained here has no seed, and the name of the file that it was imported from.
+    """
     save_tensors(folder / WEIGHTS, method.state_dict())
     write_json(
         folder / CONFIG,
@@ -38,6 +43,7 @@ def save(folder: Path, name: str, method: Method, base: BaseModel, seed: int) ->
             "config": dataclasses.asdict(method.config),
             "parameters": count(method),
             "seed": seed,
+            "imported": imported,
             "base_model": describe(base),
             "versions": {library: version(library) for library in LIBRARIES},
         },

@@ -162,6 +162,15 @@ class BaseModel:
             self._call = before
         return answer.float()
 
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Within it the U-Net keeps little for the gradient, and is computed again where it is needed."""
+        self.unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            self.unet.disable_gradient_checkpointing()
+
     @property
     def call(self) -> Call:
         """The pass that is now running, for hooks inside the U-Net."""

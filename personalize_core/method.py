@@ -134,6 +134,15 @@ class Method(nn.Module):
         raise InputError(f"there is no public format for what {type(self).__name__} learns, so it cannot be exported")
 
     @classmethod
+    def imported(cls, config: Any, base: BaseModel, concept: Concept, path: Path) -> Method:
+        """The method with what another program learned: `path` is a file or folder like those that `export` writes.
+
+        Raises:
+            InputError: it cannot be read, does not fit, or this method has no such format.
+        """
+        raise InputError(f"nothing can be imported for {cls.__name__}: no public format holds all that it learns")
+
+    @classmethod
     def preprocessing_for(cls, config: Any) -> Preprocessing:
         """How photographs become its training images under this config."""
         return cls.preprocessing
@@ -141,6 +150,11 @@ class Method(nn.Module):
     @classmethod
     def check(cls, config: Any, sampling: Any) -> None:
         """Raise InputError if what is trained by `config` cannot be sampled by `sampling`."""
+
+    @classmethod
+    def losses_read_attention(cls, config: Any) -> bool:
+        """Does a loss of its training look at attention maps? Then the U-Net cannot be checkpointed beneath it."""
+        return False
 
     @classmethod
     def class_images(cls, config: Any) -> int:

@@ -46,6 +46,7 @@ class Params(_Strict):
 
     base_model: str
     precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False  # of the U-Net in training
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int
     sampling: Sampling

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from personalize_core.base import BaseModel
 from personalize_core.concept import SLOT
 from personalize_core.data import ConceptLatents
-from personalize_core.files import save_tensors
+from personalize_core.interchange import elsewhere, save_embedding
 from personalize_core.method import Batch, Method, equal_shares
 
 TokenRule = Literal["last", "first", "mean"]
@@ -147,15 +147,14 @@ def export_embedding_and_unet(
     method: Method, embedding: ConceptEmbedding, unet: TunedWeights, base: BaseModel, folder: Path
 ) -> str:
     """Write a learned embedding, and the U-Net if any of its weights were tuned; returns how diffusers loads them."""
-    placeholder, steps = method.concept.placeholder, []
+    steps = []
     if unet.weights:
         whole: Any = UNet2DConditionModel.from_config(base.unet.config)
         whole.load_state_dict(base.unet.state_dict() | unet.as_state_dict())
         whole.save_pretrained(folder / "unet")
         steps.append('Load the pipeline with unet=UNet2DConditionModel.from_pretrained("unet").')
-    save_tensors(folder / "learned_embeds.safetensors", {placeholder: embedding.vector[None]})
-    steps.append('pipe.load_textual_inversion("learned_embeds.safetensors")')
-    return f"{' '.join(steps)}, and write {method.phrase!r} in prompts."
+    steps.append(save_embedding(embedding.vector, method.concept, folder))
+    return f"{' '.join(steps)}, and write {method.phrase!r} in prompts. {elsewhere(method.concept)}"
 
 
 def class_embedding(base: BaseModel, class_noun: str, rule: TokenRule) -> Tensor:

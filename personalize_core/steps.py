@@ -181,7 +181,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
     """What one method learns about one concept; with its losses, and the loss on a fixed batch before and after.
 
     A run that was cut off goes on from its last checkpoint, to the same result. What was learned appears only after a
-    fresh process has drawn with it just what the trainer draws.
+    fresh process has drawn with it just what the trainer draws. What was imported is kept as it is.
 
     Raises:
         InputError: the concept, the method or its recipe is not usable; nothing has been computed then.
@@ -191,8 +191,10 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
 
     check_method(method)
     started = time.monotonic()
-    params, folder = store.params, store.artifact(method, concept)
-    config, described = params.config(method), store.concept(concept)
+    folder, described = store.artifact(method, concept), store.concept(concept)
+    if _imported(folder):
+        return _trained(_manifest_stamp(folder, ""), True, started, folder)
+    config = _recipe(store, method)
     latents, prior, kind = encode_images(store, concept, listener), None, method_class(method)
     if kind.class_images(config):
         class_images = encode_real_class_images if kind.real_class_images(config) else make_class_images
@@ -499,11 +501,48 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
     return Report(stamp, False, time.monotonic() - started, to, {}, files)
 
 
+def import_artifact(store: Store, concept: str, method: str, source: Path) -> Report:
+    """What another program learned, as an artifact: drawn and scored like any, and kept until its folder is removed.
+
+    Args:
+        source: a file or folder in the format that `export` writes for the method.
+
+    Raises:
+        InputError: it cannot be read, does not fit the base model, or there is an artifact already.
+    """
+    from personalize_core import artifact, training_log
+
+    check_method(method)
+    started, folder = time.monotonic(), store.artifact(method, concept)
+    config, described = store.params.config(method), store.concept(concept)
+    if not source.exists():
+        raise InputError(f"{source} does not exist")
+    if folder.exists():
+        raise InputError(f"{method} has learned {concept!r} already; remove {folder} first")
+    base = _base(store)
+    base.tokenizer.check_class_noun(described)
+    learner = method_class(method).imported(config, base, described, source)
+    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    stamp = stamp_of(
+        {
+            "imported": {path.name: sha256(path) for path in files},
+            "method": method,
+            "concept": vars(described),
+            "config": repr(config),
+            "base_model": identify(store.params.base_model).weights_hash,
+        }
+    )
+    with store.alone("artifact", method, concept), whole_folder(folder, stamp) as new:
+        artifact.save(new, method, learner, base, seed=None, imported=source.name)
+        training_log.write([], new)
+    return _trained(stamp, False, started, folder)
+
+
 def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) -> None:
     """Raise InputError for anything that would stop a run later; reads every file, and computes nothing."""
     for method in methods:
         check_method(method)
-        store.params.config(method)
+        _recipe(store, method)
         store.params.sampling_variants(method)
     identify(store.params.base_model)
     read_list(store.prompts(store.params.sampling.prompts))
@@ -529,6 +568,7 @@ def train_stamp(store: Store, concept: str, method: str, latents: str, class_ima
             "config": repr(params.config(method)),
             "base_model": identify(params.base_model).weights_hash,
             "precision": params.precision,
+            "gradient_checkpointing": params.gradient_checkpointing,
             "seed": params.seed,
             "sources": sources_hash([*TRAINING, f"methods/{method_file(method)}"]),
         }
@@ -554,6 +594,18 @@ def _manifest_stamp(folder: Path, what_is_missing: str) -> str:
 
 def _base(store: Store) -> BaseModel:
     return load_base_model(store.params.base_model, store.params.device, store.params.precision)
+
+
+def _recipe(store: Store, method: str) -> Any:
+    """The method's Config, where it can be trained as params.yaml says."""
+    config = store.params.config(method)
+    if store.params.gradient_checkpointing and method_class(method).losses_read_attention(config):
+        raise InputError(
+            f"gradient_checkpointing runs the U-Net again for the gradient, and a loss of {method} looks at the "
+            "attention of the first run, so it would teach nothing; write `gradient_checkpointing: false` in "
+            "params.yaml, or leave this method out"
+        )
+    return config
 
 
 def _preprocessings(store: Store) -> dict[str, Preprocessing]:
@@ -648,7 +700,8 @@ def _train_into(
 
     checkpoints = training.Checkpoints(store.work("checkpoints", method, concept), stamp)
     with proof.FreshProcess(base) if total else nullcontext() as fresh:  # without training there is nothing to prove
-        rows = training.train(learner, base, images, seed, log, checkpoints)
+        with base.recomputing() if store.params.gradient_checkpointing else nullcontext():
+            rows = training.train(learner, base, images, seed, log, checkpoints)
         artifact.save(folder, method, learner, base, seed)
         if fresh:
             fresh.restore(folder)
@@ -659,16 +712,25 @@ def _train_into(
             write_json(folder / PROOF, proof.compare(proof.answer(learner, base), fresh.answer(), base))
 
 
+def _imported(folder: Path) -> bool:
+    """Does the folder hold what another program learned?"""
+    try:
+        return bool(read_json(folder / "config.json").get("imported"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def _trained(stamp: str, skipped: bool, started: float, folder: Path) -> Report:
-    fixed, saved = read_json(folder / "fixed_batch.json"), read_json(folder / "config.json")
-    numbers = {
-        "parameters": float(saved["parameters"]),
-        "fixed_batch_loss_before": fixed["before"],
-        "fixed_batch_loss_after": fixed["after"],
-        "fixed_batch_loss_fell_by": fixed["fell_by"],
-        "fell_by_at_least": fixed["interval_95"][0],
-        "fell_by_at_most": fixed["interval_95"][1],
-    }
+    numbers = {"parameters": float(read_json(folder / "config.json")["parameters"])}
+    if (folder / "fixed_batch.json").is_file():  # not with what was imported
+        fixed = read_json(folder / "fixed_batch.json")
+        numbers |= {
+            "fixed_batch_loss_before": fixed["before"],
+            "fixed_batch_loss_after": fixed["after"],
+            "fixed_batch_loss_fell_by": fixed["fell_by"],
+            "fell_by_at_least": fixed["interval_95"][0],
+            "fell_by_at_most": fixed["interval_95"][1],
+        }
     if (folder / PROOF).is_file():
         numbers["restored_draws_otherwise_by"] = read_json(folder / PROOF)["largest_difference"]
     pictures = {"loss": folder / "loss.png"} if (folder / "loss.png").is_file() else {}

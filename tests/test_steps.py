@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from personalize_core import steps
+from personalize_core.data import load_picture
 from personalize_core.errors import InputError
 from personalize_core.metrics import tables
 from personalize_core.store import REFERENCES, Store
@@ -203,7 +204,7 @@ def test_a_comparison_shows_every_concept_and_all_of_them(store: Store):
 
 def test_samples_of_the_users_own_prompt_are_pictures_of_the_models_size(store: Store):
     report = steps.draw_samples(store, "rex", "personalized_residuals", ["<rex> dog in the desert"], images=2)
-    assert [Image.open(path).size for path in report.pictures.values()] == [(16, 16)] * 2
+    assert [load_picture(path).size for path in report.pictures.values()] == [(16, 16)] * 2
     described = json.loads((report.path / "samples.json").read_text())
     assert described["prompts"] == ["<rex> dog in the desert"] * 2
 
@@ -212,7 +213,7 @@ def test_two_concepts_in_one_picture_are_drawn_from_their_own_artifacts(store: S
     cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
     prompt = f"a photo of <rex> next to {store.concept('cup').placeholder}"
     report = steps.draw_together(store, cells, [prompt], images=2)
-    assert [Image.open(path).size for path in report.pictures.values()] == [(16, 16)] * 2
+    assert [load_picture(path).size for path in report.pictures.values()] == [(16, 16)] * 2
     described = json.loads((report.path / "samples.json").read_text())
     nouns = [store.concept(name).class_noun for name, _ in cells]
     assert described["said"] == [f"a photo of <rex> {nouns[0]} next to <cup> {nouns[1]}"] * 2
@@ -244,10 +245,54 @@ def test_lag_and_plain_sampling_draw_differently_from_one_artifact(store: Store)
     weights = load_file(store.artifact("personalized_residuals", "rex") / "weights.safetensors")
     assert any(tensor.any() for name, tensor in weights.items() if name.endswith(".B"))  # something was learned
     plain, lag = (
-        np.stack([np.asarray(Image.open(path)) for path in sorted((grid / variant).glob("*.png"))])
+        np.stack([np.asarray(load_picture(path)) for path in sorted((grid / variant).glob("*.png"))])
         for variant in ("personalized_residuals", "personalized_residuals_lag")
     )
     assert plain.shape == lag.shape and (plain != lag).any()
+
+
+def test_gradient_checkpointing_trains_to_the_same_weights(store: Store):
+    before = load_file(store.artifact("dreambooth", "rex") / "weights.safetensors")
+    store = changed(store, lambda values: values.update(gradient_checkpointing=True))
+    assert not steps.train(store, "rex", "dreambooth").skipped
+    after = load_file(store.artifact("dreambooth", "rex") / "weights.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-5)
+    assert not steps._base(store).unet.is_gradient_checkpointing  # as it went in
+
+
+def test_gradient_checkpointing_beneath_a_loss_on_attention_is_refused_before_anything_is_made(store: Store):
+    def change(values):
+        values["gradient_checkpointing"] = True
+        values["methods"] = {"vico": {}}
+
+    store = changed(store, change)
+    shutil.rmtree(store.latents("rex"))
+    for refused in (lambda: steps.train(store, "rex", "vico"), lambda: steps.check_inputs(store, ["rex"], ["vico"])):
+        with pytest.raises(InputError, match="a loss of vico looks at the attention of the first run"):
+            refused()
+    assert not store.latents("rex").exists() and not store.artifact("vico", "rex").exists()
+
+
+def test_a_single_photograph_goes_through_the_whole_chain(store: Store, tmp_path: Path):
+    from personalize_core import intake
+
+    def change(values):
+        short = {"steps": 2, "batch_size": 2}
+        values["methods"] = {"base_model": {}, "vico": {values["base_model"]: short}}
+        values["variants"] = {}
+
+    store = changed(store, change)
+    for name in store.concept_names():
+        shutil.rmtree(store.concept_folder(name))
+    tiny_workspace.draw_photographs(tmp_path / "photos" / "solo", count=1, seed=9)
+    intake.add_concept(store.concepts, tmp_path / "photos" / "solo", "dog")
+    run_everything(store)
+    assert load_file(store.artifact("vico", "solo") / "weights.safetensors")["references"].shape == (1, 4, 8, 8)
+    assert tables.read(store.scores(REFERENCES, "solo") / "scores.parquet").is_empty()  # nothing to compare it with
+    summary = json.loads((store.comparison() / "summary.json").read_text())
+    assert set(summary["means"]) == {"base_model", "vico"} and summary["missing"] == []
 
 
 def test_training_that_fails_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch):

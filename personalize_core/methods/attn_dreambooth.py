@@ -201,6 +201,14 @@ class AttnDreamBooth(Method):
         return export_embedding_and_unet(self, self.embedding, self.unet, base, folder)
 
     @classmethod
+    def losses_read_attention(cls, config: Config) -> bool:
+        return any(
+            getattr(config, f"{stage}_steps")
+            and (getattr(config, f"{stage}_mean_weight") or getattr(config, f"{stage}_variance_weight"))
+            for stage in ("embedding", "attention", "unet")
+        )
+
+    @classmethod
     def preprocessing_for(cls, config: Config) -> Preprocessing:
         return cls.preprocessing if config.rotate else Preprocessing("crop", "bilinear", flip=False)
 

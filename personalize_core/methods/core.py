@@ -171,6 +171,10 @@ class CoRe(Method):
         return export_embedding_and_unet(self, self.embedding, self.unet, base, folder)
 
     @classmethod
+    def losses_read_attention(cls, config: Config) -> bool:
+        return config.embedding_steps > 0 and config.car_weight > 0
+
+    @classmethod
     def preprocessing_for(cls, config: Config) -> Preprocessing:
         return cls.preprocessing if config.rotate else Preprocessing("crop", "bilinear", flip=False)
 

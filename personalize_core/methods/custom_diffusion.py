@@ -8,6 +8,8 @@ where diffusers' port of it differs, that is said below. One concept: joint trai
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -22,6 +24,7 @@ from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing, Zoom, zooms
 from personalize_core.errors import InputError
 from personalize_core.files import save_tensors
+from personalize_core.interchange import elsewhere, fill, read_embedding, read_tensors, save_embedding
 from personalize_core.method import Batch, Method, Stage, equal_shares, options
 from personalize_core.parts import ConceptEmbedding, TunedWeights
 from personalize_core.text import Conditioning
@@ -32,6 +35,8 @@ SAYS = {
     "far": ("a far away ", "very small "),
     "near": ("zoomed in ", "close up "),
 }  # before the template
+PROCESSORS = "pytorch_custom_diffusion_weights.safetensors"
+_IN_PROCESSOR = re.compile(r"(?P<layer>.+\.attn2)\.processor\.(?P<projection>.+)_custom_diffusion\.(?P<rest>.+)")
 RARE = "ktn"  # the word that the first concept starts from, in diffusers' script
 
 
@@ -155,13 +160,27 @@ class CustomDiffusion(Method):
             path, inside = name.split(".attn2.")
             projection, rest = inside.split(".", 1)
             tensors[f"{path}.attn2.processor.{projection}_custom_diffusion.{rest}"] = weight
-        save_tensors(folder / "pytorch_custom_diffusion_weights.safetensors", tensors)
-        save_tensors(folder / "learned_embeds.safetensors", {self.concept.placeholder: self.embedding.vector[None]})
+        save_tensors(folder / PROCESSORS, tensors)
+        how = save_embedding(self.embedding.vector, self.concept, folder)
         return (
             'pipe.unet.load_attn_procs(FOLDER, weight_name="pytorch_custom_diffusion_weights.safetensors", '
             "_pipeline=pipe), where diffusers 0.42.1 without _pipeline reads the file and then does nothing; "
-            f'pipe.load_textual_inversion("learned_embeds.safetensors"), and write {self.phrase!r} in prompts.'
+            f"{how}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
         )
+
+    @classmethod
+    def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> CustomDiffusion:
+        """A folder with the attention processors' weights, and an embedding's file."""
+        tensors = {}
+        for name, tensor in read_tensors(path, PROCESSORS).items():
+            match = _IN_PROCESSOR.fullmatch(name)
+            if match:  # else an empty tensor, for a layer that is as it was
+                tensors["{layer}.{projection}.{rest}".format(**match.groupdict())] = tensor.float()
+        whole = any(".to_q." in name for name in tensors)
+        method = cls(dataclasses.replace(config, trained="attn2" if whole else "kv"), base, concept)
+        fill(method.weights.items(), tensors, path)
+        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
+        return method
 
     @classmethod
     def preprocessing_for(cls, config: Config) -> Preprocessing:

@@ -7,10 +7,12 @@ Diffusion we follow diffusers' recipe.
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from pydantic import Field
 from torch import Generator
@@ -19,6 +21,7 @@ from transformers import CLIPTextModel
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.interchange import fill, read_network
 from personalize_core.method import Batch, Method, Stage, options
 from personalize_core.parts import TunedWeights, parameter_names, with_prior
 
@@ -83,6 +86,23 @@ class DreamBooth(Method):
             how += ', text_encoder=CLIPTextModel.from_pretrained("text_encoder")'
         said = f"{base.tokenizer.rare_word} {self.concept.class_noun}"
         return f"Load the pipeline with {how}, and write {said!r} in prompts."
+
+    @classmethod
+    def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> DreamBooth:
+        """A U-Net's folder, or a pipeline's; a text encoder beside it that is not the base model's counts as tuned."""
+        unet, encoder = (path / "unet" if (path / "unet").is_dir() else path), path / "text_encoder"
+        said = read_network(CLIPTextModel, encoder) if encoder.is_dir() else {}
+        own = base.text_encoder.state_dict()
+        tuned = any(name not in own or not torch.equal(tensor, own[name].cpu()) for name, tensor in said.items())
+        method = cls(dataclasses.replace(config, train_text_encoder=tuned), base, concept)
+        fill(method.unet.items(), read_network(UNet2DConditionModel, unet), unet)
+        if tuned:
+            fill(
+                method.text_encoder.items(),
+                {name: said[name] for name, _ in base.text_encoder.named_parameters()},
+                encoder,
+            )
+        return method
 
     @classmethod
     def class_images(cls, config: Config) -> int:

@@ -6,6 +6,7 @@ diffusers' DreamBooth LoRA example.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,6 +21,7 @@ from personalize_core.base import BaseModel, hooked
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.files import save_tensors
+from personalize_core.interchange import LORA, fill, read_lora, with_rank
 from personalize_core.method import Batch, Method, Stage, options
 from personalize_core.parts import attention_projections, with_prior
 
@@ -89,9 +91,23 @@ class LoRADreamBooth(Method):
             change: Any = self.changes[path.replace(".", "/")]
             tensors[f"unet.{path}.lora_A.weight"] = change.A
             tensors[f"unet.{path}.lora_B.weight"] = change.B
-        save_tensors(folder / "pytorch_lora_weights.safetensors", tensors)
+        save_tensors(folder / LORA, tensors)
         said = f"{base.tokenizer.rare_word} {self.concept.class_noun}"
         return f'pipe.load_lora_weights("pytorch_lora_weights.safetensors"), and write {said!r} in prompts.'
+
+    @classmethod
+    def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> LoRADreamBooth:
+        """Layers that the file leaves alone are left alone; all get the rank of the largest."""
+        changes = read_lora(path)
+        config = dataclasses.replace(config, rank=max(len(A) for A, _ in changes.values()))
+        method, tensors = cls(config, base, concept), {}
+        for name, start in method.changes.named_parameters():
+            tensors[name] = torch.zeros_like(start)
+        for layer, factors in changes.items():
+            A, B = with_rank(*factors, config.rank, path)
+            tensors |= {f"{layer.replace('.', '/')}.A": A, f"{layer.replace('.', '/')}.B": B}
+        fill(method.changes.named_parameters(), tensors, path)
+        return method
 
     @classmethod
     def class_images(cls, config: Config) -> int:

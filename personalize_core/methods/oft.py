@@ -7,6 +7,7 @@ stands for the concept: the base model's rare word, as for every method, where t
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,12 +20,14 @@ from torch import Generator, Tensor, nn
 from personalize_core.base import BaseModel, hooked
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
-from personalize_core.errors import InputError
-from personalize_core.files import save_tensors, write_json
+from personalize_core.errors import InputError, listed
+from personalize_core.files import read_json, save_tensors, write_json
+from personalize_core.interchange import fill, read_tensors
 from personalize_core.method import Batch, Method, Stage, options
 from personalize_core.parts import attention_projections, with_prior
 
 TEMPLATE = "a photo of {}"
+ADAPTER, IN_PEFT = "adapter_model.safetensors", "base_model.model."
 EPS = 6e-5
 
 
@@ -164,8 +167,8 @@ class OFT(Method):
         for path in attention_projections(base):
             S = self.rotation(path).skew()
             above, right = torch.triu_indices(*S.shape[1:], offset=1)
-            tensors[f"base_model.model.{path}.oft_R.weight"] = S[:, above, right]
-        save_tensors(folder / "oft" / "adapter_model.safetensors", tensors)
+            tensors[f"{IN_PEFT}{path}.oft_R.weight"] = S[:, above, right]
+        save_tensors(folder / "oft" / ADAPTER, tensors)
         adapter = {
             "peft_type": "OFT",
             "r": self.config.r,
@@ -183,8 +186,42 @@ class OFT(Method):
         return f"{how}, and write {said!r} in prompts."
 
     @classmethod
+    def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> OFT:
+        """A folder with PEFT's adapter, or the one called "oft" in it."""
+        folder = path / "oft" if (path / "oft").is_dir() else path
+        tensors, about = read_tensors(folder, ADAPTER), _adapter(folder)
+        stored = {name.removeprefix(IN_PEFT).removesuffix(".oft_R.weight"): S for name, S in tensors.items()}
+        if not about.get("r"):  # the size of the blocks is given instead
+            raise InputError(f"{folder} has blocks of one size, which number differently in wide and narrow layers")
+        changes = {"r": about["r"], "block_share": bool(about.get("block_share")), "rescaled": False}
+        method, found = cls(dataclasses.replace(config, **changes, coft=False, eps=EPS), base, concept), {}
+        for layer, above in stored.items():
+            n = round((1 + (1 + 8 * above.shape[1]) ** 0.5) / 2)  # above.shape[1] = n (n - 1) / 2
+            S = above.new_zeros(len(above), n, n)
+            S[(slice(None), *torch.triu_indices(n, n, offset=1))] = above
+            found[f"{layer.replace('.', '/')}.A"] = (S - S.mT).float()
+        for name, start in method.rotations.named_parameters():
+            found.setdefault(name, torch.zeros_like(start))  # a layer without one is not turned
+        fill(method.rotations.named_parameters(), found, folder)
+        return method
+
+    @classmethod
     def class_images(cls, config: Config) -> int:
         return config.class_images if config.prior_preservation else 0
+
+
+def _adapter(folder: Path) -> dict[str, Any]:
+    """PEFT's description of an OFT adapter that means what ours does."""
+    try:
+        about = read_json(folder / "adapter_config.json")
+    except (OSError, ValueError):
+        raise InputError(f"{folder} holds no adapter of PEFT's: adapter_config.json is missing or damaged") from None
+    if about.get("peft_type") != "OFT":
+        raise InputError(f"{folder} holds an adapter of type {about.get('peft_type')}, not OFT")
+    special = [key for key in ("use_cayley_neumann", "coft", "modules_to_save") if about.get(key)]
+    if special or about.get("bias", "none") != "none":
+        raise InputError(f"{folder} holds an adapter with {listed(special or ['bias'])}, which cannot be imported")
+    return about
 
 
 def _rescaling(rotation: Rotation) -> Callable:

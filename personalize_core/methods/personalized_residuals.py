@@ -22,6 +22,7 @@ from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.files import save_tensors
+from personalize_core.interchange import LORA, elsewhere, fill, read_embedding, read_lora, save_embedding, with_rank
 from personalize_core.localized import Unconditional, localized, region
 from personalize_core.method import Batch, Method, Stage, equal_shares, options
 from personalize_core.parts import ConceptEmbedding
@@ -152,14 +153,27 @@ class PersonalizedResiduals(Method):
             for name, factor in (("lora_A", residual.B), ("lora_B", residual.A)):  # PEFT computes B(A x)
                 axes = factor.shape + (1, 1) * isinstance(projection, nn.Conv2d)
                 tensors[f"unet.{path}.{name}.weight"] = factor.reshape(axes)
-        save_tensors(folder / "pytorch_lora_weights.safetensors", tensors)
+        save_tensors(folder / LORA, tensors)
         how, word = 'pipe.load_lora_weights("pytorch_lora_weights.safetensors")', base.tokenizer.rare_word
         if self.embedding:
             word = self.concept.placeholder
-            save_tensors(folder / "learned_embeds.safetensors", {word: self.embedding.vector[None]})
-            how += ', pipe.load_textual_inversion("learned_embeds.safetensors")'
+            how += f", {save_embedding(self.embedding.vector, self.concept, folder)}"
         said = f"{word} {self.concept.class_noun}" if self.config.macro_class else word
-        return f"{how}, and write {said!r} in prompts. (Without LAG.)"
+        other = f" {elsewhere(self.concept)}" if self.embedding else ""
+        return f"{how}, and write {said!r} in prompts. (Without LAG.){other}"
+
+    @classmethod
+    def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> PersonalizedResiduals:
+        """A LoRA of just the projections that the configuration names, of at most its rank."""
+        method, tensors = cls(config, base, concept), {}
+        for layer, factors in read_lora(path).items():
+            own: Any = dict(method.residuals.named_children()).get(layer.replace(".", "/"))
+            down, up = with_rank(*factors, own.A.shape[1], path) if own else factors  # PEFT's A is this B
+            tensors |= {f"residuals.{layer.replace('.', '/')}.A": up, f"residuals.{layer.replace('.', '/')}.B": down}
+        if method.embedding:
+            tensors["embedding.vector"] = read_embedding(path, base.text_width)
+        fill(method.named_parameters(), tensors, path)
+        return method
 
     @classmethod
     def class_images(cls, config: Config) -> int:

@@ -16,7 +16,7 @@ from torch import Generator
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
-from personalize_core.files import save_tensors
+from personalize_core.interchange import elsewhere, fill, read_embedding, save_embedding
 from personalize_core.method import Batch, Method, Stage, options
 from personalize_core.parts import ConceptEmbedding, from_templates
 from personalize_core.prompts import TRAINING, read_list
@@ -60,5 +60,11 @@ class TextualInversion(Method):
         return lambda t: context
 
     def export(self, base: BaseModel, folder: Path) -> str:
-        save_tensors(folder / "learned_embeds.safetensors", {self.phrase: self.embedding.vector[None]})
-        return f'pipe.load_textual_inversion("learned_embeds.safetensors"), and write {self.phrase!r} in prompts.'
+        how = save_embedding(self.embedding.vector, self.concept, folder)
+        return f"{how}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
+
+    @classmethod
+    def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> TextualInversion:
+        method = cls(config, base, concept)
+        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
+        return method

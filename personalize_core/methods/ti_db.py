@@ -18,7 +18,7 @@ from pydantic import Field
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import Preprocessing
-from personalize_core.files import save_tensors
+from personalize_core.interchange import elsewhere, fill, read_embedding, read_network, save_embedding
 from personalize_core.method import Method, Stage, options
 from personalize_core.parts import ConceptEmbedding, TokenRule, TunedWeights, class_embedding, parameter_names
 from personalize_core.text import Conditioning
@@ -67,11 +67,19 @@ class TIDB(Method):
         tuned: Any = UNet2DConditionModel.from_config(base.unet.config)
         tuned.load_state_dict(self.unet.as_state_dict())
         tuned.save_pretrained(folder / "unet")
-        save_tensors(folder / "learned_embeds.safetensors", {self.concept.placeholder: self.embedding.vector[None]})
+        how = save_embedding(self.embedding.vector, self.concept, folder)
         return (
             'Load the pipeline with unet=UNet2DConditionModel.from_pretrained("unet"), then '
-            f'pipe.load_textual_inversion("learned_embeds.safetensors"), and write {self.phrase!r} in prompts.'
+            f"{how}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
         )
+
+    @classmethod
+    def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> TIDB:
+        """A folder with a U-Net's in it, and an embedding's file."""
+        method = cls(config, base, concept)
+        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
+        fill(method.unet.items(), read_network(UNet2DConditionModel, path / "unet"), path / "unet")
+        return method
 
     @classmethod
     def preprocessing_for(cls, config: Config) -> Preprocessing:

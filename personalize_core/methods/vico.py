@@ -116,6 +116,10 @@ class ViCo(Method):
 
     # Training
 
+    @classmethod
+    def losses_read_attention(cls, config: Config) -> bool:
+        return config.regularizer > 0
+
     def stages(self) -> list[Stage]:
         c = self.config
         groups: list[dict[str, Any]] = [{"params": [self.embedding.vector], "lr": c.embedding_lr}]

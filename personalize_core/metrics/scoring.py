@@ -11,7 +11,6 @@ import polars as pl
 from torch import Tensor
 
 from personalize_core.data import load_picture
-from personalize_core.errors import InputError
 from personalize_core.files import read_json, sha256
 from personalize_core.metrics import features, similarity, tables
 
@@ -90,12 +89,9 @@ def score_grid(root: Path, grid: Path, photographs: Sequence[Path], encoders: En
 
 
 def score_references(root: Path, concept: str, photographs: Sequence[Path], encoders: Encoders) -> pl.DataFrame:
-    """The concept's photographs, each with all the others: CLIP-I and DINO."""
+    """The concept's photographs, each with all the others: CLIP-I and DINO. One alone has no others, and no row."""
     if len(photographs) < 2:
-        raise InputError(
-            f"the concept {concept!r} has {len(photographs)} photograph; two at least are needed to compare them "
-            "with each other"
-        )
+        return tables.from_rows([])
     pictures = [load_picture(path) for path in photographs]
     scores = {
         "clip_i": similarity.real_alignment_per_image(encoders.text_image.images(pictures)),

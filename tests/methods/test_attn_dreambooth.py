@@ -39,7 +39,7 @@ def short(**chosen: Any) -> Config:
 
 @pytest.fixture
 def base() -> BaseModel:
-    """Of one kind of projection, for nothing here touches them; tests/test_every_method.py has both."""
+    """Of one kind of projection, for nothing here touches them; tests/every_method has both."""
     return tiny_base()
 
 

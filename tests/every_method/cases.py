@@ -1,0 +1,84 @@
+"""Every method, with every value of every switch, for tests of what is true of all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+
+from personalize_core.base import BaseModel
+from personalize_core.concept import Concept
+from personalize_core.method import Method
+from personalize_core.methods import METHODS, method_class
+from tests.conftest import tiny_base
+
+STEPS = 3  # of every stage
+ROWS = 2  # images of the concept in a step
+
+
+def options_of(kind: Any) -> dict[str, tuple]:
+    """Those options of a Config or Sampling that are a switch or a choice from a list, with their values."""
+    hints = get_type_hints(kind)
+    switches = {name: (False, True) for name, hint in hints.items() if hint is bool}
+    return switches | {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A method, with one choice of its switches and few steps, on one kind of base model."""
+
+    name: str
+    linear: bool
+    chosen: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        kind = "linear" if self.linear else "convolutional"
+        return "-".join([self.name, kind, *(f"{option}={value}" for option, value in self.chosen)])
+
+    def base(self, **options) -> BaseModel:
+        return tiny_base(self.linear, **options)
+
+    def make(self, base: BaseModel, concept: Concept, seed: int = 0) -> Method:
+        kind = method_class(self.name)
+        fields = [field.name for field in dataclasses.fields(kind.Config)]
+        short = {name: STEPS for name in fields if name.endswith("steps")}
+        short |= {name: ROWS for name in fields if name.endswith("batch_size")}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return kind(kind.Config(**short, **dict(self.chosen)), base, concept)
+
+
+def cases_of(name: str) -> list[Case]:
+    """The defaults on both kinds of projection, then every other value of every switch, one at a time."""
+    config = method_class(name).Config
+    choices = [(option, value) for option, values in options_of(config).items() for value in values]
+    others = [(option, value) for option, value in choices if getattr(config(), option) != value]
+    return [Case(name, False), Case(name, True), *(Case(name, False, (other,)) for other in others)]
+
+
+def samplings_of(name: str) -> list[dict[str, Any]]:
+    """Every combination of a method's sampling options."""
+    options = options_of(method_class(name).Sampling)
+    return [dict(zip(options, chosen, strict=True)) for chosen in itertools.product(*options.values())]
+
+
+CONCEPT = Concept("v", "<v>", "dog")
+DEFAULT = [Case(name, linear) for name in METHODS for linear in (False, True)]
+ALL = [case for name in METHODS for case in cases_of(name)]
+STARTING = [case for case in DEFAULT if method_class(case.name).starts_as_base_model]
+TRAINED = {case.name for case in DEFAULT if case.make(case.base(), CONCEPT).stages()}
+LEARNING = [case for case in ALL if case.name in TRAINED]
+SAMPLINGS = [(case, options) for case in DEFAULT for options in samplings_of(case.name)]
+
+of_all = pytest.mark.parametrize("case", ALL, ids=str)
+of_default = pytest.mark.parametrize("case", DEFAULT, ids=str)
+of_starting = pytest.mark.parametrize("case", STARTING, ids=str)
+of_learning = pytest.mark.parametrize("case", LEARNING, ids=str)
+of_samplings = pytest.mark.parametrize(("case", "options"), SAMPLINGS, ids=str)
+
+
+class CutOff(Exception):
+    """As a machine that goes down."""

@@ -1,0 +1,46 @@
+"""What is true of every method as it draws. No test here knows a method's name."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from personalize_core.parts import count
+from tests.conftest import disturbed, draw
+from tests.every_method.cases import of_learning, of_samplings
+
+
+@of_learning
+def test_each_learned_part_disturbed_alone_shows_in_the_picture(case, base, concept):
+    method = disturbed(case.make(base, concept))
+    prompts, learned = [method.say("a photo of {} in the red")], copy.deepcopy(method.state_dict())
+    expected = draw(method, base, prompts)
+    for part, module in method.named_children():
+        if count(module):
+            assert not torch.equal(draw(disturbed(method, starting=part, seed=12), base, prompts), expected), part
+            method.load_state_dict(learned)
+
+
+@of_learning
+def test_each_learned_tensor_has_a_part_in_the_answer(case, base, concept):
+    """By its gradient, as a picture is drawn; on latents so large that no layer has a single location."""
+    base.unet.register_to_config(sample_size=16)
+    method = disturbed(case.make(base, concept)).eval().requires_grad_(True)
+    noise = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(4))
+    with method.attach(base):
+        context = method.condition(base, [method.say("a photo of {} in the red")])(torch.tensor([500]))
+        answer = base.denoise(noise, torch.tensor([500]), context)
+    gradients = torch.autograd.grad(answer.pow(2).sum(), list(method.parameters()), allow_unused=True)
+    names = [name for name, _ in method.named_parameters()]
+    assert [n for n, g in zip(names, gradients, strict=True) if g is None or not g.abs().sum() > 0] == []
+
+
+@of_samplings
+def test_a_row_does_not_depend_on_the_other_rows(case, options, base, concept):
+    method = disturbed(case.make(base, concept))
+    method.sampling = method.Sampling(**options)
+    prompts = [method.say("a photo of {}"), method.say("red {} on the beach"), "the jungle"]
+    together, first_two = draw(method, base, prompts), draw(method, base, prompts[:2])
+    torch.testing.assert_close(together[:1], draw(method, base, prompts[:1]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together[:2], first_two, atol=1e-4, rtol=1e-4)

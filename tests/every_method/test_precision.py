@@ -1,0 +1,76 @@
+"""bfloat16 and gradient checkpointing change no method's meaning, or are refused.
+
+No test here knows a method's name.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from personalize_core.base import BaseModel
+from personalize_core.method import Method
+from personalize_core.methods import method_class
+from personalize_core.train import denoising_step, diffusion_loss, train
+from tests.conftest import disturbed, draw, equal_bits, snapshot
+from tests.every_method.cases import of_learning
+
+
+@of_learning
+def test_with_a_base_model_in_bfloat16_what_is_trained_stays_in_float32(case, concept, images):
+    base = case.base(dtype=torch.bfloat16)
+    method, before = case.make(base, concept), snapshot(base)
+    start = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    rows = train(method, base, images, seed=0)
+    assert {tensor.dtype for tensor in method.state_dict().values()} == {torch.float32}
+    assert not equal_bits(method.state_dict(), start)
+    assert all(torch.tensor(row["diffusion"]).isfinite() for row in rows)
+    assert draw(method, base, [method.say("a photo of {}")]).isfinite().all()
+    assert equal_bits(snapshot(base), before)
+
+
+def losses_and_gradients(method: Method, base: BaseModel, images) -> list[tuple[dict[str, Tensor], list[Tensor]]]:
+    """Of the first step of each stage: every loss, and the gradient of their sum for what the stage trains."""
+    found = []
+    with method.attach(base):
+        for stage in method.stages():
+            trained = [parameter for group in stage.param_groups for parameter in group["params"]]
+            torch.manual_seed(7)  # for dropout
+            step = denoising_step(method, base, images, stage, seed=0, index=0)
+            losses = {"diffusion": diffusion_loss(step), **stage.penalty(step)}
+            total = torch.stack(list(losses.values())).sum()
+            gradients = torch.autograd.grad(total, trained, allow_unused=True, materialize_grads=True)
+            found.append(({name: loss.detach() for name, loss in losses.items()}, list(gradients)))
+    return found
+
+
+@of_learning
+def test_in_bfloat16_every_loss_is_near_its_value_in_float32(case, concept, images):
+    full, half = (case.base(dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    one, other = (disturbed(case.make(base, concept)).train() for base in (full, half))
+    pairs = zip(losses_and_gradients(one, full, images), losses_and_gradients(other, half, images), strict=True)
+    for (losses, gradients), (rounded, of_rounded) in pairs:
+        assert rounded.keys() == losses.keys()
+        assert rounded["diffusion"] == pytest.approx(losses["diffusion"], rel=0.02)
+        exact, near = (torch.cat([g.flatten().double() for g in each]) for each in (gradients, of_rounded))
+        assert torch.cosine_similarity(exact, near, dim=0) > 0.9
+        assert {gradient.dtype for gradient in of_rounded} == {torch.float32}
+
+
+@of_learning
+def test_gradient_checkpointing_changes_no_loss_and_no_gradient_or_is_refused(case, base, concept, images):
+    method = disturbed(case.make(base, concept)).train()
+    expected = losses_and_gradients(method, base, images)
+    with base.recomputing():
+        assert base.unet.is_gradient_checkpointing
+        if method_class(case.name).losses_read_attention(method.config):
+            with pytest.raises(RuntimeError, match="gradient checkpointing"):
+                losses_and_gradients(method, base, images)
+            return
+        found = losses_and_gradients(method, base, images)
+    assert not base.unet.is_gradient_checkpointing
+    for (losses, gradients), (again, gradients_again) in zip(expected, found, strict=True):
+        assert losses == again
+        for one, other in zip(gradients, gradients_again, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-5)

@@ -1,0 +1,39 @@
+"""Every method learns from exactly one photograph, by the recipe that it has for many."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from personalize_core.data import ConceptLatents
+from personalize_core.randomness import generator_for
+from personalize_core.train import train
+from tests.conftest import draw, equal_bits
+from tests.every_method.cases import of_learning
+
+
+@pytest.fixture
+def one_image(images) -> ConceptLatents:
+    return ConceptLatents(images.concept[:1], images.class_images)
+
+
+@of_learning
+def test_steps_and_batches_are_those_of_several_photographs(case, base, concept, images, one_image):
+    method = case.make(base, concept)
+    for stage in method.stages():
+        alone, among = (method.batch(given, stage.batch_size, generator_for("rows")) for given in (one_image, images))
+        assert alone.latents.shape == among.latents.shape and len(alone.prompts) == len(among.prompts)
+        assert alone.weight.sum() == pytest.approx(among.weight.sum())
+        # every row of the concept is that photograph, give or take the autoencoder's deviation
+        mean, deviation = one_image.concept[0][0]
+        assert ((alone.latents[: stage.batch_size] - mean) / deviation).abs().max() < 6
+
+
+@of_learning
+def test_it_trains_to_its_last_step_and_draws(case, base, concept, one_image):
+    method = case.make(base, concept)
+    start = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    rows = train(method, base, one_image, seed=0)
+    assert len(rows) == sum(stage.steps for stage in method.stages())
+    assert not equal_bits(method.state_dict(), start)
+    assert torch.isfinite(draw(method, base, [method.say("a photo of {}")])).all()

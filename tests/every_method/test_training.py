@@ -1,0 +1,56 @@
+"""What is true of every method as it is trained. No test here knows a method's name."""
+
+from __future__ import annotations
+
+import torch
+
+from personalize_core.train import denoising_step, diffusion_loss, train
+from tests.conftest import disturbed, equal_bits, snapshot
+from tests.every_method.cases import of_learning
+
+
+@of_learning
+def test_training_changes_the_method_and_no_bit_of_the_base_model(case, base, concept, images):
+    method, before = case.make(base, concept), snapshot(base)
+    start = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    train(method, base, images, seed=0)
+    assert not equal_bits(method.state_dict(), start)
+    assert equal_bits(snapshot(base), before)  # every row of the vocabulary among it
+
+
+@of_learning
+def test_after_training_nothing_asks_for_gradients(case, base, concept, images):
+    method = case.make(base, concept)
+    train(method, base, images, seed=0)
+    frozen = [method, base.unet, base.text_encoder, base.vae]
+    assert not any(parameter.requires_grad for module in frozen for parameter in module.parameters())
+    assert not method.training
+
+
+@of_learning
+def test_everything_a_method_learns_is_trained_in_some_stage(case, base, concept):
+    method = case.make(base, concept)
+    trained = {id(p) for stage in method.stages() for group in stage.param_groups for p in group["params"]}
+    assert trained == {id(parameter) for parameter in method.parameters()}
+
+
+@of_learning
+def test_each_loss_of_each_stage_moves_something_that_the_stage_trains(case, base, concept, images):
+    method = disturbed(case.make(base, concept)).train()
+    with method.attach(base):
+        for stage in method.stages():
+            trained = [parameter for group in stage.param_groups for parameter in group["params"]]
+            step = denoising_step(method, base, images, stage, seed=0, index=0)
+            for name, loss in {"diffusion": diffusion_loss(step), **stage.penalty(step)}.items():
+                gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
+                assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients), name
+
+
+@of_learning
+def test_every_learned_tensor_is_reached_by_training(case, base, concept, images):
+    """A part that is attached in sampling but not in training would stay as it was."""
+    method = disturbed(case.make(base, concept)).train()
+    before = {name: parameter.clone() for name, parameter in method.named_parameters()}
+    train(method, base, images, seed=0)
+    unmoved = [name for name, parameter in method.named_parameters() if torch.equal(parameter, before[name])]
+    assert unmoved == []
