@@ -23,6 +23,7 @@ from personalize_core.files import save_tensors
 
 EMBEDDING, LORA = "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"
 _FACTOR = re.compile(r"unet\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")  # as PEFT names them
+_ALPHA = re.compile(r"(\.lora_A\.weight)?\.alpha$")  # behind the layer's name, or its first factor's
 PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl"})
 
 
@@ -108,9 +109,10 @@ def read_lora(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
     down, up = factors["A"], factors["B"]
     if down.keys() != up.keys() or not down:
         raise InputError(f"{path} does not hold two factors for each layer")
+    scales = {_ALPHA.sub("", name): alpha for name, alpha in convert_unet_state_dict_to_peft(alphas or {}).items()}
     changes = {}
     for layer, A in down.items():
-        alpha = (alphas or {}).get(f"unet.{layer}.alpha", about.get("lora_alpha", len(A)))
+        alpha = scales.get(f"unet.{layer}", about.get("lora_alpha", len(A)))
         changes[layer] = A, up[layer] * (alpha / len(A))
     return changes
 
