@@ -93,7 +93,7 @@ def read_lora(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
     if any("dora_scale" in name or "magnitude_vector" in name for name in raw):
         raise InputError(f"{path} is more than a low-rank change: it has the factors of DoRA")
     found: Any = StableDiffusionPipeline.lora_state_dict(
-        file.parent, weight_name=file.name, use_safetensors=True, local_files_only=True, return_lora_metadata=True
+        str(file.parent), weight_name=file.name, use_safetensors=True, local_files_only=True, return_lora_metadata=True
     )
     state, alphas, about = found
     about = {key.removeprefix("unet."): value for key, value in (about or {}).items()}

@@ -174,7 +174,7 @@ def saved_by_diffusers(method: Any, base: BaseModel, folder: Path) -> Path:
     method.export(base, folder)
     pipe = fresh_pipeline(base)
     pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
-    layers = get_peft_model_state_dict(pipe.unet, adapter_name="default_0")
+    layers: Any = get_peft_model_state_dict(pipe.unet, adapter_name="default_0")
     StableDiffusionPipeline.save_lora_weights(folder / "again", unet_lora_layers=layers)
     return folder / "again"
 

@@ -46,15 +46,17 @@ def losses_and_gradients(method: Method, base: BaseModel, images) -> list[tuple[
 
 
 @of_learning
-def test_in_bfloat16_every_loss_is_near_its_value_in_float32(case, concept, images):
+def test_in_bfloat16_losses_and_gradients_are_near_those_in_float32(case, concept, images):
     full, half = (case.base(dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    one, other = (disturbed(case.make(base, concept)).train() for base in (full, half))
+    one, other = (case.make(base, concept).train() for base in (full, half))
     pairs = zip(losses_and_gradients(one, full, images), losses_and_gradients(other, half, images), strict=True)
     for (losses, gradients), (rounded, of_rounded) in pairs:
+        total = sum(loss.item() for loss in losses.values())
         assert rounded.keys() == losses.keys()
-        assert rounded["diffusion"] == pytest.approx(losses["diffusion"], rel=0.02)
+        assert all(abs(rounded[name].item() - loss.item()) < 2e-3 * total for name, loss in losses.items())
         exact, near = (torch.cat([g.flatten().double() for g in each]) for each in (gradients, of_rounded))
-        assert torch.cosine_similarity(exact, near, dim=0) > 0.9
+        assert torch.cosine_similarity(exact, near, dim=0) > 0.99  # 0.997 and more, measured
+        assert near.norm().item() == pytest.approx(exact.norm().item(), rel=0.05)
         assert {gradient.dtype for gradient in of_rounded} == {torch.float32}
 
 
@@ -71,6 +73,6 @@ def test_gradient_checkpointing_changes_no_loss_and_no_gradient_or_is_refused(ca
         found = losses_and_gradients(method, base, images)
     assert not base.unet.is_gradient_checkpointing
     for (losses, gradients), (again, gradients_again) in zip(expected, found, strict=True):
-        assert losses == again
+        assert losses == again  # bit for bit: the forward pass is the same
         for one, other in zip(gradients, gradients_again, strict=True):
             torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-5)
