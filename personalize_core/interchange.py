@@ -42,6 +42,15 @@ def elsewhere(concept: Concept) -> str:
     )
 
 
+def refuse_pickle(path: Path) -> None:
+    """Raise InputError if a file's name ends as pickles' do."""
+    if path.suffix.lower() in PICKLES:
+        raise InputError(
+            f"{path} is a pickle, which may run any program when it is read, so it is not read here; convert it to "
+            "safetensors where you trust it"
+        )
+
+
 def read_tensors(path: Path, inside: str) -> dict[str, Tensor]:
     """A safetensors file, or the one called `inside` in a folder.
 
@@ -49,12 +58,10 @@ def read_tensors(path: Path, inside: str) -> dict[str, Tensor]:
         InputError: there is none, it is a pickle, or it is damaged.
     """
     file = path / inside if path.is_dir() else path
-    pickles = [found for found in (path.iterdir() if path.is_dir() else [path]) if found.suffix.lower() in PICKLES]
-    if pickles and (file.suffix.lower() in PICKLES or not file.is_file()):
-        raise InputError(
-            f"{pickles[0]} is a pickle, which may run any program when it is read, so it is not read here; convert it "
-            "to safetensors where you trust it"
-        )
+    if not file.is_file():
+        for beside in path.iterdir() if path.is_dir() else []:
+            refuse_pickle(beside)
+    refuse_pickle(file)
     if not file.is_file():
         raise InputError(f"{file} does not exist")
     try:

@@ -42,7 +42,8 @@ PROOF = "proof.json"  # beside the weights: a fresh process drew with them what 
 CAPTIONS = "captions.json"  # beside the latents of photographs that have captions
 BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
 
-# Whose source a step's result depends on, besides the method's own file.
+# Whose source a step's result depends on, besides the method's own file. Not proof.py: it can refuse an artifact, but not
+# change it.
 ENCODING = ("data", "models")
 DRAWING = ("attention", "base", "data", "localized", "method", "parts", "sample", "text")
 TRAINING = ("attention", "base", "context_regularization", "data", "method", "parts", "text", "train")
@@ -511,12 +512,14 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
         InputError: it cannot be read, does not fit the base model, or there is an artifact already.
     """
     from personalize_core import artifact, training_log
+    from personalize_core.interchange import refuse_pickle
 
     check_method(method)
     started, folder = time.monotonic(), store.artifact(method, concept)
     config, described = store.params.config(method), store.concept(concept)
     if not source.exists():
         raise InputError(f"{source} does not exist")
+    refuse_pickle(source)
     if folder.exists():
         raise InputError(f"{method} has learned {concept!r} already; remove {folder} first")
     base = _base(store)
