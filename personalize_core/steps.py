@@ -42,8 +42,8 @@ PROOF = "proof.json"  # beside the weights: a fresh process drew with them what 
 CAPTIONS = "captions.json"  # beside the latents of photographs that have captions
 BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
 
-# Whose source a step's result depends on, besides the method's own file. Not proof.py: it can refuse an artifact, but not
-# change it.
+# Whose source a step's result depends on, besides the method's own file. Not proof.py: it can refuse an artifact, but
+# not change it.
 ENCODING = ("data", "models")
 DRAWING = ("attention", "base", "data", "localized", "method", "parts", "sample", "text")
 TRAINING = ("attention", "base", "context_regularization", "data", "method", "parts", "text", "train")
