@@ -8,7 +8,7 @@ them; `ContextRefined` refines any learned embedding with them for one prompt ("
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -31,6 +31,8 @@ from personalize_core.text import Conditioning
 Weight = Annotated[float, Field(ge=0)]
 Axis = Literal["token", "feature"]
 Reduction = Literal["sum", "mean"]
+Progress = Callable[[int, int, float], None]
+"""(steps done, steps, the loss before the last of them) -> None"""
 
 
 @options
@@ -226,6 +228,18 @@ class ContextRefined(Method):
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         return self.method.attach(base)
 
+    def refine(self, base: BaseModel, prompts: Sequence[str], progress: Progress) -> None:
+        """Refine for these prompts now, rather than for each when it is first drawn."""
+        wanted = [prompt for prompt in dict.fromkeys(prompts) if self._speaks_of_it(prompt)]
+        wanted = [prompt for prompt in wanted if prompt not in self.refined]
+        steps = len(wanted) * self.config.steps
+        with self.attach(base):
+            for number, prompt in enumerate(wanted):
+                done = number * self.config.steps
+                self.refined[prompt] = self._refine(
+                    base, prompt, lambda index, loss, done=done: progress(done + index + 1, steps, loss)
+                )
+
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
         """The prompts with each its own embedding; prompts that do not name the concept are left to the method.
 
@@ -247,14 +261,19 @@ class ContextRefined(Method):
         return embedding
 
     def _vector(self, base: BaseModel, prompt: str) -> Tensor:
-        if self.concept.placeholder not in prompt:
+        if not self._speaks_of_it(prompt):
             return self.embedding.vector.detach()
         if prompt not in self.refined:
             self.refined[prompt] = self._refine(base, prompt)
         return self.refined[prompt]
 
+    def _speaks_of_it(self, prompt: str) -> bool:
+        return self.concept.placeholder in prompt
+
     @torch.enable_grad()  # sampling runs without
-    def _refine(self, base: BaseModel, prompt: str) -> Tensor:
+    def _refine(
+        self, base: BaseModel, prompt: str, listen: Callable[[int, float], None] = lambda index, loss: None
+    ) -> Tensor:
         how = self.config
         phrase = self.phrase if self.phrase in prompt else self.concept.placeholder
         pair = PromptPair.of(base, self.concept, prompt.replace(phrase, SLOT), phrase)
@@ -271,6 +290,7 @@ class ContextRefined(Method):
             (vector.grad,) = torch.autograd.grad(total, vector)  # and into nothing that the method learned
             optimizer.step()
             seen.append(total.item())
+            listen(index, seen[-1])
         self.losses[prompt] = seen
         return vector.detach()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,8 @@ class Method(nn.Module):
 
     Config: ClassVar[type]  # how it is trained; saved in the artifact
     Sampling: ClassVar[type] = NoOptions  # how it is used; chosen for each sampling run
+    # Sampling options of other methods -> why this one has not got them, where there is more to say than that.
+    lacks: ClassVar[Mapping[str, str]] = {"lag": "nothing that it learns acts inside the U-Net"}
     starts_as_base_model: ClassVar[bool] = True  # untrained, does it draw what the base model draws?
     preprocessing: ClassVar[Preprocessing]  # how photographs become its training images; see preprocessing_for
 
@@ -155,6 +157,11 @@ class Method(nn.Module):
     def losses_read_attention(cls, config: Any) -> bool:
         """Does a loss of its training look at attention maps? Then the U-Net cannot be checkpointed beneath it."""
         return False
+
+    @classmethod
+    def text_embeddings(cls, config: Any) -> int:
+        """How many input embeddings of the text encoder it holds for the concept; one can be refined for a prompt."""
+        return 0
 
     @classmethod
     def class_images(cls, config: Any) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -11,8 +12,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from personalize_core.errors import InputError, listed
 from personalize_core.methods import MARK, METHOD_NAMES, ablation_changes, check_method, method_class, method_file
 
+if TYPE_CHECKING:
+    from personalize_core.context_regularization import Refinement
+
 Values = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
+REFINE = "test_time_optimization"  # stands beside a method's own sampling options
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to sample what a method learned, without training it again."""
+
+    name: str
+    sampling: Any  # the method's own options
+    refinement: Refinement | None = None  # test-time optimization, apart from any method; None: not wanted
 
 
 class _Strict(BaseModel):
@@ -54,7 +68,7 @@ class Params(_Strict):
     encoders: Encoders
     methods: dict[str, dict[str, Values]]  # method -> base model -> what its recipe changes for that base model
     ablations: dict[str, dict[str, Values]] = {}  # the same for METHOD@ABLATION, on top of the method's own recipe
-    variants: dict[str, dict[str, Values]]  # method or ablation -> variant -> sampling options
+    variants: dict[str, dict[str, Values]]  # method or ablation -> variant -> sampling options; see sampling_variants
 
     @field_validator("methods")
     @classmethod
@@ -115,18 +129,58 @@ class Params(_Strict):
             where = f"{method} ({where}, ablations.yaml and ablations.{method}.{base})"
         return build(kind.Config, changes, where)
 
-    def sampling_variants(self, method: str) -> dict[str, Any]:
-        """Variant -> sampling options; a method without an entry has one variant of its own name."""
+    def sampling_variants(self, method: str) -> dict[str, Variant]:
+        """Variant -> how it samples; a method without an entry has one variant of its own name.
+
+        Its options are the method's own, and test-time optimization for any method that holds one text embedding.
+
+        Raises:
+            InputError: an option is unknown or does not apply to this method, or to the way it is trained.
+        """
         sections = self.variants.get(method) or {method: {}}
-        kind, config, built = method_class(method), self.config(method), {}
-        for variant, options in sections.items():
-            where = f"params.yaml, variants.{method}.{variant}"
-            built[variant] = build(kind.Sampling, options, where)
-            try:
-                kind.check(config, built[variant])
-            except InputError as error:
-                raise InputError(f"{where}: {error}") from None
-        return built
+        config = self.config(method)
+        return {
+            name: _variant(name, method, config, options, f"params.yaml, variants.{method}.{name}")
+            for name, options in sections.items()
+        }
+
+
+def _variant(name: str, method: str, config: Any, options: Values, where: str) -> Variant:
+    kind = method_class(method)
+    known = [*_keys(kind.Sampling), *([REFINE] if kind.text_embeddings(config) == 1 else [])]
+    for option in options:
+        if option not in known:
+            raise InputError(f"{where}: {_inapplicable(option, method, config) or _unknown(option, known)}")
+    sampling = build(kind.Sampling, {key: value for key, value in options.items() if key != REFINE}, where)
+    try:
+        kind.check(config, sampling)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return Variant(name, sampling, _refinement(options[REFINE], f"{where}.{REFINE}") if REFINE in options else None)
+
+
+def _refinement(values: Any, where: str) -> Refinement:
+    from personalize_core.context_regularization import Refinement
+
+    if not isinstance(values, dict):
+        raise InputError(f"{where} = {values!r}: it should be options, or {{}} for the published ones")
+    return build(Refinement, values, where)
+
+
+def _inapplicable(option: str, method: str, config: Any) -> str | None:
+    """What a sampling option of other methods does, why it does not apply to this one, and which have it."""
+    kinds = {name: method_class(name) for name in METHOD_NAMES}
+    if option == REFINE:
+        having = [name for name, kind in kinds.items() if kind.text_embeddings(kind.Config()) == 1]
+        does = "refines the one text embedding that was learned, for each prompt"
+        why = f"it learns {method_class(method).text_embeddings(config) or 'none'}"
+    else:
+        having = [name for name, kind in kinds.items() if option in _keys(kind.Sampling)]
+        if not having:
+            return None
+        fields: Any = kinds[having[0]].Sampling
+        does, why = fields.__pydantic_fields__[option].description, method_class(method).lacks.get(option)
+    return f"{option} {does}, and does not apply to {method}{f': {why}' if why else ''}; it applies to {listed(having)}"
 
 
 def _validated(kind: type[M], path: Path) -> M:
@@ -158,12 +212,15 @@ def _explain(error: ValidationError, kind: Any) -> str:
     key = ".".join(map(str, first["loc"]))
     fields = _keys(kind)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = f"; known are {listed(fields)}" if len(first["loc"]) == 1 and fields else ""
-        return f"there is no key {key!r}{known or '; take it out, or mend its spelling'}"
+        return _unknown(key, fields if len(first["loc"]) == 1 else [])
     if first["type"] == "missing":
         return f"the key {key!r} is missing"
     said = first["msg"].removeprefix("Value error, ")
     return f"{key} = {first['input']!r}: {said}" if key else said  # no key: several that contradict each other
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    return f"there is no key {key!r}; {f'known are {listed(known)}' if known else 'take it out, or mend its spelling'}"
 
 
 def _keys(kind: Any) -> list[str]:

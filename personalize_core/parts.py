@@ -11,11 +11,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
-from personalize_core.base import BaseModel
+from personalize_core.base import LAYERS, BaseModel
 from personalize_core.concept import SLOT
 from personalize_core.data import ConceptLatents
 from personalize_core.interchange import elsewhere, save_embedding
 from personalize_core.method import Batch, Method, equal_shares
+
+WHOLE_UNET = {"lag": "it changes the whole U-Net, and between the transformers no location looks at words"}
+"""Why a method that tunes all weights lacks LAG; for `Method.lacks`."""
 
 TokenRule = Literal["last", "first", "mean"]
 """Which of a class noun's tokens stands for it. English heads come last ("stuffed animal"); AttnDreamBooth's and CoRe's
@@ -69,9 +72,9 @@ class TunedWeights(nn.Module):
         return ((key.replace("/", "."), weight) for key, weight in self.weights.items())
 
     @contextmanager
-    def placed_in(self, model: nn.Module) -> Iterator[None]:
-        """Within it, `model` computes with these weights, and gradients reach them."""
-        with _placed(self.items(), model):
+    def placed_in(self, model: nn.Module, under: str = "") -> Iterator[None]:
+        """Within it, `model` computes with these weights, and gradients reach them; those whose names start so."""
+        with _placed(((name, weight) for name, weight in self.items() if name.startswith(under)), model):
             yield
 
     def as_state_dict(self) -> dict[str, Tensor]:
@@ -164,10 +167,11 @@ def class_embedding(base: BaseModel, class_noun: str, rule: TokenRule) -> Tensor
     return {"last": embeddings[-1], "first": embeddings[0], "mean": torch.stack(embeddings).mean(dim=0)}[rule]
 
 
-def attention_projections(base: BaseModel) -> dict[str, nn.Linear]:
-    """Path in the U-Net -> layer: queries, keys, values and outputs of both attentions of all 16 blocks."""
+def attention_projections(base: BaseModel, transformers: Iterable[str] = LAYERS) -> dict[str, nn.Linear]:
+    """Path in the U-Net -> layer: queries, keys, values and outputs of both attentions, in all 16 transformers."""
     found = {}
-    for path, block in base.transformers.items():
+    for path in transformers:
+        block = base.transformers[path]
         for kind in ("attn1", "attn2"):
             attention: Any = block.transformer_blocks[0].get_submodule(kind)
             for name in ("to_q", "to_k", "to_v", "to_out.0"):

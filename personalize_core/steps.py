@@ -7,7 +7,7 @@ ever sees it half made. Dagster, DVC and the command line call these and hold no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from personalize_core.base import BaseModel
     from personalize_core.data import ConceptLatents, Preprocessing
     from personalize_core.method import Method
-    from personalize_core.params import Drawing
+    from personalize_core.params import Drawing, Variant
 
 SCORES = "scores.parquet"
 PROOF = "proof.json"  # beside the weights: a fresh process drew with them what the trainer drew
@@ -46,7 +46,8 @@ BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
 # not change it.
 ENCODING = ("data", "models")
 DRAWING = ("attention", "base", "data", "localized", "method", "parts", "sample", "text")
-TRAINING = ("attention", "base", "context_regularization", "data", "method", "parts", "text", "train")
+REFINING = ("context_regularization", "randomness")  # on top, for test-time optimization
+TRAINING = ("attention", "base", "context_regularization", "data", "localized", "method", "parts", "text", "train")
 SCORING = ("metrics/features", "metrics/scoring", "metrics/similarity", "metrics/tables")
 COMPARING = ("comparison", "figures", "metrics/tables")
 
@@ -230,11 +231,12 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
         {
             "artifact": artifact,
             "templates": templates,
-            "variants": {name: repr(options) for name, options in variants.items()},
+            "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
             "sampling": params.sampling.model_dump(),
             "precision": params.precision,
             "seed": params.seed,
             "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}"]),
+            **_refining(store, concept, variants, listener),
         }
     )
     pictures = {"grid": folder / "grid.png"}
@@ -245,11 +247,12 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
         trained = restore(store.artifact(method, concept), base)
         places = [(p, i) for p in range(len(templates)) for i in range(params.sampling.images_per_prompt)]
         with whole_folder(folder, stamp) as new, store.alone("device"):
-            for variant, options in variants.items():
-                trained.sampling, what = options, f"drawing {concept} by {variant}"
-                paths = [new / picture_name(variant, prompt, image) for prompt, image in places]
+            for name, variant in variants.items():
+                paths = [new / picture_name(name, prompt, image) for prompt, image in places]
                 prompts = [trained.say(templates[prompt]) for prompt, _ in places]
-                _draw(params.sampling, params.seed, base, trained, prompts, places, paths, what, listener)
+                sampled = _sampled_by(variant, store, concept, method, base, trained, prompts, listener)
+                what = f"drawing {concept} by {name}"
+                _draw(params.sampling, params.seed, base, sampled, prompts, places, paths, what, listener)
             about = {
                 "concept": concept,
                 "class_noun": trained.concept.class_noun,
@@ -260,7 +263,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
                 "variants": list(variants),
             }
             write_json(new / "grid.json", about)
-            comparison.draw(store, concept, [(variant, new) for variant in variants], about, new / "grid.png")
+            comparison.draw(store, concept, [(name, new) for name in variants], about, new / "grid.png")
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
 
 
@@ -380,9 +383,10 @@ def draw_samples(
         "artifact": _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}"),
         "templates": templates,
         "images": images,
-        "variant": repr(variants[variant]),
+        "variant": repr(variants[variant].sampling),
         "sampling": params.sampling.model_dump(),
         "seed": params.seed,
+        **_refining(store, concept, {variant: variants[variant]}, listener),
     }
     stamp = stamp_of(request)
     folder = store.samples(method, concept, stamp)
@@ -392,12 +396,12 @@ def draw_samples(
         return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
     base = _base(store)
     trained = restore(store.artifact(method, concept), base)
-    trained.sampling = variants[variant]
     with whole_folder(folder, stamp) as new, store.alone("device"):
         said = [trained.say(templates[prompt]) for prompt, _ in places]
+        sampled = _sampled_by(variants[variant], store, concept, method, base, trained, said, listener)
         paths = [new / picture_name(variant, prompt, image) for prompt, image in places]
         what = f"drawing {concept} by {variant}"
-        _draw(params.sampling, params.seed, base, trained, said, places, paths, what, listener)
+        _draw(params.sampling, params.seed, base, sampled, said, places, paths, what, listener)
         write_json(new / "samples.json", {"concept": concept, "method": method, "prompts": said, **request})
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
 
@@ -738,6 +742,40 @@ def _trained(stamp: str, skipped: bool, started: float, folder: Path) -> Report:
         numbers["restored_draws_otherwise_by"] = read_json(folder / PROOF)["largest_difference"]
     pictures = {"loss": folder / "loss.png"} if (folder / "loss.png").is_file() else {}
     return Report(stamp, skipped, time.monotonic() - started, folder, numbers, pictures)
+
+
+def _refining(store: Store, concept: str, variants: Mapping[str, Variant], listener: Listener) -> dict[str, Any]:
+    """What pictures depend on besides, where a variant asks for test-time optimization; else nothing.
+
+    It looks at the concept's photographs, which may be others by now than those that the artifact was trained on.
+    """
+    refined = {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
+    if not refined:
+        return {}
+    latents = encode_images(store, concept, listener).stamp
+    return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
+
+
+def _sampled_by(
+    variant: Variant,
+    store: Store,
+    concept: str,
+    method: str,
+    base: BaseModel,
+    trained: Method,
+    prompts: Sequence[str],
+    listener: Listener,
+) -> Method:
+    """What was learned, ready to draw these prompts in one variant; the artifact stays as it is."""
+    from personalize_core.context_regularization import ContextRefined
+
+    trained.sampling = variant.sampling
+    if not variant.refinement:
+        return trained
+    refined = ContextRefined(trained, _latents(store, concept, method, None), store.params.seed, variant.refinement)
+    what = f"refining {concept} for the prompts of {variant.name}"
+    refined.refine(base, prompts, lambda done, steps, loss: listener(Event(what, done, steps, {"loss": loss})))
+    return refined
 
 
 def _draw(

@@ -18,6 +18,7 @@ from torch import nn
 
 from personalize_core.base import BaseModel
 from personalize_core.errors import InputError, listed
+from personalize_core.localized import LAG
 from personalize_core.method import Method
 from personalize_core.text import Conditioning, TextContext
 
@@ -74,16 +75,18 @@ class Together(Method):
 
 def _confined(part: Method) -> Any:
     """The part's sampling options with LAG on."""
-    kind = type(part)
-    if "lag" not in getattr(kind.Sampling, "__dataclass_fields__", {}):
+    kind: Any = type(part)
+    if not issubclass(kind.Sampling, LAG):
+        why = kind.lacks.get("lag", "it cannot be confined to a region")
         raise InputError(
-            f"{kind.__name__} cannot share a picture with another concept: only what acts inside the U-Net as a "
-            "difference, such as personalized_residuals, can be confined to a region"
+            f"{kind.__name__} cannot share a picture with another concept: {why}; what acts inside the U-Net's "
+            "transformers alone, such as personalized_residuals, can be confined to a region"
         )
-    if getattr(part, "embedding", None) is not None:
+    if kind.text_embeddings(part.config):
         raise InputError(
             f"{part.concept.name!r} has learned an embedding for its placeholder; in a picture of several concepts "
-            "every placeholder reads the same rare word, so train it without"
+            "every placeholder reads the same rare word, so it takes a method that learns none, such as "
+            "personalized_residuals as it is published"
         )
     sampling = kind.Sampling(lag=True)
     kind.check(part.config, sampling)

@@ -26,7 +26,7 @@ from personalize_core.context_regularization import (
     embedding_name,
 )
 from personalize_core.errors import InputError
-from personalize_core.methods import METHODS, method_class
+from personalize_core.methods import ABLATIONS, METHODS, method_class
 from personalize_core.methods.textual_inversion import TextualInversion
 from tests.conftest import disturbed, draw, equal_bits, snapshot, tiny_base
 
@@ -349,6 +349,24 @@ of_refinable = pytest.mark.parametrize("name", REFINABLE)
 of_others = pytest.mark.parametrize("name", [name for name in METHODS if name not in REFINABLE])
 
 
+def recipes(name: str) -> list[Any]:
+    """A method's own recipe, and that of each of its ablations."""
+    kind: Any = method_class(name)
+    return [kind.Config(), *(kind.Config(**changes) for changes in ABLATIONS.get(name, {}).values())]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_says_of_its_embeddings_is_what_there_is_to_refine(name, concept):
+    """`text_embeddings` answers before anything is built; here everything is."""
+    base, kind = tiny_base(), method_class(name)
+    for config in recipes(name):
+        try:
+            found = bool(embedding_name(kind(config, base, concept)))
+        except InputError:
+            found = False
+        assert found == (kind.text_embeddings(config) == 1), config
+
+
 @pytest.fixture
 def refined(base, concept, images) -> Any:
     return ContextRefined(make("textual_inversion", base, concept), images, 0, STEEP)
@@ -475,6 +493,19 @@ def test_a_prompt_is_refined_once_for_all_its_pictures(base, refined):
     again = draw(refined, base, [PROMPT])
     assert refined.refined[PROMPT] is first and list(refined.refined) == [PROMPT]
     torch.testing.assert_close(again, two[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_prompts_can_be_refined_beforehand_with_progress_and_are_then_drawn_the_same(base, concept, images, refined):
+    prompts, heard = [PROMPT, "red <v> on the beach", PROMPT, "a red mug"], []
+    expected = draw(refined, base, prompts)
+    fresh = ContextRefined(refined.method, images, 0, STEEP)
+    fresh.refine(base, prompts, lambda done, steps, loss: heard.append((done, steps, loss)))
+    assert [(done, steps) for done, steps, _ in heard] == [(n + 1, 2 * STEEP.steps) for n in range(2 * STEEP.steps)]
+    assert [loss for _, _, loss in heard] == fresh.losses[PROMPT] + fresh.losses["red <v> on the beach"]
+    assert torch.equal(draw(fresh, base, prompts), expected)
+    before = len(heard)
+    fresh.refine(base, prompts, lambda done, steps, loss: heard.append((done, steps, loss)))
+    assert len(heard) == before  # what is known is not refined again
 
 
 def test_each_row_is_drawn_with_its_own_embedding(base, concept, refined):

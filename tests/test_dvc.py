@@ -165,7 +165,7 @@ def files(modules) -> set[str]:
     [
         ("encode_images", steps.ENCODING),
         ("train", {*steps.TRAINING, *steps.DRAWING, *steps.ENCODING}),  # class images are drawn while training
-        ("draw", steps.DRAWING),
+        ("draw", {*steps.DRAWING, *steps.REFINING}),
         ("score", steps.SCORING),
         ("score_references", steps.SCORING),
         ("compare", steps.COMPARING),

@@ -69,7 +69,7 @@ def test_a_recipe_is_the_published_one_and_what_params_change_for_this_base_mode
 def test_a_method_without_variants_has_one_of_its_own_name(read):
     assert list(read().sampling_variants("dreambooth")) == ["dreambooth"]
     variants = read().sampling_variants("personalized_residuals")
-    assert [variants[name].lag for name in ("plain", "local")] == [False, True]
+    assert [variants[name].sampling.lag for name in ("plain", "local")] == [False, True]
 
 
 def test_methods_come_in_the_files_order(read):
@@ -165,6 +165,107 @@ def test_asking_for_an_unknown_method():
     assert refusal(lambda: check_method("lora")).endswith(
         "the methods are " + ", ".join(METHOD_NAMES[:-1]) + " and " + METHOD_NAMES[-1]
     )
+
+
+# -- strategies of sampling --------------------------------------------------------------------------------------
+
+
+def with_variant(read, method: str, **options: Any) -> Any:
+    """The one variant of a method, with these options."""
+    return read("variants", value={method: {"chosen": options}}).sampling_variants(method)["chosen"]
+
+
+@pytest.mark.parametrize(
+    "method", ["textual_inversion", "core", "attn_dreambooth", "ti_db", "custom_diffusion", "vico"]
+)
+def test_test_time_optimization_stands_beside_the_options_of_any_method_with_one_embedding(method, read):
+    variant = with_variant(read, method, test_time_optimization={"steps": 7, "cer_axis": "feature"})
+    assert (variant.refinement.steps, variant.refinement.cer_axis, variant.refinement.batch_size) == (7, "feature", 6)
+    assert variant.sampling == method_class(method).Sampling() and variant.name == "chosen"
+    assert with_variant(read, method).refinement is None
+    assert with_variant(read, method, test_time_optimization={}).refinement is not None
+
+
+def test_it_stands_beside_lag_where_the_recipe_trains_an_embedding(read):
+    variant = with_variant(read, "personalized_residuals@token_embedding", lag=True, test_time_optimization={})
+    assert variant.sampling.lag and variant.refinement
+    said = refusal(lambda: with_variant(read, "personalized_residuals", test_time_optimization={}))
+    assert "does not apply to personalized_residuals: it learns none; it applies to textual_inversion, " in said
+
+
+@pytest.mark.parametrize(("method", "held"), [("oft", "none"), ("neti", "none"), ("xti", "16"), ("base_model", "none")])
+def test_test_time_optimization_is_refused_where_there_is_not_one_embedding(method, held, read):
+    assert refusal(lambda: with_variant(read, method, test_time_optimization={})) == (
+        f"params.yaml, variants.{method}.chosen: test_time_optimization refines the one text embedding that was "
+        f"learned, for each prompt, and does not apply to {method}: it learns {held}; it applies to "
+        "textual_inversion, custom_diffusion, ti_db, attn_dreambooth, vico and core"
+    )
+
+
+def test_what_test_time_optimization_does_not_know_is_refused_with_what_it_knows(read):
+    said = refusal(lambda: with_variant(read, "core", test_time_optimization={"step": 3}))
+    assert said.startswith(
+        "params.yaml, variants.core.chosen.test_time_optimization: there is no key 'step'; known are cer_weight, "
+    )
+    said = refusal(lambda: with_variant(read, "core", test_time_optimization={"steps": 0}))
+    assert "chosen.test_time_optimization: steps = 0: Input should be greater than 0" in said
+    said = refusal(lambda: with_variant(read, "core", test_time_optimization={"cer_weight": 0, "car_weight": 0}))
+    assert "would refine nothing" in said
+    said = refusal(lambda: with_variant(read, "core", test_time_optimization=True))
+    assert said.endswith("test_time_optimization = True: it should be options, or {} for the published ones")
+    said = refusal(lambda: with_variant(read, "core", test_time_optimisation={}))
+    assert said.endswith("there is no key 'test_time_optimisation'; known are test_time_optimization")
+
+
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [
+        ("dreambooth", "it changes the whole U-Net, and between the transformers no location looks at words"),
+        ("core", "it changes the whole U-Net, and between the transformers no location looks at words"),
+        ("textual_inversion", "nothing that it learns acts inside the U-Net"),
+        ("neti", "nothing that it learns acts inside the U-Net"),
+    ],
+)
+def test_lag_is_refused_where_it_means_nothing_with_where_it_does(method, why, read):
+    assert refusal(lambda: with_variant(read, method, lag=True)) == (
+        f"params.yaml, variants.{method}.chosen: lag keeps what was learned to the region that looks at the concept, "
+        f"and does not apply to {method}: {why}; it applies to custom_diffusion, personalized_residuals, oft, vico and "
+        "lora_dreambooth"
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "owner"),
+    [
+        ("reference", 1, "vico"),
+        ("uncond_mask", "own", "vico"),
+        ("keep", 0.6, "custom_diffusion"),
+        ("truncation", 8, "neti"),
+        ("after_stage", "unet", "attn_dreambooth"),
+    ],
+)
+def test_an_option_of_one_method_is_refused_for_the_others_with_what_it_does(option, value, owner, read):
+    variant = with_variant(read, owner, **{option: value})
+    assert getattr(variant.sampling, option) == value
+    does = method_class(owner).Sampling.__pydantic_fields__[option].description  # type: ignore[attr-defined]
+    for method in METHOD_NAMES:
+        if method != owner:
+            assert refusal(lambda method=method: with_variant(read, method, **{option: value})) == (
+                f"params.yaml, variants.{method}.chosen: {option} {does}, and does not apply to {method}; "
+                f"it applies to {owner}"
+            )
+
+
+def test_every_sampling_option_says_what_it_does():
+    for name in METHOD_NAMES:
+        kind: Any = method_class(name).Sampling
+        assert all(field.description for field in kind.__pydantic_fields__.values()), name
+
+
+def test_options_that_contradict_each_other_or_the_way_it_is_trained_are_refused(read):
+    said = refusal(lambda: with_variant(read, "vico@without_image_attention", lag=True))
+    assert said.startswith("params.yaml, variants.vico@without_image_attention.chosen: without image attention there")
+    assert "says what lag does, which is off" in refusal(lambda: with_variant(read, "oft", lag_unconditional="off"))
 
 
 # -- protocols -------------------------------------------------------------------------------------------------

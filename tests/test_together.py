@@ -11,10 +11,10 @@ import torch
 from personalize_core.base import LAYERS, Call
 from personalize_core.concept import Concept
 from personalize_core.errors import InputError
-from personalize_core.localized import region
+from personalize_core.localized import LAG, region
 from personalize_core.methods.dreambooth import Config as DreamBoothConfig
 from personalize_core.methods.dreambooth import DreamBooth
-from personalize_core.methods.personalized_residuals import Config, PersonalizedResiduals, Sampling
+from personalize_core.methods.personalized_residuals import Config, PersonalizedResiduals
 from personalize_core.text import TextContext
 from personalize_core.together import Together
 from tests.conftest import disturbed, draw, predict
@@ -123,10 +123,8 @@ def test_what_cannot_share_a_picture_is_refused_in_a_sentence(base):
         Together([one, whole], base)
     with pytest.raises(InputError, match="'w' has learned an embedding"):
         Together([one, learned(base, SECOND, train_embedding=True)], base)
-    with pytest.raises(InputError, match="needs residuals on proj_out alone"):
-        Together([one, learned(base, SECOND, targets=("to_k",))], base)
 
 
 def test_sampling_options_of_the_parts_are_those_of_lag(together):
-    assert [part.sampling for part in together.parts] == [Sampling(lag=True)] * 2
+    assert [part.sampling for part in together.parts] == [LAG(lag=True)] * 2
     assert [part.place for part in together.parts] == [0, 1]

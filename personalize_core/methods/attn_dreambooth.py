@@ -24,6 +24,7 @@ from personalize_core.data import Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.method import Method, Stage, Step, options
 from personalize_core.parts import (
+    WHOLE_UNET,
     ConceptEmbedding,
     KeptWeights,
     TokenRule,
@@ -95,7 +96,10 @@ class Config:
 class Sampling:
     """How a trained artifact is used."""
 
-    after_stage: Literal["embedding", "attention", "unet"] = "unet"  # as it was then, for analyses stage by stage
+    # For analyses stage by stage.
+    after_stage: Annotated[
+        Literal["embedding", "attention", "unet"], Field(description="takes the weights as they were after that stage")
+    ] = "unet"
 
 
 class AttnDreamBooth(Method):
@@ -107,6 +111,7 @@ class AttnDreamBooth(Method):
 
     Config = Config
     Sampling = Sampling
+    lacks = WHOLE_UNET
     preprocessing = Preprocessing("rotate", "bilinear", flip=True)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
@@ -207,6 +212,10 @@ class AttnDreamBooth(Method):
             and (getattr(config, f"{stage}_mean_weight") or getattr(config, f"{stage}_variance_weight"))
             for stage in ("embedding", "attention", "unet")
         )
+
+    @classmethod
+    def text_embeddings(cls, config: Config) -> int:
+        return 1
 
     @classmethod
     def preprocessing_for(cls, config: Config) -> Preprocessing:

@@ -25,6 +25,7 @@ from personalize_core.data import Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.method import Method, Stage, Step, options
 from personalize_core.parts import (
+    WHOLE_UNET,
     ConceptEmbedding,
     TokenRule,
     TunedWeights,
@@ -105,6 +106,7 @@ class CoRe(Method):
     """
 
     Config = Config
+    lacks = WHOLE_UNET
     preprocessing = Preprocessing("rotate", "bilinear", flip=True)
     norm: Tensor
 
@@ -173,6 +175,10 @@ class CoRe(Method):
     @classmethod
     def losses_read_attention(cls, config: Config) -> bool:
         return config.embedding_steps > 0 and config.car_weight > 0
+
+    @classmethod
+    def text_embeddings(cls, config: Config) -> int:
+        return 1
 
     @classmethod
     def preprocessing_for(cls, config: Config) -> Preprocessing:

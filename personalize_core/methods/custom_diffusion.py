@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from personalize_core.data import ConceptLatents, Preprocessing, Zoom, zooms
 from personalize_core.errors import InputError
 from personalize_core.files import save_tensors
 from personalize_core.interchange import elsewhere, fill, read_embedding, read_tensors, save_embedding
+from personalize_core.localized import LAG, attached
 from personalize_core.method import Batch, Method, Stage, equal_shares, options
 from personalize_core.parts import ConceptEmbedding, TunedWeights
 from personalize_core.text import Conditioning
@@ -64,12 +65,13 @@ class Config:
 
 
 @options
-class Sampling:
+class Sampling(LAG):
     """How a trained artifact is used."""
 
-    # The change of each key and value matrix is cut to its leading singular values, as many as make up this share of
-    # their sum (the authors' compress.py takes 0.6); 1 leaves it whole.
-    keep: Annotated[float, Field(gt=0, le=1)] = 1.0
+    # As many as make up this share of their sum (the authors' compress.py takes 0.6); 1 leaves each change whole.
+    keep: Annotated[float, Field(gt=0, le=1, description="cuts each learned change to its leading singular values")] = (
+        1.0
+    )
 
 
 class CustomDiffusion(Method):
@@ -130,12 +132,16 @@ class CustomDiffusion(Method):
         return lambda t: context
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
-        stack = ExitStack()
-        stack.enter_context(self._weights(base).placed_in(base.unet))
+        weights = self._weights(base)
+        return attached(base, self, lambda layer: self._inside(base, layer, weights))
+
+    @contextmanager
+    def _inside(self, base: BaseModel, layer: str, weights: TunedWeights) -> Iterator[None]:
+        handles, attention = [], cross_attention(base)[f"{layer}.transformer_blocks.0.attn2"]
         if self.config.detach_start:
-            projections = [layer for path in cross_attention(base).values() for layer in (path.to_k, path.to_v)]
-            stack.enter_context(hooked(*(layer.register_forward_hook(self._detach_start) for layer in projections)))
-        return stack
+            handles = [p.register_forward_hook(self._detach_start) for p in (attention.to_k, attention.to_v)]
+        with weights.placed_in(base.unet, f"{layer}."), hooked(*handles):
+            yield
 
     def _detach_start(self, module: nn.Module, args: tuple[Tensor], projected: Tensor) -> Tensor:
         """projected: (B, L, C) keys or values. The start token is the same in every prompt, and should not teach."""
@@ -181,6 +187,10 @@ class CustomDiffusion(Method):
         fill(method.weights.items(), tensors, path)
         fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
         return method
+
+    @classmethod
+    def text_embeddings(cls, config: Config) -> int:
+        return 1
 
     @classmethod
     def preprocessing_for(cls, config: Config) -> Preprocessing:

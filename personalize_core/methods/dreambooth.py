@@ -23,7 +23,7 @@ from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.interchange import fill, read_network
 from personalize_core.method import Batch, Method, Stage, options
-from personalize_core.parts import TunedWeights, parameter_names, with_prior
+from personalize_core.parts import WHOLE_UNET, TunedWeights, parameter_names, with_prior
 
 TEMPLATE = "a photo of {}"  # sec. 3.2: "a [V] [class noun]"; the wording is the recipe's
 
@@ -52,6 +52,7 @@ class DreamBooth(Method):
     """
 
     Config = Config
+    lacks = WHOLE_UNET
     preprocessing = Preprocessing("crop", "bilinear", flip=False)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:

@@ -22,6 +22,7 @@ from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.files import save_tensors
 from personalize_core.interchange import LORA, fill, read_lora, with_rank
+from personalize_core.localized import LAG, attached
 from personalize_core.method import Batch, Method, Stage, options
 from personalize_core.parts import attention_projections, with_prior
 
@@ -58,6 +59,7 @@ class LoRADreamBooth(Method):
     """A low-rank change to every attention projection of the U-Net; the placeholder reads a rare word's embedding."""
 
     Config = Config
+    Sampling = LAG
     preprocessing = Preprocessing("crop", "bilinear", flip=False)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
@@ -78,10 +80,13 @@ class LoRADreamBooth(Method):
         return with_prior(self, TEMPLATE, images, size, generator, c.prior_weight if c.prior_preservation else None)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
+        return attached(base, self, lambda transformer: self._inside(base, transformer))
+
+    def _inside(self, base: BaseModel, transformer: str) -> AbstractContextManager[Any]:
         return hooked(
             *(
                 layer.register_forward_hook(_adding(self.changes[path.replace(".", "/")]))
-                for path, layer in attention_projections(base).items()
+                for path, layer in attention_projections(base, [transformer]).items()
             )
         )
 

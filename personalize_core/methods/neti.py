@@ -60,8 +60,10 @@ class Config:
 class Sampling:
     """How a trained artifact is used."""
 
-    # Units of the mapper from this one on are silenced: fewer are easier to edit, all keep most identity.
-    truncation: Annotated[int, Field(ge=0, le=HIDDEN)] | None = None
+    # Fewer are easier to edit, all keep most identity.
+    truncation: Annotated[
+        Annotated[int, Field(ge=0, le=HIDDEN)] | None, Field(description="silences the mapper's units from this one on")
+    ] = None
 
 
 class FourierFeatures(nn.Module):

@@ -23,6 +23,7 @@ from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.errors import InputError, listed
 from personalize_core.files import read_json, save_tensors, write_json
 from personalize_core.interchange import fill, read_tensors
+from personalize_core.localized import LAG, attached
 from personalize_core.method import Batch, Method, Stage, options
 from personalize_core.parts import attention_projections, with_prior
 
@@ -113,6 +114,7 @@ class OFT(Method):
     """
 
     Config = Config
+    Sampling = LAG
     preprocessing = Preprocessing("crop", "bilinear", flip=False)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
@@ -144,12 +146,15 @@ class OFT(Method):
         return with_prior(self, TEMPLATE, images, size, generator, c.prior_weight if c.prior_preservation else None)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
+        turns = {path: self._turning(self.rotation(path)) for path in attention_projections(base)}
+        return attached(base, self, lambda transformer: self._inside(base, transformer, turns))
+
+    def _inside(self, base: BaseModel, transformer: str, turns: dict[str, Callable]) -> AbstractContextManager[Any]:
         handles = []
-        for path, layer in attention_projections(base).items():
-            rotation = self.rotation(path)
-            handles.append(layer.register_forward_pre_hook(self._turning(rotation)))
+        for path, layer in attention_projections(base, [transformer]).items():
+            handles.append(layer.register_forward_pre_hook(turns[path]))
             if self.config.rescaled:
-                handles.append(layer.register_forward_hook(_rescaling(rotation)))
+                handles.append(layer.register_forward_hook(_rescaling(self.rotation(path))))
         return hooked(*handles)
 
     def _turning(self, rotation: Rotation) -> Callable:

@@ -7,7 +7,7 @@ in methods.md section 9 and said here where it happens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from personalize_core.base import BaseModel, hooked
+from personalize_core.base import LAYERS, BaseModel, hooked
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
-from personalize_core.errors import InputError
 from personalize_core.files import save_tensors
 from personalize_core.interchange import LORA, elsewhere, fill, read_embedding, read_lora, save_embedding, with_rank
-from personalize_core.localized import Unconditional, localized, region
+from personalize_core.localized import LAG, attached, localized, region
 from personalize_core.method import Batch, Method, Stage, equal_shares, options
 from personalize_core.parts import ConceptEmbedding
 from personalize_core.text import Conditioning
@@ -52,14 +52,6 @@ class Config:
             raise ValueError(f"targets names a projection twice: {', '.join(self.targets)}")
 
 
-@options
-class Sampling:
-    """How a trained artifact is used; both ways from the same residuals."""
-
-    lag: bool = False  # keep the residuals to the region that attends to the concept (sec. 3.3)
-    lag_unconditional: Unconditional = "reuse"
-
-
 class Residual(nn.Module):
     """The low-rank change A B to a projection of n channels to m (sec. 3.2).
 
@@ -83,7 +75,7 @@ class PersonalizedResiduals(Method):
     """A residual on a projection of every transformer block, by default on its output projection (eq. 1)."""
 
     Config = Config
-    Sampling = Sampling
+    Sampling = LAG
     preprocessing = Preprocessing("crop", "bilinear", flip=False)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
@@ -118,31 +110,34 @@ class PersonalizedResiduals(Method):
         return lambda t: context
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
-        return hooked(
-            *(
-                projection.register_forward_hook(self._adding(self.residuals[path.replace(".", "/")], path, base))
-                for path, projection in self._projections(base).items()
-            )
-        )
+        if self.config.targets == ("proj_out",):
+            return hooked(*(handle for layer in base.transformers for handle in self._hooks(base, layer)))
+        return attached(base, self, lambda layer: hooked(*self._hooks(base, layer)))
 
-    def _projections(self, base: BaseModel) -> dict[str, Any]:
+    def _hooks(self, base: BaseModel, layer: str) -> list[RemovableHandle]:
+        return [
+            projection.register_forward_hook(self._adding(self.residuals[path.replace(".", "/")], layer, base))
+            for path, projection in self._projections(base, [layer]).items()
+        ]
+
+    def _projections(self, base: BaseModel, layers: Iterable[str] = LAYERS) -> dict[str, Any]:
         """Path in the U-Net -> nn.Linear or 1x1 nn.Conv2d."""
         found = {}
-        for layer, block in base.transformers.items():
+        for layer in layers:
             for target in self.config.targets:
                 inside = target if target.startswith("proj") else f"transformer_blocks.0.attn2.{target}"
-                found[f"{layer}.{inside}"] = block.get_submodule(inside)
+                found[f"{layer}.{inside}"] = base.transformers[layer].get_submodule(inside)
         return found
 
-    def _adding(self, residual: nn.Module, path: str, base: BaseModel) -> Callable:
-        layer = path.removesuffix(".proj_out")
+    def _adding(self, residual: nn.Module, layer: str, base: BaseModel) -> Callable:
+        at_the_end = self.config.targets == ("proj_out",)  # by then the transformer has looked at the words
 
         def hook(module: nn.Module, args: tuple[Tensor], original: Tensor) -> Tensor:
-            change = residual(args[0])
-            if self.training or not self.sampling.lag:
-                return original + change
+            changed = original + residual(args[0])
+            if self.training or not self.sampling.lag or not at_the_end:
+                return changed
             inside = region(base.call, layer, self.place, self.sampling.lag_unconditional)
-            return localized(inside, original, change)
+            return localized(inside, original, changed)
 
         return hook
 
@@ -180,9 +175,5 @@ class PersonalizedResiduals(Method):
         return config.class_images
 
     @classmethod
-    def check(cls, config: Config, sampling: Sampling) -> None:
-        if sampling.lag and config.targets != ("proj_out",):
-            raise InputError(
-                f"lag keeps a change to the region that attends to the concept, so it needs residuals on proj_out "
-                f"alone; residuals on {', '.join(config.targets)} act before that region is known"
-            )
+    def text_embeddings(cls, config: Config) -> int:
+        return int(config.train_embedding)

@@ -59,6 +59,10 @@ class TextualInversion(Method):
         context = base.encode(prompts, self.concept, self.embedding.vector)
         return lambda t: context
 
+    @classmethod
+    def text_embeddings(cls, config: Config) -> int:
+        return 1
+
     def export(self, base: BaseModel, folder: Path) -> str:
         how = save_embedding(self.embedding.vector, self.concept, folder)
         return f"{how}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"

@@ -20,7 +20,14 @@ from personalize_core.concept import Concept
 from personalize_core.data import Preprocessing
 from personalize_core.interchange import elsewhere, fill, read_embedding, read_network, save_embedding
 from personalize_core.method import Method, Stage, options
-from personalize_core.parts import ConceptEmbedding, TokenRule, TunedWeights, class_embedding, parameter_names
+from personalize_core.parts import (
+    WHOLE_UNET,
+    ConceptEmbedding,
+    TokenRule,
+    TunedWeights,
+    class_embedding,
+    parameter_names,
+)
 from personalize_core.text import Conditioning
 
 
@@ -41,6 +48,7 @@ class TIDB(Method):
     """The placeholder's embedding and every weight of the U-Net, trained together; no prior preservation."""
 
     Config = Config
+    lacks = WHOLE_UNET
     preprocessing = Preprocessing("rotate", "bilinear", flip=True)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
@@ -80,6 +88,10 @@ class TIDB(Method):
         fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
         fill(method.unet.items(), read_network(UNet2DConditionModel, path / "unet"), path / "unet")
         return method
+
+    @classmethod
+    def text_embeddings(cls, config: Config) -> int:
+        return 1
 
     @classmethod
     def preprocessing_for(cls, config: Config) -> Preprocessing:

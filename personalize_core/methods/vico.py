@@ -22,6 +22,7 @@ from personalize_core.base import BaseModel, Call, hooked
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.errors import InputError
+from personalize_core.localized import LAG, localized, region
 from personalize_core.method import Batch, Method, Stage, Step, equal_shares, options
 from personalize_core.parts import ConceptEmbedding
 from personalize_core.prompts import TRAINING, read_list
@@ -60,13 +61,17 @@ class Config:
 
 
 @options
-class Sampling:
+class Sampling(LAG):
     """How a trained artifact is used."""
 
-    reference: Annotated[int, Field(ge=0)] = 0  # which of the concept's photographs, in their files' order, from 0
-    # What the prompt-free half of guidance masks the reference by: its "own" map, at the placeholder's position in
-    # the prompt, where it has padding, as in the authors' code; or the mask of the prompted half.
-    uncond_mask: Literal["own", "from_cond"] = "own"
+    # Of the concept's photographs in their files' order, from 0.
+    reference: Annotated[int, Field(ge=0, description="chooses the photograph that is attended to")] = 0
+    # Its "own" map, at the placeholder's position in the prompt, where it has padding, as in the authors' code; or the
+    # mask of the prompted half.
+    uncond_mask: Annotated[
+        Literal["own", "from_cond"],
+        Field(description="says by which map the prompt-free half of guidance masks the reference"),
+    ] = "own"
 
 
 class ViCo(Method):
@@ -106,10 +111,15 @@ class ViCo(Method):
         return self.concept.placeholder
 
     @classmethod
+    def text_embeddings(cls, config: Config) -> int:
+        return 1
+
+    @classmethod
     def check(cls, config: Config, sampling: Sampling) -> None:
         if sampling != Sampling() and not config.image_attention:
             raise InputError(
-                "without image attention there is no reference to choose or to mask; leave both options out"
+                "without image attention there is no reference to choose or to mask, and nothing for lag to confine; "
+                "leave these options out"
             )
         if sampling.uncond_mask != "own" and not config.mask:
             raise InputError(f"uncond_mask: {sampling.uncond_mask} chooses a mask, but it was trained with mask: false")
@@ -218,9 +228,12 @@ class ViCo(Method):
 
         def attend(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
             x, r = output.chunk(2)
-            mask = self._mask(_call_among((*args, *kwargs.values())), layer)
-            x = block(x, encoder_hidden_states=r, encoder_attention_mask=mask)
-            return torch.cat([x.to(r.dtype), r])
+            call = _call_among((*args, *kwargs.values()))
+            attended = block(x, encoder_hidden_states=r, encoder_attention_mask=self._mask(call, layer))
+            if not self.training and self.sampling.lag:
+                inside = region(call, layer, self.place, self.sampling.lag_unconditional)
+                attended = localized(inside[: len(x)], x, attended)
+            return torch.cat([attended.to(r.dtype), r])
 
         return attend
 

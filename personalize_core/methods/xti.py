@@ -51,6 +51,10 @@ class XTI(Method):
     def phrase(self) -> str:
         return self.concept.placeholder
 
+    @classmethod
+    def text_embeddings(cls, config: Config) -> int:
+        return len(LAYERS)
+
     def stages(self) -> list[Stage]:
         c = self.config
         return [Stage("embeddings", c.steps, c.batch_size, [{"params": [self.embeddings], "lr": c.lr}])]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
@@ -60,9 +62,15 @@ def cases_of(name: str) -> list[Case]:
 
 
 def samplings_of(name: str) -> list[dict[str, Any]]:
-    """Every combination of a method's sampling options."""
-    options = options_of(method_class(name).Sampling)
-    return [dict(zip(options, chosen, strict=True)) for chosen in itertools.product(*options.values())]
+    """Every combination of a method's sampling options, but those that contradict each other."""
+    kind: Any = method_class(name).Sampling
+    options, combinations = options_of(kind), []
+    for values in itertools.product(*options.values()):
+        with contextlib.suppress(ValidationError):
+            chosen = dict(zip(options, values, strict=True))
+            kind(**chosen)
+            combinations.append(chosen)
+    return combinations
 
 
 CONCEPT = Concept("v", "<v>", "dog")

@@ -11,13 +11,12 @@ from pydantic import ValidationError
 
 from personalize_core import localized
 from personalize_core.base import LAYERS, hooked
-from personalize_core.errors import InputError
+from personalize_core.localized import LAG
 from personalize_core.methods import personalized_residuals
 from personalize_core.methods.personalized_residuals import (
     Config,
     PersonalizedResiduals,
     Residual,
-    Sampling,
 )
 from personalize_core.text import TextContext
 from personalize_core.train import denoising_step, diffusion_loss, train
@@ -119,7 +118,7 @@ def as_linear(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(lag=True)], ids=["plain", "LAG"])
+@pytest.mark.parametrize("sampling", [LAG(), LAG(lag=True)], ids=["plain", "LAG"])
 def test_both_kinds_of_projection_agree_on_the_same_numbers(sampling, concept):
     convolutional, linear = tiny_base(False), tiny_base(True)
     linear.unet.load_state_dict(as_linear(convolutional.unet.state_dict()))
@@ -170,13 +169,6 @@ def test_the_embedding_moves_only_where_it_is_to_be_learned(base, concept, image
     assert "embedding.vector" not in PersonalizedResiduals(Config(), base, concept).state_dict()
 
 
-@pytest.mark.parametrize("targets", ABLATIONS[1:], ids="+".join)
-def test_lag_is_refused_where_a_residual_acts_before_its_region_is_known(targets):
-    PersonalizedResiduals.check(Config(targets=targets), Sampling())
-    with pytest.raises(InputError, match=f"needs residuals on proj_out alone; residuals on {', '.join(targets)} act"):
-        PersonalizedResiduals.check(Config(targets=targets), Sampling(lag=True))
-
-
 @pytest.mark.parametrize("targets", [(), ("proj_out", "proj_out"), ("conv_in",)])
 def test_targets_that_make_no_sense_are_refused(targets):
     with pytest.raises(ValidationError):
@@ -185,7 +177,7 @@ def test_targets_that_make_no_sense_are_refused(targets):
 
 def test_training_ignores_how_it_will_be_sampled(base, concept, images):
     learned = []
-    for sampling in (Sampling(), Sampling(lag=True)):
+    for sampling in (LAG(), LAG(lag=True)):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             method: Any = PersonalizedResiduals(Config(steps=2), base, concept)
@@ -211,7 +203,7 @@ def with_mask(monkeypatch, value: bool) -> None:
 
 
 def test_lag_with_the_mask_everywhere_equals_merged_weights(trained, base, concept, monkeypatch):
-    trained.sampling = Sampling(lag=True)
+    trained.sampling = LAG(lag=True)
     with_mask(monkeypatch, True)
     context = guided_context(base, concept)
     with trained.attach(base):
@@ -221,7 +213,7 @@ def test_lag_with_the_mask_everywhere_equals_merged_weights(trained, base, conce
 
 
 def test_lag_with_the_mask_nowhere_is_the_base_model_to_the_bit(trained, base, concept, monkeypatch):
-    trained.sampling = Sampling(lag=True)
+    trained.sampling = LAG(lag=True)
     with_mask(monkeypatch, False)
     context = guided_context(base, concept)
     expected = predict(base, context)
@@ -230,7 +222,7 @@ def test_lag_with_the_mask_nowhere_is_the_base_model_to_the_bit(trained, base, c
 
 
 def test_lag_leaves_a_prompt_without_the_concept_to_the_base_model(trained, base, concept):
-    trained.sampling = Sampling(lag=True)
+    trained.sampling = LAG(lag=True)
     context = base.encode(["a photo of the desert", PROMPT], concept)
     expected = predict(base, context)
     with trained.attach(base):
@@ -247,7 +239,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("unconditional", ["reuse", "off", "full"])
 def test_lag_is_eq_3_as_a_plain_loop_computes_it(unconditional, trained, base, concept):
     """f + M A B x, with M from a naive softmax; rows 0 and 1 are the prompt-free half of rows 2 and 3."""
-    trained.sampling = Sampling(lag=True, lag_unconditional=unconditional)
+    trained.sampling = LAG(lag=True, lag_unconditional=unconditional)
     context = guided_context(base, concept)
     entered: dict[str, dict[str, torch.Tensor]] = {layer: {} for layer in LAYERS}
     plain: dict[str, torch.Tensor] = {}
@@ -304,7 +296,7 @@ def test_lag_is_eq_3_as_a_plain_loop_computes_it(unconditional, trained, base, c
 
 def test_the_mask_is_that_of_the_layer_itself(trained, base, concept, monkeypatch):
     """Looking elsewhere in one layer changes that layer's mask alone."""
-    trained.sampling = Sampling(lag=True)
+    trained.sampling = LAG(lag=True)
     masks: list[dict[str, torch.Tensor]] = []
     context = base.encode([PROMPT], concept)
     for turned in (False, True):
@@ -329,7 +321,7 @@ def test_lag_works_where_the_unet_runs_in_bfloat16(concept):
     for linear in (False, True):
         base = tiny_base(linear, dtype=torch.bfloat16)
         method: Any = disturbed(PersonalizedResiduals(Config(), base, concept)).eval()
-        method.sampling = Sampling(lag=True)
+        method.sampling = LAG(lag=True)
         context = guided_context(base, concept)
         expected = predict(base, context)
         with method.attach(base):
