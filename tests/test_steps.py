@@ -295,6 +295,63 @@ def test_a_single_photograph_goes_through_the_whole_chain(store: Store, tmp_path
     assert set(summary["means"]) == {"base_model", "vico"} and summary["missing"] == []
 
 
+def with_refinement(store: Store, **options) -> Store:
+    """Textual Inversion in two variants from one artifact: plain, and with test-time optimization."""
+    refined = {"test_time_optimization": {"steps": 2, "batch_size": 2, "lr": 0.3, **options}}
+    variants = {"textual_inversion": {}, "refined": refined}
+    return changed(store, lambda values: values["variants"].update(textual_inversion=variants))
+
+
+def test_test_time_optimization_draws_otherwise_from_an_artifact_that_stays_as_it_is(store: Store):
+    name, concept, heard = "textual_inversion", "rex", []
+    artifact, plain = (bytes_under(folder(name, concept)) for folder in (store.artifact, store.grid))
+    store = with_refinement(store)
+    assert steps.train(store, concept, name).skipped
+    report = steps.draw_grid(store, concept, name, heard.append)
+    assert bytes_under(store.artifact(name, concept)) == artifact
+    drawn = bytes_under(report.path)
+    places = [path.removeprefix(f"{name}/") for path in plain if path.startswith(f"{name}/")]
+    assert len(places) == 4 and all(drawn[f"{name}/{place}"] == plain[f"{name}/{place}"] for place in places)
+    assert all(drawn[f"refined/{place}"] != plain[f"{name}/{place}"] for place in places)
+    refining = [event for event in heard if event.what == "refining rex for the prompts of refined"]
+    assert [(event.done, event.total) for event in refining] == [(n, 4) for n in (1, 2, 3, 4)]  # 2 prompts, 2 steps
+    assert all(event.numbers["loss"] > 0 for event in refining)
+    assert {event.what for event in heard} >= {"drawing rex by refined", "drawing rex by textual_inversion"}
+    assert steps.draw_grid(store, concept, name).skipped
+
+
+def test_samples_of_the_users_own_prompt_can_be_refined_too(store: Store):
+    store = with_refinement(store)
+    prompt, drawn = ["<rex> in the desert"], []
+    for variant in ("textual_inversion", "refined"):
+        report = steps.draw_samples(store, "rex", "textual_inversion", prompt, 1, variant)
+        drawn += [np.asarray(Image.open(path)) for path in report.pictures.values()]
+        assert steps.draw_samples(store, "rex", "textual_inversion", prompt, 1, variant).skipped
+    assert (drawn[0] != drawn[1]).any()
+
+
+def test_only_grids_with_test_time_optimization_depend_on_its_source_and_on_the_photographs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    store = with_refinement(store)
+    steps.draw_grid(store, "rex", "textual_inversion")
+    plain_hash = steps.sources_hash
+    with monkeypatch.context() as edited:
+        edited.setattr(steps, "sources_hash", lambda m: plain_hash(m) + "edited" * ("context_regularization" in m))
+        assert steps.draw_grid(store, "rex", "dreambooth").skipped
+        assert not steps.draw_grid(store, "rex", "textual_inversion").skipped
+    assert not steps.draw_grid(store, "rex", "textual_inversion").skipped  # the source is what it was
+    Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
+    assert steps.draw_grid(store, "rex", "dreambooth").skipped  # its artifact is older, and not trained again here
+    assert not steps.draw_grid(store, "rex", "textual_inversion").skipped
+
+
+def test_a_strategy_that_does_not_apply_is_refused_before_anything_is_trained(store: Store):
+    store = changed(store, lambda values: values["variants"].update(dreambooth={"x": {"lag": True}}))
+    with pytest.raises(InputError, match="variants.dreambooth.x: lag .* does not apply to dreambooth"):
+        steps.check_inputs(store, ["rex"], ["textual_inversion", "dreambooth"])
+
+
 def test_training_that_fails_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch):
     from personalize_core import training_log
 

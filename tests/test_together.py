@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from personalize_core.base import LAYERS, Call
+from personalize_core.base import LAYERS, Call, hooked
 from personalize_core.concept import Concept
 from personalize_core.errors import InputError
-from personalize_core.localized import LAG, region
+from personalize_core.localized import LAG, localized, region
 from personalize_core.methods.dreambooth import Config as DreamBoothConfig
 from personalize_core.methods.dreambooth import DreamBooth
+from personalize_core.methods.lora_dreambooth import Config as LoRAConfig
+from personalize_core.methods.lora_dreambooth import LoRADreamBooth
+from personalize_core.methods.oft import OFT
+from personalize_core.methods.oft import Config as OFTConfig
 from personalize_core.methods.personalized_residuals import Config, PersonalizedResiduals
+from personalize_core.methods.textual_inversion import Config as TextualInversionConfig
+from personalize_core.methods.textual_inversion import TextualInversion
+from personalize_core.methods.vico import Config as ViCoConfig
+from personalize_core.methods.vico import ViCo
 from personalize_core.text import TextContext
 from personalize_core.together import Together
 from tests.conftest import disturbed, draw, predict
@@ -95,6 +103,48 @@ def test_the_order_of_the_parts_changes_no_picture(base):
     torch.testing.assert_close(pictures[0], pictures[1], atol=1e-5, rtol=0)
 
 
+KINDS = {"residuals": (PersonalizedResiduals, Config), "lora": (LoRADreamBooth, LoRAConfig), "oft": (OFT, OFTConfig)}
+MIXED = [("lora", "lora"), ("residuals", "lora"), ("lora", "residuals"), ("oft", "lora")]
+
+
+def learned_by(kind: str, base, concept, seed: int) -> Any:
+    made, config = KINDS[kind]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return disturbed(made(config(), base, concept), seed=seed).eval()
+
+
+@pytest.mark.parametrize("kinds", MIXED, ids="+".join)
+def test_parts_of_any_method_that_can_be_confined_act_each_in_its_own_region(kinds, base):
+    """Every transformer answers as each part alone would in that part's region, and as the base model elsewhere."""
+    parts = [learned_by(kinds[0], base, FIRST, 3), learned_by(kinds[1], base, SECOND, 4)]
+    pair, layer = Together(parts, base).eval(), LAYERS[0]
+    context, seen = guided(pair, base, [PROMPT]), []
+    with pair.attach(base):
+        look = base.transformers[layer].register_forward_hook(
+            lambda module, args, kwargs, output: seen.append((args, kwargs, output[0], region_of_each(base, layer))),
+            with_kwargs=True,
+        )
+        with hooked(look):
+            predict(base, context)
+    ((args, kwargs, output, regions),) = seen
+    call = {"cross_attention_kwargs": {"call": Call(torch.tensor([500] * 2), context)}}
+    with torch.no_grad():
+        expected = base.transformers[layer](*args, **kwargs | call)[0]
+        for part, inside in zip(parts, regions, strict=True):
+            part.sampling = LAG()
+            with part.attach(base):
+                changed = base.transformers[layer](*args, **kwargs | call)[0]
+            assert inside.any() and not torch.equal(changed, expected)
+            expected = localized(inside, expected, changed)
+    assert torch.equal(output, expected)
+    assert not (regions[0] & regions[1]).any()
+
+
+def region_of_each(base, layer: str) -> list[torch.Tensor]:
+    return [region(base.call, layer, place, "reuse") for place in (0, 1)]
+
+
 def test_a_picture_of_both_is_neither_ones_alone(together, base):
     both = draw(together, base, [PROMPT])
     for part in together.parts:
@@ -119,10 +169,14 @@ def test_what_cannot_share_a_picture_is_refused_in_a_sentence(base):
     with pytest.raises(InputError, match="v is named twice"):
         Together([one, learned(base, FIRST)], base)
     whole = DreamBooth(DreamBoothConfig(prior_preservation=False), base, SECOND)
-    with pytest.raises(InputError, match="DreamBooth cannot share a picture with another concept"):
+    with pytest.raises(InputError, match="DreamBooth cannot share .*: it changes the whole U-Net"):
         Together([one, whole], base)
-    with pytest.raises(InputError, match="'w' has learned an embedding"):
-        Together([one, learned(base, SECOND, train_embedding=True)], base)
+    words = TextualInversion(TextualInversionConfig(), base, SECOND)
+    with pytest.raises(InputError, match="TextualInversion cannot share .*: nothing that it learns acts inside the"):
+        Together([one, words], base)
+    for part in (learned(base, SECOND, train_embedding=True), ViCo(ViCoConfig(), base, SECOND)):
+        with pytest.raises(InputError, match="'w' has learned an embedding .* takes a method that learns none"):
+            Together([one, part], base)
 
 
 def test_sampling_options_of_the_parts_are_those_of_lag(together):

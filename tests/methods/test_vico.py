@@ -18,10 +18,10 @@ from personalize_core.attention import AttentionMaps
 from personalize_core.base import LAYERS, hooked
 from personalize_core.data import ConceptLatents
 from personalize_core.errors import InputError
+from personalize_core.localized import LAG
 from personalize_core.methods import vico
 from personalize_core.methods.personalized_residuals import Config as ResidualsConfig
 from personalize_core.methods.personalized_residuals import PersonalizedResiduals
-from personalize_core.methods.personalized_residuals import Sampling as ResidualsSampling
 from personalize_core.methods.vico import LAYERS_WITH_IMAGES, Config, Sampling, ViCo, image_block, of_reference, otsu
 from personalize_core.params import build
 from personalize_core.text import TextContext
@@ -323,7 +323,7 @@ def test_both_kinds_of_projection_agree_on_the_same_numbers(concept):
 
 def test_residuals_kept_to_a_region_work_beside_it_in_either_order(method, base, concept):
     other: Any = disturbed(PersonalizedResiduals(ResidualsConfig(), base, concept)).eval()
-    other.sampling = ResidualsSampling(lag=True)
+    other.sampling = LAG(lag=True)
     context = guided(method, base, ["a photo of a <v> dog"])
     with method.attach(base), other.attach(base):
         first = predict(base, context)
@@ -336,7 +336,7 @@ def test_residuals_kept_to_a_region_work_beside_it_in_either_order(method, base,
 def test_residuals_kept_to_a_region_find_the_references_own_region_in_guidances_empty_half(method, base, concept):
     """The partner of a reference row is a reference row."""
     other: Any = disturbed(PersonalizedResiduals(ResidualsConfig(), base, concept)).eval()
-    other.sampling = ResidualsSampling(lag=True)
+    other.sampling = LAG(lag=True)
     context = guided(method, base, ["a photo of a <v> dog", "a red <v> dog"])
     with other.attach(base):
         _, r = streams(method, base, context)
@@ -344,6 +344,48 @@ def test_residuals_kept_to_a_region_find_the_references_own_region_in_guidances_
             reference = method.references[:1].expand(len(context), -1, -1, -1)
             plain = base.denoise(reference, torch.full((len(context),), 500), context)
     torch.testing.assert_close(r, plain, atol=1e-5, rtol=0)
+
+
+def naive_region(features, layer: str, heads: int, words: np.ndarray, row: int) -> np.ndarray:
+    """(h*w,) bool: where a noisy row looks at the words more than the median of its locations does."""
+    q, k = (array(features[layer, name][row]) for name in "qk")
+    d, looked = q.shape[1] // heads, np.zeros(len(q))
+    for head in range(heads):
+        part = slice(head * d, (head + 1) * d)
+        looked += softmax(q[:, part] @ k[:, part].T / np.sqrt(d))[:, words].sum(axis=1) / heads
+    return looked > np.sort(looked)[(len(looked) - 1) // 2]
+
+
+def test_under_lag_a_block_acts_where_the_picture_looks_at_the_placeholder_and_nowhere_else(method, base):
+    """Eq. 3 of Personalized Residuals, with f' the block's answer and f what it was given."""
+    method.sampling = Sampling(lag=True)
+    context = guided(method, base)
+    given: dict[str, tuple] = {}
+    left: dict[str, torch.Tensor] = {}
+    handles = []
+    for layer in LAYERS_WITH_IMAGES:
+
+        def enter(block, args, output, layer=layer) -> None:
+            given[layer] = args[0], output
+
+        def leave(projection, args, layer=layer) -> None:  # what comes behind the block; the reference's rows second
+            left[layer] = args[0].flatten(2).mT if args[0].ndim == 4 else args[0]
+
+        handles.append(method.blocks[layer.replace(".", "/")].register_forward_hook(enter))
+        handles.append(base.transformers[layer].proj_out.register_forward_pre_hook(leave))
+    with hooked(*handles):
+        _, features = masks_of(method, base, context)
+    for layer in LAYERS_WITH_IMAGES:
+        heads = base.transformers[layer].transformer_blocks[0].attn2.heads
+        f, changed = given[layer]
+        for row, partner in enumerate([3, 4, 5, 3, 4, 5]):
+            words, inside = context.concept[partner].numpy(), np.zeros(f.shape[1], dtype=bool)
+            if words.any():
+                inside = naive_region(features, layer, heads, words, partner)
+            assert inside.any() == words.any()
+            expected = np.where(inside[:, None], array(changed[row]), array(f[row]))
+            assert np.array_equal(array(left[layer][row]), expected), (layer, row)
+    assert not context.concept[5].any()  # the prompt without the placeholder has no region
 
 
 # -- where the blocks look -------------------------------------------------------------------------------------
