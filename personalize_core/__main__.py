@@ -120,6 +120,20 @@ def sample(
     _show("Pictures", list(report.pictures.items()))
 
 
+@app.command("heat-maps")
+def heat_maps(
+    context: typer.Context,
+    concept: Annotated[str, typer.Argument(help="The concept's name.")],
+    prompt: Annotated[str, typer.Option(help="With the placeholder, as 'a photo of <dog7> in the jungle'.")],
+    method: OneMethod,
+    image: Annotated[int, typer.Option(min=0, help="Which picture of the prompt: another has another noise.")] = 0,
+) -> None:
+    """Show where a picture's attention looked for each word, for every sampling variant of params.yaml."""
+    with _progress() as listener:
+        report = steps.heat_maps(context.obj, concept, method, prompt, image, listener)
+    _show("Pictures", list(report.pictures.items()))
+
+
 @app.command()
 def together(
     context: typer.Context,

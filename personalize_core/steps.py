@@ -32,10 +32,11 @@ from personalize_core.randomness import seed_for
 from personalize_core.store import REFERENCES, Store
 
 if TYPE_CHECKING:
+    from personalize_core.analyses.heat_maps import HeatMaps
     from personalize_core.base import BaseModel
     from personalize_core.data import ConceptLatents, Preprocessing
     from personalize_core.method import Method
-    from personalize_core.params import Drawing, Variant
+    from personalize_core.params import Drawing, Params, Variant
 
 SCORES = "scores.parquet"
 PROOF = "proof.json"  # beside the weights: a fresh process drew with them what the trainer drew
@@ -404,6 +405,69 @@ def draw_samples(
         _draw(params.sampling, params.seed, base, sampled, said, places, paths, what, listener)
         write_json(new / "samples.json", {"concept": concept, "method": method, "prompts": said, **request})
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+
+
+def heat_maps(
+    store: Store, concept: str, method: str, prompt: str, image: int = 0, listener: Listener = unheard
+) -> Report:
+    """Where one picture's attention looked for each word of its prompt, a row for each sampling variant of the method.
+
+    Beside the picture of all maps, every variant's are kept as they are: maps.safetensors, (words, 64, 64), and in
+    heat_maps.json the words and what is read off the maps.
+
+    Args:
+        prompt: of the user's own, with the placeholder.
+        image: which picture of the prompt; equal numbers share their first noise.
+
+    Raises:
+        InputError: the prompt does not mention the concept, or there is no such artifact.
+    """
+    from personalize_core.analyses import heat_maps as analysis
+    from personalize_core.artifact import restore
+    from personalize_core.files import save_tensors
+
+    check_method(method)
+    started, params, template = time.monotonic(), store.params, store.concept(concept).template(prompt)
+    variants = params.sampling_variants(method)
+    request = {
+        "artifact": _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}"),
+        "template": template,
+        "image": image,
+        "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
+        "sampling": params.sampling.model_dump(),
+        "precision": params.precision,
+        "seed": params.seed,
+        "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}", "analyses/heat_maps"]),
+        **_refining(store, concept, variants, listener),
+    }
+    stamp = stamp_of(request)
+    folder = store.samples(method, concept, stamp)
+    pictures = {"heat maps": folder / "heat_maps.png"}
+    if is_current(folder, stamp):
+        return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+    base = _base(store)
+    trained = restore(store.artifact(method, concept), base)
+    with whole_folder(folder, stamp) as new, store.alone("device"):
+        said, found = trained.say(template), {}
+        for done, (name, variant) in enumerate(variants.items()):
+            listener(Event(f"watching {concept} by {method}", done, len(variants)))
+            sampled = _sampled_by(variant, store, concept, method, base, trained, [said], listener)
+            found[name] = _watched(params, base, sampled, said, image)
+        listener(Event(f"watching {concept} by {method}", len(variants), len(variants)))
+        save_tensors(new / "maps.safetensors", {name: maps.maps for name, maps in found.items()})
+        read = {name: analysis.numbers(maps) for name, maps in found.items()}
+        write_json(new / "heat_maps.json", {"prompt": said, **request, "maps": read})
+        pictured = {name: base.decode(maps.latents)[0].numpy() for name, maps in found.items()}
+        analysis.draw(found, pictured, new / "heat_maps.png", title=said)
+    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+
+
+def _watched(params: Params, base: BaseModel, method: Method, said: str, image: int) -> HeatMaps:
+    from personalize_core.analyses.heat_maps import heat_maps
+    from personalize_core.sample import initial_noise, make_sampler
+
+    sampler, noise = make_sampler(params.sampling.sampler, base), initial_noise(base, params.seed, [(0, image)])
+    return heat_maps(method, base, said, noise, sampler, params.sampling.steps, params.sampling.guidance)
 
 
 def draw_together(

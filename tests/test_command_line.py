@@ -103,6 +103,7 @@ def test_a_folder_with_something_wrong_is_refused_whole(spoil, said, photos, wor
         (["--protocol", "nobody", "run"], "there is no protocol 'nobody'"),
         (["sample", "rex", "-m", "dreambooth", "--prompt", "a photo of a dog"], "Write '<rex>'"),
         (["sample", "rex", "-m", "dreambooth", "--prompt", "<rex>"], "has not been trained"),
+        (["heat-maps", "rex", "-m", "dreambooth", "--prompt", "a dog"], "Write '<rex>'"),
         (["compare"], "nothing has been scored"),
         (["--root", "NOWHERE", "run"], "does not exist"),
     ],

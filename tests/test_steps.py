@@ -231,6 +231,22 @@ def test_the_parts_of_a_picture_are_called_by_the_order_of_its_prompt(store: Sto
     assert numbers == {"rex.rex": (1 + 7) / 2, "rex.cup": (2 + 8) / 2, "cup.rex": (3 + 5) / 2, "cup.cup": (4 + 6) / 2}
 
 
+def test_heat_maps_are_of_the_picture_that_the_same_noise_draws_and_each_variant_has_a_row(store: Store):
+    method, prompt = "personalized_residuals", "<rex> in the desert"
+    report = steps.heat_maps(store, "rex", method, prompt)
+    kept = load_file(report.path / "maps.safetensors")
+    described = json.loads((report.path / "heat_maps.json").read_text())
+    assert set(kept) == set(described["maps"]) == {method, f"{method}_lag"}
+    words = [row["word"] for row in described["maps"][method]["words"]]
+    assert words == ["<rex>", "dog", "in", "the", "desert"]
+    assert all(maps.shape == (5, 64, 64) and maps.min() >= 0 for maps in kept.values())
+    assert (kept[method] != kept[f"{method}_lag"]).any()
+    assert report.pictures["heat maps"].is_file()
+    assert steps.heat_maps(store, "rex", method, prompt).skipped
+    other = steps.heat_maps(store, "rex", method, prompt, image=1)
+    assert (load_file(other.path / "maps.safetensors")[method] != kept[method]).any()
+
+
 def test_what_cannot_share_a_picture_is_refused(store: Store):
     cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
     prompt = f"a photo of <rex> next to {store.concept('cup').placeholder}"

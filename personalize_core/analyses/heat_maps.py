@@ -5,9 +5,11 @@ As AttnDreamBooth uses it for each of its stages, and CoRe (methods.md 15.1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isqrt
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
+from personalize_core import figures
 from personalize_core.attention import AttentionMaps
 from personalize_core.base import LAYERS, BaseModel
 from personalize_core.method import Method
@@ -100,6 +103,27 @@ def _word_maps(layers: Sequence[Tensor], columns: Sequence[list[int]]) -> list[T
             large = F.interpolate(small, size=(SIDE, SIDE), mode="bicubic", align_corners=False).clamp(min=0)
             total[word] += large.mean(dim=1).sum(dim=0) / heads
     return total
+
+
+def numbers(maps: HeatMaps) -> dict[str, Any]:
+    """What is read off the maps, by word; and how far the concept's two words look at the same places."""
+    entropies, means = maps.entropies().tolist(), maps.maps.mean(dim=(1, 2)).tolist()
+    words = [
+        {"word": word, "mean": mean, "entropy": entropy}
+        for word, mean, entropy in zip(maps.words, means, entropies, strict=True)
+    ]
+    pairs = [(first, second) for first in maps.concept for second in maps.class_noun]
+    overlaps = [maps.overlap(*pair) for pair in pairs]
+    return {"words": words, "overlap of concept and class noun": overlaps[0] if overlaps else None}
+
+
+def draw(found: Mapping[str, HeatMaps], pictures: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+    """A row per variant: its picture, (H, W, 3) uint8, and that picture under each word's map."""
+    rows = {}
+    for name, maps in found.items():
+        picture = Image.fromarray(pictures[name])
+        rows[name.replace("_", " ")] = [[picture], *([overlay(picture, share)] for share in maps.shares())]
+    figures.comparison_grid([], rows, ["the picture", *next(iter(found.values())).words], path, title)
 
 
 def overlay(picture: Image.Image, share: Tensor, side: int = 256) -> Image.Image:

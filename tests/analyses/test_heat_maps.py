@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from personalize_core.analyses.heat_maps import SIDE, HeatMaps, heat_maps, overlay
+from personalize_core.analyses.heat_maps import SIDE, HeatMaps, draw, heat_maps, numbers, overlay
 from personalize_core.base import LAYERS, hooked
 from personalize_core.methods.textual_inversion import Config, TextualInversion
 from personalize_core.sample import initial_noise, make_sampler, sample
@@ -116,3 +116,23 @@ def test_where_a_map_is_cold_the_picture_shows_and_where_it_is_hot_jets_dark_red
     assert shown.shape == (128, 128, 3)
     assert (shown[:, :50] == (10, 200, 30)).all()
     assert (shown[:, -50:] == (128, 0, 0)).all()
+
+
+def test_the_numbers_name_their_words_and_compare_the_concept_with_its_class_noun(tmp_path):
+    flat, left = torch.ones(SIDE, SIDE), torch.zeros(SIDE, SIDE)
+    left[:, : SIDE // 2] = 3.0
+    maps = HeatMaps(torch.zeros(1, 4, 8, 8), ["a", "<v>", "dog"], torch.stack([flat, left, 2 * left]), [1], [2])
+    read = numbers(maps)
+    assert [row["word"] for row in read["words"]] == ["a", "<v>", "dog"]
+    assert [row["mean"] for row in read["words"]] == [1.0, 1.5, 3.0]
+    assert read["overlap of concept and class noun"] == 1.0
+    alone = HeatMaps(maps.latents, ["a", "<v>"], maps.maps[:2], [1], [])
+    assert numbers(alone)["overlap of concept and class noun"] is None
+    draw(
+        {"one": maps, "two": maps},
+        dict.fromkeys(("one", "two"), np.zeros((16, 16, 3), np.uint8)),
+        tmp_path / "m.png",
+        "",
+    )
+    with Image.open(tmp_path / "m.png") as sheet:
+        assert sheet.width > 4 * 160 and sheet.height > 2 * 160  # the picture and three words, two rows
