@@ -325,8 +325,15 @@ def _show_comparison(report: steps.Report) -> None:
     table = _table(*heading)
     for row in rows:
         table.add_row(*row)
-    console.print("Means over all pictures of all concepts, with 95 % intervals")
+    console.print(f"Means over all concepts, with {comparison.intervals_are_over(report.path)}")
     console.print(table)
+    heading, *rows = comparison.verdicts(report.path)
+    if rows:
+        table = _table(*heading)
+        for row in rows:
+            table.add_row(*row)
+        console.print('Verdicts, 95 % for all that one column "By" names together')
+        console.print(table)
     _show("Look at", list(report.pictures.items()))
 
 

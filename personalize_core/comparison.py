@@ -11,7 +11,7 @@ import polars as pl
 from personalize_core import figures, intake
 from personalize_core.files import read_json, write_json
 from personalize_core.methods import FLOOR, MARK
-from personalize_core.metrics import tables
+from personalize_core.metrics import costs, ranking, tables
 from personalize_core.store import REFERENCES, Store
 
 METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}  # in the order of tables for people
@@ -27,7 +27,11 @@ def write(store: Store, cells: Sequence[tuple[str, str]], missing: Sequence[tupl
     table = tables.concatenate([tables.read(store.scores(*cell) / "scores.parquet") for cell in cells])
     summary = tables.summarise(table)
     tables.write(table, folder / "scores.parquet")
-    tables.write_summary(summary, folder / "summary.parquet")
+    artifacts = [(*cell, store.artifact(*cell)) for cell in cells if cell[0] != REFERENCES]
+    with_costs = costs.beside(summary, costs.table(artifacts))
+    tables.write_summary(with_costs, folder / "summary.parquet", costs.COLUMNS)
+    compared = ranking.pairs(table)
+    ranking.write(compared, ranking.rank(compared, summary), folder)
     differences = _differences(table)
     if differences is not None:
         tables.write_summary(differences, folder / "differences.parquet")
@@ -81,6 +85,33 @@ def table(folder: Path) -> list[list[str]]:
     return lines
 
 
+def verdicts(folder: Path) -> list[list[str]]:
+    """The ranking for a terminal: a heading, then a row per metric and variant, the best mean first."""
+    ranked = pl.read_parquet(folder / "rank.parquet")
+    lines = [["By", "Place", "Variant", "Verdict"]]
+    for metric, words in METRICS.items():
+        for row in ranked.filter(metric=metric).iter_rows(named=True):
+            places = {row["place_from"], row["place_to"]}
+            parts = [
+                f"{verb} {', '.join(map(_words, row[column].split(', ')))}"
+                for verb, column in (("above", "above"), (f"{ranking.CANNOT_TELL} from", "cannot_tell_from"))
+                if row[column]
+            ]
+            lines.append(
+                [words, " to ".join(map(str, sorted(places))), _words(row["variant"]), "; ".join(parts) or "-"]
+            )
+    return lines
+
+
+def intervals_are_over(folder: Path) -> str:
+    """What the intervals of `table` let vary, in words."""
+    summary = pl.read_parquet(folder / "summary.parquet").filter(pl.col("concept") == tables.ALL_CONCEPTS)
+    drawn = summary.filter(pl.col("variant") != REFERENCES)
+    over = sorted(set(drawn["over"].drop_nulls()))
+    held = "" if all("concepts" in name for name in over) else ", about these concepts alone"
+    return f"95 % intervals over {' and over '.join(over)}{held}" if over else "nothing was repeated: no intervals"
+
+
 def _compare_grids(store: Store, concept: str, folders: Sequence[Path], path: Path) -> None:
     """All grids that were drawn from the same prompts as the first."""
     described = {folder: read_json(folder / "grid.json") for folder in folders}
@@ -110,6 +141,8 @@ def _nested(summary: pl.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def _interval(row: dict[str, Any], name: str) -> str:
+    if row["low"] is None:
+        return f"{row[name]:.3f}"
     return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 

@@ -243,8 +243,9 @@ def identity_against_text(
 ) -> None:
     """One point per variant: how well it keeps the concept (up) and follows the prompt (right), as PNG and SVG.
 
-    The cross on a point is its 95 % interval. The base model's identity is drawn as the floor, that of the real
-    images with each other as the ceiling (which has no prompt, hence no text alignment).
+    The cross on a point is its 95 % interval; a point without one has a single picture. The base model's identity is
+    drawn as the floor, that of the real images with each other as the ceiling (which has no prompt, hence no text
+    alignment).
 
     Args:
         summary: what tables.summarise returned, for one base model.
@@ -256,7 +257,7 @@ def identity_against_text(
     Raises:
         ValueError: no variant has both metrics, or there are several base models.
     """
-    rows = summary.filter(pl.col("concept") == concept)
+    rows = summary.filter(pl.col("concept") == concept).with_columns(pl.col("low", "high").fill_null(pl.col("mean")))
     if rows["base_model"].drop_nulls().n_unique() > 1:
         raise ValueError("the summary holds several base models; draw one figure for each")
     up = {row["variant"]: row for row in rows.filter(metric=identity).iter_rows(named=True)}

@@ -50,7 +50,14 @@ DRAWING = ("attention", "base", "data", "localized", "method", "parts", "sample"
 REFINING = ("context_regularization", "randomness")  # on top, for test-time optimization
 TRAINING = ("attention", "base", "context_regularization", "data", "localized", "method", "parts", "text", "train")
 SCORING = ("metrics/features", "metrics/scoring", "metrics/similarity", "metrics/tables")
-COMPARING = ("comparison", "figures", "metrics/tables")
+COMPARING = (
+    "comparison",
+    "figures",
+    "metrics/costs",
+    "metrics/ranking",
+    "metrics/statistics",
+    "metrics/tables",
+)
 
 
 @dataclass(frozen=True)

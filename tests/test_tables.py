@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from personalize_core.errors import InputError
-from personalize_core.metrics import tables
+from personalize_core.metrics import statistics, tables
 
 ROOT = Path(tables.__file__).parents[2]
 
@@ -44,6 +44,7 @@ def grid(variant, score, concepts=("cat", "dog7"), prompts=3, images=4, method=N
             method=method or variant,
             variant=variant,
             prompt_index=prompt,
+            prompt=f"a photo of a {{}} in place {prompt}",
             image_index=image,
             image=f"data/grids/{variant}/{concept}/{prompt:02d}_{image:02d}.png",
             score=float(score(number, prompt, image)),
@@ -241,7 +242,7 @@ def pick(summary, variant, metric="dino", concept=tables.ALL_CONCEPTS):
 def test_means_are_over_pictures_then_prompts_then_concepts():
     uneven = (
         grid("dreambooth", lambda c, p, i: 0.1 * i, concepts=["cat"], prompts=1, images=4)
-        + [row(concept="cat", prompt_index=1, score=0.9)]
+        + [row(concept="cat", prompt_index=1, prompt="a photo of a {} in place 1", score=0.9)]
         + grid("dreambooth", lambda c, p, i: 0.5 + 0.1 * p, concepts=["dog7"], prompts=3, images=2)
     )
     summary = tables.summarise(tables.from_rows(uneven), draws=10)
@@ -260,51 +261,60 @@ def test_real_images_are_averaged_though_they_have_no_prompt(table):
     assert (real["images"], real["prompts"]) == (4, 0)
 
 
-def test_the_interval_is_scipys_percentile_bootstrap(table):
-    summary = tables.summarise(table)
-    for concept in ("cat", tables.ALL_CONCEPTS):
-        ours = pick(summary, "dreambooth", concept=concept)
-        cells = table.filter(pl.col("variant") == "dreambooth", metric="dino")
-        if concept != tables.ALL_CONCEPTS:
-            cells = cells.filter(concept=concept)
-        check_against_scipy(ours, cells["score"].to_numpy())
+def test_the_interval_of_one_concept_is_over_its_prompts(table):
+    ours = pick(tables.summarise(table), "dreambooth", concept="cat")
+    means = (
+        table.filter(variant="dreambooth", metric="dino", concept="cat")
+        .group_by("prompt_index")
+        .agg(pl.col("score").mean())["score"]
+    )
+    check_against_student(ours, means.to_numpy(), "mean")
+    assert ours["over"] == "prompts"
 
 
-def test_the_difference_is_paired_and_its_interval_is_scipys(table):
+def test_the_interval_of_several_concepts_is_over_concepts_and_prompts():
+    table = tables.from_rows(grid("dreambooth", noisy(0.6, seed=2), ["cat", "dog7", "vase"]))
+    ours = pick(tables.summarise(table), "dreambooth")
+    y = table["score"].to_numpy().reshape(3, 3, 4).mean(axis=2)
+    variance, freedom = statistics.crossed_variance(*(index.ravel() for index in np.indices((3, 3))), y.ravel())
+    assert (ours["error"], ours["freedom"]) == (pytest.approx(variance**0.5), pytest.approx(freedom))
+    assert ours["over"] == "concepts and prompts"
+
+
+def test_the_difference_is_paired_and_its_interval_is_students(table):
     cell = ["concept", "prompt_index", "image_index"]
-    dino = table.filter(metric="dino")
+    dino = table.filter(metric="dino", concept="cat")
     both = dino.filter(variant="dreambooth").join(dino.filter(variant="base_model"), on=cell)
-    ours = pick(tables.difference_from_floor(table), "dreambooth")
-    differences = (both["score"] - both["score_right"]).to_numpy()
-    assert ours["difference"] == pytest.approx(differences.mean())
-    assert (ours["images"], ours["unpaired"]) == (24, 0)
-    check_against_scipy(ours, differences)
-
-
-def check_against_scipy(ours, values):
-    """Two bootstraps of 10,000 draws differ by chance: a percentile's own error is about 0.03 standard errors."""
-    theirs = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(9)
+    ours = pick(tables.difference_from_floor(table), "dreambooth", concept="cat")
+    both = both.with_columns(difference=pl.col("score") - pl.col("score_right"))
+    check_against_student(
+        ours, both.group_by("prompt_index").agg(pl.col("difference").mean())["difference"].to_numpy(), "difference"
     )
-    tolerance = 0.15 * float(theirs.standard_error)
-    assert ours["low"] == pytest.approx(theirs.confidence_interval.low, abs=tolerance)
-    assert ours["high"] == pytest.approx(theirs.confidence_interval.high, abs=tolerance)
+    assert (ours["images"], ours["unpaired"]) == (12, 0)
 
 
-def test_the_uneven_interval_is_a_plain_loops():
-    uneven = tables.from_rows(
-        grid("dreambooth", noisy(0.2, seed=4), concepts=["cat"], prompts=2, images=5)
-        + grid("dreambooth", noisy(0.7, seed=5), concepts=["dog7"], prompts=4, images=1)
-    )
-    ours = pick(tables.summarise(uneven), "dreambooth")
-    scores = [(r["score"], 1 / (2 * 2 * 5) if r["concept"] == "cat" else 1 / (2 * 4)) for r in uneven.to_dicts()]
-    generator, means = np.random.default_rng(6), []
-    for _ in range(4000):
-        drawn = [scores[i] for i in generator.integers(len(scores), size=len(scores))]
-        means.append(sum(s * w for s, w in drawn) / sum(w for _, w in drawn))
-    low, high = np.quantile(means, [0.025, 0.975])
-    assert ours["low"] == pytest.approx(low, abs=0.2 * float(np.std(means)))
-    assert ours["high"] == pytest.approx(high, abs=0.2 * float(np.std(means)))
+def check_against_student(ours, values, name):
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, loc=values.mean(), scale=scipy.stats.sem(values))
+    assert ours[name] == pytest.approx(values.mean())
+    assert ours["high"] - ours["low"] == pytest.approx(high - low)
+    assert ours["low"] < ours[name] < ours["high"]
+
+
+def test_a_prompt_is_its_text_wherever_it_stands_in_a_list():
+    generator = np.random.default_rng(5)
+    rows = grid("dreambooth", lambda *_: generator.normal(), concepts=["cat", "dog7", "vase"])
+    moved = [cell | {"prompt_index": 2 - cell["prompt_index"]} if cell["concept"] == "cat" else cell for cell in rows]
+    before, after = (pick(tables.summarise(tables.from_rows(cells)), "dreambooth") for cells in (rows, moved))
+    assert before["error"] == pytest.approx(after["error"]) and before["prompts"] == after["prompts"] == 3
+    own = [cell | {"prompt": f"{cell['prompt']} of {cell['concept']}"} for cell in rows]
+    alone = pick(tables.summarise(tables.from_rows(own)), "dreambooth")
+    assert alone["prompts"] == 9 and alone["error"] != pytest.approx(before["error"])
+
+
+def test_pictures_of_two_prompts_are_no_pair_though_they_have_one_place():
+    other = [cell | {"prompt": "a {} on the moon"} for cell in grid("base_model", lambda *_: 0.1)]
+    table = tables.from_rows(other + grid("dreambooth", lambda *_: 0.5))
+    assert tables.difference_from_floor(table, draws=10).is_empty()
 
 
 def test_a_constant_gain_shows_however_much_the_cells_vary():
@@ -319,7 +329,9 @@ def test_a_constant_gain_shows_however_much_the_cells_vary():
     assert pick(summary, "dreambooth")["low"] < pick(summary, "base_model")["high"]  # unpaired, nothing shows
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another(table):
+def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+    names = [f"concept{number}" for number in range(8)]
+    table = tables.from_rows(grid("dreambooth", noisy(0.5, seed=9), names, prompts=5, images=1))
     assert tables.summarise(table, seed=3).equals(tables.summarise(table, seed=3))
     assert not tables.summarise(table, seed=3).equals(tables.summarise(table, seed=4))
 
@@ -330,17 +342,17 @@ def test_the_order_of_the_rows_changes_nothing(table):
     assert tables.difference_from_floor(shuffled).equals(tables.difference_from_floor(table))
 
 
-def test_how_the_draws_are_cut_into_pieces_changes_nothing(table):
-    values = np.random.default_rng(0).normal(size=300)
-    weights = np.full(300, 1 / 300)
-    whole = np.random.default_rng(2).integers(300, size=(10_000, 300))
-    low, high = np.quantile(values[whole].mean(axis=1), [0.025, 0.975])
-    assert tables.interval(values, weights, 10_000, seed=2) == pytest.approx((values.mean(), low, high))
-
-
-def test_a_single_picture_has_no_spread_to_show():
+def test_a_single_picture_has_a_score_and_no_interval():
     only = pick(tables.summarise(tables.from_rows([row()])), "dreambooth")
-    assert only["low"] == only["mean"] == only["high"] == 0.5
+    assert only["mean"] == 0.5
+    assert [only[name] for name in ("low", "high", "error", "freedom", "over")] == [None] * 5
+
+
+def test_photographs_of_one_concept_are_judged_by_leaving_each_out(table):
+    real = pick(tables.summarise(table), "real_images", concept="dog7")
+    expected = statistics.of_pairs([np.array([0.8, 0.81, 0.82, 0.83])])
+    assert (real["low"], real["high"]) == pytest.approx((expected.low, expected.high))
+    assert real["over"] == "photographs"
 
 
 def test_without_the_floor_there_is_no_difference():

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from personalize_core.errors import InputError, listed
 from personalize_core.files import write_bytes
+from personalize_core.metrics import statistics
+from personalize_core.metrics.statistics import DRAWS, Estimate
 
 FLOOR = "base_model"  # the variant that learned nothing
 CEILING = "real_images"  # method and variant of the rows that compare the real images with each other
 ALL_CONCEPTS = "all concepts"  # in a summary; no concept can be called so, for names have no spaces
-DRAWS = 10_000
 
 METRICS: dict[str, str] = {
     "clip_t": "cosine of the picture with the text that it was drawn for, in [-1, 1]",
@@ -73,13 +73,27 @@ SUMMARY_COLUMNS: dict[str, str] = {
     "metric": COLUMNS["metric"].meaning,
     "encoder": COLUMNS["encoder"].meaning,
     "mean": "mean over a prompt's pictures, then over prompts, then over concepts",
-    "difference": f"the same mean, of the variant's score less the score of {FLOOR!r} on the same cell",
-    "low": "lower end of the 95 % bootstrap interval",
-    "high": "upper end of the 95 % bootstrap interval",
+    "difference": f"the same mean, of the variant's score less the score of {FLOOR!r} on the same cell and prompt",
+    "low": "lower end of the 95 % interval; null where nothing was repeated, so that nothing is known",
+    "high": "upper end of the 95 % interval; null where nothing was repeated",
+    "error": "standard error of the mean; null where nothing was repeated",
+    "freedom": "degrees of freedom of the standard error: with few, the interval is many standard errors wide",
+    "over": (
+        "what the interval lets vary; what is not named is held fixed: 'prompts' is about these concepts alone (one "
+        "or two), 'pictures' about these concepts in one prompt; null where nothing was repeated"
+    ),
     "images": "how many pictures the mean is over",
     "prompts": "how many different prompts; 0 for real images",
     "concepts": "how many concepts",
-    "unpaired": f"pictures left out because {FLOOR!r} has none on the same cell",
+    "unpaired": f"pictures left out because {FLOOR!r} has none on the same cell and prompt",
+}
+
+SPREAD: dict[str, pl.DataType] = {  # what a summary says of an Estimate, besides its mean
+    "low": pl.Float64(),
+    "high": pl.Float64(),
+    "error": pl.Float64(),
+    "freedom": pl.Float64(),
+    "over": pl.String(),
 }
 
 
@@ -188,9 +202,13 @@ def read(path: str | Path) -> pl.DataFrame:
     return checked(read_parquet(path), str(path))
 
 
-def write_summary(summary: pl.DataFrame, path: str | Path) -> None:
-    """Write what `summarise` or `difference_from_floor` returned, with the meaning of its columns."""
-    write_parquet(summary, path, {name: SUMMARY_COLUMNS[name] for name in summary.columns})
+def write_summary(summary: pl.DataFrame, path: str | Path, more: Mapping[str, str] | None = None) -> None:
+    """Write what `summarise` or `difference_from_floor` returned, with the meaning of its columns.
+
+    more: the meaning of columns that were put beside them.
+    """
+    meanings = SUMMARY_COLUMNS | dict(more or {})
+    write_parquet(summary, path, {name: meanings[name] for name in summary.columns})
 
 
 def write_parquet(table: pl.DataFrame, path: str | Path, meanings: Mapping[str, str]) -> None:
@@ -225,22 +243,25 @@ def meanings_in(path: str | Path) -> dict[str, str]:
 def summarise(table: pl.DataFrame, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     """Mean and 95 % interval of each variant and metric, per concept and over all of them.
 
-    Means are macro averages: over a prompt's pictures, then over prompts, then over concepts. Intervals are
-    percentile bootstrap intervals (Efron 1979) that resample cells (concept, prompt, image) as if they were
-    independent. They tell how far these pictures settle the numbers for these concepts and prompts; how much
-    other concepts would differ is more, and is not in them.
+    Means are macro averages: over a prompt's pictures, then over prompts, then over concepts. Intervals are those of
+    `statistics.estimate`. Over three concepts or more they tell how other concepts and other prompts of the kind would
+    come out; for one or two, how other prompts would, of these. A prompt is its text, wherever it stands in its list.
+    Photographs of one or two concepts, compared with each other, have the interval of `statistics.of_pairs`.
 
     Returns:
-        the columns base_model, concept, method, variant, metric, encoder, mean, low, high, images, prompts,
-        concepts; the last rows are those of ALL_CONCEPTS.
+        the columns base_model, concept, method, variant, metric, encoder, mean, low, high, error, freedom, over,
+        images, prompts, concepts; the last rows are those of ALL_CONCEPTS.
     """
     check_encoders(table := checked(table))
     rows = []
-    for labels, group in groups(table, ["base_model", "method", "variant", "metric", "encoder"]):
+    for labels, group in groups(with_prompts(table), ["base_model", "method", "variant", "metric", "encoder"]):
         for concept, cells in per_concept_and_all(group):
-            mean, low, high = interval(cells["score"].to_numpy(), macro_weights(cells), draws, seed)
-            rows.append({**labels, "concept": concept, "mean": mean, "low": low, "high": high, **counts(cells)})
-    return summary_of(rows, ["mean", "low", "high"], ["images", "prompts", "concepts"])
+            if labels["method"] == CEILING and cells["concept"].n_unique() < statistics.FEWEST_CONCEPTS:
+                found = statistics.of_pairs([own["score"].to_numpy() for _, own in groups(cells, ["concept"])])
+            else:
+                found = estimate_of(cells, "score", draws, seed)
+            rows.append({**labels, "concept": concept, "mean": found.mean, **spread(found), **counts(cells)})
+    return summary_of(rows, "mean", ["images", "prompts", "concepts"])
 
 
 def difference_from_floor(table: pl.DataFrame, floor: str = FLOOR, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
@@ -248,7 +269,8 @@ def difference_from_floor(table: pl.DataFrame, floor: str = FLOOR, draws: int = 
 
     Paired: a picture's score less the floor's score on the same cell (concept, prompt_index, image_index) and base
     model, which shares prompt and first noise. Averages and intervals are those of `summarise`, over the
-    differences; an interval that does not hold 0 shows a difference. Variants without any pair have no row.
+    differences; an interval that does not hold 0 shows a difference. Each stands alone: `ranking` corrects for
+    looking at many. Variants without any pair have no row.
 
     Raises:
         InputError: no row has the variant `floor`.
@@ -260,23 +282,41 @@ def difference_from_floor(table: pl.DataFrame, floor: str = FLOOR, draws: int = 
             f"the table has no variant {floor!r} to compare with; its variants are "
             f"{listed(table['variant'].unique().sort())}"
         )
-    on = ["base_model", "metric", *CELL]
-    floors = table.filter(is_floor).select(*on, pl.col("score").alias("floor_score"))
+    # pictures of two prompts are no pair, whatever their place in their lists
+    on = ["base_model", "metric", *CELL, "prompt_number"]
     # real images have no prompt, so nothing of theirs shares a cell with a drawn picture
-    others = table.filter(~is_floor & pl.col("prompt_index").is_not_null()).join(
-        floors, on=on, how="left", nulls_equal=True
-    )
+    drawn = with_prompts(table.filter(pl.col("prompt_index").is_not_null()), "image_index")
+    floors = drawn.filter(is_floor).select(*on, pl.col("score").alias("floor_score"))
+    others = drawn.filter(~is_floor).join(floors, on=on, how="left", nulls_equal=True, maintain_order="left")
+    others = others.with_columns(difference=pl.col("score") - pl.col("floor_score"))
     rows = []
     for labels, group in groups(others, ["base_model", "method", "variant", "metric", "encoder"]):
         for concept, cells in per_concept_and_all(group):
-            pairs = cells.drop_nulls("floor_score")
+            pairs = cells.drop_nulls("difference")
             if pairs.is_empty():
                 continue
-            differences = (pairs["score"] - pairs["floor_score"]).to_numpy()
-            difference, low, high = interval(differences, macro_weights(pairs), draws, seed)
-            numbers = {"difference": difference, "low": low, "high": high, "unpaired": len(cells) - len(pairs)}
+            found = estimate_of(pairs, "difference", draws, seed)
+            numbers = {"difference": found.mean, **spread(found), "unpaired": len(cells) - len(pairs)}
             rows.append({**labels, "concept": concept, **numbers, **counts(pairs)})
-    return summary_of(rows, ["difference", "low", "high"], ["images", "prompts", "concepts", "unpaired"])
+    return summary_of(rows, "difference", ["images", "prompts", "concepts", "unpaired"])
+
+
+def with_prompts(table: pl.DataFrame, *also: str) -> pl.DataFrame:
+    """What the statistics need of a table, with numbers for its prompts: equal texts are one prompt, -1 is none."""
+    text = pl.coalesce("prompt", pl.col("prompt_index").cast(pl.String))
+    number = (text.rank("dense").cast(pl.Int64) - 1).fill_null(-1).alias("prompt_number")
+    needed = ["base_model", "method", "variant", "metric", "encoder", "concept", "prompt_index", *also, "score"]
+    return table.select(*needed, number)
+
+
+def estimate_of(cells: pl.DataFrame, column: str, draws: int, seed: int) -> Estimate:
+    concepts = cells["concept"].rank("dense").to_numpy()
+    values = cells[column].to_numpy()
+    return statistics.estimate(concepts, cells["prompt_number"].to_numpy(), values, draws=draws, seed=seed)
+
+
+def spread(found: Estimate) -> dict[str, Any]:
+    return {name: getattr(found, name) for name in SPREAD}
 
 
 def groups(table: pl.DataFrame, by: list[str]) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
@@ -291,40 +331,12 @@ def per_concept_and_all(group: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame
 
 
 def counts(cells: pl.DataFrame) -> dict[str, int]:
-    prompts = cells["prompt_index"].drop_nulls().n_unique()
+    prompts = cells.filter(pl.col("prompt_number") >= 0)["prompt_number"].n_unique()
     return {"images": len(cells), "prompts": prompts, "concepts": cells["concept"].n_unique()}
 
 
-def summary_of(rows: list[dict[str, Any]], floats: list[str], integers: list[str]) -> pl.DataFrame:
+def summary_of(rows: list[dict[str, Any]], number: str, integers: list[str]) -> pl.DataFrame:
     labels = ["base_model", "concept", "method", "variant", "metric", "encoder"]
-    schema = (
-        dict.fromkeys(labels, pl.String()) | dict.fromkeys(floats, pl.Float64()) | dict.fromkeys(integers, pl.Int64())
-    )
-    summary = pl.DataFrame(rows, schema=schema)
+    schema = dict.fromkeys(labels, pl.String()) | {number: pl.Float64()} | SPREAD
+    summary = pl.DataFrame(rows, schema=schema | dict.fromkeys(integers, pl.Int64()))
     return summary.sort(pl.col("concept") == ALL_CONCEPTS, "concept", "metric", maintain_order=True)
-
-
-def macro_weights(cells: pl.DataFrame) -> np.ndarray:
-    """(N,) weights that sum to 1 and turn a sum over cells into the macro average."""
-    images = pl.len().over("concept", "prompt_index")
-    prompts = pl.col("prompt_index").n_unique().over("concept")  # null counts as one: real images have no prompts
-    concepts = pl.col("concept").n_unique()
-    return cells.select((1 / (images * prompts * concepts)).alias("weight"))["weight"].to_numpy()
-
-
-def interval(values: np.ndarray, weights: np.ndarray, draws: int, seed: int) -> tuple[float, float, float]:
-    """Weighted mean, and the 2.5th and 97.5th percentile of the same over resampled cells.
-
-    values, weights: (N,). A resampled mean is divided by the weights that were drawn, so a draw that takes more
-    cells from one concept is still an average. The draws depend on N and the seed alone: two variants with the
-    same cells are resampled alike. With one cell there is nothing to resample and both ends are the value itself.
-    """
-    generator = np.random.default_rng(seed)
-    means = np.empty(draws)
-    rows = max(1, 2_000_000 // len(values))  # at most this many indices in memory at once
-    for start in range(0, draws, rows):
-        drawn = generator.integers(len(values), size=(min(rows, draws - start), len(values)))
-        w = weights[drawn]
-        means[start : start + len(drawn)] = (w * values[drawn]).sum(axis=1) / w.sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(weights @ values / weights.sum()), float(low), float(high)

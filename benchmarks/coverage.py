@@ -1,0 +1,118 @@
+"""How often 95 % intervals hold the truth: `python benchmarks/coverage.py [SIMULATIONS]` (1,000; some minutes).
+
+Scores are simulated as mean + a(concept) + b(prompt) + c(prompt, noise) + e(cell) + f(picture), normal or skewed, the
+truth being the mean: over all concepts and prompts, and where there are one or two concepts over all prompts of these.
+Beside `statistics.estimate` stand what it was chosen over, on the same scores:
+
+  percentile   the pigeonhole bootstrap's own percentiles (concepts and prompts resampled)
+  three levels the same with pictures resampled in their cells too
+  cells        cells resampled as if they were independent, which the tables did before
+  concepts     concepts alone resampled, percentiles (methods.md 13.6)
+
+Then, of tables of equal methods, how many show a difference that is not there, by `ranking`'s level.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+
+import numpy as np
+
+from personalize_core.metrics import statistics
+from personalize_core.metrics.ranking import level_of_one
+
+DESIGNS = [(1, 5, 2), (2, 5, 2), (3, 5, 2), (8, 5, 2), (30, 25, 4), (101, 20, 50)]
+SPREADS = {  # standard deviations of concepts, prompts, prompt's noises, cells, pictures
+    "all alike": (1.0, 1.0, 1.0, 1.0, 1.0),
+    "concepts differ most": (2.0, 0.5, 0.5, 0.5, 1.0),
+    "prompts differ most": (0.5, 2.0, 0.5, 0.5, 1.0),
+    "pictures differ most": (0.3, 0.3, 0.3, 0.3, 1.0),
+    "concepts alone": (1.0, 0.0, 0.0, 0.0, 1.0),
+    "prompts alone": (0.0, 1.0, 0.0, 0.0, 1.0),
+    "pictures alone": (0.0, 0.0, 0.0, 0.0, 1.0),
+}
+DRAWS = 1_000  # an interval's ends need 10,000 to be still; how often it covers does not
+
+
+def skewed(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Mean 0, variance 1, skewness 2."""
+    return generator.exponential(size=shape) - 1
+
+
+def normal(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return generator.normal(size=shape)
+
+
+def simulated(generator, draw, design, spreads):
+    """(C, P, I) scores, and their truth."""
+    c, p, i = design
+    shapes = [(c, 1, 1), (1, p, 1), (1, p, i), (c, p, 1), (c, p, i)]
+    parts = [s * draw(generator, shape) for s, shape in zip(spreads, shapes, strict=True)]
+    return sum(parts), 0.0 if c >= statistics.FEWEST_CONCEPTS else float(parts[0].mean())
+
+
+def percentile(drawn):
+    return np.quantile(drawn, [0.025, 0.975])
+
+
+def intervals(scores, generator):
+    """Name -> (low, high) by every way. The draws are always the same, as in a table's rows."""
+    c, p, i = scores.shape
+    concepts, prompts = np.repeat(np.arange(c), p * i), np.tile(np.repeat(np.arange(p), i), c)
+    ours = statistics.estimate(concepts, prompts, scores.ravel(), draws=DRAWS)
+    cells = scores.mean(axis=2)
+    of_c, of_p = statistics.counts(c, DRAWS, 0, True), statistics.counts(p, DRAWS, 0, False)
+    crossed = ((of_c @ cells) * of_p).sum(axis=1) / (c * p)
+    # pictures within: given concepts and prompts, the mean of resampled pictures is nearly normal
+    within = ((of_c**2 @ (scores.var(axis=2) / i)) * of_p**2).sum(axis=1) ** 0.5 / (c * p)
+    alone = statistics.counts(c * p, DRAWS, 0, True) @ cells.ravel() / (c * p)
+    return {
+        "ours": (ours.low, ours.high),
+        "percentile": percentile(crossed),
+        "three levels": percentile(crossed + within * generator.normal(size=DRAWS)),
+        "cells": percentile(alone),
+        "concepts": percentile(of_c @ cells.mean(axis=1) / c),
+    }
+
+
+def coverage(simulations: int) -> None:
+    names = ["ours", "percentile", "three levels", "cells", "concepts"]
+    print(f"{'design':>12} {'spread':24} {'draws':8}" + "".join(f"{name:>14}" for name in names))
+    for design, (words, spreads), draw in itertools.product(DESIGNS, SPREADS.items(), (normal, skewed)):
+        if draw is skewed and words != "all alike":
+            continue
+        generator, held = np.random.default_rng(0), dict.fromkeys(names, 0)
+        for _ in range(simulations):
+            scores, truth = simulated(generator, draw, design, spreads)
+            for name, (low, high) in intervals(scores, generator).items():
+                held[name] += low <= truth <= high
+        shares = "".join(f"{100 * held[name] / simulations:13.1f}%" for name in names)
+        print(f"{'x'.join(map(str, design)):>12} {words:24} {draw.__name__:8}{shares}", flush=True)
+
+
+def false_verdicts(simulations: int) -> None:
+    print("\nTables of equal methods in which all intervals of differences hold 0 (95 % wanted)")
+    print(f"{'design':>12} {'methods':>8} {'spread':24} {'together':>10} {'one by one':>12}")
+    some = ("all alike", "pictures differ most", "pictures alone")
+    for (c, p, i), methods, words in itertools.product([(8, 5, 2), (30, 25, 4)], (4, 10), some):
+        generator, level, held = np.random.default_rng(1), level_of_one(0.05, methods), np.zeros(2)
+        places = np.repeat(np.arange(c), p), np.tile(np.arange(p), c)
+        for _ in range(simulations):
+            cells = [simulated(generator, normal, (c, p, i), SPREADS[words])[0].mean(axis=2) for _ in range(methods)]
+            pairs = itertools.combinations(cells, 2)
+            found = [
+                statistics.estimate(*places, (one - other).ravel(), draws=100, level=level) for one, other in pairs
+            ]
+            held[0] += all(e.low <= 0 <= e.high for e in found)
+            held[1] += all(abs(e.mean) <= statistics.stdtrit(e.freedom, 0.975) * e.error for e in found)
+        together, alone = 100 * held / simulations
+        print(f"{f'{c}x{p}x{i}':>12} {methods:8} {words:24} {together:9.1f}% {alone:11.1f}%", flush=True)
+
+
+if __name__ == "__main__":
+    started, number = time.monotonic(), int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    coverage(number)
+    false_verdicts(max(number // 4, 10))
+    print(f"{number} simulations, {time.monotonic() - started:.0f} s")

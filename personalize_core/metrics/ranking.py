@@ -1,0 +1,296 @@
+"""Verdicts: which variant is better by a metric, and where the scores cannot tell.
+
+Any two variants are compared on the cells that both have (concept, prompt_index, image_index: the same prompt and the
+same first noise), and all pairs of a table at once. Whoever looks at the 45 pairs of ten variants one by one will find
+a difference in every second table that has none; so the intervals are simultaneous: with 95 % probability, all hold.
+
+Each pair's interval stands at the level of Tukey's studentized range (Tukey 1953; Kramer 1956), with the pair's own
+standard error and degrees of freedom. Why not Holm or Bonferroni on the pairs' p-values: they know nothing of what the
+pairs have in common, and ten variants have 45 pairs but nine independent differences. What the variants share in a cell
+cancels in the differences; what is left is the case that Tukey's level is exact for, and for unequal correlations it
+errs on the safe side. Why not the bootstrap's own maximum: at eight concepts and five prompts it would have to find the
+1 in 600 tail of a handful of values. An interval also says how large a difference may be, which a p-value does not.
+`benchmarks/coverage.py` measures how often all intervals of a table hold.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.special import ndtr
+
+from personalize_core.errors import InputError
+from personalize_core.metrics import statistics, tables
+from personalize_core.metrics.statistics import DRAWS, LEVEL, Noise
+from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING, CELL, FLOOR
+
+HIGHER, LOWER, CANNOT_TELL = "higher", "lower", "cannot tell"
+
+PAIR_COLUMNS: dict[str, str] = {
+    "base_model": tables.COLUMNS["base_model"].meaning,
+    "metric": tables.COLUMNS["metric"].meaning,
+    "encoder": tables.COLUMNS["encoder"].meaning,
+    "variant": "one of the two",
+    "other": "the other; the base model alone (the floor) is one of them, real images are not",
+    "verdict": f"{HIGHER!r} or {LOWER!r} where the interval does not hold 0, else {CANNOT_TELL!r}",
+    "difference": "mean score of the variant less the other's on the same cells; null where they share none",
+    "low": "lower end; all intervals of this base model and metric hold together in 95 % of tables",
+    "high": "upper end",
+    "error": tables.SUMMARY_COLUMNS["error"],
+    "freedom": tables.SUMMARY_COLUMNS["freedom"],
+    "over": tables.SUMMARY_COLUMNS["over"],
+    "training_noise": "standard deviation that training again adds to the difference, in error; null: not measured",
+    "level": "how often this interval alone may miss, so that together they hold",
+    "comparisons": "how many pairs of this base model and metric were compared",
+    "images": "how many pairs of pictures",
+    "prompts": "how many different prompts",
+    "concepts": "how many concepts",
+    "unpaired": "pictures of either that the other has none for",
+}
+
+RANK_COLUMNS: dict[str, str] = {
+    "base_model": tables.COLUMNS["base_model"].meaning,
+    "metric": tables.COLUMNS["metric"].meaning,
+    "encoder": tables.COLUMNS["encoder"].meaning,
+    "method": tables.COLUMNS["method"].meaning,
+    "variant": tables.COLUMNS["variant"].meaning,
+    "mean": "mean over all its pictures: over a prompt's pictures, then over prompts, then over concepts",
+    "place_from": "its best possible place, 1 plus the variants that are surely above it; 95 % for all places together",
+    "place_to": "its worst possible place, the number of variants less those that are surely below it",
+    "above": "the variants that it is surely above, separated by ', '",
+    "cannot_tell_from": "the variants that it can be told neither above nor below, separated by ', '",
+}
+
+NOISE_COLUMNS: dict[str, str] = {
+    "base_model": tables.COLUMNS["base_model"].meaning,
+    "concept": tables.SUMMARY_COLUMNS["concept"],
+    "method": tables.COLUMNS["method"].meaning,
+    "variant": tables.COLUMNS["variant"].meaning,
+    "metric": tables.COLUMNS["metric"].meaning,
+    "encoder": tables.COLUMNS["encoder"].meaning,
+    "trainings": "how many times it was trained, each with a seed of its own, and drawn on the same cells",
+    "mean": "mean over these trainings",
+    "between": "standard deviation of the mean between trainings: the noise floor",
+    "least": "the least difference of two single trainings that is beyond their noise (95 %): t sqrt(2) between",
+    "beyond": (
+        "the part of it that the interval does not hold already: all of it for one or two concepts; an interval over "
+        "concepts lacks what a seed does to all of them alike"
+    ),
+}
+
+
+def pairs(
+    table: pl.DataFrame, noise: pl.DataFrame | None = None, draws: int = DRAWS, seed: int = 0, level: float = LEVEL
+) -> pl.DataFrame:
+    """A row for every two variants of a base model and metric, over all concepts, with a verdict.
+
+    Args:
+        noise: what `noise_floor` returned. What training again adds to a difference goes into its standard error.
+            Without it (and for variants that it does not know, but the floor, which trains nothing) a verdict about
+            one or two concepts is about these very trainings. An interval over concepts holds that much of the noise
+            by itself, for every concept was trained anew.
+        level: how often any interval of a base model and metric may miss.
+    """
+    tables.check_encoders(table := tables.checked(table))
+    drawn = table.filter((pl.col("method") != CEILING) & pl.col("prompt_index").is_not_null())
+    measured = {} if noise is None else _noise_of(noise)
+    rows = []
+    for labels, group in tables.groups(tables.with_prompts(drawn, "image_index"), ["base_model", "metric", "encoder"]):
+        variants = group["variant"].unique().sort().to_list()
+        if len(variants) < 2:
+            continue
+        places, scores = _on_cells(group, variants)
+        alone = level_of_one(level, len(variants))
+        for one, other in itertools.combinations(range(len(variants)), 2):
+            there = ~np.isnan(scores[one]) & ~np.isnan(scores[other])
+            row: dict[str, Any] = {
+                **labels, "variant": variants[one], "other": variants[other], "level": alone,
+                "comparisons": len(variants) * (len(variants) - 1) // 2, "images": int(there.sum()),
+                "unpaired": int((~np.isnan(scores[[one, other]])).sum() - 2 * there.sum()),
+                "prompts": len(np.unique(places["prompt_number"].to_numpy()[there])),
+                "concepts": len(np.unique(places["concept_number"].to_numpy()[there])),
+            }  # fmt: skip
+            if there.any():
+                concepts, prompts = (places[name].to_numpy()[there] for name in ("concept_number", "prompt_number"))
+                names = set(places["concept"].filter(pl.Series(there)).unique())
+                added = _added(measured, labels, [variants[one], variants[other]], names)
+                found = statistics.estimate(
+                    concepts, prompts, (scores[one] - scores[other])[there],
+                    draws=draws, seed=seed, level=alone, noise=added,
+                )  # fmt: skip
+                row |= {"difference": found.mean, **tables.spread(found)}
+                row["training_noise"] = None if added is None else float(np.sqrt(added.variance))
+            rows.append({**row, "verdict": verdict(row.get("low"), row.get("high"))})
+    schema = {name: pl.Float64() for name in PAIR_COLUMNS} | dict.fromkeys(
+        ["base_model", "metric", "encoder", "variant", "other", "verdict", "over"], pl.String()
+    )
+    schema |= dict.fromkeys(["comparisons", "images", "prompts", "concepts", "unpaired"], pl.Int64())
+    return pl.DataFrame(rows, schema=schema)
+
+
+def verdict(low: float | None, high: float | None) -> str:
+    if low is not None and low > 0:
+        return HIGHER
+    return LOWER if high is not None and high < 0 else CANNOT_TELL
+
+
+def level_of_one(level: float, variants: int) -> float:
+    """The level at which each of all pairs of `variants` stands so that together they stand at `level`.
+
+    That of Tukey's studentized range q for known variances, 2 Phi(-q / sqrt(2)); each pair then has a t of its own
+    degrees of freedom at this level. (Tukey's q for few degrees of freedom supposes one pooled standard error, which
+    methods that differ in kind do not have.)
+    """
+    from scipy.stats import studentized_range  # takes a second to import
+
+    return level if variants == 2 else float(2 * ndtr(-studentized_range.ppf(1 - level, variants, np.inf) / np.sqrt(2)))
+
+
+def rank(compared: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
+    """A row for each variant of a base model and metric, best mean first, with the places that it may have.
+
+    Places that follow from simultaneous intervals of all differences hold together just as these do (Klein, Wright
+    and Wieczorek 2020, "A joint confidence region for an overall ranking of populations").
+
+    Args:
+        compared: what `pairs` returned.
+        summary: what `tables.summarise` returned for the same table.
+    """
+    above: dict[tuple, list[str]] = {}
+    unclear: dict[tuple, list[str]] = {}
+    below: dict[tuple, list[str]] = {}
+    for row in compared.iter_rows(named=True):
+        where = (row["base_model"], row["metric"])
+        for variant, other, won in (
+            (row["variant"], row["other"], HIGHER),
+            (row["other"], row["variant"], LOWER),
+        ):
+            found = {won: above, CANNOT_TELL: unclear}.get(row["verdict"], below)
+            found.setdefault((*where, variant), []).append(other)
+    rows = []
+    for row in summary.filter((pl.col("concept") == ALL_CONCEPTS) & (pl.col("method") != CEILING)).iter_rows(
+        named=True
+    ):
+        key = (row["base_model"], row["metric"], row["variant"])
+        over, unsure, under = (sorted(found.get(key, [])) for found in (above, unclear, below))
+        rows.append(
+            {name: row[name] for name in ("base_model", "metric", "encoder", "method", "variant", "mean")}
+            | {"place_from": 1 + len(under), "place_to": 1 + len(under) + len(unsure)}
+            | {"above": ", ".join(over), "cannot_tell_from": ", ".join(unsure)}
+        )
+    schema = dict.fromkeys(RANK_COLUMNS, pl.String()) | {
+        "mean": pl.Float64(), "place_from": pl.Int64(), "place_to": pl.Int64(),
+    }  # fmt: skip
+    ranked = pl.DataFrame(rows, schema=schema)
+    return ranked.sort(
+        ["base_model", "metric", "place_from", "place_to", "mean", "variant"],
+        descending=[False, False, False, False, True, False],
+    )
+
+
+def noise_floor(trainings: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
+    """How much a method's means vary between trainings that differ in their seed alone.
+
+    Args:
+        trainings: training seed -> table of scores. Pictures must be drawn from the same noise in all of them. Cells
+            that not every table has are left out.
+
+    Returns:
+        a row per variant and metric and concept, then over all concepts. The floor and real images, which nothing is
+        trained for, have no row.
+
+    Raises:
+        InputError: there are fewer than two trainings, or some table lacks a variant altogether.
+    """
+    if len(trainings) < 2:
+        raise InputError("the noise of training shows between two trainings at least; train with another seed too")
+    by = ["base_model", "method", "variant", "metric", "encoder"]
+    numbered = [tables.checked(table).with_columns(training=pl.lit(key)) for key, table in sorted(trainings.items())]
+    tables.check_encoders(together := pl.concat(numbered))
+    together = together.filter(
+        (pl.col("variant") != FLOOR) & (pl.col("method") != CEILING) & pl.col("prompt_index").is_not_null()
+    )
+    rows = []
+    for labels, group in tables.groups(together.sort([*by, "training", *CELL]), by):
+        if lacking := sorted(set(trainings) - set(group["training"])):
+            raise InputError(f"the training with seed {lacking[0]} has no {labels['metric']} of {labels['variant']}")
+        everywhere = group.filter(pl.col("training").n_unique().over(CELL) == len(trainings))
+        if everywhere.is_empty():
+            raise InputError(f"no picture of {labels['variant']} has been drawn by all its trainings")
+        text = pl.coalesce("prompt", pl.col("prompt_index").cast(pl.String)).alias("text_of")
+        prompts = everywhere.group_by("training", "concept", text).agg(pl.col("score").mean())
+        means = prompts.group_by("training", "concept").agg(pl.col("score").mean()).sort("concept", "training")
+        concepts = means["concept"].unique().sort().to_list()
+        grid = means["score"].to_numpy().reshape(len(concepts), len(trainings))
+        for name, values in [*zip(concepts, grid, strict=True), (ALL_CONCEPTS, grid.mean(axis=0))]:
+            between = float(values.std(ddof=1))
+            beyond = beyond_the_interval(grid) if name == ALL_CONCEPTS else between
+            t = float(statistics.stdtrit(len(trainings) - 1, 1 - LEVEL / 2))
+            rows.append(
+                {**labels, "concept": name, "trainings": len(trainings), "mean": float(values.mean())}
+                | {"between": between, "least": t * 2**0.5 * between, "beyond": beyond}
+            )
+    schema = dict.fromkeys(NOISE_COLUMNS, pl.Float64()) | dict.fromkeys(["concept", *by], pl.String())
+    found = pl.DataFrame(rows, schema=schema | {"trainings": pl.Int64()})
+    return found.sort(pl.col("concept") == ALL_CONCEPTS, "concept", "metric", "variant", maintain_order=True)
+
+
+def beyond_the_interval(means: np.ndarray) -> float:
+    """Standard deviation of what a training seed does to all concepts alike, which no spread between them shows.
+
+    means: (concepts, trainings). Every concept is trained by itself; were that all, the mean over c concepts would
+    vary between seeds by the residual variance over c. What it varies more is shared (two-way table, one value per
+    cell; never below 0). Of one or two concepts, which no interval is over, everything counts.
+    """
+    c, r = means.shape
+    of_seeds = float(means.mean(axis=0).var(ddof=1))
+    if c < statistics.FEWEST_CONCEPTS:
+        return of_seeds**0.5
+    residuals = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
+    return max(of_seeds - float((residuals**2).sum()) / ((c - 1) * (r - 1)) / c, 0.0) ** 0.5
+
+
+def write(compared: pl.DataFrame, ranked: pl.DataFrame, folder: Path) -> None:
+    """pairs.parquet and rank.parquet, with the meaning of their columns."""
+    tables.write_parquet(compared, folder / "pairs.parquet", PAIR_COLUMNS)
+    tables.write_parquet(ranked, folder / "rank.parquet", RANK_COLUMNS)
+
+
+def _on_cells(group: pl.DataFrame, variants: Sequence[str]) -> tuple[pl.DataFrame, np.ndarray]:
+    """The cells of all variants together, and (variants, cells) scores; NaN where a variant has none."""
+    numbers = pl.DataFrame({"variant": variants}, schema={"variant": pl.String}).with_row_index("row")
+    place = [*CELL, "prompt_number"]  # pictures of two prompts are no pair, whatever their place in their lists
+    cells = group.select(place).unique().sort(place).with_row_index("column")
+    cells = cells.with_columns(concept_number=pl.col("concept").rank("dense"))
+    found = group.join(numbers, on="variant").join(cells.select(*place, "column"), on=place)
+    scores = np.full((len(variants), len(cells)), np.nan)
+    scores[found["row"].to_numpy(), found["column"].to_numpy()] = found["score"].to_numpy()
+    return cells, scores
+
+
+def _noise_of(noise: pl.DataFrame) -> dict[tuple, Noise]:
+    return {
+        (row["base_model"], row["metric"], row["variant"], row["concept"]): Noise(
+            row["beyond"] ** 2, row["trainings"] - 1
+        )
+        for row in noise.iter_rows(named=True)
+    }
+
+
+def _added(
+    measured: Mapping[tuple, Noise], labels: Mapping[str, Any], variants: Sequence[str], concepts: set[str]
+) -> Noise | None:
+    """The variance that training both again adds to their difference; None where it was not measured."""
+    concept = next(iter(concepts)) if len(concepts) == 1 else ALL_CONCEPTS
+    trained = [variant for variant in variants if variant != FLOOR]
+    found = [measured.get((labels["base_model"], labels["metric"], variant, concept)) for variant in trained]
+    known = [noise for noise in found if noise is not None]
+    if len(known) < len(trained):
+        return None
+    terms = [(noise.variance, noise.freedom) for noise in known]
+    return Noise(sum(value for value, _ in terms), statistics.satterthwaite(terms)) if terms else None
