@@ -21,7 +21,7 @@ import time
 import numpy as np
 
 from personalize_core.metrics import statistics
-from personalize_core.metrics.ranking import level_of_one
+from personalize_core.metrics.ranking import CANNOT_TELL, level_of_one, verdict
 
 DESIGNS = [(1, 5, 2), (2, 5, 2), (3, 5, 2), (8, 5, 2), (30, 25, 4), (101, 20, 50)]
 SPREADS = {  # standard deviations of concepts, prompts, prompt's noises, cells, pictures
@@ -50,7 +50,7 @@ def simulated(generator, draw, design, spreads):
     c, p, i = design
     shapes = [(c, 1, 1), (1, p, 1), (1, p, i), (c, p, 1), (c, p, i)]
     parts = [s * draw(generator, shape) for s, shape in zip(spreads, shapes, strict=True)]
-    return sum(parts), 0.0 if c >= statistics.FEWEST_CONCEPTS else float(parts[0].mean())
+    return sum(parts, start=np.zeros(design)), 0.0 if c >= statistics.FEWEST_CONCEPTS else float(parts[0].mean())
 
 
 def percentile(drawn):
@@ -101,12 +101,13 @@ def false_verdicts(simulations: int) -> None:
         places = np.repeat(np.arange(c), p), np.tile(np.arange(p), c)
         for _ in range(simulations):
             cells = [simulated(generator, normal, (c, p, i), SPREADS[words])[0].mean(axis=2) for _ in range(methods)]
-            pairs = itertools.combinations(cells, 2)
+            differences = [(one - other).ravel() for one, other in itertools.combinations(cells, 2)]
             found = [
-                statistics.estimate(*places, (one - other).ravel(), draws=100, level=level) for one, other in pairs
+                statistics.estimate(*places, difference, draws=100, level=level, cautious=True)
+                for difference in differences
             ]
-            held[0] += all(e.low <= 0 <= e.high for e in found)
-            held[1] += all(abs(e.mean) <= statistics.stdtrit(e.freedom, 0.975) * e.error for e in found)
+            held[0] += all(verdict(e.low, e.high) == CANNOT_TELL for e in found)
+            held[1] += all(abs(e.mean) <= statistics.stdtrit(e.freedom, 0.975) * (e.error or 0) for e in found)
         together, alone = 100 * held / simulations
         print(f"{f'{c}x{p}x{i}':>12} {methods:8} {words:24} {together:9.1f}% {alone:11.1f}%", flush=True)
 

@@ -1,12 +1,14 @@
 """Verdicts: which of several variants is better, where the scores cannot tell, and what training again changes."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import scipy.stats
 
+from personalize_core import comparison
 from personalize_core.errors import InputError
 from personalize_core.metrics import costs, ranking, statistics, tables
 from tests.test_tables import grid, noisy
@@ -50,7 +52,8 @@ def test_a_pair_is_compared_picture_by_picture():
     order = ["concept", "prompt_index", "image_index"]
     one, other = (table.filter(variant=name).sort(order)["score"].to_numpy() for name in ("alike_a", "middle"))
     cells = (one - other).reshape(6, 5, 2).mean(axis=2)
-    variance, freedom = statistics.crossed_variance(*(i.ravel() for i in np.indices((6, 5))), cells.ravel())
+    concepts, prompts = (index.ravel() for index in np.indices((6, 5)))
+    variance, freedom = statistics.crossed_variance(concepts, prompts, cells.ravel(), cautious=True)
     assert found["difference"] == pytest.approx(cells.mean())
     assert found["error"] == pytest.approx(variance**0.5)
     width = 2 * scipy.stats.t.ppf(1 - found["level"] / 2, freedom) * variance**0.5
@@ -67,24 +70,27 @@ def test_the_level_is_tukeys(variants):
     assert 0.05 / (variants * (variants - 1) / 2) <= ranking.level_of_one(0.05, variants) <= 0.05
 
 
-def test_among_equal_methods_all_intervals_hold_in_95_of_100_tables():
+@pytest.mark.parametrize(("methods", "spread", "tables_drawn"), [(4, 1.0, 300), (8, 0.3, 150)])
+def test_among_equal_methods_all_intervals_hold_in_95_of_100_tables(methods, spread, tables_drawn):
+    """Or more, where concepts and prompts differ little (`cautious`). Without it the second holds in 87 of 100."""
     concepts, prompts = (index.ravel() for index in np.indices((8, 5)))
-    level, held = ranking.level_of_one(0.05, 4), 0
-    for seed in range(400):
+    level, held = ranking.level_of_one(0.05, methods), 0
+    for seed in range(tables_drawn):
         generator = np.random.default_rng(seed)
-        methods = [
-            generator.normal(size=(8, 1)) + generator.normal(size=(1, 5)) + generator.normal(size=(8, 5))
-            for _ in range(4)
+        drawn = [
+            spread * (generator.normal(size=(8, 1)) + generator.normal(size=(1, 5)))
+            + 0.77 * generator.normal(size=(8, 5))
+            for _ in range(methods)
         ]
         held += all(
             (found := estimate_of(concepts, prompts, one - other, level)).low <= 0 <= found.high
-            for one, other in itertools.combinations(methods, 2)
+            for one, other in itertools.combinations(drawn, 2)
         )
-    assert 0.925 <= held / 400 <= 0.985  # 95 % give or take two and a half standard errors; a little more is safe
+    assert held / tables_drawn >= 0.92
 
 
-def estimate_of(concepts, prompts, cells, level):
-    return statistics.estimate(concepts, prompts, cells.ravel(), draws=50, level=level)
+def estimate_of(concepts, prompts, cells, level) -> Any:
+    return statistics.estimate(concepts, prompts, cells.ravel(), draws=50, level=level, cautious=True)
 
 
 def test_neither_the_order_of_rows_nor_real_images_change_a_verdict():
@@ -128,6 +134,17 @@ def test_a_table_of_one_variant_has_a_rank_and_no_pair():
     assert compared.is_empty() and list(compared.columns) == list(ranking.PAIR_COLUMNS)
     only = ranking.rank(compared, tables.summarise(table)).row(0, named=True)
     assert (only["place_from"], only["place_to"]) == (1, 1)
+
+
+def test_the_terminal_says_what_cannot_be_told(tmp_path):
+    compared = ranking.pairs(table := four())
+    ranking.write(compared, ranking.rank(compared, tables.summarise(table)), tmp_path)
+    heading, *rows = comparison.verdicts(tmp_path)
+    assert heading == ["By", "Place", "Variant", "Verdict"]
+    verdicts = {variant: (by, place, words) for by, place, variant, words in rows}
+    assert verdicts["alike a"] == ("DINO", "1 to 2", "above base model, middle; cannot tell from alike b")
+    assert verdicts["middle"] == ("DINO", "3", "above base model")
+    assert verdicts["base model"] == ("DINO", "4", "-")
 
 
 def test_the_columns_are_documented_in_the_files(tmp_path):

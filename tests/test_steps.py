@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from personalize_core import steps
+from personalize_core import comparison, steps
 from personalize_core.data import load_picture
 from personalize_core.errors import InputError
 from personalize_core.metrics import tables
@@ -194,6 +195,22 @@ def test_the_comparison_lists_what_is_missing(store: Store):
     summary = json.loads((store.comparison() / "summary.json").read_text())
     assert summary["missing"] == ["dreambooth/rex"]
     assert "dreambooth" in summary["means"]  # the other concept's
+
+
+def test_a_comparison_ranks_every_variant_and_says_what_it_cost(store: Store):
+    folder, variants = store.comparison(), {*METHODS, "personalized_residuals_lag"}
+    ranked, pairs = (pl.read_parquet(folder / f"{name}.parquet") for name in ("rank", "pairs"))
+    assert set(ranked["variant"]) == variants and (ranked["place_from"] <= ranked["place_to"]).all()
+    assert len(pairs) == ranked["metric"].n_unique() * len(variants) * (len(variants) - 1) // 2
+    summary = pl.read_parquet(folder / "summary.parquet")
+    about = json.loads((store.artifact("dreambooth", "rex") / "config.json").read_text())
+    costs = summary.filter(method="dreambooth", concept="rex")
+    assert set(costs["parameters"]) == {about["parameters"]}
+    weights = store.artifact("dreambooth", "rex") / "weights.safetensors"
+    assert set(costs["artifact_bytes"]) == {weights.stat().st_size}
+    heading, *rows = comparison.verdicts(folder)
+    assert len(heading) == 4 and len(rows) == len(comparison.METRICS) * len(variants)
+    assert comparison.intervals_are_over(folder) == "95 % intervals over prompts, about these concepts alone"
 
 
 def test_a_comparison_shows_every_concept_and_all_of_them(store: Store):

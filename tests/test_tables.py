@@ -276,7 +276,8 @@ def test_the_interval_of_several_concepts_is_over_concepts_and_prompts():
     table = tables.from_rows(grid("dreambooth", noisy(0.6, seed=2), ["cat", "dog7", "vase"]))
     ours = pick(tables.summarise(table), "dreambooth")
     y = table["score"].to_numpy().reshape(3, 3, 4).mean(axis=2)
-    variance, freedom = statistics.crossed_variance(*(index.ravel() for index in np.indices((3, 3))), y.ravel())
+    concepts, prompts = (index.ravel() for index in np.indices((3, 3)))
+    variance, freedom = statistics.crossed_variance(concepts, prompts, y.ravel())
     assert (ours["error"], ours["freedom"]) == (pytest.approx(variance**0.5), pytest.approx(freedom))
     assert ours["over"] == "concepts and prompts"
 

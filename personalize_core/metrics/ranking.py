@@ -121,7 +121,7 @@ def pairs(
                 added = _added(measured, labels, [variants[one], variants[other]], names)
                 found = statistics.estimate(
                     concepts, prompts, (scores[one] - scores[other])[there],
-                    draws=draws, seed=seed, level=alone, noise=added,
+                    draws=draws, seed=seed, level=alone, noise=added, cautious=True,
                 )  # fmt: skip
                 row |= {"difference": found.mean, **tables.spread(found)}
                 row["training_noise"] = None if added is None else float(np.sqrt(added.variance))

@@ -63,6 +63,7 @@ def estimate(
     seed: int = 0,
     level: float = LEVEL,
     noise: Noise | None = None,
+    cautious: bool = False,
 ) -> Estimate:
     """The mean over a prompt's pictures, then over a concept's prompts, then over concepts, with its interval.
 
@@ -76,6 +77,7 @@ def estimate(
         draws, seed: of the bootstrap. The draws depend on how many concepts and prompts there are, not on the scores.
         level: how often the interval may miss.
         noise: added to the variance.
+        cautious: for levels far below 5 %; see `crossed_variance`.
     """
     concept_of, prompt_of, cells = cell_means(concepts, prompts, scores)
     count, several = int(concept_of.max()) + 1, int(prompt_of.max()) + 1
@@ -93,7 +95,7 @@ def estimate(
         else:
             drawn = crossed_draws(concept_of, prompt_of, cells, draws, seed, of_concepts=False)
     elif several > 1 and len(cells) > several:
-        over, variance, freedom = "concepts and prompts", *crossed_variance(concept_of, prompt_of, cells)
+        over, variance, freedom = "concepts and prompts", *crossed_variance(concept_of, prompt_of, cells, cautious)
         drawn = crossed_draws(concept_of, prompt_of, cells, draws, seed)
     else:  # prompts that no two concepts share come and go with their concept
         over = "concepts" if several == 1 else "concepts and prompts"
@@ -161,7 +163,9 @@ def cell_means(concepts: np.ndarray, prompts: np.ndarray, scores: np.ndarray) ->
     return there // width, there % width, np.bincount(code, scores)[there] / number[there]
 
 
-def crossed_variance(concept_of: np.ndarray, prompt_of: np.ndarray, cells: np.ndarray) -> tuple[float, float]:
+def crossed_variance(
+    concept_of: np.ndarray, prompt_of: np.ndarray, cells: np.ndarray, cautious: bool = False
+) -> tuple[float, float]:
     """Variance of the mean, and its degrees of freedom, where both concepts and prompts are drawn.
 
     Cells y = mean + a(concept) + b(prompt) + e(cell). The mean with weights w = 1 / (concepts * prompts of the
@@ -170,7 +174,13 @@ def crossed_variance(concept_of: np.ndarray, prompt_of: np.ndarray, cells: np.nd
     equations of Gao and Owen (2017, sec. 3). With all cells there, A, B and E are the three mean squares of the
     two-way table over the number of cells.
 
-    A + B - E can come out below E, or below 0, where concepts and prompts hardly differ; then it is E.
+    A + B - E can come out below E, or below 0, where concepts and prompts hardly differ; then it is E, with E's own
+    many degrees of freedom. That is right for 95 % intervals, and not for the far tails that simultaneous ones need:
+    there it is the few tables whose A and B came out low by luck that miss. So if `cautious`, the degrees of freedom
+    stay Satterthwaite's.
+
+    Returns:
+        (variance, degrees of freedom)
     """
     n, per_concept, per_prompt = len(cells), np.bincount(concept_of), np.bincount(prompt_of)
     within_concepts = cells - (np.bincount(concept_of, cells) / per_concept)[concept_of]
@@ -191,12 +201,12 @@ def crossed_variance(concept_of: np.ndarray, prompt_of: np.ndarray, cells: np.nd
     a = max(s_a / c + e, 0.0)
     b = max(s_b * (np.bincount(prompt_of, w) ** 2).sum() + e, 0.0)
     left = n - c - p + blocks(concept_of, prompt_of)  # degrees of freedom of e
-    if left > 0 and a + b - e <= e:
-        return float(e), float(left)
-    terms = [(a, c - 1), (b, p - 1)] + ([(e, left)] if left > 0 else [])
-    below = sum(value**2 / freedom for value, freedom in terms)
-    variance = max(a + b - e, 0.0)
-    return float(variance), float(max(variance**2 / below, 1.0) if below > 0 else min(c, p) - 1)
+    below = a**2 / (c - 1) + b**2 / (p - 1) + (e**2 / left if left > 0 else 0)
+    floored = left > 0 and a + b - e <= e
+    variance = float(e if floored else max(a + b - e, 0.0))
+    if floored and not cautious:
+        return variance, float(left)
+    return variance, float(max(variance**2 / below, 1.0) if below > 0 else min(c, p) - 1)
 
 
 def prompts_variance(concept_of: np.ndarray, prompt_of: np.ndarray, cells: np.ndarray) -> tuple[float, float]:
