@@ -10,6 +10,10 @@ Beside `statistics.estimate` stand what it was chosen over, on the same scores:
   concepts     concepts alone resampled, percentiles (methods.md 13.6)
 
 Then, of tables of equal methods, how many show a difference that is not there, by `ranking`'s level.
+
+Measured with 1,000 simulations a line, ours: 93.3 to 96.0 % for one or two concepts, 94.4 to 96.9 % for 8 x 5 x 2,
+94.0 to 94.8 % for 30 x 25 x 4, 93.9 to 95.5 % for 101 x 20 x 50. More, on the safe side, where neither concepts nor
+prompts differ at all ("pictures alone": 96.5 to 98.9 %), and for three concepts (95.1 to 98.9 %).
 """
 
 from __future__ import annotations

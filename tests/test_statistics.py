@@ -105,8 +105,10 @@ def test_with_cells_missing_the_variance_is_right_on_average():
     for seed in range(700):
         y = table(7, 6, seed=seed, spreads=spreads)
         y[gone] = np.nan
-        found = statistics.cell_means(*crossed(y))
-        drawn.append((estimate(*crossed(y), draws=2).mean, statistics.crossed_variance(*found)[0]))
+        concept_of, prompt_of, cells = statistics.cell_means(*crossed(y))
+        drawn.append(
+            (estimate(*crossed(y), draws=2).mean, statistics.crossed_variance(concept_of, prompt_of, cells)[0])
+        )
     means, variances = np.array(drawn).T
     assert variances.mean() == pytest.approx(means.var(), rel=0.15)  # the latter's own error is 5 %
 
