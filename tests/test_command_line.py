@@ -247,12 +247,13 @@ def test_the_demo_is_of_concepts_that_come_with_the_project():
 def test_importing_takes_over_an_embedding_and_refuses_a_pickle(workspace, personalize, tmp_path):
     save_file({"emb_params": torch.ones(1, 32)}, tmp_path / "rex.safetensors")
     (tmp_path / "rex.pt").write_bytes(b"a pickle, for all that is known")
+    before = files(workspace)
     status, _, complaint = personalize("import", "rex", str(tmp_path / "rex.pt"), "-m", "textual_inversion")
     assert status == 2 and "rex.pt is a pickle" in complaint and complaint.count("\n") == 1
-    assert not (workspace / "data" / "artifacts").exists()
+    assert files(workspace) == before
     status, printed, _ = personalize("import", "rex", str(tmp_path / "rex.safetensors"), "-m", "textual_inversion")
     assert status == 0 and "data/artifacts/textual_inversion/rex" in printed
     assert load_file(workspace / "data/artifacts/textual_inversion/rex/weights.safetensors")["embedding.vector"].all()
     status, printed, _ = personalize("train", "rex", "-m", "textual_inversion")
     assert status == 0 and "was there" in printed  # kept
-    shutil.rmtree(workspace / "data" / "artifacts")  # as the tests before it found it
+    shutil.rmtree(workspace / "data" / "artifacts" / "textual_inversion")  # as the tests before it found it
