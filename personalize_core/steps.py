@@ -269,6 +269,8 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
                 "templates": templates,
                 "images_per_prompt": params.sampling.images_per_prompt,
                 "variants": list(variants),
+                "sampling": params.sampling.model_dump(),
+                "seed": params.seed,
             }
             write_json(new / "grid.json", about)
             comparison.draw(store, concept, [(name, new) for name in variants], about, new / "grid.png")

@@ -1,0 +1,355 @@
+"""What a study shows: which pictures stand against each other, under which question.
+
+The questions are those of the papers (methods.md, 15.6). Personalized Residuals (arXiv:2405.12978, sec. 4.3) asks two,
+each with "not sure" as a third answer: a prompt and two pictures, and three photographs and two pictures.
+AttnDreamBooth (arXiv:2406.05000) asks one, a forced choice on identity and text together.
+
+A pair is two pictures of one cell (concept, prompt, image index), so both grew from the same first noise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from personalize_core import intake
+from personalize_core.concept import SLOT
+from personalize_core.errors import InputError, listed
+from personalize_core.files import read_json, sha256, stamp_of
+from personalize_core.store import Store
+
+FORMAT = "personalize study 1"
+QuestionName = Literal["text", "image", "both"]
+Answer = Literal["left", "right", "not_sure"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a rater is asked about two pictures."""
+
+    ask: str  # {} is the class noun
+    hint: str  # a sentence before the first question of this kind
+    shows_text: bool
+    shows_photographs: bool
+    may_be_unsure: bool
+
+
+QUESTIONS: dict[QuestionName, Question] = {
+    "text": Question(
+        "Which picture fits the text better?",
+        "You see a text and two pictures. Say which of the two fits the text better.",
+        shows_text=True,
+        shows_photographs=False,
+        may_be_unsure=True,
+    ),
+    "image": Question(
+        "Which picture looks more like the {} in the photographs?",
+        "You see photographs of one thing and two pictures. Say in which of the two it looks more like the thing in "
+        "the photographs; where it is and what is around it does not matter.",
+        shows_text=False,
+        shows_photographs=True,
+        may_be_unsure=True,
+    ),
+    "both": Question(
+        "Which picture is the better one of the {} in the photographs, as the text says?",
+        "You see photographs of one thing, a text, and two pictures. Choose the picture that you find better, both in "
+        "likeness to the thing in the photographs and in what the text says.",
+        shows_text=True,
+        shows_photographs=True,
+        may_be_unsure=False,
+    ),
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Request(BaseModel):
+    """What the person who runs the study asks for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    variants: list[str]  # the first is compared with each of the others
+    questions: list[QuestionName] = ["text", "image"]
+    concepts: list[str] = []  # empty: every concept that all variants have drawn
+    pairs: Annotated[int, Field(gt=0)] = 40  # of each comparison, in the page; a rater sees some of them
+    per_rater: Annotated[int, Field(gt=0)] = 40  # questions that one rater answers, at most
+    photographs: Annotated[int, Field(gt=0)] = 3  # of the concept, shown beside the pictures; the papers show three
+    seed: Annotated[int, Field(ge=0)] = 0
+    title: Annotated[str, Field(min_length=1, max_length=100)] = "Which picture is better?"
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Request:
+        for what, names in {"variant": self.variants, "question": self.questions, "concept": self.concepts}.items():
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise ValueError(f"the {what} {twice[0]!r} is given twice; a study shows each once")
+        if len(self.variants) < 2:
+            raise ValueError("a study compares a variant with one or more others; name at least two")
+        if not self.questions:
+            raise ValueError(f"a study asks something; the questions are {listed(get_args(QuestionName))}")
+        return self
+
+
+class ConceptShown(_Strict):
+    name: str
+    class_noun: str
+    photographs: list[str]  # file names of those that raters see
+
+
+class Cell(_Strict):
+    """One place in the grid, the same for every variant."""
+
+    concept: Annotated[int, Field(ge=0)]  # place in Key.concepts
+    prompt_index: Annotated[int, Field(ge=0)]
+    image_index: Annotated[int, Field(ge=0)]
+    text: str  # the prompt as raters read it, with the class noun in the concept's place
+
+
+class Picture(_Strict):
+    variant: str
+    cell: Annotated[int, Field(ge=0)]
+    sha256: str  # of the grid's file
+
+
+class Comparison(_Strict):
+    first: str
+    second: str
+
+
+class Key(_Strict):
+    """Everything about a study, and above all which picture is whose: what the page must not say.
+
+    A pair's number is comparison * len(cells) + cell; a picture's number is its place in `pictures`, whose order was
+    drawn, so that it tells nothing.
+    """
+
+    format: Literal["personalize study 1"]
+    study: str  # names all the rest of this: answers carry it
+    title: str
+    base_model: str
+    questions: list[QuestionName]
+    comparisons: list[Comparison]
+    concepts: list[ConceptShown]
+    left_out: list[str]  # concepts of the workspace that not every variant has drawn
+    cells: list[Cell]
+    pictures: list[Picture]
+    each: Annotated[int, Field(gt=0, multiple_of=2)]  # pairs of a comparison that a rater sees under one question
+    seed: int
+
+    @field_validator("cells", "comparisons", "questions", "pictures")
+    @classmethod
+    def _not_empty(cls, value: list) -> list:
+        if not value:
+            raise ValueError("there must be at least one")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Key:
+        if self.study != self._identity():
+            raise ValueError("it was changed after it was written")
+        return self
+
+    def _identity(self) -> str:
+        return stamp_of(self.model_dump(mode="json", exclude={"study"}))
+
+    @classmethod
+    def of(cls, **fields: Any) -> Key:
+        """The key of a new study, which gets its name from all that it holds."""
+        unnamed = cls.model_construct(format=FORMAT, study="", **fields)
+        return cls(format=FORMAT, study=unnamed._identity(), **fields)
+
+    @classmethod
+    def read(cls, path: Path) -> Key:
+        """Raises InputError where it is missing, damaged or was changed."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError:
+            raise InputError(
+                f"there is no {path}; name the study_key.json that `personalize study` wrote with --key"
+            ) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(
+                f"{path} is not the key of a study{f' at {where!r}' if where else ''}: "
+                f"{first['msg'].removeprefix('Value error, ')}; take the file that `personalize study` wrote"
+            ) from None
+
+    @property
+    def questions_per_rater(self) -> int:
+        return self.each * len(self.comparisons) * len(self.questions)
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """The two pictures of every pair, by its number: the first variant's, the second's."""
+        where = {(picture.variant, picture.cell): number for number, picture in enumerate(self.pictures)}
+        return [
+            (where[comparison.first, cell], where[comparison.second, cell])
+            for comparison in self.comparisons
+            for cell in range(len(self.cells))
+        ]
+
+
+def design(store: Store, request: Request) -> Key:
+    """Choose what is shown. Concepts take turns; what is chosen of each is drawn from the seed.
+
+    Raises:
+        InputError: a variant or concept is unknown or not drawn, grids were drawn differently, a picture is missing,
+            or there is too little for even one pair on either side.
+    """
+    grids, left_out = _grids(store, request)
+    first = next(iter(grids.values()))[request.variants[0]]
+    generator = np.random.default_rng([request.seed, 0x57D7])
+    concepts, cells = [], []
+    for number, (name, by_variant) in enumerate(grids.items()):
+        described, files = store.concept(name), intake.photographs(store.concept_folder(name))
+        chosen = generator.permutation(len(files))[: request.photographs]
+        photographs = sorted(files[index].name for index in chosen)
+        concepts.append(ConceptShown(name=name, class_noun=described.class_noun, photographs=photographs))
+        templates = by_variant[request.variants[0]].about["templates"]
+        cells.append(
+            [
+                Cell(concept=number, prompt_index=p, image_index=i, text=t.replace(SLOT, described.class_noun))
+                for p, t in enumerate(templates)
+                for i in range(first.about["images_per_prompt"])
+            ]
+        )
+    cells = _taking_turns(cells, generator)[: request.pairs]
+    each = _each(request, len(cells))
+
+    paths = [
+        (variant, number, grids[concepts[cell.concept].name][variant].path(cell))
+        for variant in request.variants
+        for number, cell in enumerate(cells)
+    ]
+    if missing := [path for _, _, path in paths if not path.is_file()]:
+        raise InputError(
+            f"{missing[0]} is missing from its grid; remove {missing[0].parents[1]} and `personalize evaluate` draws "
+            "it again"
+        )
+    pictures = [Picture(variant=variant, cell=number, sha256=sha256(path)) for variant, number, path in paths]
+    return Key.of(
+        title=request.title,
+        base_model=first.about["base_model"],
+        questions=request.questions,
+        comparisons=[Comparison(first=request.variants[0], second=other) for other in request.variants[1:]],
+        concepts=concepts,
+        left_out=left_out,
+        cells=cells,
+        pictures=[pictures[index] for index in generator.permutation(len(pictures))],
+        each=each,
+        seed=request.seed,
+    )
+
+
+def picture_path(store: Store, key: Key, picture: Picture) -> Path:
+    """Where the grid keeps a picture of the study."""
+    cell = key.cells[picture.cell]
+    method = _method_of(store)[picture.variant]
+    return _Grid(store.grid(method, key.concepts[cell.concept].name), picture.variant, {}).path(cell)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A variant's pictures of one concept."""
+
+    folder: Path
+    variant: str
+    about: dict[str, Any]  # grid.json
+
+    def path(self, cell: Cell) -> Path:
+        return self.folder / self.variant / f"{cell.prompt_index:02d}_{cell.image_index:02d}.png"
+
+
+def _method_of(store: Store) -> dict[str, str]:
+    """Variant -> the method whose grids hold it."""
+    params = store.params
+    return {variant: method for method in params.method_names for variant in params.sampling_variants(method)}
+
+
+def _grids(store: Store, request: Request) -> tuple[dict[str, dict[str, _Grid]], list[str]]:
+    """Concept -> variant -> grid, of every concept that all variants have drawn alike; and the other concepts."""
+    methods = _method_of(store)
+    if unknown := [variant for variant in request.variants if variant not in methods]:
+        raise InputError(f"params.yaml has no variant {unknown[0]!r}; its variants are {listed(methods)}")
+    grids: dict[str, dict[str, _Grid]] = {}
+    left_out = []
+    for concept in request.concepts or store.concept_names():
+        store.concept(concept)
+        found = {variant: _read(store.grid(methods[variant], concept), variant) for variant in request.variants}
+        there = {variant: grid for variant, grid in found.items() if grid}
+        if len(there) == len(found):
+            _check_alike(list(there.values()))
+            grids[concept] = there
+        elif request.concepts:
+            lacking = next(variant for variant, grid in found.items() if grid is None)
+            raise InputError(f"no grid of {concept!r} has been drawn by {lacking!r}; `personalize run` draws it")
+        else:
+            left_out.append(concept)
+    if not grids:
+        raise InputError(
+            f"no concept has been drawn by all of {listed(request.variants)}; `personalize run` draws what is missing"
+        )
+    _check_alike([by_variant[request.variants[0]] for by_variant in grids.values()])
+    return grids, left_out
+
+
+def _read(folder: Path, variant: str) -> _Grid | None:
+    path = folder / "grid.json"
+    if not path.is_file():
+        return None
+    try:
+        about = read_json(path)
+        if variant not in about["variants"]:
+            return None
+        {name: about[name] for name in ("templates", "images_per_prompt", "base_model")}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is damaged; remove {folder} and `personalize evaluate` draws it again") from None
+    return _Grid(folder, variant, about)
+
+
+def _check_alike(grids: list[_Grid]) -> None:
+    """Raise unless they were drawn of the same prompts, from the same noise, in the same way."""
+    named = {
+        "templates": "prompts",
+        "images_per_prompt": "numbers of pictures",
+        "base_model": "base models",
+        "sampling": "sampling",
+        "seed": "seeds",  # absent, with `sampling`, in grids of an earlier version
+    }
+    for grid in grids[1:]:
+        for name, plural in named.items():
+            if grid.about.get(name) != grids[0].about.get(name):
+                raise InputError(
+                    f"{grids[0].folder} and {grid.folder} were drawn from different {plural}, so their pictures make "
+                    "no pairs; `personalize evaluate` draws both by params.yaml"
+                )
+
+
+def _taking_turns(cells: list[list[Cell]], generator: np.random.Generator) -> list[Cell]:
+    """Each concept's cells in a drawn order, one concept after the other, so that any beginning is balanced."""
+    drawn = [[own[index] for index in generator.permutation(len(own))] for own in cells]
+    longest = max(len(own) for own in drawn)
+    return [own[turn] for turn in range(longest) for own in drawn if turn < len(own)]
+
+
+def _each(request: Request, cells: int) -> int:
+    """Pairs of each comparison under each question that a rater sees: even, so that each side comes equally often."""
+    kinds = (len(request.variants) - 1) * len(request.questions)
+    by_patience, by_pictures = request.per_rater // (2 * kinds) * 2, cells // (2 * len(request.questions)) * 2
+    if not by_patience:
+        raise InputError(
+            f"{request.per_rater} questions per rater are too few for {kinds} kinds of comparison, each with both "
+            f"sides equally often; allow at least {2 * kinds} with --per-rater, or compare fewer variants"
+        )
+    if not by_pictures:
+        raise InputError(
+            f"{cells} pairs of each comparison are too few: no rater sees a pair twice, and every question needs two; "
+            "draw more prompts or more images per prompt, or raise --pairs"
+        )
+    return min(by_patience, by_pictures)
