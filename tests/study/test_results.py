@@ -124,7 +124,34 @@ def test_the_interval_over_raters_is_a_loop_that_draws_raters_with_all_their_ans
         drawn = [answer for index in generator.integers(len(raters), size=len(raters)) for answer in raters[index]]
         shares.append(sum(drawn) / len(drawn))
     assert [row["low"], row["high"]] == pytest.approx(np.percentile(shares, [2.5, 97.5]), abs=0.012)
-    assert row["high"] - row["low"] > 1.15 * (row["high_responses"] - row["low_responses"]), "tastes differ by rater"
+
+
+def test_raters_who_always_answer_alike_count_once_each_and_not_once_per_answer(tmp_path):
+    """With 4 answers each, all of one taste, the interval over raters is sqrt(4) times as wide; answers make no n."""
+    raters = []
+    for number in range(30):
+        sides = [("both", pair, True, "left" if number % 3 else "right") for pair in range(4)]
+        raters.append(small.answers(FORCED, f"{number:016x}", sides))
+    row = evaluated(FORCED, raters, tmp_path).table.row(0, named=True)
+    over_raters, over_answers = row["high"] - row["low"], row["high_responses"] - row["low_responses"]
+    assert over_raters / over_answers == pytest.approx(2, rel=0.1)
+
+
+def test_intervals_over_raters_cover_the_truth_as_often_as_they_say():
+    """1,000 studies of 60 raters with tastes of their own, 6 answers each. Taking answers for independent would not."""
+    generator, truth, covered, taken_for_independent = np.random.default_rng(1), 1.5 / 2.5, 0, 0
+    for study in range(1000):
+        n = np.full(60, 6)
+        wins = generator.binomial(n, generator.beta(1.5, 1, size=60))
+        low, high = np.percentile(results.resampled_shares(wins, n, 1000, study), [2.5, 97.5])
+        covered += low <= truth <= high
+        if study < 200:
+            answers = np.repeat([1, 0], [wins.sum(), n.sum() - wins.sum()])
+            shares = results.resampled_shares(answers, np.ones_like(answers), 1000, study)
+            low, high = np.percentile(shares, [2.5, 97.5])
+            taken_for_independent += low <= truth <= high
+    assert 930 <= covered <= 970
+    assert taken_for_independent < 0.85 * 200
 
 
 def test_both_intervals_are_those_of_scipy(folder):
@@ -239,10 +266,14 @@ def test_what_cannot_be_computed_is_absent_with_a_reason_and_never_nan(tmp_path)
     for row in found.table.iter_rows(named=True):
         assert row["low"] is None and row["alpha"] is None and row["verdict"] == "cannot tell"
         assert "one rater" in row["note"] and "no pair has two raters" in row["note"]
-    alike = [small.answers(FORCED, f"{n:016x}", [("both", 0, True, "left"), ("both", 1, True, "left")]) for n in range(5)]
+    alike = [
+        small.answers(FORCED, f"{n:016x}", [("both", 0, True, "left"), ("both", 1, True, "left")]) for n in range(5)
+    ]
     found = evaluated(FORCED, alike, tmp_path)
     row, empty = found.table.iter_rows(named=True)
-    assert row["share"] == 1 and row["low"] is None and "exact binomial" in row["note"] and "0.692 to 1.000" in row["note"]
+    assert (
+        row["share"] == 1 and row["low"] is None and "exact binomial" in row["note"] and "0.692 to 1.000" in row["note"]
+    )
     assert empty["share"] is None and empty["note"] == "no decided answer" and empty["n"] == 0
     assert "NaN" not in json.dumps(found.summary)
     numbers = found.table.select(pl.selectors.float())
