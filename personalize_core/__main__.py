@@ -258,6 +258,8 @@ def study_results(
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
+    for note in results.notes(found):
+        console.print(f"Note: {note}", markup=False, highlight=False)
     _show("Written", [(path.name, path) for path in written])
 
 

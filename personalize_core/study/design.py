@@ -56,7 +56,7 @@ QUESTIONS: dict[QuestionName, Question] = {
         may_be_unsure=True,
     ),
     "both": Question(
-        "Which picture is the better one of the {} in the photographs, as the text says?",
+        "Which picture better shows this {} as the text says?",
         "You see photographs of one thing, a text, and two pictures. Choose the picture that you find better, both in "
         "likeness to the thing in the photographs and in what the text says.",
         shows_text=True,

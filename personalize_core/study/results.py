@@ -134,29 +134,30 @@ def headline(results: Results) -> str:
 
 def for_people(results: Results) -> list[list[str]]:
     """A heading, then a row per question and comparison."""
+    rows = results.summary["rows"]
+    words = {"first": "for it", "second": "against it"}
     lines = [
-        ["Question", "Comparison", "Prefer the first [95 %]", "Over", "n", "Not sure", "Raters", "alpha", "Verdict"]
+        ["Question", f"{rows[0]['first']} against", "Prefer it [95 %]", "n", "Not sure", "Raters", "alpha", "Verdict"]
     ]
-    lines[0].append("Note")
-    for row in results.summary["rows"]:
+    for row in rows:
         share = "-" if row["share"] is None else f"{row['share']:.3f}"
         if row["low"] is not None:
             share += f" [{row['low']:.3f}, {row['high']:.3f}]"
-        lines.append(
-            [
-                row["question"],
-                f"{row['first']} : {row['second']}",
-                share,
-                row["resampled"],
-                str(row["n"]),
-                str(row["not_sure"]),
-                str(row["raters"]),
-                "-" if row["alpha"] is None else f"{row['alpha']:.2f}",
-                {"first": row["first"], "second": row["second"]}.get(row["verdict"], row["verdict"]),
-                row["note"] or "",
-            ]
-        )
+        alpha = "-" if row["alpha"] is None else f"{row['alpha']:.2f}"
+        counts = [str(row[name]) for name in ("n", "not_sure", "raters")]
+        lines.append([row["question"], row["second"], share, *counts, alpha, words.get(row["verdict"], row["verdict"])])
     return lines
+
+
+def notes(results: Results) -> list[str]:
+    """What is to be known of single rows; what holds for several is said once."""
+    of: dict[str, list[str]] = {}
+    for row in results.summary["rows"]:
+        for note in (row["note"] or "").split("; "):
+            if note:
+                of.setdefault(note, []).append(f"{row['question']}/{row['second']}")
+    everywhere = len(results.summary["rows"])
+    return [note if len(where) == everywhere else f"{', '.join(where)}: {note}" for note, where in of.items()]
 
 
 def _row(own: pl.DataFrame, looked_at: int, draws: int, seed: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from collections import defaultdict
@@ -440,7 +439,8 @@ def test_results_are_shown_and_written_beside_the_answers_the_same_each_time(fol
     assert len(answers) == 14 * PAPERS.questions_per_rater == summary["answers"]
     row = table.row(0, named=True)
     assert f"{row['share']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" in out
-    assert copy.deepcopy(summary["rows"]) == list(table.iter_rows(named=True))
+    assert out.count("only 14 raters: the interval tends to be too narrow") == 1, "said once for all rows"
+    assert summary["rows"] == list(table.iter_rows(named=True))
     stored = pl.read_parquet_metadata(folder / results.TABLE)
     assert all(stored[f"column:{name}"] for name in table.columns)
     written = {name: (folder / name).read_bytes() for name in (results.TABLE, results.ANSWERS, results.SUMMARY)}
