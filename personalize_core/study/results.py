@@ -135,7 +135,7 @@ def headline(results: Results) -> str:
 def for_people(results: Results) -> list[list[str]]:
     """A heading, then a row per question and comparison."""
     rows = results.summary["rows"]
-    words = {"first": "for it", "second": "against it"}
+    words: dict[Any, str] = {"first": "for it", "second": "against it", "cannot tell": "cannot tell"}
     lines = [
         ["Question", f"{rows[0]['first']} against", "Prefer it [95 %]", "n", "Not sure", "Raters", "alpha", "Verdict"]
     ]
@@ -145,7 +145,7 @@ def for_people(results: Results) -> list[list[str]]:
             share += f" [{row['low']:.3f}, {row['high']:.3f}]"
         alpha = "-" if row["alpha"] is None else f"{row['alpha']:.2f}"
         counts = [str(row[name]) for name in ("n", "not_sure", "raters")]
-        lines.append([row["question"], row["second"], share, *counts, alpha, words.get(row["verdict"], row["verdict"])])
+        lines.append([row["question"], row["second"], share, *counts, alpha, words[row["verdict"]]])
     return lines
 
 
