@@ -1,0 +1,29 @@
+"""Bring docs/pictures up to date: each method's grid of one concept, as `personalize run` drew it. No numbers here."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from personalize_core.store import Store
+
+COLOURS = 128  # of a picture in the docs, which is an eighth as large as the grid
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("concept", nargs="?", default="teapot1")
+    parser.add_argument("--root", type=Path, default=Path("."))
+    options = parser.parse_args()
+    store, to = Store(options.root), Path(__file__).parent.parent / "docs" / "pictures"
+    to.mkdir(exist_ok=True)
+    for method in store.params.methods:
+        with Image.open(store.grid(method, options.concept) / "grid.png") as grid:
+            grid.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(to / f"{method}.png", optimize=True)
+        print(to / f"{method}.png")
+
+
+if __name__ == "__main__":
+    main()
