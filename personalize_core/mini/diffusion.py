@@ -21,9 +21,9 @@ from personalize_core.mini.networks import Average, scheduler, text_encoder, to_
 from personalize_core.mini.sampling import noised, sample
 from personalize_core.mini.text import Heads, at_end, labels, reading_loss, tokens
 
-ODDS = {"plain": 0.75, "photo": 0.85, "studio": 0.2}
-PAIRS = 0.3  # share of scenes that show two things
-SMALL = 0.15  # share of the others whose one thing is as small as one of two
+ODDS = {"plain": 0.8, "photo": 0.85, "studio": 0.2}
+PAIRS = 0.2  # share of scenes that show two things
+SMALL = 0.1  # share of the others whose one thing is as small as one of two
 GAMMA = 5.0  # min-SNR's bound, Hang et al. 2023
 DROPPED = 0.1  # captions left empty, for classifier-free guidance
 READING = 0.03  # weight of the linear readings, so that words stay readable
