@@ -18,13 +18,14 @@ from personalize_core.store import Store
 
 METHOD = "dreambooth"
 PROMPTS = [f"a photo of a {{}} {words}" for words in PLACES.values() if words]
+RECIPE = {"steps": 200, "batch_size": 4, "lr": 7e-4, "prior_weight": 0.3, "class_images": 12}  # params.yaml's
 PARAMS = {
     "base_model": "mini",
     "seed": 0,
     "sampling": {"sampler": "ddim", "steps": 30, "guidance": 4.0, "images_per_prompt": 2, "prompts": "places"},
     "class_images": {"sampler": "ddim", "steps": 20, "guidance": 4.0},
     "encoders": {"text_image": "mini-clip", "identity": "mini-identity"},
-    "methods": {FLOOR: {}, METHOD: {"mini": {"steps": 200, "batch_size": 2, "lr": 5e-4, "class_images": 12}}},
+    "methods": {FLOOR: {}, METHOD: {"mini": RECIPE}},
     "variants": {},
 }
 
