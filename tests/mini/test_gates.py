@@ -1,6 +1,7 @@
 """The gates count what they say they count, on as many samples as they say."""
 
 import argparse
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from personalize_core import steps
 from personalize_core.mini import concepts, diffusion, gates, personalization, text, tokenizer, world
 from personalize_core.mini.names import CATEGORIES, COLOURS, PLACES
+from personalize_core.params import Params
 from personalize_core.store import Store
 
 
@@ -296,3 +298,8 @@ def test_the_photographs_stand_before_pictures_on_places_that_they_do_not_show(t
     assert len(row) == 8 and all(picture.shape == (64, 64, 3) for picture in row)
     asked = [places[picture[0, 0, 0]] for picture in row[2:]]
     assert not set(asked) & set(concepts.PLACES[name])
+
+
+def test_gate_6_is_of_the_recipe_that_users_run():
+    params = Params.read(Path(__file__).parents[2] / "params.yaml")
+    assert personalization.RECIPE == params.methods["dreambooth"]["mini"] and personalization.RECIPE["steps"] == 200
