@@ -9,7 +9,7 @@ from PIL import Image
 
 from personalize_core.store import Store
 
-COLOURS = 128  # of a picture in the docs, which is an eighth as large as the grid
+COLOURS = 256  # of a picture in the docs, which is an eighth as large as the grid
 
 
 def main() -> None:
