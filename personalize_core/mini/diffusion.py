@@ -24,6 +24,7 @@ from personalize_core.mini.text import Heads, at_end, labels, reading_loss, toke
 ODDS = {"plain": 0.8, "photo": 0.85, "studio": 0.2}
 PAIRS = 0.2  # share of scenes that show two things
 SMALL = 0.1  # share of the others whose one thing is as small as one of two
+HARD = {"cat": 3.0, "dog": 3.0, "mug": 2.5, "shoe": 2.0}  # times as often: what a person did not recognise yet
 GAMMA = 5.0  # min-SNR's bound, Hang et al. 2023
 DROPPED = 0.1  # captions left empty, for classifier-free guidance
 READING = 0.03  # weight of the linear readings, so that words stay readable
@@ -200,7 +201,7 @@ class Diffusion:
         self.alphas = scheduler().alphas_cumprod
 
     def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
-        rows = rng.integers(len(self.latents), size=self.batch)
+        rows = self.rows(rng)
         scenes = [cached_scene(self.seed, int(n)) for n in rows]
         captions = [world.caption(s, rng) for s in scenes]
         shown = ["" if rng.random() < DROPPED else c for c in captions]
@@ -220,6 +221,10 @@ class Diffusion:
         if bool(said.any()):
             loss = loss + READING * reading_loss(self.heads(at_end(context, ids, self.words.eos_token_id)), truth)
         return loss, self.batch
+
+    def rows(self, rng: np.random.Generator) -> np.ndarray:
+        """(batch,) numbers of the scenes of one step."""
+        return rng.integers(len(self.latents), size=self.batch)
 
     def after_step(self, number: int) -> None:
         self.average.update(self.network, number)
@@ -251,6 +256,8 @@ class Adapted(Diffusion):
         scenes: int = 25_000,
     ) -> None:
         super().__init__(seed, batch, lr, device, work, scenes)
+        weights = np.array([HARD.get(cached_scene(self.seed, n).category, 1.0) for n in range(len(self.latents))])
+        self.odds = np.cumsum(weights / weights.sum())
         base = Path(__file__).parent / "weights" / "base"
         network = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
         text = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32)
@@ -258,3 +265,6 @@ class Adapted(Diffusion):
             module.load_state_dict(network.state_dict())  # type: ignore[union-attr]
         for module in (self.text, self.text_average.module):
             module.load_state_dict(text.state_dict())
+
+    def rows(self, rng: np.random.Generator) -> np.ndarray:
+        return np.searchsorted(self.odds, rng.random(self.batch)).clip(max=len(self.odds) - 1)

@@ -64,3 +64,14 @@ def test_an_export_takes_the_last_stage_that_has_a_checkpoint(tmp_path):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "checkpoint.safetensors").touch()
         assert loop.last(tmp_path, "adapted", "unet") == tmp_path / stage
+
+
+def test_what_was_not_recognised_is_drawn_more_often(tmp_path, monkeypatch):
+    autoencoder.shipped().save_pretrained(tmp_path / "vae")
+    monkeypatch.setattr(diffusion, "HARD", {"dog": 3.0})
+    stage: Any = diffusion.Adapted(seed=0, batch=2, work=tmp_path, scenes=64)
+    dogs = np.array([diffusion.cached_scene(0, n).category == "dog" for n in range(64)])
+    stage.batch = 20_000
+    expected = 3 * dogs.sum() / (3 * dogs.sum() + (~dogs).sum())
+    assert 0 < dogs.sum()
+    assert dogs[stage.rows(np.random.default_rng(0))].mean() == pytest.approx(expected, abs=0.015)
