@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from personalize_core import comparison, steps
 from personalize_core.data import load_picture
 from personalize_core.errors import InputError
+from personalize_core.methods import ABLATIONS
 from personalize_core.metrics import tables
 from personalize_core.store import REFERENCES, Store
 from tests import tiny_workspace
@@ -130,6 +131,90 @@ def test_class_images_are_made_once_for_concepts_of_one_class_noun(store: Store,
     before = bytes_under(store.class_images("dog"))
     assert not steps.train(store, "max", "dreambooth").skipped
     assert bytes_under(store.class_images("dog")) == before
+
+
+def only(store: Store, method: str, **recipe) -> Store:
+    """One method in params.yaml."""
+
+    def change(values):
+        values["methods"], values["variants"] = {method: {values["base_model"]: recipe}}, {}
+
+    return changed(store, change)
+
+
+def seen(store: Store, concept: str, method: str) -> Any:
+    """What a method trains on, as its training reads it."""
+    recipe = steps._preprocessing(store, method).of_class_images
+    noun = store.concept(concept).class_noun
+    return steps._latents(store, concept, method, store.class_latents(noun, recipe.key))
+
+
+def test_an_ablation_that_params_do_not_name_trains_on_what_it_asks_for_itself(store: Store, monkeypatch):
+    store = only(store, "personalized_residuals", steps=2, batch_size=2, rank_fraction=0.25)
+    shutil.rmtree(store.data / "latents")
+    shutil.rmtree(store.data / "class_images")
+    name = "personalized_residuals@regularization_images"
+    assert not steps.train(store, "rex", name).skipped  # without its class images training would stop
+    assert len(seen(store, "rex", name).class_images) == 200
+    short = {"regularization": "none", "steps": 2, "batch_size": 2}
+    monkeypatch.setitem(ABLATIONS["custom_diffusion"], "without_regularization", short)
+    assert not steps.train(store, "rex", "custom_diffusion@without_regularization").skipped
+
+
+def test_another_method_makes_no_artifact_anew_whatever_it_asks_for(store: Store):
+    base, short = store.params.base_model, {"steps": 2, "batch_size": 2}
+    own = bytes_under(store.class_images("dog"))
+    before = seen(store, "rex", "dreambooth").class_images
+
+    def change(values):
+        values["methods"]["custom_diffusion"] = {base: {**short, "class_images": 11}}  # zoomed, and more
+        values["methods"]["oft"] = {base: {**short, "class_images": 9}}  # more of those that dreambooth sees
+        values["methods"]["personalized_residuals"][base]["class_images"] = 2
+
+    store = changed(store, change)
+    made = {path for path in made_again(store) if path.startswith("artifacts/")}
+    changed_methods = ("custom_diffusion", "oft", "personalized_residuals")
+    assert made == {f"artifacts/{method}/{name}" for method in changed_methods for name in ("cup", "rex")}
+    now = bytes_under(store.class_images("dog"))
+    assert {name: now[name] for name in own if name.endswith(".png")} == {
+        name: content for name, content in own.items() if name.endswith(".png")
+    }
+    assert len(now) > len(own)
+    after = seen(store, "rex", "dreambooth").class_images
+    assert len(before) == len(after) == 2
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    asked = {name: len(seen(store, "rex", name).class_images) for name in changed_methods}
+    assert asked == {"custom_diffusion": 11, "oft": 9, "personalized_residuals": 2}
+
+
+def test_class_images_are_the_same_bytes_whether_drawn_at_once_or_one_method_after_another(store: Store):
+    def pictures(store: Store) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in store.class_images("dog").glob("*.png")}
+
+    store = changed(store, lambda values: values["methods"]["dreambooth"][values["base_model"]].update(class_images=11))
+    assert len(pictures(store)) == steps.BATCH
+    steps.make_class_images(store, "dog")
+    extended = pictures(store)
+    assert len(extended) == 2 * steps.BATCH  # whole batches
+    shutil.rmtree(store.class_images("dog"))
+    assert not steps.make_class_images(store, "dog").skipped
+    assert pictures(store) == extended
+    assert steps.make_class_images(store, "dog").skipped
+
+
+def test_photographs_are_encoded_anew_for_none_but_the_method_that_prepares_them_otherwise(store: Store):
+    def stamps() -> dict[str, str]:
+        found = store.latents("rex").glob("*/manifest.json")
+        return {path.parent.name: json.loads(path.read_text())["stamp"] for path in found}
+
+    before, whole = stamps(), steps.encode_images(store, "rex")
+    assert set(before) == {steps._preprocessing(store, name).key for name in METHODS} and whole.skipped
+    store = changed(store, lambda values: values["methods"].update(ti_db={}))
+    again = steps.encode_images(store, "rex")
+    assert not again.skipped and again.stamp != whole.stamp
+    assert set(stamps()) == {*before, steps._preprocessing(store, "ti_db").key}
+    assert all(stamps()[key] == stamp for key, stamp in before.items())
+    assert all(steps.train(store, "rex", method).skipped for method in METHODS)
 
 
 def test_a_protocol_draws_more_from_the_same_artifacts(store: Store):
