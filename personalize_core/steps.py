@@ -26,7 +26,7 @@ from personalize_core.files import (
     whole_folder,
     write_json,
 )
-from personalize_core.methods import check_method, method_class, method_file
+from personalize_core.methods import ABLATION_NAMES, check_method, method_class, method_file
 from personalize_core.models import identify, load_base_model
 from personalize_core.prompts import read_list
 from personalize_core.randomness import seed_for
@@ -353,7 +353,8 @@ def _score(
 def compare(store: Store, listener: Listener = unheard) -> Report:
     """All that has been scored in this workspace: one table, one summary, pictures and plots.
 
-    A concept and method of params.yaml without scores is left out, and listed in summary.json as missing.
+    A concept and method of params.yaml without scores is left out, and listed in summary.json as missing. Ablations
+    need not stand in params.yaml: each that was drawn by this base model and scored joins.
 
     Raises:
         InputError: nothing has been scored, or the tables were made by different encoders.
@@ -362,7 +363,9 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
 
     started, folder = time.monotonic(), store.comparison()
     cells = [
-        (method, concept) for concept in store.concept_names() for method in (*store.params.method_names, REFERENCES)
+        (method, concept)
+        for concept in store.concept_names()
+        for method in (*store.params.method_names, *_further_ablations(store, concept), REFERENCES)
     ]
     there = [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
     if all(method == REFERENCES for method, _ in there):
@@ -383,6 +386,21 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
             listener(Event("comparing", 1, 1))
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     return Report(stamp, skipped, time.monotonic() - started, folder, {}, pictures)
+
+
+def _further_ablations(store: Store, concept: str) -> list[str]:
+    """Ablations that params.yaml does not name, with scores of pictures by this base model."""
+    found = [name for name in ABLATION_NAMES if name not in store.params.method_names]
+    scored = [name for name in found if (store.scores(name, concept) / MANIFEST).is_file()]
+    return [name for name in scored if _drawn_by(store.grid(name, concept)) == store.params.base_model]
+
+
+def _drawn_by(grid: Path) -> str | None:
+    """The name of the base model; None if there is no grid."""
+    try:
+        return read_json(grid / "grid.json")["base_model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def draw_samples(

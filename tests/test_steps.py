@@ -282,6 +282,21 @@ def test_the_comparison_lists_what_is_missing(store: Store):
     assert "dreambooth" in summary["means"]  # the other concept's
 
 
+def test_an_ablation_that_was_scored_is_compared_though_params_do_not_name_it(store: Store):
+    name = "personalized_residuals@kv"
+    for one in (steps.train, steps.draw_grid, steps.score):
+        one(store, "rex", name)
+    assert not steps.compare(store).skipped
+    summary = json.loads((store.comparison() / "summary.json").read_text())
+    assert set(summary["means"]) == {*METHODS, "personalized_residuals_lag", name, REFERENCES}
+    assert summary["missing"] == []  # it was not asked for on the other concept
+    shutil.copytree(store.scores(name, "rex"), store.scores("personalized_residuals@no_such", "rex"))
+    about = store.grid(name, "rex") / "grid.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"base_model": "another"}))
+    steps.compare(store)
+    assert name not in json.loads((store.comparison() / "summary.json").read_text())["means"]
+
+
 def test_a_comparison_ranks_every_variant_and_says_what_it_cost(store: Store):
     folder, variants = store.comparison(), {*METHODS, "personalized_residuals_lag"}
     ranked, pairs = (pl.read_parquet(folder / f"{name}.parquet") for name in ("rank", "pairs"))
