@@ -211,7 +211,8 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
     fresh process has drawn with it just what the trainer draws. What was imported is kept as it is.
 
     Raises:
-        InputError: the concept, the method or its recipe is not usable; nothing has been computed then.
+        InputError: the concept, the method or its recipe is not usable, or what was imported is not of this method
+            and base model; nothing has been computed then.
         ProofFailed: the artifact, read from disk, draws something else.
     """
     from personalize_core.train import Checkpoints
@@ -220,6 +221,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
     started = time.monotonic()
     folder, described = store.artifact(method, concept), store.concept(concept)
     if _imported(folder):
+        _check_artifact(store, concept, method)
         return _trained(_manifest_stamp(folder, ""), True, started, folder)
     config = _recipe(store, method)
     _encode_concept(store, concept, _preprocessing(store, method), listener)
@@ -252,7 +254,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
     started = time.monotonic()
     params, folder = store.params, store.grid(method, concept)
     templates, variants = read_list(store.prompts(params.sampling.prompts)), params.sampling_variants(method)
-    artifact = _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}")
+    artifact = _artifact_stamp(store, concept, method)
     stamp = stamp_of(
         {
             "artifact": artifact,
@@ -270,7 +272,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
         if is_current(folder, stamp):
             return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
         base = _base(store)
-        trained = restore(store.artifact(method, concept), base)
+        trained = restore(store.artifact(method, concept), base, method)
         places = [(p, i) for p in range(len(templates)) for i in range(params.sampling.images_per_prompt)]
         with whole_folder(folder, stamp) as new, store.alone("device"):
             for name, variant in variants.items():
@@ -426,7 +428,7 @@ def draw_samples(
     if variant not in variants:
         raise InputError(f"{method} has no variant {variant!r} in params.yaml; it has {listed(variants)}")
     request = {
-        "artifact": _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}"),
+        "artifact": _artifact_stamp(store, concept, method),
         "templates": templates,
         "images": images,
         "variant": repr(variants[variant].sampling),
@@ -441,7 +443,7 @@ def draw_samples(
     if is_current(folder, stamp):
         return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
     base = _base(store)
-    trained = restore(store.artifact(method, concept), base)
+    trained = restore(store.artifact(method, concept), base, method)
     with whole_folder(folder, stamp) as new, store.alone("device"):
         said = [trained.say(templates[prompt]) for prompt, _ in places]
         sampled = _sampled_by(variants[variant], store, concept, method, base, trained, said, listener)
@@ -475,7 +477,7 @@ def heat_maps(
     started, params, template = time.monotonic(), store.params, store.concept(concept).template(prompt)
     variants = params.sampling_variants(method)
     request = {
-        "artifact": _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}"),
+        "artifact": _artifact_stamp(store, concept, method),
         "template": template,
         "image": image,
         "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
@@ -491,7 +493,7 @@ def heat_maps(
     if is_current(folder, stamp):
         return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
     base = _base(store)
-    trained = restore(store.artifact(method, concept), base)
+    trained = restore(store.artifact(method, concept), base, method)
     with whole_folder(folder, stamp) as new, store.alone("device"):
         said, found = trained.say(template), {}
         for done, (name, variant) in enumerate(variants.items()):
@@ -540,10 +542,7 @@ def draw_together(
             check_method(method)
             store.concept(concept).template(prompt)
     request = {
-        "artifacts": [
-            _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}")
-            for concept, method in cells
-        ],
+        "artifacts": [_artifact_stamp(store, concept, method) for concept, method in cells],
         "prompts": list(prompts),
         "images": images,
         "sampling": params.sampling.model_dump(),
@@ -560,7 +559,7 @@ def draw_together(
         numbers = read_json(folder / "samples.json")["identity"]
         return Report(stamp, True, time.monotonic() - started, folder, numbers, pictures)
     base = _base(store)
-    together = Together([restore(store.artifact(method, concept), base) for concept, method in cells], base)
+    together = Together([restore(store.artifact(method, concept), base, method) for concept, method in cells], base)
     with whole_folder(folder, stamp) as new, store.alone("device"):
         said = [together.say(prompts[prompt]) for prompt, _ in places]
         paths = [new / picture_name("together", prompt, image) for prompt, image in places]
@@ -605,11 +604,10 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
     started = time.monotonic()
     if to.exists():
         raise InputError(f"{to} exists already; name a folder that does not, so that nothing is overwritten")
-    artifact = store.artifact(method, concept)
-    stamp = _manifest_stamp(artifact, f"{method} has not been trained on {concept!r}")
+    stamp, artifact = _artifact_stamp(store, concept, method), store.artifact(method, concept)
     base = _base(store)
     with whole_folder(to, stamp) as new:
-        how = restore(artifact, base).export(base, new)
+        how = restore(artifact, base, method).export(base, new)
         (new / "README.md").write_text(f"{concept}, learned by {method} on {base.name} ({base.revision}).\n\n{how}\n")
     files = {path.relative_to(to).as_posix(): path for path in sorted(to.rglob("*")) if path.is_file()}
     return Report(stamp, False, time.monotonic() - started, to, {}, files)
@@ -667,6 +665,9 @@ def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) 
         intake.photographs(store.concept_folder(concept))
         if any(method_class(name).real_class_images(store.params.config(name)) for name in methods):
             intake.captioned(store.regularization(described.class_noun))
+        for method in methods:
+            if _imported(store.artifact(method, concept)):
+                _check_artifact(store, concept, method)
 
 
 # Stamps
@@ -754,6 +755,20 @@ def _asking_for_class_images(store: Store) -> list[str]:
 
 def _asked_for(store: Store, method: str) -> int:
     return method_class(method).class_images(store.params.config(method))
+
+
+def _artifact_stamp(store: Store, concept: str, method: str) -> str:
+    """Of the method's artifact, if it is one of this base model."""
+    stamp = _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}")
+    _check_artifact(store, concept, method)
+    return stamp
+
+
+def _check_artifact(store: Store, concept: str, method: str) -> None:
+    from personalize_core import artifact
+
+    about = identify(store.params.base_model)
+    artifact.check(store.artifact(method, concept), method, about.name, about.weights_hash)
 
 
 def _manifest_stamp(folder: Path, what_is_missing: str) -> str:

@@ -319,6 +319,47 @@ def test_a_comparison_shows_every_concept_and_all_of_them(store: Store):
     assert names == pairs | {"identity_vs_text.png"}
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: steps.draw_grid(store, "rex", "textual_inversion"),
+        lambda store: steps.draw_samples(store, "rex", "textual_inversion", ["<rex>"], 1),
+        lambda store: steps.heat_maps(store, "rex", "textual_inversion", "<rex>"),
+        lambda store: steps.export(store, "rex", "textual_inversion", store.root / "out"),
+    ],
+    ids=["draw", "sample", "heat maps", "export"],
+)
+def test_an_artifact_that_lies_in_another_methods_folder_is_never_used(call, store: Store):
+    """Not even where the pictures that were drawn with it are there already."""
+    folder, grid = (place("textual_inversion", "rex") for place in (store.artifact, store.grid))
+    shutil.rmtree(folder)
+    shutil.copytree(store.artifact("dreambooth", "rex"), folder)
+    before = bytes_under(grid)
+    with pytest.raises(InputError, match="holds what dreambooth has learned, not textual_inversion"):
+        call(store)
+    assert bytes_under(grid) == before and not (store.root / "out").exists()
+    assert not (store.data / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"method": "dreambooth"}, "holds what dreambooth has learned, not textual_inversion"),
+        ({"base_model": {"name": "another", "weights_hash": "0123"}}, "or remove it and import again"),
+    ],
+    ids=["another method's", "another base model's"],
+)
+def test_what_was_imported_for_something_else_is_refused_before_anything_is_trained(about, said, store: Store):
+    path = store.artifact("textual_inversion", "rex") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"imported": "rex.safetensors"} | about))
+    for refused in (
+        lambda: steps.train(store, "rex", "textual_inversion"),
+        lambda: steps.check_inputs(store, ["cup", "rex"], ["base_model", "textual_inversion"]),
+    ):
+        with pytest.raises(InputError, match=said):
+            refused()
+
+
 def test_samples_of_the_users_own_prompt_are_pictures_of_the_models_size(store: Store):
     report = steps.draw_samples(store, "rex", "personalized_residuals", ["<rex> dog in the desert"], images=2)
     assert [load_picture(path).size for path in report.pictures.values()] == [(16, 16)] * 2
