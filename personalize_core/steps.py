@@ -92,8 +92,10 @@ class Report:
 
 
 def encode_images(store: Store, concept: str, listener: Listener = unheard) -> Report:
-    """A concept's photographs as the autoencoder's moments, once for each way that a method of params.yaml prepares
-    them. Each way is a folder with a stamp of its own, and the report's stamp is over all of them."""
+    """A concept's photographs as the autoencoder's moments, in each way that a method of params.yaml prepares them.
+
+    Each way is a folder with a stamp of its own; the report's is over all of them.
+    """
     started = time.monotonic()
     recipes = {recipe.key: recipe for recipe in (_preprocessing(store, name) for name in store.params.method_names)}
     made = {key: _encode_concept(store, concept, recipe, listener) for key, recipe in recipes.items()}
@@ -224,19 +226,19 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
         _check_artifact(store, concept, method)
         return _trained(_manifest_stamp(folder, ""), True, started, folder)
     config = _recipe(store, method)
+    stamp = train_stamp(store, concept, method)  # first: what changes meanwhile then counts as new the next time
     _encode_concept(store, concept, _preprocessing(store, method), listener)
     prior, kind = None, method_class(method)
     if kind.class_images(config):
         class_images = _encode_real_class_images if kind.real_class_images(config) else _class_images_for
         prior = class_images(store, described.class_noun, method, listener).path
-    stamp = train_stamp(store, concept, method)
     with store.alone("artifact", method, concept):
         if is_current(folder, stamp):
             return _trained(stamp, True, started, folder)
         base = _base(store)
         base.tokenizer.check_class_noun(described)
         with whole_folder(folder, stamp) as new, store.alone("device"):
-            _train_into(new, store, base, concept, method, config, prior, stamp, listener)
+            _train_into(new, store, base, concept, method, prior, stamp, listener)
         Checkpoints(store.work("checkpoints", method, concept), stamp).clear()
     return _trained(stamp, False, started, folder)
 
@@ -653,7 +655,11 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
 
 
 def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) -> None:
-    """Raise InputError for anything that would stop a run later; reads every file, and computes nothing."""
+    """Raise InputError for anything that would stop a run later: reads every file, and trains and draws nothing.
+
+    What only the base model can tell is asked of it, once, if there is anything to train: whether its tokenizer can
+    place each class noun, and whether each method can be made for it.
+    """
     for method in methods:
         check_method(method)
         _recipe(store, method)
@@ -662,12 +668,52 @@ def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) 
     read_list(store.prompts(store.params.sampling.prompts))
     for concept in concepts:
         described = store.concept(concept)
-        intake.photographs(store.concept_folder(concept))
+        photographs = len(intake.photographs(store.concept_folder(concept)))
         if any(method_class(name).real_class_images(store.params.config(name)) for name in methods):
             intake.captioned(store.regularization(described.class_noun))
         for method in methods:
             if _imported(store.artifact(method, concept)):
                 _check_artifact(store, concept, method)
+            _check_photographs(store, concept, photographs, method)
+    cells = [(concept, method) for concept in concepts for method in methods]
+    _check_on_base(store, [cell for cell in cells if not _kept(store, *cell)])
+
+
+def _check_photographs(store: Store, concept: str, photographs: int, method: str) -> None:
+    kind, config = method_class(method), store.params.config(method)
+    for name, variant in store.params.sampling_variants(method).items():
+        needed = kind.photographs_needed(config, variant.sampling)
+        if needed > photographs:
+            raise InputError(
+                f"params.yaml, variants.{method}.{name}: it takes {needed} photographs of a concept, and {concept!r} "
+                f"has {photographs}; change these options, or leave this concept out"
+            )
+
+
+def _kept(store: Store, concept: str, method: str) -> bool:
+    """Would training leave this artifact as it is?"""
+    folder = store.artifact(method, concept)
+    return _imported(folder) or is_current(folder, train_stamp(store, concept, method))
+
+
+def _check_on_base(store: Store, cells: Sequence[tuple[str, str]]) -> None:
+    """Raise InputError unless each (concept, method) can be trained on this base model.
+
+    A method is made once for each class noun: what else a concept has, a name and a placeholder, is as good as another.
+    """
+    if not cells:
+        return
+    base, made = _base(store), set()
+    for concept, _ in cells:
+        base.tokenizer.check_class_noun(store.concept(concept))
+    for concept, method in cells:
+        described = store.concept(concept)
+        if (method, described.class_noun) not in made:
+            made.add((method, described.class_noun))
+            try:
+                _untrained(store, base, concept, method)  # and given up at once
+            except InputError as error:
+                raise InputError(f"{method} cannot be trained on {concept!r}: {error}") from None
 
 
 # Stamps
@@ -845,27 +891,30 @@ def _latents(store: Store, concept: str, method: str, class_images: Path | None)
     return ConceptLatents(own, read(class_images)[: _asked_for(store, method)])
 
 
+def _untrained(store: Store, base: BaseModel, concept: str, method: str) -> Method:
+    """The method as its training starts."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(store.params.seed, method_file(method), "start"))  # an ablation's as its method's
+        return method_class(method)(_recipe(store, method), base, store.concept(concept))
+
+
 def _train_into(
     folder: Path,
     store: Store,
     base: BaseModel,
     concept: str,
     method: str,
-    config: Any,
     class_images: Path | None,
     stamp: str,
     listener: Listener,
 ) -> None:
-    import torch
-
     from personalize_core import artifact, proof, training_log
     from personalize_core import train as training
     from personalize_core.fixed_batch import fixed_batch_losses, improvement
 
-    kind, described, seed = method_class(method), store.concept(concept), store.params.seed
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(seed, method_file(method), "start"))  # an ablation starts as its method does
-        learner = kind(config, base, described)
+    learner, seed = _untrained(store, base, concept, method), store.params.seed
     images = _latents(store, concept, method, class_images)
     stages = learner.stages()
     total = sum(stage.steps for stage in stages)

@@ -526,6 +526,77 @@ def test_a_strategy_that_does_not_apply_is_refused_before_anything_is_trained(st
         steps.check_inputs(store, ["rex"], ["textual_inversion", "dreambooth"])
 
 
+@pytest.mark.parametrize(
+    ("method", "recipe", "said"),
+    [
+        ("oft", {"r": 7}, "oft cannot be trained on 'cup': 7 blocks do not divide a layer"),
+        ("custom_diffusion", {"initial_word": "stuffed animal"}, "'stuffed animal' is .* tokens for this base model"),
+        ("textual_inversion", {"templates": "no_such"}, "there is no prompt list 'no_such'"),
+    ],
+)
+def test_a_recipe_that_this_base_model_cannot_have_is_refused_before_anything_is_trained(
+    method, recipe, said, store: Store
+):
+    def change(values):
+        values["methods"] = {"dreambooth": {values["base_model"]: {"steps": 1}}, method: {values["base_model"]: recipe}}
+
+    steps._base(store)  # loaded, for all that torch draws then
+    before, state = bytes_under(store.data), torch.random.get_rng_state()
+    store = changed(store, change)
+    with pytest.raises(InputError, match=said):
+        steps.check_inputs(store, ["cup", "rex"], ["dreambooth", method])
+    assert bytes_under(store.data) == before and torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_every_class_noun_is_placed_before_the_first_concept_is_trained(store: Store):
+    folder = store.concept_folder("rex")
+    (folder / "concept.yaml").write_text(f'placeholder: "<rex>"\nclass_noun: {"very-" * 20}dog\n')
+    with pytest.raises(InputError, match="shorten it"):
+        steps.check_inputs(store, ["cup", "rex"], ["textual_inversion"])
+
+
+def test_the_base_model_is_not_loaded_to_check_what_is_there_already(store: Store, monkeypatch):
+    def load(*arguments):
+        raise AssertionError("there is nothing to train")
+
+    monkeypatch.setattr(steps, "load_base_model", load)
+    steps.check_inputs(store, ["cup", "rex"], METHODS)
+    with pytest.raises(AssertionError):
+        steps.check_inputs(store, ["cup", "rex"], [*METHODS, "personalized_residuals@kv"])
+
+
+def test_methods_are_made_for_a_check_one_at_a_time_and_once_for_each_class_noun(store: Store, monkeypatch, tmp_path):
+    import weakref
+
+    from personalize_core import intake
+    from personalize_core.methods.oft import OFT
+
+    tiny_workspace.draw_photographs(tmp_path / "photos" / "max", count=2, seed=9)
+    intake.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")
+    made, at_once, start = [], [], OFT.__init__
+
+    def watched(self, config, base, concept):
+        at_once.append(sum(other() is not None for other in made))
+        made.append(weakref.ref(self))
+        start(self, config, base, concept)
+
+    monkeypatch.setattr(OFT, "__init__", watched)
+    steps.check_inputs(store, ["cup", "max", "rex"], ["oft", "oft@coft"])
+    assert at_once == [0, 0, 0, 0]  # 2 methods, 2 class nouns
+
+
+def test_a_reference_that_a_concept_has_not_got_is_refused_before_anything_is_trained(store: Store):
+    def change(values):
+        values["methods"]["vico"] = {}
+        values["variants"]["vico"] = {"first": {}, "third": {"reference": 2}}
+
+    store = changed(store, change)
+    steps.check_inputs(store, ["rex"], ["vico"])
+    (store.concept_folder("rex") / "2.png").unlink()
+    with pytest.raises(InputError, match=r"variants\.vico\.third: it takes 3 photographs .*, and 'rex' has 2"):
+        steps.check_inputs(store, ["cup", "rex"], ["dreambooth", "vico"])
+
+
 def test_training_that_fails_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch):
     from personalize_core import training_log
 
