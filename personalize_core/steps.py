@@ -50,7 +50,19 @@ BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
 ENCODING = ("data", "models")
 DRAWING = ("attention", "base", "data", "localized", "method", "parts", "sample", "text")
 REFINING = ("context_regularization", "randomness")  # on top, for test-time optimization
-TRAINING = ("attention", "base", "context_regularization", "data", "localized", "method", "parts", "text", "train")
+TRAINING = (
+    "attention",
+    "base",
+    "context_regularization",
+    "data",
+    "localized",
+    "method",
+    "parts",
+    "prompts",
+    "text",
+    "train",
+    "training_prompts",  # a folder of lists, for all methods: which of them a method reads, its recipe decides
+)
 SCORING = ("metrics/features", "metrics/scoring", "metrics/similarity", "metrics/tables")
 COMPARING = (
     "comparison",

@@ -157,7 +157,9 @@ def test_checkpoints_and_caches_are_in_no_output(workspace):
 
 
 def files(modules) -> set[str]:
-    return {f"personalize_core/{module}.py" for module in modules}
+    """A module is a file, or a folder of texts."""
+    paths = [f"personalize_core/{module}" for module in modules]
+    return {path if (ROOT / path).is_dir() else f"{path}.py" for path in paths}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from personalize_core import comparison, steps
+from personalize_core import comparison, files, steps
 from personalize_core.data import load_picture
 from personalize_core.errors import InputError
 from personalize_core.methods import ABLATIONS
@@ -104,6 +104,13 @@ def test_changing_one_methods_recipe_makes_only_what_depends_on_it(store: Store)
         f"{kind}/textual_inversion/{name}" for kind in ("artifacts", "grids", "metrics") for name in ("cup", "rex")
     }
     assert made_again(store) == results | {"comparison"}
+
+
+def test_another_list_of_training_prompts_trains_again_and_encodes_nothing(store: Store, monkeypatch):
+    plain = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: plain(path) + "edited" * (path.name == "ti_object_27.txt"))
+    assert steps.encode_images(store, "rex").skipped
+    assert not steps.train(store, "rex", "textual_inversion").skipped
 
 
 def test_changing_one_photograph_makes_only_what_depends_on_its_concept(store: Store):
