@@ -154,6 +154,11 @@ class Method(nn.Module):
         """Raise InputError if what is trained by `config` cannot be sampled by `sampling`."""
 
     @classmethod
+    def photographs_needed(cls, config: Any, sampling: Any) -> int:
+        """How many photographs of a concept there must be, so that what learned it can be sampled by `sampling`."""
+        return 1
+
+    @classmethod
     def losses_read_attention(cls, config: Any) -> bool:
         """Does a loss of its training look at attention maps? Then the U-Net cannot be checkpointed beneath it."""
         return False

@@ -124,6 +124,10 @@ class ViCo(Method):
         if sampling.uncond_mask != "own" and not config.mask:
             raise InputError(f"uncond_mask: {sampling.uncond_mask} chooses a mask, but it was trained with mask: false")
 
+    @classmethod
+    def photographs_needed(cls, config: Config, sampling: Sampling) -> int:
+        return sampling.reference + 1
+
     # Training
 
     @classmethod

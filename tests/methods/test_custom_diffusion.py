@@ -504,7 +504,7 @@ def test_real_class_images_are_photographs_from_a_folder_with_their_captions(tmp
     (store.regularization("dog") / "1.txt").write_text("a dog in\nthe desert\n")
     steps.check_inputs(store, ["rex"], ["custom_diffusion"])
     assert not steps.train(store, "rex", "custom_diffusion").skipped
-    made = store.real_class_images("dog")
+    made = store.real_class_latents("dog", CustomDiffusion.preprocessing.of_class_images.key)
     assert steps.read_json(made / "captions.json") == ["", "a dog in the desert", ""]
     assert not store.class_images("dog").exists()  # the base model drew nothing
     images = steps._latents(store, "rex", "custom_diffusion", made)
