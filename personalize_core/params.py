@@ -121,7 +121,19 @@ class Params(_Strict):
         """The method's recipe on this base model: its published defaults, and what params.yaml changes.
 
         That of an ablation is its method's, with what methods/ablations.yaml changes and then its own section.
+
+        Raises:
+            InputError: an option is unknown or contradicts another, or an ablation is its method itself on this base
+                model, so that the two would be one experiment under two names.
         """
+        config, plain = self._recipe(method), method_file(method)
+        if plain != method and config == self._recipe(plain):
+            switches = ablation_changes(method) | self.ablations.get(method, {}).get(self.base_model, {})
+            already = listed(f"{name} = {_as_written(value)}" for name, value in switches.items())
+            raise InputError(f"{method} is {plain} itself on {self.base_model}: its recipe already has {already}")
+        return config
+
+    def _recipe(self, method: str) -> Any:
         kind, base, plain = method_class(method), self.base_model, method_file(method)
         changes, where = self.methods.get(plain, {}).get(base, {}), f"params.yaml, methods.{plain}.{base}"
         if plain != method:
@@ -221,6 +233,11 @@ def _explain(error: ValidationError, kind: Any) -> str:
 
 def _unknown(key: str, known: list[str]) -> str:
     return f"there is no key {key!r}; {f'known are {listed(known)}' if known else 'take it out, or mend its spelling'}"
+
+
+def _as_written(value: Any) -> str:
+    """A value as it stands in a line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
 
 
 def _keys(kind: Any) -> list[str]:

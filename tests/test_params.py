@@ -308,6 +308,65 @@ def test_every_ablation_is_a_recipe_of_its_method_that_differs_from_the_methods_
     assert isinstance(changed, kind.Config) and kind is method_class(name.partition("@")[0])
 
 
+ROOT = Path(methods.__file__).parents[2]
+SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
+BASE_MODELS = sorted({base for section in SHIPPED["methods"].values() for base in section} | {"sd-1.4", "sd-2.1-base"})
+ITSELF = {  # what the miniature's recipe has already
+    ("custom_diffusion@without_zoom", "mini"): "zoom = false",
+    ("attn_dreambooth@without_rotation", "mini"): "rotate = false",
+    ("core@without_rotation", "mini"): "rotate = false",
+}
+
+
+@pytest.mark.parametrize("base_model", BASE_MODELS)
+@pytest.mark.parametrize("name", ABLATION_NAMES)
+def test_every_ablation_can_be_trained_on_the_projects_own_recipes_or_says_that_it_is_its_method(name, base_model):
+    params = Params.model_validate(SHIPPED | {"base_model": base_model})
+    plain = name.partition("@")[0]
+    if (name, base_model) in ITSELF:
+        assert refusal(lambda: params.config(name)) == (
+            f"{name} is {plain} itself on {base_model}: its recipe already has {ITSELF[name, base_model]}"
+        )
+    else:
+        assert params.config(name) != params.config(plain)
+        assert params.sampling_variants(name)
+
+
+def test_an_ablation_that_its_own_section_undoes_is_refused_with_all_its_switches(read):
+    undone = {"vico@without_image_attention": {"mini": {"image_attention": True}}}
+    assert refusal(lambda: read("ablations", value=undone).config("vico@without_image_attention")) == (
+        "vico@without_image_attention is vico itself on mini: its recipe already has image_attention = true and "
+        "lr = 1.0e-05"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "off", "idle", "said"),
+    [
+        ("neti", {"positional_encoding": False}, {"sigma_t": 0.1}, "positional_encoding: false"),
+        ("neti", {"positional_encoding": False}, {"sigma_l": 1.0, "time_anchors": 5}, "positional_encoding: false"),
+        ("neti", {"rescale": "none"}, {"class_token_rule": "first"}, "rescale: none"),
+        ("neti", {"nested_dropout": 0}, {"dropout_rows": 4}, "nested_dropout: 0"),
+        ("vico", {"image_attention": False}, {"lr": 0.5}, "image_attention: false"),
+        ("personalized_residuals", {"class_images": 0}, {"prior_weight": 0.5}, "class_images: 0"),
+        ("custom_diffusion", {"regularization": "none"}, {"class_images": 9}, "regularization: none"),
+        ("custom_diffusion", {"regularization": "none"}, {"prior_weight": 0.5}, "regularization: none"),
+        ("custom_diffusion", {"regularization": "real"}, {"class_images": 9}, "regularization: real"),
+        ("dreambooth", {"prior_preservation": False}, {"prior_weight": 2.0}, "prior_preservation: false"),
+        ("oft", {"prior_preservation": False}, {"class_images": 9}, "prior_preservation: false"),
+        ("lora_dreambooth", {"prior_preservation": False}, {"class_images": 9}, "prior_preservation: false"),
+    ],
+    ids=str,
+)
+def test_a_switch_that_another_leaves_nothing_to_do_is_refused(method, off, idle, said, read):
+    kind = method_class(method).Config
+    build(kind, off, "here")
+    named = " and ".join(f"{name} = {value!r}" for name, value in idle.items())
+    does, it = ("does", "it") if len(idle) == 1 else ("do", "them")
+    refused = refusal(lambda: read("methods", value={method: {"mini": off | idle}}).config(method))
+    assert refused == f"params.yaml, methods.{method}.mini: {named} {does} nothing with {said}; take {it} out"
+
+
 def test_no_ablation_is_written_twice():
     """YAML would keep the last of them, without a word."""
     lines = (Path(methods.__file__).parent / "ablations.yaml").read_text().splitlines()

@@ -23,7 +23,7 @@ from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.localized import LAG, localized, region
-from personalize_core.method import Batch, Method, Stage, Step, equal_shares, options
+from personalize_core.method import Batch, Method, Stage, Step, equal_shares, options, refuse_idle
 from personalize_core.parts import ConceptEmbedding
 from personalize_core.prompts import TRAINING, read_list
 from personalize_core.text import Conditioning, TextContext
@@ -58,6 +58,8 @@ class Config:
     def __post_init__(self) -> None:
         if not self.mask and not self.image_attention:
             raise InputError("mask: false leaves the mask out of image attention, which image_attention: false has not")
+        if not self.image_attention:
+            refuse_idle(self, "lr", off="image_attention: false")
 
 
 @options
