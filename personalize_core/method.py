@@ -168,6 +168,11 @@ class Method(nn.Module):
         return cls.preprocessing
 
     @classmethod
+    def lacks_under(cls, config: Any) -> Mapping[str, str]:
+        """`lacks`, as it is under this config."""
+        return cls.lacks
+
+    @classmethod
     def check(cls, config: Any, sampling: Any) -> None:
         """Raise InputError if what is trained by `config` cannot be sampled by `sampling`."""
 
