@@ -17,7 +17,7 @@ from personalize_core.base import LAYERS, BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.method import Batch, Method, Stage, options
-from personalize_core.parts import from_templates
+from personalize_core.parts import TokenRule, class_embedding, from_templates
 from personalize_core.prompts import TRAINING, read_list
 from personalize_core.text import Conditioning
 
@@ -30,6 +30,7 @@ class Config:
     batch_size: Annotated[int, Field(gt=0)] = 8
     lr: Annotated[float, Field(gt=0)] = 5e-3
     templates: str = "ti_object_27"  # training prompts; the concept alone stands in their slot
+    class_token_rule: TokenRule = "last"  # the embeddings start from this token of the class noun
 
 
 class XTI(Method):
@@ -43,7 +44,7 @@ class XTI(Method):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        start = base.word_embedding(concept.class_noun).float()
+        start = class_embedding(base, concept.class_noun, config.class_token_rule).float()
         self.embeddings = nn.Parameter(start.repeat(len(LAYERS), 1))  # (16, D), in the order the layers run
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
 
