@@ -145,6 +145,11 @@ class Method(nn.Module):
         """Put hooks or weights into the base model; leaving the block takes them all out again."""
         return nullcontext()
 
+    def numbers(self) -> dict[str, float]:
+        """What the log says of it after each step, beside the losses. By default what its parts say of themselves."""
+        parts: list[Any] = [part for part in self.children() if hasattr(part, "numbers")]
+        return {name: value for part in parts for name, value in part.numbers().items()}
+
     def export(self, base: BaseModel, folder: Path) -> str:
         """Write what was learned into `folder` in a format that stock diffusers loads; returns how to load it.
 
