@@ -68,8 +68,9 @@ def drift(vectors: Tensor, initial: Tensor) -> dict[str, float]:
         vectors: (..., D).
         initial: (D,).
     """
-    norm, cosine = vectors.norm(dim=-1).mean(), F.cosine_similarity(vectors, initial, dim=-1).mean()
-    return {"v_norm": norm.item(), "v_cosine": cosine.item()}
+    both = [vectors.norm(dim=-1).mean(), F.cosine_similarity(vectors, initial, dim=-1).mean()]
+    norm, cosine = torch.stack(both).tolist()  # one wait for the device
+    return {"v_norm": norm, "v_cosine": cosine}
 
 
 class TunedWeights(nn.Module):
