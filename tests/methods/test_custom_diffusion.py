@@ -481,8 +481,9 @@ def test_it_loads_as_attention_processors_and_answers_the_same(trained, keep, ba
 
 
 def test_it_asks_for_class_images_only_if_it_uses_them():
-    asked = {which: CustomDiffusion.class_images(Config(class_images=30, regularization=which)) for which in KINDS}
-    assert asked == {"generated": 30, "real": 30, "none": 0}
+    asked = {which: CustomDiffusion.class_images(Config(regularization=which)) for which in KINDS}
+    assert asked == {"generated": 200, "real": 200, "none": 0}
+    assert CustomDiffusion.class_images(Config(class_images=30)) == 30
     assert [CustomDiffusion.real_class_images(Config(regularization=which)) for which in KINDS] == [False, True, False]
 
 
