@@ -138,7 +138,9 @@ def heat_maps(
 @app.command()
 def together(
     context: typer.Context,
-    concepts: Annotated[list[str], typer.Argument(help="Names of two or more concepts.")],
+    concepts: Annotated[
+        list[str], typer.Argument(help="Names of two or more concepts; NAME:METHOD where it is not that of --method.")
+    ],
     prompt: Annotated[
         list[str], typer.Option(help="With every placeholder, as 'a photo of <dog7> next to <mug>'. May be repeated.")
     ],
@@ -147,10 +149,11 @@ def together(
 ) -> None:
     """Draw several trained concepts in one picture, each confined to where its own words are looked at."""
     with _progress() as listener:
-        report = steps.draw_together(context.obj, [(name, method) for name in concepts], prompt, images, listener)
-    table = _table("Identity (DINO) of the part of", *(f"with {name}" for name in concepts))
-    for part in concepts:
-        table.add_row(part, *(f"{report.numbers[f'{part}.{name}']:.3f}" for name in concepts))
+        cells = [_cell(word, method) for word in concepts]
+        report = steps.draw_together(context.obj, cells, prompt, images, listener)
+    table = _table("Identity (DINO) of the part of", *(f"with {name}" for name, _ in cells))
+    for part, _ in cells:
+        table.add_row(part, *(f"{report.numbers[f'{part}.{name}']:.3f}" for name, _ in cells))
     console.print(table)
     _show("Pictures", list(report.pictures.items()))
 
@@ -323,6 +326,12 @@ def step_compare(context: typer.Context) -> None:
 
 
 # Running
+
+
+def _cell(word: str, method: str) -> tuple[str, str]:
+    """Concept and method of NAME:METHOD, or of NAME alone with the method that all have."""
+    name, mark, own = word.partition(":")  # no name has a colon
+    return name, own if mark else method
 
 
 def _over_cells(

@@ -61,11 +61,11 @@ def describe(base: BaseModel) -> dict[str, Any]:
     }
 
 
-def restore(folder: Path, base: BaseModel) -> Method:
-    """The trained method, ready to draw.
+def check(folder: Path, method: str | None, base_model: str, weights_hash: str) -> dict[str, Any]:
+    """What the artifact's description says.
 
     Raises:
-        InputError: there is no artifact, it is damaged, or it was trained on another base model.
+        InputError: there is no artifact, its description is damaged, or it is of another base model or method.
     """
     saved = _described(folder)
     trained_on = saved["base_model"]
@@ -73,20 +73,39 @@ def restore(folder: Path, base: BaseModel) -> Method:
         raise InputError(
             f"{folder} was written in format {saved['format']}, this version reads {FORMAT}; train it again"
         )
-    if trained_on["weights_hash"] != base.weights_hash:
+    if method is not None and saved["method"] != method:
+        raise InputError(
+            f"{folder} holds what {saved['method']} has learned, not {method}; put it where {saved['method']}'s "
+            f"artifacts lie, or remove it and train {method}"
+        )
+    if trained_on["weights_hash"] != weights_hash:
+        again = "remove it and import again" if saved.get("imported") else "train again"
         raise InputError(
             f"{folder} was trained on the base model {trained_on['name']!r} ({trained_on['weights_hash']}), not on "
-            f"{base.name!r} ({base.weights_hash}); load that one, or train again"
+            f"{base_model!r} ({weights_hash}); load that one, or {again}"
         )
+    return saved
+
+
+def restore(folder: Path, base: BaseModel, method: str | None = None) -> Method:
+    """What was trained, ready to draw.
+
+    Args:
+        method: whose artifact it has to be; if not given, any method's.
+
+    Raises:
+        InputError: there is no artifact, it is damaged, or it is of another base model or method.
+    """
+    saved = check(folder, method, base.name, base.weights_hash)
     kind = method_class(saved["method"])
     config = build(kind.Config, saved["config"], str(folder / CONFIG))
     with torch.random.fork_rng():  # what a method starts from is drawn at random, and replaced at once
-        method = kind(config, base, Concept(**saved["concept"]))
+        trained = kind(config, base, Concept(**saved["concept"]))
     try:
-        method.load_state_dict(load_file(folder / WEIGHTS))
+        trained.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, SafetensorError, RuntimeError):
         raise _damaged(folder) from None
-    return method.requires_grad_(False).eval().to(base.device)
+    return trained.requires_grad_(False).eval().to(base.device)
 
 
 def _described(folder: Path) -> dict[str, Any]:

@@ -114,7 +114,9 @@ def context_embedding_loss(concept_context: Tensor, class_context: Tensor, axis:
         concept_context: (m, D), of the prompt that names the concept.
         class_context: (m, D), of the prompt that names the class; no gradient flows into it.
         axis: "feature" is eq. 3: one minus the mean over the tokens of the cosine of their D features. "token" is
-            the released code: one minus the mean over the features of the cosine of their values at the m tokens.
+            the released code: one minus the mean over the features of the cosine of their values at the m tokens. There
+            also tokens before the concept count, which a causal text encoder makes alike in both prompts; in "feature"
+            each of them contributes 0.
     """
     over = {"token": 0, "feature": 1}[axis]
     return 1 - F.cosine_similarity(concept_context.float(), class_context.detach().float(), dim=over).mean()

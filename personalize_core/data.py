@@ -41,7 +41,7 @@ class Preprocessing:
 
     @property
     def key(self) -> str:
-        """Names the cached file."""
+        """Names the folder of the cached latents."""
         return f"{self.geometry}-{self.interpolation}" + ("-flip" if self.flip else "")
 
     @property

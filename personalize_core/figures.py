@@ -412,7 +412,7 @@ def save_figure(figure: Figure, path: str | Path, also_svg: bool = False) -> Non
 
 # -- losses ---------------------------------------------------------------------------------------------------
 
-NO_LOSS = ("stage", "step", "gradient_norm", "seconds")
+NO_LOSS = ("stage", "step", "gradient_norm", "lr", "learned", "seconds")
 
 
 def loss_curve(log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
@@ -420,7 +420,7 @@ def loss_curve(log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: s
 
     Args:
         log_rows: the training log, one mapping a step: "stage", "step", each loss by name, and "gradient_norm",
-            which gets a panel of its own.
+            which gets a panel of its own; "lr" and "learned" are not drawn.
         path: where the PNG goes.
 
     Raises:

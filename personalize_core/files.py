@@ -30,9 +30,12 @@ def stamp_of(what: Mapping[str, Any]) -> str:
 
 
 def sources_hash(modules: Sequence[str]) -> str:
-    """Of the source files of this package's modules, e.g. "train" or "methods/dreambooth"."""
-    root = Path(__file__).parent
-    return stamp_of({module: sha256(root / f"{module}.py") for module in modules})
+    """Of this package's modules, e.g. "train" or "methods/dreambooth", and of its folders of text, by their names."""
+    root, hashes = Path(__file__).parent, {}
+    for module in modules:
+        texts = sorted((root / module).glob("*.txt"))
+        hashes |= {f"{module}/{path.name}": sha256(path) for path in texts} or {module: sha256(root / f"{module}.py")}
+    return stamp_of(hashes)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
@@ -17,7 +17,7 @@ from personalize_core.attention import AttentionMaps
 from personalize_core.base import BaseModel
 from personalize_core.concept import SLOT, Concept
 from personalize_core.data import ConceptLatents, Preprocessing
-from personalize_core.errors import InputError
+from personalize_core.errors import InputError, listed
 from personalize_core.text import Conditioning, TextContext
 
 T = TypeVar("T")
@@ -28,6 +28,24 @@ def options(kind: type[T]) -> type[T]:
     """A frozen dataclass whose values are checked when it is made: for a method's Config and Sampling."""
     checked: Any = validated_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
     return checked(kind)
+
+
+def refuse_idle(chosen: Any, *switches: str, off: str) -> None:
+    """Raise InputError if one of these switches is set, although another leaves it nothing to do.
+
+    A switch counts as set when it differs from its default: that it was written out cannot be seen.
+
+    Args:
+        chosen: a Config or Sampling.
+        off: the other, as a person writes it.
+    """
+    defaults = {field.name: field.default for field in fields(chosen)}
+    idle = [f"{name} = {getattr(chosen, name)!r}" for name in switches if getattr(chosen, name) != defaults[name]]
+    if idle:
+        one = len(idle) == 1
+        raise InputError(
+            f"{listed(idle)} {'does' if one else 'do'} nothing with {off}; take {'it' if one else 'them'} out"
+        )
 
 
 @dataclass(frozen=True)
@@ -127,6 +145,11 @@ class Method(nn.Module):
         """Put hooks or weights into the base model; leaving the block takes them all out again."""
         return nullcontext()
 
+    def numbers(self) -> dict[str, float]:
+        """What the log says of it after each step, beside the losses. By default what its parts say of themselves."""
+        parts: list[Any] = [part for part in self.children() if hasattr(part, "numbers")]
+        return {name: value for part in parts for name, value in part.numbers().items()}
+
     def export(self, base: BaseModel, folder: Path) -> str:
         """Write what was learned into `folder` in a format that stock diffusers loads; returns how to load it.
 
@@ -150,8 +173,18 @@ class Method(nn.Module):
         return cls.preprocessing
 
     @classmethod
+    def lacks_under(cls, config: Any) -> Mapping[str, str]:
+        """`lacks`, as it is under this config."""
+        return cls.lacks
+
+    @classmethod
     def check(cls, config: Any, sampling: Any) -> None:
         """Raise InputError if what is trained by `config` cannot be sampled by `sampling`."""
+
+    @classmethod
+    def photographs_needed(cls, config: Any, sampling: Any) -> int:
+        """How many photographs of a concept there must be, so that what learned it can be sampled by `sampling`."""
+        return 1
 
     @classmethod
     def losses_read_attention(cls, config: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -10,13 +11,22 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from personalize_core.errors import InputError, listed
-from personalize_core.methods import MARK, METHOD_NAMES, ablation_changes, check_method, method_class, method_file
+from personalize_core.methods import (
+    ABLATION_NAMES,
+    MARK,
+    METHOD_NAMES,
+    ablation_changes,
+    check_method,
+    method_class,
+    method_file,
+)
 
 if TYPE_CHECKING:
     from personalize_core.context_regularization import Refinement
 
 Values = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
+_VARIANT = re.compile(r"[a-z0-9][a-z0-9_.@-]{0,99}")
 REFINE = "test_time_optimization"  # stands beside a method's own sampling options
 
 
@@ -89,9 +99,24 @@ class Params(_Strict):
 
     @field_validator("variants")
     @classmethod
-    def _known(cls, sections: dict[str, Any]) -> dict[str, Any]:
-        for name in sections:
-            check_method(name)
+    def _known_and_apart(cls, sections: dict[str, Any]) -> dict[str, Any]:
+        owners: dict[str, str] = {}
+        for method, variants in sections.items():
+            check_method(method)
+            for name in variants:
+                if not _VARIANT.fullmatch(name):
+                    raise ValueError(
+                        f"{name!r} cannot be the name of a variant of {method}, since files are named after it; use 1 "
+                        "to 100 lower-case letters, digits, '_', '-', '.' and '@', beginning with a letter or digit"
+                    )
+                if name != method and name in (*METHOD_NAMES, *ABLATION_NAMES):
+                    raise ValueError(f"a variant of {method} cannot be called {name!r}: that is another method's name")
+                if name in owners:
+                    raise ValueError(
+                        f"{owners[name]} and {method} both have a variant {name!r}; scores are summarised by this "
+                        "name, so give one of them another"
+                    )
+                owners[name] = method
         return sections
 
     @classmethod
@@ -121,7 +146,19 @@ class Params(_Strict):
         """The method's recipe on this base model: its published defaults, and what params.yaml changes.
 
         That of an ablation is its method's, with what methods/ablations.yaml changes and then its own section.
+
+        Raises:
+            InputError: an option is unknown or contradicts another, or an ablation is its method itself on this base
+                model, so that the two would be one experiment under two names.
         """
+        config, plain = self._recipe(method), method_file(method)
+        if plain != method and config == self._recipe(plain):
+            switches = ablation_changes(method) | self.ablations.get(method, {}).get(self.base_model, {})
+            already = listed(f"{name} = {_as_written(value)}" for name, value in switches.items())
+            raise InputError(f"{method} is {plain} itself on {self.base_model}: its recipe already has {already}")
+        return config
+
+    def _recipe(self, method: str) -> Any:
         kind, base, plain = method_class(method), self.base_model, method_file(method)
         changes, where = self.methods.get(plain, {}).get(base, {}), f"params.yaml, methods.{plain}.{base}"
         if plain != method:
@@ -134,29 +171,45 @@ class Params(_Strict):
 
         Its options are the method's own, and test-time optimization for any method that holds one text embedding.
 
+        The options of all other methods are looked at too, as far as they do not depend on a recipe: a misspelled
+        one is refused whatever is run. (Not when the file is read: that would import every method, and torch.)
+
         Raises:
             InputError: an option is unknown or does not apply to this method, or to the way it is trained.
         """
+        for other, sections in self.variants.items():
+            for name, options in sections.items() if other != method else ():
+                _sampling(name, other, self._recipe(other), options, spelling_alone=True)
         sections = self.variants.get(method) or {method: {}}
         config = self.config(method)
-        return {
-            name: _variant(name, method, config, options, f"params.yaml, variants.{method}.{name}")
-            for name, options in sections.items()
-        }
+        return {name: _variant(name, method, config, options) for name, options in sections.items()}
 
 
-def _variant(name: str, method: str, config: Any, options: Values, where: str) -> Variant:
-    kind = method_class(method)
+def _variant(name: str, method: str, config: Any, options: Values) -> Variant:
+    variant = _sampling(name, method, config, options)
+    try:
+        method_class(method).check(config, variant.sampling)
+    except InputError as error:
+        raise InputError(f"{_place(method, name)}: {error}") from None
+    return variant
+
+
+def _sampling(name: str, method: str, config: Any, options: Values, spelling_alone: bool = False) -> Variant:
+    """A variant whose options are known and take their values.
+
+    With `spelling_alone` test-time optimization is known whether it applies under this config or not.
+    """
+    kind, where = method_class(method), _place(method, name)
     known = [*_keys(kind.Sampling), *([REFINE] if kind.text_embeddings(config) == 1 else [])]
     for option in options:
-        if option not in known:
+        if option not in known and not (spelling_alone and option == REFINE):
             raise InputError(f"{where}: {_inapplicable(option, method, config) or _unknown(option, known)}")
     sampling = build(kind.Sampling, {key: value for key, value in options.items() if key != REFINE}, where)
-    try:
-        kind.check(config, sampling)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
     return Variant(name, sampling, _refinement(options[REFINE], f"{where}.{REFINE}") if REFINE in options else None)
+
+
+def _place(method: str, variant: str) -> str:
+    return f"params.yaml, variants.{method}.{variant}"
 
 
 def _refinement(values: Any, where: str) -> Refinement:
@@ -179,7 +232,7 @@ def _inapplicable(option: str, method: str, config: Any) -> str | None:
         if not having:
             return None
         fields: Any = kinds[having[0]].Sampling
-        does, why = fields.__pydantic_fields__[option].description, method_class(method).lacks.get(option)
+        does, why = fields.__pydantic_fields__[option].description, method_class(method).lacks_under(config).get(option)
     return f"{option} {does}, and does not apply to {method}{f': {why}' if why else ''}; it applies to {listed(having)}"
 
 
@@ -221,6 +274,11 @@ def _explain(error: ValidationError, kind: Any) -> str:
 
 def _unknown(key: str, known: list[str]) -> str:
     return f"there is no key {key!r}; {f'known are {listed(known)}' if known else 'take it out, or mend its spelling'}"
+
+
+def _as_written(value: Any) -> str:
+    """A value as it stands in a line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True).splitlines()[0]
 
 
 def _keys(kind: Any) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 
@@ -32,14 +33,21 @@ class ConceptEmbedding(nn.Module):
     """
 
     vector: Tensor
+    initial: Tensor
 
     def __init__(self, initial: Tensor, learned: bool = True) -> None:
         super().__init__()
         vector = initial.detach().clone().float()
+        # Base model and concept say it again, so neither artifact nor checkpoint keeps it.
+        self.register_buffer("initial", vector.clone(), persistent=False)
         if learned:
             self.vector = nn.Parameter(vector)
         else:
             self.register_buffer("vector", vector)
+
+    def numbers(self) -> dict[str, float]:
+        """See `Method.numbers`."""
+        return drift(self.vector, self.initial) if isinstance(self.vector, nn.Parameter) else {}
 
     @contextmanager
     def reading(self, vector: Tensor) -> Iterator[None]:
@@ -50,6 +58,19 @@ class ConceptEmbedding(nn.Module):
             yield
         finally:
             tensors["vector"] = own
+
+
+@torch.no_grad()
+def drift(vectors: Tensor, initial: Tensor) -> dict[str, float]:
+    """The norm |v| of a learned embedding and its cosine to what it started as; means, where there are several.
+
+    Args:
+        vectors: (..., D).
+        initial: (D,).
+    """
+    both = [vectors.norm(dim=-1).mean(), F.cosine_similarity(vectors, initial, dim=-1).mean()]
+    norm, cosine = torch.stack(both).tolist()  # one wait for the device
+    return {"v_norm": norm, "v_cosine": cosine}
 
 
 class TunedWeights(nn.Module):

@@ -6,6 +6,7 @@ ever sees it half made. Dagster, DVC and the command line call these and hold no
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,7 +26,7 @@ from personalize_core.files import (
     whole_folder,
     write_json,
 )
-from personalize_core.methods import check_method, method_class, method_file
+from personalize_core.methods import ABLATION_NAMES, check_method, method_class, method_file
 from personalize_core.models import identify, load_base_model
 from personalize_core.prompts import read_list
 from personalize_core.randomness import seed_for
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 SCORES = "scores.parquet"
 PROOF = "proof.json"  # beside the weights: a fresh process drew with them what the trainer drew
+MOMENTS = "moments.safetensors"  # latents, as the autoencoder's moments
 CAPTIONS = "captions.json"  # beside the latents of photographs that have captions
 BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
 
@@ -48,7 +50,19 @@ BATCH = 8  # pictures drawn or encoded at once; no picture depends on it
 ENCODING = ("data", "models")
 DRAWING = ("attention", "base", "data", "localized", "method", "parts", "sample", "text")
 REFINING = ("context_regularization", "randomness")  # on top, for test-time optimization
-TRAINING = ("attention", "base", "context_regularization", "data", "localized", "method", "parts", "text", "train")
+TRAINING = (
+    "attention",
+    "base",
+    "context_regularization",
+    "data",
+    "localized",
+    "method",
+    "parts",
+    "prompts",
+    "text",
+    "train",
+    "training_prompts",  # a folder of lists, for all methods: which of them a method reads, its recipe decides
+)
 SCORING = ("metrics/features", "metrics/scoring", "metrics/similarity", "metrics/tables")
 COMPARING = (
     "comparison",
@@ -90,101 +104,118 @@ class Report:
 
 
 def encode_images(store: Store, concept: str, listener: Listener = unheard) -> Report:
-    """A concept's photographs as the autoencoder's moments, once for each way that a method prepares them."""
+    """A concept's photographs as the autoencoder's moments, in each way that a method of params.yaml prepares them.
+
+    Each way is a folder with a stamp of its own; the report's is over all of them.
+    """
     started = time.monotonic()
-    about = identify(store.params.base_model)
-    described, folder = store.concept(concept), store.latents(concept)
-    files = intake.content(store.concept_folder(concept))
+    recipes = {recipe.key: recipe for recipe in (_preprocessing(store, name) for name in store.params.method_names)}
+    made = {key: _encode_concept(store, concept, recipe, listener) for key, recipe in recipes.items()}
+    numbers = {"photographs": float(len(intake.photographs(store.concept_folder(concept))))}
+    return _report_over(made, started, store.latents(concept), numbers)
+
+
+def _encode_concept(store: Store, concept: str, recipe: Preprocessing, listener: Listener) -> Report:
+    started = time.monotonic()
+    described, folder = store.concept(concept), store.latents(concept, recipe.key)
     paths = intake.photographs(store.concept_folder(concept))
-    recipes = _preprocessings(store)
-    stamp = stamp_of(
-        {
-            "files": files,
-            "preprocessings": sorted(recipes),
-            "vae": about.hash_of("vae"),
-            "image_size": about.hash_of("unet_config"),
-            "sources": sources_hash(ENCODING),
-        }
-    )
-    numbers = {"photographs": float(len(paths))}
-    with store.alone("latents", concept):
+    stamp = latents_stamp(store, concept, recipe)
+    with store.alone("latents", concept, recipe.key):
         if is_current(folder, stamp):
-            return Report(stamp, True, time.monotonic() - started, folder, numbers)
+            return Report(stamp, True, time.monotonic() - started, folder)
         base = _base(store)
         base.tokenizer.check_class_noun(described)
         with whole_folder(folder, stamp) as new, store.alone("device"):
-            _encode(base, paths, recipes, new, f"encoding {concept}", listener)
-    return Report(stamp, False, time.monotonic() - started, folder, numbers)
+            _encode(base, paths, recipe, new, f"encoding {concept}, {recipe.key}", listener)
+    return Report(stamp, False, time.monotonic() - started, folder)
 
 
 def make_class_images(store: Store, class_noun: str, listener: Listener = unheard) -> Report:
-    """Pictures of the class noun by the base model, for prior preservation: made once, shared by its concepts."""
+    """Pictures of the class noun by the base model, for prior preservation: made once, shared by its concepts.
+
+    As many as the most that a method of params.yaml asks for, and prepared in each way that such a method asks for.
+    """
+    started = time.monotonic()
+    asking = sorted(_asking_for_class_images(store), key=lambda method: _asked_for(store, method), reverse=True)
+    made = {method: _class_images_for(store, class_noun, method, listener) for method in asking}
+    numbers = {"images": float(class_images_wanted(store))}
+    return _report_over(made, started, store.class_images(class_noun), numbers)
+
+
+def _class_images_for(store: Store, class_noun: str, method: str, listener: Listener) -> Report:
+    """The first pictures of the folder that all methods share, as many as this method asks for, and their latents.
+
+    Where too few lie there, more are drawn behind them. So the stamp covers how many the method asked for, and not how
+    many there are: another method that wants more changes nothing for this one.
+    """
+    started = time.monotonic()
+    wanted, recipe = _asked_for(store, method), _preprocessing(store, method).of_class_images
+    folder = store.class_latents(class_noun, recipe.key)
+    encoded, stamp = class_images_stamps(store, class_noun, recipe, wanted)
+    with store.alone("class_images", store.class_images(class_noun).name):
+        paths, drawn = _draw_class_images(store, class_noun, wanted, listener)
+        enough = is_current(folder, encoded) and _pictures_encoded(folder) >= wanted
+        if not enough:
+            base, what = _base(store), f"encoding class images of {class_noun}, {recipe.key}"
+            with whole_folder(folder, encoded) as new, store.alone("device"):
+                _encode(base, paths, recipe, new, what, listener)
+    return Report(stamp, enough and not drawn, time.monotonic() - started, folder)
+
+
+def _draw_class_images(store: Store, class_noun: str, wanted: int, listener: Listener) -> tuple[list[Path], bool]:
+    """The first pictures, and whether any had to be drawn.
+
+    Always in whole batches, so that the first ones are the same bytes however many are wanted.
+    """
     from personalize_core.concept import Concept
     from personalize_core.methods import FLOOR
 
-    started = time.monotonic()
-    params, folder = store.params, store.class_images(class_noun)
-    wanted, recipes = class_images_wanted(store), _preprocessings_of_class_images(store)
-    stamp = stamp_of(
-        {
-            "base_model": identify(params.base_model).weights_hash,
-            "class_noun": class_noun,
-            "images": wanted,
-            "drawing": params.class_images.model_dump(),
-            "precision": params.precision,
-            "seed": params.seed,
-            "preprocessings": sorted(recipes),
-            "sources": sources_hash([*DRAWING, *ENCODING]),
-        }
-    )
-    numbers = {"images": float(wanted)}
-    with store.alone("class_images", folder.name):
-        if is_current(folder, stamp):
-            return Report(stamp, True, time.monotonic() - started, folder, numbers)
-        base = _base(store)
-        kind = method_class(FLOOR)
-        speaker = kind(kind.Config(), base, Concept.named("class", class_noun))
-        # the prior prompt of DreamBooth's recipe; prompt index -1 keeps its noise apart from every grid's
-        places = [(-1, image) for image in range(wanted)]
-        with whole_folder(folder, stamp) as new, store.alone("device"):
-            paths = [new / f"{image:03d}.png" for image in range(wanted)]
-            prompts = [speaker.say("a photo of {}")] * wanted
-            what = f"drawing class images of {class_noun}"
-            _draw(params.class_images, params.seed, base, speaker, prompts, places, paths, what, listener)
-            _encode(base, paths, recipes, new, f"encoding class images of {class_noun}", listener)
-    return Report(stamp, False, time.monotonic() - started, folder, numbers)
+    params, folder, stamp = store.params, store.class_images(class_noun), pictures_stamp(store, class_noun)
+    names = [f"{image:03d}.png" for image in range(-(-wanted // BATCH) * BATCH)]
+    kept = [name for name in names if (folder / name).is_file()] if is_current(folder, stamp) else []
+    first = [folder / name for name in names[:wanted]]
+    if len(kept) == len(names):
+        return first, False
+    base, kind = _base(store), method_class(FLOOR)
+    speaker = kind(kind.Config(), base, Concept.named("class", class_noun))
+    # the prior prompt of DreamBooth's recipe; prompt index -1 keeps its noise apart from every grid's
+    places = [(-1, image) for image in range(len(kept), len(names))]
+    with whole_folder(folder, stamp) as new, store.alone("device"):
+        for name in kept:
+            shutil.copyfile(folder / name, new / name)
+        paths = [new / name for name in names[len(kept) :]]
+        prompts, what = [speaker.say("a photo of {}")] * len(places), f"drawing class images of {class_noun}"
+        _draw(params.class_images, params.seed, base, speaker, prompts, places, paths, what, listener)
+    return first, True
 
 
-def encode_real_class_images(store: Store, class_noun: str, listener: Listener = unheard) -> Report:
+def _encode_real_class_images(store: Store, class_noun: str, method: str, listener: Listener) -> Report:
     """Photographs of the class noun, put into data/regularization by hand: for prior preservation with real images.
 
     Raises:
         InputError: there are none, or one cannot be read.
     """
     started = time.monotonic()
-    about = identify(store.params.base_model)
-    source, folder = store.regularization(class_noun), store.real_class_images(class_noun)
-    captioned, recipes = intake.captioned(source), _preprocessings_of_class_images(store)
-    stamp = stamp_of(
-        {
-            "files": {path.name: [sha256(path), caption] for path, caption in captioned},
-            "preprocessings": sorted(recipes),
-            "vae": about.hash_of("vae"),
-            "image_size": about.hash_of("unet_config"),
-            "sources": sources_hash(ENCODING),
-        }
-    )
-    numbers = {"images": float(len(captioned))}
-    with store.alone("class_images", folder.name):
+    recipe = _preprocessing(store, method).of_class_images
+    folder = store.real_class_latents(class_noun, recipe.key)
+    captioned = intake.captioned(store.regularization(class_noun))
+    stamp = real_class_images_stamp(store, class_noun, recipe)
+    with store.alone("class_images", f"{store.class_images(class_noun).name}.real"):
         if is_current(folder, stamp):
-            return Report(stamp, True, time.monotonic() - started, folder, numbers)
+            return Report(stamp, True, time.monotonic() - started, folder)
         base = _base(store)
         with whole_folder(folder, stamp) as new, store.alone("device"):
-            _encode(
-                base, [path for path, _ in captioned], recipes, new, f"encoding photographs of {class_noun}", listener
-            )
+            what = f"encoding photographs of {class_noun}, {recipe.key}"
+            _encode(base, [path for path, _ in captioned], recipe, new, what, listener)
             write_json(new / CAPTIONS, [caption for _, caption in captioned])
-    return Report(stamp, False, time.monotonic() - started, folder, numbers)
+    return Report(stamp, False, time.monotonic() - started, folder)
+
+
+def _report_over(made: Mapping[str, Report], started: float, folder: Path, numbers: dict[str, float]) -> Report:
+    """One report over several."""
+    stamp = stamp_of({name: report.stamp for name, report in made.items()})
+    skipped = all(report.skipped for report in made.values())
+    return Report(stamp, skipped, time.monotonic() - started, folder, numbers)
 
 
 def train(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
@@ -194,7 +225,8 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
     fresh process has drawn with it just what the trainer draws. What was imported is kept as it is.
 
     Raises:
-        InputError: the concept, the method or its recipe is not usable; nothing has been computed then.
+        InputError: the concept, the method or its recipe is not usable, or what was imported is not of this method
+            and base model; nothing has been computed then.
         ProofFailed: the artifact, read from disk, draws something else.
     """
     from personalize_core.train import Checkpoints
@@ -203,20 +235,22 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
     started = time.monotonic()
     folder, described = store.artifact(method, concept), store.concept(concept)
     if _imported(folder):
+        _check_artifact(store, concept, method)
         return _trained(_manifest_stamp(folder, ""), True, started, folder)
     config = _recipe(store, method)
-    latents, prior, kind = encode_images(store, concept, listener), None, method_class(method)
+    stamp = train_stamp(store, concept, method)  # first: what changes meanwhile then counts as new the next time
+    _encode_concept(store, concept, _preprocessing(store, method), listener)
+    prior, kind = None, method_class(method)
     if kind.class_images(config):
-        class_images = encode_real_class_images if kind.real_class_images(config) else make_class_images
-        prior = class_images(store, described.class_noun, listener)
-    stamp = train_stamp(store, concept, method, latents.stamp, prior.stamp if prior else "")
+        class_images = _encode_real_class_images if kind.real_class_images(config) else _class_images_for
+        prior = class_images(store, described.class_noun, method, listener).path
     with store.alone("artifact", method, concept):
         if is_current(folder, stamp):
             return _trained(stamp, True, started, folder)
         base = _base(store)
         base.tokenizer.check_class_noun(described)
         with whole_folder(folder, stamp) as new, store.alone("device"):
-            _train_into(new, store, base, concept, method, config, prior.path if prior else None, stamp, listener)
+            _train_into(new, store, base, concept, method, prior, stamp, listener)
         Checkpoints(store.work("checkpoints", method, concept), stamp).clear()
     return _trained(stamp, False, started, folder)
 
@@ -234,7 +268,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
     started = time.monotonic()
     params, folder = store.params, store.grid(method, concept)
     templates, variants = read_list(store.prompts(params.sampling.prompts)), params.sampling_variants(method)
-    artifact = _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}")
+    artifact = _artifact_stamp(store, concept, method)
     stamp = stamp_of(
         {
             "artifact": artifact,
@@ -244,7 +278,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
             "precision": params.precision,
             "seed": params.seed,
             "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}"]),
-            **_refining(store, concept, variants, listener),
+            **_refining(store, concept, method, variants, listener),
         }
     )
     pictures = {"grid": folder / "grid.png"}
@@ -252,7 +286,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
         if is_current(folder, stamp):
             return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
         base = _base(store)
-        trained = restore(store.artifact(method, concept), base)
+        trained = restore(store.artifact(method, concept), base, method)
         places = [(p, i) for p in range(len(templates)) for i in range(params.sampling.images_per_prompt)]
         with whole_folder(folder, stamp) as new, store.alone("device"):
             for name, variant in variants.items():
@@ -335,7 +369,8 @@ def _score(
 def compare(store: Store, listener: Listener = unheard) -> Report:
     """All that has been scored in this workspace: one table, one summary, pictures and plots.
 
-    A concept and method of params.yaml without scores is left out, and listed in summary.json as missing.
+    A concept and method of params.yaml without scores is left out, and listed in summary.json as missing. Ablations
+    need not stand in params.yaml: each that was drawn by this base model and scored joins.
 
     Raises:
         InputError: nothing has been scored, or the tables were made by different encoders.
@@ -344,7 +379,9 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
 
     started, folder = time.monotonic(), store.comparison()
     cells = [
-        (method, concept) for concept in store.concept_names() for method in (*store.params.method_names, REFERENCES)
+        (method, concept)
+        for concept in store.concept_names()
+        for method in (*store.params.method_names, *_further_ablations(store, concept), REFERENCES)
     ]
     there = [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
     if all(method == REFERENCES for method, _ in there):
@@ -365,6 +402,21 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
             listener(Event("comparing", 1, 1))
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     return Report(stamp, skipped, time.monotonic() - started, folder, {}, pictures)
+
+
+def _further_ablations(store: Store, concept: str) -> list[str]:
+    """Ablations that params.yaml does not name, with scores of pictures by this base model."""
+    found = [name for name in ABLATION_NAMES if name not in store.params.method_names]
+    scored = [name for name in found if (store.scores(name, concept) / MANIFEST).is_file()]
+    return [name for name in scored if _drawn_by(store.grid(name, concept)) == store.params.base_model]
+
+
+def _drawn_by(grid: Path) -> str | None:
+    """The name of the base model; None if there is no grid."""
+    try:
+        return read_json(grid / "grid.json")["base_model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def draw_samples(
@@ -390,13 +442,13 @@ def draw_samples(
     if variant not in variants:
         raise InputError(f"{method} has no variant {variant!r} in params.yaml; it has {listed(variants)}")
     request = {
-        "artifact": _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}"),
+        "artifact": _artifact_stamp(store, concept, method),
         "templates": templates,
         "images": images,
         "variant": repr(variants[variant].sampling),
         "sampling": params.sampling.model_dump(),
         "seed": params.seed,
-        **_refining(store, concept, {variant: variants[variant]}, listener),
+        **_refining(store, concept, method, {variant: variants[variant]}, listener),
     }
     stamp = stamp_of(request)
     folder = store.samples(method, concept, stamp)
@@ -405,7 +457,7 @@ def draw_samples(
     if is_current(folder, stamp):
         return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
     base = _base(store)
-    trained = restore(store.artifact(method, concept), base)
+    trained = restore(store.artifact(method, concept), base, method)
     with whole_folder(folder, stamp) as new, store.alone("device"):
         said = [trained.say(templates[prompt]) for prompt, _ in places]
         sampled = _sampled_by(variants[variant], store, concept, method, base, trained, said, listener)
@@ -439,7 +491,7 @@ def heat_maps(
     started, params, template = time.monotonic(), store.params, store.concept(concept).template(prompt)
     variants = params.sampling_variants(method)
     request = {
-        "artifact": _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}"),
+        "artifact": _artifact_stamp(store, concept, method),
         "template": template,
         "image": image,
         "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
@@ -447,7 +499,7 @@ def heat_maps(
         "precision": params.precision,
         "seed": params.seed,
         "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}", "analyses/heat_maps"]),
-        **_refining(store, concept, variants, listener),
+        **_refining(store, concept, method, variants, listener),
     }
     stamp = stamp_of(request)
     folder = store.samples(method, concept, stamp)
@@ -455,7 +507,7 @@ def heat_maps(
     if is_current(folder, stamp):
         return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
     base = _base(store)
-    trained = restore(store.artifact(method, concept), base)
+    trained = restore(store.artifact(method, concept), base, method)
     with whole_folder(folder, stamp) as new, store.alone("device"):
         said, found = trained.say(template), {}
         for done, (name, variant) in enumerate(variants.items()):
@@ -504,10 +556,7 @@ def draw_together(
             check_method(method)
             store.concept(concept).template(prompt)
     request = {
-        "artifacts": [
-            _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}")
-            for concept, method in cells
-        ],
+        "artifacts": [_artifact_stamp(store, concept, method) for concept, method in cells],
         "prompts": list(prompts),
         "images": images,
         "sampling": params.sampling.model_dump(),
@@ -524,7 +573,7 @@ def draw_together(
         numbers = read_json(folder / "samples.json")["identity"]
         return Report(stamp, True, time.monotonic() - started, folder, numbers, pictures)
     base = _base(store)
-    together = Together([restore(store.artifact(method, concept), base) for concept, method in cells], base)
+    together = Together([restore(store.artifact(method, concept), base, method) for concept, method in cells], base)
     with whole_folder(folder, stamp) as new, store.alone("device"):
         said = [together.say(prompts[prompt]) for prompt, _ in places]
         paths = [new / picture_name("together", prompt, image) for prompt, image in places]
@@ -569,11 +618,10 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
     started = time.monotonic()
     if to.exists():
         raise InputError(f"{to} exists already; name a folder that does not, so that nothing is overwritten")
-    artifact = store.artifact(method, concept)
-    stamp = _manifest_stamp(artifact, f"{method} has not been trained on {concept!r}")
+    stamp, artifact = _artifact_stamp(store, concept, method), store.artifact(method, concept)
     base = _base(store)
     with whole_folder(to, stamp) as new:
-        how = restore(artifact, base).export(base, new)
+        how = restore(artifact, base, method).export(base, new)
         (new / "README.md").write_text(f"{concept}, learned by {method} on {base.name} ({base.revision}).\n\n{how}\n")
     files = {path.relative_to(to).as_posix(): path for path in sorted(to.rglob("*")) if path.is_file()}
     return Report(stamp, False, time.monotonic() - started, to, {}, files)
@@ -619,7 +667,11 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
 
 
 def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) -> None:
-    """Raise InputError for anything that would stop a run later; reads every file, and computes nothing."""
+    """Raise InputError for anything that would stop a run later: reads every file, and trains and draws nothing.
+
+    What only the base model can tell is asked of it, once, if there is anything to train: whether its tokenizer can
+    place each class noun, and whether each method can be made for it.
+    """
     for method in methods:
         check_method(method)
         _recipe(store, method)
@@ -628,24 +680,73 @@ def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) 
     read_list(store.prompts(store.params.sampling.prompts))
     for concept in concepts:
         described = store.concept(concept)
-        intake.photographs(store.concept_folder(concept))
+        photographs = len(intake.photographs(store.concept_folder(concept)))
         if any(method_class(name).real_class_images(store.params.config(name)) for name in methods):
             intake.captioned(store.regularization(described.class_noun))
+        for method in methods:
+            if _imported(store.artifact(method, concept)):
+                _check_artifact(store, concept, method)
+            _check_photographs(store, concept, photographs, method)
+    cells = [(concept, method) for concept in concepts for method in methods]
+    _check_on_base(store, [cell for cell in cells if not _kept(store, *cell)])
+
+
+def _check_photographs(store: Store, concept: str, photographs: int, method: str) -> None:
+    kind, config = method_class(method), store.params.config(method)
+    for name, variant in store.params.sampling_variants(method).items():
+        needed = kind.photographs_needed(config, variant.sampling)
+        if needed > photographs:
+            raise InputError(
+                f"params.yaml, variants.{method}.{name}: it takes {needed} photographs of a concept, and {concept!r} "
+                f"has {photographs}; change these options, or leave this concept out"
+            )
+
+
+def _kept(store: Store, concept: str, method: str) -> bool:
+    """Would training leave this artifact as it is?"""
+    folder = store.artifact(method, concept)
+    return _imported(folder) or is_current(folder, train_stamp(store, concept, method))
+
+
+def _check_on_base(store: Store, cells: Sequence[tuple[str, str]]) -> None:
+    """Raise InputError unless each (concept, method) can be trained on this base model.
+
+    A method is made once for each class noun: what else a concept has, a name and a placeholder, is as good as another.
+    """
+    if not cells:
+        return
+    base, made = _base(store), set()
+    for concept, _ in cells:
+        base.tokenizer.check_class_noun(store.concept(concept))
+    for concept, method in cells:
+        described = store.concept(concept)
+        if (method, described.class_noun) not in made:
+            made.add((method, described.class_noun))
+            try:
+                _untrained(store, base, concept, method)  # and given up at once
+            except InputError as error:
+                raise InputError(f"{method} cannot be trained on {concept!r}: {error}") from None
 
 
 # Stamps
 
 
-def train_stamp(store: Store, concept: str, method: str, latents: str, class_images: str) -> str:
-    """Names everything that an artifact depends on."""
-    params = store.params
+def train_stamp(store: Store, concept: str, method: str) -> str:
+    """Names everything that an artifact depends on: of the latents, only what this method sees."""
+    params, described = store.params, store.concept(concept)
+    kind, config, recipe = method_class(method), params.config(method), _preprocessing(store, method)
+    class_images = ""
+    if kind.real_class_images(config):
+        class_images = real_class_images_stamp(store, described.class_noun, recipe.of_class_images)
+    elif wanted := kind.class_images(config):
+        _, class_images = class_images_stamps(store, described.class_noun, recipe.of_class_images, wanted)
     return stamp_of(
         {
             "method": method,
-            "concept": vars(store.concept(concept)),
-            "latents": latents,
+            "concept": vars(described),
+            "latents": latents_stamp(store, concept, recipe),
             "class_images": class_images,
-            "config": repr(params.config(method)),
+            "config": repr(config),
             "base_model": identify(params.base_model).weights_hash,
             "precision": params.precision,
             "gradient_checkpointing": params.gradient_checkpointing,
@@ -655,11 +756,77 @@ def train_stamp(store: Store, concept: str, method: str, latents: str, class_ima
     )
 
 
-def class_images_wanted(store: Store) -> int:
-    """The most class images that any method of this experiment asks the base model for; 0 if none does."""
+def latents_stamp(store: Store, concept: str, recipe: Preprocessing) -> str:
+    """Names everything that the moments of a concept's photographs depend on, prepared in one way."""
+    files = intake.content(store.concept_folder(concept))
+    return stamp_of({"files": files, **_encoding(store, recipe)})
+
+
+def pictures_stamp(store: Store, class_noun: str) -> str:
+    """Names everything that pictures of a class noun depend on; not how many there are."""
     params = store.params
-    recipes = [(method_class(name), params.config(name)) for name in params.method_names]
-    return max((kind.class_images(c) for kind, c in recipes if not kind.real_class_images(c)), default=0)
+    return stamp_of(
+        {
+            "base_model": identify(params.base_model).weights_hash,
+            "class_noun": class_noun,
+            "drawing": params.class_images.model_dump(),
+            "precision": params.precision,
+            "seed": params.seed,
+            "sources": sources_hash(DRAWING),
+        }
+    )
+
+
+def class_images_stamps(store: Store, class_noun: str, recipe: Preprocessing, wanted: int) -> tuple[str, str]:
+    """Of the moments of these pictures, prepared in one way, and of the first `wanted` of them."""
+    encoded = stamp_of({"pictures": pictures_stamp(store, class_noun), **_encoding(store, recipe)})
+    return encoded, stamp_of({"encoded": encoded, "images": wanted})
+
+
+def real_class_images_stamp(store: Store, class_noun: str, recipe: Preprocessing) -> str:
+    captioned = intake.captioned(store.regularization(class_noun))
+    files = {path.name: [sha256(path), caption] for path, caption in captioned}
+    return stamp_of({"files": files, **_encoding(store, recipe)})
+
+
+def _encoding(store: Store, recipe: Preprocessing) -> dict[str, Any]:
+    """What moments depend on besides the pictures."""
+    about = identify(store.params.base_model)
+    return {
+        "preprocessing": recipe.key,
+        "vae": about.hash_of("vae"),
+        "image_size": about.hash_of("unet_config"),
+        "sources": sources_hash(ENCODING),
+    }
+
+
+def class_images_wanted(store: Store) -> int:
+    """The most class images that any method of params.yaml asks the base model for; 0 if none does."""
+    return max((_asked_for(store, method) for method in _asking_for_class_images(store)), default=0)
+
+
+def _asking_for_class_images(store: Store) -> list[str]:
+    """The methods of params.yaml that want pictures of the class noun by the base model."""
+    recipes = [(name, method_class(name), store.params.config(name)) for name in store.params.method_names]
+    return [name for name, kind, c in recipes if kind.class_images(c) and not kind.real_class_images(c)]
+
+
+def _asked_for(store: Store, method: str) -> int:
+    return method_class(method).class_images(store.params.config(method))
+
+
+def _artifact_stamp(store: Store, concept: str, method: str) -> str:
+    """Of the method's artifact, if it is one of this base model."""
+    stamp = _manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}")
+    _check_artifact(store, concept, method)
+    return stamp
+
+
+def _check_artifact(store: Store, concept: str, method: str) -> None:
+    from personalize_core import artifact
+
+    about = identify(store.params.base_model)
+    artifact.check(store.artifact(method, concept), method, about.name, about.weights_hash)
 
 
 def _manifest_stamp(folder: Path, what_is_missing: str) -> str:
@@ -688,62 +855,61 @@ def _recipe(store: Store, method: str) -> Any:
     return config
 
 
-def _preprocessings(store: Store) -> dict[str, Preprocessing]:
-    """Key -> preprocessing, of every method in this experiment."""
-    recipes = (_preprocessing(store, method) for method in store.params.method_names)
-    return {recipe.key: recipe for recipe in recipes}
-
-
-def _preprocessings_of_class_images(store: Store) -> dict[str, Preprocessing]:
-    return {recipe.of_class_images.key: recipe.of_class_images for recipe in _preprocessings(store).values()}
-
-
 def _preprocessing(store: Store, method: str) -> Preprocessing:
     return method_class(method).preprocessing_for(store.params.config(method))
 
 
 def _encode(
-    base: BaseModel,
-    paths: Sequence[Path],
-    recipes: dict[str, Preprocessing],
-    folder: Path,
-    what: str,
-    listener: Listener,
+    base: BaseModel, paths: Sequence[Path], recipe: Preprocessing, folder: Path, what: str, listener: Listener
 ) -> None:
-    """Write one file of moments for each preprocessing; the tensor "000" holds the first picture's views."""
+    """Write the moments of all pictures in one file; the tensor "000" holds the first picture's views."""
     import torch
 
     from personalize_core.data import load_picture, to_pixels
     from personalize_core.files import save_tensors
 
-    for done, (key, recipe) in enumerate(recipes.items()):
-        moments = {}
-        for index, path in enumerate(paths):
-            views = recipe.views(load_picture(path), base.image_size)
-            moments[f"{index:03d}"] = base.moments(to_pixels(views))
-            listener(Event(what, done * len(paths) + index + 1, len(recipes) * len(paths)))
-        if not all(torch.isfinite(tensor).all() for tensor in moments.values()):
-            raise FloatingPointError(f"{what}: the autoencoder gave numbers that are not finite")
-        save_tensors(folder / f"{key}.safetensors", moments)
+    moments = {}
+    for index, path in enumerate(paths):
+        views = recipe.views(load_picture(path), base.image_size)
+        moments[f"{index:03d}"] = base.moments(to_pixels(views))
+        listener(Event(what, index + 1, len(paths)))
+    if not all(torch.isfinite(tensor).all() for tensor in moments.values()):
+        raise FloatingPointError(f"{what}: the autoencoder gave numbers that are not finite")
+    save_tensors(folder / MOMENTS, moments)
+
+
+def _pictures_encoded(folder: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(folder / MOMENTS, "numpy") as opened:
+        return len(opened.keys())
 
 
 def _latents(store: Store, concept: str, method: str, class_images: Path | None) -> ConceptLatents:
-    """class_images: the folder of a step that made them, where the method asks for them."""
+    """What the method sees; class_images: the folder of their moments, where it asks for them."""
     from safetensors.torch import load_file
 
     from personalize_core.data import ConceptLatents
 
-    recipe = _preprocessing(store, method)
+    def read(folder: Path) -> list:
+        saved = load_file(folder / MOMENTS)
+        return [saved[name] for name in sorted(saved, key=int)]
 
-    def read(folder: Path, key: str) -> list:
-        saved = load_file(folder / f"{key}.safetensors")
-        return [saved[name] for name in sorted(saved)]
-
-    own = read(store.latents(concept), recipe.key)
+    own = read(store.latents(concept, _preprocessing(store, method).key))
     if class_images is None:
         return ConceptLatents(own)
-    captions = read_json(class_images / CAPTIONS) if (class_images / CAPTIONS).is_file() else []
-    return ConceptLatents(own, read(class_images, recipe.of_class_images.key), captions)
+    if (class_images / CAPTIONS).is_file():
+        return ConceptLatents(own, read(class_images), read_json(class_images / CAPTIONS))
+    return ConceptLatents(own, read(class_images)[: _asked_for(store, method)])
+
+
+def _untrained(store: Store, base: BaseModel, concept: str, method: str) -> Method:
+    """The method as its training starts."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(store.params.seed, method_file(method), "start"))  # an ablation's as its method's
+        return method_class(method)(_recipe(store, method), base, store.concept(concept))
 
 
 def _train_into(
@@ -752,21 +918,15 @@ def _train_into(
     base: BaseModel,
     concept: str,
     method: str,
-    config: Any,
     class_images: Path | None,
     stamp: str,
     listener: Listener,
 ) -> None:
-    import torch
-
     from personalize_core import artifact, proof, training_log
     from personalize_core import train as training
     from personalize_core.fixed_batch import fixed_batch_losses, improvement
 
-    kind, described, seed = method_class(method), store.concept(concept), store.params.seed
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_for(seed, method_file(method), "start"))  # an ablation starts as its method does
-        learner = kind(config, base, described)
+    learner, seed = _untrained(store, base, concept, method), store.params.seed
     images = _latents(store, concept, method, class_images)
     stages = learner.stages()
     total = sum(stage.steps for stage in stages)
@@ -817,7 +977,9 @@ def _trained(stamp: str, skipped: bool, started: float, folder: Path) -> Report:
     return Report(stamp, skipped, time.monotonic() - started, folder, numbers, pictures)
 
 
-def _refining(store: Store, concept: str, variants: Mapping[str, Variant], listener: Listener) -> dict[str, Any]:
+def _refining(
+    store: Store, concept: str, method: str, variants: Mapping[str, Variant], listener: Listener
+) -> dict[str, Any]:
     """What pictures depend on besides, where a variant asks for test-time optimization; else nothing.
 
     It looks at the concept's photographs, which may be others by now than those that the artifact was trained on.
@@ -825,7 +987,7 @@ def _refining(store: Store, concept: str, variants: Mapping[str, Variant], liste
     refined = {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
     if not refined:
         return {}
-    latents = encode_images(store, concept, listener).stamp
+    latents = _encode_concept(store, concept, _preprocessing(store, method), listener).stamp
     return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
 
 

@@ -60,8 +60,9 @@ class Store:
     def prompts(self, name: str) -> Path:
         return self.data / "prompts" / f"{name}.txt"
 
-    def latents(self, concept: str) -> Path:
-        return self.data / "latents" / concept
+    def latents(self, concept: str, preprocessing: str = "") -> Path:
+        """Of the photographs prepared in one way, by its key; without a key, the folder with all of them."""
+        return self.data / "latents" / concept / preprocessing
 
     def class_images(self, class_noun: str) -> Path:
         return self.data / "class_images" / _folder_name(class_noun)
@@ -70,9 +71,13 @@ class Store:
         """Photographs of other things of that kind, put there by hand."""
         return self.data / "regularization" / _folder_name(class_noun)
 
-    def real_class_images(self, class_noun: str) -> Path:
-        """Their latents; no class noun has a dot."""
-        return self.data / "class_images" / f"{_folder_name(class_noun)}.real"
+    def class_latents(self, class_noun: str, preprocessing: str) -> Path:
+        """Of the class images prepared in one way; no class noun has a dot."""
+        return self.data / "class_images" / f"{_folder_name(class_noun)}.latents" / preprocessing
+
+    def real_class_latents(self, class_noun: str, preprocessing: str) -> Path:
+        """The same, of the photographs that were put there by hand."""
+        return self.data / "class_images" / f"{_folder_name(class_noun)}.real" / preprocessing
 
     def artifact(self, method: str, concept: str) -> Path:
         return self.data / "artifacts" / method / concept

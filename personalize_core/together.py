@@ -77,7 +77,7 @@ def _confined(part: Method) -> Any:
     """The part's sampling options with LAG on."""
     kind: Any = type(part)
     if not issubclass(kind.Sampling, LAG):
-        why = kind.lacks.get("lag", "it cannot be confined to a region")
+        why = part.lacks_under(part.config).get("lag", "it cannot be confined to a region")
         raise InputError(
             f"{kind.__name__} cannot share a picture with another concept: {why}; what acts inside the U-Net's "
             "transformers alone, such as personalized_residuals, can be confined to a region"

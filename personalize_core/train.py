@@ -21,7 +21,8 @@ from personalize_core.method import Method, Stage, Step
 from personalize_core.randomness import generator_for, seed_for
 
 LogRow = dict[str, Any]
-"""One step: "stage", "step", and each loss and other number under its name."""
+"""One step: "stage", "step", each loss under its name, "gradient_norm" before clipping, "lr" of each group of its
+stage, and "learned", where a method has any: the numbers that it says of itself after the step."""
 
 Log = Callable[[LogRow], None]
 
@@ -151,7 +152,10 @@ def _train_step(
     optimizer.step()
     stage.after_step(index)
     numbers = {name: loss.item() for name, loss in losses.items()}
-    return {"stage": stage.name, "step": index, **numbers, "gradient_norm": norm.item()}
+    rates = [group["lr"] for group in optimizer.param_groups]
+    row = {"stage": stage.name, "step": index, **numbers, "gradient_norm": norm.item(), "lr": rates}
+    learned = method.numbers()
+    return row | {"learned": learned} if learned else row
 
 
 def denoising_step(

@@ -88,6 +88,22 @@ def test_an_artifact_of_another_base_model(saved, base, tmp_path):
     )
 
 
+def test_an_artifact_of_another_base_model_that_was_imported(saved, base, tmp_path):
+    change(tmp_path, imported="bear.safetensors")
+    base.name, base.weights_hash = "other", "0123"
+    assert refusal(tmp_path, base).endswith("; load that one, or remove it and import again")
+
+
+def test_an_artifact_of_another_method(saved, base, tmp_path):
+    assert artifact.restore(tmp_path, base, NAME).phrase == saved.phrase
+    with pytest.raises(InputError) as refused:
+        artifact.restore(tmp_path, base, "oft")
+    assert str(refused.value) == (
+        f"{tmp_path} holds what {NAME} has learned, not oft; put it where {NAME}'s artifacts lie, or remove it and "
+        "train oft"
+    )
+
+
 def test_a_folder_without_an_artifact(base, tmp_path):
     assert refusal(tmp_path, base) == f"{tmp_path} holds no artifact; train it first, with `personalize train`"
     assert "holds no artifact" in refusal(tmp_path / "none", base)

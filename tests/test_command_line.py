@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from personalize_core import __main__ as command_line
-from personalize_core import intake
+from personalize_core import intake, steps
 from personalize_core.store import Store
 from tests import tiny_workspace
 
@@ -104,6 +104,7 @@ def test_a_folder_with_something_wrong_is_refused_whole(spoil, said, photos, wor
         (["sample", "rex", "-m", "dreambooth", "--prompt", "a photo of a dog"], "Write '<rex>'"),
         (["sample", "rex", "-m", "dreambooth", "--prompt", "<rex>"], "has not been trained"),
         (["heat-maps", "rex", "-m", "dreambooth", "--prompt", "a dog"], "Write '<rex>'"),
+        (["together", "rex:oft", "cup:", "--prompt", "<rex> by <cup>"], "there is no method ''"),
         (["compare"], "nothing has been scored"),
         (["--root", "NOWHERE", "run"], "does not exist"),
     ],
@@ -205,6 +206,28 @@ def test_samples_are_listed_with_their_paths(workspace, personalize):
     assert status == 0 and len(pictures) == 2 and all(Path(path).is_file() for path in pictures)
 
 
+def test_concepts_in_one_picture_may_be_learned_by_methods_of_their_own(workspace, personalize, monkeypatch):
+    asked = []
+
+    def draw_together(store, cells, prompts, images, listener):
+        asked.append(cells)
+        names = [concept for concept, _ in cells]
+        numbers = {f"{part}.{name}": 0.5 for part in names for name in names}
+        return steps.Report("stamp", False, 1.0, workspace, numbers)
+
+    monkeypatch.setattr(steps, "draw_together", draw_together)
+    both = ["--prompt", "<rex> next to <cup>"]
+    assert personalize("together", "rex", "cup", *both)[0] == 0
+    assert personalize("together", "rex:oft@coft", "cup", *both, "-m", "lora_dreambooth")[0] == 0
+    status, printed, _ = personalize("together", "rex:oft", "cup:personalized_residuals", *both)
+    assert status == 0 and "with rex" in printed and "0.500" in printed
+    assert asked == [
+        [("rex", "personalized_residuals"), ("cup", "personalized_residuals")],
+        [("rex", "oft@coft"), ("cup", "lora_dreambooth")],
+        [("rex", "oft"), ("cup", "personalized_residuals")],
+    ]
+
+
 def test_one_broken_concept_stops_no_other(workspace, personalize):
     folder = workspace / "data" / "concepts" / "broken"
     folder.mkdir()
@@ -213,7 +236,8 @@ def test_one_broken_concept_stops_no_other(workspace, personalize):
     try:
         status, printed, complaint = personalize("step", "encode-images")
         assert status == 2 and "broken: " in complaint and complaint.count("cannot be read") == 1
-        assert all((Store(workspace).latents(name) / "manifest.json").is_file() for name in ("cup", "rex"))
+        latents = [set(Store(workspace).latents(name).glob("*/manifest.json")) for name in ("cup", "rex")]
+        assert len(latents[0]) == len(latents[1]) > 1  # a folder for each way that photographs are prepared
     finally:
         import shutil
 

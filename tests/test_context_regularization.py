@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from personalize_core.attention import AttentionMaps
 from personalize_core.base import LAYERS, BaseModel
 from personalize_core.concept import Concept
 from personalize_core.context_regularization import (
+    Axis,
     ContextLosses,
     ContextRefined,
     PromptPair,
@@ -163,6 +164,26 @@ def test_words_before_the_concept_contribute_nothing(base, concept):
     losses = [context_embedding_loss(ours[i : i + 1], others[i : i + 1], "feature").item() for i in range(8)]
     assert torch.equal(ours[:4], others[:4]) and losses[:4] == pytest.approx([0] * 4, abs=1e-6)
     assert min(losses[4:]) > 1e-4
+
+
+def test_along_the_token_axis_the_words_before_the_concept_count(base, concept):
+    """Though alike in both prompts they are part of every cosine there. Along the feature axis each token has a cosine
+    of its own, and theirs is 1.
+    """
+    pair = PromptPair.of(base, concept, "a photo of {} in the jungle", "<v>")
+    vector = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = base.encode([pair.concept_prompt], concept, vector).hidden[0, pair.concept_positions]
+        others = base.encode([pair.class_prompt], concept).hidden[0, pair.class_positions]
+    moved_ours, moved_others = ours.clone(), others.clone()
+    moved_ours[:4] += 1  # other words before the concept, the same in both prompts
+    moved_others[:4] += 1
+    before, after = (
+        {axis: context_embedding_loss(*both, axis).item() for axis in get_args(Axis)}
+        for both in ((ours, others), (moved_ours, moved_others))
+    )
+    assert after["feature"] == pytest.approx(before["feature"], abs=1e-6) and before["feature"] > 1e-5
+    assert abs(after["token"] - before["token"]) > 0.1 * before["token"]
 
 
 # -- the attention loss (eq. 4) --------------------------------------------------------------------------------

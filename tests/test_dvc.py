@@ -28,8 +28,9 @@ import yaml
 
 name, method = sys.argv[2], sys.argv[4] if len(sys.argv) > 4 else ""
 params = yaml.safe_load(Path("params.yaml").read_text())
+ways = [recipe.get("rotate") for section in params["methods"].values() for recipe in section.values()]
 out, content = {
-    "encode-images": ("latents", sorted(path.read_text() for path in Path("data/concepts").rglob("*.png"))),
+    "encode-images": ("latents", [sorted(path.read_text() for path in Path("data/concepts").rglob("*.png")), ways]),
     "train": (f"artifacts/{method}", params["methods"].get(method)),
     "draw": (f"grids/{method}", [params["sampling"], params["variants"].get(method), method]),
     "score": (f"metrics/{method}", params["encoders"]),
@@ -119,7 +120,15 @@ def test_a_second_time_there_is_nothing_to_do(workspace):
 @pytest.mark.slow
 def test_a_change_of_one_methods_parameters_runs_its_own_stages_and_the_comparison(workspace):
     workspace.edit("methods", "dreambooth", {"mini": {"steps": 7}})
-    assert workspace.repro() == of("dreambooth")
+    assert workspace.repro() == of("dreambooth") | {"encode_images"}  # which finds all latents there
+
+
+@pytest.mark.slow
+def test_another_way_to_prepare_photographs_encodes_them_and_scores_its_own_method_alone(workspace):
+    workspace.edit("methods", "ti_db", {"mini": {"rotate": True}})
+    ran = workspace.repro()
+    everywhere = {f"{stage}@{method}" for stage in ("train", "draw") for method in METHODS}  # decide by their stamps
+    assert ran == everywhere | {"encode_images", "score@ti_db", "compare"}
 
 
 @pytest.mark.slow
@@ -157,7 +166,9 @@ def test_checkpoints_and_caches_are_in_no_output(workspace):
 
 
 def files(modules) -> set[str]:
-    return {f"personalize_core/{module}.py" for module in modules}
+    """A module is a file, or a folder of texts."""
+    paths = [f"personalize_core/{module}" for module in modules]
+    return {path if (ROOT / path).is_dir() else f"{path}.py" for path in paths}
 
 
 @pytest.mark.parametrize(
@@ -176,6 +187,10 @@ def test_a_stage_depends_on_the_sources_that_its_step_depends_on(stage, modules)
     missing = {name for name in files(modules) if name not in depends and str(Path(name).parent) not in depends}
     assert not missing
     assert depends >= files(["methods/dreambooth"]) or stage not in {"train", "draw"}
+
+
+def test_what_decides_how_photographs_are_prepared_encodes_them_anew():
+    assert {"base_model", "methods"} <= set(STAGES["encode_images"]["params"])
 
 
 def test_every_source_that_a_stage_depends_on_is_there():

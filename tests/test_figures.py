@@ -212,7 +212,8 @@ def test_a_variant_without_one_of_the_metrics_is_not_drawn_and_no_variant_at_all
 
 
 def log(steps=60):
-    first = [{"stage": "embedding", "step": i, "diffusion": 0.3 - i / 1000, "gradient_norm": 1.0} for i in range(steps)]
+    others = {"gradient_norm": 1.0, "lr": [1e-3, 2e-2], "learned": {"v_norm": 1.0}}
+    first = [{"stage": "embedding", "step": i, "diffusion": 0.3 - i / 1000, **others} for i in range(steps)]
     second = [{"stage": "whole_net", "step": i, "diffusion": 0.2, "attention": 0.1} for i in range(steps)]
     return first + second
 

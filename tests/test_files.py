@@ -100,6 +100,19 @@ def test_the_hash_of_sources_follows_their_text(tmp_path, monkeypatch):
     assert sources_hash(["train", "methods/one"]) != before
 
 
+def test_the_hash_of_a_folder_of_texts_follows_each_of_them_and_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "files.py"))
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "train.py").write_text("1")
+    (tmp_path / "lists" / "a.txt").write_text("a {}")
+    hashes = [sources_hash(["train", "lists"])]
+    for name, text in (("a", "one {}"), ("b", "a {}"), ("b", "two {}")):
+        (tmp_path / "lists" / f"{name}.txt").write_text(text)
+        hashes.append(sources_hash(["train", "lists"]))
+    (tmp_path / "lists" / "b.txt").rename(tmp_path / "lists" / "c.txt")
+    assert len({*hashes, sources_hash(["train", "lists"])}) == 5
+
+
 # -- folders ---------------------------------------------------------------------------------------------------
 
 

@@ -268,6 +268,77 @@ def test_options_that_contradict_each_other_or_the_way_it_is_trained_are_refused
     assert "says what lag does, which is off" in refusal(lambda: with_variant(read, "oft", lag_unconditional="off"))
 
 
+@pytest.mark.parametrize(
+    ("stage", "left_out"), [("embedding", "without_stage_1"), ("attention", "without_stage_2")], ids=str
+)
+def test_weights_after_a_stage_that_was_left_out_are_refused(stage, left_out, read):
+    said = refusal(lambda: with_variant(read, f"attn_dreambooth@{left_out}", after_stage=stage))
+    assert said == (
+        f"params.yaml, variants.attn_dreambooth@{left_out}.chosen: after_stage: {stage} takes the weights as they were "
+        f"after a stage that was left out ({stage}_steps = 0); choose another stage"
+    )
+    for other in {"embedding", "attention", "unet"} - {stage}:
+        with_variant(read, f"attn_dreambooth@{left_out}", after_stage=other)
+    for name in ("attn_dreambooth", "attn_dreambooth@without_stage_3"):
+        assert with_variant(read, name, after_stage=stage).sampling.after_stage == stage
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("attn_dreambooth@without_stage_2", "it changes the whole U-Net, and between the transformers no location"),
+        ("attn_dreambooth@without_stage_3", "without its last stage it changes the cross-attention alone, for which"),
+        ("core@without_stage_2", "nothing that it learns acts inside the U-Net"),
+    ],
+)
+def test_the_reason_why_lag_does_not_apply_is_that_of_the_ablation(name, why, read):
+    assert f"does not apply to {name}: {why}" in refusal(lambda: with_variant(read, name, lag=True))
+
+
+def test_a_misspelled_option_is_refused_also_where_another_method_is_run(read):
+    variants = {"oft": {"oft_lag": {"lagg": True}}, "vico": {"vico": {}}}
+    params = read("variants", value=variants)
+    said = refusal(lambda: params.sampling_variants("vico"))
+    assert said.startswith("params.yaml, variants.oft.oft_lag: there is no key 'lagg'; known are lag")
+    assert (
+        refusal(lambda: params.sampling_variants("dreambooth"))
+        == said
+        == refusal(lambda: params.sampling_variants("oft"))
+    )
+    wrong = {"core": {"core_tto": {"test_time_optimization": {"step": 3}}}}
+    assert "there is no key 'step'" in refusal(lambda: read("variants", value=wrong).sampling_variants("vico"))
+    no_value = {"vico": {"vico_5": {"reference": -1}}}
+    assert "vico_5: reference = -1" in refusal(lambda: read("variants", value=no_value).sampling_variants("oft"))
+
+
+def test_whether_an_option_applies_under_a_recipe_is_asked_only_of_the_method_that_is_run(read):
+    params = read("variants", value={"personalized_residuals": {"residuals_tto": {"test_time_optimization": {}}}})
+    assert list(params.sampling_variants("oft")) == ["oft"]
+    assert "it learns none" in refusal(lambda: params.sampling_variants("personalized_residuals"))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "", "Oft", "oft lag", "oft\n", "-oft", "a" * 101])
+def test_a_variant_whose_name_cannot_be_a_files_is_refused(name, read):
+    said = refusal(lambda: read("variants", value={"oft": {name: {}}}))
+    assert f"{name!r} cannot be the name of a variant of oft, since files are named after it" in said
+
+
+def test_a_variant_with_the_name_of_another_method_is_refused(read):
+    said = refusal(lambda: read("variants", value={"vico": {"oft": {}}}))
+    assert said.endswith("a variant of vico cannot be called 'oft': that is another method's name")
+    for name in ("vico", "oft@coft"):
+        said = refusal(lambda name=name: read("variants", value={"oft": {name: {}}}))
+        assert f"a variant of oft cannot be called {name!r}" in said
+    assert read("variants", value={"oft@coft": {"oft@coft": {}}, "oft": {"oft": {}, "oft.2_lag-x": {}}})
+
+
+def test_a_name_of_two_variants_is_refused(read):
+    said = refusal(lambda: read("variants", value={"oft": {"lagged": {}}, "vico": {"lagged": {}}}))
+    assert said.endswith(
+        "oft and vico both have a variant 'lagged'; scores are summarised by this name, so give one of them another"
+    )
+
+
 # -- protocols -------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +377,65 @@ def test_every_ablation_is_a_recipe_of_its_method_that_differs_from_the_methods_
     changed = build(kind.Config, ablation_changes(name), name)
     assert changed != kind.Config()
     assert isinstance(changed, kind.Config) and kind is method_class(name.partition("@")[0])
+
+
+ROOT = Path(methods.__file__).parents[2]
+SHIPPED = yaml.safe_load((ROOT / "params.yaml").read_text())
+BASE_MODELS = sorted({base for section in SHIPPED["methods"].values() for base in section} | {"sd-1.4", "sd-2.1-base"})
+ITSELF = {  # what the miniature's recipe has already
+    ("custom_diffusion@without_zoom", "mini"): "zoom = false",
+    ("attn_dreambooth@without_rotation", "mini"): "rotate = false",
+    ("core@without_rotation", "mini"): "rotate = false",
+}
+
+
+@pytest.mark.parametrize("base_model", BASE_MODELS)
+@pytest.mark.parametrize("name", ABLATION_NAMES)
+def test_every_ablation_can_be_trained_on_the_projects_own_recipes_or_says_that_it_is_its_method(name, base_model):
+    params = Params.model_validate(SHIPPED | {"base_model": base_model})
+    plain = name.partition("@")[0]
+    if (name, base_model) in ITSELF:
+        assert refusal(lambda: params.config(name)) == (
+            f"{name} is {plain} itself on {base_model}: its recipe already has {ITSELF[name, base_model]}"
+        )
+    else:
+        assert params.config(name) != params.config(plain)
+        assert params.sampling_variants(name)
+
+
+def test_an_ablation_that_its_own_section_undoes_is_refused_with_all_its_switches(read):
+    undone = {"vico@without_image_attention": {"mini": {"image_attention": True}}}
+    assert refusal(lambda: read("ablations", value=undone).config("vico@without_image_attention")) == (
+        "vico@without_image_attention is vico itself on mini: its recipe already has image_attention = true and "
+        "lr = 1.0e-05"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "off", "idle", "said"),
+    [
+        ("neti", {"positional_encoding": False}, {"sigma_t": 0.1}, "positional_encoding: false"),
+        ("neti", {"positional_encoding": False}, {"sigma_l": 1.0, "time_anchors": 5}, "positional_encoding: false"),
+        ("neti", {"rescale": "none"}, {"class_token_rule": "first"}, "rescale: none"),
+        ("neti", {"nested_dropout": 0}, {"dropout_rows": 4}, "nested_dropout: 0"),
+        ("vico", {"image_attention": False}, {"lr": 0.5}, "image_attention: false"),
+        ("personalized_residuals", {"class_images": 0}, {"prior_weight": 0.5}, "class_images: 0"),
+        ("custom_diffusion", {"regularization": "none"}, {"class_images": 9}, "regularization: none"),
+        ("custom_diffusion", {"regularization": "none"}, {"prior_weight": 0.5}, "regularization: none"),
+        ("custom_diffusion", {"regularization": "real"}, {"class_images": 9}, "regularization: real"),
+        ("dreambooth", {"prior_preservation": False}, {"prior_weight": 2.0}, "prior_preservation: false"),
+        ("oft", {"prior_preservation": False}, {"class_images": 9}, "prior_preservation: false"),
+        ("lora_dreambooth", {"prior_preservation": False}, {"class_images": 9}, "prior_preservation: false"),
+    ],
+    ids=str,
+)
+def test_a_switch_that_another_leaves_nothing_to_do_is_refused(method, off, idle, said, read):
+    kind = method_class(method).Config
+    build(kind, off, "here")
+    named = " and ".join(f"{name} = {value!r}" for name, value in idle.items())
+    does, it = ("does", "it") if len(idle) == 1 else ("do", "them")
+    refused = refusal(lambda: read("methods", value={method: {"mini": off | idle}}).config(method))
+    assert refused == f"params.yaml, methods.{method}.mini: {named} {does} nothing with {said}; take {it} out"
 
 
 def test_no_ablation_is_written_twice():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from personalize_core.parts import ConceptEmbedding, KeptWeights, TunedWeights, count, parameter_names
+from personalize_core.parts import ConceptEmbedding, KeptWeights, TunedWeights, count, drift, parameter_names
 
 
 @pytest.fixture
@@ -82,6 +82,24 @@ def test_an_embedding_starts_from_a_copy_of_its_word():
     nn.init.zeros_(embedding.vector)
     assert word.tolist() == [0, 1, 2, 3]
     assert embedding.vector.dtype == torch.float32 and count(embedding) == 4
+
+
+def test_an_embedding_says_how_long_it_is_and_how_far_from_its_start():
+    embedding = ConceptEmbedding(torch.tensor([3.0, 0.0]))
+    assert embedding.numbers() == pytest.approx({"v_norm": 3, "v_cosine": 1})
+    with torch.no_grad():
+        embedding.vector.copy_(torch.tensor([3.0, 4.0]))
+    assert embedding.numbers() == pytest.approx({"v_norm": 5, "v_cosine": 0.6})
+    assert ConceptEmbedding(torch.ones(2), learned=False).numbers() == {}
+
+
+def test_of_several_embeddings_the_means_are_said():
+    vectors = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    assert drift(vectors, torch.tensor([2.0, 0.0])) == pytest.approx({"v_norm": 2, "v_cosine": 0.5})
+
+
+def test_where_an_embedding_started_is_kept_in_no_artifact():
+    assert list(ConceptEmbedding(torch.ones(2)).state_dict()) == ["vector"]
 
 
 # -- weights as they once were ---------------------------------------------------------------------------------

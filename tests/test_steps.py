@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from personalize_core import comparison, steps
+from personalize_core import comparison, files, steps
 from personalize_core.data import load_picture
 from personalize_core.errors import InputError
+from personalize_core.methods import ABLATIONS
 from personalize_core.metrics import tables
 from personalize_core.store import REFERENCES, Store
 from tests import tiny_workspace
@@ -105,6 +106,13 @@ def test_changing_one_methods_recipe_makes_only_what_depends_on_it(store: Store)
     assert made_again(store) == results | {"comparison"}
 
 
+def test_another_list_of_training_prompts_trains_again_and_encodes_nothing(store: Store, monkeypatch):
+    plain = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: plain(path) + "edited" * (path.name == "ti_object_27.txt"))
+    assert steps.encode_images(store, "rex").skipped
+    assert not steps.train(store, "rex", "textual_inversion").skipped
+
+
 def test_changing_one_photograph_makes_only_what_depends_on_its_concept(store: Store):
     Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
     results = {f"{kind}/{method}/rex" for kind in ("artifacts", "grids", "metrics") for method in METHODS}
@@ -130,6 +138,90 @@ def test_class_images_are_made_once_for_concepts_of_one_class_noun(store: Store,
     before = bytes_under(store.class_images("dog"))
     assert not steps.train(store, "max", "dreambooth").skipped
     assert bytes_under(store.class_images("dog")) == before
+
+
+def only(store: Store, method: str, **recipe) -> Store:
+    """One method in params.yaml."""
+
+    def change(values):
+        values["methods"], values["variants"] = {method: {values["base_model"]: recipe}}, {}
+
+    return changed(store, change)
+
+
+def seen(store: Store, concept: str, method: str) -> Any:
+    """What a method trains on, as its training reads it."""
+    recipe = steps._preprocessing(store, method).of_class_images
+    noun = store.concept(concept).class_noun
+    return steps._latents(store, concept, method, store.class_latents(noun, recipe.key))
+
+
+def test_an_ablation_that_params_do_not_name_trains_on_what_it_asks_for_itself(store: Store, monkeypatch):
+    store = only(store, "personalized_residuals", steps=2, batch_size=2, rank_fraction=0.25)
+    shutil.rmtree(store.data / "latents")
+    shutil.rmtree(store.data / "class_images")
+    name = "personalized_residuals@regularization_images"
+    assert not steps.train(store, "rex", name).skipped  # without its class images training would stop
+    assert len(seen(store, "rex", name).class_images) == 200
+    short = {"regularization": "none", "steps": 2, "batch_size": 2}
+    monkeypatch.setitem(ABLATIONS["custom_diffusion"], "without_regularization", short)
+    assert not steps.train(store, "rex", "custom_diffusion@without_regularization").skipped
+
+
+def test_another_method_makes_no_artifact_anew_whatever_it_asks_for(store: Store):
+    base, short = store.params.base_model, {"steps": 2, "batch_size": 2}
+    own = bytes_under(store.class_images("dog"))
+    before = seen(store, "rex", "dreambooth").class_images
+
+    def change(values):
+        values["methods"]["custom_diffusion"] = {base: {**short, "class_images": 11}}  # zoomed, and more
+        values["methods"]["oft"] = {base: {**short, "class_images": 9}}  # more of those that dreambooth sees
+        values["methods"]["personalized_residuals"][base]["class_images"] = 2
+
+    store = changed(store, change)
+    made = {path for path in made_again(store) if path.startswith("artifacts/")}
+    changed_methods = ("custom_diffusion", "oft", "personalized_residuals")
+    assert made == {f"artifacts/{method}/{name}" for method in changed_methods for name in ("cup", "rex")}
+    now = bytes_under(store.class_images("dog"))
+    assert {name: now[name] for name in own if name.endswith(".png")} == {
+        name: content for name, content in own.items() if name.endswith(".png")
+    }
+    assert len(now) > len(own)
+    after = seen(store, "rex", "dreambooth").class_images
+    assert len(before) == len(after) == 2
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    asked = {name: len(seen(store, "rex", name).class_images) for name in changed_methods}
+    assert asked == {"custom_diffusion": 11, "oft": 9, "personalized_residuals": 2}
+
+
+def test_class_images_are_the_same_bytes_whether_drawn_at_once_or_one_method_after_another(store: Store):
+    def pictures(store: Store) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in store.class_images("dog").glob("*.png")}
+
+    store = changed(store, lambda values: values["methods"]["dreambooth"][values["base_model"]].update(class_images=11))
+    assert len(pictures(store)) == steps.BATCH
+    steps.make_class_images(store, "dog")
+    extended = pictures(store)
+    assert len(extended) == 2 * steps.BATCH  # whole batches
+    shutil.rmtree(store.class_images("dog"))
+    assert not steps.make_class_images(store, "dog").skipped
+    assert pictures(store) == extended
+    assert steps.make_class_images(store, "dog").skipped
+
+
+def test_photographs_are_encoded_anew_for_none_but_the_method_that_prepares_them_otherwise(store: Store):
+    def stamps() -> dict[str, str]:
+        found = store.latents("rex").glob("*/manifest.json")
+        return {path.parent.name: json.loads(path.read_text())["stamp"] for path in found}
+
+    before, whole = stamps(), steps.encode_images(store, "rex")
+    assert set(before) == {steps._preprocessing(store, name).key for name in METHODS} and whole.skipped
+    store = changed(store, lambda values: values["methods"].update(ti_db={}))
+    again = steps.encode_images(store, "rex")
+    assert not again.skipped and again.stamp != whole.stamp
+    assert set(stamps()) == {*before, steps._preprocessing(store, "ti_db").key}
+    assert all(stamps()[key] == stamp for key, stamp in before.items())
+    assert all(steps.train(store, "rex", method).skipped for method in METHODS)
 
 
 def test_a_protocol_draws_more_from_the_same_artifacts(store: Store):
@@ -197,6 +289,21 @@ def test_the_comparison_lists_what_is_missing(store: Store):
     assert "dreambooth" in summary["means"]  # the other concept's
 
 
+def test_an_ablation_that_was_scored_is_compared_though_params_do_not_name_it(store: Store):
+    name = "personalized_residuals@kv"
+    for one in (steps.train, steps.draw_grid, steps.score):
+        one(store, "rex", name)
+    assert not steps.compare(store).skipped
+    summary = json.loads((store.comparison() / "summary.json").read_text())
+    assert set(summary["means"]) == {*METHODS, "personalized_residuals_lag", name, REFERENCES}
+    assert summary["missing"] == []  # it was not asked for on the other concept
+    shutil.copytree(store.scores(name, "rex"), store.scores("personalized_residuals@no_such", "rex"))
+    about = store.grid(name, "rex") / "grid.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"base_model": "another"}))
+    steps.compare(store)
+    assert name not in json.loads((store.comparison() / "summary.json").read_text())["means"]
+
+
 def test_a_comparison_ranks_every_variant_and_says_what_it_cost(store: Store):
     folder, variants = store.comparison(), {*METHODS, "personalized_residuals_lag"}
     ranked, pairs = (pl.read_parquet(folder / f"{name}.parquet") for name in ("rank", "pairs"))
@@ -217,6 +324,47 @@ def test_a_comparison_shows_every_concept_and_all_of_them(store: Store):
     names = {path.name for path in store.comparison().glob("*.png")}
     pairs = {f"{kind}_{concept}.png" for kind in ("grid", "identity_vs_text") for concept in ("cup", "rex")}
     assert names == pairs | {"identity_vs_text.png"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: steps.draw_grid(store, "rex", "textual_inversion"),
+        lambda store: steps.draw_samples(store, "rex", "textual_inversion", ["<rex>"], 1),
+        lambda store: steps.heat_maps(store, "rex", "textual_inversion", "<rex>"),
+        lambda store: steps.export(store, "rex", "textual_inversion", store.root / "out"),
+    ],
+    ids=["draw", "sample", "heat maps", "export"],
+)
+def test_an_artifact_that_lies_in_another_methods_folder_is_never_used(call, store: Store):
+    """Not even where the pictures that were drawn with it are there already."""
+    folder, grid = (place("textual_inversion", "rex") for place in (store.artifact, store.grid))
+    shutil.rmtree(folder)
+    shutil.copytree(store.artifact("dreambooth", "rex"), folder)
+    before = bytes_under(grid)
+    with pytest.raises(InputError, match="holds what dreambooth has learned, not textual_inversion"):
+        call(store)
+    assert bytes_under(grid) == before and not (store.root / "out").exists()
+    assert not (store.data / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"method": "dreambooth"}, "holds what dreambooth has learned, not textual_inversion"),
+        ({"base_model": {"name": "another", "weights_hash": "0123"}}, "or remove it and import again"),
+    ],
+    ids=["another method's", "another base model's"],
+)
+def test_what_was_imported_for_something_else_is_refused_before_anything_is_trained(about, said, store: Store):
+    path = store.artifact("textual_inversion", "rex") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"imported": "rex.safetensors"} | about))
+    for refused in (
+        lambda: steps.train(store, "rex", "textual_inversion"),
+        lambda: steps.check_inputs(store, ["cup", "rex"], ["base_model", "textual_inversion"]),
+    ):
+        with pytest.raises(InputError, match=said):
+            refused()
 
 
 def test_samples_of_the_users_own_prompt_are_pictures_of_the_models_size(store: Store):
@@ -383,6 +531,77 @@ def test_a_strategy_that_does_not_apply_is_refused_before_anything_is_trained(st
     store = changed(store, lambda values: values["variants"].update(dreambooth={"x": {"lag": True}}))
     with pytest.raises(InputError, match="variants.dreambooth.x: lag .* does not apply to dreambooth"):
         steps.check_inputs(store, ["rex"], ["textual_inversion", "dreambooth"])
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe", "said"),
+    [
+        ("oft", {"r": 7}, "oft cannot be trained on 'cup': 7 blocks do not divide a layer"),
+        ("custom_diffusion", {"initial_word": "stuffed animal"}, "'stuffed animal' is .* tokens for this base model"),
+        ("textual_inversion", {"templates": "no_such"}, "there is no prompt list 'no_such'"),
+    ],
+)
+def test_a_recipe_that_this_base_model_cannot_have_is_refused_before_anything_is_trained(
+    method, recipe, said, store: Store
+):
+    def change(values):
+        values["methods"] = {"dreambooth": {values["base_model"]: {"steps": 1}}, method: {values["base_model"]: recipe}}
+
+    steps._base(store)  # loaded, for all that torch draws then
+    before, state = bytes_under(store.data), torch.random.get_rng_state()
+    store = changed(store, change)
+    with pytest.raises(InputError, match=said):
+        steps.check_inputs(store, ["cup", "rex"], ["dreambooth", method])
+    assert bytes_under(store.data) == before and torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_every_class_noun_is_placed_before_the_first_concept_is_trained(store: Store):
+    folder = store.concept_folder("rex")
+    (folder / "concept.yaml").write_text(f'placeholder: "<rex>"\nclass_noun: {"very-" * 20}dog\n')
+    with pytest.raises(InputError, match="shorten it"):
+        steps.check_inputs(store, ["cup", "rex"], ["textual_inversion"])
+
+
+def test_the_base_model_is_not_loaded_to_check_what_is_there_already(store: Store, monkeypatch):
+    def load(*arguments):
+        raise AssertionError("there is nothing to train")
+
+    monkeypatch.setattr(steps, "load_base_model", load)
+    steps.check_inputs(store, ["cup", "rex"], METHODS)
+    with pytest.raises(AssertionError):
+        steps.check_inputs(store, ["cup", "rex"], [*METHODS, "personalized_residuals@kv"])
+
+
+def test_methods_are_made_for_a_check_one_at_a_time_and_once_for_each_class_noun(store: Store, monkeypatch, tmp_path):
+    import weakref
+
+    from personalize_core import intake
+    from personalize_core.methods.oft import OFT
+
+    tiny_workspace.draw_photographs(tmp_path / "photos" / "max", count=2, seed=9)
+    intake.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")
+    made, at_once, start = [], [], OFT.__init__
+
+    def watched(self, config, base, concept):
+        at_once.append(sum(other() is not None for other in made))
+        made.append(weakref.ref(self))
+        start(self, config, base, concept)
+
+    monkeypatch.setattr(OFT, "__init__", watched)
+    steps.check_inputs(store, ["cup", "max", "rex"], ["oft", "oft@coft"])
+    assert at_once == [0, 0, 0, 0]  # 2 methods, 2 class nouns
+
+
+def test_a_reference_that_a_concept_has_not_got_is_refused_before_anything_is_trained(store: Store):
+    def change(values):
+        values["methods"]["vico"] = {}
+        values["variants"]["vico"] = {"first": {}, "third": {"reference": 2}}
+
+    store = changed(store, change)
+    steps.check_inputs(store, ["rex"], ["vico"])
+    (store.concept_folder("rex") / "2.png").unlink()
+    with pytest.raises(InputError, match=r"variants\.vico\.third: it takes 3 photographs .*, and 'rex' has 2"):
+        steps.check_inputs(store, ["cup", "rex"], ["dreambooth", "vico"])
 
 
 def test_training_that_fails_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch):

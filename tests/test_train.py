@@ -71,8 +71,33 @@ def test_stages_run_in_order_and_every_step_is_logged(method, base, images):
         ("scale", 0),
         ("scale", 1),
     ]
-    assert set(rows[0]) == {"stage", "step", "diffusion", "length", "gradient_norm"}
-    assert set(rows[-1]) == {"stage", "step", "diffusion", "gradient_norm"}
+    assert set(rows[0]) == {"stage", "step", "diffusion", "length", "gradient_norm", "lr"}
+    assert set(rows[-1]) == {"stage", "step", "diffusion", "gradient_norm", "lr"}
+
+
+def test_every_row_has_the_rate_of_each_group_of_its_stage(method, base, images, monkeypatch):
+    first, second = method.stages()
+    two = [{"params": [method.direction], "lr": 1e-2}, {"params": [method.scale], "lr": 5e-4}]
+    monkeypatch.setattr(method, "stages", lambda: [replace(first, param_groups=two), second])
+    assert [row["lr"] for row in train(method, base, images, seed=0)] == [[1e-2, 5e-4]] * 3 + [[1e-3]] * 2
+
+
+def test_what_a_method_says_of_itself_after_a_step_stands_in_that_steps_row(method, base, images, monkeypatch):
+    monkeypatch.setattr(method, "numbers", lambda: {"first": method.direction[0].item()})
+    first = []
+    rows = train(method, base, images, 0, lambda row: first.append({"first": method.direction[0].item()}))
+    assert [row["learned"] for row in rows] == first
+    assert rows[0]["learned"]["first"] != 0  # where it is after the step, not before
+
+
+def test_by_default_a_method_says_what_its_parts_say(method):
+    class Part(nn.Module):
+        def numbers(self):
+            return {"size": 3.0}
+
+    assert method.numbers() == {}
+    method.part = Part()
+    assert method.numbers() == {"size": 3.0}
 
 
 def test_whoever_listens_hears_each_row_as_it_comes(method, base, images):

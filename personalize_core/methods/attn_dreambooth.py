@@ -8,7 +8,7 @@ since the recipe was tuned with it; the paper's readings are `reg_pool: all` and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,6 +39,8 @@ Steps = Annotated[int, Field(ge=0)]
 Rows = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
+
+CROSS_ATTENTION = {"lag": "without its last stage it changes the cross-attention alone, for which LAG is not built"}
 
 
 @options
@@ -204,6 +206,21 @@ class AttnDreamBooth(Method):
 
     def export(self, base: BaseModel, folder: Path) -> str:
         return export_embedding_and_unet(self, self.embedding, self.unet, base, folder)
+
+    @classmethod
+    def lacks_under(cls, config: Config) -> Mapping[str, str]:
+        if config.unet_steps:
+            return cls.lacks
+        return CROSS_ATTENTION if config.attention_steps else Method.lacks
+
+    @classmethod
+    def check(cls, config: Config, sampling: Sampling) -> None:
+        stage = sampling.after_stage
+        if stage != "unet" and not getattr(config, f"{stage}_steps"):  # "unet" is the end, whatever the last stage is
+            raise InputError(
+                f"after_stage: {stage} takes the weights as they were after a stage that was left out "
+                f"({stage}_steps = 0); choose another stage"
+            )
 
     @classmethod
     def losses_read_attention(cls, config: Config) -> bool:

@@ -9,7 +9,7 @@ code, since the weights were tuned with it; the paper's readings are `cer_axis: 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any
@@ -171,6 +171,10 @@ class CoRe(Method):
 
     def export(self, base: BaseModel, folder: Path) -> str:
         return export_embedding_and_unet(self, self.embedding, self.unet, base, folder)
+
+    @classmethod
+    def lacks_under(cls, config: Config) -> Mapping[str, str]:
+        return cls.lacks if config.unet_steps else Method.lacks
 
     @classmethod
     def losses_read_attention(cls, config: Config) -> bool:

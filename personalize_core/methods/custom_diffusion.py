@@ -26,7 +26,7 @@ from personalize_core.errors import InputError
 from personalize_core.files import save_tensors
 from personalize_core.interchange import elsewhere, fill, read_embedding, read_tensors, save_embedding
 from personalize_core.localized import LAG, attached
-from personalize_core.method import Batch, Method, Stage, equal_shares, options
+from personalize_core.method import Batch, Method, Stage, equal_shares, options, refuse_idle
 from personalize_core.parts import ConceptEmbedding, TunedWeights
 from personalize_core.text import Conditioning
 
@@ -62,6 +62,12 @@ class Config:
     steps: Annotated[int, Field(gt=0)] = 250
     batch_size: Annotated[int, Field(gt=0)] = 4  # as many class images come on top
     lr: Annotated[float, Field(gt=0)] = 8e-5  # 1e-5, scaled by 2 GPUs with 4 images each
+
+    def __post_init__(self) -> None:
+        if self.regularization == "none":
+            refuse_idle(self, "class_images", "prior_weight", off="regularization: none")
+        if self.regularization == "real":  # all photographs of the folder, however many
+            refuse_idle(self, "class_images", off="regularization: real")
 
 
 @options

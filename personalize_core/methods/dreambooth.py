@@ -22,7 +22,7 @@ from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.interchange import fill, read_network
-from personalize_core.method import Batch, Method, Stage, options
+from personalize_core.method import Batch, Method, Stage, options, refuse_idle
 from personalize_core.parts import WHOLE_UNET, TunedWeights, parameter_names, with_prior
 
 TEMPLATE = "a photo of {}"  # sec. 3.2: "a [V] [class noun]"; the wording is the recipe's
@@ -42,6 +42,10 @@ class Config:
     steps: Annotated[int, Field(gt=0)] = 800
     batch_size: Annotated[int, Field(gt=0)] = 1  # as many class images come on top
     lr: Annotated[float, Field(gt=0)] = 5e-6
+
+    def __post_init__(self) -> None:
+        if not self.prior_preservation:
+            refuse_idle(self, "prior_weight", "class_images", off="prior_preservation: false")
 
 
 class DreamBooth(Method):

@@ -23,7 +23,7 @@ from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.files import save_tensors
 from personalize_core.interchange import LORA, fill, read_lora, with_rank
 from personalize_core.localized import LAG, attached
-from personalize_core.method import Batch, Method, Stage, options
+from personalize_core.method import Batch, Method, Stage, options, refuse_idle
 from personalize_core.parts import attention_projections, with_prior
 
 TEMPLATE = "a photo of {}"
@@ -40,6 +40,10 @@ class Config:
     steps: Annotated[int, Field(gt=0)] = 500
     batch_size: Annotated[int, Field(gt=0)] = 1  # as many class images come on top, with prior preservation
     lr: Annotated[float, Field(gt=0)] = 1e-4
+
+    def __post_init__(self) -> None:
+        if not self.prior_preservation:
+            refuse_idle(self, "prior_weight", "class_images", off="prior_preservation: false")
 
 
 class LowRank(nn.Module):

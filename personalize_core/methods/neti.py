@@ -21,7 +21,7 @@ from personalize_core.base import LAYERS, BaseModel, hooked
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.errors import InputError
-from personalize_core.method import Batch, Method, Stage, options
+from personalize_core.method import Batch, Method, Stage, options, refuse_idle
 from personalize_core.parts import TokenRule, class_embedding, from_templates
 from personalize_core.prompts import TRAINING, read_list
 from personalize_core.text import Conditioning, TextContext
@@ -54,6 +54,12 @@ class Config:
     def __post_init__(self) -> None:
         if self.rescale == "per_half" and not self.bypass:
             raise ValueError("rescale = 'per_half' needs the bypass: without it there is one half; write 'joint'")
+        if not self.nested_dropout:
+            refuse_idle(self, "dropout_rows", off="nested_dropout: 0")
+        if not self.positional_encoding:
+            refuse_idle(self, "sigma_t", "sigma_l", "time_anchors", off="positional_encoding: false")
+        if self.rescale == "none":
+            refuse_idle(self, "class_token_rule", off="rescale: none")
 
 
 @options

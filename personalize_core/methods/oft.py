@@ -24,7 +24,7 @@ from personalize_core.errors import InputError, listed
 from personalize_core.files import read_json, save_tensors, write_json
 from personalize_core.interchange import fill, read_tensors
 from personalize_core.localized import LAG, attached
-from personalize_core.method import Batch, Method, Stage, options
+from personalize_core.method import Batch, Method, Stage, options, refuse_idle
 from personalize_core.parts import attention_projections, with_prior
 
 TEMPLATE = "a photo of {}"
@@ -55,6 +55,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.eps != EPS and not self.coft:
             raise InputError(f"eps = {self.eps} bounds the rotations of COFT, which is off; add `coft: true`")
+        if not self.prior_preservation:
+            refuse_idle(self, "prior_weight", "class_images", off="prior_preservation: false")
 
 
 class Rotation(nn.Module):

@@ -24,7 +24,7 @@ from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.files import save_tensors
 from personalize_core.interchange import LORA, elsewhere, fill, read_embedding, read_lora, save_embedding, with_rank
 from personalize_core.localized import LAG, attached, localized, region
-from personalize_core.method import Batch, Method, Stage, equal_shares, options
+from personalize_core.method import Batch, Method, Stage, equal_shares, options, refuse_idle
 from personalize_core.parts import ConceptEmbedding
 from personalize_core.text import Conditioning
 
@@ -50,6 +50,8 @@ class Config:
     def __post_init__(self) -> None:
         if len(set(self.targets)) < len(self.targets):
             raise ValueError(f"targets names a projection twice: {', '.join(self.targets)}")
+        if not self.class_images:
+            refuse_idle(self, "prior_weight", off="class_images: 0")
 
 
 class Residual(nn.Module):

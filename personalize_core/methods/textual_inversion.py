@@ -18,7 +18,7 @@ from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.interchange import elsewhere, fill, read_embedding, save_embedding
 from personalize_core.method import Batch, Method, Stage, options
-from personalize_core.parts import ConceptEmbedding, from_templates
+from personalize_core.parts import ConceptEmbedding, TokenRule, class_embedding, from_templates
 from personalize_core.prompts import TRAINING, read_list
 from personalize_core.text import Conditioning
 
@@ -31,6 +31,7 @@ class Config:
     batch_size: Annotated[int, Field(gt=0)] = 4
     lr: Annotated[float, Field(gt=0)] = 2e-3
     templates: str = "ti_object_27"  # training prompts; the concept alone stands in their slot
+    class_token_rule: TokenRule = "last"  # the embedding starts from this token of the class noun
 
 
 class TextualInversion(Method):
@@ -41,7 +42,7 @@ class TextualInversion(Method):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        self.embedding = ConceptEmbedding(initial=base.word_embedding(concept.class_noun))
+        self.embedding = ConceptEmbedding(class_embedding(base, concept.class_noun, config.class_token_rule))
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
 
     @property

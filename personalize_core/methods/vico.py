@@ -23,8 +23,8 @@ from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.localized import LAG, localized, region
-from personalize_core.method import Batch, Method, Stage, Step, equal_shares, options
-from personalize_core.parts import ConceptEmbedding
+from personalize_core.method import Batch, Method, Stage, Step, equal_shares, options, refuse_idle
+from personalize_core.parts import ConceptEmbedding, TokenRule, class_embedding
 from personalize_core.prompts import TRAINING, read_list
 from personalize_core.text import Conditioning, TextContext
 
@@ -54,10 +54,13 @@ class Config:
     embedding_lr: Annotated[float, Field(gt=0)] = 2e-2
     lr: Annotated[float, Field(gt=0)] = 1e-5  # of the blocks
     templates: str = "ti_object_81"  # training prompts; the concept alone stands in their slot
+    class_token_rule: TokenRule = "last"  # the embedding starts from this token of the class noun
 
     def __post_init__(self) -> None:
         if not self.mask and not self.image_attention:
             raise InputError("mask: false leaves the mask out of image attention, which image_attention: false has not")
+        if not self.image_attention:
+            refuse_idle(self, "lr", off="image_attention: false")
 
 
 @options
@@ -97,7 +100,7 @@ class ViCo(Method):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        self.embedding = ConceptEmbedding(initial=base.word_embedding(concept.class_noun))
+        self.embedding = ConceptEmbedding(class_embedding(base, concept.class_noun, config.class_token_rule))
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
         self.blocks = nn.ModuleDict()
         for layer in LAYERS_WITH_IMAGES if config.image_attention else ():
@@ -123,6 +126,10 @@ class ViCo(Method):
             )
         if sampling.uncond_mask != "own" and not config.mask:
             raise InputError(f"uncond_mask: {sampling.uncond_mask} chooses a mask, but it was trained with mask: false")
+
+    @classmethod
+    def photographs_needed(cls, config: Config, sampling: Sampling) -> int:
+        return sampling.reference + 1
 
     # Training
 

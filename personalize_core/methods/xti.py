@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from personalize_core.base import LAYERS, BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.method import Batch, Method, Stage, options
-from personalize_core.parts import from_templates
+from personalize_core.parts import TokenRule, class_embedding, drift, from_templates
 from personalize_core.prompts import TRAINING, read_list
 from personalize_core.text import Conditioning
 
@@ -30,6 +30,7 @@ class Config:
     batch_size: Annotated[int, Field(gt=0)] = 8
     lr: Annotated[float, Field(gt=0)] = 5e-3
     templates: str = "ti_object_27"  # training prompts; the concept alone stands in their slot
+    class_token_rule: TokenRule = "last"  # the embeddings start from this token of the class noun
 
 
 class XTI(Method):
@@ -39,12 +40,14 @@ class XTI(Method):
     """
 
     Config = Config
+    initial: Tensor  # (D,)
     preprocessing = Preprocessing("squash", "bicubic", flip=True)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        start = base.word_embedding(concept.class_noun).float()
+        start = class_embedding(base, concept.class_noun, config.class_token_rule).float()
         self.embeddings = nn.Parameter(start.repeat(len(LAYERS), 1))  # (16, D), in the order the layers run
+        self.register_buffer("initial", start, persistent=False)
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
 
     @property
@@ -58,6 +61,9 @@ class XTI(Method):
     def stages(self) -> list[Stage]:
         c = self.config
         return [Stage("embeddings", c.steps, c.batch_size, [{"params": [self.embeddings], "lr": c.lr}])]
+
+    def numbers(self) -> dict[str, float]:
+        return drift(self.embeddings, self.initial)
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         return from_templates(self, self.templates, images, size, generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
 from personalize_core.train import denoising_step, diffusion_loss, train
@@ -54,3 +56,29 @@ def test_every_learned_tensor_is_reached_by_training(case, base, concept, images
     train(method, base, images, seed=0)
     unmoved = [name for name, parameter in method.named_parameters() if torch.equal(parameter, before[name])]
     assert unmoved == []
+
+
+@of_learning
+def test_after_each_step_the_log_has_the_rates_and_how_far_a_learned_embedding_has_come(case, base, concept, images):
+    """methods.md 12.7 and 15.2: the norm of v, and its cosine to what it started as."""
+    method, cosines = case.make(base, concept), []
+    stages = {stage.name: stage for stage in method.stages()}
+    width, held = base.text_width, type(method).text_embeddings(method.config)
+    learned = [parameter for name, parameter in method.named_parameters() if name.startswith("embedding")]
+    starts = [parameter.detach().double().numpy().reshape(-1, width).copy() for parameter in learned]
+    assert sum(map(len, starts)) == held
+
+    def check(row) -> None:
+        assert row["lr"] == [group["lr"] for group in stages[row["stage"]].param_groups]
+        assert ("learned" in row) == (held > 0)
+        if held:
+            now, start = learned[0].detach().double().numpy().reshape(-1, width), starts[0]
+            norms, lengths = np.sqrt((now * now).sum(axis=1)), np.sqrt((start * start).sum(axis=1))
+            cosines.append(((now * start).sum(axis=1) / (norms * lengths)).mean())
+            assert row["learned"] == {
+                "v_norm": pytest.approx(norms.mean(), rel=1e-5),
+                "v_cosine": pytest.approx(cosines[-1], abs=1e-5),
+            }
+
+    train(method, base, images, seed=0, log=check)
+    assert not held or min(cosines) < 1

@@ -481,8 +481,9 @@ def test_it_loads_as_attention_processors_and_answers_the_same(trained, keep, ba
 
 
 def test_it_asks_for_class_images_only_if_it_uses_them():
-    asked = {which: CustomDiffusion.class_images(Config(class_images=30, regularization=which)) for which in KINDS}
-    assert asked == {"generated": 30, "real": 30, "none": 0}
+    asked = {which: CustomDiffusion.class_images(Config(regularization=which)) for which in KINDS}
+    assert asked == {"generated": 200, "real": 200, "none": 0}
+    assert CustomDiffusion.class_images(Config(class_images=30)) == 30
     assert [CustomDiffusion.real_class_images(Config(regularization=which)) for which in KINDS] == [False, True, False]
 
 
@@ -504,7 +505,7 @@ def test_real_class_images_are_photographs_from_a_folder_with_their_captions(tmp
     (store.regularization("dog") / "1.txt").write_text("a dog in\nthe desert\n")
     steps.check_inputs(store, ["rex"], ["custom_diffusion"])
     assert not steps.train(store, "rex", "custom_diffusion").skipped
-    made = store.real_class_images("dog")
+    made = store.real_class_latents("dog", CustomDiffusion.preprocessing.of_class_images.key)
     assert steps.read_json(made / "captions.json") == ["", "a dog in the desert", ""]
     assert not store.class_images("dog").exists()  # the base model drew nothing
     images = steps._latents(store, "rex", "custom_diffusion", made)

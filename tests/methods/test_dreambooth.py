@@ -70,7 +70,7 @@ def test_the_concepts_rows_are_the_same_with_and_without_prior(make, images):
 
 def test_it_asks_for_class_images_only_if_it_uses_them():
     assert DreamBooth.class_images(Config(class_images=30)) == 30
-    assert DreamBooth.class_images(Config(class_images=30, prior_preservation=False)) == 0
+    assert DreamBooth.class_images(Config(prior_preservation=False)) == 0
 
 
 def test_every_weight_of_the_unet_is_trained_and_no_other(make, base):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
 from personalize_core.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods.textual_inversion import Config, TextualInversion
+from personalize_core.parts import TokenRule
+from personalize_core.prompts import TRAINING, read_list
 from personalize_core.train import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, draw
 
@@ -30,6 +34,17 @@ def test_it_starts_from_the_class_noun_by_its_last_token(base, concept):
     assert torch.equal(dog, base.text_encoder.get_input_embeddings().weight[base.tokenizer.class_noun_ids("dog")[0]])
     bear = TextualInversion(Config(), base, Concept("b", "<b>", "teddy bear")).embedding.vector
     assert torch.equal(bear, base.word_embedding("bear"))
+
+
+def test_another_token_of_the_class_noun_or_their_mean_can_be_chosen(base):
+    """methods.md 12.4."""
+    start: dict[str, torch.Tensor] = {}
+    for rule in get_args(TokenRule):
+        method = TextualInversion(Config(class_token_rule=rule), base, Concept("b", "<b>", "teddy bear"))
+        start[rule] = method.embedding.vector.detach()
+    teddy, bear = base.word_embedding("teddy"), base.word_embedding("bear")
+    assert torch.equal(start["first"], teddy) and torch.equal(start["last"], bear)
+    torch.testing.assert_close(start["mean"], (teddy + bear) / 2)
 
 
 def test_untrained_it_reads_as_the_class_noun(method, base, concept):
@@ -58,6 +73,15 @@ def test_every_image_counts_alike(method, images):
 def test_another_list_of_templates_can_be_chosen_and_an_unknown_one_is_refused(base, concept):
     with pytest.raises(InputError, match="no prompt list 'ti_objects' in .*; there are .*ti_object_27"):
         TextualInversion(Config(templates="ti_objects"), base, concept)
+
+
+def test_the_templates_for_styles_are_diffusers(base):
+    """methods.md section 1: 19 of them, two of which stand there twice."""
+    method = TextualInversion(Config(templates="ti_style_19"), base, Concept("s", "<s>", "jungle"))
+    assert len(method.templates) == 19 and len(set(method.templates)) == 17
+    assert all(template.endswith(" in the style of {}") for template in method.templates)
+    assert method.say(method.templates[0]) == "a painting in the style of <s>"
+    assert not set(method.templates) & set(read_list(TRAINING / "ti_object_81.txt"))
 
 
 def test_the_diffusion_loss_has_a_finite_gradient_on_the_embedding(method, base, images):

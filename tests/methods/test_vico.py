@@ -16,6 +16,7 @@ from skimage.filters import threshold_otsu
 from personalize_core import artifact
 from personalize_core.attention import AttentionMaps
 from personalize_core.base import LAYERS, hooked
+from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents
 from personalize_core.errors import InputError
 from personalize_core.localized import LAG
@@ -689,6 +690,12 @@ def test_prompts_are_drawn_from_the_81_templates_with_the_placeholder_alone(meth
 
 def test_it_starts_from_the_class_noun(method, base):
     assert torch.equal(method.embedding.vector, base.word_embedding("dog"))
+
+
+@pytest.mark.parametrize(("rule", "word"), [("last", "bear"), ("first", "teddy")])
+def test_where_it_has_several_tokens_it_starts_from_the_one_that_is_chosen(rule, word, base):
+    method = ViCo(Config(class_token_rule=rule), base, Concept("b", "<b>", "teddy bear"))
+    assert torch.equal(method.embedding.vector, base.word_embedding(word))
 
 
 # -- bad input -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from personalize_core.base import LAYERS, hooked
+from personalize_core.concept import Concept
 from personalize_core.methods.textual_inversion import Config as InversionConfig
 from personalize_core.methods.textual_inversion import TextualInversion
 from personalize_core.methods.xti import XTI, Config
@@ -27,6 +28,14 @@ def test_it_starts_as_textual_inversion_does(method, base, concept):
     assert method.embeddings.shape == (16, 32)
     assert all(torch.equal(row, inversion.embedding.vector) for row in method.embeddings)
     torch.testing.assert_close(draw(method, base, PROMPTS), draw(inversion, base, PROMPTS), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["last", "first", "mean"])
+def test_all_sixteen_start_from_the_token_that_is_chosen(rule, base):
+    bear = Concept("b", "<b>", "teddy bear")
+    inversion = TextualInversion(InversionConfig(class_token_rule=rule), base, bear)
+    for row in XTI(Config(class_token_rule=rule), base, bear).embeddings:
+        assert torch.equal(row, inversion.embedding.vector)
 
 
 def test_each_layer_reads_the_prompt_as_encoded_with_its_own_embedding(method, base, concept):
