@@ -1,23 +1,20 @@
-"""The command line: parsing, progress and tables. What is done is done in steps.py."""
+"""The command line: parsing and tables. What is done is done in steps/."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from personalize_core import intake, models, steps
-from personalize_core.errors import InputError, listed
-from personalize_core.files import MANIFEST
+from personalize_core.errors import InputError
 from personalize_core.store import Store
+from personalize_core.study import commands as study
+from personalize_core.terminal import console, new_table, progress, short, show
 
 DEMO = ("backpack1", "teapot1")  # two of the concepts that come with the project
 DEMO_METHODS = ("base_model", "textual_inversion", "dreambooth", "personalized_residuals")  # a word, weights, modules
@@ -32,7 +29,7 @@ app = typer.Typer(
 )
 step = typer.Typer(help="One step over every concept: what dvc.yaml runs.", no_args_is_help=True)
 app.add_typer(step, name="step")
-console = Console(width=None if sys.stdout.isatty() else 500)  # into a file or a pipe, no line is broken
+app.add_typer(study.app)
 
 Concepts = Annotated[list[str] | None, typer.Argument(help="Names of concepts; all of them if none is given.")]
 Methods = Annotated[
@@ -67,7 +64,7 @@ def add(
     concept = intake.add_concept(store.concepts, photos, class_noun, name)
     folder = store.concept_folder(concept.name)
     console.print(f"Added {concept.name}: write {concept.placeholder} for it in prompts.")
-    _show("Photographs", [(path.name, path) for path in intake.photographs(folder)])
+    show("Photographs", [(path.name, path) for path in intake.photographs(folder)])
 
 
 @app.command()
@@ -85,7 +82,7 @@ def evaluate(context: typer.Context, concepts: Concepts = None, methods: Methods
 @app.command()
 def compare(context: typer.Context) -> None:
     """Compare everything that has been scored: one table, grids and plots."""
-    with _progress() as listener:
+    with progress() as listener:
         report = steps.compare(context.obj, listener)
     _show_comparison(report)
 
@@ -95,7 +92,7 @@ def run(context: typer.Context, concepts: Concepts = None, methods: Methods = No
     """Everything that is not up to date: train, draw, score, compare."""
     store: Store = context.obj
     _over_cells(store, concepts, methods, [steps.train, steps.draw_grid, steps.score], references=True)
-    with _progress() as listener:
+    with progress() as listener:
         report = steps.compare(store, listener)
     _show_comparison(report)
 
@@ -116,9 +113,9 @@ def sample(
     images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
 ) -> None:
     """Draw a trained concept in prompts of your own."""
-    with _progress() as listener:
+    with progress() as listener:
         report = steps.draw_samples(context.obj, concept, method, prompt, images, variant, listener)
-    _show("Pictures", list(report.pictures.items()))
+    show("Pictures", list(report.pictures.items()))
 
 
 @app.command("heat-maps")
@@ -130,9 +127,9 @@ def heat_maps(
     image: Annotated[int, typer.Option(min=0, help="Which picture of the prompt: another has another noise.")] = 0,
 ) -> None:
     """Show where a picture's attention looked for each word, for every sampling variant of params.yaml."""
-    with _progress() as listener:
+    with progress() as listener:
         report = steps.heat_maps(context.obj, concept, method, prompt, image, listener)
-    _show("Pictures", list(report.pictures.items()))
+    show("Pictures", list(report.pictures.items()))
 
 
 @app.command()
@@ -148,14 +145,14 @@ def together(
     images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
 ) -> None:
     """Draw several trained concepts in one picture, each confined to where its own words are looked at."""
-    with _progress() as listener:
+    with progress() as listener:
         cells = [_cell(word, method) for word in concepts]
         report = steps.draw_together(context.obj, cells, prompt, images, listener)
-    table = _table("Identity (DINO) of the part of", *(f"with {name}" for name, _ in cells))
+    table = new_table("Identity (DINO) of the part of", *(f"with {name}" for name, _ in cells))
     for part, _ in cells:
         table.add_row(part, *(f"{report.numbers[f'{part}.{name}']:.3f}" for name, _ in cells))
     console.print(table)
-    _show("Pictures", list(report.pictures.items()))
+    show("Pictures", list(report.pictures.items()))
 
 
 @app.command()
@@ -168,7 +165,7 @@ def export(
     """Write what was learned in the format that stock diffusers loads."""
     report = steps.export(context.obj, concept, method, to)
     console.print((report.path / "README.md").read_text(), markup=False)
-    _show("Files", list(report.pictures.items()))
+    show("Files", list(report.pictures.items()))
 
 
 @app.command("import")
@@ -180,96 +177,13 @@ def import_(
 ) -> None:
     """Take over what another program learned, to draw and score it; `run` trains it no more."""
     report = steps.import_artifact(context.obj, concept, method, source)
-    _show("Imported", [(method, report.path)])
-
-
-@app.command()
-def study(
-    context: typer.Context,
-    variants: Annotated[
-        list[str], typer.Argument(help="Sampling variants with drawn grids; the first is compared with each other one.")
-    ],
-    to: Annotated[Path, typer.Option(help="A folder that does not exist yet.")],
-    question: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--question",
-            "-q",
-            help="text: which fits the prompt; image: which looks like the concept; both: one forced choice on the "
-            "two. May be repeated; text and image if none is given.",
-        ),
-    ] = None,
-    concept: Annotated[
-        list[str] | None,
-        typer.Option("--concept", "-c", help="May be repeated; if none is given, all that every variant has drawn."),
-    ] = None,
-    pairs: Annotated[int, typer.Option(help="Pairs of each comparison in the page; a rater sees some of them.")] = 40,
-    per_rater: Annotated[int, typer.Option(help="The most questions that one rater answers.")] = 40,
-    photographs: Annotated[int, typer.Option(help="Photographs of the concept beside the pictures, at most.")] = 3,
-    seed: Annotated[int, typer.Option(help="Chooses prompts, images and photographs.")] = 0,
-    title: Annotated[str, typer.Option(help="What raters read on top.")] = "Which picture is better?",
-) -> None:
-    """Build a page that asks people which of two pictures they prefer. It works offline, wherever it is sent."""
-    from personalize_core.params import build
-    from personalize_core.study.design import Request
-    from personalize_core.study.page import write
-
-    wishes = {"variants": variants, "questions": question, "concepts": concept, "pairs": pairs, "per_rater": per_rater}
-    wishes |= {"photographs": photographs, "seed": seed, "title": title}
-    request = build(Request, {name: value for name, value in wishes.items() if value is not None}, "personalize study")
-    with _progress() as listener:
-        written = write(
-            context.obj, request, to, lambda done, total: listener(steps.Event("writing the page", done, total))
-        )
-    key = written.key
-    console.print(
-        f"Study {key.study}: every rater answers {key.questions_per_rater} questions, {key.each} of each comparison "
-        f"and question, over {len(key.cells)} pairs of each comparison. The page has {written.megabytes:.1f} MB"
-        + (", much for a telephone; fewer --pairs make it smaller." if written.megabytes > 50 else "."),
-        highlight=False,
-    )
-    if key.left_out:
-        console.print(f"Left out, for not every variant has drawn them: {listed(key.left_out)}", highlight=False)
-    _show("Files", [("the page, for raters", written.page), ("the key, for nobody else", written.key_file)])
-
-
-@app.command("study-results")
-def study_results(
-    answers: Annotated[
-        list[Path], typer.Argument(help="The files that raters' pages saved, or a folder of nothing but these.")
-    ],
-    key: Annotated[
-        Path | None, typer.Option(help="The study's study_key.json; if not given, the one beside the first answers.")
-    ] = None,
-    to: Annotated[
-        Path | None, typer.Option(help="A folder for the results; if not given, that of the first answers.")
-    ] = None,
-) -> None:
-    """Count the answers of a study: shares with intervals, and how far the raters agree."""
-    from personalize_core.study import answers as answer_files
-    from personalize_core.study import page, results
-    from personalize_core.study.design import Key
-
-    beside = answers[0] if answers[0].is_dir() else answers[0].parent
-    read_key = Key.read(key or beside / page.KEY)
-    table, files = answer_files.read(answer_files.among(answers, {page.KEY, results.SUMMARY, MANIFEST}), read_key)
-    found = results.evaluate(read_key, table, files)
-    written = results.write(found, table, to or beside)
-    console.print(results.headline(found), highlight=False)
-    heading, *rows = results.for_people(found)
-    shown = _table(*heading)
-    for row in rows:
-        shown.add_row(*row)
-    console.print(shown)
-    for note in results.notes(found):
-        console.print(f"Note: {note}", markup=False, highlight=False)
-    _show("Written", [(path.name, path) for path in written])
+    show("Imported", [(method, report.path)])
 
 
 @app.command("base-models")
 def base_models() -> None:
     """List the base models that are known by name."""
-    table = _table("Name", "Where from", "Revision", "What it is")
+    table = new_table("Name", "Where from", "Revision", "What it is")
     table.add_row("mini", "comes with this package", "-", "64 px, predicts noise; a drawn world")
     for name, published in models.PUBLISHED.items():
         table.add_row(name, published.hub_id, published.revision[:12], published.note)
@@ -342,8 +256,8 @@ def _over_cells(
     if not concepts:
         raise InputError(f"there are no concepts in {store.concepts}; add one with `personalize add`")
     steps.check_inputs(store, concepts, methods)
-    table = _table("Concept", "Method", "State", "Loss on a fixed batch, and its fall [95 %]", "Pictures")
-    with _progress() as listener:
+    table = new_table("Concept", "Method", "State", "Loss on a fixed batch, and its fall [95 %]", "Pictures")
+    with progress() as listener:
         for concept in concepts:
             for method in methods:
                 table.add_row(*_row(concept, method, [one(store, concept, method, listener) for one in what]))
@@ -360,7 +274,7 @@ def _over_concepts(store: Store, one: Callable, *arguments: str) -> None:
 def _each(names: list[str], one: Callable[[str, steps.Listener], steps.Report]) -> None:
     """One step over many names; what is wrong with one stops no other, and the command fails at the end."""
     failed = []
-    with _progress() as listener:
+    with progress() as listener:
         for name in names:
             try:
                 report = one(name, listener)
@@ -369,33 +283,6 @@ def _each(names: list[str], one: Callable[[str, steps.Listener], steps.Report]) 
                 failed.append(f"{name}: {error}")
     if failed:
         raise InputError("; ".join(failed))
-
-
-@contextmanager
-def _progress() -> Iterator[steps.Listener]:
-    """A bar for whatever is going on, with the time that is left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bars: dict[str, TaskID] = {}
-    with Progress(*columns, TextColumn("{task.fields[numbers]}"), console=console) as progress:
-
-        def listen(event: steps.Event) -> None:
-            if event.what not in bars:
-                bars[event.what] = progress.add_task(event.what, total=event.total, numbers="")
-            numbers = "  ".join(f"{name} {value:.3g}" for name, value in event.numbers.items())
-            progress.update(bars[event.what], completed=event.done, total=event.total, numbers=numbers)
-
-        yield listen
-
-
-# Showing
-
-
-def _table(*columns: str) -> Table:
-    """A table whose last column, a path, is folded where the terminal is narrow, and never cut off."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, no_wrap=column != columns[-1], overflow="fold")
-    return table
 
 
 def _row(concept: str, method: str, reports: list[steps.Report]) -> list[str]:
@@ -407,7 +294,7 @@ def _row(concept: str, method: str, reports: list[steps.Report]) -> list[str]:
         low, high = numbers["fell_by_at_least"], numbers["fell_by_at_most"]
         loss = f"{numbers['fixed_batch_loss_before']:.4f} - {numbers['fixed_batch_loss_fell_by']:.4f}"
         loss += f" [{low:.4f}, {high:.4f}]"
-    pictures = [_short(path) for report in reports for path in report.pictures.values()]
+    pictures = [short(path) for report in reports for path in report.pictures.values()]
     return [concept, method, state, loss, "\n".join(pictures)]
 
 
@@ -415,31 +302,19 @@ def _show_comparison(report: steps.Report) -> None:
     from personalize_core import comparison
 
     heading, *rows = comparison.table(report.path)
-    table = _table(*heading)
+    table = new_table(*heading)
     for row in rows:
         table.add_row(*row)
     console.print(f"Means over all concepts, with {comparison.intervals_are_over(report.path)}")
     console.print(table)
     heading, *rows = comparison.verdicts(report.path)
     if rows:
-        table = _table(*heading)
+        table = new_table(*heading)
         for row in rows:
             table.add_row(*row)
         console.print('Verdicts, 95 % for all that one column "By" names together')
         console.print(table)
-    _show("Look at", list(report.pictures.items()))
-
-
-def _show(title: str, paths: list[tuple[str, Path]]) -> None:
-    table = _table(title, "Path")
-    for name, path in paths:
-        table.add_row(name, _short(path))
-    console.print(table)
-
-
-def _short(path: Path) -> str:
-    """Relative to where the user stands, where that is shorter."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    show("Look at", list(report.pictures.items()))
 
 
 def main() -> None:

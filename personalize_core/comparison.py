@@ -12,7 +12,7 @@ from personalize_core import figures, intake
 from personalize_core.files import read_json, write_json
 from personalize_core.methods import FLOOR, MARK
 from personalize_core.metrics import costs, ranking, tables
-from personalize_core.store import REFERENCES, Store
+from personalize_core.store import REFERENCES, SCORES, Store
 
 METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}  # in the order of tables for people
 
@@ -24,9 +24,9 @@ def write(store: Store, cells: Sequence[tuple[str, str]], missing: Sequence[tupl
         cells: (method, concept) with scores, the concepts' own photographs among them.
         missing: (method, concept) of the experiment without scores; they are listed.
     """
-    table = tables.concatenate([tables.read(store.scores(*cell) / "scores.parquet") for cell in cells])
+    table = tables.concatenate([tables.read(store.scores(*cell) / SCORES) for cell in cells])
     summary = tables.summarise(table)
-    tables.write(table, folder / "scores.parquet")
+    tables.write(table, folder / SCORES)
     artifacts = [(*cell, store.artifact(*cell)) for cell in cells if cell[0] != REFERENCES]
     with_costs = costs.beside(summary, costs.table(artifacts))
     tables.write_summary(with_costs, folder / "summary.parquet", costs.COLUMNS)

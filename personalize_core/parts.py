@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,9 +14,10 @@ from torch import Generator, Tensor, nn
 
 from personalize_core.base import LAYERS, BaseModel
 from personalize_core.concept import SLOT
-from personalize_core.data import ConceptLatents
+from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.interchange import elsewhere, save_embedding
 from personalize_core.method import Batch, Method, equal_shares
+from personalize_core.text import Conditioning
 
 WHOLE_UNET = {"lag": "it changes the whole U-Net, and between the transformers no location looks at words"}
 """Why a method that tunes all weights lacks LAG; for `Method.lacks`."""
@@ -167,18 +168,42 @@ def from_templates(
     return Batch(images.instances(size, generator), prompts, equal_shares(size))
 
 
-def export_embedding_and_unet(
-    method: Method, embedding: ConceptEmbedding, unet: TunedWeights, base: BaseModel, folder: Path
-) -> str:
-    """Write a learned embedding, and the U-Net if any of its weights were tuned; returns how diffusers loads them."""
-    steps = []
-    if unet.weights:
-        whole: Any = UNet2DConditionModel.from_config(base.unet.config)
-        whole.load_state_dict(base.unet.state_dict() | unet.as_state_dict())
-        whole.save_pretrained(folder / "unet")
-        steps.append('Load the pipeline with unet=UNet2DConditionModel.from_pretrained("unet").')
-    steps.append(save_embedding(embedding.vector, method.concept, folder))
-    return f"{' '.join(steps)}, and write {method.phrase!r} in prompts. {elsewhere(method.concept)}"
+class EmbeddingAndUNet(Method):
+    """A method that learns the placeholder's embedding and weights of the U-Net, and all that follows from that.
+
+    A subclass makes both; its Config says by `rotate` whether photographs are turned and mirrored.
+    """
+
+    lacks = WHOLE_UNET
+    preprocessing = Preprocessing("rotate", "bilinear", flip=True)
+    embedding: ConceptEmbedding
+    unet: TunedWeights
+
+    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
+        context = base.encode(prompts, self.concept, self.embedding.vector)
+        return lambda t: context
+
+    def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
+        return self.unet.placed_in(base.unet)
+
+    def export(self, base: BaseModel, folder: Path) -> str:
+        """The embedding, and the U-Net if any of its weights were tuned."""
+        steps = []
+        if self.unet.weights:
+            whole: Any = UNet2DConditionModel.from_config(base.unet.config)
+            whole.load_state_dict(base.unet.state_dict() | self.unet.as_state_dict())
+            whole.save_pretrained(folder / "unet")
+            steps.append('Load the pipeline with unet=UNet2DConditionModel.from_pretrained("unet").')
+        steps.append(save_embedding(self.embedding.vector, self.concept, folder))
+        return f"{' '.join(steps)}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
+
+    @classmethod
+    def text_embeddings(cls, config: Any) -> int:
+        return 1
+
+    @classmethod
+    def preprocessing_for(cls, config: Any) -> Preprocessing:
+        return cls.preprocessing if config.rotate else Preprocessing("crop", "bilinear", flip=False)
 
 
 def class_embedding(base: BaseModel, class_noun: str, rule: TokenRule) -> Tensor:

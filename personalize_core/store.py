@@ -16,6 +16,7 @@ from personalize_core.intake import read_concept
 from personalize_core.params import Params
 
 REFERENCES = "real_images"  # the table of the concept's own photographs, scored against each other
+SCORES = "scores.parquet"  # in a folder of scores
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from personalize_core import steps
+from personalize_core.steps import stamps
 
 ROOT = Path(__file__).parent.parent
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -174,12 +174,12 @@ def files(modules) -> set[str]:
 @pytest.mark.parametrize(
     ("stage", "modules"),
     [
-        ("encode_images", steps.ENCODING),
-        ("train", {*steps.TRAINING, *steps.DRAWING, *steps.ENCODING}),  # class images are drawn while training
-        ("draw", {*steps.DRAWING, *steps.REFINING}),
-        ("score", steps.SCORING),
-        ("score_references", steps.SCORING),
-        ("compare", steps.COMPARING),
+        ("encode_images", stamps.ENCODING),
+        ("train", {*stamps.TRAINING, *stamps.DRAWING, *stamps.ENCODING}),  # class images are drawn while training
+        ("draw", {*stamps.DRAWING, *stamps.REFINING}),
+        ("score", stamps.SCORING),
+        ("score_references", stamps.SCORING),
+        ("compare", stamps.COMPARING),
     ],
 )
 def test_a_stage_depends_on_the_sources_that_its_step_depends_on(stage, modules):

@@ -18,6 +18,7 @@ from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods import METHODS, method_class
+from personalize_core.steps.recipes import load_base
 from tests import tiny_workspace
 from tests.conftest import disturbed, draw, tiny_base
 from tests.test_interoperability import fresh_pipeline, trained
@@ -338,7 +339,7 @@ def test_an_adapter_that_computes_something_else_is_refused(concept, tmp_path):
 
 def test_what_was_imported_is_drawn_and_scored_and_never_trained_over(tmp_path):
     store = tiny_workspace.make(tmp_path)
-    base = steps._base(store)
+    base = load_base(store)
     kind: Any = method_class("textual_inversion")
     disturbed(kind(kind.Config(), base, store.concept("rex"))).export(base, tmp_path / "out")
     file = tmp_path / "out" / "embeddings" / "rex.safetensors"

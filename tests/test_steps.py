@@ -19,6 +19,10 @@ from personalize_core.data import load_picture
 from personalize_core.errors import InputError
 from personalize_core.methods import ABLATIONS
 from personalize_core.metrics import tables
+from personalize_core.steps import checks, drawing
+from personalize_core.steps.drawing import BATCH
+from personalize_core.steps.latents import read_latents
+from personalize_core.steps.recipes import load_base, preprocessing_of
 from personalize_core.store import REFERENCES, Store
 from tests import tiny_workspace
 
@@ -151,9 +155,9 @@ def only(store: Store, method: str, **recipe) -> Store:
 
 def seen(store: Store, concept: str, method: str) -> Any:
     """What a method trains on, as its training reads it."""
-    recipe = steps._preprocessing(store, method).of_class_images
+    recipe = preprocessing_of(store, method).of_class_images
     noun = store.concept(concept).class_noun
-    return steps._latents(store, concept, method, store.class_latents(noun, recipe.key))
+    return read_latents(store, concept, method, store.class_latents(noun, recipe.key))
 
 
 def test_an_ablation_that_params_do_not_name_trains_on_what_it_asks_for_itself(store: Store, monkeypatch):
@@ -199,10 +203,10 @@ def test_class_images_are_the_same_bytes_whether_drawn_at_once_or_one_method_aft
         return {path.name: path.read_bytes() for path in store.class_images("dog").glob("*.png")}
 
     store = changed(store, lambda values: values["methods"]["dreambooth"][values["base_model"]].update(class_images=11))
-    assert len(pictures(store)) == steps.BATCH
+    assert len(pictures(store)) == BATCH
     steps.make_class_images(store, "dog")
     extended = pictures(store)
-    assert len(extended) == 2 * steps.BATCH  # whole batches
+    assert len(extended) == 2 * BATCH  # whole batches
     shutil.rmtree(store.class_images("dog"))
     assert not steps.make_class_images(store, "dog").skipped
     assert pictures(store) == extended
@@ -215,11 +219,11 @@ def test_photographs_are_encoded_anew_for_none_but_the_method_that_prepares_them
         return {path.parent.name: json.loads(path.read_text())["stamp"] for path in found}
 
     before, whole = stamps(), steps.encode_images(store, "rex")
-    assert set(before) == {steps._preprocessing(store, name).key for name in METHODS} and whole.skipped
+    assert set(before) == {preprocessing_of(store, name).key for name in METHODS} and whole.skipped
     store = changed(store, lambda values: values["methods"].update(ti_db={}))
     again = steps.encode_images(store, "rex")
     assert not again.skipped and again.stamp != whole.stamp
-    assert set(stamps()) == {*before, steps._preprocessing(store, "ti_db").key}
+    assert set(stamps()) == {*before, preprocessing_of(store, "ti_db").key}
     assert all(stamps()[key] == stamp for key, stamp in before.items())
     assert all(steps.train(store, "rex", method).skipped for method in METHODS)
 
@@ -440,7 +444,7 @@ def test_gradient_checkpointing_trains_to_the_same_weights(store: Store):
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-5)
-    assert not steps._base(store).unet.is_gradient_checkpointing  # as it went in
+    assert not load_base(store).unet.is_gradient_checkpointing  # as it went in
 
 
 def test_gradient_checkpointing_beneath_a_loss_on_attention_is_refused_before_anything_is_made(store: Store):
@@ -516,9 +520,9 @@ def test_only_grids_with_test_time_optimization_depend_on_its_source_and_on_the_
 ):
     store = with_refinement(store)
     steps.draw_grid(store, "rex", "textual_inversion")
-    plain_hash = steps.sources_hash
+    plain_hash = drawing.sources_hash
     with monkeypatch.context() as edited:
-        edited.setattr(steps, "sources_hash", lambda m: plain_hash(m) + "edited" * ("context_regularization" in m))
+        edited.setattr(drawing, "sources_hash", lambda m: plain_hash(m) + "edited" * ("context_regularization" in m))
         assert steps.draw_grid(store, "rex", "dreambooth").skipped
         assert not steps.draw_grid(store, "rex", "textual_inversion").skipped
     assert not steps.draw_grid(store, "rex", "textual_inversion").skipped  # the source is what it was
@@ -547,7 +551,7 @@ def test_a_recipe_that_this_base_model_cannot_have_is_refused_before_anything_is
     def change(values):
         values["methods"] = {"dreambooth": {values["base_model"]: {"steps": 1}}, method: {values["base_model"]: recipe}}
 
-    steps._base(store)  # loaded, for all that torch draws then
+    load_base(store)  # loaded, for all that torch draws then
     before, state = bytes_under(store.data), torch.random.get_rng_state()
     store = changed(store, change)
     with pytest.raises(InputError, match=said):
@@ -566,7 +570,7 @@ def test_the_base_model_is_not_loaded_to_check_what_is_there_already(store: Stor
     def load(*arguments):
         raise AssertionError("there is nothing to train")
 
-    monkeypatch.setattr(steps, "load_base_model", load)
+    monkeypatch.setattr(checks, "load_base", load)
     steps.check_inputs(store, ["cup", "rex"], METHODS)
     with pytest.raises(AssertionError):
         steps.check_inputs(store, ["cup", "rex"], [*METHODS, "personalized_residuals@kv"])

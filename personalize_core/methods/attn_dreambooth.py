@@ -8,9 +8,8 @@ since the recipe was tuned with it; the paper's readings are `reg_pool: all` and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -20,20 +19,18 @@ from torch import Tensor
 from personalize_core.attention import Pool
 from personalize_core.base import LAYERS, BaseModel
 from personalize_core.concept import Concept
-from personalize_core.data import Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.method import Method, Stage, Step, options
 from personalize_core.parts import (
-    WHOLE_UNET,
     ConceptEmbedding,
+    EmbeddingAndUNet,
     KeptWeights,
     TokenRule,
     TunedWeights,
     class_embedding,
-    export_embedding_and_unet,
     parameter_names,
 )
-from personalize_core.text import Conditioning, TextContext
+from personalize_core.text import TextContext
 
 Steps = Annotated[int, Field(ge=0)]
 Rows = Annotated[int, Field(gt=0)]
@@ -104,7 +101,7 @@ class Sampling:
     ] = "unet"
 
 
-class AttnDreamBooth(Method):
+class AttnDreamBooth(EmbeddingAndUNet):
     """The embedding, then the cross-attention, then the whole U-Net, each kept near how the class noun is attended.
 
     A new optimizer for each stage. No prior preservation: the authors found that it hurts identity. No gradient is
@@ -113,8 +110,6 @@ class AttnDreamBooth(Method):
 
     Config = Config
     Sampling = Sampling
-    lacks = WHOLE_UNET
-    preprocessing = Preprocessing("rotate", "bilinear", flip=True)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
@@ -192,20 +187,13 @@ class AttnDreamBooth(Method):
             return context.class_noun & (context.class_noun.cumsum(dim=1) == 1)
         return context.class_noun
 
-    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
-        context = base.encode(prompts, self.concept, self.embedding.vector)
-        return lambda t: context
-
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         stage = "unet" if self.training else self.sampling.after_stage
         if stage == "embedding":
             return nullcontext()
         if stage == "attention" and self.config.unet_steps:
             return self.after_attention.placed_in(base.unet)
-        return self.unet.placed_in(base.unet)
-
-    def export(self, base: BaseModel, folder: Path) -> str:
-        return export_embedding_and_unet(self, self.embedding, self.unet, base, folder)
+        return super().attach(base)
 
     @classmethod
     def lacks_under(cls, config: Config) -> Mapping[str, str]:
@@ -229,14 +217,6 @@ class AttnDreamBooth(Method):
             and (getattr(config, f"{stage}_mean_weight") or getattr(config, f"{stage}_variance_weight"))
             for stage in ("embedding", "attention", "unet")
         )
-
-    @classmethod
-    def text_embeddings(cls, config: Config) -> int:
-        return 1
-
-    @classmethod
-    def preprocessing_for(cls, config: Config) -> Preprocessing:
-        return cls.preprocessing if config.rotate else Preprocessing("crop", "bilinear", flip=False)
 
 
 def _shares(tokens: Tensor) -> Tensor:

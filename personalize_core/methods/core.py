@@ -9,10 +9,8 @@ code, since the weights were tuned with it; the paper's readings are `cer_axis: 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -21,20 +19,17 @@ from torch import Tensor
 from personalize_core.base import BaseModel
 from personalize_core.concept import SLOT, Concept
 from personalize_core.context_regularization import ContextLosses, PromptPair, context_losses
-from personalize_core.data import Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.method import Method, Stage, Step, options
 from personalize_core.parts import (
-    WHOLE_UNET,
     ConceptEmbedding,
+    EmbeddingAndUNet,
     TokenRule,
     TunedWeights,
     class_embedding,
-    export_embedding_and_unet,
     parameter_names,
 )
 from personalize_core.prompts import TRAINING, read_list
-from personalize_core.text import Conditioning
 
 # A class noun with one of these words gets the prompts for animate concepts, where things wear hats and recite
 # poetry. The authors choose by hand, and take a doll for animate; so do we any figure of a living thing.
@@ -98,7 +93,7 @@ class Config(ContextLosses):
             )
 
 
-class CoRe(Method):
+class CoRe(EmbeddingAndUNet):
     """The embedding under context regularization, then the whole U-Net without it.
 
     In prompts the placeholder stands alone, without a class noun. A new optimizer for each stage, no prior
@@ -106,8 +101,6 @@ class CoRe(Method):
     """
 
     Config = Config
-    lacks = WHOLE_UNET
-    preprocessing = Preprocessing("rotate", "bilinear", flip=True)
     norm: Tensor
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
@@ -162,16 +155,6 @@ class CoRe(Method):
         elif c.rescale and done <= c.rescale_until:
             self.embedding.vector.mul_(self.norm / self.embedding.vector.norm())
 
-    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
-        context = base.encode(prompts, self.concept, self.embedding.vector)
-        return lambda t: context
-
-    def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
-        return self.unet.placed_in(base.unet)
-
-    def export(self, base: BaseModel, folder: Path) -> str:
-        return export_embedding_and_unet(self, self.embedding, self.unet, base, folder)
-
     @classmethod
     def lacks_under(cls, config: Config) -> Mapping[str, str]:
         return cls.lacks if config.unet_steps else Method.lacks
@@ -179,14 +162,6 @@ class CoRe(Method):
     @classmethod
     def losses_read_attention(cls, config: Config) -> bool:
         return config.embedding_steps > 0 and config.car_weight > 0
-
-    @classmethod
-    def text_embeddings(cls, config: Config) -> int:
-        return 1
-
-    @classmethod
-    def preprocessing_for(cls, config: Config) -> Preprocessing:
-        return cls.preprocessing if config.rotate else Preprocessing("crop", "bilinear", flip=False)
 
     def _readable(self, base: BaseModel, templates: list[str]) -> list[str]:
         """Those that a prompt has room for: all, but for base models that know few words and so need many tokens."""

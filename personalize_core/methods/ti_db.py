@@ -7,28 +7,24 @@ stated there, so they are AttnDreamBooth's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from diffusers import UNet2DConditionModel
 from pydantic import Field
 
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
-from personalize_core.data import Preprocessing
-from personalize_core.interchange import elsewhere, fill, read_embedding, read_network, save_embedding
-from personalize_core.method import Method, Stage, options
+from personalize_core.interchange import fill, read_embedding, read_network
+from personalize_core.method import Stage, options
 from personalize_core.parts import (
-    WHOLE_UNET,
     ConceptEmbedding,
+    EmbeddingAndUNet,
     TokenRule,
     TunedWeights,
     class_embedding,
     parameter_names,
 )
-from personalize_core.text import Conditioning
 
 
 @options
@@ -44,12 +40,10 @@ class Config:
     rotate: bool = True  # AttnDreamBooth's code turns and mirrors photographs; its paper does not say so
 
 
-class TIDB(Method):
+class TIDB(EmbeddingAndUNet):
     """The placeholder's embedding and every weight of the U-Net, trained together; no prior preservation."""
 
     Config = Config
-    lacks = WHOLE_UNET
-    preprocessing = Preprocessing("rotate", "bilinear", flip=True)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
@@ -64,23 +58,6 @@ class TIDB(Method):
         ]
         return [Stage("joint", c.steps, c.batch_size, groups)]
 
-    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
-        context = base.encode(prompts, self.concept, self.embedding.vector)
-        return lambda t: context
-
-    def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
-        return self.unet.placed_in(base.unet)
-
-    def export(self, base: BaseModel, folder: Path) -> str:
-        tuned: Any = UNet2DConditionModel.from_config(base.unet.config)
-        tuned.load_state_dict(self.unet.as_state_dict())
-        tuned.save_pretrained(folder / "unet")
-        how = save_embedding(self.embedding.vector, self.concept, folder)
-        return (
-            'Load the pipeline with unet=UNet2DConditionModel.from_pretrained("unet"), then '
-            f"{how}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
-        )
-
     @classmethod
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> TIDB:
         """A folder with a U-Net's in it, and an embedding's file."""
@@ -88,11 +65,3 @@ class TIDB(Method):
         fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
         fill(method.unet.items(), read_network(UNet2DConditionModel, path / "unet"), path / "unet")
         return method
-
-    @classmethod
-    def text_embeddings(cls, config: Config) -> int:
-        return 1
-
-    @classmethod
-    def preprocessing_for(cls, config: Config) -> Preprocessing:
-        return cls.preprocessing if config.rotate else Preprocessing("crop", "bilinear", flip=False)

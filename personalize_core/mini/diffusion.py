@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -246,16 +247,8 @@ class Adapted(Diffusion):
 
     name = "adapted"
 
-    def __init__(
-        self,
-        seed: int = 1,
-        batch: int = 16,
-        lr: float = 6e-4,
-        device: str = "cpu",
-        work: Path = loop.WORK,
-        scenes: int = 25_000,
-    ) -> None:
-        super().__init__(seed, batch, lr, device, work, scenes)
+    def __init__(self, seed: int = 1, lr: float = 6e-4, scenes: int = 25_000, **options: Any) -> None:
+        super().__init__(seed, lr=lr, scenes=scenes, **options)
         weights = np.array([HARD.get(cached_scene(self.seed, n).category, 1.0) for n in range(len(self.latents))])
         self.odds = np.cumsum(weights / weights.sum())
         base = Path(__file__).parent / "weights" / "base"

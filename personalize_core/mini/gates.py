@@ -35,6 +35,7 @@ from personalize_core.mini.sampling import sample
 from personalize_core.mini.text import ASPECTS, Heads, at_end, labels, reading_loss, right, tokens
 
 Figures = dict[str, float]
+CARD = "model_card.json"
 
 
 def reconstructed(vae, pictures: np.ndarray) -> np.ndarray:
@@ -340,16 +341,20 @@ def record_of(gate: str, figures: Figures, measured_on: str, weights: Path) -> d
     }
 
 
+def written_card(weights: Path) -> dict[str, dict]:
+    """The card as the last run wrote it; empty before the first."""
+    path = weights / CARD
+    return json.loads(path.read_text()) if path.exists() else {"stages": {}, "gates": {}}
+
+
 def still_true(weights: Path) -> dict[str, dict]:
     """What the card says of gates whose weights have not changed since."""
-    path = weights / "model_card.json"
-    gates = json.loads(path.read_text())["gates"] if path.exists() else {}
+    gates = written_card(weights)["gates"]
     return {g: record for g, record in gates.items() if g in ABOUT and record.get("weights") == weights_of(g, weights)}
 
 
 def card(work: Path, weights: Path, gates: dict[str, dict]) -> dict:
-    path = weights / "model_card.json"
-    stages = json.loads(path.read_text())["stages"] if path.exists() else {}  # of checkpoints long gone, too
+    stages = written_card(weights)["stages"]  # of checkpoints long gone, too
     for folder in sorted(work.iterdir()):
         if (folder / "checkpoint.safetensors").exists():
             progress = loop.read_progress(folder)
@@ -495,7 +500,7 @@ def judged(judgement: Judgement, asked: list[str], seen: dict[str, int] | None =
 
 def write_card(judgement: Judgement, gates: dict[str, dict]) -> dict:
     facts = card(judgement.work, judgement.weights, gates)
-    (judgement.weights / "model_card.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (judgement.weights / CARD).write_text(json.dumps(facts, indent=2) + "\n")
     (judgement.weights / "MODEL_CARD.md").write_text(as_markdown(facts))
     return facts
 

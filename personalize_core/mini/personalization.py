@@ -14,7 +14,7 @@ from personalize_core.methods import FLOOR
 from personalize_core.metrics import tables
 from personalize_core.mini import concepts
 from personalize_core.mini.names import PLACES
-from personalize_core.store import Store
+from personalize_core.store import SCORES, Store
 
 METHOD = "dreambooth"
 PROMPTS = [f"a photo of a {{}} {words}" for words in PLACES.values() if words]
@@ -49,7 +49,7 @@ def run(workspace: Path) -> tuple[dict[str, float], str, np.ndarray]:
             grids[name] = steps.draw_grid(store, name, method).path
             steps.score(store, name, method)
         print(f"personalized {name}", flush=True)
-    table = tables.concatenate([tables.read(store.scores(m, n) / steps.SCORES) for n in names for m in (FLOOR, METHOD)])
+    table = tables.concatenate([tables.read(store.scores(m, n) / SCORES) for n in names for m in (FLOOR, METHOD)])
     gains = tables.difference_from_floor(table).filter(pl.col("metric") == "dino", pl.col("variant") == METHOD)
     rows = {row["concept"]: row for row in gains.iter_rows(named=True)}
     figures = {f"identity above the base model's, {name}": float(rows[name]["difference"]) for name in names}

@@ -18,6 +18,7 @@ from personalize_core.base import LAYERS
 from personalize_core.concept import Concept
 from personalize_core.data import ZOOMS, ConceptLatents, Preprocessing, Zoom, to_pixels, zooms
 from personalize_core.errors import InputError
+from personalize_core.files import read_json
 from personalize_core.method import Batch
 from personalize_core.methods.custom_diffusion import (
     Config,
@@ -27,6 +28,7 @@ from personalize_core.methods.custom_diffusion import (
     leading,
     loss_mask,
 )
+from personalize_core.steps.latents import read_latents
 from personalize_core.train import denoising_step, diffusion_loss, train
 from tests import tiny_workspace
 from tests.conftest import disturbed, draw, predict, tiny_base
@@ -506,9 +508,9 @@ def test_real_class_images_are_photographs_from_a_folder_with_their_captions(tmp
     steps.check_inputs(store, ["rex"], ["custom_diffusion"])
     assert not steps.train(store, "rex", "custom_diffusion").skipped
     made = store.real_class_latents("dog", CustomDiffusion.preprocessing.of_class_images.key)
-    assert steps.read_json(made / "captions.json") == ["", "a dog in the desert", ""]
+    assert read_json(made / "captions.json") == ["", "a dog in the desert", ""]
     assert not store.class_images("dog").exists()  # the base model drew nothing
-    images = steps._latents(store, "rex", "custom_diffusion", made)
+    images = read_latents(store, "rex", "custom_diffusion", made)
     assert len(images.class_images) == 3 and len(images.concept[0]) == ZOOMS
     assert steps.train(store, "rex", "custom_diffusion").skipped
 

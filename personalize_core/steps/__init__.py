@@ -1,0 +1,39 @@
+"""The steps from photographs to a comparison: files in, files out.
+
+Every step is a pure function of its stamp: what it would make, it finds already made or makes anew, and nobody
+ever sees it half made. Dagster, DVC and the command line call these and hold no logic of their own.
+"""
+
+from personalize_core.steps.checks import check_inputs
+from personalize_core.steps.class_images import make_class_images
+from personalize_core.steps.comparing import compare
+from personalize_core.steps.drawing import draw_grid, picture_name
+from personalize_core.steps.events import Event, Listener, Report, unheard
+from personalize_core.steps.exchange import export, import_artifact
+from personalize_core.steps.latents import encode_images
+from personalize_core.steps.on_request import draw_samples, draw_together, heat_maps
+from personalize_core.steps.recipes import class_images_wanted
+from personalize_core.steps.scores import score, score_references
+from personalize_core.steps.training import train
+
+__all__ = [
+    "Event",
+    "Listener",
+    "Report",
+    "check_inputs",
+    "class_images_wanted",
+    "compare",
+    "draw_grid",
+    "draw_samples",
+    "draw_together",
+    "encode_images",
+    "export",
+    "heat_maps",
+    "import_artifact",
+    "make_class_images",
+    "picture_name",
+    "score",
+    "score_references",
+    "train",
+    "unheard",
+]

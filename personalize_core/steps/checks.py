@@ -1,0 +1,78 @@
+"""A look at every input before a run, so that a mistake ends it before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from personalize_core import intake
+from personalize_core.errors import InputError
+from personalize_core.files import is_current
+from personalize_core.methods import check_method, method_class
+from personalize_core.models import identify
+from personalize_core.prompts import read_list
+from personalize_core.steps.recipes import load_base, recipe_of
+from personalize_core.steps.stamps import check_artifact, train_stamp
+from personalize_core.steps.training import imported, untrained
+from personalize_core.store import Store
+
+
+def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) -> None:
+    """Raise InputError for anything that would stop a run later: reads every file, and trains and draws nothing.
+
+    What only the base model can tell is asked of it, once, if there is anything to train: whether its tokenizer can
+    place each class noun, and whether each method can be made for it.
+    """
+    for method in methods:
+        check_method(method)
+        recipe_of(store, method)
+        store.params.sampling_variants(method)
+    identify(store.params.base_model)
+    read_list(store.prompts(store.params.sampling.prompts))
+    for concept in concepts:
+        described = store.concept(concept)
+        photographs = len(intake.photographs(store.concept_folder(concept)))
+        if any(method_class(name).real_class_images(store.params.config(name)) for name in methods):
+            intake.captioned(store.regularization(described.class_noun))
+        for method in methods:
+            if imported(store.artifact(method, concept)):
+                check_artifact(store, concept, method)
+            _check_photographs(store, concept, photographs, method)
+    cells = [(concept, method) for concept in concepts for method in methods]
+    _check_on_base(store, [cell for cell in cells if not _kept(store, *cell)])
+
+
+def _check_photographs(store: Store, concept: str, photographs: int, method: str) -> None:
+    kind, config = method_class(method), store.params.config(method)
+    for name, variant in store.params.sampling_variants(method).items():
+        needed = kind.photographs_needed(config, variant.sampling)
+        if needed > photographs:
+            raise InputError(
+                f"params.yaml, variants.{method}.{name}: it takes {needed} photographs of a concept, and {concept!r} "
+                f"has {photographs}; change these options, or leave this concept out"
+            )
+
+
+def _kept(store: Store, concept: str, method: str) -> bool:
+    """Would training leave this artifact as it is?"""
+    folder = store.artifact(method, concept)
+    return imported(folder) or is_current(folder, train_stamp(store, concept, method))
+
+
+def _check_on_base(store: Store, cells: Sequence[tuple[str, str]]) -> None:
+    """Raise InputError unless each (concept, method) can be trained on this base model.
+
+    A method is made once for each class noun: what else a concept has, a name and a placeholder, is as good as another.
+    """
+    if not cells:
+        return
+    base, made = load_base(store), set()
+    for concept, _ in cells:
+        base.tokenizer.check_class_noun(store.concept(concept))
+    for concept, method in cells:
+        described = store.concept(concept)
+        if (method, described.class_noun) not in made:
+            made.add((method, described.class_noun))
+            try:
+                untrained(store, base, concept, method)  # and given up at once
+            except InputError as error:
+                raise InputError(f"{method} cannot be trained on {concept!r}: {error}") from None

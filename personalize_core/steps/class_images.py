@@ -1,0 +1,104 @@
+"""Pictures of a class noun, for prior preservation: drawn by the base model, or photographs put there by hand."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from personalize_core import intake
+from personalize_core.files import is_current, whole_folder, write_json
+from personalize_core.methods import method_class
+from personalize_core.steps.drawing import BATCH, draw
+from personalize_core.steps.events import Listener, Report, report_over, unheard
+from personalize_core.steps.latents import CAPTIONS, encode, pictures_encoded
+from personalize_core.steps.recipes import (
+    asked_for,
+    asking_for_class_images,
+    class_images_wanted,
+    load_base,
+    preprocessing_of,
+)
+from personalize_core.steps.stamps import class_images_stamps, pictures_stamp, real_class_images_stamp
+from personalize_core.store import Store
+
+
+def make_class_images(store: Store, class_noun: str, listener: Listener = unheard) -> Report:
+    """Pictures of the class noun by the base model, for prior preservation: made once, shared by its concepts.
+
+    As many as the most that a method of params.yaml asks for, and prepared in each way that such a method asks for.
+    """
+    started = time.monotonic()
+    asking = sorted(asking_for_class_images(store), key=lambda method: asked_for(store, method), reverse=True)
+    made = {method: class_images_for(store, class_noun, method, listener) for method in asking}
+    numbers = {"images": float(class_images_wanted(store))}
+    return report_over(made, started, store.class_images(class_noun), numbers)
+
+
+def class_images_for(store: Store, class_noun: str, method: str, listener: Listener) -> Report:
+    """The first pictures of the folder that all methods share, as many as this method asks for, and their latents.
+
+    Where too few lie there, more are drawn behind them. So the stamp covers how many the method asked for, and not how
+    many there are: another method that wants more changes nothing for this one.
+    """
+    started = time.monotonic()
+    wanted, recipe = asked_for(store, method), preprocessing_of(store, method).of_class_images
+    folder = store.class_latents(class_noun, recipe.key)
+    encoded, stamp = class_images_stamps(store, class_noun, recipe, wanted)
+    with store.alone("class_images", store.class_images(class_noun).name):
+        paths, drawn = _draw_class_images(store, class_noun, wanted, listener)
+        enough = is_current(folder, encoded) and pictures_encoded(folder) >= wanted
+        if not enough:
+            base, what = load_base(store), f"encoding class images of {class_noun}, {recipe.key}"
+            with whole_folder(folder, encoded) as new, store.alone("device"):
+                encode(base, paths, recipe, new, what, listener)
+    return Report(stamp, enough and not drawn, time.monotonic() - started, folder)
+
+
+def _draw_class_images(store: Store, class_noun: str, wanted: int, listener: Listener) -> tuple[list[Path], bool]:
+    """The first pictures, and whether any had to be drawn.
+
+    Always in whole batches, so that the first ones are the same bytes however many are wanted.
+    """
+    from personalize_core.concept import Concept
+    from personalize_core.methods import FLOOR
+
+    params, folder, stamp = store.params, store.class_images(class_noun), pictures_stamp(store, class_noun)
+    names = [f"{image:03d}.png" for image in range(-(-wanted // BATCH) * BATCH)]
+    kept = [name for name in names if (folder / name).is_file()] if is_current(folder, stamp) else []
+    first = [folder / name for name in names[:wanted]]
+    if len(kept) == len(names):
+        return first, False
+    base, kind = load_base(store), method_class(FLOOR)
+    speaker = kind(kind.Config(), base, Concept.named("class", class_noun))
+    # the prior prompt of DreamBooth's recipe; prompt index -1 keeps its noise apart from every grid's
+    places = [(-1, image) for image in range(len(kept), len(names))]
+    with whole_folder(folder, stamp) as new, store.alone("device"):
+        for name in kept:
+            shutil.copyfile(folder / name, new / name)
+        paths = [new / name for name in names[len(kept) :]]
+        prompts, what = [speaker.say("a photo of {}")] * len(places), f"drawing class images of {class_noun}"
+        draw(params.class_images, params.seed, base, speaker, prompts, places, paths, what, listener)
+    return first, True
+
+
+def encode_real_class_images(store: Store, class_noun: str, method: str, listener: Listener) -> Report:
+    """Photographs of the class noun, put into data/regularization by hand: for prior preservation with real images.
+
+    Raises:
+        InputError: there are none, or one cannot be read.
+    """
+    started = time.monotonic()
+    recipe = preprocessing_of(store, method).of_class_images
+    folder = store.real_class_latents(class_noun, recipe.key)
+    captioned = intake.captioned(store.regularization(class_noun))
+    stamp = real_class_images_stamp(store, class_noun, recipe)
+    with store.alone("class_images", f"{store.class_images(class_noun).name}.real"):
+        if is_current(folder, stamp):
+            return Report(stamp, True, time.monotonic() - started, folder)
+        base = load_base(store)
+        with whole_folder(folder, stamp) as new, store.alone("device"):
+            what = f"encoding photographs of {class_noun}, {recipe.key}"
+            encode(base, [path for path, _ in captioned], recipe, new, what, listener)
+            write_json(new / CAPTIONS, [caption for _, caption in captioned])
+    return Report(stamp, False, time.monotonic() - started, folder)

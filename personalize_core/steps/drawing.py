@@ -1,0 +1,154 @@
+"""An artifact to pictures: a grid of every prompt of the list, by every sampling variant of the method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personalize_core.files import is_current, sources_hash, stamp_of, whole_folder, write_json
+from personalize_core.methods import check_method, method_file
+from personalize_core.prompts import read_list
+from personalize_core.steps.events import Event, Listener, Report, unheard
+from personalize_core.steps.latents import encode_concept, read_latents
+from personalize_core.steps.recipes import load_base, preprocessing_of
+from personalize_core.steps.stamps import DRAWING, REFINING, artifact_stamp
+from personalize_core.store import Store
+
+if TYPE_CHECKING:
+    from personalize_core.base import BaseModel
+    from personalize_core.method import Method
+    from personalize_core.params import Drawing, Variant
+
+BATCH = 8  # pictures drawn at once; no picture depends on it
+
+
+def draw_grid(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
+    """Pictures of the concept in every prompt of the list, by each sampling variant of the method.
+
+    Raises:
+        InputError: the method has not been trained on the concept, or not on this base model.
+    """
+    from personalize_core import comparison
+    from personalize_core.artifact import restore
+
+    check_method(method)
+    started = time.monotonic()
+    params, folder = store.params, store.grid(method, concept)
+    templates, variants = read_list(store.prompts(params.sampling.prompts)), params.sampling_variants(method)
+    artifact = artifact_stamp(store, concept, method)
+    stamp = stamp_of(
+        {
+            "artifact": artifact,
+            "templates": templates,
+            "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
+            "sampling": params.sampling.model_dump(),
+            "precision": params.precision,
+            "seed": params.seed,
+            "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}"]),
+            **refining(store, concept, method, variants, listener),
+        }
+    )
+    pictures = {"grid": folder / "grid.png"}
+    with store.alone("grid", method, concept):
+        if is_current(folder, stamp):
+            return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+        base = load_base(store)
+        trained = restore(store.artifact(method, concept), base, method)
+        places = [(p, i) for p in range(len(templates)) for i in range(params.sampling.images_per_prompt)]
+        with whole_folder(folder, stamp) as new, store.alone("device"):
+            for name, variant in variants.items():
+                paths = [new / picture_name(name, prompt, image) for prompt, image in places]
+                prompts = [trained.say(templates[prompt]) for prompt, _ in places]
+                sampled = sampled_by(variant, store, concept, method, base, trained, prompts, listener)
+                what = f"drawing {concept} by {name}"
+                draw(params.sampling, params.seed, base, sampled, prompts, places, paths, what, listener)
+            about = {
+                "concept": concept,
+                "class_noun": trained.concept.class_noun,
+                "method": method,
+                "base_model": base.name,
+                "templates": templates,
+                "images_per_prompt": params.sampling.images_per_prompt,
+                "variants": list(variants),
+                "sampling": params.sampling.model_dump(),
+                "seed": params.seed,
+            }
+            write_json(new / "grid.json", about)
+            comparison.draw(store, concept, [(name, new) for name in variants], about, new / "grid.png")
+    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+
+
+def draw(
+    how: Drawing,
+    seed: int,
+    base: BaseModel,
+    method: Method,
+    prompts: Sequence[str],
+    places: Sequence[tuple[int, int]],
+    paths: Iterable[Path],
+    what: str,
+    listener: Listener,
+) -> None:
+    """Draw one picture per prompt, a few at a time; places are (prompt index, image index), which choose the noise."""
+    from PIL import Image
+
+    from personalize_core.sample import initial_noise, make_sampler, sample
+
+    paths = list(paths)
+    for start in range(0, len(prompts), BATCH):
+        rows = slice(start, start + BATCH)
+        sampler = make_sampler(
+            how.sampler,
+            base,
+            lambda done, steps, start=start: listener(
+                Event(what, start * steps + done * min(BATCH, len(prompts) - start), len(prompts) * steps)
+            ),
+        )
+        noise = initial_noise(base, seed, places[rows])
+        pixels = base.decode(sample(method, base, prompts[rows], noise, sampler, how.steps, how.guidance))
+        for path, picture in zip(paths[rows], pixels, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.numpy()).save(path)
+
+
+def sampled_by(
+    variant: Variant,
+    store: Store,
+    concept: str,
+    method: str,
+    base: BaseModel,
+    trained: Method,
+    prompts: Sequence[str],
+    listener: Listener,
+) -> Method:
+    """What was learned, ready to draw these prompts in one variant; the artifact stays as it is."""
+    from personalize_core.context_regularization import ContextRefined
+
+    trained.sampling = variant.sampling
+    if not variant.refinement:
+        return trained
+    refined = ContextRefined(trained, read_latents(store, concept, method, None), store.params.seed, variant.refinement)
+    what = f"refining {concept} for the prompts of {variant.name}"
+    refined.refine(base, prompts, lambda done, steps, loss: listener(Event(what, done, steps, {"loss": loss})))
+    return refined
+
+
+def refining(
+    store: Store, concept: str, method: str, variants: Mapping[str, Variant], listener: Listener
+) -> dict[str, Any]:
+    """What pictures depend on besides, where a variant asks for test-time optimization; else nothing.
+
+    It looks at the concept's photographs, which may be others by now than those that the artifact was trained on.
+    """
+    refined = {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
+    if not refined:
+        return {}
+    latents = encode_concept(store, concept, preprocessing_of(store, method), listener).stamp
+    return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
+
+
+def picture_name(variant: str, prompt: int, image: int) -> str:
+    """Where a picture lies in its grid's folder."""
+    return f"{variant}/{prompt:02d}_{image:02d}.png"

@@ -1,0 +1,46 @@
+"""What a step tells those who watch it, and what it did when it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from personalize_core.files import stamp_of
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a step is doing, for whoever shows progress."""
+
+    what: str  # e.g. "training dreambooth on dog7"
+    done: int
+    total: int
+    numbers: dict[str, float] = field(default_factory=dict)  # e.g. this step's loss
+
+
+Listener = Callable[[Event], None]
+
+
+def unheard(event: Event) -> None:
+    """The listener of those who do not watch."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step did."""
+
+    stamp: str  # names everything the result depends on: the data version
+    skipped: bool  # it was there already
+    seconds: float
+    path: Path  # the folder or table
+    numbers: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, Path] = field(default_factory=dict)  # for people to look at
+
+
+def report_over(made: Mapping[str, Report], started: float, folder: Path, numbers: dict[str, float]) -> Report:
+    """One report over several."""
+    stamp = stamp_of({name: report.stamp for name, report in made.items()})
+    skipped = all(report.skipped for report in made.values())
+    return Report(stamp, skipped, time.monotonic() - started, folder, numbers)

@@ -1,0 +1,76 @@
+"""Artifacts to and from other programs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from personalize_core.errors import InputError
+from personalize_core.files import sha256, stamp_of, whole_folder
+from personalize_core.methods import check_method, method_class
+from personalize_core.models import identify
+from personalize_core.steps.events import Report
+from personalize_core.steps.recipes import load_base
+from personalize_core.steps.stamps import artifact_stamp
+from personalize_core.steps.training import trained_report
+from personalize_core.store import Store
+
+
+def export(store: Store, concept: str, method: str, to: Path) -> Report:
+    """An artifact in the format that stock diffusers loads, with a README.md that says how.
+
+    Raises:
+        InputError: there is no artifact, no such format, or `to` exists.
+    """
+    from personalize_core.artifact import restore
+
+    check_method(method)
+    started = time.monotonic()
+    if to.exists():
+        raise InputError(f"{to} exists already; name a folder that does not, so that nothing is overwritten")
+    stamp, artifact = artifact_stamp(store, concept, method), store.artifact(method, concept)
+    base = load_base(store)
+    with whole_folder(to, stamp) as new:
+        how = restore(artifact, base, method).export(base, new)
+        (new / "README.md").write_text(f"{concept}, learned by {method} on {base.name} ({base.revision}).\n\n{how}\n")
+    files = {path.relative_to(to).as_posix(): path for path in sorted(to.rglob("*")) if path.is_file()}
+    return Report(stamp, False, time.monotonic() - started, to, {}, files)
+
+
+def import_artifact(store: Store, concept: str, method: str, source: Path) -> Report:
+    """What another program learned, as an artifact: drawn and scored like any, and kept until its folder is removed.
+
+    Args:
+        source: a file or folder in the format that `export` writes for the method.
+
+    Raises:
+        InputError: it cannot be read, does not fit the base model, or there is an artifact already.
+    """
+    from personalize_core import artifact, training_log
+    from personalize_core.interchange import refuse_pickle
+
+    check_method(method)
+    started, folder = time.monotonic(), store.artifact(method, concept)
+    config, described = store.params.config(method), store.concept(concept)
+    if not source.exists():
+        raise InputError(f"{source} does not exist")
+    refuse_pickle(source)
+    if folder.exists():
+        raise InputError(f"{method} has learned {concept!r} already; remove {folder} first")
+    base = load_base(store)
+    base.tokenizer.check_class_noun(described)
+    learner = method_class(method).imported(config, base, described, source)
+    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+    stamp = stamp_of(
+        {
+            "imported": {path.name: sha256(path) for path in files},
+            "method": method,
+            "concept": vars(described),
+            "config": repr(config),
+            "base_model": identify(store.params.base_model).weights_hash,
+        }
+    )
+    with store.alone("artifact", method, concept), whole_folder(folder, stamp) as new:
+        artifact.save(new, method, learner, base, seed=None, imported=source.name)
+        training_log.write([], new)
+    return trained_report(stamp, False, started, folder)

@@ -1,0 +1,93 @@
+"""Photographs to latents: what the autoencoder makes of them, in each way that a method prepares them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from personalize_core import intake
+from personalize_core.files import is_current, read_json, whole_folder
+from personalize_core.steps.events import Event, Listener, Report, report_over, unheard
+from personalize_core.steps.recipes import asked_for, load_base, preprocessing_of
+from personalize_core.steps.stamps import latents_stamp
+from personalize_core.store import Store
+
+if TYPE_CHECKING:
+    from personalize_core.base import BaseModel
+    from personalize_core.data import ConceptLatents, Preprocessing
+
+MOMENTS = "moments.safetensors"  # latents, as the autoencoder's moments
+CAPTIONS = "captions.json"  # beside the latents of photographs that have captions
+
+
+def encode_images(store: Store, concept: str, listener: Listener = unheard) -> Report:
+    """A concept's photographs as the autoencoder's moments, in each way that a method of params.yaml prepares them.
+
+    Each way is a folder with a stamp of its own; the report's is over all of them.
+    """
+    started = time.monotonic()
+    recipes = {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in store.params.method_names)}
+    made = {key: encode_concept(store, concept, recipe, listener) for key, recipe in recipes.items()}
+    numbers = {"photographs": float(len(intake.photographs(store.concept_folder(concept))))}
+    return report_over(made, started, store.latents(concept), numbers)
+
+
+def encode_concept(store: Store, concept: str, recipe: Preprocessing, listener: Listener) -> Report:
+    started = time.monotonic()
+    described, folder = store.concept(concept), store.latents(concept, recipe.key)
+    paths = intake.photographs(store.concept_folder(concept))
+    stamp = latents_stamp(store, concept, recipe)
+    with store.alone("latents", concept, recipe.key):
+        if is_current(folder, stamp):
+            return Report(stamp, True, time.monotonic() - started, folder)
+        base = load_base(store)
+        base.tokenizer.check_class_noun(described)
+        with whole_folder(folder, stamp) as new, store.alone("device"):
+            encode(base, paths, recipe, new, f"encoding {concept}, {recipe.key}", listener)
+    return Report(stamp, False, time.monotonic() - started, folder)
+
+
+def encode(
+    base: BaseModel, paths: Sequence[Path], recipe: Preprocessing, folder: Path, what: str, listener: Listener
+) -> None:
+    """Write the moments of all pictures in one file; the tensor "000" holds the first picture's views."""
+    import torch
+
+    from personalize_core.data import load_picture, to_pixels
+    from personalize_core.files import save_tensors
+
+    moments = {}
+    for index, path in enumerate(paths):
+        views = recipe.views(load_picture(path), base.image_size)
+        moments[f"{index:03d}"] = base.moments(to_pixels(views))
+        listener(Event(what, index + 1, len(paths)))
+    if not all(torch.isfinite(tensor).all() for tensor in moments.values()):
+        raise FloatingPointError(f"{what}: the autoencoder gave numbers that are not finite")
+    save_tensors(folder / MOMENTS, moments)
+
+
+def pictures_encoded(folder: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(folder / MOMENTS, "numpy") as opened:
+        return len(opened.keys())
+
+
+def read_latents(store: Store, concept: str, method: str, class_images: Path | None) -> ConceptLatents:
+    """What the method sees; class_images: the folder of their moments, where it asks for them."""
+    from safetensors.torch import load_file
+
+    from personalize_core.data import ConceptLatents
+
+    def read(folder: Path) -> list:
+        saved = load_file(folder / MOMENTS)
+        return [saved[name] for name in sorted(saved, key=int)]
+
+    own = read(store.latents(concept, preprocessing_of(store, method).key))
+    if class_images is None:
+        return ConceptLatents(own)
+    if (class_images / CAPTIONS).is_file():
+        return ConceptLatents(own, read(class_images), read_json(class_images / CAPTIONS))
+    return ConceptLatents(own, read(class_images)[: asked_for(store, method)])

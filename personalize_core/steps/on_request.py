@@ -1,0 +1,211 @@
+"""Pictures that somebody asks for: prompts of their own, heat maps, several concepts together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from personalize_core import intake
+from personalize_core.errors import InputError, listed
+from personalize_core.files import is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
+from personalize_core.methods import check_method, method_file
+from personalize_core.steps.drawing import draw, picture_name, refining, sampled_by
+from personalize_core.steps.events import Event, Listener, Report, unheard
+from personalize_core.steps.recipes import load_base
+from personalize_core.steps.stamps import DRAWING, artifact_stamp
+from personalize_core.store import Store
+
+if TYPE_CHECKING:
+    from personalize_core.analyses.heat_maps import HeatMaps
+    from personalize_core.base import BaseModel
+    from personalize_core.method import Method
+    from personalize_core.params import Params
+
+
+def draw_samples(
+    store: Store,
+    concept: str,
+    method: str,
+    prompts: Sequence[str],
+    images: int,
+    variant: str | None = None,
+    listener: Listener = unheard,
+) -> Report:
+    """Pictures for prompts of the user's own, `images` for each, beside their prompts in samples.json.
+
+    Raises:
+        InputError: a prompt does not mention the concept, or there is no such variant or artifact.
+    """
+    from personalize_core.artifact import restore
+
+    check_method(method)
+    started, params, described = time.monotonic(), store.params, store.concept(concept)
+    templates, variants = [described.template(prompt) for prompt in prompts], params.sampling_variants(method)
+    variant = variant or next(iter(variants))
+    if variant not in variants:
+        raise InputError(f"{method} has no variant {variant!r} in params.yaml; it has {listed(variants)}")
+    request = {
+        "artifact": artifact_stamp(store, concept, method),
+        "templates": templates,
+        "images": images,
+        "variant": repr(variants[variant].sampling),
+        "sampling": params.sampling.model_dump(),
+        "seed": params.seed,
+        **refining(store, concept, method, {variant: variants[variant]}, listener),
+    }
+    stamp = stamp_of(request)
+    folder = store.samples(method, concept, stamp)
+    places = [(prompt, image) for prompt in range(len(templates)) for image in range(images)]
+    pictures = {f"{templates[p]} {i + 1}": folder / picture_name(variant, p, i) for p, i in places}
+    if is_current(folder, stamp):
+        return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+    base = load_base(store)
+    trained = restore(store.artifact(method, concept), base, method)
+    with whole_folder(folder, stamp) as new, store.alone("device"):
+        said = [trained.say(templates[prompt]) for prompt, _ in places]
+        sampled = sampled_by(variants[variant], store, concept, method, base, trained, said, listener)
+        paths = [new / picture_name(variant, prompt, image) for prompt, image in places]
+        what = f"drawing {concept} by {variant}"
+        draw(params.sampling, params.seed, base, sampled, said, places, paths, what, listener)
+        write_json(new / "samples.json", {"concept": concept, "method": method, "prompts": said, **request})
+    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+
+
+def heat_maps(
+    store: Store, concept: str, method: str, prompt: str, image: int = 0, listener: Listener = unheard
+) -> Report:
+    """Where one picture's attention looked for each word of its prompt, a row for each sampling variant of the method.
+
+    Beside the picture of all maps, every variant's are kept as they are: maps.safetensors, (words, 64, 64), and in
+    heat_maps.json the words and what is read off the maps.
+
+    Args:
+        prompt: of the user's own, with the placeholder.
+        image: which picture of the prompt; equal numbers share their first noise.
+
+    Raises:
+        InputError: the prompt does not mention the concept, or there is no such artifact.
+    """
+    from personalize_core.analyses import heat_maps as analysis
+    from personalize_core.artifact import restore
+    from personalize_core.files import save_tensors
+
+    check_method(method)
+    started, params, template = time.monotonic(), store.params, store.concept(concept).template(prompt)
+    variants = params.sampling_variants(method)
+    request = {
+        "artifact": artifact_stamp(store, concept, method),
+        "template": template,
+        "image": image,
+        "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
+        "sampling": params.sampling.model_dump(),
+        "precision": params.precision,
+        "seed": params.seed,
+        "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}", "analyses/heat_maps"]),
+        **refining(store, concept, method, variants, listener),
+    }
+    stamp = stamp_of(request)
+    folder = store.samples(method, concept, stamp)
+    pictures = {"heat maps": folder / "heat_maps.png"}
+    if is_current(folder, stamp):
+        return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+    base = load_base(store)
+    trained = restore(store.artifact(method, concept), base, method)
+    with whole_folder(folder, stamp) as new, store.alone("device"):
+        said, found = trained.say(template), {}
+        for done, (name, variant) in enumerate(variants.items()):
+            listener(Event(f"watching {concept} by {method}", done, len(variants)))
+            sampled = sampled_by(variant, store, concept, method, base, trained, [said], listener)
+            found[name] = _watched(params, base, sampled, said, image)
+        listener(Event(f"watching {concept} by {method}", len(variants), len(variants)))
+        save_tensors(new / "maps.safetensors", {name: maps.maps for name, maps in found.items()})
+        read = {name: analysis.numbers(maps) for name, maps in found.items()}
+        write_json(new / "heat_maps.json", {"prompt": said, **request, "maps": read})
+        pictured = {name: base.decode(maps.latents)[0].numpy() for name, maps in found.items()}
+        analysis.draw(found, pictured, new / "heat_maps.png", title=said)
+    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+
+
+def _watched(params: Params, base: BaseModel, method: Method, said: str, image: int) -> HeatMaps:
+    from personalize_core.analyses.heat_maps import heat_maps
+    from personalize_core.sample import initial_noise, make_sampler
+
+    sampler, noise = make_sampler(params.sampling.sampler, base), initial_noise(base, params.seed, [(0, image)])
+    return heat_maps(method, base, said, noise, sampler, params.sampling.steps, params.sampling.guidance)
+
+
+def draw_together(
+    store: Store, cells: Sequence[tuple[str, str]], prompts: Sequence[str], images: int, listener: Listener = unheard
+) -> Report:
+    """Pictures that show several concepts at once, `images` for each prompt, beside their prompts in samples.json.
+
+    Args:
+        cells: (concept, method) of each artifact.
+
+    Returns:
+        A report whose numbers are, under "PART.CONCEPT", the mean identity of each part of the pictures with each
+        concept; "PART" is the concept that the prompt puts there, from left to right.
+
+    Raises:
+        InputError: a prompt lacks a concept, there is no such artifact, or one that cannot be confined to a region.
+    """
+    from personalize_core.artifact import restore
+    from personalize_core.metrics import scoring
+    from personalize_core.together import Together
+
+    started, params = time.monotonic(), store.params
+    for prompt in prompts:
+        for concept, method in cells:
+            check_method(method)
+            store.concept(concept).template(prompt)
+    request = {
+        "artifacts": [artifact_stamp(store, concept, method) for concept, method in cells],
+        "prompts": list(prompts),
+        "images": images,
+        "sampling": params.sampling.model_dump(),
+        "seed": params.seed,
+        "encoder": scoring.which(params.encoders.identity),
+        "photographs": [intake.content(store.concept_folder(concept)) for concept, _ in cells],
+        "sources": sources_hash([*DRAWING, "together", "metrics/features", "metrics/side_by_side"]),
+    }
+    stamp = stamp_of(request)
+    folder = store.samples("together", "+".join(concept for concept, _ in cells), stamp)
+    places = [(prompt, image) for prompt in range(len(prompts)) for image in range(images)]
+    pictures = {f"{prompts[p]} {i + 1}": folder / picture_name("together", p, i) for p, i in places}
+    if is_current(folder, stamp):
+        numbers = read_json(folder / "samples.json")["identity"]
+        return Report(stamp, True, time.monotonic() - started, folder, numbers, pictures)
+    base = load_base(store)
+    together = Together([restore(store.artifact(method, concept), base, method) for concept, method in cells], base)
+    with whole_folder(folder, stamp) as new, store.alone("device"):
+        said = [together.say(prompts[prompt]) for prompt, _ in places]
+        paths = [new / picture_name("together", prompt, image) for prompt, image in places]
+        what = f"drawing {' and '.join(concept for concept, _ in cells)}"
+        draw(params.sampling, params.seed, base, together, said, places, paths, what, listener)
+        numbers = _identity_of_parts(store, [concept for concept, _ in cells], paths, [prompts[p] for p, _ in places])
+        about = {"cells": [list(cell) for cell in cells], "said": said, "identity": numbers, **request}
+        write_json(new / "samples.json", about)
+    return Report(stamp, False, time.monotonic() - started, folder, numbers, pictures)
+
+
+def _identity_of_parts(
+    store: Store, concepts: Sequence[str], paths: Sequence[Path], prompts: Sequence[str]
+) -> dict[str, float]:
+    """Means over the pictures, of which each has the concepts from left to right as its prompt names them."""
+    from personalize_core.data import load_picture
+    from personalize_core.metrics.features import load_identity_encoder
+    from personalize_core.metrics.side_by_side import identity_of_parts
+    from personalize_core.models import choose_device
+
+    encoder = load_identity_encoder(store.params.encoders.identity, choose_device(store.params.device))
+    references = [[load_picture(p) for p in intake.photographs(store.concept_folder(name))] for name in concepts]
+    found: dict[str, list[float]] = {f"{part}.{name}": [] for part in concepts for name in concepts}
+    alike = identity_of_parts([load_picture(path) for path in paths], references, encoder).tolist()
+    for columns, prompt in zip(alike, prompts, strict=True):
+        parts = sorted(concepts, key=lambda name: prompt.index(store.concept(name).placeholder))
+        for part, column in zip(parts, columns, strict=True):
+            for name, value in zip(concepts, column, strict=True):
+                found[f"{part}.{name}"].append(value)
+    return {key: sum(values) / len(values) for key, values in found.items()}

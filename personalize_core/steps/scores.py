@@ -1,0 +1,73 @@
+"""Pictures to scores: a table with a row per picture and metric."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personalize_core import intake
+from personalize_core.files import is_current, sources_hash, stamp_of, whole_folder
+from personalize_core.methods import check_method
+from personalize_core.steps.events import Event, Listener, Report, unheard
+from personalize_core.steps.stamps import SCORING, manifest_stamp
+from personalize_core.store import REFERENCES, SCORES, Store
+
+if TYPE_CHECKING:
+    from personalize_core.metrics import scoring
+
+
+def score(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
+    """Every picture of a grid against its text and the concept's photographs, a row per picture and metric."""
+    from personalize_core.metrics import scoring
+
+    check_method(method)
+    grid = store.grid(method, concept)
+    drawn = manifest_stamp(grid, f"no grid of {concept!r} has been drawn by {method}")
+
+    def table(photographs: list[Path], encoders: scoring.Encoders) -> Any:
+        return scoring.score_grid(store.root, grid, photographs, encoders)
+
+    return _score(store, concept, method, drawn, table, listener)
+
+
+def score_references(store: Store, concept: str, listener: Listener = unheard) -> Report:
+    """The concept's photographs against each other: what even real pictures reach."""
+    from personalize_core.metrics import scoring
+
+    def table(photographs: list[Path], encoders: scoring.Encoders) -> Any:
+        return scoring.score_references(store.root, concept, photographs, encoders)
+
+    return _score(store, concept, REFERENCES, "", table, listener)
+
+
+def _score(
+    store: Store, concept: str, method: str, drawn: str, table: Callable[..., Any], listener: Listener
+) -> Report:
+    from personalize_core.metrics import scoring, tables
+    from personalize_core.models import choose_device
+
+    started = time.monotonic()
+    store.concept(concept)
+    names, folder = store.params.encoders, store.scores(method, concept)
+    stamp = stamp_of(
+        {
+            "grid": drawn,
+            "photographs": intake.content(store.concept_folder(concept)),
+            "encoders": [scoring.which(name) for name in (names.text_image, names.identity)],
+            "sources": sources_hash(SCORING),
+        }
+    )
+    with store.alone("scores", method, concept):
+        skipped = is_current(folder, stamp)
+        if not skipped:
+            what = f"scoring {concept}, {method}"
+            listener(Event(what, 0, 1))
+            photographs = intake.photographs(store.concept_folder(concept))
+            with whole_folder(folder, stamp) as new, store.alone("device"):
+                encoders = scoring.load_encoders(names.text_image, names.identity, choose_device(store.params.device))
+                tables.write(table(photographs, encoders), new / SCORES)
+            listener(Event(what, 1, 1))
+    numbers = scoring.means(tables.read(folder / SCORES))
+    return Report(stamp, skipped, time.monotonic() - started, folder / SCORES, numbers)
