@@ -82,3 +82,22 @@ def test_after_each_step_the_log_has_the_rates_and_how_far_a_learned_embedding_h
 
     train(method, base, images, seed=0, log=check)
     assert not held or min(cosines) < 1
+
+
+@of_learning
+def test_what_the_base_model_predicts_changes_the_target_and_no_penalty(case, concept, images):
+    """methods.md 12.6: noise for Stable Diffusion 1, velocity for 2.1; attention and words are the same under both."""
+    found = {}
+    for prediction_type in ("epsilon", "v_prediction"):
+        base = case.base(prediction_type=prediction_type)
+        method = disturbed(case.make(base, concept)).train()
+        with method.attach(base):
+            for stage in method.stages():
+                torch.manual_seed(0)  # dropout's
+                step = denoising_step(method, base, images, stage, seed=0, index=0)
+                found[prediction_type, stage.name] = step.target, step.prediction, stage.penalty(step)
+    for stage in method.stages():
+        noise, velocity = found["epsilon", stage.name], found["v_prediction", stage.name]
+        assert not torch.equal(noise[0], velocity[0])
+        assert torch.equal(noise[1], velocity[1])
+        assert noise[2].keys() == velocity[2].keys() and all(torch.equal(noise[2][k], velocity[2][k]) for k in noise[2])
