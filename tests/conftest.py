@@ -16,12 +16,14 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from personalize_core import artifact, proof
+from personalize_core import train as training
 from personalize_core.base import BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents
-from personalize_core.method import Method
+from personalize_core.method import Method, Step
 from personalize_core.sample import initial_noise, make_sampler, sample
 from personalize_core.text import TextContext
+from personalize_core.train import denoising_step
 
 torch.set_num_threads(1)  # far faster on models this small
 
@@ -197,3 +199,19 @@ def equal_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
     return one.keys() == other.keys() and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
     )
+
+
+def a_step(method: Method, base: BaseModel, images: ConceptLatents, stage: int = 0, index: int = 0) -> Step:
+    """One step of a stage, as training would take it."""
+    return denoising_step(method.train(), base, images, method.stages()[stage], seed=0, index=index)
+
+
+def states_of_stages(method: Method, base: BaseModel, images: ConceptLatents) -> dict[str, dict[str, torch.Tensor]]:
+    """What is learned, as it is after each stage; trained in place."""
+    after = {}
+
+    def log(row):
+        after[row["stage"]] = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+
+    training.train(method, base, images, 0, log)
+    return after

@@ -17,8 +17,8 @@ from personalize_core.base import LAYERS, BaseModel
 from personalize_core.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods.attn_dreambooth import AttnDreamBooth, Config, Sampling
-from personalize_core.train import denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, draw, equal_bits, predict, tiny_base
+from personalize_core.train import diffusion_loss, train
+from tests.conftest import a_step, disturbed, draw, equal_bits, predict, states_of_stages, tiny_base
 from tests.test_interoperability import check_same, fresh_pipeline
 
 SHORT: dict[str, Any] = {
@@ -53,21 +53,6 @@ def bear() -> Concept:
     return Concept("b", "<b>", "teddy bear")
 
 
-def a_step(method, base, images, stage: int = 0):
-    return denoising_step(method.train(), base, images, method.stages()[stage], seed=0, index=0)
-
-
-def states(method, base, images) -> dict[str, dict[str, torch.Tensor]]:
-    """What is learned, as it is after each stage; trained in place."""
-    after = {}
-
-    def log(row):
-        after[row["stage"]] = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-
-    train(method, base, images, 0, log)
-    return after
-
-
 # -- the stages ------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +84,7 @@ def test_each_stage_trains_what_the_paper_says_with_its_own_settings(make, base)
 def test_in_each_stage_only_its_own_tensors_change(make, base, images):
     method = make(**STEEP)
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    after = states(method, base, images)
+    after = states_of_stages(method, base, images)
     changed = []
     for stage in ("embedding", "attention", "unet"):
         now = after[stage]
@@ -177,7 +162,7 @@ def test_without_the_third_stage_only_the_cross_attention_is_kept(make, base):
 
 def test_the_third_stage_goes_on_from_the_second(make, base, images):
     method = make(**STEEP, unet_mean_weight=0.0, unet_variance_weight=0.0)
-    after = states(method, base, images)
+    after = states_of_stages(method, base, images)
     resumed = make(**STEEP, unet_mean_weight=0.0, unet_variance_weight=0.0)
     resumed.load_state_dict(after["attention"])
     with resumed.attach(base):

@@ -17,8 +17,8 @@ from personalize_core.concept import Concept
 from personalize_core.context_regularization import PromptPair, context_losses
 from personalize_core.errors import InputError
 from personalize_core.methods.core import Config, CoRe, prompt_set
-from personalize_core.train import Checkpoints, denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, draw, equal_bits, tiny_base
+from personalize_core.train import Checkpoints, diffusion_loss, train
+from tests.conftest import a_step, disturbed, draw, equal_bits, tiny_base
 from tests.test_interoperability import check_same, fresh_pipeline
 
 SHORT: dict[str, Any] = {
@@ -44,10 +44,6 @@ def base() -> BaseModel:
 @pytest.fixture
 def make(base, concept) -> Any:
     return lambda **chosen: CoRe(short(**chosen), base, concept)
-
-
-def a_step(method, base, images, stage: int = 0, index: int = 0):
-    return denoising_step(method.train(), base, images, method.stages()[stage], seed=0, index=index)
 
 
 # -- the recipe ------------------------------------------------------------------------------------------------
