@@ -26,8 +26,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def store_for(workspace: Path, method: str, **more: Any) -> Store:
     values = tiny_workspace.params(workspace) | more
-    names = [field for field in vars(method_class(method).Config())]
-    short = {name: 2 for name in names if name.endswith(("steps", "batch_size")) or name == "class_images"}
+    kind = method_class(method)
+    short = {name: 2 for name in vars(kind.Config()) if name.endswith(("steps", "batch_size"))}
+    if kind.class_images(kind.Config()):
+        short["class_images"] = 2
     values["methods"] = {"base_model": {}, method: {values["base_model"]: short}}
     return tiny_workspace.write_params(workspace, values)
 
