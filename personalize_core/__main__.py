@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from personalize_core import intake, models, steps
+from personalize_core.analyses import commands as analyses
 from personalize_core.errors import InputError
 from personalize_core.store import Store
 from personalize_core.study import commands as study
@@ -30,6 +31,7 @@ app = typer.Typer(
 step = typer.Typer(help="One step over every concept: what dvc.yaml runs.", no_args_is_help=True)
 app.add_typer(step, name="step")
 app.add_typer(study.app)
+app.add_typer(analyses.app)
 
 Concepts = Annotated[list[str] | None, typer.Argument(help="Names of concepts; all of them if none is given.")]
 Methods = Annotated[

@@ -92,6 +92,9 @@ class Store:
     def comparison(self) -> Path:
         return self.data / "comparison"
 
+    def analyses(self, method: str, concept: str) -> Path:
+        return self.data / "analyses" / method / concept
+
     def samples(self, method: str, concept: str, request: str) -> Path:
         return self.data / "samples" / method / concept / request
 

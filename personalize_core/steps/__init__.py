@@ -4,6 +4,7 @@ Every step is a pure function of its stamp: what it would make, it finds already
 ever sees it half made. Dagster, DVC and the command line call these and hold no logic of their own.
 """
 
+from personalize_core.steps.analysing import ANALYSES, analyse, suggest_class
 from personalize_core.steps.checks import check_inputs
 from personalize_core.steps.class_images import make_class_images
 from personalize_core.steps.comparing import compare
@@ -17,9 +18,11 @@ from personalize_core.steps.scores import score, score_references
 from personalize_core.steps.training import train
 
 __all__ = [
+    "ANALYSES",
     "Event",
     "Listener",
     "Report",
+    "analyse",
     "check_inputs",
     "class_images_wanted",
     "compare",
@@ -34,6 +37,7 @@ __all__ = [
     "picture_name",
     "score",
     "score_references",
+    "suggest_class",
     "train",
     "unheard",
 ]

@@ -1,0 +1,82 @@
+"""The placeholder alone as a prompt, by the base model's own U-Net, with v before and after training.
+
+AttnDreamBooth, figure 4b (methods.md 15.2): what the embedding itself says, without what was learned in the U-Net.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from personalize_core import figures
+from personalize_core.analyses.bench import Bench
+from personalize_core.analyses.results import Results
+from personalize_core.base import BaseModel
+from personalize_core.method import Method
+from personalize_core.sample import Sampler, guided
+
+TITLE = "The bare placeholder"
+HOW = (
+    "The placeholder is the whole prompt. The base model's own U-Net draws it with the embedding before training and "
+    "after, from the same noise; the last row has also what was learned beside the embedding. Identity is the mean "
+    "cosine with the photographs."
+)
+BEFORE, AFTER, WHOLE = (
+    "before training, base U-Net",
+    "after training, base U-Net",
+    "after training, all that it learned",
+)
+IMAGES = 4
+MEANINGS = {
+    "drawn_by": f"'{BEFORE}', '{AFTER}' or '{WHOLE}'",
+    "image_index": "which picture; equal indices share their noise",
+    "identity": "mean cosine with the photographs, by the identity encoder",
+}
+
+
+@torch.no_grad()
+def with_base_unet(
+    method: Method, base: BaseModel, noise: Tensor, sampler: Sampler, steps: int, guidance: float
+) -> Tensor:
+    """Latents (B, 4, h, w) of the placeholder alone, with nothing put into the U-Net. noise: (B, 4, h, w)."""
+    method.to(base.device).eval()
+    condition = method.condition(base, [method.concept.placeholder] * len(noise))
+    empty = method.condition(base, [""] * len(noise))
+    return sampler(guided(base, condition, empty, guidance), noise.to(base.device), steps)
+
+
+def draw(pictures: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+    """A row for each of BEFORE, AFTER and WHOLE; (B, H, W, 3) uint8 each."""
+    rows = {name: [[Image.fromarray(one)] for one in drawn] for name, drawn in pictures.items()}
+    count = len(next(iter(pictures.values())))
+    figures.comparison_grid([], rows, [f"noise {n + 1}" for n in range(count)], path, title)
+
+
+def analyse(bench: Bench, into: Results) -> None:
+    _ = bench.learned  # not defined where there is none
+    how, places = bench.how, [(0, image) for image in range(IMAGES)]
+    noise = bench.noise(places)
+    pictures = {
+        name: bench.base.decode(
+            with_base_unet(method, bench.base, noise, bench.sampler(), how.steps, how.guidance)
+        ).numpy()
+        for name, method in {BEFORE: bench.start, AFTER: bench.trained}.items()
+    }
+    whole = bench.draw(bench.trained, [bench.concept.placeholder] * len(places), places)
+    if (whole != pictures[AFTER]).any():
+        pictures[WHOLE] = whole
+    else:
+        into.absent[WHOLE] = "the method learns nothing beside the embedding: the pictures are the same"
+    rows = []
+    for name, drawn in pictures.items():
+        identities = bench.identities(bench.features_of(bench.identity, drawn))
+        into.numbers[f"identity, {name}"] = float(identities.mean())
+        rows += [{"drawn_by": name, "image_index": n, "identity": float(x)} for n, x in enumerate(identities)]
+    into.table("bare_placeholder.parquet", rows, MEANINGS, "every picture's identity")
+    caption = f"the prompt '{bench.concept.placeholder}' alone, with the embedding before and after training"
+    draw(pictures, into.picture("bare_placeholder.png", caption), f"'{bench.concept.placeholder}'")

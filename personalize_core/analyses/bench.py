@@ -1,0 +1,127 @@
+"""What the analyses of one method on one concept look at together; features are taken once, when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from PIL import Image
+from torch import Tensor
+
+from personalize_core.base import BaseModel
+from personalize_core.concept import Concept
+from personalize_core.data import load_picture
+from personalize_core.method import Method
+from personalize_core.metrics.features import Encoder, TextImageEncoder
+from personalize_core.metrics.tables import FLOOR
+from personalize_core.params import Drawing
+from personalize_core.sample import Sampler, initial_noise, make_sampler, sample
+
+BATCH = 8  # pictures drawn at once; no picture depends on it
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A grid on disk."""
+
+    folder: Path
+    templates: Sequence[str]
+    images_per_prompt: int
+    names: Mapping[str, Sequence[str]]  # variant -> its pictures' files in the folder, one for each of `places`
+
+    @property
+    def variants(self) -> list[str]:
+        return list(self.names)
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(prompt index, image index) of each picture."""
+        return [(prompt, image) for prompt in range(len(self.templates)) for image in range(self.images_per_prompt)]
+
+    def paths(self, variant: str) -> list[Path]:
+        return [self.folder / name for name in self.names[variant]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One method, one concept."""
+
+    method: str  # its name, or METHOD@ABLATION
+    concept: Concept
+    base: BaseModel
+    start: Method  # before its training
+    trained: Method
+    identity: Encoder
+    text_image: TextImageEncoder
+    photographs: Sequence[Path]
+    grid: Drawn
+    floor: Drawn | None  # the base model's grid of the same prompts, if it has been drawn
+    scores: pl.DataFrame | None
+    floor_scores: pl.DataFrame | None
+    log: Sequence[Mapping[str, Any]]  # of its training; empty if there was none here
+    how: Drawing
+    seed: int
+    ready: Callable[[str, Sequence[str]], Method]  # (variant, prompts) -> what was learned, to draw them so
+
+    @property
+    def is_floor(self) -> bool:
+        """Is the method the base model itself, which learned nothing?"""
+        return self.method == FLOOR
+
+    @cached_property
+    def learned(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the text encoder reads for the placeholder before and after training, each (n, D) float64.
+
+        Raises:
+            NotDefined: the method learns no embedding.
+        """
+        from personalize_core.analyses.embedding_drift import both_ends
+
+        return both_ends(self.start, self.trained, self.base)
+
+    def features(self, encoder: Encoder, paths: Sequence[Path]) -> np.ndarray:
+        """(N, D) float64, rows of length one, of pictures in files."""
+        key = (encoder.name, tuple(paths))
+        if key not in self._encoded:
+            self._encoded[key] = self.features_of(encoder, opened(paths))
+        return self._encoded[key]
+
+    def features_of(self, encoder: Encoder, pictures: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
+        """The same, of pictures at hand; an array is (N, H, W, 3) uint8."""
+        images = [Image.fromarray(one) for one in pictures] if isinstance(pictures, np.ndarray) else pictures
+        return encoder.images(images).double().numpy()
+
+    def identities(self, features: np.ndarray) -> np.ndarray:
+        """(N,): the mean cosine of features (N, D), by the identity encoder, with the photographs."""
+        return features @ self.features(self.identity, self.photographs).mean(axis=0)
+
+    def sampler(self) -> Sampler:
+        return make_sampler(self.how.sampler, self.base)
+
+    def noise(self, places: Sequence[tuple[int, int]]) -> Tensor:
+        """(N, 4, h, w)."""
+        return initial_noise(self.base, self.seed, places)
+
+    def draw(self, method: Method, said: Sequence[str], places: Sequence[tuple[int, int]]) -> np.ndarray:
+        """(N, H, W, 3) uint8: a picture for each prompt; places choose the noise."""
+        parts = []
+        for start in range(0, len(said), BATCH):
+            rows = slice(start, start + BATCH)
+            noise = self.noise(places[rows])
+            latents = sample(method, self.base, said[rows], noise, self.sampler(), self.how.steps, self.how.guidance)
+            parts.append(self.base.decode(latents))
+        return torch.cat(parts).numpy()
+
+    @cached_property
+    def _encoded(self) -> dict[tuple[str, tuple[Path, ...]], np.ndarray]:
+        return {}
+
+
+def opened(paths: Sequence[Path]) -> list[Image.Image]:
+    return [load_picture(path) for path in paths]

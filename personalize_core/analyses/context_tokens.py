@@ -1,0 +1,126 @@
+"""Context-token drift: what the concept's embedding does to the words around it in the text encoder.
+
+CoRe (Wu et al. 2025), figures 2 and 8 (methods.md 15.3): a good embedding leaves the output embeddings of the other
+words as the class noun leaves them; an overfitted one bends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from personalize_core.analyses import plots
+from personalize_core.analyses.bench import Bench
+from personalize_core.analyses.class_nouns import COMMON_NOUNS
+from personalize_core.analyses.embedding_drift import MIDDLE
+from personalize_core.analyses.results import NotDefined, Results
+from personalize_core.base import BaseModel
+from personalize_core.concept import SLOT, Concept
+from personalize_core.method import Method
+from personalize_core.text import TextContext
+
+TITLE = "Context tokens"
+TEMPLATE = "{} in the desert"
+END = "(end of text)"
+HOW = (
+    f"The text encoder's output for each word of '{TEMPLATE}' behind the slot, compared by cosine with the same word's "
+    "output where the base model reads the class noun in the slot. Beside the concept stand other nouns: the two of a "
+    "short list whose own outputs are nearest to the class noun's, and the farthest. A method under which each "
+    "cross-attention layer reads its own text has the mean over the layers, at the middle timestep."
+)
+NEAR, FAR = 2, 1
+MEANINGS = {
+    "filler": "what stands in the slot",
+    "kind": "'class noun' (the reference itself), 'near noun', 'far noun' or 'concept'",
+    "word": f"the word behind the slot; '{END}' for the end token, which sums the prompt up",
+    "cosine": "of its output embedding with the same word's in the reference prompt",
+}
+
+
+def positions(base: BaseModel, prompt: str, concept: Concept) -> list[tuple[str, list[int]]]:
+    """Of the prompt's tokens: those of each word behind the slot of TEMPLATE, then that of the end of the text."""
+    behind = base.tokenizer.spelled(TEMPLATE.replace(SLOT, ""), concept)
+    end = int(base.tokenizer([prompt], concept).end[0].int().argmax())
+    return [*base.tokenizer.spelled(prompt, concept)[-len(behind) :], (END, [end])]
+
+
+def outputs(base: BaseModel, context: TextContext, prompt: str, concept: Concept) -> np.ndarray:
+    """(layers, words, D) float64: each word's output, the mean of its tokens'. One layer where all read one text."""
+    hidden: Tensor = context.layers[0][:, 0] if context.layers else context.hidden[:1]  # (layers, L, D)
+    places = [where for _, where in positions(base, prompt, concept)]
+    return torch.stack([hidden[:, where].mean(dim=1) for where in places], dim=1).double().cpu().numpy()
+
+
+def cosines(one: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """(words,): one (layers, words, D) with reference (1, words, D), the mean over the layers."""
+    lengths = np.linalg.norm(one, axis=-1) * np.linalg.norm(reference, axis=-1)
+    return np.clip((one * reference).sum(axis=-1) / lengths, -1, 1).mean(axis=0)
+
+
+def words(base: BaseModel, concept: Concept) -> list[str]:
+    """The columns."""
+    return [word for word, _ in positions(base, TEMPLATE.replace(SLOT, concept.class_noun), concept)]
+
+
+@torch.no_grad()
+def of_noun(base: BaseModel, noun: str, concept: Concept) -> np.ndarray:
+    """(1, words, D): the prompt with a plain noun, read by the base model."""
+    prompt = TEMPLATE.replace(SLOT, noun)
+    return outputs(base, base.encode([prompt], concept), prompt, concept)
+
+
+@torch.no_grad()
+def of_concept(method: Method, base: BaseModel, t: int) -> np.ndarray:
+    """(layers, words, D): the prompt as the method says and reads it, at timestep t.
+
+    Raises:
+        NotDefined: the method says the class noun alone, which is the reference.
+    """
+    if method.concept.placeholder not in method.phrase:
+        raise NotDefined("the method says the class noun alone, which is what all others are compared with")
+    prompt = method.say(TEMPLATE)
+    with method.attach(base):
+        context = method.condition(base, [prompt])(torch.full((1,), t, device=base.device))
+    return outputs(base, context, prompt, method.concept)
+
+
+@torch.no_grad()
+def others(base: BaseModel, class_noun: str, nouns: Sequence[str] = COMMON_NOUNS) -> list[tuple[str, str]]:
+    """(noun, kind): the nearest and the farthest of the list, by the output of "a photo of a NOUN" at its end."""
+    nouns = [noun for noun in nouns if noun != class_noun]
+    context = base.encode([f"a photo of a {noun}" for noun in [class_noun, *nouns]])
+    ends = F.normalize(context.hidden[context.end].double(), dim=-1)
+    order = (ends[1:] @ ends[0]).argsort(descending=True, stable=True).tolist()
+    kinds = [(index, "near noun") for index in order[:NEAR]] + [(index, "far noun") for index in order[-FAR:]]
+    return [(nouns[index], kind) for index, kind in kinds]
+
+
+def analyse(bench: Bench, into: Results) -> None:
+    base, concept = bench.base, bench.concept
+    mine, reference = (
+        of_concept(bench.trained, base, MIDDLE),
+        of_noun(base, concept.class_noun, concept),
+    )
+    fillers = [(concept.class_noun, "class noun", reference)]
+    for noun, kind in others(base, concept.class_noun):
+        fillers.append((noun, kind, of_noun(base, noun, concept)))
+    fillers.append((f"{bench.trained.phrase}, {bench.method.replace('_', ' ')}", "concept", mine))
+    columns = words(base, concept)
+    numbers = np.stack([cosines(outputs, reference) for _, _, outputs in fillers])
+    rows = [
+        {"filler": filler, "kind": kind, "word": word, "cosine": float(numbers[row, column])}
+        for row, (filler, kind, _) in enumerate(fillers)
+        for column, word in enumerate(columns)
+    ]
+    into.table("context_tokens.parquet", rows, MEANINGS, "every word behind every filler")
+    into.numbers |= {
+        f"mean over the words, {filler}": float(numbers[row].mean()) for row, (filler, *_) in enumerate(fillers)
+    }
+    caption = f"how the words of '{TEMPLATE}' change with what stands in the slot"
+    labels = [f"{filler} ({kind})" for filler, kind, _ in fillers]
+    label = f"cosine with the word's output behind '{concept.class_noun}'"
+    plots.shaded(numbers, labels, columns, into.picture("context_tokens.png", caption), TEMPLATE, label)

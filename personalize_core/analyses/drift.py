@@ -1,0 +1,99 @@
+"""Drift: what the personalized model does to prompts that do not mention the concept.
+
+DreamBooth's "language drift" (Ruiz et al. 2023, sec. 3.2) is the case of the class noun, and prior preservation is
+there to stop it. Base model and personalized model draw from the same noise, so an untouched model differs by nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from personalize_core import figures
+from personalize_core.analyses.bench import Bench
+from personalize_core.analyses.results import NotDefined, Results
+from personalize_core.concept import SLOT
+from personalize_core.method import Method
+from personalize_core.metrics.tables import FLOOR
+
+TITLE = "Drift"
+HOW = (
+    "The same prompts under the same noise by the base model and with what was learned put in; none of them mentions "
+    "the concept. Differences are 1 - cosine of features, and the root of the mean squared difference of pixels in "
+    "[0, 1]. 0 in both: the pictures are the same."
+)
+OTHER_NOUNS = ("cat", "car", "mug")  # of which two are taken that are not the class noun
+TEMPLATES = 4  # of the prompt list, at most
+MEANINGS = {
+    "variant": "the sampling variant",
+    "prompt": "what was drawn",
+    "kind": "'class noun', or 'other noun': of another kind of thing",
+    "feature_distance": "1 - cosine of the two pictures' features by the identity encoder, in [0, 2]",
+    "text_image_distance": "the same by the text-image encoder",
+    "pixel_difference": "root mean square of the difference of pixels, in [0, 1]",
+}
+
+
+def prompts(templates: Sequence[str], class_noun: str) -> list[tuple[str, str]]:
+    """(prompt, kind): the first templates of the list with the class noun in the slot, then with two other nouns."""
+    others = [noun for noun in OTHER_NOUNS if noun != class_noun][:2]
+    some = list(templates[:TEMPLATES])
+    said = [(template.replace(SLOT, class_noun), "class noun") for template in some]
+    return said + [(template.replace(SLOT, noun), "other noun") for noun in others for template in some]
+
+
+def feature_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(N,) of 1 - cosine; both (N, D), rows of length one."""
+    return 1 - np.clip((one * other).sum(axis=1), -1, 1)
+
+
+def pixel_differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(N,) in [0, 1]; both (N, H, W, 3) uint8."""
+    difference = (one.astype(np.float64) - other.astype(np.float64)) / 255
+    return np.sqrt(np.square(difference).mean(axis=(1, 2, 3)))
+
+
+def draw(said: Sequence[str], pictures: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+    """A row for each model; pictures: its name -> (N, H, W, 3) uint8, one for each prompt."""
+    rows = {name.replace("_", " "): [[Image.fromarray(one)] for one in drawn] for name, drawn in pictures.items()}
+    figures.comparison_grid([], rows, said, path, title)
+
+
+def analyse(bench: Bench, into: Results) -> None:
+    if bench.is_floor:
+        raise NotDefined("the method learns nothing, so it is the base model")
+    asked = prompts(bench.grid.templates, bench.concept.class_noun)
+    said, places = [prompt for prompt, _ in asked], [(place, 0) for place in range(len(asked))]
+    untouched = Method(None, bench.base, bench.concept)  # the interface's defaults change nothing
+    drawn = {FLOOR: bench.draw(untouched, said, places)}
+    drawn |= {variant: bench.draw(bench.ready(variant, said), said, places) for variant in bench.grid.variants}
+    by_identity, by_text_image = (
+        {name: bench.features_of(encoder, pictures) for name, pictures in drawn.items()}
+        for encoder in (bench.identity, bench.text_image)
+    )
+    rows = []
+    for variant in bench.grid.variants:
+        measures = {
+            "feature_distance": feature_distances(by_identity[variant], by_identity[FLOOR]),
+            "text_image_distance": feature_distances(by_text_image[variant], by_text_image[FLOOR]),
+            "pixel_difference": pixel_differences(drawn[variant], drawn[FLOOR]),
+        }
+        rows += [
+            {"variant": variant, "prompt": prompt, "kind": kind}
+            | {name: float(values[n]) for name, values in measures.items()}
+            for n, (prompt, kind) in enumerate(asked)
+        ]
+        for wanted in dict.fromkeys(kind for _, kind in asked):
+            of_kind = [n for n, (_, kind) in enumerate(asked) if kind == wanted]
+            for name, values in measures.items():
+                into.numbers[f"{variant}, {wanted}, {name.replace('_', ' ')}"] = float(values[of_kind].mean())
+    into.table("drift.parquet", rows, MEANINGS, "every prompt without the concept")
+    caption = "prompts that do not mention the concept, by the base model and with what was learned; same noise"
+    each = len(asked) // 3
+    shown = [n for n in range(len(asked)) if n % each < 2]  # of each noun two templates
+    some = {name: pictures[shown] for name, pictures in drawn.items()}
+    title = f"{bench.concept.name}: prompts that do not mention it"
+    draw([said[n] for n in shown], some, into.picture("drift_pairs.png", caption), title)

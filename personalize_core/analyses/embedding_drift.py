@@ -1,0 +1,196 @@
+"""Embedding drift: how far the placeholder's embedding went, and which words it is near (methods.md 15.2).
+
+AttnDreamBooth (Pang et al. 2024): tuned together with the U-Net it hardly moves, tuned alone it moves far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from personalize_core.analyses import plots
+from personalize_core.analyses.bench import Bench
+from personalize_core.analyses.results import NotDefined, Results
+from personalize_core.base import LAYERS, BaseModel, hooked
+from personalize_core.figures import COLOURS, GREY, INK, PALE, STYLE, save_figure
+from personalize_core.method import Method
+
+TITLE = "Embedding drift"
+HOW = (
+    "What the text encoder reads in the placeholder's place, before and after training: the cosine of the two, the "
+    "ratio of their norms, and the nearest whole words of the vocabulary by the cosine of input embeddings. Each "
+    "training step's cosine and norm stand in the training log; its vectors do not, so words are those of the two ends."
+)
+MIDDLE = 500  # of the 1000 timesteps, for an embedding that differs between them
+WORDS = 8
+TOLERANCE = 1e-4  # relative; what is read is known to rounding
+STEP_MEANINGS = {
+    "step": "of the whole training, from 0",
+    "stage": "its name",
+    "cosine": "of the embedding after the step with the one before training; the mean, where there are several",
+    "norm_ratio": "its norm over the one before training; the ratio of means, where there are several",
+}
+WORD_MEANINGS = {
+    "when": "'before' or 'after' training",
+    "layer": "the cross-attention layer whose embedding it is; null where all layers read one",
+    "rank": "1 is the nearest",
+    "word": "a whole word of the tokenizer's vocabulary",
+    "cosine": "of its input embedding with the placeholder's",
+}
+
+
+@torch.no_grad()
+def what_is_read(method: Method, base: BaseModel, t: int = MIDDLE) -> Tensor:
+    """The input embeddings that the text encoder reads for the placeholder alone, at timestep t: (n, D) on the CPU.
+
+    n is 1, or 16 where each cross-attention layer has its own. Whatever a method does to the text encoder's input
+    shows here, so none is asked for by name. Known to rounding, since position embeddings are taken off again.
+
+    Raises:
+        NotDefined: the method says no placeholder.
+    """
+    if method.concept.placeholder not in method.phrase:
+        raise NotDefined("the method speaks of the concept by its class noun alone, so there is no placeholder to read")
+    prompt, seen = [method.concept.placeholder], []
+    place = int(base.tokenizer(prompt, method.concept).placeholder[0].int().argmax())
+    modules: dict[str, Any] = dict(base.text_encoder.named_modules())
+    embeddings = next(modules[name] for name in modules if name.rpartition(".")[2] == "embeddings")
+    position = embeddings.position_embedding.weight[place]
+
+    def look(module: Any, args: Any, answer: Tensor) -> None:
+        seen.append(answer[:, place] - position)
+
+    with method.attach(base), hooked(embeddings.register_forward_hook(look)):
+        method.condition(base, prompt)(torch.full((1,), t, device=base.device))
+    return seen[-1].float().cpu()
+
+
+def both_ends(start: Method, trained: Method, base: BaseModel) -> tuple[np.ndarray, np.ndarray]:
+    """`what_is_read` before and after training, both (n, D) float64, row for row.
+
+    Raises:
+        NotDefined: training changed nothing there.
+    """
+    before, after = (what_is_read(method, base).double().numpy() for method in (start, trained))
+    if np.allclose(before, after, rtol=0, atol=TOLERANCE * float(np.abs(before).max())):
+        raise NotDefined(
+            "the method learns no embedding: what the text encoder reads for the placeholder is the same before and "
+            "after training"
+        )
+    return before, after
+
+
+def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(N, M) of rows (N, D) with rows (M, D), of any norm but 0."""
+    one, other = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (one, other))
+    return np.clip(one @ other.T, -1, 1)
+
+
+def vocabulary(base: BaseModel) -> tuple[list[str], np.ndarray]:
+    """Its whole words of letters, and their input embeddings, (V, D) float64. One that is all zeros is left out."""
+    # The tokenizer's own dictionary, which PromptTokenizer keeps to itself: every other door leads from word to id.
+    ids: dict[str, int] = base.tokenizer._tokenizer.get_vocab()
+    table = base.text_encoder.get_input_embeddings().weight.detach().double().cpu().numpy()
+    found = {token.removesuffix("</w>"): i for token, i in ids.items() if token.endswith("</w>") and i < len(table)}
+    words = [word for word in sorted(found) if word.isalpha() and table[found[word]].any()]
+    return words, table[[found[word] for word in words]]
+
+
+def nearest_words(
+    vectors: np.ndarray, table: np.ndarray, words: Sequence[str], count: int = WORDS
+) -> list[list[tuple[str, float]]]:
+    """For each row of `vectors`, (n, D), the words whose rows of `table`, (V, D), have the greatest cosine."""
+    alike = cosines(vectors, table)
+    order: list[list[int]] = np.argsort(-alike, axis=1, kind="stable")[:, :count].tolist()
+    return [[(words[j], float(alike[i, j])) for j in row] for i, row in enumerate(order)]
+
+
+def steps(log: Sequence[Mapping[str, Any]], norm_before: float) -> list[dict[str, Any]]:
+    """Rows of STEP_MEANINGS from the training log. norm_before: the mean norm before training."""
+    return [
+        {
+            "step": step,
+            "stage": row["stage"],
+            "cosine": float(row["learned"]["v_cosine"]),
+            "norm_ratio": float(row["learned"]["v_norm"]) / norm_before,
+        }
+        for step, row in enumerate(log)
+        if "v_cosine" in row.get("learned", {})
+    ]
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """Cosine and norm ratio over the steps; dashed lines part the stages."""
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 4.4), dpi=130, layout="constrained")
+        for axes, (name, words) in zip(
+            figure.subplots(2, 1, sharex=True),
+            [("cosine", "cosine with\nthe start"), ("norm_ratio", "norm over\nthe start's")],
+            strict=True,
+        ):
+            axes.plot([row["step"] for row in rows], [row[name] for row in rows], color=COLOURS[0], lw=2)
+            axes.axhline(1, color=GREY, lw=0.8, ls=(0, (5, 4)))
+            axes.set_ylabel(words)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(color=PALE, lw=0.6)
+            axes.margins(x=0.01)
+            for stage in stages:
+                first = next(row["step"] for row in rows if row["stage"] == stage)
+                if stage != stages[0]:
+                    axes.axvline(first - 0.5, color=GREY, lw=1, ls=(0, (4, 3)))
+                if name == "cosine" and len(stages) > 1:
+                    axes.annotate(
+                        stage.replace("_", " "), (first, 1), xycoords=("data", "axes fraction"), xytext=(3, 3),
+                        textcoords="offset points", fontsize=9, color=GREY,
+                    )  # fmt: skip
+        figure.axes[-1].set_xlabel("step")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
+        save_figure(figure, path)
+
+
+def analyse(bench: Bench, into: Results) -> None:
+    before, after = bench.learned
+    layers: list[str | None] = [None] if len(before) == 1 else list(LAYERS)
+    norms = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
+    into.numbers["embeddings"] = len(before)
+    into.numbers["cosine with the start"] = float(cosines(before, after).diagonal().mean())
+    into.numbers["norm ratio"] = float((norms[1] / norms[0]).mean())
+
+    words, table = vocabulary(bench.base)
+    near = {when: nearest_words(end, table, words) for when, end in (("before", before), ("after", after))}
+    rows = [
+        {"when": when, "layer": layer, "rank": rank, "word": word, "cosine": cosine}
+        for when, found in near.items()
+        for layer, some in zip(layers, found, strict=True)
+        for rank, (word, cosine) in enumerate(some, start=1)
+    ]
+    into.table("nearest_words.parquet", rows, WORD_MEANINGS, "the nearest words at both ends")
+    groups = {
+        f"{when} training": dict(found[0])
+        if len(found) == 1
+        else {f"{layer}: {some[0][0]}": some[0][1] for layer, some in zip(layers, found, strict=True)}
+        for when, found in near.items()
+    }
+    path = into.picture("nearest_words.png", "the words whose input embeddings are nearest to the placeholder's")
+    strong = bench.concept.class_noun.split()[-1]
+    plots.bars(groups, path, f"{bench.concept.placeholder} is near to", "cosine", strong)
+
+    if during := steps(bench.log, float(norms[0].mean())):
+        into.table("embedding_steps.parquet", during, STEP_MEANINGS, "the embedding after each step")
+        path = into.picture("embedding_drift.png", "the embedding's cosine with its start and its norm, step by step")
+        draw(during, path, f"{bench.concept.placeholder} by {bench.method.replace('_', ' ')}")
+        into.absent["nearest words during training"] = "the training log keeps the embedding's norm and cosine alone"
+    else:
+        into.absent["steps"] = (
+            "the training log says nothing of the embedding"
+            if bench.log
+            else "it was not trained here, so no log"
+        )

@@ -1,0 +1,92 @@
+"""Scores prompt by prompt: a mean over all prompts hides which of them a method fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from personalize_core.analyses.bench import Bench
+from personalize_core.analyses.plots import Panel, dots
+from personalize_core.analyses.results import NotDefined, Results
+from personalize_core.figures import METRIC_WORDS
+from personalize_core.metrics.tables import CEILING, FLOOR
+
+TITLE = "Prompt by prompt"
+HOW = (
+    "The mean over each prompt's pictures, from the table of scores; the difference from the base model is the mean "
+    "over the pictures that share prompt and noise with one of its. Few pictures a prompt: a look, not a verdict."
+)
+DRAWN = ("clip_t", "dino")  # the panels of the plot
+MEANINGS = {
+    "variant": "the sampling variant",
+    "metric": "what was measured, as in the table of scores",
+    "encoder": "the network whose features were compared",
+    "prompt_index": "place in the prompt list, from 0",
+    "prompt": "the template that was drawn",
+    "images": "how many pictures",
+    "mean": "of their scores",
+    "least": "the least of them",
+    "greatest": "the greatest of them",
+    "difference": "mean of score less the base model's on the same cell; null where it has none",
+}
+WAY = ["metric", "encoder"]
+CELL = ["prompt_index", "prompt", "image_index"]
+
+
+def breakdown(scores: pl.DataFrame, floor: pl.DataFrame | None) -> list[dict[str, Any]]:
+    """Rows of MEANINGS from a method's table of scores and the base model's, of one concept."""
+    drawn = scores.filter(pl.col("variant") != CEILING)
+    if floor is None:
+        paired = drawn.with_columns(difference=pl.lit(None, pl.Float64))
+    else:
+        under = floor.select(*WAY, *CELL, pl.col("score").alias("floor"))
+        paired = drawn.join(under, on=[*WAY, *CELL], how="left", nulls_equal=True)
+        paired = paired.with_columns(difference=pl.col("score") - pl.col("floor"))
+    return (
+        paired.group_by("variant", *WAY, "prompt_index", "prompt", maintain_order=True)
+        .agg(
+            images=pl.len().cast(pl.Int64),
+            mean=pl.col("score").mean(),
+            least=pl.col("score").min(),
+            greatest=pl.col("score").max(),
+            difference=pl.col("difference").mean(),
+        )
+        .sort("variant", *WAY, "prompt_index")
+        .select(list(MEANINGS))
+        .to_dicts()
+    )
+
+
+def draw(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
+    """A row for each prompt, each variant's pictures as dots. scores: tables of one concept, the base model's too."""
+    table = pl.concat(
+        [one.filter(pl.col("variant") != CEILING).select("variant", *WAY, *CELL, "score") for one in scores]
+    )
+    prompts = table.select("prompt_index", "prompt").unique().sort("prompt_index")["prompt"].to_list()
+    variants = sorted(table["variant"].unique().to_list(), key=lambda name: (name != FLOOR, name))
+    panels = []
+    for metric in DRAWN:
+        rows = table.filter(metric=metric)
+        for encoder in sorted(rows["encoder"].unique().to_list()):
+            mine = rows.filter(encoder=encoder)
+            series = {
+                variant: [mine.filter(variant=variant, prompt=prompt)["score"].to_list() for prompt in prompts]
+                for variant in variants
+            }
+            panels.append(Panel(f"{METRIC_WORDS.get(metric, metric)}, by {encoder}", series))
+    dots(panels, prompts, path, title, "pale: single pictures; strong: their mean")
+
+
+def analyse(bench: Bench, into: Results) -> None:
+    scores, floor, name = bench.scores, bench.floor_scores, bench.concept.name
+    if scores is None:
+        raise NotDefined(f"its pictures have not been scored; `personalize evaluate {name} -m {bench.method}` does it")
+    if floor is None:
+        into.absent["difference"] = "the base model's pictures of this concept have not been scored"
+    into.table("per_prompt.parquet", breakdown(scores, floor), MEANINGS, "every prompt's mean of every metric")
+    shown = [scores] if floor is None or bench.is_floor else [floor, scores]
+    path = into.picture("per_prompt_scores.png", "each prompt's scores; pale dots are single pictures")
+    draw(shown, path, f"{name}, prompt by prompt")

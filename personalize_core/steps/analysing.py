@@ -1,0 +1,277 @@
+"""What a comparison's headline hides, and the papers' analyses, of one method on one concept; and class nouns.
+
+One folder for each, with analyses.json: for every analysis its numbers, pictures and tables with their captions, or
+why it is not defined here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personalize_core import intake
+from personalize_core.errors import InputError
+from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
+from personalize_core.methods import FLOOR, check_method, method_file
+from personalize_core.prompts import read_list
+from personalize_core.randomness import seed_for
+from personalize_core.steps.drawing import picture_name, refining, sampled_by
+from personalize_core.steps.events import Event, Listener, Report, unheard
+from personalize_core.steps.recipes import load_base
+from personalize_core.steps.stamps import DRAWING, artifact_stamp, manifest_stamp
+from personalize_core.store import SCORES, Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from personalize_core.analyses.bench import Bench, Drawn
+    from personalize_core.base import BaseModel
+    from personalize_core.method import Method
+    from personalize_core.metrics.features import TextImageEncoder
+
+ALL = (  # files of analyses/, in the order in which they are shown
+    "per_prompt",
+    "absence",
+    "copying",
+    "diversity",
+    "drift",
+    "embedding_drift",
+    "bare_placeholder",
+    "context_tokens",
+)
+SHARED = ("bench", "class_nouns", "plots", "results")  # files of analyses/ that these use
+ANALYSING = (
+    *DRAWING,
+    *(f"analyses/{name}" for name in (*ALL, *SHARED)),
+    "figures",
+    "metrics/features",
+    "metrics/similarity",
+    "metrics/tables",
+    "steps/analysing",
+    "training_log",
+)
+ANALYSES = "analyses.json"  # in a folder of analyses
+
+
+def analyse(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
+    """Every analysis of one method on one concept, from its artifact, its grid and its scores.
+
+    The base model's grid and scores of the concept are looked at where they are there; what needs them says so where
+    they are not.
+
+    Raises:
+        InputError: the method has not been trained on the concept, or its grid has not been drawn as params.yaml says.
+    """
+    from personalize_core.analyses.results import NotDefined, Results
+    from personalize_core.metrics import scoring
+
+    check_method(method)
+    started, params, folder = time.monotonic(), store.params, store.analyses(method, concept)
+    store.concept(concept)
+    variants, encoders = params.sampling_variants(method), params.encoders
+    artifact = artifact_stamp(store, concept, method)
+    drawn = manifest_stamp(store.grid(method, concept), f"no grid of {concept!r} has been drawn by {method}")
+    if not _drawn_as_asked(store, concept, method):
+        raise InputError(
+            f"the grid of {concept!r} by {method} was not drawn as params.yaml says now, so new pictures would not "
+            f"compare with it; draw it again with `personalize evaluate {concept} -m {method}`"
+        )
+    beside = [store.scores(method, concept), store.grid(FLOOR, concept), store.scores(FLOOR, concept)]
+    stamp = stamp_of(
+        {
+            "artifact": artifact,
+            "grid": drawn,
+            "beside": [manifest_stamp(place, "") if (place / MANIFEST).is_file() else None for place in beside],
+            "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
+            "photographs": intake.content(store.concept_folder(concept)),
+            "encoders": [scoring.which(name) for name in (encoders.text_image, encoders.identity)],
+            "sampling": params.sampling.model_dump(),
+            "precision": params.precision,
+            "seed": params.seed,
+            "sources": sources_hash([*ANALYSING, f"methods/{method_file(method)}"]),
+            **refining(store, concept, method, variants, listener),
+        }
+    )
+    with store.alone("analyses", method, concept):
+        if not (skipped := is_current(folder, stamp)):
+            with whole_folder(folder, stamp) as new, store.alone("device"):
+                bench, found = _bench(store, concept, method, listener), {}
+                for done, name in enumerate(ALL):
+                    listener(Event(f"analysing {concept}, {method}", done, len(ALL)))
+                    analysis: Any = importlib.import_module(f"personalize_core.analyses.{name}")
+                    results = Results(new, analysis.TITLE, analysis.HOW)
+                    try:
+                        analysis.analyse(bench, results)
+                        found[name] = results.described()
+                    except NotDefined as reason:
+                        found[name] = results.not_defined(str(reason))
+                listener(Event(f"analysing {concept}, {method}", len(ALL), len(ALL)))
+                about = {"concept": concept, "method": method, "base_model": bench.base.name, "seed": params.seed}
+                about["encoders"] = {"identity": bench.identity.name, "text_image": bench.text_image.name}
+                write_json(new / ANALYSES, about | {"analyses": found})
+    return _report(folder, stamp, skipped, started)
+
+
+def suggest_class(store: Store, concept: str, nouns: str | None = None, listener: Listener = unheard) -> Report:
+    """Which nouns the text-image encoder finds most like a concept's photographs, in class_nouns.parquet and a picture.
+
+    Args:
+        nouns: where the nouns come from, as `analyses.class_nouns.nouns_of` takes it; if not given, the few that come
+            with this package under the mini world's encoder, else WordNet's.
+
+    Raises:
+        InputError: there is no such list of nouns, or no WordNet on this machine.
+    """
+    from personalize_core.analyses import class_nouns, plots
+    from personalize_core.analyses.bench import opened
+    from personalize_core.analyses.results import Results
+    from personalize_core.metrics import scoring
+    from personalize_core.metrics.features import load_text_image_encoder
+    from personalize_core.models import choose_device
+
+    started, described = time.monotonic(), store.concept(concept)
+    encoder_name = store.params.encoders.text_image
+    nouns = nouns or (class_nouns.COMMON if encoder_name == "mini-clip" else class_nouns.WORDNET)
+    choice = class_nouns.nouns_of(nouns)
+    encoded = {
+        "nouns": choice,
+        "encoder": scoring.which(encoder_name),
+        "sources": sources_hash(["analyses/class_nouns", "metrics/features"]),
+    }
+    photographs = store.concept_folder(concept)
+    stamp = stamp_of(
+        {
+            **encoded,
+            "class_noun": described.class_noun,
+            "photographs": intake.content(photographs),
+            "more_sources": sources_hash(["analyses/plots", "analyses/results", "figures", "steps/analysing"]),
+        }
+    )
+    folder = store.analyses("class_nouns", concept)
+    with store.alone("analyses", "class_nouns", concept):
+        if not (skipped := is_current(folder, stamp)):
+            with whole_folder(folder, stamp) as new, store.alone("device"):
+                encoder = load_text_image_encoder(encoder_name, choose_device(store.params.device))
+                texts = _noun_matrix(store, encoder, choice, stamp_of(encoded), listener)
+                seen = encoder.images(opened(intake.photographs(photographs))).numpy()
+                rows = class_nouns.ranked(choice, class_nouns.scores(seen, texts), described.class_noun)
+                results = Results(new, class_nouns.TITLE, f"{len(choice)} nouns ({nouns}), by {encoder.name}")
+                results.table("class_nouns.parquet", rows, class_nouns.MEANINGS, "every noun, the best first")
+                results.numbers = {row["noun"]: row["score"] for row in rows[:15]}
+                if described.class_noun not in choice:
+                    results.absent[described.class_noun] = "the class noun is not in this list of nouns"
+                caption = f"the nouns most like {concept}; orange: its class noun"
+                path = results.picture("class_nouns.png", caption)
+                title = f"What is {concept}?"
+                plots.bars({"": results.numbers}, path, title, "mean cosine with photographs", described.class_noun)
+                write_json(new / ANALYSES, {"concept": concept, "analyses": {"class_nouns": results.described()}})
+    return _report(folder, stamp, skipped, started)
+
+
+# -- inside ---------------------------------------------------------------------------------------------------
+
+
+def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench:
+    """Everything that analyses look at, read and loaded."""
+    from personalize_core import training_log
+    from personalize_core.analyses.bench import Bench
+    from personalize_core.artifact import restore
+    from personalize_core.metrics import tables
+    from personalize_core.metrics.features import load_identity_encoder, load_text_image_encoder
+    from personalize_core.models import choose_device
+
+    params, artifact, base = store.params, store.artifact(method, concept), load_base(store)
+    trained, device = restore(artifact, base, method), choose_device(params.device)
+    variants = params.sampling_variants(method)
+    scores = [store.scores(name, concept) / SCORES for name in (method, FLOOR)]
+
+    def ready(variant: str, prompts: Sequence[str]) -> Method:
+        return sampled_by(variants[variant], store, concept, method, base, trained, prompts, listener)
+
+    return Bench(
+        method=method,
+        concept=store.concept(concept),
+        base=base,
+        start=_before_training(base, trained, method, read_json(artifact / "config.json")["seed"] or params.seed),
+        trained=trained,
+        identity=load_identity_encoder(params.encoders.identity, device),
+        text_image=load_text_image_encoder(params.encoders.text_image, device),
+        photographs=intake.photographs(store.concept_folder(concept)),
+        grid=_grid(store.grid(method, concept)),
+        floor=_grid(store.grid(FLOOR, concept)) if _drawn_as_asked(store, concept, FLOOR) else None,
+        scores=tables.read(scores[0]) if scores[0].is_file() else None,
+        floor_scores=tables.read(scores[1]) if scores[1].is_file() else None,
+        log=training_log.read(artifact) if (artifact / training_log.LOG).is_file() else [],
+        how=params.sampling,
+        seed=params.seed,
+        ready=ready,
+    )
+
+
+def _before_training(base: BaseModel, trained: Method, method: str, seed: int) -> Method:
+    """The method as its training started, by the artifact's own recipe; params.yaml may say another by now."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(seed, method_file(method), "start"))
+        start = type(trained)(trained.config, base, trained.concept)
+    return start.requires_grad_(False).eval().to(base.device)
+
+
+def _grid(folder: Path) -> Drawn:
+    from personalize_core.analyses.bench import Drawn
+
+    described = read_json(folder / "grid.json")
+    templates, images = described["templates"], described["images_per_prompt"]
+    places = [(prompt, image) for prompt in range(len(templates)) for image in range(images)]
+    names = {variant: [picture_name(variant, *place) for place in places] for variant in described["variants"]}
+    return Drawn(folder, templates, images, names)
+
+
+def _drawn_as_asked(store: Store, concept: str, method: str) -> bool:
+    """Is there a grid, drawn as params.yaml says now?"""
+    path, params = store.grid(method, concept) / "grid.json", store.params
+    if not path.is_file():
+        return False
+    described = read_json(path)
+    asked = {
+        "templates": read_list(store.prompts(params.sampling.prompts)),
+        "variants": list(params.sampling_variants(method)),
+        "sampling": params.sampling.model_dump(),
+        "seed": params.seed,
+    }
+    return all(described[name] == value for name, value in asked.items())
+
+
+def _noun_matrix(
+    store: Store, encoder: TextImageEncoder, nouns: Sequence[str], stamp: str, listener: Listener
+) -> np.ndarray:
+    """The texts' features, kept for the next concept: WordNet's nouns take minutes to encode."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from personalize_core.analyses import class_nouns
+    from personalize_core.files import save_tensors
+
+    path = store.work("nouns", f"{stamp}.safetensors")
+    try:
+        return load_file(path)["texts"].numpy()
+    except (FileNotFoundError, SafetensorError, KeyError):
+        texts = class_nouns.matrix(encoder, nouns, lambda done, total: listener(Event("encoding nouns", done, total)))
+        save_tensors(path, {"texts": torch.from_numpy(texts)})
+        return texts
+
+
+def _report(folder: Path, stamp: str, skipped: bool, started: float) -> Report:
+    found = read_json(folder / ANALYSES)["analyses"]
+    pictures = {
+        picture["caption"]: folder / picture["file"] for one in found.values() for picture in one.get("pictures", [])
+    }
+    numbers = {
+        f"{name}: {number}": value for name, one in found.items() for number, value in one.get("numbers", {}).items()
+    }
+    return Report(stamp, skipped, time.monotonic() - started, folder, numbers, pictures)
