@@ -1,0 +1,188 @@
+"""What the headline hides: each number against loops over pairs in NumPy, each rule on cases that are known."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from personalize_core.analyses import absence, copying, diversity, drift, per_prompt
+from personalize_core.analyses.results import Results
+from personalize_core.metrics import tables
+
+
+def rows(count: int, width: int, seed: int) -> np.ndarray:
+    """(count, width), of length one."""
+    found = np.random.default_rng(seed).normal(size=(count, width))
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+# Copying
+
+
+def test_the_nearest_photograph_and_its_cosine_are_those_of_a_loop():
+    pictures, photographs = rows(7, 5, 0), rows(4, 5, 1)
+    found = copying.nearest(pictures, photographs)
+    for n, picture in enumerate(pictures):
+        cosines = [float(np.dot(picture, photograph)) for photograph in photographs]
+        assert found.index[n] == cosines.index(max(cosines))
+        assert found.similarity[n] == pytest.approx(max(cosines), abs=1e-12)
+
+
+def test_leaving_one_out_is_the_mean_over_all_ways_to_do_it():
+    pictures, photographs = rows(7, 5, 0), rows(4, 5, 1)
+    found = copying.nearest(pictures, photographs).with_one_left_out
+    for n, picture in enumerate(pictures):
+        greatest = [max(float(picture @ photographs[k]) for k in range(4) if k != left_out) for left_out in range(4)]
+        assert found is not None and found[n] == pytest.approx(np.mean(greatest), abs=1e-12)
+
+
+def test_photographs_are_held_out_from_themselves():
+    photographs = rows(5, 6, 2)
+    found = copying.held_out(photographs)
+    for one in range(5):
+        cosines = {other: float(photographs[one] @ photographs[other]) for other in range(5) if other != one}
+        nearest = max(cosines, key=lambda other: cosines[other])
+        assert found.index[one] == nearest
+        assert found.similarity[one] == pytest.approx(cosines[nearest], abs=1e-12)
+
+
+def test_an_honest_picture_is_as_near_as_a_held_out_photograph_on_average():
+    """The fair mean: were the pictures photographs of the same kind, its expectation would be the held-out one's."""
+    draws = np.stack([rows(5, 3, seed) for seed in range(4000)])
+    held = np.mean([copying.held_out(photographs[:4]).similarity.mean() for photographs in draws])
+    one_left_out, plain = (
+        np.mean([getattr(copying.nearest(p[4:], p[:4]), name)[0] for p in draws])
+        for name in ("with_one_left_out", "similarity")
+    )
+    assert one_left_out == pytest.approx(held, abs=0.01)
+    assert plain > held + 0.05  # with one photograph more to choose from
+
+
+def test_a_single_photograph_cannot_be_left_out():
+    found = copying.nearest(rows(3, 4, 0), rows(1, 4, 1))
+    assert found.with_one_left_out is None and found.index.tolist() == [0, 0, 0]
+
+
+def test_pixels_tell_a_copy_from_another_picture_and_do_not_mind_brightness():
+    random = np.random.default_rng(0)
+    one, other = (random.integers(40, 200, (32, 32, 3), dtype=np.uint8) for _ in range(2))
+    pictures = [Image.fromarray(pixels) for pixels in (one, one + 20, other, np.full_like(one, 9))]
+    features = copying.pixel_features(pictures)
+    expected = np.corrcoef(one.ravel().astype(float), other.ravel().astype(float))[0, 1]
+    assert features[0] @ features[1] == pytest.approx(1.0)
+    assert features[0] @ features[2] == pytest.approx(expected, abs=1e-9)
+    assert not features[3].any()  # of one colour: no pattern to copy
+
+
+# Diversity
+
+
+def test_diversity_is_the_mean_over_pairs():
+    features = rows(6, 4, 3)
+    pairs = [1 - float(a @ b) for a, b in itertools.combinations(features, 2)]
+    assert diversity.mean_pairwise_distance(features) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert diversity.mean_pairwise_distance(np.repeat(features[:1], 3, axis=0)) == pytest.approx(0, abs=1e-12)
+
+
+def test_one_picture_has_no_diversity():
+    with pytest.raises(ValueError, match="two pictures at least"):
+        diversity.mean_pairwise_distance(rows(1, 4, 0))
+
+
+# Drift
+
+
+def test_drift_prompts_never_mention_the_concept_and_name_three_different_things():
+    templates = ["a photo of a {}", "a {} on the beach", "{} at night", "a {} in snow", "a {} left out"]
+    asked = drift.prompts(templates, "cat")
+    assert len(asked) == 12 and not any("<" in prompt or "{}" in prompt for prompt, _ in asked)
+    assert asked[0] == ("a photo of a cat", "class noun") and asked[4] == ("a photo of a car", "other noun")
+    assert [kind for _, kind in asked].count("class noun") == 4
+    assert not any("left out" in prompt for prompt, _ in asked)
+    assert len({prompt for prompt, _ in drift.prompts(templates, "teddy bear")}) == 12
+
+
+def test_pictures_that_are_the_same_do_not_differ_and_others_by_the_root_mean_square():
+    random = np.random.default_rng(1)
+    one, other = (random.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8) for _ in range(2))
+    assert not drift.pixel_differences(one, one).any()
+    for n, found in enumerate(drift.pixel_differences(one, other)):
+        squares = [(int(a) / 255 - int(b) / 255) ** 2 for a, b in zip(one[n].ravel(), other[n].ravel(), strict=True)]
+        assert found == pytest.approx((sum(squares) / len(squares)) ** 0.5)
+    black, white = np.zeros((1, 2, 2, 3), np.uint8), np.full((1, 2, 2, 3), 255, np.uint8)
+    assert drift.pixel_differences(black, white)[0] == 1
+    a, b = rows(4, 6, 0), rows(4, 6, 1)
+    assert drift.feature_distances(a, b) == pytest.approx([1 - float(x @ y) for x, y in zip(a, b, strict=True)])
+    assert drift.feature_distances(a, a) == pytest.approx([0] * 4, abs=1e-12)
+
+
+# Absence
+
+
+def test_the_threshold_is_the_best_of_all_places_between_two_pictures():
+    random = np.random.default_rng(4)
+    for _ in range(50):
+        without, with_concept = random.normal(0.4, 0.1, 12), random.normal(0.6, 0.1, 7)
+        place, accuracy = absence.threshold(without, with_concept)
+        everything = sorted([*without, *with_concept])
+        middles = [(low + high) / 2 for low, high in itertools.pairwise(everything)]
+
+        def right(at: float, without=without, with_concept=with_concept) -> float:
+            return (float((without < at).mean()) + float((with_concept >= at).mean())) / 2
+
+        assert accuracy == pytest.approx(max(right(middle) for middle in middles))
+        assert right(place) == pytest.approx(accuracy)
+
+
+def test_of_several_best_places_the_widest_gap_is_taken():
+    place, accuracy = absence.threshold(np.array([0.1, 0.2]), np.array([0.6, 0.7]))
+    assert place == pytest.approx(0.4) and accuracy == 1
+    assert absence.threshold(np.array([0.5, 0.5]), np.array([0.5])) == (0.5, 0.5)
+
+
+# Prompt by prompt
+
+
+def table(variant: str, scores: dict[tuple[int, int], float]) -> pl.DataFrame:
+    about = {"base_model": "m", "concept": "rex", "method": variant, "variant": variant, "metric": "dino"}
+    about |= {"encoder": "e", "encoder_sha256": "0" * 64, "preprocessing": "p", "image_sha256": "1" * 64}
+    return tables.from_rows(
+        about | {"prompt_index": p, "prompt": f"{{}} {p}", "image_index": i, "image": f"{p}_{i}.png", "score": score}
+        for (p, i), score in scores.items()
+    )
+
+
+def test_each_prompts_mean_and_its_difference_from_the_base_models_pictures_of_the_same_noise():
+    mine = table("oft", {(0, 0): 0.5, (0, 1): 0.7, (1, 0): 0.9})
+    floor = table("base_model", {(0, 0): 0.4, (0, 1): 0.2})
+    first, second = per_prompt.breakdown(mine, floor)
+    assert first["prompt"] == "{} 0" and first["images"] == 2
+    assert (first["mean"], first["least"], first["greatest"]) == pytest.approx((0.6, 0.5, 0.7))
+    assert first["difference"] == pytest.approx(((0.5 - 0.4) + (0.7 - 0.2)) / 2)
+    assert second["mean"] == 0.9 and second["difference"] is None  # the base model has none there
+    assert all(row["difference"] is None for row in per_prompt.breakdown(mine, None))
+
+
+# What they hand back
+
+
+def test_a_number_that_is_not_finite_enters_no_table(tmp_path):
+    results = Results(tmp_path, "T", "how")
+    meanings = {"name": "of it", "value": "its value; null where there is none"}
+    good = [{"name": "a", "value": 0.5}, {"name": "b", "value": None}]
+    results.table("good.parquet", good, meanings, "two")
+    assert tables.meanings_in(tmp_path / "good.parquet") == meanings
+    assert tables.read_parquet(tmp_path / "good.parquet").to_dicts() == good
+    for wrong in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="column 'value' holds a number that is not finite"):
+            results.table("bad.parquet", [{"name": "a", "value": wrong}], meanings, "one")
+    with pytest.raises(ValueError, match="has the columns"):
+        results.table("bad.parquet", [{"name": "a"}], meanings, "one")
+    assert not (tmp_path / "bad.parquet").exists() and list(results.tables) == ["good.parquet"]
+    with pytest.raises(RuntimeError, match="wrote files before"):
+        results.not_defined("it learns nothing")
+    assert Results(tmp_path, "T", "h").not_defined("why")["not_defined"] == "why"

@@ -1,0 +1,170 @@
+"""What the placeholder reads, what it is near to, and what it does to other words: against NumPy and the parts' own."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from personalize_core.analyses import bare_placeholder, context_tokens, embedding_drift
+from personalize_core.analyses.results import NotDefined
+from personalize_core.base import hooked
+from personalize_core.concept import Concept
+from personalize_core.methods import METHODS
+from personalize_core.methods.base_model import BaseModelAlone
+from personalize_core.methods.base_model import Config as NoConfig
+from personalize_core.methods.textual_inversion import Config, TextualInversion
+from personalize_core.methods.ti_db import TIDB
+from personalize_core.methods.ti_db import Config as TIDBConfig
+from personalize_core.methods.xti import XTI
+from personalize_core.methods.xti import Config as XTIConfig
+from personalize_core.sample import initial_noise, make_sampler, sample
+from tests.conftest import disturbed, tiny_base
+from tests.every_method.cases import Case
+
+EMBEDDING = {"textual_inversion", "custom_diffusion", "ti_db", "neti", "attn_dreambooth", "vico", "core", "xti"}
+
+
+@pytest.fixture
+def method(base, concept):
+    return disturbed(TextualInversion(Config(), base, concept), seed=2).eval()
+
+
+# What is read
+
+
+def test_what_is_read_for_the_placeholder_is_the_embedding(method, base, concept):
+    read = embedding_drift.what_is_read(method, base)
+    assert read.shape == (1, 32)
+    torch.testing.assert_close(read[0], method.embedding.vector, atol=1e-5, rtol=1e-5)
+    sixteen = disturbed(XTI(XTIConfig(), base, concept)).eval()
+    torch.testing.assert_close(embedding_drift.what_is_read(sixteen, base), sixteen.embeddings, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_drift_is_defined_for_the_methods_that_learn_an_embedding_and_for_no_other(name, concept):
+    case = Case(name, linear=False)
+    base = case.base()
+    start = case.make(base, concept).eval()
+    trained = disturbed(copy.deepcopy(start))
+    if name in EMBEDDING:
+        before, after = embedding_drift.both_ends(start, trained, base)
+        assert before.shape == after.shape and len(before) in (1, 16)
+        assert np.isfinite(before).all() and (np.abs(before - after).max(axis=1) > 1e-3).all()
+    else:
+        with pytest.raises(NotDefined, match="no placeholder" if name == "base_model" else "learns no embedding"):
+            embedding_drift.both_ends(start, trained, base)
+
+
+# What it is near to
+
+
+def test_the_nearest_words_are_those_of_a_loop():
+    random = np.random.default_rng(0)
+    vectors, table = random.normal(size=(3, 5)), random.normal(size=(9, 5))
+    words = [f"w{n}" for n in range(9)]
+    for vector, found in zip(vectors, embedding_drift.nearest_words(vectors, table, words, 4), strict=True):
+        cosines = []
+        for word, row in zip(words, table, strict=True):
+            dot = sum(a * b for a, b in zip(vector, row, strict=True))
+            cosines.append((dot / math.sqrt(sum(a * a for a in vector) * sum(b * b for b in row)), word))
+        expected = sorted(cosines, reverse=True)[:4]
+        assert [word for word, _ in found] == [word for _, word in expected]
+        assert [cosine for _, cosine in found] == pytest.approx([cosine for cosine, _ in expected])
+
+
+def test_a_word_is_nearest_to_itself_and_placeholder_and_pieces_are_no_words(base):
+    words, table = embedding_drift.vocabulary(base)
+    assert {"dog", "desert", "sks"} < set(words) and all(word.isalpha() for word in words)
+    (found,) = embedding_drift.nearest_words(base.word_embedding("dog").double().numpy()[None], table, words)
+    assert found[0] == ("dog", pytest.approx(1.0))
+
+
+def test_the_steps_are_the_logs_with_the_norm_as_a_ratio():
+    log = [
+        {"stage": "embedding", "step": 0, "diffusion": 0.3, "learned": {"v_norm": 3.0, "v_cosine": 0.9}},
+        {"stage": "unet", "step": 0, "diffusion": 0.3},
+        {"stage": "unet", "step": 1, "diffusion": 0.3, "learned": {"v_norm": 1.0, "v_cosine": 0.5}},
+    ]
+    first, second = embedding_drift.steps(log, 2.0)
+    assert first == {"step": 0, "stage": "embedding", "cosine": 0.9, "norm_ratio": 1.5}
+    assert second == {"step": 2, "stage": "unet", "cosine": 0.5, "norm_ratio": 0.5}
+    assert embedding_drift.steps([{"stage": "unet", "step": 0}], 2.0) == []
+
+
+# The bare placeholder
+
+
+def test_the_bare_placeholder_is_drawn_by_the_base_models_own_u_net(concept):
+    """As Textual Inversion with the same embedding draws it, whatever the method changed in the U-Net."""
+    base = tiny_base()
+    tuned = disturbed(TIDB(TIDBConfig(), base, concept)).eval()
+    alone = TextualInversion(Config(), base, concept).eval()
+    alone.embedding.vector.data.copy_(tuned.embedding.vector)
+    noise, sampler = initial_noise(base, 0, [(0, 0), (0, 1)]), make_sampler("ddim", base)
+    bare = bare_placeholder.with_base_unet(tuned, base, noise, sampler, 2, 3.0)
+    assert torch.equal(bare, sample(alone, base, ["<v>"] * 2, noise, sampler, 2, 3.0))
+    assert not torch.allclose(bare, sample(tuned, base, ["<v>"] * 2, noise, sampler, 2, 3.0), atol=1e-3)
+
+
+# Context tokens
+
+
+def test_context_words_are_compared_place_by_place_however_long_the_filler(method, base, concept):
+    """A second implementation: the text encoder's output taken by a hook, positions counted by hand."""
+    seen = []
+
+    def keep(module, args, answer):
+        seen.append(answer.last_hidden_state.double().numpy())
+
+    bear = Concept("v", "<v>", "teddy bear")
+    with hooked(base.text_encoder.register_forward_hook(keep)):
+        reference = context_tokens.of_noun(base, "teddy bear", bear)  # <start> teddy bear in the desert <end>
+        concept_too = context_tokens.of_concept(method, base, 500)  # <start> <v> in the desert <end>
+    assert context_tokens.words(base, bear) == ["in", "the", "desert", context_tokens.END]
+    two_words, one_word = seen[0][0, [3, 4, 5, 6]], seen[-1][0, [2, 3, 4, 5]]
+    assert np.allclose(reference[0], two_words) and np.allclose(concept_too[0], one_word)
+    expected = [float(a @ b) / math.sqrt(float(a @ a) * float(b @ b)) for a, b in zip(one_word, two_words, strict=True)]
+    assert context_tokens.cosines(concept_too, reference) == pytest.approx(expected)
+
+
+def test_the_class_noun_itself_bends_no_word(base, concept):
+    reference = context_tokens.of_noun(base, "dog", concept)
+    assert context_tokens.cosines(reference, reference) == pytest.approx([1.0] * 4)
+    started = TextualInversion(Config(), base, concept).eval()  # from the class noun's own embedding
+    assert context_tokens.cosines(context_tokens.of_concept(started, base, 500), reference) == pytest.approx([1.0] * 4)
+
+
+def test_of_a_text_for_each_layer_the_mean_is_taken(base, concept):
+    sixteen = disturbed(XTI(XTIConfig(), base, concept)).eval()
+    outputs, reference = context_tokens.of_concept(sixteen, base, 500), context_tokens.of_noun(base, "dog", concept)
+    assert outputs.shape == (16, 4, 32)
+    layer_by_layer = [context_tokens.cosines(layer[None], reference) for layer in outputs]
+    assert np.allclose(context_tokens.cosines(outputs, reference), np.mean(layer_by_layer, axis=0))
+
+
+def test_the_near_nouns_are_the_nearest_of_the_list_and_never_the_class_noun(base):
+    nouns = ["dog", "teddy", "mug", "beach", "desert", "bear"]
+
+    def end(noun: str) -> np.ndarray:
+        context = base.encode([f"a photo of a {noun}"])
+        place = int(context.end[0].int().argmax())
+        vector = context.hidden[0, place].detach().double().numpy()
+        return vector / np.linalg.norm(vector)
+
+    cosines = sorted(((float(end("dog") @ end(noun)), noun) for noun in nouns if noun != "dog"), reverse=True)
+    found = context_tokens.others(base, "dog", nouns)
+    assert found == [
+        (cosines[0][1], "near noun"),
+        (cosines[1][1], "near noun"),
+        (cosines[-1][1], "far noun"),
+    ]
+
+
+def test_the_base_model_has_no_placeholder_to_compare(base, concept):
+    alone = BaseModelAlone(NoConfig(), base, concept).eval()
+    with pytest.raises(NotDefined, match="class noun alone"):
+        context_tokens.of_concept(alone, base, 500)
