@@ -63,7 +63,7 @@ def analyse(bench: Bench, into: Results) -> None:
     noise = bench.noise(places)
     pictures = {
         name: bench.base.decode(
-            with_base_unet(method, bench.base, noise, bench.sampler(), how.steps, how.guidance)
+            with_base_unet(method, bench.base, noise, bench.sampler(places), how.steps, how.guidance)
         ).numpy()
         for name, method in {BEFORE: bench.start, AFTER: bench.trained}.items()
     }

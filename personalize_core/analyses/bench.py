@@ -101,7 +101,8 @@ class Bench:
         """(N,): the mean cosine of features (N, D), by the identity encoder, with the photographs."""
         return features @ self.features(self.identity, self.photographs).mean(axis=0)
 
-    def sampler(self) -> Sampler:
+    def sampler(self, places: Sequence[tuple[int, int]]) -> Sampler:
+        """For the pictures at these places alone."""
         return make_sampler(self.how.sampler, self.base)
 
     def noise(self, places: Sequence[tuple[int, int]]) -> Tensor:
@@ -113,8 +114,8 @@ class Bench:
         parts = []
         for start in range(0, len(said), BATCH):
             rows = slice(start, start + BATCH)
-            noise = self.noise(places[rows])
-            latents = sample(method, self.base, said[rows], noise, self.sampler(), self.how.steps, self.how.guidance)
+            noise, sampler = self.noise(places[rows]), self.sampler(places[rows])
+            latents = sample(method, self.base, said[rows], noise, sampler, self.how.steps, self.how.guidance)
             parts.append(self.base.decode(latents))
         return torch.cat(parts).numpy()
 

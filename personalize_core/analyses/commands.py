@@ -39,10 +39,13 @@ def analyse(
         raise InputError("no grids have been drawn yet, and analyses look at them; `personalize run` draws them")
     with progress() as listener:
         reports = [(cell, steps.analyse(store, *cell, listener)) for cell in cells]
+        of_concept = {name: [method for (one, method), _ in reports if one == name] for name in names}
+        together = [steps.analyse_together(store, name, many) for name, many in of_concept.items() if len(many) > 1]
     for (concept, method), report in reports:
-        found = read_json(report.path / steps.ANALYSES)["analyses"]
+        described = read_json(report.path / steps.ANALYSES)
+        found = described["analyses"]
         table = new_table(f"{concept}, {method}", "", "Numbers and pictures, or why there are none")
-        for one in found.values():
+        for one in (found[name] for name in described["order"]):
             if reason := one.get("not_defined"):
                 table.add_row(one["title"], "-", reason)
                 continue
@@ -53,6 +56,8 @@ def analyse(
             for picture in one["pictures"]:
                 table.add_row(one["title"], "picture", short(report.path / picture["file"]))
         console.print(table)
+    for report in together:
+        show(f"{report.path.name}, all these methods", list(report.pictures.items()))
 
 
 @app.command("suggest-class")

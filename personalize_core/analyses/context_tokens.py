@@ -7,8 +7,10 @@ words as the class noun leaves them; an overfitted one bends them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,6 +35,7 @@ HOW = (
     "cross-attention layer reads its own text has the mean over the layers, at the middle timestep."
 )
 NEAR, FAR = 2, 1
+KINDS = ("class noun", "near noun", "far noun", "concept")
 MEANINGS = {
     "filler": "what stands in the slot",
     "kind": "'class noun' (the reference itself), 'near noun', 'far noun' or 'concept'",
@@ -99,6 +102,15 @@ def others(base: BaseModel, class_noun: str, nouns: Sequence[str] = COMMON_NOUNS
     return [(nouns[index], kind) for index, kind in kinds]
 
 
+def draw(table: pl.DataFrame, path: Path, class_noun: str) -> None:
+    """A row for each filler, a column for each word. table: rows of MEANINGS, every word for every filler."""
+    wide = table.pivot("word", index=["filler", "kind"], values="cosine", maintain_order=True)
+    labels = [f"{filler} ({kind})" for filler, kind in wide.select("filler", "kind").iter_rows()]
+    columns = wide.columns[2:]
+    label = f"cosine with the word's output behind '{class_noun}'"
+    plots.shaded(wide.select(columns).to_numpy(), labels, columns, path, TEMPLATE, label)
+
+
 def analyse(bench: Bench, into: Results) -> None:
     base, concept = bench.base, bench.concept
     mine, reference = (
@@ -121,6 +133,4 @@ def analyse(bench: Bench, into: Results) -> None:
         f"mean over the words, {filler}": float(numbers[row].mean()) for row, (filler, *_) in enumerate(fillers)
     }
     caption = f"how the words of '{TEMPLATE}' change with what stands in the slot"
-    labels = [f"{filler} ({kind})" for filler, kind, _ in fillers]
-    label = f"cosine with the word's output behind '{concept.class_noun}'"
-    plots.shaded(numbers, labels, columns, into.picture("context_tokens.png", caption), TEMPLATE, label)
+    draw(pl.DataFrame(rows), into.picture("context_tokens.png", caption), concept.class_noun)

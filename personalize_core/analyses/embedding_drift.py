@@ -94,12 +94,12 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def vocabulary(base: BaseModel) -> tuple[list[str], np.ndarray]:
-    """Its whole words of letters, and their input embeddings, (V, D) float64. One that is all zeros is left out."""
+    """Its whole words of plain letters, and their input embeddings, (V, D) float64; without those that are all 0."""
     # The tokenizer's own dictionary, which PromptTokenizer keeps to itself: every other door leads from word to id.
     ids: dict[str, int] = base.tokenizer._tokenizer.get_vocab()
     table = base.text_encoder.get_input_embeddings().weight.detach().double().cpu().numpy()
     found = {token.removesuffix("</w>"): i for token, i in ids.items() if token.endswith("</w>") and i < len(table)}
-    words = [word for word in sorted(found) if word.isalpha() and table[found[word]].any()]
+    words = [word for word in sorted(found) if word.isascii() and word.isalpha() and table[found[word]].any()]
     return words, table[[found[word] for word in words]]
 
 
@@ -126,32 +126,39 @@ def steps(log: Sequence[Mapping[str, Any]], norm_before: float) -> list[dict[str
     ]
 
 
-def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Cosine and norm ratio over the steps; dashed lines part the stages."""
-    stages = list(dict.fromkeys(row["stage"] for row in rows))
+def draw(methods: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
+    """Cosine and norm ratio over the steps, a line for each method; of one alone, dashed lines part its stages.
+
+    Args:
+        methods: name -> rows of STEP_MEANINGS, at least one.
+    """
+    alone = next(iter(methods.values())) if len(methods) == 1 else []
+    firsts = {row["stage"]: row["step"] for row in reversed(alone)}  # stage -> its first step
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 4.4), dpi=130, layout="constrained")
-        for axes, (name, words) in zip(
-            figure.subplots(2, 1, sharex=True),
-            [("cosine", "cosine with\nthe start"), ("norm_ratio", "norm over\nthe start's")],
-            strict=True,
+        above, below = figure.subplots(2, 1, sharex=True)
+        for axes, column, words in (
+            (above, "cosine", "cosine with\nthe start"),
+            (below, "norm_ratio", "norm over\nthe start's"),
         ):
-            axes.plot([row["step"] for row in rows], [row[name] for row in rows], color=COLOURS[0], lw=2)
+            for index, (name, rows) in enumerate(methods.items()):
+                line = [row["step"] for row in rows], [row[column] for row in rows]
+                axes.plot(*line, color=COLOURS[index % len(COLOURS)], lw=2, label=name.replace("_", " "))
             axes.axhline(1, color=GREY, lw=0.8, ls=(0, (5, 4)))
             axes.set_ylabel(words)
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color=PALE, lw=0.6)
             axes.margins(x=0.01)
-            for stage in stages:
-                first = next(row["step"] for row in rows if row["stage"] == stage)
-                if stage != stages[0]:
-                    axes.axvline(first - 0.5, color=GREY, lw=1, ls=(0, (4, 3)))
-                if name == "cosine" and len(stages) > 1:
-                    axes.annotate(
-                        stage.replace("_", " "), (first, 1), xycoords=("data", "axes fraction"), xytext=(3, 3),
-                        textcoords="offset points", fontsize=9, color=GREY,
-                    )  # fmt: skip
-        figure.axes[-1].set_xlabel("step")
+            for first in sorted(firsts.values())[1:]:
+                axes.axvline(first - 0.5, color=GREY, lw=1, ls=(0, (4, 3)))
+        for stage, first in firsts.items() if len(firsts) > 1 else ():
+            above.annotate(
+                stage.replace("_", " "), (first, 1), xycoords=("data", "axes fraction"), xytext=(3, 3),
+                textcoords="offset points", fontsize=9, color=GREY,
+            )  # fmt: skip
+        below.set_xlabel("step")
+        if len(methods) > 1:
+            figure.legend(*above.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
         save_figure(figure, path)
 
@@ -186,11 +193,9 @@ def analyse(bench: Bench, into: Results) -> None:
     if during := steps(bench.log, float(norms[0].mean())):
         into.table("embedding_steps.parquet", during, STEP_MEANINGS, "the embedding after each step")
         path = into.picture("embedding_drift.png", "the embedding's cosine with its start and its norm, step by step")
-        draw(during, path, f"{bench.concept.placeholder} by {bench.method.replace('_', ' ')}")
+        draw({bench.method: during}, path, f"{bench.concept.placeholder} by {bench.method.replace('_', ' ')}")
         into.absent["nearest words during training"] = "the training log keeps the embedding's norm and cosine alone"
     else:
         into.absent["steps"] = (
-            "the training log says nothing of the embedding"
-            if bench.log
-            else "it was not trained here, so no log"
+            "the training log says nothing of the embedding" if bench.log else "it was not trained here, so no log"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -58,12 +59,9 @@ def dots(panels: Sequence[Panel], rows: Sequence[str], path: Path, title: str, n
         for axes in axes_of_panels:
             found = axes.get_legend_handles_labels()
             handles |= dict(zip(found[1], found[0], strict=True))
-        figure.legend(
-            list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False, fontsize=9
-        )
+        where: Any = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 9}
+        figure.legend(list(handles.values()), list(handles), title=note or None, title_fontsize=8.5, **where)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
-        if note:
-            figure.supxlabel(note, fontsize=8.5, color=GREY)
         save_figure(figure, path)
 
 

@@ -4,7 +4,7 @@ Every step is a pure function of its stamp: what it would make, it finds already
 ever sees it half made. Dagster, DVC and the command line call these and hold no logic of their own.
 """
 
-from personalize_core.steps.analysing import ANALYSES, analyse, suggest_class
+from personalize_core.steps.analysing import ANALYSES, analyse, analyse_together, suggest_class
 from personalize_core.steps.checks import check_inputs
 from personalize_core.steps.class_images import make_class_images
 from personalize_core.steps.comparing import compare
@@ -23,6 +23,7 @@ __all__ = [
     "Listener",
     "Report",
     "analyse",
+    "analyse_together",
     "check_inputs",
     "class_images_wanted",
     "compare",

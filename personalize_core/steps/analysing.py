@@ -53,6 +53,7 @@ ANALYSING = (
     "steps/analysing",
     "training_log",
 )
+TOGETHER = "together"  # in the place of a method's name: figures of several
 ANALYSES = "analyses.json"  # in a folder of analyses
 
 
@@ -71,7 +72,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
     check_method(method)
     started, params, folder = time.monotonic(), store.params, store.analyses(method, concept)
     store.concept(concept)
-    variants, encoders = params.sampling_variants(method), params.encoders
+    variants = params.sampling_variants(method)
     artifact = artifact_stamp(store, concept, method)
     drawn = manifest_stamp(store.grid(method, concept), f"no grid of {concept!r} has been drawn by {method}")
     if not _drawn_as_asked(store, concept, method):
@@ -87,7 +88,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
             "beside": [manifest_stamp(place, "") if (place / MANIFEST).is_file() else None for place in beside],
             "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
             "photographs": intake.content(store.concept_folder(concept)),
-            "encoders": [scoring.which(name) for name in (encoders.text_image, encoders.identity)],
+            "encoders": [scoring.which(name) for name in _encoder_names(store)],
             "sampling": params.sampling.model_dump(),
             "precision": params.precision,
             "seed": params.seed,
@@ -111,7 +112,55 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
                 listener(Event(f"analysing {concept}, {method}", len(ALL), len(ALL)))
                 about = {"concept": concept, "method": method, "base_model": bench.base.name, "seed": params.seed}
                 about["encoders"] = {"identity": bench.identity.name, "text_image": bench.text_image.name}
-                write_json(new / ANALYSES, about | {"analyses": found})
+                write_json(new / ANALYSES, about | {"order": list(ALL), "analyses": found})
+    return _report(folder, stamp, skipped, started)
+
+
+def analyse_together(store: Store, concept: str, methods: Sequence[str]) -> Report:
+    """What the analyses of several methods on one concept found about their embeddings, in one figure each.
+
+    As CoRe's figures 2 and 8 show them, and AttnDreamBooth's comparison of drifts. Methods without an embedding of
+    their own stand in the first alone.
+
+    Raises:
+        InputError: one of them has not been analysed.
+    """
+    import polars as pl
+
+    from personalize_core.analyses import context_tokens, embedding_drift
+    from personalize_core.analyses.results import Results
+    from personalize_core.metrics import tables
+
+    started, described, folder = time.monotonic(), store.concept(concept), store.analyses(TOGETHER, concept)
+    folders = {method: store.analyses(method, concept) for method in sorted(methods)}
+    sources = {
+        method: manifest_stamp(place, f"{method} has not been analysed on {concept!r}; `personalize analyse` does it")
+        for method, place in folders.items()
+    }
+    stamp = stamp_of({"analyses": sources, "sources": sources_hash(ANALYSING)})
+    with store.alone("analyses", TOGETHER, concept):
+        if not (skipped := is_current(folder, stamp)):
+            with whole_folder(folder, stamp) as new:
+                found = {}
+                results = Results(new, context_tokens.TITLE, context_tokens.HOW)
+                paths = [place / "context_tokens.parquet" for place in folders.values()]
+                if words := [tables.read_parquet(path) for path in paths if path.is_file()]:
+                    joined = pl.concat(words).unique(["filler", "kind", "word"], keep="first", maintain_order=True)
+                    order = pl.col("kind").replace_strict({kind: n for n, kind in enumerate(context_tokens.KINDS)})
+                    joined = joined.sort(order, maintain_order=True)
+                    caption = f"how the words of '{context_tokens.TEMPLATE}' change, method by method"
+                    path = results.picture("context_tokens_of_all.png", caption)
+                    context_tokens.draw(joined, path, described.class_noun)
+                    results.table("context_tokens.parquet", joined.to_dicts(), context_tokens.MEANINGS, caption)
+                    found["context_tokens"] = results.described()
+                results = Results(new, embedding_drift.TITLE, embedding_drift.HOW)
+                logged = {method: place / "embedding_steps.parquet" for method, place in folders.items()}
+                if steps := {m: tables.read_parquet(path).to_dicts() for m, path in logged.items() if path.is_file()}:
+                    caption = "each embedding's cosine with its start and its norm, step by step"
+                    path = results.picture("embedding_drift_of_all.png", caption)
+                    embedding_drift.draw(steps, path, described.placeholder)
+                    found["embedding_drift"] = results.described()
+                write_json(new / ANALYSES, {"concept": concept, "methods": list(folders), "analyses": found})
     return _report(folder, stamp, skipped, started)
 
 
@@ -133,7 +182,7 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
     from personalize_core.models import choose_device
 
     started, described = time.monotonic(), store.concept(concept)
-    encoder_name = store.params.encoders.text_image
+    encoder_name, _ = _encoder_names(store)
     nouns = nouns or (class_nouns.COMMON if encoder_name == "mini-clip" else class_nouns.WORDNET)
     choice = class_nouns.nouns_of(nouns)
     encoded = {
@@ -185,7 +234,7 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
 
     params, artifact, base = store.params, store.artifact(method, concept), load_base(store)
     trained, device = restore(artifact, base, method), choose_device(params.device)
-    variants = params.sampling_variants(method)
+    variants, (text_image, identity) = params.sampling_variants(method), _encoder_names(store)
     scores = [store.scores(name, concept) / SCORES for name in (method, FLOOR)]
 
     def ready(variant: str, prompts: Sequence[str]) -> Method:
@@ -197,8 +246,8 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
         base=base,
         start=_before_training(base, trained, method, read_json(artifact / "config.json")["seed"] or params.seed),
         trained=trained,
-        identity=load_identity_encoder(params.encoders.identity, device),
-        text_image=load_text_image_encoder(params.encoders.text_image, device),
+        identity=load_identity_encoder(identity, device),
+        text_image=load_text_image_encoder(text_image, device),
         photographs=intake.photographs(store.concept_folder(concept)),
         grid=_grid(store.grid(method, concept)),
         floor=_grid(store.grid(FLOOR, concept)) if _drawn_as_asked(store, concept, FLOOR) else None,
@@ -209,6 +258,11 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
         seed=params.seed,
         ready=ready,
     )
+
+
+def _encoder_names(store: Store) -> tuple[str, str]:
+    """Text-image encoder and identity encoder."""
+    return store.params.encoders.text_image, store.params.encoders.identity
 
 
 def _before_training(base: BaseModel, trained: Method, method: str, seed: int) -> Method:
