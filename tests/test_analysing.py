@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from personalize_core import __main__ as command_line
 from personalize_core import steps
 from personalize_core.data import load_picture
 from personalize_core.errors import InputError
@@ -109,6 +111,40 @@ def test_the_nearest_photograph_is_that_of_the_encoder_itself(store: Store):
         cosines = [float(picture @ photograph) for photograph in seen]
         assert row["similarity"] == pytest.approx(max(cosines), abs=1e-6)
         assert row["nearest"] == photographs[int(np.argmax(cosines))].name
+
+
+def test_several_methods_stand_in_one_figure_those_without_an_embedding_in_the_first_alone(store: Store):
+    report = steps.analyse_together(store, "rex", METHODS)
+    assert {path.name for path in report.pictures.values()} == {
+        "context_tokens_of_all.png",
+        "embedding_drift_of_all.png",
+    }
+    rows = tables.read_parquet(report.path / "context_tokens.parquet")
+    concept = rows.filter(kind="concept")["filler"].unique().sort().to_list()
+    assert concept == ["<rex> dog, personalized residuals", "<rex>, textual inversion"]
+    assert len(rows) == (1 + 2 + 1 + 2) * 4  # the class noun, two near nouns, a far one, two methods; four words
+    assert rows["kind"].unique(maintain_order=True).to_list() == ["class noun", "near noun", "far noun", "concept"]
+    assert steps.analyse_together(store, "rex", METHODS).skipped
+    assert not steps.analyse_together(store, "rex", METHODS[:2]).skipped
+    with pytest.raises(InputError, match="oft has not been analysed on 'rex'"):
+        steps.analyse_together(store, "rex", ["oft", "base_model"])
+
+
+def test_the_command_shows_every_number_or_why_there_is_none(store: Store, monkeypatch, capsys):
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["personalize", "--root", str(store.root), *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            command_line.main()
+        assert not stopped.value.code
+        return capsys.readouterr().out
+
+    printed = run("analyse", "rex")  # all that have drawn
+    assert "learns no embedding" in printed and "nearest_pairs_pixels_personalized_residuals_lag.png" in printed
+    assert printed.index("Prompt by prompt") < printed.index("Copying") < printed.index("Context tokens")
+    assert "rex, all these methods" in printed and "nan" not in printed
+    printed = run("suggest-class", "rex", "--nouns", "common", "--top", "1")
+    ranked = [line for line in printed.splitlines() if line.strip()[:1].isdigit()]
+    assert ranked[0].split()[0] == "1" and "the class noun now" in printed
 
 
 def test_analyses_are_made_once_and_again_when_what_they_look_at_changed(store: Store):

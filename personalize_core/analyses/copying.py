@@ -23,7 +23,8 @@ HOW = (
     "The nearest training photograph of each picture, by the cosine of features: of the identity encoder, of the "
     "text-image encoder, and of the middle squares' pixels (32 x 32, mean taken off), which alone tells a literal copy "
     "from a good likeness. The measure is each photograph held out against the others. For a fair mean, a picture is "
-    "compared with as many photographs as a held-out one: the mean over all ways to leave one photograph out."
+    "compared with as many photographs as a held-out one: the mean over all ways to leave one photograph out. Where a "
+    "prompt asks for a photograph's own place, and no two photographs share one, being nearer is no copy yet: look."
 )
 SIDE = 32
 PAIRS = 6  # of the nearest pairs that a picture shows
@@ -136,7 +137,7 @@ def analyse(bench: Bench, into: Results) -> None:
                 into.numbers[f"{variant}, {encoder}, share nearer than any photograph to another"] = share
             pictures[f"nearest_pairs_{kind}_{variant}.png"] = (
                 sorted(pairs, key=lambda pair: -pair[2])[:PAIRS],
-                f"{variant}: the pictures nearest to a training photograph, by {encoder}",
+                f"{variant.replace('_', ' ')}: the pictures nearest to a training photograph, by {encoder}",
             )
     into.table("copying.parquet", rows, MEANINGS, "every picture with its nearest photograph")
     for name, (pairs, caption) in pictures.items():
