@@ -60,7 +60,7 @@ def analyse(bench: Bench, into: Results) -> None:
         raise NotDefined("the concept has one photograph, and the threshold takes photographs against each other")
     photographs = torch.from_numpy(bench.features(bench.identity, bench.photographs))
     present = real_alignment_per_image(photographs).numpy()
-    other = bench.identities(bench.features(bench.identity, bench.floor.paths(FLOOR)))
+    other = bench.identities(bench.features(bench.identity, bench.floor.paths(bench.floor.variants[0])))
     value, accuracy = threshold(other, present)
     if accuracy < LEAST_ACCURACY:
         raise NotDefined(

@@ -46,7 +46,7 @@ def analyse(bench: Bench, into: Results) -> None:
     images = bench.grid.images_per_prompt
     if images < 2:
         raise NotDefined("the grid has one picture a prompt; draw two or more (images_per_prompt) to see them differ")
-    series = {FLOOR: (bench.floor, FLOOR)} if bench.floor and not bench.is_floor else {}
+    series = {FLOOR: (bench.floor, bench.floor.variants[0])} if bench.floor and not bench.is_floor else {}
     series |= {variant: (bench.grid, variant) for variant in bench.grid.variants}
     if not bench.floor:
         into.absent[FLOOR] = "the base model has drawn no grid of this concept in these prompts"

@@ -42,7 +42,7 @@ def breakdown(scores: pl.DataFrame, floor: pl.DataFrame | None) -> list[dict[str
     if floor is None:
         paired = drawn.with_columns(difference=pl.lit(None, pl.Float64))
     else:
-        under = floor.select(*WAY, *CELL, pl.col("score").alias("floor"))
+        under = floor.filter(variant=FLOOR).select(*WAY, *CELL, pl.col("score").alias("floor"))
         paired = drawn.join(under, on=[*WAY, *CELL], how="left", nulls_equal=True)
         paired = paired.with_columns(difference=pl.col("score") - pl.col("floor"))
     return (

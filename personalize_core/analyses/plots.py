@@ -106,7 +106,7 @@ def bars(groups: Mapping[str, Mapping[str, float]], path: Path, title: str, labe
             axes.barh(range(len(words)), list(words.values()), color=colours, height=0.68)
             for row, value in enumerate(words.values()):
                 axes.annotate(
-                    f"{value:.3f}", (value, row), xytext=(4, 0), textcoords="offset points", va="center",
+                    f"{value:.3f}", (max(value, 0), row), xytext=(4, 0), textcoords="offset points", va="center",
                     fontsize=8.5, color=GREY,
                 )  # fmt: skip
             axes.set_yticks(range(len(words)), list(words))

@@ -207,15 +207,17 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
                 texts = _noun_matrix(store, encoder, choice, stamp_of(encoded), listener)
                 seen = encoder.images(opened(intake.photographs(photographs))).numpy()
                 rows = class_nouns.ranked(choice, class_nouns.scores(seen, texts), described.class_noun)
-                results = Results(new, class_nouns.TITLE, f"{len(choice)} nouns ({nouns}), by {encoder.name}")
+                how = f"Mean cosine of 'a photo of a NOUN' with the photographs, by {encoder.name}; {len(choice)} nouns"
+                results = Results(new, class_nouns.TITLE, how)
                 results.table("class_nouns.parquet", rows, class_nouns.MEANINGS, "every noun, the best first")
-                results.numbers = {row["noun"]: row["score"] for row in rows[:15]}
+                shown = [row for row in rows if row["rank"] <= 15 or row["is_class_noun"]]
+                results.numbers = {row["noun"]: row["score"] for row in shown}
                 if described.class_noun not in choice:
                     results.absent[described.class_noun] = "the class noun is not in this list of nouns"
                 caption = f"the nouns most like {concept}; orange: its class noun"
                 path = results.picture("class_nouns.png", caption)
                 title = f"What is {concept}?"
-                plots.bars({"": results.numbers}, path, title, "mean cosine with photographs", described.class_noun)
+                plots.bars({"": results.numbers}, path, title, "mean cosine with the photographs", described.class_noun)
                 write_json(new / ANALYSES, {"concept": concept, "analyses": {"class_nouns": results.described()}})
     return _report(folder, stamp, skipped, started)
 
