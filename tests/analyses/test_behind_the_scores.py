@@ -139,8 +139,8 @@ def test_the_threshold_is_the_best_of_all_places_between_two_pictures():
 
 
 def test_of_several_best_places_the_widest_gap_is_taken():
-    place, accuracy = absence.threshold(np.array([0.1, 0.2]), np.array([0.6, 0.7]))
-    assert place == pytest.approx(0.4) and accuracy == 1
+    place, accuracy = absence.threshold(np.array([0.1, 0.5]), np.array([0.2, 0.9]))  # 0.15 is as good as 0.7
+    assert place == pytest.approx(0.7) and accuracy == 0.75
     assert absence.threshold(np.array([0.5, 0.5]), np.array([0.5])) == (0.5, 0.5)
 
 
