@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,8 @@ def choose_workspace(
     context: typer.Context,
     root: Annotated[Path, typer.Option(help="The workspace: the folder with params.yaml and data/.")] = Path("."),
     protocol: Annotated[
-        str | None, typer.Option(help="Draw and score by a file of data/protocols, not by params.yaml.")
+        str | None,
+        typer.Option(help="Draw and score by a file of data/protocols, not by params.yaml; `protocols` lists them."),
     ] = None,
 ) -> None:
     context.obj = Store(root.resolve(), protocol)
@@ -194,6 +196,26 @@ def base_models() -> None:
     )
 
 
+@app.command()
+def protocols(context: typer.Context) -> None:
+    """List the protocols that --protocol knows: what each draws, and where it comes from."""
+    store: Store = context.obj
+    table = new_table("Name", "Protocol", "Concepts", "Prompts", "Images each", "Sampler", "Encoders", "Source")
+    for name in store.protocol_names():
+        protocol = replace(store, protocol=name).described_protocol
+        assert protocol
+        lists = protocol.collection or ", ".join(each.name for each in protocol.prompts)
+        noise = f", eta {protocol.eta:g}" if protocol.eta else ""
+        sampler = f"{protocol.sampler} {protocol.steps}, guidance {protocol.guidance:g}{noise}"
+        encoders = protocol.encoders or store.params.encoders
+        measured = ", ".join(value for value in encoders.model_dump().values())
+        concepts = "those of its lists" if protocol.collection else len(protocol.concepts) or "all of the workspace"
+        images = protocol.images_per_prompt
+        table.add_row(name, protocol.title, str(concepts), lists, str(images), sampler, measured, protocol.source)
+    console.print(table)
+    console.print("What is uncertain about each stands in its file, in data/protocols.")
+
+
 @step.command("encode-images")
 def step_encode_images(context: typer.Context) -> None:
     """Photographs to latents."""
@@ -252,9 +274,10 @@ def _over_cells(
     store: Store, concepts: list[str] | None, methods: list[str] | None, what: list[Callable], references: bool = False
 ) -> None:
     """Steps over concepts and methods, after a look at every input: a mistake ends the run before any training."""
-    concepts, methods = concepts or store.concept_names(), methods or store.params.method_names
+    methods = methods or store.params.method_names
     if not concepts:
-        raise InputError(f"there are no concepts in {store.concepts}; add one with `personalize add`")
+        steps.check_concepts_wanted(store)
+        concepts = steps.concepts_wanted(store)
     steps.check_inputs(store, concepts, methods)
     table = new_table("Concept", "Method", "State", "Loss on a fixed batch, and its fall [95 %]", "Pictures")
     with progress() as listener:
@@ -267,8 +290,9 @@ def _over_cells(
 
 
 def _over_concepts(store: Store, one: Callable, *arguments: str) -> None:
+    steps.check_concepts_wanted(store)
     steps.check_inputs(store, [], store.params.method_names)
-    _each(store.concept_names(), lambda concept, listener: one(store, concept, *arguments, listener))
+    _each(steps.concepts_wanted(store), lambda concept, listener: one(store, concept, *arguments, listener))
 
 
 def _each(names: list[str], one: Callable[[str, steps.Listener], steps.Report]) -> None:

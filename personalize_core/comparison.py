@@ -41,6 +41,7 @@ def write(store: Store, cells: Sequence[tuple[str, str]], missing: Sequence[tupl
             "means": _nested(summary.filter(pl.col("concept") == tables.ALL_CONCEPTS)),
             "concepts": sorted({concept for _, concept in cells}),
             "missing": [f"{method}/{concept}" for method, concept in missing],
+            "protocol": store.protocol,
         },
     )
     concepts = sorted({concept for method, concept in cells if method != REFERENCES})

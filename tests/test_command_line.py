@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from personalize_core import __main__ as command_line
 from personalize_core import intake, steps
+from personalize_core.steps.recipes import prompts_of
 from personalize_core.store import Store
 from tests import tiny_workspace
 
@@ -253,13 +254,10 @@ def test_every_base_model_that_is_known_by_name_is_listed_with_its_revision(pers
 
 def test_the_projects_own_params_and_prompts_are_sound():
     store = Store(REPOSITORY)
-    from personalize_core.prompts import read_list
-
     for method in store.params.method_names:
         store.params.config(method)
         assert store.params.sampling_variants(method)
-    for protocol in (None, *(path.stem for path in (REPOSITORY / "data" / "protocols").glob("*.yaml"))):
-        assert read_list(store.prompts(Store(REPOSITORY, protocol).params.sampling.prompts))
+    assert all(prompts_of(store, name).templates for name in store.concept_names())
 
 
 def test_the_demo_is_of_concepts_that_come_with_the_project():

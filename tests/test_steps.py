@@ -228,17 +228,6 @@ def test_photographs_are_encoded_anew_for_none_but_the_method_that_prepares_them
     assert all(steps.train(store, "rex", method).skipped for method in METHODS)
 
 
-def test_a_protocol_draws_more_from_the_same_artifacts(store: Store):
-    protocols = store.data / "protocols"
-    protocols.mkdir()
-    (protocols / "long.yaml").write_text(
-        "{sampler: dpm-solver++, steps: 3, guidance: 2.0, images_per_prompt: 1, prompts: two}"
-    )
-    long = Store(store.root, protocol="long")
-    assert steps.train(long, "rex", "dreambooth").skipped
-    assert not steps.draw_grid(long, "rex", "dreambooth").skipped
-
-
 def test_the_scores_of_a_grid_are_those_of_its_pictures(store: Store):
     """Recomputed with plain calls of open_clip and transformers and NumPy, from the files."""
     import open_clip

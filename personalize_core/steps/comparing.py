@@ -9,15 +9,17 @@ from personalize_core.errors import InputError
 from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder
 from personalize_core.methods import ABLATION_NAMES
 from personalize_core.steps.events import Event, Listener, Report, unheard
+from personalize_core.steps.recipes import concepts_wanted, prompts_of
 from personalize_core.steps.stamps import COMPARING
 from personalize_core.store import REFERENCES, Store
 
 
 def compare(store: Store, listener: Listener = unheard) -> Report:
-    """All that has been scored in this workspace: one table, one summary, pictures and plots.
+    """All that has been scored by this protocol, or as params.yaml says: one table, one summary, pictures and plots.
 
-    A concept and method of params.yaml without scores is left out, and listed in summary.json as missing. Ablations
-    need not stand in params.yaml: each that was drawn by this base model and scored joins.
+    A concept and method of the experiment without scores is left out, and listed in summary.json as missing; so is
+    one whose pictures were drawn otherwise than the protocol or params.yaml says now. Ablations need not stand in
+    params.yaml: each that was drawn by this base model and scored joins.
 
     Raises:
         InputError: nothing has been scored, or the tables were made by different encoders.
@@ -27,16 +29,23 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
     started, folder = time.monotonic(), store.comparison()
     cells = [
         (method, concept)
-        for concept in store.concept_names()
+        for concept in _concepts(store)
         for method in (*store.params.method_names, *_further_ablations(store, concept), REFERENCES)
     ]
-    there = [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
+    scored = [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
+    otherwise = [cell for cell in scored if cell[0] != REFERENCES and drawn_otherwise(store, *cell)]
+    there = [cell for cell in scored if cell not in otherwise]
     if all(method == REFERENCES for method, _ in there):
-        raise InputError(f"nothing has been scored in {store.data}; `personalize run` makes whatever is missing")
+        by = f"protocol {store.protocol!r}" if store.protocol else "params.yaml"
+        nothing = f"nothing has been scored in {store.drawn}"
+        if otherwise:
+            nothing = f"all that has been scored in {store.drawn} was drawn otherwise than {by} says now"
+        raise InputError(f"{nothing}; `personalize run` makes whatever is missing")
     stamp = stamp_of(
         {
             "tables": [read_json(store.scores(*cell) / MANIFEST)["stamp"] for cell in there],
             "cells": cells,
+            "protocol": store.protocol,
             "sources": sources_hash(COMPARING),
         }
     )
@@ -49,6 +58,28 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
             listener(Event("comparing", 1, 1))
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     return Report(stamp, skipped, time.monotonic() - started, folder, {}, pictures)
+
+
+def drawn_otherwise(store: Store, method: str, concept: str) -> bool:
+    """Were these pictures drawn in other prompts, by another sampler or from other noise than they would be now?
+
+    Scores without a grid, which only DVC's cache could bring, are taken for what they are.
+    """
+    try:
+        grid = read_json(store.grid(method, concept) / "grid.json")
+    except (OSError, ValueError):
+        return False
+    now = {"seed": store.drawing_seed, "templates": prompts_of(store, concept).templates}
+    before = {name: grid.get(name) for name in now}
+    how, drawn = store.params.sampling.how(), grid.get("sampling", {})
+    return before != now or {name: drawn.get(name, 0.0) for name in how} != how  # earlier grids say no eta
+
+
+def _concepts(store: Store) -> list[str]:
+    """Those of the protocol, and whichever others were scored by it."""
+    wanted = concepts_wanted(store)
+    scored = {path.parent.name for path in store.drawn.glob(f"metrics/*/*/{MANIFEST}")}
+    return [*wanted, *sorted(scored.intersection(store.concept_names()) - set(wanted))]
 
 
 def _further_ablations(store: Store, concept: str) -> list[str]:
