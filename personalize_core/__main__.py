@@ -13,6 +13,7 @@ from rich.console import Console
 
 from personalize_core import intake, models, steps
 from personalize_core.errors import InputError
+from personalize_core.methods import FLOOR
 from personalize_core.store import Store
 from personalize_core.study import commands as study
 from personalize_core.terminal import console, new_table, progress, short, show
@@ -86,7 +87,7 @@ def compare(context: typer.Context) -> None:
     """Compare everything that has been scored: one table, grids and plots."""
     with progress() as listener:
         report = steps.compare(context.obj, listener)
-    _show_comparison(report)
+    _show_comparison(context.obj, report)
 
 
 @app.command()
@@ -96,7 +97,29 @@ def run(context: typer.Context, concepts: Concepts = None, methods: Methods = No
     _over_cells(store, concepts, methods, [steps.train, steps.draw_grid, steps.score], references=True)
     with progress() as listener:
         report = steps.compare(store, listener)
-    _show_comparison(report)
+    _show_comparison(store, report)
+
+
+@app.command()
+def repeat(
+    context: typer.Context,
+    concepts: Concepts = None,
+    methods: Methods = None,
+    times: Annotated[int, typer.Option(min=1, help="How often to train again, each time with another seed.")] = 2,
+) -> None:
+    """Train methods again with other seeds, to see what of a difference is the noise of training; then compare."""
+    store: Store = context.obj
+    methods = methods or [name for name in store.params.method_names if name != FLOOR]
+    if not concepts:
+        steps.check_concepts_wanted(store)
+        concepts = steps.concepts_wanted(store)
+    steps.check_repeatable(store, concepts, methods)
+    what = [steps.train, steps.draw_grid, steps.score]
+    _over_cells(store, concepts, methods, what, references=True)
+    for number in range(1, times + 1):
+        console.print(f"Trained again with seed {store.again(number).training_seed}, and drawn from the same noise")
+        _over_cells(store.again(number), concepts, methods, what)
+    compare(context)
 
 
 @app.command()
@@ -322,15 +345,19 @@ def _row(concept: str, method: str, reports: list[steps.Report]) -> list[str]:
     return [concept, method, state, loss, "\n".join(pictures)]
 
 
-def _show_comparison(report: steps.Report) -> None:
+def _show_comparison(store: Store, report: steps.Report) -> None:
     from personalize_core import comparison
 
-    heading, *rows = comparison.table(report.path)
+    heading, *rows = comparison.table(report.path, store.costs())
     table = new_table(*heading)
     for row in rows:
         table.add_row(*row)
     console.print(f"Means over all concepts, with {comparison.intervals_are_over(report.path)}")
     console.print(table)
+    noise = comparison.noise_floor(report.path)
+    if len(noise):
+        times = " or ".join(str(count) for count in sorted(set(noise["trainings"])))
+        console.print(f"noise: standard deviation between {times} trainings; the verdicts count it too")
     heading, *rows = comparison.verdicts(report.path)
     if rows:
         table = new_table(*heading)

@@ -44,6 +44,7 @@ def make_sampler(
         generators: with eta > 0, one for each row, from `step_generators`; the sampler then serves that one batch.
     """
     scheduler: Any
+    options: dict[str, Any]
     if name == "ddim":
         scheduler, options = DDIMScheduler.from_config(base.scheduler.config, clip_sample=False), {"eta": eta}
     elif name == "dpm-solver++":

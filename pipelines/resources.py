@@ -13,9 +13,9 @@ from personalize_core.store import Store
 class Workspace(dg.ConfigurableResource):
     """The folder with params.yaml and data/, and what is drawn and scored there."""
 
-    root: str = Field(".", description="Relative to the working directory, where dagster.yaml is read from too.")
+    root: str = Field(default=".", description="Relative to the working directory, where dagster.yaml lies too.")
     protocol: str | None = Field(
-        None,
+        default=None,
         description="A file of data/protocols, by its name: draw, score and compare as it says, in data/under/NAME. "
         "Left out: as params.yaml says. It trains nothing again.",
     )

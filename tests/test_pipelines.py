@@ -103,8 +103,9 @@ def test_a_run_chooses_its_protocol_and_the_sensor_needs_none(instance, monkeypa
     for config in ({}, {"resources": {"workspace": {"config": {"protocol": "mini"}}}}):
         assert job.execute_in_process(config, instance=instance).success
     assert under == [(tmp_path, None), (tmp_path, "mini")]
-    sensor = defs.get_repository_def().get_sensor_def("concept_folder")
-    with dg.build_sensor_context(instance=instance, repository_def=defs.get_repository_def()) as context:
+    repository = defs.get_repository_def()
+    sensor, resources = repository.get_sensor_def("concept_folder"), repository.get_top_level_resources()
+    with dg.build_sensor_context(instance=instance, resources=resources) as context:
         assert "folders of data/concepts are as they were" in (sensor.evaluate_tick(context).skip_message or "")
 
 

@@ -13,6 +13,7 @@ from personalize_core.steps.exchange import export, import_artifact
 from personalize_core.steps.latents import encode_images
 from personalize_core.steps.on_request import draw_samples, draw_together, heat_maps
 from personalize_core.steps.recipes import check_concepts_wanted, class_images_wanted, concepts_wanted
+from personalize_core.steps.repeating import check_repeatable
 from personalize_core.steps.scores import score, score_references
 from personalize_core.steps.training import train
 
@@ -22,6 +23,7 @@ __all__ = [
     "Report",
     "check_concepts_wanted",
     "check_inputs",
+    "check_repeatable",
     "class_images_wanted",
     "compare",
     "concepts_wanted",

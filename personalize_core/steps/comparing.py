@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
 from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder
 from personalize_core.methods import ABLATION_NAMES
+from personalize_core.steps.drawing import drawn_as_now
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.recipes import concepts_wanted, prompts_of
+from personalize_core.steps.recipes import concepts_wanted
+from personalize_core.steps.repeating import find_trainings, scores_of
 from personalize_core.steps.stamps import COMPARING
 from personalize_core.store import REFERENCES, Store
+
+if TYPE_CHECKING:
+    from personalize_core.metrics.costs import Places
 
 
 def compare(store: Store, listener: Listener = unheard) -> Report:
@@ -19,12 +25,14 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
 
     A concept and method of the experiment without scores is left out, and listed in summary.json as missing; so is
     one whose pictures were drawn otherwise than the protocol or params.yaml says now. Ablations need not stand in
-    params.yaml: each that was drawn by this base model and scored joins.
+    params.yaml: each that was drawn by this base model and scored joins. Where a method was trained again with other
+    seeds, the noise of its training goes into its verdicts.
 
     Raises:
         InputError: nothing has been scored, or the tables were made by different encoders.
     """
     from personalize_core import comparison
+    from personalize_core.metrics import costs
 
     started, folder = time.monotonic(), store.comparison()
     cells = [
@@ -33,7 +41,7 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         for method in (*store.params.method_names, *_further_ablations(store, concept), REFERENCES)
     ]
     scored = [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
-    otherwise = [cell for cell in scored if cell[0] != REFERENCES and drawn_otherwise(store, *cell)]
+    otherwise = [cell for cell in scored if cell[0] != REFERENCES and not drawn_as_now(store, *cell)]
     there = [cell for cell in scored if cell not in otherwise]
     if all(method == REFERENCES for method, _ in there):
         by = f"protocol {store.protocol!r}" if store.protocol else "params.yaml"
@@ -41,8 +49,16 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         if otherwise:
             nothing = f"all that has been scored in {store.drawn} was drawn otherwise than {by} says now"
         raise InputError(f"{nothing}; `personalize run` makes whatever is missing")
+    trainings, left_out = find_trainings(store, [cell for cell in there if cell[0] != REFERENCES])
     stamp = stamp_of(
         {
+            "trainings": [
+                read_json(again.scores(each.method, concept) / MANIFEST)["stamp"]
+                for each in trainings
+                for concept in each.concepts
+                for again in each.stores.values()
+            ],
+            "trainings_left_out": left_out,
             "tables": [read_json(store.scores(*cell) / MANIFEST)["stamp"] for cell in there],
             "cells": cells,
             "protocol": store.protocol,
@@ -54,25 +70,20 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         if not skipped:
             listener(Event("comparing", 0, 1))
             with whole_folder(folder, stamp) as new:
-                comparison.write(store, there, [cell for cell in cells if cell not in there], new)
+                missing = [cell for cell in cells if cell not in there]
+                comparison.write(store, there, missing, new, [scores_of(each) for each in trainings], left_out)
             listener(Event("comparing", 1, 1))
+    costs.write([_places(store, *cell) for cell in there if cell[0] != REFERENCES], store.costs())
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     return Report(stamp, skipped, time.monotonic() - started, folder, {}, pictures)
 
 
-def drawn_otherwise(store: Store, method: str, concept: str) -> bool:
-    """Were these pictures drawn in other prompts, by another sampler or from other noise than they would be now?
+def _places(store: Store, method: str, concept: str) -> Places:
+    from personalize_core.metrics.costs import Places
 
-    Scores without a grid, which only DVC's cache could bring, are taken for what they are.
-    """
-    try:
-        grid = read_json(store.grid(method, concept) / "grid.json")
-    except (OSError, ValueError):
-        return False
-    now = {"seed": store.drawing_seed, "templates": prompts_of(store, concept).templates}
-    before = {name: grid.get(name) for name in now}
-    how, drawn = store.params.sampling.how(), grid.get("sampling", {})
-    return before != now or {name: drawn.get(name, 0.0) for name in how} != how  # earlier grids say no eta
+    cell = (method, concept)
+    measured = store.training_costs(*cell), store.drawing_costs(*cell)
+    return Places(*cell, store.artifact(*cell), store.grid(*cell), *measured)
 
 
 def _concepts(store: Store) -> list[str]:

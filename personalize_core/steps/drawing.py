@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.files import is_current, sources_hash, stamp_of, whole_folder, write_json
+from personalize_core.files import is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
 from personalize_core.methods import check_method, method_file
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
@@ -31,6 +31,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
     """
     from personalize_core import comparison
     from personalize_core.artifact import restore
+    from personalize_core.measured import PeakMemory
 
     check_method(method)
     started = time.monotonic()
@@ -58,12 +59,16 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
         trained = restore(store.artifact(method, concept), base, method)
         places = [(p, i) for p in range(len(templates)) for i in range(how.images_per_prompt)]
         with whole_folder(folder, stamp) as new, store.alone("device"):
+            memory, each = PeakMemory(base.device), {}
             for name, variant in variants.items():
+                begun = time.monotonic()
                 paths = [new / picture_name(name, prompt, image) for prompt, image in places]
                 prompts = [trained.say(templates[prompt]) for prompt, _ in places]
                 sampled = sampled_by(variant, store, concept, method, base, trained, prompts, listener)
                 what = f"drawing {concept} by {name}"
                 draw(how, store.drawing_seed, base, sampled, prompts, places, paths, what, listener)
+                each[name] = (time.monotonic() - begun) / len(places)
+            taken = {"stamp": stamp, "seconds_per_image": each, **memory.costs()}
             about = {
                 "concept": concept,
                 "class_noun": trained.concept.class_noun,
@@ -80,6 +85,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
             }
             write_json(new / "grid.json", about)
             comparison.draw(store, concept, [(name, new) for name in variants], about, new / "grid.png")
+        write_json(store.drawing_costs(method, concept), taken)
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
 
 
@@ -154,6 +160,21 @@ def refining(
         return {}
     latents = encode_concept(store, concept, preprocessing_of(store, method), listener).stamp
     return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
+
+
+def drawn_as_now(store: Store, method: str, concept: str) -> bool:
+    """Were these pictures drawn in the prompts, by the sampler and from the noise that they would be drawn of now?
+
+    Scores without a grid, which only DVC's cache could bring, are taken for what they are.
+    """
+    try:
+        grid = read_json(store.grid(method, concept) / "grid.json")
+    except (OSError, ValueError):
+        return True
+    now = {"seed": store.drawing_seed, "templates": prompts_of(store, concept).templates}
+    before = {name: grid.get(name) for name in now}
+    how, drawn = store.params.sampling.how(), grid.get("sampling", {})
+    return before == now and {name: drawn.get(name, 0.0) for name in how} == how  # earlier grids say no eta
 
 
 def picture_name(variant: str, prompt: int, image: int) -> str:
