@@ -102,6 +102,7 @@ def test_a_folder_with_something_wrong_is_refused_whole(spoil, said, photos, wor
         (["run", "-m", "hypernetwork"], "there is no method 'hypernetwork'; the methods are"),
         (["train", "../rex"], "'../rex' cannot be a concept's name"),
         (["--protocol", "nobody", "run"], "there is no protocol 'nobody'"),
+        (["repeat", "rex", "-m", "base_model"], "base_model learns nothing"),
         (["sample", "rex", "-m", "dreambooth", "--prompt", "a photo of a dog"], "Write '<rex>'"),
         (["sample", "rex", "-m", "dreambooth", "--prompt", "<rex>"], "has not been trained"),
         (["heat-maps", "rex", "-m", "dreambooth", "--prompt", "a dog"], "Write '<rex>'"),
