@@ -113,7 +113,7 @@ def in_words(row: Mapping[str, Any]) -> str:
     """A row of `measured` for people, as far as it is known."""
     memory = [row[name] for name in ("training_memory_bytes", "drawing_memory_bytes") if row[name] is not None]
     parts = [
-        f"{_short(row['parameters'])} trained" if row["parameters"] else "",
+        f"{_short(row['parameters']).strip()} trained" if row["parameters"] else "",
         f"{_short(row['artifact_bytes'])}B" if row["parameters"] and row["artifact_bytes"] else "",
         f"{_seconds(row['training_seconds'])} training" if row["training_seconds"] is not None else "",
         f"{_seconds(row['seconds_per_image'])} an image" if row["seconds_per_image"] is not None else "",
