@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from personalize_core import intake, models, steps
 from personalize_core.analyses import commands as analyses
 from personalize_core.errors import InputError
+from personalize_core.methods import FLOOR
 from personalize_core.store import Store
 from personalize_core.study import commands as study
 from personalize_core.terminal import console, new_table, progress, short, show
@@ -48,7 +50,8 @@ def choose_workspace(
     context: typer.Context,
     root: Annotated[Path, typer.Option(help="The workspace: the folder with params.yaml and data/.")] = Path("."),
     protocol: Annotated[
-        str | None, typer.Option(help="Draw and score by a file of data/protocols, not by params.yaml.")
+        str | None,
+        typer.Option(help="Draw and score by a file of data/protocols, not by params.yaml; `protocols` lists them."),
     ] = None,
 ) -> None:
     context.obj = Store(root.resolve(), protocol)
@@ -86,7 +89,7 @@ def compare(context: typer.Context) -> None:
     """Compare everything that has been scored: one table, grids and plots."""
     with progress() as listener:
         report = steps.compare(context.obj, listener)
-    _show_comparison(report)
+    _show_comparison(context.obj, report)
 
 
 @app.command()
@@ -96,7 +99,29 @@ def run(context: typer.Context, concepts: Concepts = None, methods: Methods = No
     _over_cells(store, concepts, methods, [steps.train, steps.draw_grid, steps.score], references=True)
     with progress() as listener:
         report = steps.compare(store, listener)
-    _show_comparison(report)
+    _show_comparison(store, report)
+
+
+@app.command()
+def repeat(
+    context: typer.Context,
+    concepts: Concepts = None,
+    methods: Methods = None,
+    times: Annotated[int, typer.Option(min=1, help="How often to train again, each time with another seed.")] = 2,
+) -> None:
+    """Train methods again with other seeds, to see what of a difference is the noise of training; then compare."""
+    store: Store = context.obj
+    methods = methods or [name for name in store.params.method_names if name != FLOOR]
+    if not concepts:
+        steps.check_concepts_wanted(store)
+        concepts = steps.concepts_wanted(store)
+    steps.check_repeatable(store, concepts, methods)
+    what = [steps.train, steps.draw_grid, steps.score]
+    _over_cells(store, concepts, methods, what, references=True)
+    for number in range(1, times + 1):
+        console.print(f"Trained again with seed {store.again(number).training_seed}, and drawn from the same noise")
+        _over_cells(store.again(number), concepts, methods, what)
+    compare(context)
 
 
 @app.command()
@@ -196,6 +221,26 @@ def base_models() -> None:
     )
 
 
+@app.command()
+def protocols(context: typer.Context) -> None:
+    """List the protocols that --protocol knows: what each draws, and where it comes from."""
+    store: Store = context.obj
+    table = new_table("Name", "Protocol", "Concepts", "Prompts", "Images each", "Sampler", "Encoders", "Source")
+    for name in store.protocol_names():
+        protocol = replace(store, protocol=name).described_protocol
+        assert protocol
+        lists = protocol.collection or ", ".join(each.name for each in protocol.prompts)
+        noise = f", eta {protocol.eta:g}" if protocol.eta else ""
+        sampler = f"{protocol.sampler} {protocol.steps}, guidance {protocol.guidance:g}{noise}"
+        encoders = protocol.encoders or store.params.encoders
+        measured = ", ".join(value for value in encoders.model_dump().values())
+        concepts = "those of its lists" if protocol.collection else len(protocol.concepts) or "all of the workspace"
+        images = protocol.images_per_prompt
+        table.add_row(name, protocol.title, str(concepts), lists, str(images), sampler, measured, protocol.source)
+    console.print(table)
+    console.print("What is uncertain about each stands in its file, in data/protocols.")
+
+
 @step.command("encode-images")
 def step_encode_images(context: typer.Context) -> None:
     """Photographs to latents."""
@@ -254,9 +299,10 @@ def _over_cells(
     store: Store, concepts: list[str] | None, methods: list[str] | None, what: list[Callable], references: bool = False
 ) -> None:
     """Steps over concepts and methods, after a look at every input: a mistake ends the run before any training."""
-    concepts, methods = concepts or store.concept_names(), methods or store.params.method_names
+    methods = methods or store.params.method_names
     if not concepts:
-        raise InputError(f"there are no concepts in {store.concepts}; add one with `personalize add`")
+        steps.check_concepts_wanted(store)
+        concepts = steps.concepts_wanted(store)
     steps.check_inputs(store, concepts, methods)
     table = new_table("Concept", "Method", "State", "Loss on a fixed batch, and its fall [95 %]", "Pictures")
     with progress() as listener:
@@ -269,8 +315,9 @@ def _over_cells(
 
 
 def _over_concepts(store: Store, one: Callable, *arguments: str) -> None:
+    steps.check_concepts_wanted(store)
     steps.check_inputs(store, [], store.params.method_names)
-    _each(store.concept_names(), lambda concept, listener: one(store, concept, *arguments, listener))
+    _each(steps.concepts_wanted(store), lambda concept, listener: one(store, concept, *arguments, listener))
 
 
 def _each(names: list[str], one: Callable[[str, steps.Listener], steps.Report]) -> None:
@@ -300,15 +347,19 @@ def _row(concept: str, method: str, reports: list[steps.Report]) -> list[str]:
     return [concept, method, state, loss, "\n".join(pictures)]
 
 
-def _show_comparison(report: steps.Report) -> None:
+def _show_comparison(store: Store, report: steps.Report) -> None:
     from personalize_core import comparison
 
-    heading, *rows = comparison.table(report.path)
+    heading, *rows = comparison.table(report.path, store.costs())
     table = new_table(*heading)
     for row in rows:
         table.add_row(*row)
     console.print(f"Means over all concepts, with {comparison.intervals_are_over(report.path)}")
     console.print(table)
+    noise = comparison.noise_floor(report.path)
+    if len(noise):
+        times = " or ".join(str(count) for count in sorted(set(noise["trainings"])))
+        console.print(f"noise: standard deviation between {times} trainings; the verdicts count it too")
     heading, *rows = comparison.verdicts(report.path)
     if rows:
         table = new_table(*heading)

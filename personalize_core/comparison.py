@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,25 @@ from personalize_core.methods import FLOOR, MARK
 from personalize_core.metrics import costs, ranking, tables
 from personalize_core.store import REFERENCES, SCORES, Store
 
+NOISE = "noise_floor.parquet"  # only where a method was trained again
 METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}  # in the order of tables for people
 
 
-def write(store: Store, cells: Sequence[tuple[str, str]], missing: Sequence[tuple[str, str]], folder: Path) -> None:
+def write(
+    store: Store,
+    cells: Sequence[tuple[str, str]],
+    missing: Sequence[tuple[str, str]],
+    folder: Path,
+    trainings: Sequence[Mapping[int, pl.DataFrame]] = (),
+    left_out: Sequence[str] = (),
+) -> None:
     """Compare what was scored.
 
     Args:
         cells: (method, concept) with scores, the concepts' own photographs among them.
         missing: (method, concept) of the experiment without scores; they are listed.
+        trainings: of each method that was trained again, seed -> scores; for the noise of its training.
+        left_out: trainings again that are not of what is compared here; they are listed.
     """
     table = tables.concatenate([tables.read(store.scores(*cell) / SCORES) for cell in cells])
     summary = tables.summarise(table)
@@ -30,7 +40,10 @@ def write(store: Store, cells: Sequence[tuple[str, str]], missing: Sequence[tupl
     artifacts = [(*cell, store.artifact(*cell)) for cell in cells if cell[0] != REFERENCES]
     with_costs = costs.beside(summary, costs.table(artifacts))
     tables.write_summary(with_costs, folder / "summary.parquet", costs.COLUMNS)
-    compared = ranking.pairs(table)
+    noise = pl.concat([ranking.noise_floor(by_seed) for by_seed in trainings]) if trainings else None
+    if noise is not None:
+        tables.write_parquet(noise, folder / NOISE, ranking.NOISE_COLUMNS)
+    compared = ranking.pairs(table, noise)
     ranking.write(compared, ranking.rank(compared, summary), folder)
     differences = _differences(table)
     if differences is not None:
@@ -41,6 +54,8 @@ def write(store: Store, cells: Sequence[tuple[str, str]], missing: Sequence[tupl
             "means": _nested(summary.filter(pl.col("concept") == tables.ALL_CONCEPTS)),
             "concepts": sorted({concept for _, concept in cells}),
             "missing": [f"{method}/{concept}" for method, concept in missing],
+            "protocol": store.protocol,
+            "trainings_left_out": list(left_out),
         },
     )
     concepts = sorted({concept for method, concept in cells if method != REFERENCES})
@@ -67,8 +82,11 @@ def draw(store: Store, concept: str, variants: Iterable[tuple[str, Path]], grid:
     figures.comparison_grid(intake.photographs(store.concept_folder(concept)), rows, columns, path, title=concept)
 
 
-def table(folder: Path) -> list[list[str]]:
-    """The summary over all concepts for a terminal: a heading, then a row per variant, the base model first."""
+def table(folder: Path, measured: Path) -> list[list[str]]:
+    """The summary over all concepts for a terminal: a heading, then a row per variant, the base model first.
+
+    measured: the table of costs.
+    """
     summary = pl.read_parquet(folder / "summary.parquet").filter(pl.col("concept") == tables.ALL_CONCEPTS)
     path = folder / "differences.parquet"
     gains = {}
@@ -77,12 +95,26 @@ def table(folder: Path) -> list[list[str]]:
         gains = {row["variant"]: row for row in rows.iter_rows(named=True)}
     order = {FLOOR: 0, REFERENCES: 2}
     variants = sorted(summary["variant"].unique(), key=lambda name: (order.get(name, 1), name))
-    lines = [["Variant", *METRICS.values(), "DINO over the base model"]]
+    rows = noise_floor(folder).iter_rows(named=True)
+    noises = {(row["variant"], row["metric"]): f" noise {row['between']:.3f}" for row in rows}
+    taken = pl.read_parquet(measured).filter(concept=tables.ALL_CONCEPTS) if measured.is_file() else pl.DataFrame()
+    cost = {row["variant"]: costs.in_words(row) for row in taken.iter_rows(named=True)}
+    lines = [["Variant", *METRICS.values(), "DINO over the base model", "Cost"]]
     for variant in variants:
         scores = {row["metric"]: row for row in summary.filter(pl.col("variant") == variant).iter_rows(named=True)}
-        cells = [_interval(scores[metric], "mean") if metric in scores else "-" for metric in METRICS]
-        lines.append([_words(variant), *cells, _interval(gains[variant], "difference") if variant in gains else "-"])
+        cells = [
+            _interval(scores[metric], "mean") + noises.get((variant, metric), "") if metric in scores else "-"
+            for metric in METRICS
+        ]
+        gained = _interval(gains[variant], "difference") if variant in gains else "-"
+        lines.append([_words(variant), *cells, gained, cost.get(variant, "-")])
     return lines
+
+
+def noise_floor(folder: Path) -> pl.DataFrame:
+    """The noise of training over all concepts, a row for each variant and metric; empty where nothing was repeated."""
+    path = folder / NOISE
+    return pl.read_parquet(path).filter(concept=tables.ALL_CONCEPTS) if path.is_file() else pl.DataFrame()
 
 
 def verdicts(folder: Path) -> list[list[str]]:

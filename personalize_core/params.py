@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from personalize_core.errors import InputError, listed
 from personalize_core.methods import (
@@ -22,6 +22,7 @@ from personalize_core.methods import (
 )
 
 if TYPE_CHECKING:
+    from personalize_core.concept import Concept
     from personalize_core.context_regularization import Refinement
 
 Values = dict[str, Any]
@@ -49,13 +50,55 @@ class Drawing(_Strict):
     sampler: Literal["ddim", "dpm-solver++"]
     steps: Annotated[int, Field(gt=0)]
     guidance: Annotated[float, Field(ge=0)]
+    eta: Annotated[float, Field(ge=0, le=1)] = 0.0  # of DDIM: new noise in each step; 0 none, 1 as much as DDPM
+
+    @model_validator(mode="after")
+    def _only_ddim_adds_noise(self) -> Drawing:
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta = {self.eta} is an option of ddim; {self.sampler} adds no noise, so take eta out")
+        return self
+
+
+class PromptList(_Strict):
+    """A list of prompts, and which concepts are drawn in it; one that names none is for all others."""
+
+    name: str  # in data/prompts, without ".txt"
+    class_nouns: tuple[str, ...] = ()
+    concepts: tuple[str, ...] = ()
+    without_identity: tuple[Annotated[int, Field(gt=0)], ...] = ()  # rows, from 1, that only CLIP-T looks at
+
+    @property
+    def for_others(self) -> bool:
+        return not (self.class_nouns or self.concepts)
+
+    def suits(self, concept: Concept) -> bool:
+        return self.for_others or concept.name in self.concepts or concept.class_noun.lower() in self.class_nouns
 
 
 class Sampling(Drawing):
     """What is drawn of every concept; the same for every method."""
 
     images_per_prompt: Annotated[int, Field(gt=0)]
-    prompts: str  # a list in data/prompts, without ".txt"
+    prompts: tuple[PromptList, ...]  # the first that suits a concept is its own; written as a name, it is for all
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _by_name(cls, written: Any) -> Any:
+        return [{"name": written}] if isinstance(written, str) else written
+
+    @field_validator("prompts")
+    @classmethod
+    def _one_for_every_concept(cls, lists: tuple[PromptList, ...]) -> tuple[PromptList, ...]:
+        if not lists or [each.for_others for each in lists] != [False] * (len(lists) - 1) + [True]:
+            raise ValueError("the last list, and only that one, must be for all other concepts: it names none")
+        return lists
+
+    def prompts_for(self, concept: Concept) -> PromptList:
+        return next(each for each in self.prompts if each.suits(concept))
+
+    def how(self) -> dict[str, Any]:
+        """All that a picture depends on, apart from its prompt, its seed and its method."""
+        return self.model_dump(include={*Drawing.model_fields, "images_per_prompt"})
 
 
 class Encoders(_Strict):
@@ -124,18 +167,7 @@ class Params(_Strict):
         """Raises InputError with the key that is wrong."""
         if not path.is_file():
             raise InputError(f"{path} does not exist; run this in the project's folder, or name the folder with --root")
-        return _validated(cls, path)
-
-    def under(self, protocol: Path) -> Params:
-        """The same, but with pictures drawn as a protocol says.
-
-        Raises:
-            InputError: there is no such protocol, or it is damaged.
-        """
-        if not protocol.is_file():
-            known = sorted(path.stem for path in protocol.parent.glob("*.yaml"))
-            raise InputError(f"there is no protocol {protocol.stem!r} in {protocol.parent}; there are {listed(known)}")
-        return self.model_copy(update={"sampling": _validated(Sampling, protocol)})
+        return validated(cls, path)
 
     @property
     def method_names(self) -> list[str]:
@@ -236,7 +268,12 @@ def _inapplicable(option: str, method: str, config: Any) -> str | None:
     return f"{option} {does}, and does not apply to {method}{f': {why}' if why else ''}; it applies to {listed(having)}"
 
 
-def _validated(kind: type[M], path: Path) -> M:
+def validated(kind: type[M], path: Path) -> M:
+    """A file of YAML as `kind`.
+
+    Raises:
+        InputError: it is not YAML, or a key or value is wrong; the message says which.
+    """
     try:
         values = yaml.safe_load(path.read_text())
         if not isinstance(values, dict):

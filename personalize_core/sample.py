@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from torch import Tensor
+from torch import Generator, Tensor
 
 from personalize_core.attention import AttentionMaps
 from personalize_core.base import BaseModel
@@ -27,31 +27,52 @@ Progress = Callable[[int, int], None]
 SAMPLERS = ("ddim", "dpm-solver++")
 
 
-def make_sampler(name: str, base: BaseModel, progress: Progress = lambda done, steps: None) -> Sampler:
-    """ "ddim": Song et al. 2021, eta = 0. "dpm-solver++": Lu et al. 2022, second order, multistep.
+def make_sampler(
+    name: str,
+    base: BaseModel,
+    progress: Progress = lambda done, steps: None,
+    eta: float = 0.0,
+    generators: Sequence[Generator] = (),
+) -> Sampler:
+    """ "ddim": Song et al. 2021. "dpm-solver++": Lu et al. 2022, second order, multistep.
 
     Both through diffusers' schedulers, set up from the base model's own, so that the noise schedule and the
     prediction type are the ones it was trained with.
+
+    Args:
+        eta: of DDIM, how much new noise each step adds (Song et al. 2021, eq. 16): 0 none, 1 as much as DDPM.
+        generators: with eta > 0, one for each row, from `step_generators`; the sampler then serves that one batch.
     """
     scheduler: Any
+    options: dict[str, Any]
     if name == "ddim":
-        scheduler, options = DDIMScheduler.from_config(base.scheduler.config, clip_sample=False), {"eta": 0.0}
+        scheduler, options = DDIMScheduler.from_config(base.scheduler.config, clip_sample=False), {"eta": eta}
     elif name == "dpm-solver++":
         scheduler = DPMSolverMultistepScheduler.from_config(base.scheduler.config, algorithm_type="dpmsolver++")
         options = {}
     else:
         raise ValueError(f"there is no sampler {name!r}; the samplers are {', '.join(SAMPLERS)}")
+    if eta and name != "ddim":
+        raise ValueError(f"eta = {eta} is an option of ddim; {name} adds no noise")
 
     @torch.no_grad()
     def run(denoise: Denoiser, x: Tensor, steps: int) -> Tensor:
         scheduler.set_timesteps(steps)
         x = x * scheduler.init_noise_sigma
         for done, t in enumerate(scheduler.timesteps, start=1):
+            if eta:
+                options["variance_noise"] = _noise_of_rows(x, generators)
             x = scheduler.step(denoise(x, t.to(x.device).expand(len(x))), t, x, **options).prev_sample
             progress(done, steps)
         return x
 
     return run
+
+
+def _noise_of_rows(x: Tensor, generators: Sequence[Generator]) -> Tensor:
+    """Of x's shape: the next draw of every row's own generator."""
+    rows = [torch.randn(row.shape, generator=generator) for row, generator in zip(x, generators, strict=True)]
+    return torch.stack(rows).to(x)
 
 
 def unwatched(maps: AttentionMaps) -> None:
@@ -88,6 +109,11 @@ def initial_noise(base: BaseModel, seed: int, pictures: Sequence[tuple[int, int]
             for prompt, image in pictures
         ]
     )
+
+
+def step_generators(seed: int, pictures: Sequence[tuple[int, int]]) -> list[Generator]:
+    """What the steps of DDIM with eta > 0 draw from: one generator per (prompt index, image index)."""
+    return [generator_for(seed, "step", prompt, image) for prompt, image in pictures]
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from personalize_core.concept import Concept, check_name
 from personalize_core.errors import InputError, listed
 from personalize_core.intake import read_concept
 from personalize_core.params import Params
+from personalize_core.protocols import Protocol, read_protocol
 
 REFERENCES = "real_images"  # the table of the concept's own photographs, scored against each other
 SCORES = "scores.parquet"  # in a folder of scores
@@ -21,23 +22,63 @@ SCORES = "scores.parquet"  # in a folder of scores
 
 @dataclass(frozen=True)
 class Store:
-    """A workspace: the folder with params.yaml and data/. The method comes first in paths, as DVC's stages need it."""
+    """A workspace: the folder with params.yaml and data/. The method comes first in paths, as DVC's stages need it.
+
+    What is drawn and scored by a protocol lies apart from what params.yaml asks for, and from any other protocol's;
+    they share artifacts. What is trained again, for the noise of training, lies apart altogether.
+    """
 
     root: Path
     protocol: str | None = None  # a file of data/protocols that replaces params.yaml's section `sampling`
+    repeat: int = 0  # which training: 0 is the artifact itself, the others differ in their seed alone
+
+    def again(self, repeat: int) -> Store:
+        """The same workspace, for another training."""
+        return replace(self, repeat=repeat)
+
+    @cached_property
+    def described_protocol(self) -> Protocol | None:
+        """Raises InputError if there is no such protocol, or it is damaged."""
+        return read_protocol(self.data / "protocols" / f"{self.protocol}.yaml") if self.protocol else None
 
     @cached_property
     def params(self) -> Params:
-        params = Params.read(self.root / "params.yaml")
-        return params.under(self.data / "protocols" / f"{self.protocol}.yaml") if self.protocol else params
+        """params.yaml, with the protocol's sampling and encoders in place of its own."""
+        params, protocol = Params.read(self.root / "params.yaml"), self.described_protocol
+        if not protocol:
+            return params
+        return params.model_copy(update={"sampling": protocol, "encoders": protocol.encoders or params.encoders})
+
+    @property
+    def training_seed(self) -> int:
+        return self.params.seed + self.repeat
+
+    @property
+    def drawing_seed(self) -> int:
+        """Of the noise that pictures start from: the same for every training."""
+        own = self.described_protocol and self.described_protocol.seed
+        return self.params.seed if own is None else own
 
     @property
     def data(self) -> Path:
         return self.root / "data"
 
     @property
+    def trained(self) -> Path:
+        """Where artifacts and all that is made from them lie."""
+        return self.data / "repeats" / str(self.repeat) if self.repeat else self.data
+
+    @property
+    def drawn(self) -> Path:
+        """Where grids and all that is made from them lie."""
+        return self.trained / "under" / self.protocol if self.protocol else self.trained
+
+    @property
     def concepts(self) -> Path:
         return self.data / "concepts"
+
+    def protocol_names(self) -> list[str]:
+        return sorted(path.stem for path in (self.data / "protocols").glob("*.yaml"))
 
     def concept_folder(self, concept: str) -> Path:
         check_name(concept)
@@ -61,6 +102,10 @@ class Store:
     def prompts(self, name: str) -> Path:
         return self.data / "prompts" / f"{name}.txt"
 
+    def prompt_collection(self, name: str) -> Path:
+        """A folder of lists that is not shipped: whoever may use it puts it there."""
+        return self.data / "prompts" / name
+
     def latents(self, concept: str, preprocessing: str = "") -> Path:
         """Of the photographs prepared in one way, by its key; without a key, the folder with all of them."""
         return self.data / "latents" / concept / preprocessing
@@ -81,22 +126,36 @@ class Store:
         return self.data / "class_images" / f"{_folder_name(class_noun)}.real" / preprocessing
 
     def artifact(self, method: str, concept: str) -> Path:
-        return self.data / "artifacts" / method / concept
+        return self.trained / "artifacts" / method / concept
 
     def grid(self, method: str, concept: str) -> Path:
-        return self.data / "grids" / method / concept
+        return self.drawn / "grids" / method / concept
 
     def scores(self, method: str, concept: str) -> Path:
-        return self.data / "metrics" / method / concept
+        return self.drawn / "metrics" / method / concept
 
     def comparison(self) -> Path:
-        return self.data / "comparison"
+        return self.drawn / "comparison"
+
+    def training_costs(self, method: str, concept: str) -> Path:
+        """What was measured, in a file of its own: it differs from run to run, as no artifact may."""
+        return self.trained / "costs" / method / concept / "training.json"
+
+    def drawing_costs(self, method: str, concept: str) -> Path:
+        return self.drawn / "costs" / method / concept / "drawing.json"
+
+    def costs(self) -> Path:
+        """The table of all costs, beside the comparison that it belongs to."""
+        return self.drawn / "costs" / "costs.parquet"
 
     def analyses(self, method: str, concept: str) -> Path:
-        return self.data / "analyses" / method / concept
+        return self.drawn / "analyses" / method / concept
 
     def samples(self, method: str, concept: str, request: str) -> Path:
         return self.data / "samples" / method / concept / request
+
+    def checkpoints(self, method: str, concept: str) -> Path:
+        return self.work("checkpoints", method, concept, *([str(self.repeat)] if self.repeat else []))
 
     def work(self, *names: str) -> Path:
         """For checkpoints and locks: never versioned, and free to be deleted while nothing runs."""

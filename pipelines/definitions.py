@@ -11,7 +11,7 @@ defs = dg.Definitions(
     assets=assets.ALL,
     jobs=automation.JOBS,
     sensors=[automation.concept_folder],
-    resources={"workspace": Workspace()},
+    resources={"workspace": Workspace.configure_at_launch()},  # so that a run may choose its protocol
     # Every run has a process of its own already; its steps then share one import of torch and one base model.
     executor=dg.in_process_executor,
 )

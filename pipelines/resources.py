@@ -5,14 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import dagster as dg
+from pydantic import Field
 
 from personalize_core.store import Store
 
 
 class Workspace(dg.ConfigurableResource):
-    """The folder with params.yaml and data/."""
+    """The folder with params.yaml and data/, and what is drawn and scored there."""
 
-    root: str = "."  # relative to the working directory, which is also where dagster.yaml is read from
+    root: str = Field(default=".", description="Relative to the working directory, where dagster.yaml lies too.")
+    protocol: str | None = Field(
+        default=None,
+        description="A file of data/protocols, by its name: draw, score and compare as it says, in data/under/NAME. "
+        "Left out: as params.yaml says. It trains nothing again.",
+    )
 
     def store(self) -> Store:
-        return Store(Path(self.root).resolve())
+        return Store(Path(self.root).resolve(), self.protocol)

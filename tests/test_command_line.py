@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from personalize_core import __main__ as command_line
 from personalize_core import intake, steps
+from personalize_core.steps.recipes import prompts_of
 from personalize_core.store import Store
 from tests import tiny_workspace
 
@@ -101,6 +102,7 @@ def test_a_folder_with_something_wrong_is_refused_whole(spoil, said, photos, wor
         (["run", "-m", "hypernetwork"], "there is no method 'hypernetwork'; the methods are"),
         (["train", "../rex"], "'../rex' cannot be a concept's name"),
         (["--protocol", "nobody", "run"], "there is no protocol 'nobody'"),
+        (["repeat", "rex", "-m", "base_model"], "base_model learns nothing"),
         (["sample", "rex", "-m", "dreambooth", "--prompt", "a photo of a dog"], "Write '<rex>'"),
         (["sample", "rex", "-m", "dreambooth", "--prompt", "<rex>"], "has not been trained"),
         (["heat-maps", "rex", "-m", "dreambooth", "--prompt", "a dog"], "Write '<rex>'"),
@@ -256,13 +258,10 @@ def test_every_base_model_that_is_known_by_name_is_listed_with_its_revision(pers
 
 def test_the_projects_own_params_and_prompts_are_sound():
     store = Store(REPOSITORY)
-    from personalize_core.prompts import read_list
-
     for method in store.params.method_names:
         store.params.config(method)
         assert store.params.sampling_variants(method)
-    for protocol in (None, *(path.stem for path in (REPOSITORY / "data" / "protocols").glob("*.yaml"))):
-        assert read_list(store.prompts(Store(REPOSITORY, protocol).params.sampling.prompts))
+    assert all(prompts_of(store, name).templates for name in store.concept_names())
 
 
 def test_the_demo_is_of_concepts_that_come_with_the_project():

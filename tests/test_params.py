@@ -12,7 +12,7 @@ import yaml
 from personalize_core import methods
 from personalize_core.errors import InputError
 from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES, ablation_changes, check_method, method_class
-from personalize_core.params import Params, Sampling, build
+from personalize_core.params import Params, build
 
 GOOD: dict[str, Any] = {
     "base_model": "mini",
@@ -337,30 +337,6 @@ def test_a_name_of_two_variants_is_refused(read):
     assert said.endswith(
         "oft and vico both have a variant 'lagged'; scores are summarised by this name, so give one of them another"
     )
-
-
-# -- protocols -------------------------------------------------------------------------------------------------
-
-
-def test_a_protocol_replaces_how_pictures_are_drawn_and_nothing_else(read, tmp_path):
-    protocol = {"sampler": "dpm-solver++", "steps": 50, "guidance": 6.0, "images_per_prompt": 4, "prompts": "full"}
-    (tmp_path / "full.yaml").write_text(yaml.safe_dump(protocol))
-    params = read()
-    under = params.under(tmp_path / "full.yaml")
-    assert under.sampling == Sampling(**protocol)
-    assert under.model_copy(update={"sampling": params.sampling}) == params
-
-
-def test_an_unknown_protocol_with_the_known_ones(read, tmp_path):
-    (tmp_path / "full.yaml").touch()
-    params = read()
-    said = refusal(lambda: params.under(tmp_path / "ful.yaml"))
-    assert said == f"there is no protocol 'ful' in {tmp_path}; there are full and params"
-
-
-def test_a_protocol_with_a_wrong_key_is_named(read, tmp_path):
-    (tmp_path / "full.yaml").write_text("step: 3")
-    assert "full.yaml: " in refusal(lambda: read().under(tmp_path / "full.yaml"))
 
 
 def test_options_may_be_left_out_altogether():

@@ -87,6 +87,28 @@ def test_a_concept_partition_prepares_its_own_concept(instance, asked, tmp_path)
     assert sorted(asked) == [("encode_images", "dog7"), ("make_class_images", "dog"), ("score_references", "dog7")]
 
 
+def test_a_run_chooses_its_protocol_and_the_sensor_needs_none(instance, monkeypatch, tmp_path):
+    """Through the definitions that Dagster loads, where a resource may be configured at launch."""
+    from pipelines.definitions import defs
+
+    under = []
+
+    def compare(store, listener):
+        under.append((store.root, store.protocol))
+        return steps.Report(stamp="s", skipped=False, seconds=1.0, path=tmp_path)
+
+    monkeypatch.setattr(steps, "compare", compare)
+    monkeypatch.chdir(tmp_path)
+    job = defs.resolve_job_def("compare")
+    for config in ({}, {"resources": {"workspace": {"config": {"protocol": "mini"}}}}):
+        assert job.execute_in_process(config, instance=instance).success
+    assert under == [(tmp_path, None), (tmp_path, "mini")]
+    repository = defs.get_repository_def()
+    sensor, resources = repository.get_sensor_def("concept_folder"), repository.get_top_level_resources()
+    with dg.build_sensor_context(instance=instance, resources=resources) as context:
+        assert sensor.evaluate_tick(context).cursor == '{"seen": {}, "reported": {}}'
+
+
 def test_the_comparison_is_made_once_over_everything(instance, asked, tmp_path):
     assert materialize(instance, tmp_path, [assets.comparison]).success
     assert asked == [("compare",)]

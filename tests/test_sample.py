@@ -8,7 +8,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-from personalize_core.sample import guided, initial_noise, make_sampler, sample
+from personalize_core.randomness import generator_for
+from personalize_core.sample import guided, initial_noise, make_sampler, sample, step_generators
 from tests.conftest import draw, predict, stock_pipeline, tiny_base, tiny_parts, unpersonalized
 
 PROMPTS = ["a photo of the dog on the beach", "a red mug"]
@@ -77,6 +78,48 @@ def test_progress_is_told_step_by_step(base):
     sampler = make_sampler("ddim", base, lambda done, steps: told.append((done, steps)))
     sampler(lambda x, t: torch.zeros_like(x), initial_noise(base, 0, [(0, 0)]), 3)
     assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+# -- noise in every step -----------------------------------------------------------------------------------------
+
+
+def noisy(base, concept, places, eta=0.7, seed=0):
+    """Both prompts, or one, by DDIM that adds noise in its steps."""
+    sampler = make_sampler("ddim", base, eta=eta, generators=step_generators(seed, places))
+    noise = initial_noise(base, 0, places)
+    return sample(unpersonalized(base, concept), base, [PROMPTS[p] for p, _ in places], noise, sampler, 6, 3.0)
+
+
+@pytest.mark.parametrize("eta", [0.4, 1.0])
+def test_with_eta_it_is_ddim_of_diffusers_with_the_same_noise(base, concept, eta):
+    places = [(0, 0), (1, 2)]
+    generators = [generator_for(0, "step", prompt, image) for prompt, image in places]
+    scheduler: Any = DDIMScheduler.from_config(base.scheduler.config, clip_sample=False)
+    scheduler.set_timesteps(6)
+    x = initial_noise(base, 0, places)
+    denoise = guided(base, lambda t: base.encode(PROMPTS), lambda t: base.encode(["", ""]), 3.0)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            drawn = torch.stack([torch.randn(4, 8, 8, generator=generator) for generator in generators])
+            x = scheduler.step(denoise(x, t.expand(2)), t, x, eta=eta, variance_noise=drawn).prev_sample
+    assert torch.equal(noisy(base, concept, places, eta), x)
+    assert not torch.equal(noisy(base, concept, places, 0.0), x)
+
+
+def test_the_noise_of_the_steps_belongs_to_its_picture_and_not_to_its_batch(base, concept):
+    together, alone = noisy(base, concept, [(0, 0), (1, 0)]), noisy(base, concept, [(1, 0)])
+    torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-5)  # convolutions sum in another order
+    drawn = [
+        step_generators(seed, [place])[0].initial_seed() for seed, place in ((0, (0, 0)), (1, (0, 0)), (0, (0, 1)))
+    ]
+    assert len({*drawn, generator_for(0, "sample", 0, 0).initial_seed()}) == 4  # not the initial noise over again
+
+
+def test_every_row_needs_its_own_noise_and_only_ddim_adds_any(base):
+    with pytest.raises(ValueError, match="shorter"):
+        make_sampler("ddim", base, eta=1.0)(lambda x, t: torch.zeros_like(x), initial_noise(base, 0, [(0, 0)]), 2)
+    with pytest.raises(ValueError, match="eta = 1.0 is an option of ddim"):
+        make_sampler("dpm-solver++", base, eta=1.0)
 
 
 # -- guidance --------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from personalize_core.method import Method
 from personalize_core.metrics.features import Encoder, TextImageEncoder
 from personalize_core.metrics.tables import FLOOR
 from personalize_core.params import Drawing
-from personalize_core.sample import Sampler, initial_noise, make_sampler, sample
+from personalize_core.sample import Sampler, initial_noise, make_sampler, sample, step_generators
 
 BATCH = 8  # pictures drawn at once; no picture depends on it
 
@@ -103,7 +103,9 @@ class Bench:
 
     def sampler(self, places: Sequence[tuple[int, int]]) -> Sampler:
         """For the pictures at these places alone."""
-        return make_sampler(self.how.sampler, self.base)
+        return make_sampler(
+            self.how.sampler, self.base, eta=self.how.eta, generators=step_generators(self.seed, places)
+        )
 
     def noise(self, places: Sequence[tuple[int, int]]) -> Tensor:
         """(N, 4, h, w)."""

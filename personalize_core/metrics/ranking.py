@@ -74,6 +74,7 @@ NOISE_COLUMNS: dict[str, str] = {
     "metric": tables.COLUMNS["metric"].meaning,
     "encoder": tables.COLUMNS["encoder"].meaning,
     "trainings": "how many times it was trained, each with a seed of its own, and drawn on the same cells",
+    "concepts": "how many concepts that was done for; it may be fewer than are compared",
     "mean": "mean over these trainings",
     "between": "standard deviation of the mean between trainings: the noise floor",
     "least": "the least difference of two single trainings that is beyond their noise (95 %): t sqrt(2) between",
@@ -234,9 +235,10 @@ def noise_floor(trainings: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
             rows.append(
                 {**labels, "concept": name, "trainings": len(trainings), "mean": float(values.mean())}
                 | {"between": between, "least": t * 2**0.5 * between, "beyond": beyond}
+                | {"concepts": len(concepts) if name == ALL_CONCEPTS else 1}
             )
     schema = dict.fromkeys(NOISE_COLUMNS, pl.Float64()) | dict.fromkeys(["concept", *by], pl.String())
-    found = pl.DataFrame(rows, schema=schema | {"trainings": pl.Int64()})
+    found = pl.DataFrame(rows, schema=schema | {"trainings": pl.Int64(), "concepts": pl.Int64()})
     return found.sort(pl.col("concept") == ALL_CONCEPTS, "concept", "metric", "variant", maintain_order=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,17 @@ def which(name: str) -> str:
     return f"{name} {' '.join(sha256(path) for path in weights)}"
 
 
-def score_grid(root: Path, grid: Path, photographs: Sequence[Path], encoders: Encoders) -> pl.DataFrame:
+def score_grid(
+    root: Path, grid: Path, photographs: Sequence[Path], encoders: Encoders, without_identity: Set[int] = frozenset()
+) -> pl.DataFrame:
     """Every picture of a grid: CLIP-T with its prompt, CLIP-I and DINO with the concept's photographs.
 
     CLIP-T compares with the prompt that has the class noun in the concept's place, for no encoder knows the
     placeholder.
+
+    Args:
+        without_identity: places of prompts that change the look of the concept, so that a protocol wants no likeness
+            to its photographs there: those pictures have no rows but CLIP-T's.
 
     Raises:
         InputError: a picture that the grid lists is missing or damaged.
@@ -85,7 +91,9 @@ def score_grid(root: Path, grid: Path, photographs: Sequence[Path], encoders: En
         }
         for variant, prompt, image in cells
     ]
-    return _rows(root, about, paths, scores, encoders)
+    table = _rows(root, about, paths, scores, encoders)
+    skipped = pl.col("prompt_index").is_in(list(without_identity)) & ~pl.col("metric").str.starts_with("clip_t")
+    return table.filter(~skipped)
 
 
 def score_references(root: Path, concept: str, photographs: Sequence[Path], encoders: Encoders) -> pl.DataFrame:

@@ -13,7 +13,8 @@ from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.exchange import export, import_artifact
 from personalize_core.steps.latents import encode_images
 from personalize_core.steps.on_request import draw_samples, draw_together, heat_maps
-from personalize_core.steps.recipes import class_images_wanted
+from personalize_core.steps.recipes import check_concepts_wanted, class_images_wanted, concepts_wanted
+from personalize_core.steps.repeating import check_repeatable
 from personalize_core.steps.scores import score, score_references
 from personalize_core.steps.training import train
 
@@ -24,9 +25,12 @@ __all__ = [
     "Report",
     "analyse",
     "analyse_together",
+    "check_concepts_wanted",
     "check_inputs",
+    "check_repeatable",
     "class_images_wanted",
     "compare",
+    "concepts_wanted",
     "draw_grid",
     "draw_samples",
     "draw_together",

@@ -16,9 +16,8 @@ from personalize_core import intake
 from personalize_core.errors import InputError
 from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
 from personalize_core.methods import FLOOR, check_method, method_file
-from personalize_core.prompts import read_list
 from personalize_core.randomness import seed_for
-from personalize_core.steps.drawing import picture_name, refining, sampled_by
+from personalize_core.steps.drawing import drawn_as_now, picture_name, refining, sampled_by
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.recipes import load_base
 from personalize_core.steps.stamps import DRAWING, artifact_stamp, manifest_stamp
@@ -89,9 +88,9 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
             "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
             "photographs": intake.content(store.concept_folder(concept)),
             "encoders": [scoring.which(name) for name in _encoder_names(store)],
-            "sampling": params.sampling.model_dump(),
+            "sampling": params.sampling.how(),
             "precision": params.precision,
-            "seed": params.seed,
+            "seed": store.drawing_seed,
             "sources": sources_hash([*ANALYSING, f"methods/{method_file(method)}"]),
             **refining(store, concept, method, variants, listener),
         }
@@ -110,7 +109,12 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
                     except NotDefined as reason:
                         found[name] = results.not_defined(str(reason))
                 listener(Event(f"analysing {concept}, {method}", len(ALL), len(ALL)))
-                about = {"concept": concept, "method": method, "base_model": bench.base.name, "seed": params.seed}
+                about = {
+                    "concept": concept,
+                    "method": method,
+                    "base_model": bench.base.name,
+                    "seed": store.drawing_seed,
+                }
                 about["encoders"] = {"identity": bench.identity.name, "text_image": bench.text_image.name}
                 write_json(new / ANALYSES, about | {"order": list(ALL), "analyses": found})
     return _report(folder, stamp, skipped, started)
@@ -246,7 +250,9 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
         method=method,
         concept=store.concept(concept),
         base=base,
-        start=_before_training(base, trained, method, read_json(artifact / "config.json")["seed"] or params.seed),
+        start=_before_training(
+            base, trained, method, read_json(artifact / "config.json")["seed"] or store.training_seed
+        ),
         trained=trained,
         identity=load_identity_encoder(identity, device),
         text_image=load_text_image_encoder(text_image, device),
@@ -257,7 +263,7 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
         floor_scores=tables.read(scores[1]) if scores[1].is_file() else None,
         log=training_log.read(artifact) if (artifact / training_log.LOG).is_file() else [],
         how=params.sampling,
-        seed=params.seed,
+        seed=store.drawing_seed,
         ready=ready,
     )
 
@@ -288,18 +294,11 @@ def _grid(folder: Path) -> Drawn:
 
 
 def _drawn_as_asked(store: Store, concept: str, method: str) -> bool:
-    """Is there a grid, drawn as params.yaml says now?"""
-    path, params = store.grid(method, concept) / "grid.json", store.params
-    if not path.is_file():
+    """Is there a grid, drawn in all its variants as params.yaml or the protocol says now?"""
+    path = store.grid(method, concept) / "grid.json"
+    if not path.is_file() or not drawn_as_now(store, method, concept):
         return False
-    described = read_json(path)
-    asked = {
-        "templates": read_list(store.prompts(params.sampling.prompts)),
-        "variants": list(params.sampling_variants(method)),
-        "sampling": params.sampling.model_dump(),
-        "seed": params.seed,
-    }
-    return all(described[name] == value for name, value in asked.items())
+    return read_json(path)["variants"] == list(store.params.sampling_variants(method))
 
 
 def _noun_matrix(

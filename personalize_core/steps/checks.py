@@ -9,8 +9,7 @@ from personalize_core.errors import InputError
 from personalize_core.files import is_current
 from personalize_core.methods import check_method, method_class
 from personalize_core.models import identify
-from personalize_core.prompts import read_list
-from personalize_core.steps.recipes import load_base, recipe_of
+from personalize_core.steps.recipes import check_prompts, load_base, prompts_of, recipe_of
 from personalize_core.steps.stamps import check_artifact, train_stamp
 from personalize_core.steps.training import imported, untrained
 from personalize_core.store import Store
@@ -27,9 +26,10 @@ def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) 
         recipe_of(store, method)
         store.params.sampling_variants(method)
     identify(store.params.base_model)
-    read_list(store.prompts(store.params.sampling.prompts))
+    check_prompts(store)
     for concept in concepts:
         described = store.concept(concept)
+        prompts_of(store, concept)
         photographs = len(intake.photographs(store.concept_folder(concept)))
         if any(method_class(name).real_class_images(store.params.config(name)) for name in methods):
             intake.captioned(store.regularization(described.class_noun))

@@ -4,39 +4,64 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
 from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder
 from personalize_core.methods import ABLATION_NAMES
+from personalize_core.steps.drawing import drawn_as_now
 from personalize_core.steps.events import Event, Listener, Report, unheard
+from personalize_core.steps.recipes import concepts_wanted
+from personalize_core.steps.repeating import find_trainings, scores_of
 from personalize_core.steps.stamps import COMPARING
 from personalize_core.store import REFERENCES, Store
 
+if TYPE_CHECKING:
+    from personalize_core.metrics.costs import Places
+
 
 def compare(store: Store, listener: Listener = unheard) -> Report:
-    """All that has been scored in this workspace: one table, one summary, pictures and plots.
+    """All that has been scored by this protocol, or as params.yaml says: one table, one summary, pictures and plots.
 
-    A concept and method of params.yaml without scores is left out, and listed in summary.json as missing. Ablations
-    need not stand in params.yaml: each that was drawn by this base model and scored joins.
+    A concept and method of the experiment without scores is left out, and listed in summary.json as missing; so is
+    one whose pictures were drawn otherwise than the protocol or params.yaml says now. Ablations need not stand in
+    params.yaml: each that was drawn by this base model and scored joins. Where a method was trained again with other
+    seeds, the noise of its training goes into its verdicts.
 
     Raises:
         InputError: nothing has been scored, or the tables were made by different encoders.
     """
     from personalize_core import comparison
+    from personalize_core.metrics import costs
 
     started, folder = time.monotonic(), store.comparison()
     cells = [
         (method, concept)
-        for concept in store.concept_names()
+        for concept in _concepts(store)
         for method in (*store.params.method_names, *_further_ablations(store, concept), REFERENCES)
     ]
-    there = [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
+    scored = [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
+    otherwise = [cell for cell in scored if cell[0] != REFERENCES and not drawn_as_now(store, *cell)]
+    there = [cell for cell in scored if cell not in otherwise]
     if all(method == REFERENCES for method, _ in there):
-        raise InputError(f"nothing has been scored in {store.data}; `personalize run` makes whatever is missing")
+        by = f"protocol {store.protocol!r}" if store.protocol else "params.yaml"
+        nothing = f"nothing has been scored in {store.drawn}"
+        if otherwise:
+            nothing = f"all that has been scored in {store.drawn} was drawn otherwise than {by} says now"
+        raise InputError(f"{nothing}; `personalize run` makes whatever is missing")
+    trainings, left_out = find_trainings(store, [cell for cell in there if cell[0] != REFERENCES])
     stamp = stamp_of(
         {
+            "trainings": [
+                read_json(again.scores(each.method, concept) / MANIFEST)["stamp"]
+                for each in trainings
+                for concept in each.concepts
+                for again in each.stores.values()
+            ],
+            "trainings_left_out": left_out,
             "tables": [read_json(store.scores(*cell) / MANIFEST)["stamp"] for cell in there],
             "cells": cells,
+            "protocol": store.protocol,
             "sources": sources_hash(COMPARING),
         }
     )
@@ -45,10 +70,27 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         if not skipped:
             listener(Event("comparing", 0, 1))
             with whole_folder(folder, stamp) as new:
-                comparison.write(store, there, [cell for cell in cells if cell not in there], new)
+                missing = [cell for cell in cells if cell not in there]
+                comparison.write(store, there, missing, new, [scores_of(each) for each in trainings], left_out)
             listener(Event("comparing", 1, 1))
+    costs.write([_places(store, *cell) for cell in there if cell[0] != REFERENCES], store.costs())
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     return Report(stamp, skipped, time.monotonic() - started, folder, {}, pictures)
+
+
+def _places(store: Store, method: str, concept: str) -> Places:
+    from personalize_core.metrics.costs import Places
+
+    cell = (method, concept)
+    measured = store.training_costs(*cell), store.drawing_costs(*cell)
+    return Places(*cell, store.artifact(*cell), store.grid(*cell), *measured)
+
+
+def _concepts(store: Store) -> list[str]:
+    """Those of the protocol, and whichever others were scored by it."""
+    wanted = concepts_wanted(store)
+    scored = {path.parent.name for path in store.drawn.glob(f"metrics/*/*/{MANIFEST}")}
+    return [*wanted, *sorted(scored.intersection(store.concept_names()) - set(wanted))]
 
 
 def _further_ablations(store: Store, concept: str) -> list[str]:

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.files import is_current, sources_hash, stamp_of, whole_folder, write_json
+from personalize_core.files import is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
 from personalize_core.methods import check_method, method_file
-from personalize_core.prompts import read_list
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
-from personalize_core.steps.recipes import load_base, preprocessing_of
+from personalize_core.steps.recipes import load_base, preprocessing_of, prompts_of
 from personalize_core.steps.stamps import DRAWING, REFINING, artifact_stamp
 from personalize_core.store import Store
 
@@ -32,20 +31,22 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
     """
     from personalize_core import comparison
     from personalize_core.artifact import restore
+    from personalize_core.measured import PeakMemory
 
     check_method(method)
     started = time.monotonic()
     params, folder = store.params, store.grid(method, concept)
-    templates, variants = read_list(store.prompts(params.sampling.prompts)), params.sampling_variants(method)
+    how, prompt_list, variants = params.sampling, prompts_of(store, concept), params.sampling_variants(method)
+    templates = prompt_list.templates
     artifact = artifact_stamp(store, concept, method)
     stamp = stamp_of(
         {
             "artifact": artifact,
             "templates": templates,
             "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
-            "sampling": params.sampling.model_dump(),
+            "sampling": how.how(),
             "precision": params.precision,
-            "seed": params.seed,
+            "seed": store.drawing_seed,
             "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}"]),
             **refining(store, concept, method, variants, listener),
         }
@@ -56,27 +57,35 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
             return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
         base = load_base(store)
         trained = restore(store.artifact(method, concept), base, method)
-        places = [(p, i) for p in range(len(templates)) for i in range(params.sampling.images_per_prompt)]
+        places = [(p, i) for p in range(len(templates)) for i in range(how.images_per_prompt)]
         with whole_folder(folder, stamp) as new, store.alone("device"):
+            memory, each = PeakMemory(base.device), {}
             for name, variant in variants.items():
+                begun = time.monotonic()
                 paths = [new / picture_name(name, prompt, image) for prompt, image in places]
                 prompts = [trained.say(templates[prompt]) for prompt, _ in places]
                 sampled = sampled_by(variant, store, concept, method, base, trained, prompts, listener)
                 what = f"drawing {concept} by {name}"
-                draw(params.sampling, params.seed, base, sampled, prompts, places, paths, what, listener)
+                draw(how, store.drawing_seed, base, sampled, prompts, places, paths, what, listener)
+                each[name] = (time.monotonic() - begun) / len(places)
+            taken = {"stamp": stamp, "seconds_per_image": each, **memory.costs()}
             about = {
                 "concept": concept,
                 "class_noun": trained.concept.class_noun,
                 "method": method,
                 "base_model": base.name,
                 "templates": templates,
-                "images_per_prompt": params.sampling.images_per_prompt,
+                "images_per_prompt": how.images_per_prompt,
                 "variants": list(variants),
-                "sampling": params.sampling.model_dump(),
-                "seed": params.seed,
+                "protocol": store.protocol,
+                "prompts": prompt_list.name,
+                "sampling": how.how(),
+                "seed": store.drawing_seed,
+                "artifact": artifact,
             }
             write_json(new / "grid.json", about)
             comparison.draw(store, concept, [(name, new) for name in variants], about, new / "grid.png")
+        write_json(store.drawing_costs(method, concept), taken)
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
 
 
@@ -94,7 +103,7 @@ def draw(
     """Draw one picture per prompt, a few at a time; places are (prompt index, image index), which choose the noise."""
     from PIL import Image
 
-    from personalize_core.sample import initial_noise, make_sampler, sample
+    from personalize_core.sample import initial_noise, make_sampler, sample, step_generators
 
     paths = list(paths)
     for start in range(0, len(prompts), BATCH):
@@ -105,6 +114,8 @@ def draw(
             lambda done, steps, start=start: listener(
                 Event(what, start * steps + done * min(BATCH, len(prompts) - start), len(prompts) * steps)
             ),
+            how.eta,
+            step_generators(seed, places[rows]),
         )
         noise = initial_noise(base, seed, places[rows])
         pixels = base.decode(sample(method, base, prompts[rows], noise, sampler, how.steps, how.guidance))
@@ -129,7 +140,9 @@ def sampled_by(
     trained.sampling = variant.sampling
     if not variant.refinement:
         return trained
-    refined = ContextRefined(trained, read_latents(store, concept, method, None), store.params.seed, variant.refinement)
+    refined = ContextRefined(
+        trained, read_latents(store, concept, method, None), store.drawing_seed, variant.refinement
+    )
     what = f"refining {concept} for the prompts of {variant.name}"
     refined.refine(base, prompts, lambda done, steps, loss: listener(Event(what, done, steps, {"loss": loss})))
     return refined
@@ -147,6 +160,21 @@ def refining(
         return {}
     latents = encode_concept(store, concept, preprocessing_of(store, method), listener).stamp
     return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
+
+
+def drawn_as_now(store: Store, method: str, concept: str) -> bool:
+    """Were these pictures drawn in the prompts, by the sampler and from the noise that they would be drawn of now?
+
+    Scores without a grid, which only DVC's cache could bring, are taken for what they are.
+    """
+    try:
+        grid = read_json(store.grid(method, concept) / "grid.json")
+    except (OSError, ValueError):
+        return True
+    now = {"seed": store.drawing_seed, "templates": prompts_of(store, concept).templates}
+    before = {name: grid.get(name) for name in now}
+    how, drawn = store.params.sampling.how(), grid.get("sampling", {})
+    return before == now and {name: drawn.get(name, 0.0) for name in how} == how  # earlier grids say no eta
 
 
 def picture_name(variant: str, prompt: int, image: int) -> str:

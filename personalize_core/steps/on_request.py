@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from personalize_core.analyses.heat_maps import HeatMaps
     from personalize_core.base import BaseModel
     from personalize_core.method import Method
-    from personalize_core.params import Params
 
 
 def draw_samples(
@@ -51,8 +50,8 @@ def draw_samples(
         "templates": templates,
         "images": images,
         "variant": repr(variants[variant].sampling),
-        "sampling": params.sampling.model_dump(),
-        "seed": params.seed,
+        "sampling": params.sampling.how(),
+        "seed": store.drawing_seed,
         **refining(store, concept, method, {variant: variants[variant]}, listener),
     }
     stamp = stamp_of(request)
@@ -68,7 +67,7 @@ def draw_samples(
         sampled = sampled_by(variants[variant], store, concept, method, base, trained, said, listener)
         paths = [new / picture_name(variant, prompt, image) for prompt, image in places]
         what = f"drawing {concept} by {variant}"
-        draw(params.sampling, params.seed, base, sampled, said, places, paths, what, listener)
+        draw(params.sampling, store.drawing_seed, base, sampled, said, places, paths, what, listener)
         write_json(new / "samples.json", {"concept": concept, "method": method, "prompts": said, **request})
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
 
@@ -100,9 +99,9 @@ def heat_maps(
         "template": template,
         "image": image,
         "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
-        "sampling": params.sampling.model_dump(),
+        "sampling": params.sampling.how(),
         "precision": params.precision,
-        "seed": params.seed,
+        "seed": store.drawing_seed,
         "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}", "analyses/heat_maps"]),
         **refining(store, concept, method, variants, listener),
     }
@@ -118,7 +117,7 @@ def heat_maps(
         for done, (name, variant) in enumerate(variants.items()):
             listener(Event(f"watching {concept} by {method}", done, len(variants)))
             sampled = sampled_by(variant, store, concept, method, base, trained, [said], listener)
-            found[name] = _watched(params, base, sampled, said, image)
+            found[name] = _watched(store, base, sampled, said, image)
         listener(Event(f"watching {concept} by {method}", len(variants), len(variants)))
         save_tensors(new / "maps.safetensors", {name: maps.maps for name, maps in found.items()})
         read = {name: analysis.numbers(maps) for name, maps in found.items()}
@@ -128,12 +127,13 @@ def heat_maps(
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
 
 
-def _watched(params: Params, base: BaseModel, method: Method, said: str, image: int) -> HeatMaps:
+def _watched(store: Store, base: BaseModel, method: Method, said: str, image: int) -> HeatMaps:
     from personalize_core.analyses.heat_maps import heat_maps
-    from personalize_core.sample import initial_noise, make_sampler
+    from personalize_core.sample import initial_noise, make_sampler, step_generators
 
-    sampler, noise = make_sampler(params.sampling.sampler, base), initial_noise(base, params.seed, [(0, image)])
-    return heat_maps(method, base, said, noise, sampler, params.sampling.steps, params.sampling.guidance)
+    how, seed, place = store.params.sampling, store.drawing_seed, [(0, image)]
+    sampler = make_sampler(how.sampler, base, eta=how.eta, generators=step_generators(seed, place))
+    return heat_maps(method, base, said, initial_noise(base, seed, place), sampler, how.steps, how.guidance)
 
 
 def draw_together(
@@ -164,8 +164,8 @@ def draw_together(
         "artifacts": [artifact_stamp(store, concept, method) for concept, method in cells],
         "prompts": list(prompts),
         "images": images,
-        "sampling": params.sampling.model_dump(),
-        "seed": params.seed,
+        "sampling": params.sampling.how(),
+        "seed": store.drawing_seed,
         "encoder": scoring.which(params.encoders.identity),
         "photographs": [intake.content(store.concept_folder(concept)) for concept, _ in cells],
         "sources": sources_hash([*DRAWING, "together", "metrics/features", "metrics/side_by_side"]),
@@ -183,7 +183,7 @@ def draw_together(
         said = [together.say(prompts[prompt]) for prompt, _ in places]
         paths = [new / picture_name("together", prompt, image) for prompt, image in places]
         what = f"drawing {' and '.join(concept for concept, _ in cells)}"
-        draw(params.sampling, params.seed, base, together, said, places, paths, what, listener)
+        draw(params.sampling, store.drawing_seed, base, together, said, places, paths, what, listener)
         numbers = _identity_of_parts(store, [concept for concept, _ in cells], paths, [prompts[p] for p, _ in places])
         about = {"cells": [list(cell) for cell in cells], "said": said, "identity": numbers, **request}
         write_json(new / "samples.json", about)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.errors import InputError
+from personalize_core.errors import InputError, listed
 from personalize_core.methods import method_class
 from personalize_core.models import load_base_model
+from personalize_core.params import PromptList
+from personalize_core.protocols import Prompts, read_collection, read_prompts
 from personalize_core.store import Store
 
 if TYPE_CHECKING:
@@ -28,6 +30,56 @@ def recipe_of(store: Store, method: str) -> Any:
             "params.yaml, or leave this method out"
         )
     return config
+
+
+def prompts_of(store: Store, concept: str) -> Prompts:
+    """What is drawn of a concept, by the protocol or by params.yaml.
+
+    Raises:
+        InputError: there is no such list, or the protocol's collection has none for this concept.
+    """
+    described, protocol = store.concept(concept), store.described_protocol
+    if protocol and protocol.collection:
+        lists = read_collection(store.prompt_collection(protocol.collection), store.protocol or "")
+        if concept not in lists:
+            raise InputError(
+                f"protocol {store.protocol!r} has no prompts for {concept!r}; leave it out, or give a concept one of "
+                f"its names: {listed(sorted(lists))}"
+            )
+        return read_prompts(lists[concept], PromptList(name=f"{protocol.collection}/{lists[concept].stem}"))
+    chosen = store.params.sampling.prompts_for(described)
+    return read_prompts(store.prompts(chosen.name), chosen)
+
+
+def check_prompts(store: Store) -> None:
+    """Raise InputError unless every list that the protocol or params.yaml names is there and whole."""
+    protocol = store.described_protocol
+    if protocol and protocol.collection:
+        read_collection(store.prompt_collection(protocol.collection), store.protocol or "")
+    for each in store.params.sampling.prompts:
+        read_prompts(store.prompts(each.name), each)
+
+
+def concepts_wanted(store: Store) -> list[str]:
+    """The concepts of the protocol; all of the workspace where it names none, or there is no protocol."""
+    protocol = store.described_protocol
+    if protocol and protocol.collection:
+        return sorted(read_collection(store.prompt_collection(protocol.collection), store.protocol or ""))
+    return list(protocol.concepts) if protocol and protocol.concepts else store.concept_names()
+
+
+def check_concepts_wanted(store: Store) -> None:
+    """Raise InputError unless the workspace has all of them, and any at all."""
+    wanted, known = concepts_wanted(store), store.concept_names()
+    lacking = [name for name in wanted if name not in known]
+    if not wanted:
+        raise InputError(f"there are no concepts in {store.concepts}; add one with `personalize add`")
+    if lacking:
+        raise InputError(
+            f"protocol {store.protocol!r} is about {len(wanted)} concepts, and {store.concepts} lacks "
+            f"{listed(lacking[:5])}{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}; add each with "
+            "`personalize add PHOTOS --class-noun NOUN --name NAME`, or name the concepts to draw"
+        )
 
 
 def preprocessing_of(store: Store, method: str) -> Preprocessing:

@@ -11,6 +11,7 @@ from personalize_core import intake
 from personalize_core.files import is_current, sources_hash, stamp_of, whole_folder
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
+from personalize_core.steps.recipes import prompts_of
 from personalize_core.steps.stamps import SCORING, manifest_stamp
 from personalize_core.store import REFERENCES, SCORES, Store
 
@@ -26,10 +27,12 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
     grid = store.grid(method, concept)
     drawn = manifest_stamp(grid, f"no grid of {concept!r} has been drawn by {method}")
 
-    def table(photographs: list[Path], encoders: scoring.Encoders) -> Any:
-        return scoring.score_grid(store.root, grid, photographs, encoders)
+    skipped = prompts_of(store, concept).without_identity
 
-    return _score(store, concept, method, drawn, table, listener)
+    def table(photographs: list[Path], encoders: scoring.Encoders) -> Any:
+        return scoring.score_grid(store.root, grid, photographs, encoders, skipped)
+
+    return _score(store, concept, method, {"grid": drawn, "without_identity": sorted(skipped)}, table, listener)
 
 
 def score_references(store: Store, concept: str, listener: Listener = unheard) -> Report:
@@ -39,11 +42,11 @@ def score_references(store: Store, concept: str, listener: Listener = unheard) -
     def table(photographs: list[Path], encoders: scoring.Encoders) -> Any:
         return scoring.score_references(store.root, concept, photographs, encoders)
 
-    return _score(store, concept, REFERENCES, "", table, listener)
+    return _score(store, concept, REFERENCES, {}, table, listener)
 
 
 def _score(
-    store: Store, concept: str, method: str, drawn: str, table: Callable[..., Any], listener: Listener
+    store: Store, concept: str, method: str, drawn: dict[str, Any], table: Callable[..., Any], listener: Listener
 ) -> Report:
     from personalize_core.metrics import scoring, tables
     from personalize_core.models import choose_device
@@ -53,7 +56,7 @@ def _score(
     names, folder = store.params.encoders, store.scores(method, concept)
     stamp = stamp_of(
         {
-            "grid": drawn,
+            **drawn,
             "photographs": intake.content(store.concept_folder(concept)),
             "encoders": [scoring.which(name) for name in (names.text_image, names.identity)],
             "sources": sources_hash(SCORING),

@@ -48,6 +48,8 @@ COMPARING = (
 
 def train_stamp(store: Store, concept: str, method: str) -> str:
     """Names everything that an artifact depends on: of the latents, only what this method sees."""
+    if store.repeat:
+        return repeat_stamp(train_stamp(store.again(0), concept, method), store.training_seed)
     params, described = store.params, store.concept(concept)
     kind, config, recipe = method_class(method), params.config(method), preprocessing_of(store, method)
     class_images = ""
@@ -69,6 +71,11 @@ def train_stamp(store: Store, concept: str, method: str) -> str:
             "sources": sources_hash([*TRAINING, f"methods/{method_file(method)}"]),
         }
     )
+
+
+def repeat_stamp(original: str, seed: int) -> str:
+    """Of what differs from an artifact in its training's seed alone."""
+    return stamp_of({"again": original, "seed": seed})
 
 
 def latents_stamp(store: Store, concept: str, recipe: Preprocessing) -> str:

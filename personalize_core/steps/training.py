@@ -35,7 +35,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
             and base model; nothing has been computed then.
         ProofFailed: the artifact, read from disk, draws something else.
     """
-    from personalize_core.train import Checkpoints
+    from personalize_core.measured import TimedCheckpoints
 
     check_method(method)
     started = time.monotonic()
@@ -56,8 +56,10 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
         base = load_base(store)
         base.tokenizer.check_class_noun(described)
         with whole_folder(folder, stamp) as new, store.alone("device"):
-            _train_into(new, store, base, concept, method, prior, stamp, listener)
-        Checkpoints(store.work("checkpoints", method, concept), stamp).clear()
+            taken = _train_into(new, store, base, concept, method, prior, stamp, listener)
+        TimedCheckpoints(store.checkpoints(method, concept), stamp).clear()
+        if taken:
+            write_json(store.training_costs(method, concept), {"stamp": stamp, **taken})
     return trained_report(stamp, False, started, folder)
 
 
@@ -66,7 +68,7 @@ def untrained(store: Store, base: BaseModel, concept: str, method: str) -> Metho
     import torch
 
     with torch.random.fork_rng():
-        torch.manual_seed(seed_for(store.params.seed, method_file(method), "start"))  # an ablation's as its method's
+        torch.manual_seed(seed_for(store.training_seed, method_file(method), "start"))  # an ablation's as its method's
         return method_class(method)(recipe_of(store, method), base, store.concept(concept))
 
 
@@ -79,10 +81,12 @@ def _train_into(
     class_images: Path | None,
     stamp: str,
     listener: Listener,
-) -> None:
+) -> dict[str, Any]:
+    """Returns what the training took, as far as it is known; nothing where nothing was trained."""
     from personalize_core import artifact, proof, training_log
     from personalize_core import train as training
     from personalize_core.fixed_batch import fixed_batch_losses, improvement
+    from personalize_core.measured import PeakMemory, TimedCheckpoints
 
     learner, seed = untrained(store, base, concept, method), store.params.seed
     images = read_latents(store, concept, method, class_images)
@@ -92,15 +96,20 @@ def _train_into(
 
     done = {stage.name: sum(earlier.steps for earlier in stages[:number]) for number, stage in enumerate(stages)}
 
+    checkpoints = TimedCheckpoints(store.checkpoints(method, concept), stamp)
+    watch = checkpoints.watch
+
     def log(row: dict[str, Any]) -> None:
+        watch.lap()
         numbers = {name: value for name, value in row.items() if isinstance(value, float)}
         listener(Event(f"training {method} on {concept}", done[row["stage"]] + row["step"] + 1, total, numbers))
 
-    checkpoints = training.Checkpoints(store.work("checkpoints", method, concept), stamp)
     with proof.FreshProcess(base) if total else nullcontext() as fresh:  # without training there is nothing to prove
         with base.recomputing() if store.params.gradient_checkpointing else nullcontext():
-            rows = training.train(learner, base, images, seed, log, checkpoints)
-        artifact.save(folder, method, learner, base, seed)
+            memory = PeakMemory(base.device)
+            rows = training.train(learner, base, images, store.training_seed, log, checkpoints)
+            taken = memory.costs() | ({} if watch.seconds is None else {"training_seconds": watch.seconds})
+        artifact.save(folder, method, learner, base, store.training_seed)
         if fresh:
             fresh.restore(folder)
         after = fixed_batch_losses(learner, base, images, seed)
@@ -108,6 +117,7 @@ def _train_into(
         training_log.write(rows, folder)
         if fresh:
             write_json(folder / PROOF, proof.compare(proof.answer(learner, base), fresh.answer(), base))
+    return taken if total else {}
 
 
 def imported(folder: Path) -> bool:
