@@ -46,7 +46,7 @@ def params(root: Path) -> dict:
         "seed": 5,
         "sampling": {"sampler": "ddim", "steps": 2, "guidance": 3.0, "images_per_prompt": 2, "prompts": "two"},
         "class_images": {"sampler": "ddim", "steps": 2, "guidance": 3.0},
-        "encoders": {"text_image": str(root / "models" / "clip"), "identity": str(root / "models" / "identity")},
+        "encoders": {"text_image": [str(root / "models" / "clip")], "identity": [str(root / "models" / "identity")]},
         "methods": {
             "base_model": {},
             "textual_inversion": {base: short},
