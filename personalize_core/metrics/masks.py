@@ -166,8 +166,9 @@ def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
     """What finds the concept in pictures that no mask came with.
 
     Args:
-        name_or_folder: "mini-segmenter", which comes with this package; "clipseg", fetched from the hub; "clipseg:PATH",
-            the same from a local folder; or a folder with a CLIPSegForImageSegmentation that transformers wrote.
+        name_or_folder: "mini-segmenter", which comes with this package; "clipseg", fetched from the hub;
+            "clipseg:PATH", the same from a local folder; or a folder with a CLIPSegForImageSegmentation that
+            transformers wrote.
 
     Raises:
         InputError: no such name, weights that cannot be had, or a folder that holds something else.
@@ -236,7 +237,7 @@ def own_content(folder: Path) -> dict[str, str]:
 def rule(segmenter: Segmenter) -> str:
     """The mask rule, in words, for every masked score."""
     return (
-        f"grey {GREY} but for the concept, no crop; photographs by masks that came with them, if any, else as pictures, "
+        f"grey {GREY} but for the concept, no crop; photographs by masks that came with them, if any, else as pictures "
         f"by {segmenter.name} ({segmenter.weights_hash}: {segmenter.preprocessing})"
     )
 

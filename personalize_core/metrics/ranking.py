@@ -87,7 +87,9 @@ NOISE_COLUMNS: dict[str, str] = {
 def pairs(
     table: pl.DataFrame, noise: pl.DataFrame | None = None, draws: int = DRAWS, seed: int = 0, level: float = LEVEL
 ) -> pl.DataFrame:
-    """A row for every two variants of a base model and metric, over all concepts, with a verdict by the headline encoder.
+    """A row for every two variants of a base model and metric, over all concepts, with a verdict.
+
+    Of several encoders only the headline's scores are looked at.
 
     Args:
         noise: what `noise_floor` returned. What training again adds to a difference goes into its standard error.

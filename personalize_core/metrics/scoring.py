@@ -140,7 +140,7 @@ def score_grid(root: Path, grid: Path, concept: Concept, photographs: Sequence[P
         for number, encoder in enumerate(encoders.text_image if distinct else ()):
             place = {words: row for row, words in enumerate(distinct)}
             texts = encoder.texts(distinct)[[place[said[index]] for index in written]]
-            images = drawn.features[encoder.name, False][written]
+            images = drawn.features["clip_i", encoder.name, False][written]
             usable = _usable(images) & _usable(texts)
             cosines = (
                 _spread(similarity.text_alignment_per_image(images[usable], texts[usable]), usable)
@@ -196,14 +196,14 @@ def means(table: pl.DataFrame) -> dict[str, float]:
 class Seen:
     """Pictures as the encoders see them, whole and masked, each picture read once and prepared once per encoder."""
 
-    features: Mapping[tuple[str, bool], Tensor]  # (encoder's name, masked) -> (N, D)
+    features: Mapping[tuple[str, str, bool], Tensor]  # (metric without masks, encoder's name, masked) -> (N, D)
     foreground: Sequence[float] | None  # (N) share of each picture that its mask leaves; None: no segmenter
     unmasked_for: str = ""  # why there are no masked features
 
     @classmethod
     def of(cls, paths: Sequence[Path], class_noun: str, own: Sequence[masks.Mask] | None, encoders: Encoders) -> Seen:
         """own: masks that came with the pictures; None: the segmenter finds them."""
-        parts: dict[tuple[str, bool], list[Tensor]] = {}
+        parts: dict[tuple[str, str, bool], list[Tensor]] = {}
         shares: list[float] = []
         for start, pictures in _chunks(paths):
             found = own[start : start + len(pictures)] if own else None
@@ -213,25 +213,25 @@ class Seen:
                 shares += map(masks.share, found)
                 views[True] = [masks.composite(*pair) for pair in zip(pictures, found, strict=True)]
             for masked, view in views.items():
-                for _, encoder, _ in encoders.of_images:
-                    parts.setdefault((encoder.name, masked), []).append(encoder.images(view))
+                for metric, encoder, _ in encoders.of_images:
+                    parts.setdefault((metric, encoder.name, masked), []).append(encoder.images(view))
         joined = {key: torch.cat(some) for key, some in parts.items()}
         return cls(joined, shares if encoders.segmenter else None)
 
     @classmethod
     def of_photographs(cls, paths: Sequence[Path], class_noun: str, encoders: Encoders) -> Seen:
-        """A photograph in which no concept is found has nothing that a picture could be compared with: no masked scores.
+        """The same of a concept's photographs. If no concept is found in one of them, there are no masked features.
 
-        (Grey all over, it would reward the pictures that do not show the concept.)
+        A photograph that is grey all over would reward the pictures that do not show the concept.
         """
         own = masks.own_masks(paths) if encoders.segmenter else None
         seen = cls.of(paths, class_noun, own, encoders)
         empty = [path for path, share in zip(paths, seen.foreground or [], strict=False) if share < EMPTY]
         if not empty:
             return seen
-        by = "the mask that came with it" if own else f"{encoders.segmenter.name if encoders.segmenter else ''}"
-        why = f"in the photograph {empty[0].name} {by} finds no {class_noun}; put masks into {empty[0].parent / masks.FOLDER}"
-        return cls({key: some for key, some in seen.features.items() if not key[1]}, seen.foreground, why)
+        by = "the mask that came with it" if own or not encoders.segmenter else encoders.segmenter.name
+        why = f"in the photograph {empty[0].name} {by} finds no {class_noun}; put better masks beside the photographs"
+        return cls({key: some for key, some in seen.features.items() if not key[2]}, seen.foreground, why)
 
 
 def _chunks(paths: Sequence[Path]) -> Iterator[tuple[int, list[Any]]]:
@@ -268,7 +268,7 @@ def _compare(
         if masked and known.unmasked_for:
             found.absent.append(_absence(name, encoder, None, known.unmasked_for))
             continue
-        images, references = drawn.features[encoder.name, masked], known.features[encoder.name, masked]
+        images, references = (seen.features[metric, encoder.name, masked] for seen in (drawn, known))
         if not _usable(references).all():
             found.absent.append(_absence(name, encoder, None, "its features of a photograph are zero or not finite"))
             continue

@@ -118,7 +118,7 @@ COLUMNS: dict[str, Column] = {
     "pairs": Column(pl.Int64(), "how many cosines the score is the mean of"),
     "foreground": Column(
         pl.Float64(),
-        f"share of the picture that its mask leaves; below {EMPTY:g} the concept is absent and all of the picture grey, "
+        f"share of the picture that its mask leaves; below {EMPTY:g} the concept is absent and the picture all grey, "
         f"which stays in every mean; null where mask is {UNMASKED!r}",
         nullable=True,
     ),

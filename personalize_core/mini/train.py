@@ -22,7 +22,7 @@ STAGES = {
     "clip": ("clip", "Clip", 3000),
     "identity": ("identity", "Identity", 1000),
     "classifier": ("classifier", "Classifier", 2500),
-    "segmenter": ("segmenter", "Segmenter", 400),
+    "segmenter": ("segmenter", "Segmenter", 1200),
 }
 
 
