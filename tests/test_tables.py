@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,7 +16,7 @@ from personalize_core.metrics import ranking, statistics, tables
 ROOT = Path(tables.__file__).parents[2]
 
 
-def row(**changes):
+def row(**changes) -> dict[str, Any]:
     """One valid row."""
     made = {
         "base_model": "mini",
