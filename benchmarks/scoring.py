@@ -4,6 +4,10 @@ All take the same files to the same scores: read, prepared and encoded by the mi
 the photographs' and texts' features made once. "encoder" gives the encoders of our own, one picture a call; "script"
 is what a script does with open_clip's and transformers' own functions. They take turns, and medians are compared.
 On a CPU the time is the process's own, for the machine may be busy with other things.
+
+On one thread of a CPU: 2.9 times the first loop, 3.1 times the second. The features of mini-clip alone come 5.9 times
+as fast together as one by one, those of mini-identity 2.2 times: one picture fills the arithmetic by half already.
+Larger batches, channels_last, a frozen and optimised trace and the other attention did not help.
 """
 
 from __future__ import annotations
