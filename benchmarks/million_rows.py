@@ -48,6 +48,13 @@ def make(path: Path) -> None:
         encoder_sha256=pl.lit("1" * 64),
         preprocessing=pl.lit("RGB; shorter side to 256, bicubic; centre crop 224"),
         text=pl.lit(None, dtype=pl.String),
+        text_variant=pl.lit(None, dtype=pl.String),
+        scaling=pl.lit(tables.PLAIN),
+        pairing=pl.lit(tables.ALL_PAIRS),
+        mask=pl.lit(tables.UNMASKED),
+        headline=pl.lit(True),
+        pairs=pl.lit(5, dtype=pl.Int64),
+        foreground=pl.lit(None, dtype=pl.Float64),
         score=pl.Series(score.ravel()),
     ).with_columns(image=place)
     table.select(list(tables.COLUMNS)).write_parquet(path)

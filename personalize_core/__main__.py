@@ -233,7 +233,7 @@ def protocols(context: typer.Context) -> None:
         noise = f", eta {protocol.eta:g}" if protocol.eta else ""
         sampler = f"{protocol.sampler} {protocol.steps}, guidance {protocol.guidance:g}{noise}"
         encoders = protocol.encoders or store.params.encoders
-        measured = ", ".join(value for value in encoders.model_dump().values())
+        measured = ", ".join(filter(None, [*encoders.text_image, *encoders.identity, encoders.segmenter]))
         concepts = "those of its lists" if protocol.collection else len(protocol.concepts) or "all of the workspace"
         images = protocol.images_per_prompt
         table.add_row(name, protocol.title, str(concepts), lists, str(images), sampler, measured, protocol.source)

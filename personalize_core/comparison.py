@@ -12,7 +12,7 @@ from personalize_core import figures, intake
 from personalize_core.files import read_json, write_json
 from personalize_core.methods import FLOOR, MARK
 from personalize_core.metrics import costs, ranking, tables
-from personalize_core.store import REFERENCES, SCORES, Store
+from personalize_core.store import ABSENT, REFERENCES, SCORES, Store
 
 NOISE = "noise_floor.parquet"  # only where a method was trained again
 METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}  # in the order of tables for people
@@ -36,10 +36,12 @@ def write(
     """
     table = tables.concatenate([tables.read(store.scores(*cell) / SCORES) for cell in cells])
     summary = tables.summarise(table)
+    headline = summary.filter("headline")
     tables.write(table, folder / SCORES)
     artifacts = [(*cell, store.artifact(*cell)) for cell in cells if cell[0] != REFERENCES]
     with_costs = costs.beside(summary, costs.table(artifacts))
     tables.write_summary(with_costs, folder / "summary.parquet", costs.COLUMNS)
+    write_json(folder / ABSENT, [one for cell in cells for one in _absent(store, *cell)])
     noise = pl.concat([ranking.noise_floor(by_seed) for by_seed in trainings]) if trainings else None
     if noise is not None:
         tables.write_parquet(noise, folder / NOISE, ranking.NOISE_COLUMNS)
@@ -51,7 +53,7 @@ def write(
     write_json(
         folder / "summary.json",
         {
-            "means": _nested(summary.filter(pl.col("concept") == tables.ALL_CONCEPTS)),
+            "means": _nested(headline.filter(pl.col("concept") == tables.ALL_CONCEPTS)),
             "concepts": sorted({concept for _, concept in cells}),
             "missing": [f"{method}/{concept}" for method, concept in missing],
             "protocol": store.protocol,
@@ -61,9 +63,9 @@ def write(
     concepts = sorted({concept for method, concept in cells if method != REFERENCES})
     for concept in concepts:
         title = f"{concept}: identity against text alignment"
-        figures.identity_against_text(summary, folder / f"identity_vs_text_{concept}.png", title, concept)
+        figures.identity_against_text(headline, folder / f"identity_vs_text_{concept}.png", title, concept)
     title = f"Identity against text alignment, mean over {len(concepts)} concepts"
-    figures.identity_against_text(summary, folder / "identity_vs_text.png", title)
+    figures.identity_against_text(headline, folder / "identity_vs_text.png", title)
     for concept in concepts:
         grids = [store.grid(method, concept) for method, other in cells if other == concept and method != REFERENCES]
         _compare_grids(store, concept, grids, folder / f"grid_{concept}.png")
@@ -87,11 +89,11 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
 
     measured: the table of costs.
     """
-    summary = pl.read_parquet(folder / "summary.parquet").filter(pl.col("concept") == tables.ALL_CONCEPTS)
+    summary = _headline(folder / "summary.parquet")
     path = folder / "differences.parquet"
     gains = {}
     if path.is_file():
-        rows = pl.read_parquet(path).filter((pl.col("concept") == tables.ALL_CONCEPTS) & (pl.col("metric") == "dino"))
+        rows = _headline(path).filter(metric="dino")
         gains = {row["variant"]: row for row in rows.iter_rows(named=True)}
     order = {FLOOR: 0, REFERENCES: 2}
     variants = sorted(summary["variant"].unique(), key=lambda name: (order.get(name, 1), name))
@@ -137,11 +139,21 @@ def verdicts(folder: Path) -> list[list[str]]:
 
 def intervals_are_over(folder: Path) -> str:
     """What the intervals of `table` let vary, in words."""
-    summary = pl.read_parquet(folder / "summary.parquet").filter(pl.col("concept") == tables.ALL_CONCEPTS)
+    summary = _headline(folder / "summary.parquet")
     drawn = summary.filter(pl.col("variant") != REFERENCES)
     over = sorted(set(drawn["over"].drop_nulls()))
     held = "" if all("concepts" in name for name in over) else ", about these concepts alone"
     return f"95 % intervals over {' and over '.join(over)}{held}" if over else "nothing was repeated: no intervals"
+
+
+def _absent(store: Store, method: str, concept: str) -> list[dict[str, Any]]:
+    """Scores that could not be computed, and why: a line for each, of whichever table."""
+    return [{"method": method, "concept": concept, **one} for one in read_json(store.scores(method, concept) / ABSENT)]
+
+
+def _headline(path: Path) -> pl.DataFrame:
+    """A summary's rows over all concepts, by the first encoder of each list."""
+    return pl.read_parquet(path).filter(pl.col("headline") & (pl.col("concept") == tables.ALL_CONCEPTS))
 
 
 def _compare_grids(store: Store, concept: str, folders: Sequence[Path], path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from personalize_core.errors import InputError, listed
 from personalize_core.methods import (
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from personalize_core.context_regularization import Refinement
 
 Values = dict[str, Any]
+TextVariant = Literal["class_phrase", "slot_deleted", "full_prompt"]
 M = TypeVar("M", bound=BaseModel)
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9_.@-]{0,99}")
 REFINE = "test_time_optimization"  # stands beside a method's own sampling options
@@ -101,11 +102,26 @@ class Sampling(Drawing):
         return self.model_dump(include={*Drawing.model_fields, "images_per_prompt"})
 
 
-class Encoders(_Strict):
-    """What the scores are computed with."""
+def _each_once(names: list[str]) -> list[str]:
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{listed(map(repr, twice))} stands there more than once; name each once")
+    return names
 
-    text_image: str  # for CLIP-T and CLIP-I
-    identity: str  # for DINO
+
+Names = Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)]
+
+
+class Encoders(_Strict):
+    """What the scores are computed with. The first encoder of each list is the headline: rankings and figures show it,
+    the others stand beside it in the tables."""
+
+    text_image: Names  # for CLIP-T and CLIP-I
+    identity: Names  # for DINO
+    segmenter: str | None = None  # for masked CLIP-I and DINO; None: they are not measured
+    texts: Annotated[list[TextVariant], Field(min_length=1), AfterValidator(_each_once)] = [
+        "class_phrase",
+        "slot_deleted",
+    ]  # for CLIP-T; see metrics/tables.py
 
 
 class Params(_Strict):

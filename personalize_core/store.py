@@ -18,6 +18,7 @@ from personalize_core.protocols import Protocol, read_protocol
 
 REFERENCES = "real_images"  # the table of the concept's own photographs, scored against each other
 SCORES = "scores.parquet"  # in a folder of scores
+ABSENT = "absent.json"  # beside it: which scores could not be computed, and why
 
 
 @dataclass(frozen=True)

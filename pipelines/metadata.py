@@ -86,7 +86,7 @@ def scores_by_prompt(report: Report) -> Metadata:
 
     from personalize_core.metrics import tables
 
-    scores = tables.read(report.path)
+    scores = tables.read(report.path).filter("headline")
     means = (
         scores.pivot("metric", index=["variant", "prompt"], values="score", aggregate_function="mean")
         .sort("variant", "prompt")

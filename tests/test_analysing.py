@@ -99,7 +99,7 @@ def test_an_embedding_leaves_other_prompts_alone_and_weights_in_the_u_net_do_not
 
 def test_the_nearest_photograph_is_that_of_the_encoder_itself(store: Store):
     """A second way through: pictures and photographs encoded here, and compared in a loop."""
-    encoder, folder = load_identity_encoder(store.params.encoders.identity), store.concept_folder("rex")
+    encoder, folder = load_identity_encoder(store.params.encoders.identity[0]), store.concept_folder("rex")
     photographs = sorted(folder.glob("*.png"))
     seen = encoder.images([load_picture(path) for path in photographs]).double().numpy()
     grid = store.grid("textual_inversion", "rex")

@@ -19,7 +19,7 @@ GOOD: dict[str, Any] = {
     "seed": 3,
     "sampling": {"sampler": "ddim", "steps": 20, "guidance": 4.0, "images_per_prompt": 2, "prompts": "mini"},
     "class_images": {"sampler": "ddim", "steps": 20, "guidance": 4.0},
-    "encoders": {"text_image": "mini-clip", "identity": "mini-identity"},
+    "encoders": {"text_image": ["mini-clip"], "identity": ["mini-identity"]},
     "methods": {"dreambooth": {"mini": {"steps": 7}}, "textual_inversion": {}},
     "variants": {"personalized_residuals": {"plain": {}, "local": {"lag": True}}},
 }
@@ -122,6 +122,18 @@ def test_a_missing_key(read):
         (("sampling", "steps"), 2.5, "sampling.steps = 2.5: Input should be a valid integer"),
         (("sampling", "guidance"), -1, "sampling.guidance = -1: Input should be greater than or equal to 0"),
         (("sampling", "sampler"), "euler", "sampling.sampler = 'euler': Input should be 'ddim' or 'dpm-solver++'"),
+        (("encoders", "identity"), "dino-s16", "encoders.identity = 'dino-s16': Input should be a valid list"),
+        (("encoders", "identity"), [], "encoders.identity = []: List should have at least 1 item"),
+        (
+            ("encoders", "text_image"),
+            ["clip-b32", "clip-b32"],
+            "encoders.text_image = ['clip-b32', 'clip-b32']: 'clip-b32' stands there more than once",
+        ),
+        (
+            ("encoders", "texts"),
+            ["prompt"],
+            "encoders.texts.0 = 'prompt': Input should be 'class_phrase', 'slot_deleted' or 'full_prompt'",
+        ),
         (("precision",), "fp16", "precision = 'fp16': Input should be 'fp32' or 'bf16'"),
         (("methods",), ["dreambooth"], "methods = ['dreambooth']: Input should be a valid dictionary"),
     ],

@@ -116,7 +116,7 @@ def refusal(store: Store, **changes) -> str:
 
 
 def test_a_protocol_replaces_how_pictures_are_drawn_and_scored_and_nothing_else(store: Store):
-    measured = {"text_image": "other-clip", "identity": "other-dino"}
+    measured = {"text_image": ["other-clip"], "identity": ["other-dino"], "segmenter": None, "texts": ["class_phrase"]}
     under = write_protocol(store, sampler="dpm-solver++", encoders=measured, seed=77)
     assert (under.params.sampling.sampler, under.params.sampling.steps) == ("dpm-solver++", 3)
     assert under.params.encoders.model_dump() == measured

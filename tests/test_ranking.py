@@ -99,6 +99,7 @@ def test_neither_the_order_of_rows_nor_real_images_change_a_verdict():
     real = real.with_columns(
         pl.lit("real_images").alias("method"),
         pl.lit("real_images").alias("variant"),
+        pl.lit(tables.OTHER_REAL).alias("pairing"),
         *(pl.lit(None, dtype=table.schema[name]).alias(name) for name in ("base_model", "prompt", "prompt_index")),
         pl.int_range(4).alias("image_index"),
     )

@@ -84,7 +84,8 @@ def test_every_concept_and_method_has_artifact_grid_and_scores(store: Store):
             assert (store.artifact(method, concept) / "weights.safetensors").is_file()
             assert (store.grid(method, concept) / "grid.png").is_file()
             table = tables.read(store.scores(method, concept) / "scores.parquet")
-            assert set(table["metric"]) == {"clip_t", "clip_t_scaled", "clip_i", "dino"}
+            texts = {"clip_t", "clip_t_scaled", "clip_t_slot_deleted", "clip_t_slot_deleted_scaled"}
+            assert set(table["metric"]) == {*texts, "clip_i", "dino"}
         assert set(tables.read(store.scores(REFERENCES, concept) / "scores.parquet")["metric"]) == {"clip_i", "dino"}
 
 

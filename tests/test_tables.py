@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,14 +11,14 @@ import pytest
 import scipy.stats
 
 from personalize_core.errors import InputError
-from personalize_core.metrics import statistics, tables
+from personalize_core.metrics import ranking, statistics, tables
 
 ROOT = Path(tables.__file__).parents[2]
 
 
-def row(**changes):
+def row(**changes) -> dict[str, Any]:
     """One valid row."""
-    return {
+    made = {
         "base_model": "mini",
         "concept": "dog7",
         "method": "dreambooth",
@@ -32,8 +33,13 @@ def row(**changes):
         "encoder_sha256": "1" * 64,
         "preprocessing": "RGB; shorter side to 64, bicubic; centre crop 64",
         "text": None,
+        "headline": True,
+        "pairs": 5,
+        "foreground": None,
         "score": 0.5,
     } | changes
+    metric = made["metric"] if made["metric"] in tables.MEASURES else "dino"
+    return tables.contract_of(metric, made["method"]) | made
 
 
 def grid(variant, score, concepts=("cat", "dog7"), prompts=3, images=4, method=None, **changes):
@@ -201,6 +207,7 @@ def test_what_is_no_table_of_scores_is_refused_in_one_sentence(table, tmp_path):
         ({"encoder": "dino-s16"}, "encoder 'mini-identity' and 'dino-s16'"),
         ({"encoder_sha256": "2" * 64}, "encoder_sha256 '111111111111' and '222222222222'"),
         ({"preprocessing": "squashed"}, "preprocessing 'RGB.*' and 'squashed'"),
+        ({"headline": False}, "headline True and False"),
     ],
 )
 def test_scores_of_different_encoders_do_not_join_and_the_difference_is_named(changes, named):
@@ -209,6 +216,99 @@ def test_scores_of_different_encoders_do_not_join_and_the_difference_is_named(ch
         tables.concatenate([one, other])
     with pytest.raises(InputError, match="cannot be joined"):
         tables.summarise(pl.concat([one, other]))
+
+
+def test_masked_scores_by_different_masks_do_not_join():
+    masked = {"metric": "dino_masked", "foreground": 0.4}
+    one = tables.from_rows([row(**masked, mask="grey, by mini-segmenter")])
+    other = tables.from_rows([row(**masked, mask="grey, by clipseg", concept="vase")])
+    with pytest.raises(InputError, match="dino_masked .*mask 'grey, by mini-segmenter' and 'grey, by clipseg'"):
+        tables.concatenate([one, other])
+
+
+def test_tables_by_one_encoder_and_by_two_do_not_join():
+    second = {"encoder": "dino-s16", "headline": False}
+    two = tables.from_rows([row(), row(**second)])
+    assert len(tables.concatenate([two, tables.from_rows([row(concept="vase"), row(concept="vase", **second)])])) == 4
+    with pytest.raises(InputError, match="encoder 'dino-s16' and 'mini-identity' and 'mini-identity'"):
+        tables.concatenate([two, tables.from_rows([row(concept="vase")])])
+
+
+def test_one_encoder_of_a_metric_is_the_headline():
+    for one, other in ((True, True), (False, False)):
+        with pytest.raises(InputError, match="one encoder of dino must be the headline, and only one"):
+            tables.summarise(tables.from_rows([row(headline=one), row(encoder="dino-s16", headline=other)]))
+
+
+def test_a_metric_that_a_concept_lacks_altogether_hinders_no_join():
+    masked = row(metric="dino_masked", mask="grey", foreground=0.5)
+    assert len(tables.concatenate([tables.from_rows([row(), masked]), tables.from_rows([row(concept="vase")])])) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"scaling": "x2.5"}, "a row of dino has scaling 'x2.5', not plain"),
+        ({"pairing": tables.OTHER_REAL}, "a row of dino has pairing 'real images i != j', not all pairs G x R"),
+        ({"metric": "clip_t", "text_variant": "slot_deleted"}, "text_variant 'slot_deleted', not class_phrase"),
+        (
+            {"metric": "dino_masked", "mask": "none", "foreground": 0.5},
+            "a row of dino_masked has mask 'none', not a rule",
+        ),
+        ({"metric": "dino_masked", "mask": "grey"}, "foreground of .* is None under the mask 'grey'"),
+        ({"metric": "dino_masked", "mask": "grey", "foreground": 1.5}, "foreground of .* is 1.5"),
+        ({"foreground": 0.5}, "foreground of .* is 0.5 under the mask 'none'"),
+        ({"pairs": 0}, "pairs is 0 in row 0"),
+    ],
+)
+def test_a_row_whose_contract_is_not_that_of_its_metric_is_refused(changes, said):
+    with pytest.raises(InputError, match=said):
+        tables.from_rows([row(**changes)])
+
+
+def test_macro_and_micro_averages_weigh_pictures_differently():
+    scores = {("cat", 0): [0.1, 0.3], ("cat", 1): [0.7], ("dog7", 0): [0.9]}
+    pairs = {"cat": 4, "dog7": 6}
+    rows = [
+        row(
+            concept=concept,
+            prompt_index=prompt,
+            prompt=f"{{}} {prompt}",
+            image_index=index,
+            score=score,
+            pairs=pairs[concept],
+        )
+        for (concept, prompt), found in scores.items()
+        for index, score in enumerate(found)
+    ]
+    summary = tables.summarise(tables.from_rows(rows), draws=100)
+    everything = summary.filter(concept=tables.ALL_CONCEPTS).row(0, named=True)
+    assert everything["mean"] == pytest.approx(((0.2 + 0.7) / 2 + 0.9) / 2)
+    assert everything["micro"] == pytest.approx((4 * (0.1 + 0.3 + 0.7) + 6 * 0.9) / (3 * 4 + 6))
+
+
+def test_pictures_without_the_concept_are_counted_and_stay_in_the_mean():
+    shares = [0.3, 0.0099, 0.01, 0.0]
+    rows = [
+        row(metric="dino_masked", mask="grey", image_index=index, foreground=share, score=0.1 * index)
+        for index, share in enumerate(shares)
+    ]
+    summary = tables.summarise(tables.from_rows([*rows, row()]), draws=100).filter(concept=tables.ALL_CONCEPTS)
+    found = {one["metric"]: one for one in summary.iter_rows(named=True)}
+    assert (found["dino_masked"]["n_empty"], found["dino_masked"]["images"]) == (2, 4)
+    assert found["dino_masked"]["mean"] == pytest.approx(0.15)
+    assert found["dino"]["n_empty"] is None
+
+
+def test_the_ranking_goes_by_the_headline_encoder_alone():
+    floor, better = noisy(0.3, seed=1), noisy(0.6, seed=2)
+    second = {"encoder": "dino-s16", "headline": False}
+    rows = grid("base_model", floor) + grid("dreambooth", better)
+    rows += grid("base_model", better, **second) + grid("dreambooth", floor, **second)
+    compared = ranking.pairs(table := tables.from_rows(rows), draws=200)
+    assert compared["encoder"].to_list() == ["mini-identity"] and compared["difference"][0] < 0
+    ranked = ranking.rank(compared, tables.summarise(table, draws=200))
+    assert ranked["variant"].to_list() == ["dreambooth", "base_model"]
 
 
 def test_two_metrics_may_have_an_encoder_each():

@@ -27,7 +27,7 @@ def make(root: Path) -> Store:
     models = root / "models"
     unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     StableDiffusionPipeline(**tiny_parts(), **unused).save_pretrained(models / "base")
-    _tiny_encoders(models)
+    tiny_encoders(models)
     (root / "data" / "prompts").mkdir(parents=True)
     (root / "data" / "prompts" / "two.txt").write_text("\n".join(PROMPTS) + "\n")
     write_params(root, params(root))
@@ -46,7 +46,7 @@ def params(root: Path) -> dict:
         "seed": 5,
         "sampling": {"sampler": "ddim", "steps": 2, "guidance": 3.0, "images_per_prompt": 2, "prompts": "two"},
         "class_images": {"sampler": "ddim", "steps": 2, "guidance": 3.0},
-        "encoders": {"text_image": str(root / "models" / "clip"), "identity": str(root / "models" / "identity")},
+        "encoders": {"text_image": [str(root / "models" / "clip")], "identity": [str(root / "models" / "identity")]},
         "methods": {
             "base_model": {},
             "textual_inversion": {base: short},
@@ -76,7 +76,7 @@ def draw_photographs(folder: Path, count: int, seed: int) -> None:
         Image.fromarray(pixels).resize((32, 24), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
 
 
-def _tiny_encoders(models: Path) -> None:
+def tiny_encoders(models: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         vision: dict[str, Any] = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
@@ -94,7 +94,7 @@ def _tiny_encoders(models: Path) -> None:
             add_pooling_layer=False,
         )
     folder = models / "clip"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     save_file(
         {name: tensor.contiguous() for name, tensor in clip.state_dict().items()},
         folder / "open_clip_model.safetensors",

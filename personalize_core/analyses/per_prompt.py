@@ -63,7 +63,7 @@ def breakdown(scores: pl.DataFrame, floor: pl.DataFrame | None) -> list[dict[str
 def draw(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
     """A row for each prompt, each variant's pictures as dots. scores: tables of one concept, the base model's too."""
     table = pl.concat(
-        [one.filter(pl.col("variant") != CEILING).select("variant", *WAY, *CELL, "score") for one in scores]
+        [one.filter("headline", pl.col("variant") != CEILING).select("variant", *WAY, *CELL, "score") for one in scores]
     )
     prompts = table.select("prompt_index", "prompt").unique().sort("prompt_index")["prompt"].to_list()
     variants = sorted(table["variant"].unique().to_list(), key=lambda name: (name != FLOOR, name))

@@ -8,7 +8,9 @@ preprocessing of DINO we follow. Scores of two encoders never compare, so an enc
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +26,7 @@ from personalize_core.files import sha256
 
 MINI_WEIGHTS = Path(__file__).resolve().parents[1] / "mini" / "weights"
 BATCH_SIZE = 32
+THREADS = min(8, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else min(8, os.cpu_count() or 1)
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -82,11 +85,13 @@ class Preprocessing:
 
     def __call__(self, pictures: Iterable[Image.Image]) -> Tensor:
         """Pictures to (N, 3, crop, crop). Resizing is Pillow's, on 8-bit values, as in the original tools."""
-        pixels = np.stack([np.asarray(self._square(picture.convert("RGB"))) for picture in pictures])
+        pixels = np.stack(list(in_threads(self._square, pictures)))
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
         return (x - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
 
-    def _square(self, picture: Image.Image) -> Image.Image:
+    def _square(self, picture: Image.Image) -> np.ndarray:
+        """(crop, crop, 3) uint8."""
+        picture = picture.convert("RGB")
         width, height = picture.size
         if self.squash:
             width = height = self.size
@@ -95,7 +100,7 @@ class Preprocessing:
             width, height = self.size * width // short, self.size * height // short
         picture = picture.resize((width, height), INTERPOLATIONS[self.interpolation])
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
-        return picture.crop((left, top, left + self.crop, top + self.crop))
+        return np.asarray(picture.crop((left, top, left + self.crop, top + self.crop)))
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,15 @@ class VisionTransformer:
         return in_batches(class_token, pictures, "pictures")
 
 
+def in_threads(function: Callable[[Any], Any], items: Iterable) -> Iterable:
+    """As map, in order, but in several threads: Pillow reads and resizes without holding Python's lock."""
+    items = list(items)
+    if len(items) == 1 or THREADS == 1:
+        return map(function, items)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(function, items))
+
+
 @torch.inference_mode()
 def in_batches(encode: Callable[[Sequence], Tensor], items: Sequence, what: str) -> Tensor:
     """Encode a few at a time, so that memory does not grow with the number of pictures."""
@@ -165,7 +179,7 @@ class Published:
     revision: str  # a commit, so that the weights cannot change under us
     files: tuple[str, ...]  # the weights first
     width: int  # D, to tell a wrong local folder at once
-    prepare: Preprocessing
+    prepare: Preprocessing | None  # None: as the folder's own configuration says
     architecture: str = ""  # open_clip's name of it; "-quickgelu" is the activation that OpenAI trained with
 
 
@@ -189,13 +203,21 @@ TEXT_IMAGE = {
     ),
 }
 IDENTITY = {
-    # Its own processor squashes the picture to 224 x 224, as OFT's script did; this is CustomConcept101's way.
+    # CustomConcept101's way to prepare a picture, and that of the model's own processor, as in OFT's script: straight
+    # to 224 x 224. What else it does, the file says that is saved beside the weights.
     "dino-s16": Published(
         "facebook/dino-vits16",
         "abe3b354cb6a9b6f146096b14a4a9d7eecbcb4bd",
         ("pytorch_model.bin", "config.json"),
         384,
         Preprocessing(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ),
+    "dino-s16-stock": Published(
+        "facebook/dino-vits16",
+        "abe3b354cb6a9b6f146096b14a4a9d7eecbcb4bd",
+        ("pytorch_model.bin", "config.json", "preprocessor_config.json"),
+        384,
+        None,
     ),
 }
 
@@ -222,7 +244,7 @@ def load_text_image_encoder(name_or_folder: str | Path, device: str = "cpu") -> 
         return Clip(
             name,
             sha256(weights),
-            known.prepare,
+            known.prepare or preprocessing_of_open_clip(weights.parent, model.visual.image_size),
             model.eval().requires_grad_(False).to(device),
             open_clip.get_tokenizer(known.architecture),
             device,
@@ -245,8 +267,8 @@ def load_identity_encoder(name_or_folder: str | Path, device: str = "cpu") -> En
     """The encoder of the identity score, called DINO after its usual weights.
 
     Args:
-        name_or_folder: "mini-identity", which comes with this package; "dino-s16", fetched from the hub;
-            "dino-s16:PATH", the same from a local folder; or a folder with a ViTModel that transformers wrote
+        name_or_folder: "mini-identity", which comes with this package; "dino-s16" or "dino-s16-stock", fetched from the
+            hub; "dino-s16:PATH", the same from a local folder; or a folder with a ViTModel that transformers wrote
             (config.json, weights, preprocessor_config.json), fed as its own configuration says.
         device: where the network runs; features come back to the CPU.
 
@@ -275,7 +297,7 @@ def load_identity_encoder(name_or_folder: str | Path, device: str = "cpu") -> En
         raise InputError(
             f"{folder} is not {name}: its features have width {model.config.hidden_size}, not {known.width}"
         )
-    prepare = known.prepare if known else preprocessing_of_transformers(folder, model.config.image_size)
+    prepare = (known and known.prepare) or preprocessing_of_transformers(folder, model.config.image_size)
     return VisionTransformer(name, sha256(weights), prepare, model.eval().requires_grad_(False).to(device), device)
 
 

@@ -90,6 +90,8 @@ def pairs(
 ) -> pl.DataFrame:
     """A row for every two variants of a base model and metric, over all concepts, with a verdict.
 
+    Of several encoders only the headline's scores are looked at.
+
     Args:
         noise: what `noise_floor` returned. What training again adds to a difference goes into its standard error.
             Without it (and for variants that it does not know, but the floor, which trains nothing) a verdict about
@@ -97,8 +99,8 @@ def pairs(
             by itself, for every concept was trained anew.
         level: how often any interval of a base model and metric may miss.
     """
-    tables.check_encoders(table := tables.checked(table))
-    drawn = table.filter((pl.col("method") != CEILING) & pl.col("prompt_index").is_not_null())
+    tables.check_contract(table := tables.checked(table))
+    drawn = table.filter(pl.col("headline") & (pl.col("method") != CEILING) & pl.col("prompt_index").is_not_null())
     measured = {} if noise is None else _noise_of(noise)
     rows = []
     for labels, group in tables.groups(tables.with_prompts(drawn, "image_index"), ["base_model", "metric", "encoder"]):
@@ -174,9 +176,8 @@ def rank(compared: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
             found = {won: above, CANNOT_TELL: unclear}.get(row["verdict"], below)
             found.setdefault((*where, variant), []).append(other)
     rows = []
-    for row in summary.filter((pl.col("concept") == ALL_CONCEPTS) & (pl.col("method") != CEILING)).iter_rows(
-        named=True
-    ):
+    ranked_rows = pl.col("headline") & (pl.col("concept") == ALL_CONCEPTS) & (pl.col("method") != CEILING)
+    for row in summary.filter(ranked_rows).iter_rows(named=True):
         key = (row["base_model"], row["metric"], row["variant"])
         over, unsure, under = (sorted(found.get(key, [])) for found in (above, unclear, below))
         rows.append(
@@ -212,10 +213,9 @@ def noise_floor(trainings: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
         raise InputError("the noise of training shows between two trainings at least; train with another seed too")
     by = ["base_model", "method", "variant", "metric", "encoder"]
     numbered = [tables.checked(table).with_columns(training=pl.lit(key)) for key, table in sorted(trainings.items())]
-    tables.check_encoders(together := pl.concat(numbered))
-    together = together.filter(
-        (pl.col("variant") != FLOOR) & (pl.col("method") != CEILING) & pl.col("prompt_index").is_not_null()
-    )
+    tables.check_contract(together := pl.concat(numbered))
+    drawn = (pl.col("method") != CEILING) & pl.col("prompt_index").is_not_null()
+    together = together.filter(pl.col("headline") & (pl.col("variant") != FLOOR) & drawn)
     rows = []
     for labels, group in tables.groups(together.sort([*by, "training", *CELL]), by):
         if lacking := sorted(set(trainings) - set(group["training"])):

@@ -2,37 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import torch
 from torch import Tensor
 
+from personalize_core.concept import Concept
 from personalize_core.data import load_picture
+from personalize_core.errors import InputError
 from personalize_core.files import read_json, sha256
-from personalize_core.metrics import features, similarity, tables
+from personalize_core.metrics import features, masks, similarity, tables
+from personalize_core.metrics.tables import EMPTY, MEASURES, SCALED
+
+CHUNK = 256  # pictures that are held in memory at once
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """What a table is measured with."""
+    """What a table is measured with; of each list the first is the headline."""
 
-    text_image: features.TextImageEncoder  # CLIP-T and CLIP-I
-    identity: features.Encoder  # DINO
+    text_image: Sequence[features.TextImageEncoder]  # CLIP-T and CLIP-I
+    identity: Sequence[features.Encoder]  # DINO
+    segmenter: masks.Segmenter | None = None  # masked CLIP-I and DINO; None: not measured
+    texts: Sequence[str] = ("class_phrase", "slot_deleted")  # CLIP-T; of tables.TEXTS
+
+    @property
+    def of_images(self) -> list[tuple[str, features.Encoder, bool]]:
+        """(metric without masks, encoder, is it the headline) of all that compare pictures with pictures."""
+        lists = (("clip_i", self.text_image), ("dino", self.identity))
+        return [(metric, one, number == 0) for metric, some in lists for number, one in enumerate(some)]
 
 
-def load_encoders(text_image: str, identity: str, device: str) -> Encoders:
-    return Encoders(
-        features.load_text_image_encoder(text_image, device), features.load_identity_encoder(identity, device)
+@dataclass
+class Scored:
+    """The scores, and why others are absent."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    absent: list[dict[str, Any]] = field(default_factory=list)  # metric, encoder, image (None: all of them), reason
+
+    @property
+    def table(self) -> pl.DataFrame:
+        return tables.from_rows(self.rows)
+
+
+def load_encoders(
+    text_image: Sequence[str],
+    identity: Sequence[str],
+    segmenter: str | None,
+    texts: Sequence[str],
+    device: str,
+) -> Encoders:
+    """
+    Raises:
+        InputError: one of them cannot be had, or two of a list go by one name.
+    """
+    made = Encoders(
+        [features.load_text_image_encoder(name, device) for name in text_image],
+        [features.load_identity_encoder(name, device) for name in identity],
+        masks.load_segmenter(segmenter, device) if segmenter else None,
+        texts,
     )
+    for given, encoders in ((text_image, made.text_image), (identity, made.identity)):
+        names = [encoder.name for encoder in encoders]
+        if twice := [name for name in names if names.count(name) > 1]:
+            places = [place for place, name in zip(given, names, strict=True) if name == twice[0]]
+            raise InputError(
+                f"{' and '.join(places)} both go by the name {twice[0]!r}, and scores are told apart by it; rename a "
+                "folder, or leave one out"
+            )
+    return made
 
 
 def which(name: str) -> str:
     """Names an encoder's weights without loading them: the hash of local ones, the commit of published ones."""
-    published = features.TEXT_IMAGE | features.IDENTITY
-    mini = {"mini-clip": "clip", "mini-identity": "identity"}
+    published = features.TEXT_IMAGE | features.IDENTITY | masks.SEGMENTERS
+    mini = {"mini-clip": "clip", "mini-identity": "identity", "mini-segmenter": "segmenter"}
     if name in published:
         return f"{name} {published[name].repository}@{published[name].revision}"
     folder = features.MINI_WEIGHTS / mini[name] if name in mini else Path(name.partition(":")[2] or name)
@@ -40,20 +89,28 @@ def which(name: str) -> str:
     return f"{name} {' '.join(sha256(path) for path in weights)}"
 
 
-def score_grid(
-    root: Path, grid: Path, photographs: Sequence[Path], encoders: Encoders, without_identity: Set[int] = frozenset()
-) -> pl.DataFrame:
-    """Every picture of a grid: CLIP-T with its prompt, CLIP-I and DINO with the concept's photographs.
+def texts_of(template: str, concept: Concept) -> dict[str, str]:
+    """Text variant -> what CLIP-T compares a picture with that was drawn for this template (methods.md 13.1)."""
+    slots = {"class_phrase": concept.class_noun, "slot_deleted": "", "full_prompt": concept.placeholder}
+    return {variant: template.replace("{}", words) for variant, words in slots.items()}
 
-    CLIP-T compares with the prompt that has the class noun in the concept's place, for no encoder knows the
-    placeholder.
+
+def score_grid(
+    root: Path,
+    grid: Path,
+    concept: Concept,
+    photographs: Sequence[Path],
+    encoders: Encoders,
+    without_identity: Set[int] = frozenset(),
+) -> Scored:
+    """Every picture of a grid: CLIP-T with its prompt, CLIP-I and DINO with the concept's photographs.
 
     Args:
         without_identity: places of prompts that change the look of the concept, so that a protocol wants no likeness
             to its photographs there: those pictures have no rows but CLIP-T's.
 
     Raises:
-        InputError: a picture that the grid lists is missing or damaged.
+        InputError: a picture that the grid lists is missing or damaged, or masks that came with the concept do not fit.
     """
     described = read_json(grid / "grid.json")
     cells = [
@@ -63,21 +120,8 @@ def score_grid(
         for image in range(described["images_per_prompt"])
     ]
     paths = [grid / f"{variant}/{prompt:02d}_{image:02d}.png" for variant, prompt, image in cells]
-    pictures = [load_picture(path) for path in paths]
-    references = [load_picture(path) for path in photographs]
-    texts = [template.replace("{}", described["class_noun"]) for template in described["templates"]]
-
-    seen = encoders.text_image.images(pictures)
-    said = encoders.text_image.texts(texts)[[prompt for _, prompt, _ in cells]]
-    cosines = similarity.text_alignment_per_image(seen, said)
-    scores = {
-        "clip_t": cosines,
-        "clip_t_scaled": similarity.clip_score(cosines),
-        "clip_i": similarity.image_alignment_per_image(seen, encoders.text_image.images(references)),
-        "dino": similarity.image_alignment_per_image(
-            encoders.identity.images(pictures), encoders.identity.images(references)
-        ),
-    }
+    if lacking := [path for path in paths if not path.is_file()]:
+        raise InputError(f"{lacking[0]} is missing from its grid ({len(lacking)} of {len(paths)}); draw the grid again")
     about = [
         {
             "base_model": described["base_model"],
@@ -87,33 +131,71 @@ def score_grid(
             "prompt_index": prompt,
             "prompt": described["templates"][prompt],
             "image_index": image,
-            "text": texts[prompt],
+            "image": path.relative_to(root).as_posix(),
+            "image_sha256": digest,
         }
-        for variant, prompt, image in cells
+        for (variant, prompt, image), path, digest in zip(cells, paths, features.in_threads(sha256, paths), strict=True)
     ]
-    table = _rows(root, about, paths, scores, encoders)
-    skipped = pl.col("prompt_index").is_in(list(without_identity)) & ~pl.col("metric").str.starts_with("clip_t")
-    return table.filter(~skipped)
+    noun, found = concept.class_noun, Scored()
+    drawn, known = Seen.of(paths, noun, None, encoders), Seen.of_photographs(photographs, noun, encoders)
+
+    templates = [texts_of(template, concept) for template in described["templates"]]
+    for variant in encoders.texts:
+        said = [templates[prompt][variant] for _, prompt, _ in cells]
+        written = [index for index, words in enumerate(said) if words.strip()]
+        metric = "clip_t" if variant == "class_phrase" else f"clip_t_{variant}"
+        names = [name for name, measure in MEASURES.items() if measure.text_variant == variant]
+        for index in set(range(len(said))) - set(written):
+            found.absent += [_absence(n, None, about[index]["image"], "its prompt leaves no text") for n in names]
+        distinct = sorted({said[index] for index in written})
+        for number, encoder in enumerate(encoders.text_image if distinct else ()):
+            place = {words: row for row, words in enumerate(distinct)}
+            texts = encoder.texts(distinct)[[place[said[index]] for index in written]]
+            images = drawn.features["clip_i", encoder.name, False][written]
+            usable = _usable(images) & _usable(texts)
+            cosines = (
+                _spread(similarity.text_alignment_per_image(images[usable], texts[usable]), usable)
+                if usable.any()
+                else []
+            )
+            for name in (metric, f"{metric}_scaled"):
+                for index, cosine in zip(written, cosines or [None] * len(written), strict=True):
+                    score = cosine
+                    if cosine is not None and MEASURES[name].scaling == SCALED:
+                        score = float(similarity.clip_score(torch.tensor(cosine, dtype=torch.float64)))
+                    _add(found, name, encoder, number == 0, about[index] | {"text": said[index]}, score, 1)
+    for metric, encoder, headline in encoders.of_images:
+        _compare(found, metric, encoder, headline, about, drawn, known, encoders.segmenter, _with_all)
+    found.rows = [
+        row for row in found.rows if MEASURES[row["metric"]].reads_text or row["prompt_index"] not in without_identity
+    ]
+    return found
 
 
-def score_references(root: Path, concept: str, photographs: Sequence[Path], encoders: Encoders) -> pl.DataFrame:
+def score_references(root: Path, concept: Concept, photographs: Sequence[Path], encoders: Encoders) -> Scored:
     """The concept's photographs, each with all the others: CLIP-I and DINO. One alone has no others, and no row."""
+    found = Scored()
     if len(photographs) < 2:
-        return tables.from_rows([])
-    pictures = [load_picture(path) for path in photographs]
-    scores = {
-        "clip_i": similarity.real_alignment_per_image(encoders.text_image.images(pictures)),
-        "dino": similarity.real_alignment_per_image(encoders.identity.images(pictures)),
-    }
+        for metric, encoder, _ in encoders.of_images:
+            for name in (metric, f"{metric}_masked") if encoders.segmenter else (metric,):
+                found.absent.append(
+                    _absence(name, encoder, None, "there is one photograph, and none to compare it with")
+                )
+        return found
+    known = Seen.of_photographs(photographs, concept.class_noun, encoders)
+    real: dict[str, Any] = {"concept": concept.name, "method": tables.CEILING, "variant": tables.CEILING}
     about = [
-        {"concept": concept, "method": tables.CEILING, "variant": tables.CEILING, "image_index": index}
-        for index in range(len(pictures))
+        real | {"image_index": index, "image": path.relative_to(root).as_posix(), "image_sha256": sha256(path)}
+        for index, path in enumerate(photographs)
     ]
-    return _rows(root, about, photographs, scores, encoders)
+    for metric, encoder, headline in encoders.of_images:
+        _compare(found, metric, encoder, headline, about, known, known, encoders.segmenter, _with_others)
+    return found
 
 
 def means(table: pl.DataFrame) -> dict[str, float]:
-    """Mean of each metric over a table's pictures, for reports; several variants are told apart."""
+    """Mean of each metric over a table's pictures by its headline encoder, for reports; variants are told apart."""
+    table = table.filter("headline")
     several = table["variant"].n_unique() > 1
     return {
         f"{variant}.{metric}" if several else metric: float(group["score"].to_numpy().mean())
@@ -121,22 +203,135 @@ def means(table: pl.DataFrame) -> dict[str, float]:
     }
 
 
-def _rows(
-    root: Path, about: list[dict[str, Any]], paths: Sequence[Path], scores: dict[str, Tensor], encoders: Encoders
-) -> pl.DataFrame:
-    rows = []
-    for index, (what, path) in enumerate(zip(about, paths, strict=True)):
-        picture = {"image": path.relative_to(root).as_posix(), "image_sha256": sha256(path)}
-        for metric, values in scores.items():
-            encoder = encoders.identity if metric == "dino" else encoders.text_image
-            compared_with = what.get("text") if metric.startswith("clip_t") else None
-            measured = {
-                "metric": metric,
-                "encoder": encoder.name,
-                "encoder_sha256": encoder.weights_hash,
-                "preprocessing": encoder.preprocessing,
-                "text": compared_with,
-                "score": float(values[index]),
-            }
-            rows.append({**what, **picture, **measured})
-    return tables.from_rows(rows)
+# -- pictures to features -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures as the encoders see them, whole and masked, each picture read once and prepared once per encoder."""
+
+    features: Mapping[tuple[str, str, bool], Tensor]  # (metric without masks, encoder's name, masked) -> (N, D)
+    foreground: Sequence[float] | None  # (N) share of each picture that its mask leaves; None: no segmenter
+    unmasked_for: str = ""  # why there are no masked features
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], class_noun: str, own: Sequence[masks.Mask] | None, encoders: Encoders) -> Seen:
+        """own: masks that came with the pictures; None: the segmenter finds them."""
+        parts: dict[tuple[str, str, bool], list[Tensor]] = {}
+        shares: list[float] = []
+        for start, pictures in _chunks(paths):
+            found = own[start : start + len(pictures)] if own else None
+            views = {False: pictures}
+            if encoders.segmenter:
+                found = found or encoders.segmenter.masks(pictures, class_noun)
+                shares += map(masks.share, found)
+                views[True] = [masks.composite(*pair) for pair in zip(pictures, found, strict=True)]
+            for masked, view in views.items():
+                for metric, encoder, _ in encoders.of_images:
+                    parts.setdefault((metric, encoder.name, masked), []).append(encoder.images(view))
+        joined = {key: torch.cat(some) for key, some in parts.items()}
+        return cls(joined, shares if encoders.segmenter else None)
+
+    @classmethod
+    def of_photographs(cls, paths: Sequence[Path], class_noun: str, encoders: Encoders) -> Seen:
+        """The same of a concept's photographs. If no concept is found in one of them, there are no masked features.
+
+        A photograph that is grey all over would reward the pictures that do not show the concept.
+        """
+        own = masks.own_masks(paths) if encoders.segmenter else None
+        seen = cls.of(paths, class_noun, own, encoders)
+        empty = [path for path, share in zip(paths, seen.foreground or [], strict=False) if share < EMPTY]
+        if not empty:
+            return seen
+        by = "the mask that came with it" if own or not encoders.segmenter else encoders.segmenter.name
+        why = f"in the photograph {empty[0].name} {by} finds no {class_noun}; put better masks beside the photographs"
+        return cls({key: some for key, some in seen.features.items() if not key[2]}, seen.foreground, why)
+
+
+def _chunks(paths: Sequence[Path]) -> Iterator[tuple[int, list[Any]]]:
+    for start in range(0, len(paths), CHUNK):
+        yield start, list(features.in_threads(load_picture, paths[start : start + CHUNK]))
+
+
+# -- features to rows -----------------------------------------------------------------------------------------
+
+
+def _with_all(images: Tensor, references: Tensor) -> tuple[Tensor, int]:
+    """Each image's mean cosine with all references, and how many those are."""
+    return similarity.image_alignment_per_image(images, references), len(references)
+
+
+def _with_others(images: Tensor, references: Tensor) -> tuple[Tensor, int]:
+    return similarity.real_alignment_per_image(references), len(references) - 1
+
+
+def _compare(
+    found: Scored,
+    metric: str,
+    encoder: features.Encoder,
+    headline: bool,
+    about: Sequence[dict[str, Any]],
+    drawn: Seen,
+    known: Seen,
+    segmenter: masks.Segmenter | None,
+    alike: Callable[[Tensor, Tensor], tuple[Tensor, int]],
+) -> None:
+    """Rows of one encoder that compare pictures with the concept's photographs, whole and masked."""
+    for masked in (False, True) if segmenter else (False,):
+        name = f"{metric}_masked" if masked else metric
+        if masked and known.unmasked_for:
+            found.absent.append(_absence(name, encoder, None, known.unmasked_for))
+            continue
+        images, references = (seen.features[metric, encoder.name, masked] for seen in (drawn, known))
+        if not _usable(references).all():
+            found.absent.append(_absence(name, encoder, None, "its features of a photograph are zero or not finite"))
+            continue
+        usable = _usable(images)
+        values, pairs = alike(images[usable], references) if usable.any() else (torch.empty(0), 1)
+        for index, score in enumerate(_spread(values, usable)):
+            more: dict[str, Any] = {}
+            if masked and segmenter and drawn.foreground:
+                more = {"mask": masks.rule(segmenter), "foreground": drawn.foreground[index]}
+            _add(found, name, encoder, headline, about[index] | more, score, pairs)
+
+
+def _add(
+    found: Scored,
+    metric: str,
+    encoder: features.Encoder,
+    headline: bool,
+    about: Mapping[str, Any],
+    score: float | None,
+    pairs: int,
+) -> None:
+    if score is None:
+        found.absent.append(_absence(metric, encoder, about["image"], "its features are zero or not finite"))
+        return
+    measured = {
+        "metric": metric,
+        "encoder": encoder.name,
+        "encoder_sha256": encoder.weights_hash,
+        "preprocessing": encoder.preprocessing,
+        "headline": headline,
+        "pairs": pairs,
+        "score": score,
+    }
+    found.rows.append({**about, **measured})
+
+
+def _absence(metric: str, encoder: features.Encoder | None, image: str | None, reason: str) -> dict[str, Any]:
+    return {"metric": metric, "encoder": encoder.name if encoder else None, "image": image, "reason": reason}
+
+
+def _usable(rows: Tensor) -> Tensor:
+    """(N) bool: which features have a direction."""
+    lengths = rows.double().norm(dim=1)
+    return lengths.isfinite() & (lengths > 0)
+
+
+def _spread(values: Tensor, usable: Tensor) -> list[float | None]:
+    """The values in their places among all N; None elsewhere."""
+    places = np.full(len(usable), -1)
+    places[usable.numpy()] = np.arange(int(usable.sum()))
+    numbers = values.tolist()
+    return [None if place < 0 else float(numbers[place]) for place in places]

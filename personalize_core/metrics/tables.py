@@ -1,7 +1,9 @@
 """The tables of scores: which columns they have and what those mean, on disk and summarised.
 
 One row is one score of one picture, so that every average can be taken later, and taken differently. A score that
-could not be computed has no row. Scores of different encoders never stand in one table.
+could not be computed has no row. Every row says how it was measured, which is its contract: encoder, weights,
+preprocessing, text, scaling, pairing and mask. Several encoders may stand beside each other in one table; tables that
+were measured in different ways never join.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from personalize_core.errors import InputError, listed
@@ -23,12 +26,57 @@ FLOOR = "base_model"  # the variant that learned nothing
 CEILING = "real_images"  # method and variant of the rows that compare the real images with each other
 ALL_CONCEPTS = "all concepts"  # in a summary; no concept can be called so, for names have no spaces
 
-METRICS: dict[str, str] = {
-    "clip_t": "cosine of the picture with the text that it was drawn for, in [-1, 1]",
-    "clip_t_scaled": "CLIPScore: 2.5 * max(clip_t, 0), in [0, 2.5]; as published near 0.7 to 0.8",
-    "clip_i": "mean cosine with the concept's images, by the text-image encoder, in [-1, 1]",
-    "dino": "mean cosine with the concept's images, by the identity encoder, in [-1, 1]",
+PLAIN, SCALED = "plain", "x2.5"  # scalings: the cosine itself, and CLIPScore's 2.5 * max(cosine, 0)
+OWN_TEXT, ALL_PAIRS, OTHER_REAL = "own text", "all pairs G x R", "real images i != j"  # pairings
+UNMASKED = "none"
+EMPTY = 0.01  # a mask of a smaller share of its picture is empty: the concept is absent
+
+TEXTS: dict[str, str] = {  # text variants: what stands in the prompt's slot
+    "class_phrase": "the class noun in the slot",
+    "slot_deleted": "the slot deleted, as Textual Inversion's evaluator does",
+    "full_prompt": "the placeholder in the slot, which no encoder knows",
 }
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the name of a metric stands for, but for the encoder."""
+
+    meaning: str
+    text_variant: str | None = None  # of TEXTS; None: pictures are compared with pictures
+    scaling: str = PLAIN
+    masked: bool = False
+
+    @property
+    def reads_text(self) -> bool:
+        return self.text_variant is not None
+
+
+def _measures() -> dict[str, Measure]:
+    found: dict[str, Measure] = {}
+    for variant, words in TEXTS.items():
+        name = "clip_t" if variant == "class_phrase" else f"clip_t_{variant}"
+        found[name] = Measure(f"cosine of the picture with its prompt, {words}, in [-1, 1]", variant)
+        scaled = f"CLIPScore: 2.5 * max({name}, 0), in [0, 2.5]; as published near 0.7 to 0.8"
+        found[f"{name}_scaled"] = Measure(scaled, variant, SCALED)
+    for name, encoder in (("clip_i", "text-image"), ("dino", "identity")):
+        words = f"mean cosine with the concept's images, by the {encoder} encoder, in [-1, 1]"
+        found[name] = Measure(words)
+        found[f"{name}_masked"] = Measure(f"{words}; all of them grey where they do not show the concept", masked=True)
+    return found
+
+
+MEASURES = _measures()
+METRICS: dict[str, str] = {name: measure.meaning for name, measure in MEASURES.items()}
+
+
+def contract_of(metric: str, method: str) -> dict[str, str | None]:
+    """What a metric's name and the method say of the contract: text_variant, scaling, pairing; UNMASKED if it is."""
+    measure = MEASURES[metric]
+    pairing = OTHER_REAL if method == CEILING else ALL_PAIRS
+    known = {"text_variant": measure.text_variant, "scaling": measure.scaling}
+    known["pairing"] = OWN_TEXT if measure.reads_text else pairing
+    return known if measure.masked else known | {"mask": UNMASKED}
 
 
 @dataclass(frozen=True)
@@ -57,12 +105,32 @@ COLUMNS: dict[str, Column] = {
     "encoder_sha256": text("sha256 of that network's weights file"),
     "preprocessing": text("what happened to a picture before that network saw it"),
     "text": text("what a clip_t row compared the picture with; null for the other metrics", nullable=True),
+    "text_variant": text(
+        "how that text came of the prompt: "
+        + "; ".join(f"{name}: {words}" for name, words in TEXTS.items())
+        + "; or null",
+        nullable=True,
+    ),
+    "scaling": text(f"{PLAIN}: the cosine itself; {SCALED}: CLIPScore, 2.5 * max(cosine, 0)"),
+    "pairing": text(f"{OWN_TEXT}; {ALL_PAIRS}: with all images of the concept; {OTHER_REAL}: with all its others"),
+    "mask": text(f"{UNMASKED}, or what was made grey in the picture and in the concept's images, and who found it"),
+    "headline": Column(pl.Boolean(), "by the first encoder of its list, which rankings and figures show"),
+    "pairs": Column(pl.Int64(), "how many cosines the score is the mean of"),
+    "foreground": Column(
+        pl.Float64(),
+        f"share of the picture that its mask leaves; below {EMPTY:g} the concept is absent and the picture all grey, "
+        f"which stays in every mean; null where mask is {UNMASKED!r}",
+        nullable=True,
+    ),
     "score": Column(pl.Float64(), "the score; higher is more alike; never NaN"),
 }
 SCHEMA = pl.Schema({name: column.dtype for name, column in COLUMNS.items()})
 
 CELL = ["concept", "prompt_index", "image_index"]  # one place in the grid, the same for every variant
-ENCODER = ["encoder", "encoder_sha256", "preprocessing"]  # all three must agree before scores may be compared
+CONTRACT = [  # all must agree before scores of one metric by one encoder may be compared
+    "encoder_sha256", "preprocessing", "text_variant", "scaling", "mask", "headline"
+]  # fmt: skip
+LABELS = ["base_model", "method", "variant", "metric", "encoder", "headline"]  # what a summary tells apart
 KEY = ["metric", "base_model", "method", "variant", *CELL]  # what makes a row the only one of its kind
 
 SUMMARY_COLUMNS: dict[str, str] = {
@@ -72,7 +140,9 @@ SUMMARY_COLUMNS: dict[str, str] = {
     "variant": COLUMNS["variant"].meaning,
     "metric": COLUMNS["metric"].meaning,
     "encoder": COLUMNS["encoder"].meaning,
-    "mean": "mean over a prompt's pictures, then over prompts, then over concepts",
+    "headline": COLUMNS["headline"].meaning,
+    "mean": "macro average: mean over a prompt's pictures, then over prompts, then over concepts",
+    "micro": "micro average: mean over all cosines of all pictures, of whatever prompt and concept",
     "difference": f"the same mean, of the variant's score less the score of {FLOOR!r} on the same cell and prompt",
     "low": "lower end of the 95 % interval; null where nothing was repeated, so that nothing is known",
     "high": "upper end of the 95 % interval; null where nothing was repeated",
@@ -83,6 +153,7 @@ SUMMARY_COLUMNS: dict[str, str] = {
         "or two), 'pictures' about these concepts in one prompt; null where nothing was repeated"
     ),
     "images": "how many pictures the mean is over",
+    "n_empty": "how many of them do not show the concept: their mask is empty; null for metrics without masks",
     "prompts": "how many different prompts; 0 for real images",
     "concepts": "how many concepts",
     "unpaired": f"pictures left out because {FLOOR!r} has none on the same cell and prompt",
@@ -101,8 +172,14 @@ SPREAD: dict[str, pl.DataType] = {  # what a summary says of an Estimate, beside
 
 
 def from_rows(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
-    """A checked table of rows that name every column; columns that may be null may be left out."""
-    rows = [dict(row) for row in rows]
+    """A checked table of rows that name every column; columns that may be null may be left out.
+
+    So may those of the contract that follow from metric and method.
+    """
+    rows = [
+        contract_of(row["metric"], row.get("method", "")) | dict(row) if row.get("metric") in MEASURES else dict(row)
+        for row in rows
+    ]
     unknown = {name for row in rows for name in row} - set(COLUMNS)
     if unknown:
         raise ValueError(f"a row of scores has no column {sorted(unknown)[0]!r}; the columns are {listed(COLUMNS)}")
@@ -133,11 +210,37 @@ def checked(table: pl.DataFrame, where: str = "the table of scores") -> pl.DataF
         )
     if (wrong := ~table["metric"].is_in(list(METRICS))).any():
         raise InputError(f"{where}: no metric is called {table['metric'][first(wrong)]!r}; known are {listed(METRICS)}")
-    table = table.select(list(COLUMNS)).sort([*KEY, *ENCODER], nulls_last=False, maintain_order=True)
-    if (twice := table.select([*KEY, *ENCODER]).is_duplicated()).any():
+    _check_rows(table, where)
+    unique = [*KEY, "encoder", *CONTRACT]
+    table = table.select(list(COLUMNS)).sort(unique, nulls_last=False, maintain_order=True)
+    if (twice := table.select(unique).is_duplicated()).any():
         row = table.row(first(twice), named=True)
         raise InputError(f"{where} has two {row['metric']} scores of {row['image']} by {row['encoder']!r}")
     return table
+
+
+def _check_rows(table: pl.DataFrame, where: str) -> None:
+    """Raise unless each row's contract is that of its metric, and its mask's share of the picture is there, a share."""
+    kinds = table.with_columns(
+        pl.when(pl.col("method") == CEILING).then(pl.lit(CEILING)).otherwise(pl.lit("")).alias("method"),
+        mask=pl.when(pl.col("mask") == UNMASKED).then(pl.col("mask")),
+    ).select("metric", "method", "text_variant", "scaling", "pairing", "mask")
+    for row in kinds.unique(maintain_order=True).iter_rows(named=True):
+        for column, expected in ({"mask": None} | contract_of(row["metric"], row["method"])).items():
+            if row[column] != expected:
+                if column == "mask":
+                    expected = f"{UNMASKED!r}" if expected else "a rule"
+                raise InputError(f"{where}: a row of {row['metric']} has {column} {row[column]!r}, not {expected}")
+    masked, share = pl.col("mask") != UNMASKED, pl.col("foreground")
+    wrong = table.select((share.is_not_null() != masked) | ~share.is_between(0, 1).fill_null(True)).to_series()
+    if wrong.any():
+        row = table.row(first(wrong), named=True)
+        raise InputError(
+            f"{where}: foreground of {row['image']} is {row['foreground']} under the mask {row['mask']!r}; it must be "
+            "a share from 0 to 1 where there is a mask, and empty where there is none"
+        )
+    if (wrong := table["pairs"] < 1).any():
+        raise InputError(f"{where}: pairs is {table['pairs'][first(wrong)]} in row {first(wrong)}; it must be positive")
 
 
 def first(mask: pl.Series) -> int:
@@ -148,40 +251,51 @@ def concatenate(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """All rows together; a row that several tables share (each may carry the floor's) stands there once.
 
     Raises:
-        InputError: one metric was measured by encoders that differ in name, weights or preprocessing, or two
-            tables give different scores to the same picture.
+        InputError: one metric was measured in different ways (the message says in what they differ), or two tables give
+            different scores to the same picture.
     """
     if not tables:
         raise ValueError("there are no tables of scores to join")
     together = checked(pl.concat([checked(table) for table in tables]).unique(), "the joined table of scores")
-    check_encoders(together)
+    check_contract(together)
     return together
 
 
-def check_encoders(table: pl.DataFrame) -> None:
-    """Raise unless each metric was measured in one way throughout, and say where two ways part."""
-    for metric in METRICS:
+def check_contract(table: pl.DataFrame) -> None:
+    """Raise unless each metric was measured in one way throughout, and say where two ways part.
+
+    One way is: the same encoders wherever the metric is there at all, and one contract for each of them.
+    """
+    for metric in table["metric"].unique(maintain_order=True):
         rows = table.filter(pl.col("metric") == metric)
-        ways = rows.select(ENCODER).unique(maintain_order=True)
-        if len(ways) > 1:
-            one, other = ways.row(0, named=True), ways.row(1, named=True)
-            parts = [
-                f"{column} {short(one[column])!r} and {short(other[column])!r}"
-                for column in ENCODER
-                if one[column] != other[column]
-            ]
-            examples = [
-                rows.filter([pl.col(column) == way[column] for column in ENCODER])["image"][0] for way in (one, other)
-            ]
-            raise InputError(
-                f"these tables cannot be joined, for their {metric} was measured in different ways: {listed(parts)} "
-                f"(for example {listed(examples)}); score all of them again with one encoder"
-            )
+        groups_of = rows.group_by("method", "concept", maintain_order=True)
+        sets = groups_of.agg(pl.col("encoder").unique().sort(), pl.col("image").first())
+        for other in sets.iter_rows(named=True):
+            if other["encoder"] != sets["encoder"][0].to_list():
+                one = sets.row(0, named=True)
+                parts = [f"encoder {listed(map(repr, one['encoder']))} and {listed(map(repr, other['encoder']))}"]
+                _refuse(metric, parts, [one["image"], other["image"]])
+        ways = rows.group_by("encoder", *CONTRACT, maintain_order=True).agg(pl.col("image").first())
+        for _, of_one in groups(ways, ["encoder"]):
+            if len(of_one) > 1:
+                one, other = of_one.row(0, named=True), of_one.row(1, named=True)
+                differ = [column for column in CONTRACT if one[column] != other[column]]
+                parts = [f"{name} {short(one[name])!r} and {short(other[name])!r}" for name in differ]
+                _refuse(metric, parts, [one["image"], other["image"]])
+        if rows.select(pl.col("encoder").filter("headline").n_unique()).item() != 1:
+            raise InputError(f"one encoder of {metric} must be the headline, and only one; score the pictures again")
 
 
-def short(value: str) -> str:
-    """A sha256 as its first 12 digits, enough to tell two apart; other words whole."""
-    return value[:12] if len(value) == 64 and " " not in value else value
+def _refuse(metric: str, parts: Sequence[str], examples: Sequence[str]) -> None:
+    raise InputError(
+        f"these tables cannot be joined, for their {metric} was measured in different ways: {listed(parts)} "
+        f"(for example {listed(examples)}); score all of them again with the same encoders"
+    )
+
+
+def short(value: Any) -> Any:
+    """A sha256 as its first 12 digits, enough to tell two apart; anything else whole."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 and " " not in value else value
 
 
 # -- on disk --------------------------------------------------------------------------------------------------
@@ -249,19 +363,20 @@ def summarise(table: pl.DataFrame, draws: int = DRAWS, seed: int = 0) -> pl.Data
     Photographs of one or two concepts, compared with each other, have the interval of `statistics.of_pairs`.
 
     Returns:
-        the columns base_model, concept, method, variant, metric, encoder, mean, low, high, error, freedom, over,
-        images, prompts, concepts; the last rows are those of ALL_CONCEPTS.
+        the columns base_model, concept, method, variant, metric, encoder, headline, mean, micro, low, high, error,
+        freedom, over, images, prompts, concepts, n_empty; the last rows are those of ALL_CONCEPTS.
     """
-    check_encoders(table := checked(table))
+    check_contract(table := checked(table))
     rows = []
-    for labels, group in groups(with_prompts(table), ["base_model", "method", "variant", "metric", "encoder"]):
+    for labels, group in groups(with_prompts(table), LABELS):
         for concept, cells in per_concept_and_all(group):
             if labels["method"] == CEILING and cells["concept"].n_unique() < statistics.FEWEST_CONCEPTS:
                 found = statistics.of_pairs([own["score"].to_numpy() for _, own in groups(cells, ["concept"])])
             else:
                 found = estimate_of(cells, "score", draws, seed)
-            rows.append({**labels, "concept": concept, "mean": found.mean, **spread(found), **counts(cells)})
-    return summary_of(rows, "mean", ["images", "prompts", "concepts"])
+            means = {"mean": found.mean, "micro": micro(cells)}
+            rows.append({**labels, "concept": concept, **means, **spread(found), **counts(cells)})
+    return summary_of(rows, ["mean", "micro"], ["images", "prompts", "concepts", "n_empty"])
 
 
 def difference_from_floor(table: pl.DataFrame, floor: str = FLOOR, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
@@ -275,7 +390,7 @@ def difference_from_floor(table: pl.DataFrame, floor: str = FLOOR, draws: int = 
     Raises:
         InputError: no row has the variant `floor`.
     """
-    check_encoders(table := checked(table))
+    check_contract(table := checked(table))
     is_floor = pl.col("variant") == floor
     if table.filter(is_floor).is_empty():
         raise InputError(
@@ -283,14 +398,14 @@ def difference_from_floor(table: pl.DataFrame, floor: str = FLOOR, draws: int = 
             f"{listed(table['variant'].unique().sort())}"
         )
     # pictures of two prompts are no pair, whatever their place in their lists
-    on = ["base_model", "metric", *CELL, "prompt_number"]
+    on = ["base_model", "metric", "encoder", *CELL, "prompt_number"]
     # real images have no prompt, so nothing of theirs shares a cell with a drawn picture
     drawn = with_prompts(table.filter(pl.col("prompt_index").is_not_null()), "image_index")
     floors = drawn.filter(is_floor).select(*on, pl.col("score").alias("floor_score"))
     others = drawn.filter(~is_floor).join(floors, on=on, how="left", nulls_equal=True, maintain_order="left")
     others = others.with_columns(difference=pl.col("score") - pl.col("floor_score"))
     rows = []
-    for labels, group in groups(others, ["base_model", "method", "variant", "metric", "encoder"]):
+    for labels, group in groups(others, LABELS):
         for concept, cells in per_concept_and_all(group):
             pairs = cells.drop_nulls("difference")
             if pairs.is_empty():
@@ -298,14 +413,14 @@ def difference_from_floor(table: pl.DataFrame, floor: str = FLOOR, draws: int = 
             found = estimate_of(pairs, "difference", draws, seed)
             numbers = {"difference": found.mean, **spread(found), "unpaired": len(cells) - len(pairs)}
             rows.append({**labels, "concept": concept, **numbers, **counts(pairs)})
-    return summary_of(rows, "difference", ["images", "prompts", "concepts", "unpaired"])
+    return summary_of(rows, ["difference"], ["images", "prompts", "concepts", "n_empty", "unpaired"])
 
 
 def with_prompts(table: pl.DataFrame, *also: str) -> pl.DataFrame:
     """What the statistics need of a table, with numbers for its prompts: equal texts are one prompt, -1 is none."""
     text = pl.coalesce("prompt", pl.col("prompt_index").cast(pl.String))
     number = (text.rank("dense").cast(pl.Int64) - 1).fill_null(-1).alias("prompt_number")
-    needed = ["base_model", "method", "variant", "metric", "encoder", "concept", "prompt_index", *also, "score"]
+    needed = [*LABELS, "concept", "prompt_index", *also, "pairs", "foreground", "score"]
     return table.select(*needed, number)
 
 
@@ -330,13 +445,21 @@ def per_concept_and_all(group: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame
     yield ALL_CONCEPTS, group
 
 
-def counts(cells: pl.DataFrame) -> dict[str, int]:
+def micro(cells: pl.DataFrame) -> float:
+    """The mean over all cosines, as OFT's script takes it: each picture weighs as many as it was compared with."""
+    return float(np.average(cells["score"].to_numpy(), weights=cells["pairs"].to_numpy()))
+
+
+def counts(cells: pl.DataFrame) -> dict[str, int | None]:
     prompts = cells.filter(pl.col("prompt_number") >= 0)["prompt_number"].n_unique()
-    return {"images": len(cells), "prompts": prompts, "concepts": cells["concept"].n_unique()}
+    masked = cells["foreground"].drop_nulls()
+    empty = int((masked < EMPTY).sum()) if len(masked) else None
+    return {"images": len(cells), "prompts": prompts, "concepts": cells["concept"].n_unique(), "n_empty": empty}
 
 
-def summary_of(rows: list[dict[str, Any]], number: str, integers: list[str]) -> pl.DataFrame:
+def summary_of(rows: list[dict[str, Any]], numbers: list[str], integers: list[str]) -> pl.DataFrame:
     labels = ["base_model", "concept", "method", "variant", "metric", "encoder"]
-    schema = dict.fromkeys(labels, pl.String()) | {number: pl.Float64()} | SPREAD
+    schema = dict.fromkeys(labels, pl.String()) | {"headline": pl.Boolean()}
+    schema |= dict.fromkeys(numbers, pl.Float64()) | SPREAD
     summary = pl.DataFrame(rows, schema=schema | dict.fromkeys(integers, pl.Int64()))
     return summary.sort(pl.col("concept") == ALL_CONCEPTS, "concept", "metric", maintain_order=True)

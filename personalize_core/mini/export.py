@@ -16,6 +16,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 from torch import nn
 
+from personalize_core.metrics.masks import MiniNetwork
 from personalize_core.mini import clip, loop, networks, tokenizer
 from personalize_core.mini.networks import Average
 
@@ -88,6 +89,11 @@ def write_identity(work: Path, folder: Path) -> None:
     (folder / "preprocessor_config.json").write_text(json.dumps(preparing, indent=2) + "\n")
 
 
+def write_segmenter(work: Path, folder: Path) -> None:
+    tensors = averaged(MiniNetwork(), work / "segmenter").half().state_dict()
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
+
+
 def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
@@ -98,10 +104,12 @@ PARTS = {
     "vae": ("base/vae", write_vae),
     "clip": ("clip", write_clip),
     "identity": ("identity", write_identity),
+    "segmenter": ("segmenter", write_segmenter),
 }
+ALL = ("base", "clip", "identity", "segmenter")
 
 
-def export(work: Path = loop.WORK, weights: Path = WEIGHTS, parts: Sequence[str] = ("base", "clip", "identity")):
+def export(work: Path = loop.WORK, weights: Path = WEIGHTS, parts: Sequence[str] = ALL):
     """Write new folders of weights, and when all are written and small enough exchange them for the old ones.
 
     Raises:
@@ -140,7 +148,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part is called {', '.join(sorted(unknown))}")
-    export(options.work, options.weights, options.parts or ("base", "clip", "identity"))
+    export(options.work, options.weights, options.parts or ALL)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ PARAMS = {
     "seed": 0,
     "sampling": {"sampler": "ddim", "steps": 30, "guidance": 4.0, "images_per_prompt": 2, "prompts": "places"},
     "class_images": {"sampler": "ddim", "steps": 20, "guidance": 4.0},
-    "encoders": {"text_image": "mini-clip", "identity": "mini-identity"},
+    "encoders": {"text_image": ["mini-clip"], "identity": ["mini-identity"]},
     "methods": {FLOOR: {}, METHOD: {"mini": RECIPE}},
     "variants": {},
 }

@@ -22,6 +22,7 @@ STAGES = {
     "clip": ("clip", "Clip", 3000),
     "identity": ("identity", "Identity", 1000),
     "classifier": ("classifier", "Classifier", 2500),
+    "segmenter": ("segmenter", "Segmenter", 1200),
 }
 
 
@@ -48,7 +49,7 @@ def main() -> None:
         return freeze(options.work)
     module, name, steps = STAGES[options.stage]
     given = {k: v for k, v in (("lr", options.lr), ("batch", options.batch)) if v is not None}
-    if options.stage in ("unet", "adapted", "identity"):
+    if options.stage in ("unet", "adapted", "identity", "segmenter"):
         given["work"] = options.work
     stage = getattr(importlib.import_module(f"personalize_core.mini.{module}"), name)(
         seed=options.seed, device=options.device, **given

@@ -243,6 +243,8 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
     variants, (text_image, identity) = params.sampling_variants(method), _encoder_names(store)
     scores = [store.scores(name, concept) / SCORES for name in (method, FLOOR)]
 
+    seed = read_json(artifact / "config.json")["seed"] or store.training_seed
+
     def ready(variant: str, prompts: Sequence[str]) -> Method:
         return sampled_by(variants[variant], store, concept, method, base, trained, prompts, listener)
 
@@ -250,9 +252,7 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
         method=method,
         concept=store.concept(concept),
         base=base,
-        start=_before_training(
-            base, trained, method, read_json(artifact / "config.json")["seed"] or store.training_seed
-        ),
+        start=_before_training(base, trained, method, seed),
         trained=trained,
         identity=load_identity_encoder(identity, device),
         text_image=load_text_image_encoder(text_image, device),
@@ -269,8 +269,8 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
 
 
 def _encoder_names(store: Store) -> tuple[str, str]:
-    """Text-image encoder and identity encoder."""
-    return store.params.encoders.text_image, store.params.encoders.identity
+    """The headline's text-image encoder and identity encoder."""
+    return store.params.encoders.text_image[0], store.params.encoders.identity[0]
 
 
 def _before_training(base: BaseModel, trained: Method, method: str, seed: int) -> Method:

@@ -166,7 +166,7 @@ def draw_together(
         "images": images,
         "sampling": params.sampling.how(),
         "seed": store.drawing_seed,
-        "encoder": scoring.which(params.encoders.identity),
+        "encoder": scoring.which(params.encoders.identity[0]),
         "photographs": [intake.content(store.concept_folder(concept)) for concept, _ in cells],
         "sources": sources_hash([*DRAWING, "together", "metrics/features", "metrics/side_by_side"]),
     }
@@ -199,7 +199,7 @@ def _identity_of_parts(
     from personalize_core.metrics.side_by_side import identity_of_parts
     from personalize_core.models import choose_device
 
-    encoder = load_identity_encoder(store.params.encoders.identity, choose_device(store.params.device))
+    encoder = load_identity_encoder(store.params.encoders.identity[0], choose_device(store.params.device))
     references = [[load_picture(p) for p in intake.photographs(store.concept_folder(name))] for name in concepts]
     found: dict[str, list[float]] = {f"{part}.{name}": [] for part in concepts for name in concepts}
     alike = identity_of_parts([load_picture(path) for path in paths], references, encoder).tolist()

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core import intake
-from personalize_core.files import is_current, sources_hash, stamp_of, whole_folder
+from personalize_core.files import is_current, sources_hash, stamp_of, whole_folder, write_json
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.recipes import prompts_of
 from personalize_core.steps.stamps import SCORING, manifest_stamp
-from personalize_core.store import REFERENCES, SCORES, Store
+from personalize_core.store import ABSENT, REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
     from personalize_core.metrics import scoring
@@ -29,36 +29,45 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
 
     skipped = prompts_of(store, concept).without_identity
 
-    def table(photographs: list[Path], encoders: scoring.Encoders) -> Any:
-        return scoring.score_grid(store.root, grid, photographs, encoders, skipped)
+    def scored(photographs: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
+        return scoring.score_grid(store.root, grid, store.concept(concept), photographs, encoders, skipped)
 
-    return _score(store, concept, method, {"grid": drawn, "without_identity": sorted(skipped)}, table, listener)
+    return _score(store, concept, method, {"grid": drawn, "without_identity": sorted(skipped)}, scored, listener)
 
 
 def score_references(store: Store, concept: str, listener: Listener = unheard) -> Report:
     """The concept's photographs against each other: what even real pictures reach."""
     from personalize_core.metrics import scoring
 
-    def table(photographs: list[Path], encoders: scoring.Encoders) -> Any:
-        return scoring.score_references(store.root, concept, photographs, encoders)
+    def scored(photographs: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
+        return scoring.score_references(store.root, store.concept(concept), photographs, encoders)
 
-    return _score(store, concept, REFERENCES, {}, table, listener)
+    return _score(store, concept, REFERENCES, {}, scored, listener)
 
 
 def _score(
-    store: Store, concept: str, method: str, drawn: dict[str, Any], table: Callable[..., Any], listener: Listener
+    store: Store,
+    concept: str,
+    method: str,
+    drawn: dict[str, Any],
+    scored: Callable[..., scoring.Scored],
+    listener: Listener,
 ) -> Report:
-    from personalize_core.metrics import scoring, tables
+    from personalize_core.metrics import masks, scoring, tables
     from personalize_core.models import choose_device
 
     started = time.monotonic()
-    store.concept(concept)
+    described, photos = store.concept(concept), store.concept_folder(concept)
     names, folder = store.params.encoders, store.scores(method, concept)
+    by_name = [*names.text_image, *names.identity, *([names.segmenter] if names.segmenter else [])]
     stamp = stamp_of(
         {
             **drawn,
-            "photographs": intake.content(store.concept_folder(concept)),
-            "encoders": [scoring.which(name) for name in (names.text_image, names.identity)],
+            "concept": vars(described),
+            "photographs": intake.content(photos),
+            "masks": masks.own_content(photos) if names.segmenter else {},
+            "encoders": [scoring.which(name) for name in by_name],
+            "lists": names.model_dump(),
             "sources": sources_hash(SCORING),
         }
     )
@@ -67,10 +76,12 @@ def _score(
         if not skipped:
             what = f"scoring {concept}, {method}"
             listener(Event(what, 0, 1))
-            photographs = intake.photographs(store.concept_folder(concept))
+            photographs, device = intake.photographs(photos), choose_device(store.params.device)
             with whole_folder(folder, stamp) as new, store.alone("device"):
-                encoders = scoring.load_encoders(names.text_image, names.identity, choose_device(store.params.device))
-                tables.write(table(photographs, encoders), new / SCORES)
+                encoders = scoring.load_encoders(**names.model_dump(), device=device)
+                found = scored(photographs, encoders)
+                tables.write(found.table, new / SCORES)
+                write_json(new / ABSENT, found.absent)
             listener(Event(what, 1, 1))
     numbers = scoring.means(tables.read(folder / SCORES))
     return Report(stamp, skipped, time.monotonic() - started, folder / SCORES, numbers)

@@ -35,7 +35,7 @@ TRAINING = (
     "train",
     "training_prompts",  # a folder of lists, for all methods: which of them a method reads, its recipe decides
 )
-SCORING = ("metrics/features", "metrics/scoring", "metrics/similarity", "metrics/tables")
+SCORING = ("metrics/features", "metrics/masks", "metrics/scoring", "metrics/similarity", "metrics/tables")
 COMPARING = (
     "comparison",
     "figures",

@@ -150,6 +150,7 @@ def test_of_several_best_places_the_widest_gap_is_taken():
 def table(variant: str, scores: dict[tuple[int, int], float]) -> pl.DataFrame:
     about = {"base_model": "m", "concept": "rex", "method": variant, "variant": variant, "metric": "dino"}
     about |= {"encoder": "e", "encoder_sha256": "0" * 64, "preprocessing": "p", "image_sha256": "1" * 64}
+    about |= {"headline": True, "pairs": 1}
     return tables.from_rows(
         about | {"prompt_index": p, "prompt": f"{{}} {p}", "image_index": i, "image": f"{p}_{i}.png", "score": score}
         for (p, i), score in scores.items()

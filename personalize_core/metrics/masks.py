@@ -1,0 +1,254 @@
+"""Foreground masks for the masked scores (methods.md 13.4): which pixels show the concept, and grey for the others.
+
+CoRe (Wu et al. 2024) removes the background before it measures identity, so that copying the photographs' background
+earns nothing; it does not say with what. Ours: masks that come with the concept for its photographs, else a segmenter;
+constant mid grey; no crop. A mask of less than `tables.EMPTY` of its picture is empty: the concept is absent, and all
+of the picture becomes grey. It is counted, never left out, or a missing concept would be rewarded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from personalize_core.data import load_picture
+from personalize_core.errors import InputError, listed
+from personalize_core.files import sha256
+from personalize_core.metrics import features
+from personalize_core.metrics.features import MINI_WEIGHTS, Preprocessing, Published
+from personalize_core.metrics.tables import EMPTY
+
+Mask = np.ndarray  # (h, w) bool of the picture's own size; True: the concept
+GREY = 128
+FOLDER = "masks"  # in a concept's folder: NAME.png for the photograph NAME.*, white where it shows the concept
+
+SEGMENTERS = {
+    "clipseg": Published(  # Lueddecke & Ecker 2022, "Image Segmentation Using Text and Image Prompts"
+        "CIDAS/clipseg-rd64-refined",
+        "583b388deb98a04feb3e1f816dcdb8f3062ee205",
+        (
+            "pytorch_model.bin", "config.json", "preprocessor_config.json", "vocab.json", "merges.txt",
+            "tokenizer_config.json", "special_tokens_map.json",
+        ),
+        64,
+        None,
+    )
+}  # fmt: skip
+
+
+class Segmenter(Protocol):
+    """Finds the concept in any picture."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 of the weights file."""
+        ...
+
+    @property
+    def preprocessing(self) -> str:
+        """What happens to a picture before the network sees it, and what is asked for, in words."""
+        ...
+
+    def masks(self, pictures: Sequence[Image.Image], class_noun: str) -> list[Mask]: ...
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut; the first convolution halves the sides if `stride` is 2."""
+
+    def __init__(self, inside: int, outside: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
+        self.second = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
+        self.skip = nn.Conv2d(inside, outside, 1, stride, bias=False)
+        self.norms = nn.ModuleList(nn.GroupNorm(8, outside) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = F.relu(self.norms[0](self.first(x)))
+        return F.relu(self.norms[1](self.second(inner)) + self.skip(x))
+
+
+class MiniNetwork(nn.Module):
+    """A U-Net (Ronneberger et al. 2015) of 0.2 M parameters. It is trained in mini/segmenter.py."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 5, 2, 2)
+        self.down = nn.ModuleList([Block(16, 32, 2), Block(32, 64, 2), Block(64, 64, 2)])
+        self.up = nn.ModuleList([Block(64 + 64, 32), Block(32 + 32, 24), Block(24 + 16, 16)])
+        self.fine = nn.Conv2d(16 + 3, 12, 3, 1, 1)
+        self.last = nn.Conv2d(12, 1, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, 64, 64), -1 to 1, to logits (B, 1, 64, 64): is there a thing?"""
+        picture, levels = x, [F.relu(self.stem(x))]
+        for block in self.down:
+            levels.append(block(levels[-1]))
+        x = levels.pop()
+        for block in self.up:
+            x = block(torch.cat([_doubled(x), levels.pop()], dim=1))
+        return self.last(F.relu(self.fine(torch.cat([_doubled(x), picture], dim=1))))
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+@dataclass(frozen=True)
+class MiniSegmenter:
+    """The mini world's own: it finds whatever thing stands in the scene, and is asked for nothing."""
+
+    weights_hash: str
+    network: torch.nn.Module
+    device: str
+    name: str = "mini-segmenter"
+    preprocessing: str = "RGB; both sides to 64, bicubic; the thing in the scene, whatever it is; probability above 0.5"
+
+    def masks(self, pictures: Sequence[Image.Image], class_noun: str) -> list[Mask]:
+        return _in_batches(lambda some: self.network(self._prepared(some).to(self.device))[:, 0], pictures)
+
+    def _prepared(self, pictures: Sequence[Image.Image]) -> Tensor:
+        return Preprocessing(64, 64, (0.5,) * 3, (0.5,) * 3, "bicubic", squash=True)(pictures)
+
+
+@dataclass(frozen=True)
+class ClipSeg:
+    """CLIPSeg of transformers, queried with the class noun."""
+
+    name: str
+    weights_hash: str
+    prepare: Preprocessing
+    model: Any
+    tokenizer: Any
+    device: str
+
+    @property
+    def preprocessing(self) -> str:
+        return f"{self.prepare}; the class noun as the query; probability above 0.5"
+
+    def masks(self, pictures: Sequence[Image.Image], class_noun: str) -> list[Mask]:
+        query = self.tokenizer([class_noun], return_tensors="pt", truncation=True).to(self.device)
+
+        def logits(some: Sequence[Image.Image]) -> Tensor:
+            words = {name: query[name].expand(len(some), -1) for name in ("input_ids", "attention_mask")}
+            found = self.model(pixel_values=self.prepare(some).to(self.device), **words).logits
+            return found.view(len(some), *found.shape[-2:])  # the library drops the first axis of one picture
+
+        return _in_batches(logits, pictures)
+
+
+@torch.inference_mode()
+def _in_batches(logits: Any, pictures: Sequence[Image.Image]) -> list[Mask]:
+    """(B, h, w) logits of a few pictures at a time, as masks of each picture's own size."""
+    found: list[Mask] = []
+    for start in range(0, len(pictures), features.BATCH_SIZE):
+        some = pictures[start : start + features.BATCH_SIZE]
+        maps = logits(some).float().cpu()
+        for picture, one in zip(some, maps, strict=True):
+            size = (picture.height, picture.width)
+            if one.shape != size:
+                one = F.interpolate(one[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+            found.append((one > 0).numpy())
+    return found
+
+
+def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
+    """What finds the concept in pictures that no mask came with.
+
+    Args:
+        name_or_folder: "mini-segmenter", which comes with this package; "clipseg", fetched from the hub;
+            "clipseg:PATH", the same from a local folder; or a folder with a CLIPSegForImageSegmentation that
+            transformers wrote.
+
+    Raises:
+        InputError: no such name, weights that cannot be had, or a folder that holds something else.
+    """
+    mini = "mini-segmenter"
+    name, path = features.find(name_or_folder, mini, MINI_WEIGHTS / "segmenter", SEGMENTERS)
+    if name == mini:
+        from safetensors.torch import load_file
+
+        weights, network = features.the_weights(MINI_WEIGHTS / "segmenter", ("model.safetensors",)), MiniNetwork()
+        tensors = {key: tensor.float() for key, tensor in load_file(weights).items()}
+        features.readable(name, weights, lambda: network.load_state_dict(tensors))
+        return MiniSegmenter(sha256(weights), network.eval().requires_grad_(False).to(device), device)
+
+    from transformers import AutoTokenizer, CLIPSegForImageSegmentation
+
+    if path is None:
+        path = features.fetched(name, SEGMENTERS[name])
+    folder = features.existing_folder(name, path, "config.json")
+    weights = features.the_weights(folder, ("model.safetensors", "pytorch_model.bin"))
+    model, report = features.readable(
+        name,
+        weights,
+        lambda: CLIPSegForImageSegmentation.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
+        ),
+    )
+    if report["missing_keys"]:
+        raise InputError(f"{weights} lacks weights of a CLIPSeg, among them {sorted(report['missing_keys'])[0]!r}")
+    prepare = features.preprocessing_of_transformers(folder, model.config.vision_config.image_size)
+    if not prepare.squash:
+        raise InputError(f"{folder / 'preprocessor_config.json'} asks for a crop, where a mask of all is wanted")
+    tokenizer = features.readable(name, folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    model = model.eval().requires_grad_(False).to(device)
+    return ClipSeg(name, sha256(weights), replace(prepare, crop=prepare.size), model, tokenizer, device)
+
+
+def own_masks(photographs: Sequence[Path]) -> list[Mask] | None:
+    """The masks that came with a concept's photographs, in their order; None if none did.
+
+    Raises:
+        InputError: some photographs have one and some have not, or one is damaged or of another size.
+    """
+    if not photographs or not (folder := photographs[0].parent / FOLDER).is_dir():
+        return None
+    paths = [folder / f"{path.stem}.png" for path in photographs]
+    if lacking := [path.name for path in paths if not path.is_file()]:
+        raise InputError(
+            f"{folder} lacks {listed(lacking)}; put a mask there for each photograph, or take them all out"
+        )
+    found = []
+    for path, photograph in zip(paths, photographs, strict=True):
+        mask, picture = load_picture(path).convert("L"), load_picture(photograph)
+        if mask.size != picture.size:
+            one, other = (f"{image.width} x {image.height}" for image in (mask, picture))
+            raise InputError(f"{path} has {one} pixels and {photograph.name} {other}; make the mask as large")
+        found.append(np.asarray(mask) > 127)
+    return found
+
+
+def own_content(folder: Path) -> dict[str, str]:
+    """File name -> sha256, of the masks in a concept's folder: what its masked scores depend on."""
+    return {path.name: sha256(path) for path in sorted((folder / FOLDER).glob("*.png"))}
+
+
+def rule(segmenter: Segmenter) -> str:
+    """The mask rule, in words, for every masked score."""
+    return (
+        f"grey {GREY} but for the concept, no crop; photographs by masks that came with them, if any, else as pictures "
+        f"by {segmenter.name} ({segmenter.weights_hash}: {segmenter.preprocessing})"
+    )
+
+
+def share(mask: Mask) -> float:
+    """Of the picture, in [0, 1]."""
+    return float(mask.mean())
+
+
+def composite(picture: Image.Image, mask: Mask) -> Image.Image:
+    """The picture, mid grey where it does not show the concept; all grey where the mask is empty."""
+    pixels = np.asarray(picture.convert("RGB"))
+    shown = mask if share(mask) >= EMPTY else np.zeros_like(mask)
+    return Image.fromarray(np.where(shown[..., None], pixels, np.uint8(GREY)))
