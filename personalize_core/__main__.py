@@ -88,6 +88,15 @@ def compare(context: typer.Context) -> None:
 
 
 @app.command()
+def report(context: typer.Context) -> None:
+    """Compare everything that has been scored, and tell of it in one page that needs nothing else."""
+    with progress() as listener:
+        steps.compare(context.obj, listener)
+        made = steps.report(context.obj, listener)
+    _show_report(made)
+
+
+@app.command()
 def run(context: typer.Context, concepts: Concepts = None, methods: Methods = None) -> None:
     """Everything that is not up to date: train, draw, score, compare."""
     store: Store = context.obj
@@ -239,6 +248,14 @@ def step_compare(context: typer.Context) -> None:
     compare(context)
 
 
+@step.command("report")
+def step_report(context: typer.Context) -> None:
+    """The page about the comparison that there is."""
+    with progress() as listener:
+        made = steps.report(context.obj, listener)
+    _show_report(made)
+
+
 # Running
 
 
@@ -315,6 +332,10 @@ def _show_comparison(report: steps.Report) -> None:
         console.print('Verdicts, 95 % for all that one column "By" names together')
         console.print(table)
     show("Look at", list(report.pictures.items()))
+
+
+def _show_report(made: steps.Report) -> None:
+    show("Report", [("open in a browser", made.path), ("figures and tables", made.path.parent)])
 
 
 def main() -> None:

@@ -92,6 +92,10 @@ class Store:
     def comparison(self) -> Path:
         return self.data / "comparison"
 
+    def report(self) -> Path:
+        """Beside the comparison that it tells of."""
+        return self.comparison().with_name("report")
+
     def samples(self, method: str, concept: str, request: str) -> Path:
         return self.data / "samples" / method / concept / request
 

@@ -13,6 +13,7 @@ from personalize_core.steps.exchange import export, import_artifact
 from personalize_core.steps.latents import encode_images
 from personalize_core.steps.on_request import draw_samples, draw_together, heat_maps
 from personalize_core.steps.recipes import class_images_wanted
+from personalize_core.steps.reporting import report
 from personalize_core.steps.scores import score, score_references
 from personalize_core.steps.training import train
 
@@ -32,6 +33,7 @@ __all__ = [
     "import_artifact",
     "make_class_images",
     "picture_name",
+    "report",
     "score",
     "score_references",
     "train",
