@@ -19,7 +19,7 @@ from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.store import REFERENCES, SCORES, Store
 
 IDENTITY, TEXT = "dino", "clip_t"  # what the plane shows and the verdict is about first
-METRICS = {IDENTITY: "DINO", "clip_i": "CLIP-I", TEXT: "CLIP-T"}
+METRICS = {IDENTITY: "DINO", TEXT: "CLIP-T", "clip_i": "CLIP-I"}
 ASKED = {IDENTITY: "keeps the concept", "clip_i": "keeps the concept", TEXT: "follows the prompt"}
 
 
@@ -84,12 +84,15 @@ class Evidence:
     root: Path
     protocol: str | None
     base_model: str
-    scores: pl.DataFrame
+    scores: pl.DataFrame  # by the first encoder of each list, as is all that is not said to be of every one
+    every_score: pl.DataFrame
     summary: pl.DataFrame
+    every_mean: pl.DataFrame
     pairs: pl.DataFrame
     rank: pl.DataFrame
     differences: pl.DataFrame | None  # None where the base model was not scored
     missing: Sequence[str]  # METHOD/CONCEPT of the experiment without scores
+    absent: Sequence[Mapping[str, Any]]  # scores that could not be computed, each with its reason
     concepts: Sequence[ConceptTold]
     methods: Sequence[MethodTold]
     sampling: Sequence[Mapping[str, Any]]  # the ways in which the pictures were drawn; one, if all is well
@@ -117,7 +120,8 @@ def read(store: Store) -> Evidence:
     folder = store.comparison()
     if not (folder / SCORES).is_file():
         raise InputError(f"nothing has been compared in {folder}; `personalize compare` compares what was scored")
-    scores = tables.read(folder / SCORES)
+    every_score, every_mean = tables.read(folder / SCORES), tables.read_parquet(folder / "summary.parquet")
+    scores = headline(every_score)
     bases = sorted(scores["base_model"].drop_nulls().unique())
     if len(bases) != 1:
         raise InputError(
@@ -134,17 +138,25 @@ def read(store: Store) -> Evidence:
         protocol=store.protocol,
         base_model=bases[0],
         scores=scores,
-        summary=tables.read_parquet(folder / "summary.parquet"),
+        every_score=every_score,
+        summary=headline(every_mean),
+        every_mean=every_mean,
         pairs=tables.read_parquet(folder / "pairs.parquet"),
         rank=tables.read_parquet(folder / "rank.parquet"),
-        differences=tables.read_parquet(differences) if differences.is_file() else None,
+        differences=headline(tables.read_parquet(differences)) if differences.is_file() else None,
         missing=[name for name in read_json(folder / "summary.json")["missing"] if not _is_photographs(name)],
+        absent=_json(folder / "absent.json") or [],
         concepts=[_concept(store, name) for name in sorted(drawn["concept"].unique())],
         methods=[_method(store, method, drawn, cells) for method in _ordered({method for method, _ in cells})],
         sampling=_distinct(grid["sampling"] for grid in grids if "sampling" in grid),
         seeds=_distinct(grid["seed"] for grid in grids if "seed" in grid),
         variants=_ordered(names),
     )
+
+
+def headline(table: pl.DataFrame) -> pl.DataFrame:
+    """The rows by the first encoder of each list; all of them where there is no other."""
+    return table.filter("headline") if "headline" in table.columns else table
 
 
 def _ordered(names) -> list[str]:
@@ -205,10 +217,10 @@ def _heat_maps(store: Store, method: str, concept: str) -> list[Shown]:
 
 def _analyses(store: Store, method: str, concept: str) -> list[Analysis]:
     folder = analyses_folder(store, method, concept)
-    described = _json(folder / "analyses.json") or {}
+    described = (_json(folder / "analyses.json") or {}).get("analyses", {})
     found = []
     for value in described.values():
-        if isinstance(value, dict) and "title" in value:
+        if "title" in value:  # else it is not defined for this method or concept
             pictures = [Shown(folder / one["file"], one["caption"]) for one in value.get("pictures", [])]
             there = [one for one in pictures if one.path.is_file()]
             numbers, absent = value.get("numbers", {}), value.get("absent", {})

@@ -88,7 +88,9 @@ def _in_the_plane(evidence: Evidence) -> list[str]:
 
 
 def _plane(evidence: Evidence, name: str, concept: str) -> Drawn:
-    about = f"mean over {len(evidence.concepts)} concepts" if concept == ALL_CONCEPTS else concept
+    names = [one.name for one in evidence.concepts]
+    several = concept == ALL_CONCEPTS and len(names) > 1
+    about = f"mean over {len(names)} concepts" if several else names[0] if concept == ALL_CONCEPTS else concept
     figure = plane(evidence.summary, f"Identity against text, {about}", concept)
     return drawn(figure, name, _said(evidence, concept))
 

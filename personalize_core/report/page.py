@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from personalize_core.comparison import in_words
+from personalize_core.errors import listed
 from personalize_core.figures import variant_colours
 from personalize_core.files import write_bytes
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
@@ -42,8 +44,9 @@ def write(store: Store, folder: Path) -> None:
         InputError: nothing has been compared, or a picture that was scored is gone.
     """
     evidence = read_evidence.read(store)
+    shown = pictures.grids(evidence)  # first: a picture that is gone stops it at once
     drawn, made = figures.every(evidence), tables.every(evidence)
-    page = render(evidence, drawn, made)
+    page = render(evidence, shown, drawn, made)
     for figure in drawn.values():
         write_bytes(folder / FIGURES / f"{figure.name}.svg", figure.svg)
         write_bytes(folder / FIGURES / f"{figure.name}.png", figure.png)
@@ -52,7 +55,12 @@ def write(store: Store, folder: Path) -> None:
     write_bytes(folder / PAGE, page.encode())
 
 
-def render(evidence: Evidence, drawn: dict[str, figures.Drawn], made: dict[str, tables.Table]) -> str:
+def render(
+    evidence: Evidence,
+    shown: tuple[Sequence[pictures.Grid], str],
+    drawn: dict[str, figures.Drawn],
+    made: dict[str, tables.Table],
+) -> str:
     """The whole page."""
     environment = Environment(
         loader=PackageLoader("personalize_core.report", "."),
@@ -61,15 +69,15 @@ def render(evidence: Evidence, drawn: dict[str, figures.Drawn], made: dict[str, 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"in_words": in_words, "anchor": anchor, "is_number": is_number}
+    environment.filters |= {"in_words": in_words, "anchor": anchor}
     environment.globals["packaged"] = lambda name: Markup((environment.loader.get_source(environment, name))[0])  # type: ignore[union-attr]
-    shown, left_out = pictures.grids(evidence)
+    grids, left_out = shown
     colours = variant_colours(evidence.variants)
     return environment.get_template("page.html").render(
         evidence=evidence,
         title=title(evidence),
         counted=counted(evidence),
-        verdicts=told.verdicts(evidence),
+        questions=_by_question(told.verdicts(evidence)),
         notes=told.notes(evidence),
         caution=told.caution(evidence),
         metric_names=METRICS,
@@ -77,13 +85,21 @@ def render(evidence: Evidence, drawn: dict[str, figures.Drawn], made: dict[str, 
         narrow=figures.narrow(evidence),
         tables=made,
         swatches={variant: figures.THEMED[colour] for variant, colour in colours.items()},
-        grids=shown,
+        grids=grids,
         left_out=left_out,
         methods=[_told(method, evidence) for method in evidence.methods],
         published=published.in_short(published.beside(published.Ours.of(evidence))),
         measured=measured(evidence),
         missing=missing(evidence),
     )
+
+
+def _by_question(verdicts: Sequence[told.Verdict]) -> dict[str, list[told.Verdict]]:
+    """Two scores may answer one question."""
+    found: dict[str, list[told.Verdict]] = {}
+    for verdict in verdicts:
+        found.setdefault(verdict.question, []).append(verdict)
+    return found
 
 
 def title(evidence: Evidence) -> str:
@@ -143,7 +159,9 @@ def measured(evidence: Evidence) -> list[tuple[str, str]]:
 
 def missing(evidence: Evidence) -> list[str]:
     """What this report does not hold, and what follows from it."""
-    found = [f"{in_words(cell.split('/')[0])} has no scores of {cell.split('/')[1]}." for cell in evidence.missing]
+    found = _not_scored(evidence.missing)
+    reasons = Counter(str(one.get("reason", "no reason is given")) for one in evidence.absent)
+    found += [f"{_some(count, 'score')} could not be computed: {reason}" for reason, count in reasons.items()]
     scored = set(evidence.scores.filter(pl.col("method") == CEILING)["concept"])
     if alone := [concept.name for concept in evidence.concepts if concept.name not in scored]:
         found.append(f"Photographs were not compared with each other for {', '.join(alone)}: no ceiling there.")
@@ -164,14 +182,21 @@ def missing(evidence: Evidence) -> list[str]:
     return found
 
 
+def _not_scored(cells: Sequence[str]) -> list[str]:
+    """A sentence for all methods that lack the same concepts."""
+    lacking: dict[str, list[str]] = {}
+    for cell in cells:
+        method, _, concept = cell.rpartition("/")
+        lacking.setdefault(method, []).append(concept)
+    together: dict[str, list[str]] = {}
+    for method, concepts in lacking.items():
+        together.setdefault(listed(concepts), []).append(in_words(method))
+    return [f"There are no scores of {concepts} by {listed(methods)}." for concepts, methods in together.items()]
+
+
 def anchor(name: str) -> str:
     """A name as an id of the page."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def is_number(cell: str) -> bool:
-    """Is a table's cell a number, with or without a unit or an interval?"""
-    return bool(re.fullmatch(r"-|-?[\d,]+(\.\d+)?( (s|MB|kB))?( \[.*\])?|\d+ to \d+", cell))
 
 
 def _told(method: MethodTold, evidence: Evidence) -> dict[str, Any]:

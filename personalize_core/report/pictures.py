@@ -37,8 +37,10 @@ class Cell:
 class Column:
     """One prompt and one noise: the same for all rows."""
 
+    prompt_index: int
     prompt: str
     image_index: int
+    first: bool  # of its prompt
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,10 @@ def _grid(root: Path, concept: ConceptTold, evidence: Evidence, drawn: pl.DataFr
         for variant in evidence.variants
         if any((variant, *place) in found for place in places)
     }
-    columns = [Column((prompt or "").replace("{}", concept.class_noun), image) for _, prompt, image in places]
+    columns = [
+        Column(index, (prompt or "").replace("{}", concept.class_noun), image, image == images[0])
+        for index, prompt, image in places
+    ]
     return Grid(concept, [photograph(path) for path in concept.photographs], columns, rows)
 
 
@@ -113,7 +118,10 @@ def _cell(root: Path, row: Mapping[str, Any], concept: ConceptTold, side: int) -
     if sha256(_there(path)) != row["image_sha256"]:
         raise InputError(f"the picture {path} is another one than was scored; `personalize evaluate` scores it again")
     prompt = (row["prompt"] or "").replace("{}", concept.class_noun)
-    scores = ", ".join(f"{words} {row['scores'][name]:.3f}" for name, words in METRICS.items() if name in row["scores"])
+    own = row["scores"]
+    scores = ", ".join(
+        f"{words} {own[name]:.3f}".replace("-", "\u2011") for name, words in METRICS.items() if name in own
+    )
     about = f"{variant}: {prompt}, noise {row['image_index'] + 1}"
     return Cell(data_uri(opened(path), side), f"{concept.name} by {about}", f"{about}. {scores}")
 

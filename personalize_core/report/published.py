@@ -14,10 +14,11 @@ from typing import Any
 import polars as pl
 import yaml
 
-from personalize_core.metrics.tables import CEILING
+from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.report.evidence import Evidence
 
 TEXT = "class phrase"  # what CLIP-T compares a picture with, here: the prompt with the class noun for the concept
+AVERAGE = "over prompts, then concepts"
 RESULTS, CONTRACTS = "published_results.csv", "contracts.yaml"
 
 
@@ -30,24 +31,26 @@ class Ours:
     concepts: int
     prompts: int  # the most that a concept has
     images_per_prompt: int
-    encoders: Mapping[str, str]  # metric -> encoder
-    means: Mapping[tuple[str, str], tuple[float, float | None, float | None]]  # (variant, metric) -> mean, low, high
+    means: Mapping[tuple[str, str, str], tuple[float, float | None, float | None]]
+    """(variant, metric, encoder) -> mean, low, high."""
+
+    def encoders(self, metric: str) -> list[str]:
+        return sorted({encoder for _, measured, encoder in self.means if measured == metric})
 
     @classmethod
     def of(cls, evidence: Evidence) -> Ours:
         drawn = evidence.scores.filter(pl.col("method") != CEILING)
         by_concept = drawn.group_by("concept").agg(pl.col("prompt").n_unique())
         by_prompt = drawn.group_by("concept", "variant", "prompt_index").agg(pl.col("image_index").n_unique())
-        overall = evidence.summary.filter(concept="all concepts")
+        overall = evidence.every_mean.filter(concept=ALL_CONCEPTS)
         return cls(
             base_model=evidence.base_model,
             protocol=evidence.protocol,
             concepts=len(by_concept),
             prompts=int(by_concept["prompt"].to_numpy().max()),
             images_per_prompt=int(by_prompt["image_index"].to_numpy().max()),
-            encoders=dict(drawn.select("metric", "encoder").unique().rows()),
             means={
-                (row["variant"], row["metric"]): (row["mean"], row["low"], row["high"])
+                (row["variant"], row["metric"], row["encoder"]): (row["mean"], row["low"], row["high"])
                 for row in overall.iter_rows(named=True)
             },
         )
@@ -76,8 +79,9 @@ def beside(ours: Ours) -> list[Beside]:
         if contract is None or row["metric"] not in contract["metrics"]:
             continue
         differs = differences(contract, row, ours)
-        variant, metric = contract["methods"].get(row["method"]), contract["metrics"][row["metric"]]["metric"]
-        numbers = ours.means.get((variant, metric)) if variant and not differs else None
+        variant, measured = contract["methods"].get(row["method"]), contract["metrics"][row["metric"]]
+        which = (variant, measured["metric"], measured["encoder"])
+        numbers = ours.means.get(which) if not differs else None
         mean, low, high = numbers or (None, None, None)
         found.append(
             Beside(row["paper"], row["table"], row["method"], row["metric"], row["value"], differs, mean, low, high)
@@ -87,15 +91,16 @@ def beside(ours: Ours) -> list[Beside]:
 
 def differences(contract: Mapping[str, Any], row: Mapping[str, Any], ours: Ours) -> list[str]:
     """In what a published number's contract differs from ours, or leaves open; nothing if it is the same."""
-    measured = contract["metrics"][row["metric"]]
+    measured, encoders = contract["metrics"][row["metric"]], ours.encoders(contract["metrics"][row["metric"]]["metric"])
+    there = measured["encoder"]
     pairs = {
         "base model": (contract["base_models"].get(row["base_model"], row["base_model"]), ours.base_model),
         "protocol": (contract["protocol"], ours.protocol or "none"),
         "concepts": (contract["concepts"], ours.concepts),
         "prompts": (contract["prompts"], ours.prompts),
         "pictures of a prompt": (contract["images_per_prompt"], ours.images_per_prompt),
-        "encoder": (measured["encoder"], ours.encoders.get(measured["metric"], "none")),
-        "pictures": ("foreground alone" if measured.get("masked") else "whole", "whole"),
+        f"encoder of {measured['metric']}": (there, there if there in encoders else " and ".join(encoders) or "none"),
+        "average": (contract.get("average", AVERAGE), AVERAGE),
     }
     if measured["metric"].startswith("clip_t"):
         pairs["text"] = (contract["text"], TEXT)

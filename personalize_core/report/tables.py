@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from personalize_core.report.evidence import IDENTITY, METRICS, TEXT, Evidence
 from personalize_core.report.verdicts import interval
 
 NOT_RECORDED = "not recorded"
+NUMBER = re.compile(r"-?[\d,]+(\.\d+)?( (s|MB|kB|bytes))?( \[.*\])?|\d+ to \d+")
 COSTS = {
     "parameters": "Trained numbers",
     "artifact_bytes": "Artifact",
@@ -41,6 +43,13 @@ class Table:
     shown: Sequence[Sequence[str]]  # what people read: a heading, then rows
     note: str = ""
 
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column: does it hold numbers, with or without units and intervals?"""
+        columns = zip(*self.shown[1:], strict=True)
+        empty = {"-", NOT_RECORDED}
+        return [all(c in empty or NUMBER.fullmatch(c) for c in column) and set(column) != empty for column in columns]
+
     def write(self, folder: Path) -> None:
         """NAME.parquet and NAME.csv hold the numbers, NAME.tex what people read."""
         tables.write_parquet(self.frame, folder / f"{self.name}.parquet", self.meanings)
@@ -58,6 +67,7 @@ def every(evidence: Evidence) -> dict[str, Table]:
         overview(evidence),
         verdicts(evidence),
         over_the_floor(evidence),
+        every_measure(evidence),
         by_concept(evidence),
         by_prompt(evidence),
         recipes(evidence),
@@ -71,6 +81,9 @@ def overview(evidence: Evidence) -> Table:
     """A row per variant: its means, its places, its costs."""
     overall = {metric: evidence.overall(metric) for metric in evidence.metrics}
     places = {(row["metric"], row["variant"]): row for row in evidence.rank.iter_rows(named=True)}
+    recorded = [
+        name for name in COSTS if any(row.get(name) is not None for of in overall.values() for row in of.values())
+    ]
     rows, shown = [], []
     for variant in _with_the_ceiling(evidence):
         found = {metric: of[variant] for metric, of in overall.items() if variant in of}
@@ -84,8 +97,8 @@ def overview(evidence: Evidence) -> Table:
         rows.append(row)
         cells = [interval(found.get(metric), "mean") for metric in evidence.metrics]
         place = [_place(places.get((metric, variant))) for metric in (IDENTITY, TEXT)]
-        of_cost = [for_people(name, row[name]) for name in COSTS]
-        shown.append([in_words(variant), *cells, *place, *(["-"] * len(COSTS) if variant == CEILING else of_cost)])
+        of_cost = ["-" if variant == CEILING else for_people(name, row[name]) for name in recorded]
+        shown.append([in_words(variant), *cells, *place, *of_cost])
     schema: dict[str, Any] = {"variant": pl.String(), "method": pl.String()}
     for metric in evidence.metrics:
         schema |= {f"{metric}_{name}": pl.Float64() for name in ("mean", "low", "high")}
@@ -93,7 +106,8 @@ def overview(evidence: Evidence) -> Table:
     schema |= dict.fromkeys(COSTS, pl.Float64()) | {"pictures": pl.Int64()}
     meanings = {name: _meaning(name) for name in schema}
     names = [f"{METRICS[metric]} [95 %]" for metric in evidence.metrics]
-    heading = ["Variant", *names, f"Place, {METRICS[IDENTITY]}", f"Place, {METRICS[TEXT]}", *COSTS.values()]
+    heading = ["Variant", *names, f"Place, {METRICS[IDENTITY]}", f"Place, {METRICS[TEXT]}"]
+    heading += [COSTS[name] for name in recorded]
     return Table(
         "overview",
         "Scores, places and costs",
@@ -134,6 +148,31 @@ def over_the_floor(evidence: Evidence) -> Table:
         {name: tables.SUMMARY_COLUMNS[name] for name in frame.columns},
         [heading, *shown],
         "Each interval stands alone; the verdicts correct for looking at many.",
+    )
+
+
+def every_measure(evidence: Evidence) -> Table:
+    """All scores by all encoders, texts, scalings and masks, over all concepts."""
+    frame = evidence.every_mean.filter(concept=ALL_CONCEPTS).select(
+        name for name in evidence.every_mean.columns if name in tables.SUMMARY_COLUMNS
+    )
+    further = {"micro": "Over all pairs", "n_empty": "Without the concept"}
+    there = [name for name in further if name in frame.columns]
+    shown = [
+        [row["metric"], row["encoder"], in_words(row["variant"]), interval(row, "mean")]
+        + [
+            _number(row[name]) if name == "micro" else str(row[name] if row[name] is not None else "-")
+            for name in there
+        ]
+        for row in frame.iter_rows(named=True)
+    ]
+    return Table(
+        "every_measure",
+        "Every measure side by side",
+        frame,
+        {name: tables.SUMMARY_COLUMNS[name] for name in frame.columns},
+        [["Score", "Encoder", "Variant", "Mean [95 %]", *(further[name] for name in there)], *shown],
+        "Means over concepts; rows of different scores or encoders cannot be compared.",
     )
 
 
@@ -218,20 +257,26 @@ def recipe(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[
 
 def measured(evidence: Evidence) -> Table:
     """The contract of every score."""
-    columns = ["metric", "encoder", "encoder_sha256", "preprocessing"]
-    frame = evidence.scores.select(columns).unique().sort(columns)
-    frame = frame.with_columns(
-        meaning=pl.col("metric").replace_strict(tables.METRICS),
-        text=pl.when(pl.col("metric").str.starts_with("clip_t")).then(pl.lit("prompt with the class noun")),
-    )
+    contract = {
+        "metric": "Score",
+        "encoder": "Encoder",
+        "encoder_sha256": "Weights (sha256)",
+        "preprocessing": "Preprocessing",
+        "text_variant": "Text",
+        "scaling": "Scaling",
+        "pairing": "Pairing",
+        "mask": "Mask",
+    }
+    columns = [name for name in contract if name in evidence.every_score.columns]
+    frame = evidence.every_score.select(columns).unique().sort(columns)
+    frame = frame.with_columns(meaning=pl.col("metric").replace_strict(tables.METRICS))
     shown = [
-        [row["metric"], row["encoder"], tables.short(row["encoder_sha256"]), row["preprocessing"], row["text"] or "-",
-         row["meaning"]]
+        [tables.short(row[name]) if row[name] else "-" for name in columns] + [row["meaning"]]
         for row in frame.iter_rows(named=True)
-    ]  # fmt: skip
+    ]
     meanings = {name: tables.COLUMNS[name].meaning for name in columns}
-    meanings |= {"meaning": "what is computed, and its scale", "text": "what the picture is compared with"}
-    heading = ["Score", "Encoder", "Weights (sha256)", "Preprocessing", "Text", "What it is"]
+    meanings |= {"meaning": "what is computed, and its scale"}
+    heading = [*(contract[name] for name in columns), "What it is"]
     return Table("contract", "How every score was measured", frame, meanings, [heading, *shown])
 
 
@@ -267,6 +312,8 @@ def for_people(cost: str, value: float | None) -> str:
     if cost == "parameters":
         return f"{value:,.0f}"
     if cost.endswith("bytes"):
+        if value < 1000:
+            return f"{value:.0f} bytes"
         return f"{value / 1e6:,.1f} MB" if value >= 1e5 else f"{value / 1e3:,.1f} kB"
     return f"{value:,.0f} s" if value >= 10 else f"{value:.2f} s"
 
@@ -291,8 +338,8 @@ def _place(row: Mapping[str, Any] | None) -> str:
     return str(first) if first == last else f"{first} to {last}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _meaning(name: str) -> str:

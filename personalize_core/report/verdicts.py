@@ -118,11 +118,15 @@ def notes(evidence: Evidence) -> list[str]:
     else:
         found.append("Nothing was repeated, so no difference has an interval and nothing can be told.")
     if over and not any("concepts" in name for name in over):
-        found.append("They are about these concepts alone: how others of the kind would come out is not known.")
-    if evidence.pairs["training_noise"].null_count() == len(evidence.pairs):
-        found.append(
-            "Nothing was trained again with another seed, so how much that alone would change is not measured."
-        )
+        these = "this concept" if len(evidence.concepts) == 1 else "these concepts"
+        found.append(f"They are about {these} alone: how others of the kind would come out is not known.")
+    unmeasured = evidence.pairs["training_noise"].null_count()
+    if unmeasured == len(evidence.pairs):
+        found.append("How much training again with another seed would change is not measured.")
+    elif unmeasured:
+        found.append("How much training again with another seed would change is measured, and counted in, for some.")
+    else:
+        found.append("How much training again with another seed changes is counted in.")
     return found
 
 
