@@ -447,7 +447,8 @@ def save_figure(figure: Figure, path: str | Path, also_svg: bool = False) -> Non
     path = Path(path)
     for kind in ["png", "svg"] if also_svg else ["png"]:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata=NO_METADATA[kind], facecolor="white")
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(buffer, format=kind, metadata=NO_METADATA[kind], facecolor="white")
         write_bytes(path if kind == "png" else path.with_suffix(f".{kind}"), buffer.getvalue())
 
 

@@ -71,7 +71,7 @@ def test_a_picture_is_enlarged_by_a_click_and_escape_closes_it(page):
     assert "textual inversion: a photo of a dog, noise 1" in caption.inner_text(), "the same noise"
     page.keyboard.press("ArrowRight")
     assert "textual inversion: a photo of a dog, noise 2" in caption.inner_text()
-    page.get_by_role("button", name="Up").click()
+    page.get_by_role("button", name="Up", exact=True).click()
     assert "dreambooth: a photo of a dog, noise 2" in caption.inner_text()
     wide, screen = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide <= screen
@@ -89,7 +89,7 @@ def test_the_keyboard_alone_opens_a_picture_and_closes_it(page):
     assert "cup, photograph 2" in page.locator("#large-caption").inner_text()
     page.keyboard.press("ArrowDown")
     assert "cup, photograph 2" in page.locator("#large-caption").inner_text(), "there is nothing below"
-    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="Close", exact=True).click()
     expect(page.locator("#large")).not_to_be_visible()
 
 
@@ -102,16 +102,16 @@ def test_the_plane_is_drawn_for_the_screen_that_it_is_on(page):
         assert [one.split()[0] for one in key.all_inner_texts()] == ["base", "dreambooth", "textual"]
 
 
-def test_text_and_points_stand_out_from_their_ground(page):
-    """WCAG 2.2, 1.4.3 and 1.4.11: at least 4.5 to 1 for text, 3 to 1 for what a figure is read from."""
-    names = ["page", "card", "ink", "quiet", "accent", "warn", *(f"series-{i}" for i in range(10))]
+def test_text_stands_out_from_its_ground_and_so_do_the_names_in_a_figure(page):
+    """WCAG 2.2, 1.4.3: a contrast of at least 4.5 to 1."""
+    names = ["page", "card", "ink", "quiet", "accent", *(f"series-{i}" for i in range(10))]
     script = f"{names}.map((name) => getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim())"
     colours = dict(zip(names, page.evaluate(script), strict=True))
     for ground in ("page", "card"):
         for text in ("ink", "quiet", "accent"):
             assert browsers.contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
     for line in names[5:]:
-        assert browsers.contrast(colours[line], colours["card"]) >= 2.4, line
+        assert browsers.contrast(colours[line], colours["card"]) >= 4.5, line
 
 
 def test_whoever_does_not_see_is_told_what_stands_there(page):
