@@ -98,12 +98,13 @@ def report(context: typer.Context) -> None:
 
 @app.command()
 def run(context: typer.Context, concepts: Concepts = None, methods: Methods = None) -> None:
-    """Everything that is not up to date: train, draw, score, compare."""
+    """Everything that is not up to date: train, draw, score, compare, report."""
     store: Store = context.obj
     _over_cells(store, concepts, methods, [steps.train, steps.draw_grid, steps.score], references=True)
     with progress() as listener:
-        report = steps.compare(store, listener)
-    _show_comparison(report)
+        compared, told = steps.compare(store, listener), steps.report(store, listener)
+    _show_comparison(compared)
+    _show_report(told)
 
 
 @app.command()

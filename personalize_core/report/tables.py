@@ -231,7 +231,7 @@ def recipes(evidence: Evidence) -> Table:
         for method in evidence.methods
         for row in recipe(method.learned[0].described.get("config", {}), method.published)
     ]
-    schema = dict.fromkeys(("method", "option", "value", "published"), pl.String())
+    schema: dict[str, Any] = dict.fromkeys(("method", "option", "value", "published"), pl.String())
     meanings = {
         "method": tables.COLUMNS["method"].meaning,
         "option": "of its recipe",
@@ -283,11 +283,9 @@ def measured(evidence: Evidence) -> Table:
 def beside_published(evidence: Evidence) -> Table:
     """Every published score that we could lay beside ours, and why or why not."""
     rows = published.beside(published.Ours.of(evidence))
-    frame = pl.DataFrame(
-        [vars(row) | {"differs": "; ".join(row.differs)} for row in rows],
-        schema=dict.fromkeys(("paper", "table", "method", "metric", "value", "differs"), pl.String())
-        | dict.fromkeys(("mean", "low", "high"), pl.Float64()),
-    )
+    schema: dict[str, Any] = dict.fromkeys(("paper", "table", "method", "metric", "value", "differs"), pl.String())
+    schema |= dict.fromkeys(("mean", "low", "high"), pl.Float64())
+    frame = pl.DataFrame([vars(row) | {"differs": "; ".join(row.differs)} for row in rows], schema=schema)
     matching = [row for row in rows if not row.differs]
     shown = [[row.paper, row.table, row.method, row.metric, row.value, interval(vars(row), "mean")] for row in matching]
     meanings = {

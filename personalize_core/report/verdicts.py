@@ -14,6 +14,8 @@ from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
 from personalize_core.metrics.tables import FLOOR
 from personalize_core.report.evidence import ASKED, METRICS, Evidence
 
+MANY = 4  # variants that are named one by one, at most, where they are all but those that are named before
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -74,12 +76,12 @@ def _against_the_floor(evidence: Evidence, metric: str) -> list[str]:
     for variant in evidence.variants:
         if variant != FLOOR and (row := between(evidence, metric, variant, FLOOR)):
             found[row["verdict"]].append(variant)
-    words = {
-        HIGHER: "above it: {}",
-        CANNOT_TELL: "cannot tell from it: {}",
-        LOWER: "below it: {}",
-    }
-    parts = [words[verdict].format(_names(names)) for verdict, names in found.items() if names]
+    words = {HIGHER: "above it: {}", CANNOT_TELL: "cannot tell from it: {}", LOWER: "below it: {}"}
+    there = sorted((len(names), verdict) for verdict, names in found.items() if names)
+    parts = [words[verdict].format(_names(found[verdict])) for _, verdict in there]
+    if there and there[-1][0] > MANY:  # the last part, and the longest
+        count, verdict = there[-1]
+        parts[-1] = words[verdict].format(f"all {count}" if len(there) == 1 else f"all {count} others")
     return [f"Against the base model, which learned nothing: {'; '.join(parts)}."] if parts else []
 
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from personalize_core import steps
 from tests import browser as browsers
 from tests.report import workspace
 
 pytestmark = browsers.needed
-SIZES = {"telephone": {"width": 390, "height": 844}, "desk": {"width": 1280, "height": 900}}
+SIZES: dict[str, ViewportSize] = {"telephone": {"width": 390, "height": 844}, "desk": {"width": 1280, "height": 900}}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,13 @@ def test_nothing_is_wider_than_the_screen_folded_or_not(page):
         wide, screen = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         assert wide <= screen
         assert page.evaluate("document.body.scrollHeight") > 500
+
+
+def test_every_picture_is_there_before_anybody_scrolls_for_it(page):
+    """Else print and screenshots have holes."""
+    page.wait_for_load_state("load")
+    assert page.evaluate("[...document.querySelectorAll('main img')].every((one) => one.complete && one.naturalWidth)")
+    assert page.locator("main img").count() >= 2 * (3 + 3 * 8)
 
 
 def test_a_picture_is_enlarged_by_a_click_and_escape_closes_it(page):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import shutil
@@ -210,8 +211,6 @@ def test_columns_share_prompt_and_noise_and_every_pixel_of_a_small_picture_is_ke
 
 
 def decoded(uri: str) -> Image.Image:
-    import base64
-
     return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")
 
 

@@ -66,6 +66,14 @@ def test_one_is_said_to_be_best_exactly_if_it_is_told_above_every_other():
     assert {CANNOT_TELL, "base model"} <= answers
 
 
+def test_many_on_one_side_of_the_base_model_are_counted_and_the_others_named():
+    names = ["base_model", *(f"m{i}" for i in range(7))]
+    told = dict.fromkeys(itertools.combinations(names, 2), CANNOT_TELL)
+    told |= {("base_model", name): LOWER for name in names[1:6]}
+    said = verdicts.verdicts(compared(told))[0].sentences[1]
+    assert said.endswith("learned nothing: cannot tell from it: m5 and m6; above it: all 5 others.")
+
+
 def test_where_nothing_can_be_told_nothing_else_is_said():
     found = verdicts.verdicts(compared(dict.fromkeys(itertools.combinations(VARIANTS, 2), CANNOT_TELL)))[0]
     assert (found.told, found.answer) == (False, "cannot tell")
