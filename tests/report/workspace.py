@@ -15,6 +15,7 @@ from personalize_core.files import sha256, whole_folder, write_json
 from personalize_core.metrics import tables
 from personalize_core.store import REFERENCES, SCORES, Store
 
+ROOT = Path(__file__).parents[2]
 CONCEPTS = {"rex": "dog", "cup": "red mug"}
 PROMPTS = ["a photo of a {}", "a <b>{}</b> in the snow & ice", "a painting of a {}", "a {} on the beach"]
 IMAGES = 2
@@ -35,7 +36,7 @@ def make(root: Path, levels: dict[str, tuple[float, float]] | None = None, base_
         "seed": 5,
         "sampling": {**SAMPLING, "prompts": "some"},
         "class_images": {"sampler": "ddim", "steps": 2, "guidance": 3.0},
-        "encoders": {"text_image": "mini-clip", "identity": "mini-identity"},
+        "encoders": yaml.safe_load((ROOT / "params.yaml").read_text())["encoders"],
         "methods": {method: {} for method in [*levels, "oft"]},  # oft was never drawn
         "variants": {},
     }
