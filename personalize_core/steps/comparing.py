@@ -25,10 +25,21 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
     from personalize_core import comparison
 
     started, folder = time.monotonic(), store.comparison()
-    cells, there = _cells(store)
+    cells = [
+        (method, concept)
+        for concept in store.concept_names()
+        for method in (*store.params.method_names, *_further_ablations(store, concept), REFERENCES)
+    ]
+    there = [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
     if all(method == REFERENCES for method, _ in there):
         raise InputError(f"nothing has been scored in {store.data}; `personalize run` makes whatever is missing")
-    stamp = comparison_stamp(store)
+    stamp = stamp_of(
+        {
+            "tables": [read_json(store.scores(*cell) / MANIFEST)["stamp"] for cell in there],
+            "cells": cells,
+            "sources": sources_hash(COMPARING),
+        }
+    )
     with store.alone("comparison"):
         skipped = is_current(folder, stamp)
         if not skipped:
@@ -38,28 +49,6 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
             listener(Event("comparing", 1, 1))
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     return Report(stamp, skipped, time.monotonic() - started, folder, {}, pictures)
-
-
-def comparison_stamp(store: Store) -> str:
-    """Names all scores that there are, and what is compared with them."""
-    cells, there = _cells(store)
-    return stamp_of(
-        {
-            "tables": [read_json(store.scores(*cell) / MANIFEST)["stamp"] for cell in there],
-            "cells": cells,
-            "sources": sources_hash(COMPARING),
-        }
-    )
-
-
-def _cells(store: Store) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(method, concept) of the experiment, and those of them that have been scored."""
-    cells = [
-        (method, concept)
-        for concept in store.concept_names()
-        for method in (*store.params.method_names, *_further_ablations(store, concept), REFERENCES)
-    ]
-    return cells, [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
 
 
 def _further_ablations(store: Store, concept: str) -> list[str]:

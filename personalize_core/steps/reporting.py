@@ -6,9 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from personalize_core.errors import InputError
 from personalize_core.files import MANIFEST, is_current, read_json, sha256, sources_hash, stamp_of, whole_folder
-from personalize_core.steps.comparing import comparison_stamp
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.stamps import REPORTING, manifest_stamp
 from personalize_core.store import SCORES, Store
@@ -20,15 +18,13 @@ def report(store: Store, listener: Listener = unheard) -> Report:
     """The last comparison as one self-contained page, in a folder with all of its figures and tables.
 
     Raises:
-        InputError: nothing has been compared, something was scored since, or a picture that was scored is gone.
+        InputError: nothing has been compared, or a picture that was scored is gone or another one by now.
     """
     from personalize_core.metrics import tables
     from personalize_core.report import page
 
     started, folder, compared = time.monotonic(), store.report(), store.comparison()
     stamp_there = manifest_stamp(compared, f"nothing has been compared in {compared}")
-    if not is_current(compared, comparison_stamp(store)):
-        raise InputError(f"{compared} is older than the scores; `personalize report` compares again, and tells of that")
     scores = tables.read_parquet(compared / SCORES)
     cells = scores.select("method", "concept").unique().sort("method", "concept").rows()
     stamp = stamp_of(

@@ -233,14 +233,6 @@ def test_nothing_compared_is_said(store):
         steps.report(store)
 
 
-def test_a_comparison_that_is_older_than_the_scores_is_not_told_of(store):
-    shutil.rmtree(store.scores("dreambooth", "cup"))
-    before = bytes_under(store.report())
-    with pytest.raises(InputError, match="older than the scores"):
-        steps.report(store)
-    assert bytes_under(store.report()) == before
-
-
 @pytest.mark.parametrize("spoil", ["gone", "other"])
 def test_a_picture_that_is_gone_or_another_stops_the_report_and_leaves_the_old_one(store, spoil):
     path = store.grid("dreambooth", "rex") / "dreambooth" / "01_00.png"
