@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED)  ## learn two concepts by three methods, draw, score and compare them (a second time: nothing to do)
+demo: $(INSTALLED)  ## learn two concepts by three methods, draw, score, compare and tell of them (a second time: nothing to do)
 	@$(BIN)/personalize demo
 
 # A file's tests may follow one another, so a file is not split between the two processes, which take the next file when

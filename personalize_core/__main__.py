@@ -93,13 +93,23 @@ def compare(context: typer.Context) -> None:
 
 
 @app.command()
+def report(context: typer.Context) -> None:
+    """Compare everything that has been scored, and tell of it in one page that needs nothing else."""
+    with progress() as listener:
+        steps.compare(context.obj, listener)
+        made = steps.report(context.obj, listener)
+    _show_report(made)
+
+
+@app.command()
 def run(context: typer.Context, concepts: Concepts = None, methods: Methods = None) -> None:
-    """Everything that is not up to date: train, draw, score, compare."""
+    """Everything that is not up to date: train, draw, score, compare, report."""
     store: Store = context.obj
     _over_cells(store, concepts, methods, [steps.train, steps.draw_grid, steps.score], references=True)
     with progress() as listener:
-        report = steps.compare(store, listener)
-    _show_comparison(store, report)
+        compared, told = steps.compare(store, listener), steps.report(store, listener)
+    _show_comparison(store, compared)
+    _show_report(told)
 
 
 @app.command()
@@ -286,6 +296,14 @@ def step_compare(context: typer.Context) -> None:
     compare(context)
 
 
+@step.command("report")
+def step_report(context: typer.Context) -> None:
+    """The page about the comparison that there is."""
+    with progress() as listener:
+        made = steps.report(context.obj, listener)
+    _show_report(made)
+
+
 # Running
 
 
@@ -368,6 +386,10 @@ def _show_comparison(store: Store, report: steps.Report) -> None:
         console.print('Verdicts, 95 % for all that one column "By" names together')
         console.print(table)
     show("Look at", list(report.pictures.items()))
+
+
+def _show_report(made: steps.Report) -> None:
+    show("Report", [("open in a browser", made.path), ("figures and tables", made.path.parent)])
 
 
 def main() -> None:

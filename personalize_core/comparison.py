@@ -74,7 +74,7 @@ def write(
 def draw(store: Store, concept: str, variants: Iterable[tuple[str, Path]], grid: dict[str, Any], path: Path) -> None:
     """A picture of grids: the photographs on the left, a row per (variant, folder of its grid), a column per prompt."""
     rows = {
-        _words(variant): [
+        in_words(variant): [
             [folder / variant / f"{prompt:02d}_{image:02d}.png" for image in range(grid["images_per_prompt"])]
             for prompt in range(len(grid["templates"]))
         ]
@@ -109,7 +109,7 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
             for metric in METRICS
         ]
         gained = _interval(gains[variant], "difference") if variant in gains else "-"
-        lines.append([_words(variant), *cells, gained, cost.get(variant, "-")])
+        lines.append([in_words(variant), *cells, gained, cost.get(variant, "-")])
     return lines
 
 
@@ -127,12 +127,12 @@ def verdicts(folder: Path) -> list[list[str]]:
         for row in ranked.filter(metric=metric).iter_rows(named=True):
             places = {row["place_from"], row["place_to"]}
             parts = [
-                f"{verb} {', '.join(map(_words, row[column].split(', ')))}"
+                f"{verb} {', '.join(map(in_words, row[column].split(', ')))}"
                 for verb, column in (("above", "above"), (f"{ranking.CANNOT_TELL} from", "cannot_tell_from"))
                 if row[column]
             ]
             lines.append(
-                [words, " to ".join(map(str, sorted(places))), _words(row["variant"]), "; ".join(parts) or "-"]
+                [words, " to ".join(map(str, sorted(places))), in_words(row["variant"]), "; ".join(parts) or "-"]
             )
     return lines
 
@@ -190,5 +190,5 @@ def _interval(row: dict[str, Any], name: str) -> str:
     return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
-def _words(variant: str) -> str:
+def in_words(variant: str) -> str:
     return variant.replace("_", " ").replace(MARK, ": ")

@@ -257,6 +257,24 @@ def identity_against_text(
     Raises:
         ValueError: no variant has both metrics, or there are several base models.
     """
+    save_figure(plane(summary, title, concept, identity, text, labels), path, also_svg=True)
+
+
+def plane(
+    summary: pl.DataFrame,
+    title: str,
+    concept: str = ALL_CONCEPTS,
+    identity: str = "dino",
+    text: str = "clip_t",
+    labels: Mapping[str, str] | None = None,
+    size: tuple[float, float] = (7.6, 5.6),
+) -> Figure:
+    """The figure of `identity_against_text`, not saved yet; the dotted line is the Pareto front of the means.
+
+    Args:
+        title: above it, with a line of what is drawn; without one nothing stands above it.
+        size: in inches, at 72 points each.
+    """
     rows = summary.filter(pl.col("concept") == concept).with_columns(pl.col("low", "high").fill_null(pl.col("mean")))
     if rows["base_model"].drop_nulls().n_unique() > 1:
         raise ValueError("the summary holds several base models; draw one figure for each")
@@ -267,17 +285,20 @@ def identity_against_text(
         raise ValueError(f"no variant of {concept!r} has both {identity!r} and {text!r} scores")
     variants.sort(key=lambda variant: (variant != FLOOR, variant))
     labels = {variant: variant.replace("_", " ") for variant in variants} | dict(labels or {})
-    colours = {variant: COLOURS[i % len(COLOURS)] for i, variant in enumerate(v for v in variants if v != FLOOR)}
-    colours[FLOOR] = GREY
+    colours = variant_colours(variants)
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.6, 5.6), dpi=150, layout="constrained")
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
         axes = figure.add_subplot()
         for variant in variants:
             x, y = right[variant], up[variant]
             axes.plot([x["low"], x["high"]], [y["mean"]] * 2, color=colours[variant], lw=1.4, alpha=0.55, zorder=2)
             axes.plot([x["mean"]] * 2, [y["low"], y["high"]], color=colours[variant], lw=1.4, alpha=0.55, zorder=2)
             axes.plot(x["mean"], y["mean"], "o", color=colours[variant], ms=8, mec="white", mew=1, zorder=3)
+        front = pareto_front({variant: (right[variant]["mean"], up[variant]["mean"]) for variant in variants})
+        if len(front) > 1:  # what lies below and left of it has a variant that is better in both
+            corners = [(right[variant]["mean"], up[variant]["mean"]) for variant in front]
+            axes.step(*zip(*corners, strict=True), where="pre", color=GREY, lw=1, ls=(0, (1, 2)), zorder=1)
         xs = [right[v][end] for v in variants for end in ("low", "high")]
         ys = [up[v][end] for v in variants for end in ("low", "high")]
         lines = {}
@@ -307,7 +328,9 @@ def identity_against_text(
         about = f"{counted['images']} pictures a variant"
         if counted["concepts"] > 1:
             about += f", {counted['concepts']} concepts"
-        axes.text(0, 1.02, f"mean and 95 % interval; {about}", transform=axes.transAxes, fontsize=9, color=GREY)
+        above = f"mean and 95 % interval; {about}" + ("; dotted: Pareto front" if len(front) > 1 else "")
+        if title:
+            axes.text(0, 1.02, above, transform=axes.transAxes, fontsize=9, color=GREY)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=PALE, lw=0.6, zorder=0)
         axes.set_axisbelow(True)
@@ -316,7 +339,25 @@ def identity_against_text(
         arms = [(right[v]["low"], up[v]["mean"], right[v]["high"], up[v]["mean"]) for v in variants]
         arms += [(right[v]["mean"], up[v]["low"], right[v]["mean"], up[v]["high"]) for v in variants]
         place_labels(figure, axes, points, {labels[v]: colours[v] for v in variants}, arms, written)
-        save_figure(figure, path, also_svg=True)
+    return figure
+
+
+def variant_colours(variants: Iterable[str]) -> dict[str, str]:
+    """A colour for each variant, the same in every figure of these variants; grey for the floor."""
+    learned = sorted(variant for variant in variants if variant != FLOOR)
+    return {variant: COLOURS[i % len(COLOURS)] for i, variant in enumerate(learned)} | {FLOOR: GREY}
+
+
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The points that no other reaches in one coordinate and exceeds in the other, from left to right."""
+    return sorted(
+        (
+            name
+            for name, (x, y) in points.items()
+            if not any(u >= x and v >= y and (u, v) != (x, y) for u, v in points.values())
+        ),
+        key=lambda name: (points[name], name),
+    )
 
 
 def widened(values: Sequence[float], by: float) -> tuple[float, float]:
@@ -406,7 +447,8 @@ def save_figure(figure: Figure, path: str | Path, also_svg: bool = False) -> Non
     path = Path(path)
     for kind in ["png", "svg"] if also_svg else ["png"]:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata=NO_METADATA[kind], facecolor="white")
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(buffer, format=kind, metadata=NO_METADATA[kind], facecolor="white")
         write_bytes(path if kind == "png" else path.with_suffix(f".{kind}"), buffer.getvalue())
 
 

@@ -152,6 +152,10 @@ class Store:
     def analyses(self, method: str, concept: str) -> Path:
         return self.drawn / "analyses" / method / concept
 
+    def report(self) -> Path:
+        """Beside the comparison that it tells of."""
+        return self.comparison().with_name("report")
+
     def samples(self, method: str, concept: str, request: str) -> Path:
         return self.data / "samples" / method / concept / request
 

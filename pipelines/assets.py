@@ -118,4 +118,12 @@ def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     return metadata.overview(steps.compare(workspace.store(), logged(context)))
 
 
-ALL = [concept_images, latents, class_images, artifact, image_grid, metrics, reference_scores, comparison]
+@dg.asset(deps=[comparison, artifact, image_grid], group_name="evaluation", kinds={"html"}, owners=OWNERS)
+def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The comparison in words, figures, pictures and tables: one page that needs nothing else."""
+    from personalize_core import steps
+
+    return metadata.overview(steps.report(workspace.store(), logged(context)))
+
+
+ALL = [concept_images, latents, class_images, artifact, image_grid, metrics, reference_scores, comparison, report]

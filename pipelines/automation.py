@@ -22,8 +22,8 @@ JOBS = [
     ),
     dg.define_asset_job(
         "compare",
-        selection=dg.AssetSelection.assets(assets.comparison),
-        description="Put all scores and pictures that there are side by side.",
+        selection=dg.AssetSelection.assets(assets.comparison, assets.report),
+        description="Put all scores and pictures that there are side by side, and tell of them in one page.",
     ),
 ]
 

@@ -111,6 +111,8 @@ def test_a_folder_with_something_wrong_is_refused_whole(spoil, said, photos, wor
         (["analyse", "rex", "-m", "dreambooth"], "dreambooth has not been trained on 'rex'"),
         (["suggest-class", "rex", "--nouns", "nowhere"], "there is no list of nouns 'nowhere'"),
         (["compare"], "nothing has been scored"),
+        (["report"], "nothing has been scored"),
+        (["step", "report"], "nothing has been compared"),
         (["--root", "NOWHERE", "run"], "does not exist"),
     ],
 )
@@ -197,6 +199,8 @@ def test_a_run_prints_the_path_of_every_picture_that_it_made(workspace, personal
     for path in pictures:
         Image.open(path).close()  # cut off or missing, it would raise
     assert "made in" in printed and "DINO over the base model" in printed
+    page = next(Path(word) for word in printed.split() if word.endswith("report.html"))
+    assert "personalized residuals lag" in page.read_text()
 
     again = personalize("run", "rex", "-m", "base_model", "-m", "personalized_residuals")[1]
     assert "made in" not in again and "was there" in again

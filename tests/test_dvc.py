@@ -15,6 +15,7 @@ import yaml
 from personalize_core.steps import stamps
 
 ROOT = Path(__file__).parent.parent
+REPORT = ROOT / "personalize_core" / "report"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 METHODS = list(yaml.safe_load((ROOT / "params.yaml").read_text())["methods"])
 CONFIG = ROOT / ".dvc" / "config"
@@ -36,6 +37,7 @@ out, content = {
     "score": (f"metrics/{method}", params["encoders"]),
     "score-references": ("metrics/real_images", params["encoders"]),
     "compare": ("comparison", "all"),
+    "report": ("report", "all"),
 }[name]
 inputs = {"draw": "artifacts", "score": "grids"}
 if name in inputs:
@@ -102,14 +104,15 @@ def workspace(tmp_path_factory):
         "encode_images",
         "score_references",
         "compare",
+        "report",
         *(f"{stage}@{method}" for stage in ("train", "draw", "score") for method in METHODS),
     }
     return workspace
 
 
 def of(*methods: str) -> set[str]:
-    """A change in these methods' results reaches their own stages and the comparison."""
-    return {f"{stage}@{method}" for stage in ("train", "draw", "score") for method in methods} | {"compare"}
+    """A change in these methods' results reaches their own stages, the comparison and the report."""
+    return {f"{stage}@{method}" for stage in ("train", "draw", "score") for method in methods} | {"compare", "report"}
 
 
 @pytest.mark.slow
@@ -128,7 +131,7 @@ def test_another_way_to_prepare_photographs_encodes_them_and_scores_its_own_meth
     workspace.edit("methods", "ti_db", {"mini": {"rotate": True}})
     ran = workspace.repro()
     everywhere = {f"{stage}@{method}" for stage in ("train", "draw") for method in METHODS}  # decide by their stamps
-    assert ran == everywhere | {"encode_images", "score@ti_db", "compare"}
+    assert ran == everywhere | {"encode_images", "score@ti_db", "compare", "report"}
 
 
 @pytest.mark.slow
@@ -180,6 +183,7 @@ def files(modules) -> set[str]:
         ("score", stamps.SCORING),
         ("score_references", stamps.SCORING),
         ("compare", stamps.COMPARING),
+        ("report", {*stamps.REPORTING, *(f"report/{path.stem}" for path in REPORT.glob("*.py"))}),
     ],
 )
 def test_a_stage_depends_on_the_sources_that_its_step_depends_on(stage, modules):

@@ -198,6 +198,28 @@ def test_labels_of_close_points_do_not_overlap_and_stay_inside(count, spread, tm
     assert all(figures.overlap(box, axes.get_window_extent()) == pytest.approx(box.width * box.height) for box in boxes)
 
 
+def test_the_front_holds_what_no_other_reaches_in_both():
+    points = {
+        "a": (0.1, 0.9),
+        "b": (0.5, 0.5),
+        "c": (0.9, 0.1),
+        "below": (0.4, 0.5),
+        "left": (0.1, 0.4),
+        "d": (0.2, 0.9),
+    }
+    naive = [n for n, p in points.items() if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points.values())]
+    assert figures.pareto_front(points) == sorted(naive, key=points.get) == ["d", "b", "c"]  # type: ignore[arg-type]
+    assert figures.pareto_front({"a": (0.5, 0.5), "b": (0.5, 0.5)}) == ["a", "b"]
+
+
+def test_the_front_is_drawn_through_its_points(tmp_path, drawn):
+    figures.identity_against_text(summary(LEVELS), tmp_path / "a.png", "title")
+    means = {v: (m["clip_t"], m["dino"]) for v, m in LEVELS.items() if v != "real_images"}
+    corners = [means[variant] for variant in figures.pareto_front(means)]
+    lines = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in drawn[0].axes[0].lines]
+    assert len(corners) > 1 and corners in lines
+
+
 def test_a_variant_without_one_of_the_metrics_is_not_drawn_and_no_variant_at_all_is_an_error(tmp_path, drawn):
     figures.identity_against_text(summary(LEVELS | {"half": {"dino": 0.5}}), tmp_path / "a.png", "title")
     assert "half" not in words(drawn[0])

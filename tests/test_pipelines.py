@@ -46,7 +46,7 @@ def asked(monkeypatch, tmp_path):
         return step
 
     for name in (
-        "encode_images", "make_class_images", "train", "draw_grid", "score", "score_references", "compare",
+        "encode_images", "make_class_images", "train", "draw_grid", "score", "score_references", "compare", "report",
     ):  # fmt: skip
         monkeypatch.setattr(steps, name, stand_in(name))
     for name in ("loss_curve", "scores_by_prompt"):
@@ -114,6 +114,11 @@ def test_the_comparison_is_made_once_over_everything(instance, asked, tmp_path):
     assert asked == [("compare",)]
 
 
+def test_the_report_is_written_after_the_comparison_that_it_tells_of(instance, asked, tmp_path):
+    assert materialize(instance, tmp_path, [assets.report, assets.comparison]).success
+    assert asked == [("compare",), ("report",)]
+
+
 def test_the_data_version_is_the_stamp_of_the_step(instance, asked, tmp_path):
     result = materialize(instance, tmp_path, [assets.artifact], PAIR)
     event = result.asset_materializations_for_node("artifact")[0]
@@ -141,12 +146,12 @@ def test_a_selection_written_as_text_is_understood():
     """With the parser that DVC alone would install, each of these dies with a TypeError."""
     selection = dg.AssetSelection.from_string('key:"artifact"+')
     chosen = selection.resolve([a for a in assets.ALL if isinstance(a, dg.AssetsDefinition)])
-    assert {key.to_user_string() for key in chosen} == {"artifact", "image_grid", "metrics", "comparison"}
+    assert {key.to_user_string() for key in chosen} == {"artifact", "image_grid", "metrics", "comparison", "report"}
 
 
 def test_work_for_the_graphics_card_waits_in_its_pool():
     for asset in assets.ALL:
-        if isinstance(asset, dg.AssetsDefinition) and asset is not assets.comparison:
+        if isinstance(asset, dg.AssetsDefinition) and asset not in (assets.comparison, assets.report):
             assert asset.op.pool == assets.GPU, asset.key
 
 

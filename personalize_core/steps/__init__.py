@@ -15,6 +15,7 @@ from personalize_core.steps.latents import encode_images
 from personalize_core.steps.on_request import draw_samples, draw_together, heat_maps
 from personalize_core.steps.recipes import check_concepts_wanted, class_images_wanted, concepts_wanted
 from personalize_core.steps.repeating import check_repeatable
+from personalize_core.steps.reporting import report
 from personalize_core.steps.scores import score, score_references
 from personalize_core.steps.training import train
 
@@ -40,6 +41,7 @@ __all__ = [
     "import_artifact",
     "make_class_images",
     "picture_name",
+    "report",
     "score",
     "score_references",
     "suggest_class",

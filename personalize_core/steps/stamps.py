@@ -44,6 +44,7 @@ COMPARING = (
     "metrics/statistics",
     "metrics/tables",
 )
+REPORTING = ("comparison", "figures", "metrics/ranking", "metrics/tables")  # and all of report/, its page among it
 
 
 def train_stamp(store: Store, concept: str, method: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,32 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from personalize_core.store import Store
 from personalize_core.study import page as pages
 from personalize_core.study.answers import read
 from personalize_core.study.design import Key, Request
 from personalize_core.study.results import evaluate
+from tests import browser as browsers
+from tests.browser import PATIENCE, watched
 from tests.study import workspace as small
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
-pytestmark = pytest.mark.skipif(
-    BROWSER is None,
-    reason=f"none of {', '.join(NAMES)} is installed: nobody has answered the study's page in a browser here",
-)
+pytestmark = browsers.needed
 PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
-PATIENCE = 60_000  # ms; a busy machine is no fault of the page
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        # as root, in containers, Chromium runs only without its sandbox; it opens nothing but our own page
-        running = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], timeout=PATIENCE)
+    with browsers.running() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -71,20 +63,6 @@ def rater(browser: Browser) -> Iterator[BrowserContext]:
 @pytest.fixture
 def telephone(browser: Browser) -> Iterator[BrowserContext]:
     yield from watched(browser.new_context(offline=True, **PHONE))
-
-
-def watched(context: BrowserContext) -> Iterator[BrowserContext]:
-    """A context in which no page may fail, complain or ask for anything outside its own file."""
-    asked: list[str] = []
-    said: list[str] = []
-    context.set_default_timeout(PATIENCE)
-    context.on("request", lambda request: asked.append(request.url))
-    context.on("console", lambda message: said.append(message.text))
-    context.on("weberror", lambda error: said.append(str(error.error)))
-    yield context
-    context.close()
-    assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
-    assert not said
 
 
 def opened(context: BrowserContext, written: pages.Written) -> Page:
@@ -321,11 +299,6 @@ def test_text_stands_out_from_its_ground_in_both_colour_schemes(browser, written
     )
     context.close()
 
-    def luminance(colour: str) -> float:
-        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
-
     for ink, ground in [
         ("ink", "page"),
         ("ink", "card"),
@@ -333,5 +306,4 @@ def test_text_stands_out_from_its_ground_in_both_colour_schemes(browser, written
         ("quiet", "card"),
         ("on-accent", "accent"),
     ]:
-        lighter, darker = sorted((luminance(colours[ink]), luminance(colours[ground])), reverse=True)
-        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (scheme, ink, ground)
+        assert browsers.contrast(colours[ink], colours[ground]) >= 4.5, (scheme, ink, ground)

@@ -1,0 +1,242 @@
+"""All that a report tells of, read from a workspace. What somebody did not make is simply not there."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from personalize_core import intake, training_log
+from personalize_core.errors import InputError
+from personalize_core.files import read_json
+from personalize_core.methods import FLOOR, method_class
+from personalize_core.metrics import tables
+from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
+from personalize_core.store import REFERENCES, SCORES, Store
+
+IDENTITY, TEXT = "dino", "clip_t"  # what the plane shows and the verdict is about first
+METRICS = {IDENTITY: "DINO", TEXT: "CLIP-T", "clip_i": "CLIP-I"}
+ASKED = {IDENTITY: "keeps the concept", "clip_i": "keeps the concept", TEXT: "follows the prompt"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture that somebody made of a method, and what it shows."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a method learned about one concept."""
+
+    concept: str
+    described: Mapping[str, Any]  # config.json
+    log: Sequence[Mapping[str, Any]]  # a row per training step; empty if nothing was trained here
+    fixed_batch: Mapping[str, Any] | None  # the loss on the same rows before and after
+
+
+@dataclass(frozen=True)
+class MethodTold:
+    """A method as the report tells of it."""
+
+    name: str
+    summary: str  # one line
+    source: str  # its citation; empty for the base model
+    published: Mapping[str, Any]  # option -> value of the published recipe
+    variants: Sequence[str]
+    learned: Sequence[Learned]
+    heat_maps: Sequence[Shown]
+    analyses: Mapping[str, Sequence[Analysis]]  # by concept
+
+    @property
+    def trained(self) -> bool:
+        return any(one.log for one in self.learned)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One analysis of a method on a concept."""
+
+    title: str
+    how: str
+    numbers: Mapping[str, Any]
+    absent: Mapping[str, str]
+    pictures: Sequence[Shown]
+
+
+@dataclass(frozen=True)
+class ConceptTold:
+    name: str
+    class_noun: str
+    photographs: Sequence[Path]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A comparison and what it came of."""
+
+    root: Path
+    protocol: str | None
+    base_model: str
+    scores: pl.DataFrame  # by the first encoder of each list, as is all that is not said to be of every one
+    every_score: pl.DataFrame
+    summary: pl.DataFrame
+    every_mean: pl.DataFrame
+    pairs: pl.DataFrame
+    rank: pl.DataFrame
+    differences: pl.DataFrame | None  # None where the base model was not scored
+    missing: Sequence[str]  # METHOD/CONCEPT of the experiment without scores
+    absent: Sequence[Mapping[str, Any]]  # scores that could not be computed, each with its reason
+    concepts: Sequence[ConceptTold]
+    methods: Sequence[MethodTold]
+    sampling: Sequence[Mapping[str, Any]]  # the ways in which the pictures were drawn; one, if all is well
+    seeds: Sequence[int]
+    variants: Sequence[str] = field(default=())  # the base model first, without the real images
+
+    def overall(self, metric: str) -> dict[str, dict[str, Any]]:
+        """variant -> its row of the summary over all concepts."""
+        rows = self.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("metric") == metric)
+        return {row["variant"]: row for row in rows.iter_rows(named=True)}
+
+    @property
+    def metrics(self) -> list[str]:
+        """Those of METRICS that were measured."""
+        there = set(self.scores["metric"])
+        return [metric for metric in METRICS if metric in there]
+
+
+def read(store: Store) -> Evidence:
+    """What the last comparison holds, and the artifacts, grids and photographs behind it.
+
+    Raises:
+        InputError: nothing has been compared, or its pictures are of several base models.
+    """
+    folder = store.comparison()
+    if not (folder / SCORES).is_file():
+        raise InputError(f"nothing has been compared in {folder}; `personalize compare` compares what was scored")
+    every_score, every_mean = tables.read(folder / SCORES), tables.read_parquet(folder / "summary.parquet")
+    scores = headline(every_score)
+    bases = sorted(scores["base_model"].drop_nulls().unique())
+    if len(bases) != 1:
+        raise InputError(
+            f"{folder} compares pictures of the base models {', '.join(bases)}; a report is about one, so evaluate "
+            "again what was drawn by another"
+        )
+    drawn = scores.filter(pl.col("method") != CEILING)
+    names = drawn["variant"].unique().sort().to_list()
+    cells = drawn.select("method", "concept").unique().sort("method", "concept").rows()
+    grids = [_json(store.grid(method, concept) / "grid.json") or {} for method, concept in cells]
+    differences = folder / "differences.parquet"
+    return Evidence(
+        root=store.root,
+        protocol=store.protocol,
+        base_model=bases[0],
+        scores=scores,
+        every_score=every_score,
+        summary=headline(every_mean),
+        every_mean=every_mean,
+        pairs=tables.read_parquet(folder / "pairs.parquet"),
+        rank=tables.read_parquet(folder / "rank.parquet"),
+        differences=headline(tables.read_parquet(differences)) if differences.is_file() else None,
+        missing=[name for name in read_json(folder / "summary.json")["missing"] if not _is_photographs(name)],
+        absent=_json(folder / "absent.json") or [],
+        concepts=[_concept(store, name) for name in sorted(drawn["concept"].unique())],
+        methods=[_method(store, method, drawn, cells) for method in _ordered({method for method, _ in cells})],
+        sampling=_distinct(grid["sampling"] for grid in grids if "sampling" in grid),
+        seeds=_distinct(grid["seed"] for grid in grids if "seed" in grid),
+        variants=_ordered(names),
+    )
+
+
+def headline(table: pl.DataFrame) -> pl.DataFrame:
+    """The rows by the first encoder of each list; all of them where there is no other."""
+    return table.filter("headline") if "headline" in table.columns else table
+
+
+def _ordered(names) -> list[str]:
+    """The base model first, then by name."""
+    return sorted(names, key=lambda name: (name != FLOOR, name))
+
+
+def _is_photographs(cell: str) -> bool:
+    return cell.startswith(f"{REFERENCES}/")  # a single photograph has no other to be compared with
+
+
+def _distinct(values) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def _concept(store: Store, name: str) -> ConceptTold:
+    described = store.concept(name)
+    return ConceptTold(name, described.class_noun, intake.photographs(store.concept_folder(name)))
+
+
+def _method(store: Store, name: str, drawn: pl.DataFrame, cells: Sequence[tuple[str, str]]) -> MethodTold:
+    concepts = [concept for method, concept in cells if method == name]
+    kind = method_class(name)
+    module = inspect.getdoc(inspect.getmodule(kind)) or ""
+    paragraphs = module.split("\n\n")
+    cited = next((one for one in paragraphs[1:] if "arXiv" in one or '"' in one), "")
+    return MethodTold(
+        name=name,
+        summary=(inspect.getdoc(kind) or module).split("\n\n")[0].replace("\n", " "),
+        source=" ".join(cited.split()),
+        published={key: _plain(value) for key, value in vars(kind.Config()).items()},
+        variants=drawn.filter(method=name)["variant"].unique().sort().to_list(),
+        learned=[_learned(store.artifact(name, concept), concept) for concept in concepts],
+        heat_maps=[one for concept in concepts for one in _heat_maps(store, name, concept)],
+        analyses={concept: found for concept in concepts if (found := _analyses(store, name, concept))},
+    )
+
+
+def _learned(folder: Path, concept: str) -> Learned:
+    log = training_log.read(folder) if (folder / training_log.LOG).is_file() else []
+    return Learned(concept, _json(folder / "config.json") or {}, log, _json(folder / "fixed_batch.json"))
+
+
+def _heat_maps(store: Store, method: str, concept: str) -> list[Shown]:
+    """Of `personalize heat-maps`; the newest are not known, so all are shown."""
+    found = []
+    for path in sorted(store.samples(method, concept, "any").parent.glob("*/heat_maps.json")):
+        picture = path.with_suffix(".png")
+        if picture.is_file():
+            prompt = read_json(path)["prompt"]
+            found.append(Shown(picture, f"{concept}: where attention looked for each word of “{prompt}”"))
+    return found
+
+
+def _analyses(store: Store, method: str, concept: str) -> list[Analysis]:
+    folder = analyses_folder(store, method, concept)
+    described = (_json(folder / "analyses.json") or {}).get("analyses", {})
+    found = []
+    for value in described.values():
+        if "title" in value:  # else it is not defined for this method or concept
+            pictures = [Shown(folder / one["file"], one["caption"]) for one in value.get("pictures", [])]
+            there = [one for one in pictures if one.path.is_file()]
+            numbers, absent = value.get("numbers", {}), value.get("absent", {})
+            found.append(Analysis(value["title"], value.get("how", ""), numbers, absent, there))
+    return found
+
+
+def analyses_folder(store: Store, method: str, concept: str) -> Path:
+    return store.data / "analyses" / method / concept
+
+
+def _json(path: Path) -> Any:
+    """None where there is no such file."""
+    return read_json(path) if path.is_file() else None
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would hold it, so that it can be compared with what an artifact holds."""
+    return list(value) if isinstance(value, tuple) else value

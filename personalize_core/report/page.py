@@ -1,0 +1,249 @@
+"""The report itself: one HTML file that needs nothing else, and beside it every figure and table as a file."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from personalize_core.comparison import in_words
+from personalize_core.errors import listed
+from personalize_core.figures import variant_colours
+from personalize_core.files import write_bytes
+from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
+from personalize_core.report import evidence as read_evidence
+from personalize_core.report import figures, pictures, published, tables
+from personalize_core.report import verdicts as told
+from personalize_core.report.evidence import METRICS, Evidence, MethodTold, Shown
+from personalize_core.store import Store
+
+PAGE, FIGURES, TABLES = "report.html", "figures", "tables"
+MOST_HEAT_MAPS = 6  # of a method
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a method that somebody made, embedded."""
+
+    uri: str
+    caption: str
+
+
+def write(store: Store, folder: Path) -> None:
+    """Tell of the last comparison: report.html, figures/NAME.png and .svg, tables/NAME.parquet, .csv and .tex.
+
+    Raises:
+        InputError: nothing has been compared, or a picture that was scored is gone.
+    """
+    evidence = read_evidence.read(store)
+    shown = pictures.grids(evidence)  # first: a picture that is gone stops it at once
+    drawn, made = figures.every(evidence), tables.every(evidence)
+    page = render(evidence, shown, drawn, made)
+    for figure in drawn.values():
+        write_bytes(folder / FIGURES / f"{figure.name}.svg", figure.svg)
+        write_bytes(folder / FIGURES / f"{figure.name}.png", figure.png)
+    for table in made.values():
+        table.write(folder / TABLES)
+    write_bytes(folder / PAGE, page.encode())
+
+
+def render(
+    evidence: Evidence,
+    shown: tuple[Sequence[pictures.Grid], str],
+    drawn: dict[str, figures.Drawn],
+    made: dict[str, tables.Table],
+) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=PackageLoader("personalize_core.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"in_words": in_words, "anchor": anchor}
+    environment.globals["packaged"] = lambda name: Markup((environment.loader.get_source(environment, name))[0])  # type: ignore[union-attr]
+    grids, left_out = shown
+    colours = variant_colours(evidence.variants)
+    return environment.get_template("page.html").render(
+        evidence=evidence,
+        title=title(evidence),
+        counted=counted(evidence),
+        questions=_by_question(told.verdicts(evidence)),
+        notes=told.notes(evidence),
+        caution=told.caution(evidence),
+        metric_names=METRICS,
+        figures=drawn,
+        narrow=figures.narrow(evidence),
+        tables=made,
+        swatches={variant: figures.THEMED[colour] for variant, colour in colours.items()},
+        grids=grids,
+        left_out=left_out,
+        methods=[_told(method, evidence) for method in evidence.methods],
+        published=published.in_short(published.beside(published.Ours.of(evidence))),
+        measured=measured(evidence),
+        missing=missing(evidence),
+    )
+
+
+def _by_question(verdicts: Sequence[told.Verdict]) -> dict[str, list[told.Verdict]]:
+    """Two scores may answer one question."""
+    found: dict[str, list[told.Verdict]] = {}
+    for verdict in verdicts:
+        found.setdefault(verdict.question, []).append(verdict)
+    return found
+
+
+def title(evidence: Evidence) -> str:
+    variants, concepts = len(evidence.variants), len(evidence.concepts)
+    return f"{_some(variants, 'variant')} of {_some(concepts, 'concept')}, compared"
+
+
+def counted(evidence: Evidence) -> str:
+    """What was drawn, in a line."""
+    drawn = evidence.scores.filter(pl.col("method") != CEILING)
+    total = drawn["image"].n_unique()
+    overall = evidence.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("method") != CEILING)
+    images = sorted(set(overall["images"]))
+    each = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
+    protocol = f"protocol {evidence.protocol}" if evidence.protocol else "drawn as params.yaml says"
+    return f"Base model {evidence.base_model}; {protocol}; {total:,} pictures, {each} of each variant"
+
+
+def measured(evidence: Evidence) -> list[tuple[str, str]]:
+    """What a reviewer asks for, besides the contract of every score."""
+    drawn = evidence.scores.filter(pl.col("method") != CEILING)
+    prompts = drawn["prompt"].drop_nulls().unique().sort().to_list()
+    summary = evidence.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("method") != CEILING)
+    over = sorted(set(summary["over"].drop_nulls()))
+    sampling = "; ".join(", ".join(f"{name} {value}" for name, value in how.items()) for how in evidence.sampling)
+    seeds = ", ".join(map(str, evidence.seeds))
+    photographs = ", ".join(f"{concept.name} ({len(concept.photographs)})" for concept in evidence.concepts)
+    return [
+        ("Base model", evidence.base_model),
+        ("Protocol", evidence.protocol or "none by name: the section “sampling” of params.yaml"),
+        ("Drawn with", f"{sampling or 'not recorded'}; seed {seeds or 'not recorded'}"),
+        ("Concepts (photographs)", photographs),
+        (f"Prompts ({len(prompts)})", "; ".join(prompt.replace("{}", "…") for prompt in prompts)),
+        ("Pictures", counted(evidence)),
+        (
+            "Pairing",
+            "Pictures of one concept, prompt and image number start from the same noise, whatever the variant; "
+            "differences are taken picture by picture.",
+        ),
+        (
+            "Averages",
+            "Over a prompt's pictures, then over prompts, then over concepts (macro). Likeness to the concept is the "
+            "mean cosine with all of its photographs; the photographs are compared with each other for the ceiling.",
+        ),
+        (
+            "Intervals",
+            f"95 %, over {' and over '.join(over) if over else 'nothing, for nothing was repeated'}: a hierarchical "
+            "bootstrap of concepts and prompts, widened for how few there are.",
+        ),
+        (
+            "Verdicts",
+            "All pairs of a score at once: simultaneous intervals at the level of Tukey's studentized range. Where a "
+            "pair's interval holds zero, the verdict is “cannot tell”.",
+        ),
+    ]
+
+
+def missing(evidence: Evidence) -> list[str]:
+    """What this report does not hold, and what follows from it."""
+    found = _not_scored(evidence.missing)
+    reasons = Counter(str(one.get("reason", "no reason is given")) for one in evidence.absent)
+    found += [f"{_some(count, 'score')} could not be computed: {reason}" for reason, count in reasons.items()]
+    scored = set(evidence.scores.filter(pl.col("method") == CEILING)["concept"])
+    if alone := [concept.name for concept in evidence.concepts if concept.name not in scored]:
+        found.append(f"Photographs were not compared with each other for {', '.join(alone)}: no ceiling there.")
+    if evidence.differences is None:
+        found.append("The base model alone was not scored, so there is no floor to compare with.")
+    lacking = evidence.pairs.filter(pl.col("unpaired") > 0)
+    if len(lacking):
+        found.append(f"In {len(lacking)} comparisons of two, some pictures had no partner and were left out.")
+    overall = evidence.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("method") != CEILING)
+    costs = [words for name, words in tables.COSTS.items() if name in overall and overall[name].null_count()]
+    if costs:
+        found.append(f"Costs not recorded for some or all variants: {', '.join(costs).lower()}.")
+    if len(evidence.pairs) and evidence.pairs["training_noise"].null_count():
+        found.append("The noise of training (the same method, another seed) is not measured for some or all variants.")
+    if not any(method.heat_maps for method in evidence.methods):
+        found.append("Nobody made heat maps; `personalize heat-maps` does.")
+    found.append("No person was asked here; `personalize study` builds the page that asks.")
+    return found
+
+
+def _not_scored(cells: Sequence[str]) -> list[str]:
+    """A sentence for all methods that lack the same concepts."""
+    lacking: dict[str, list[str]] = {}
+    for cell in cells:
+        method, _, concept = cell.rpartition("/")
+        lacking.setdefault(method, []).append(concept)
+    together: dict[str, list[str]] = {}
+    for method, concepts in lacking.items():
+        together.setdefault(listed(concepts), []).append(in_words(method))
+    return [f"There are no scores of {concepts} by {listed(methods)}." for concepts, methods in together.items()]
+
+
+def anchor(name: str) -> str:
+    """A name as an id of the page."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def _told(method: MethodTold, evidence: Evidence) -> dict[str, Any]:
+    """A method as the template needs it."""
+    first = method.learned[0]
+    config = first.described.get("config", {})
+    differing = [one.concept for one in method.learned[1:] if one.described.get("config", {}) != config]
+    overall = evidence.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("method") == method.name)
+    costs = overall.row(0, named=True)
+    return {
+        "method": method,
+        "recipe": tables.recipe(config, method.published),
+        "differing": differing,
+        "costs": [(words, tables.for_people(name, costs.get(name))) for name, words in tables.COSTS.items()],
+        "losses": f"losses_{method.name}".replace("@", "-"),
+        "fixed": [(one.concept, _fell(one.fixed_batch)) for one in method.learned if one.log and one.fixed_batch],
+        "heat_maps": _embedded(method.heat_maps[:MOST_HEAT_MAPS]),
+        "more_heat_maps": max(0, len(method.heat_maps) - MOST_HEAT_MAPS),
+        "analyses": [
+            {
+                "concept": concept,
+                "title": one.title,
+                "how": one.how,
+                "numbers": [(name, _value(value)) for name, value in one.numbers.items()],
+                "absent": list(one.absent.items()),
+                "pictures": _embedded(one.pictures),
+            }
+            for concept, found in method.analyses.items()
+            for one in found
+        ],
+    }
+
+
+def _fell(fixed: Any) -> str:
+    """How far the loss on a fixed batch fell; said only where its interval says so."""
+    low, high = fixed["interval_95"]
+    numbers = f"{fixed['before']:.4f} before, {fixed['after']:.4f} after"
+    return f"{numbers}; fell by {fixed['fell_by']:.4f} [{low:.4f}, {high:.4f}]" + ("" if low > 0 else ": cannot tell")
+
+
+def _embedded(shown: Sequence[Shown]) -> list[Picture]:
+    return [Picture(pictures.data_uri(pictures.opened(one.path)), one.caption) for one in shown]
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -1,0 +1,351 @@
+"""The report's tables: on the page for people, and as Parquet, CSV and LaTeX for whoever goes on with them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from tabulate import tabulate
+
+from personalize_core.comparison import in_words
+from personalize_core.files import write_bytes
+from personalize_core.metrics import costs, ranking, tables
+from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
+from personalize_core.report import published
+from personalize_core.report.evidence import IDENTITY, METRICS, TEXT, Evidence
+from personalize_core.report.verdicts import interval
+
+NOT_RECORDED = "not recorded"
+NUMBER = re.compile(r"-?[\d,]+(\.\d+)?( (s|MB|kB|bytes))?( \[.*\])?|\d+ to \d+")
+COSTS = {
+    "parameters": "Trained numbers",
+    "artifact_bytes": "Artifact",
+    "training_seconds": "Training",
+    "seconds_per_image": "One picture",
+    "peak_memory_bytes": "Peak memory",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table in both forms."""
+
+    name: str  # of its files
+    title: str
+    frame: pl.DataFrame  # what a program reads
+    meanings: Mapping[str, str]  # column -> meaning, kept in the Parquet file
+    shown: Sequence[Sequence[str]]  # what people read: a heading, then rows
+    note: str = ""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """For each column: does it hold numbers, with or without units and intervals?"""
+        columns = zip(*self.shown[1:], strict=True)
+        empty = {"-", NOT_RECORDED}
+        return [all(c in empty or NUMBER.fullmatch(c) for c in column) and set(column) != empty for column in columns]
+
+    def write(self, folder: Path) -> None:
+        """NAME.parquet and NAME.csv hold the numbers, NAME.tex what people read."""
+        tables.write_parquet(self.frame, folder / f"{self.name}.parquet", self.meanings)
+        buffer = io.BytesIO()
+        self.frame.write_csv(buffer)
+        write_bytes(folder / f"{self.name}.csv", buffer.getvalue())
+        heading, *rows = self.shown
+        latex = tabulate(rows, heading, tablefmt="latex_booktabs", disable_numparse=True)
+        write_bytes(folder / f"{self.name}.tex", f"% {self.title}; needs \\usepackage{{booktabs}}\n{latex}\n".encode())
+
+
+def every(evidence: Evidence) -> dict[str, Table]:
+    """All tables by name; one that has nothing to say is not there."""
+    made = [
+        overview(evidence),
+        verdicts(evidence),
+        over_the_floor(evidence),
+        every_measure(evidence),
+        by_concept(evidence),
+        by_prompt(evidence),
+        recipes(evidence),
+        measured(evidence),
+        beside_published(evidence),
+    ]
+    return {table.name: table for table in made if len(table.frame)}
+
+
+def overview(evidence: Evidence) -> Table:
+    """A row per variant: its means, its places, its costs."""
+    overall = {metric: evidence.overall(metric) for metric in evidence.metrics}
+    places = {(row["metric"], row["variant"]): row for row in evidence.rank.iter_rows(named=True)}
+    recorded = [
+        name for name in COSTS if any(row.get(name) is not None for of in overall.values() for row in of.values())
+    ]
+    rows, shown = [], []
+    for variant in _with_the_ceiling(evidence):
+        found = {metric: of[variant] for metric, of in overall.items() if variant in of}
+        row: dict[str, Any] = {"variant": variant, "method": next(iter(found.values()))["method"]}
+        for metric in evidence.metrics:
+            of, place = found.get(metric, {}), places.get((metric, variant), {})
+            row |= {f"{metric}_{name}": of.get(name) for name in ("mean", "low", "high")}
+            row |= {f"{metric}_{name}": place.get(name) for name in ("place_from", "place_to")}
+        row |= {name: next(iter(found.values())).get(name) for name in COSTS}
+        row["pictures"] = max(one["images"] for one in found.values())
+        rows.append(row)
+        cells = [interval(found.get(metric), "mean") for metric in evidence.metrics]
+        place = [_place(places.get((metric, variant))) for metric in (IDENTITY, TEXT)]
+        of_cost = ["-" if variant == CEILING else for_people(name, row[name]) for name in recorded]
+        shown.append([in_words(variant), *cells, *place, *of_cost])
+    schema: dict[str, Any] = {"variant": pl.String(), "method": pl.String()}
+    for metric in evidence.metrics:
+        schema |= {f"{metric}_{name}": pl.Float64() for name in ("mean", "low", "high")}
+        schema |= {f"{metric}_{name}": pl.Int64() for name in ("place_from", "place_to")}
+    schema |= dict.fromkeys(COSTS, pl.Float64()) | {"pictures": pl.Int64()}
+    meanings = {name: _meaning(name) for name in schema}
+    names = [f"{METRICS[metric]} [95 %]" for metric in evidence.metrics]
+    heading = ["Variant", *names, f"Place, {METRICS[IDENTITY]}", f"Place, {METRICS[TEXT]}"]
+    heading += [COSTS[name] for name in recorded]
+    return Table(
+        "overview",
+        "Scores, places and costs",
+        pl.DataFrame(rows, schema=schema),
+        meanings,
+        [heading, *shown],
+        "A place is a range where the scores cannot tell; all places of a score hold together with 95 %.",
+    )
+
+
+def verdicts(evidence: Evidence) -> Table:
+    """Any two variants, by each metric."""
+    frame = evidence.pairs.filter(pl.col("metric").is_in(evidence.metrics))
+    shown = [
+        [METRICS[row["metric"]], in_words(row["variant"]), in_words(row["other"]), row["verdict"],
+         interval(row, "difference"), str(row["images"])]
+        for row in frame.iter_rows(named=True)
+    ]  # fmt: skip
+    heading = ["Score", "Variant", "Beside", "Verdict", "Difference [together 95 %]", "Pairs of pictures"]
+    return Table("verdicts", "Any two, paired by prompt and noise", frame, ranking.PAIR_COLUMNS, [heading, *shown])
+
+
+def over_the_floor(evidence: Evidence) -> Table:
+    """What each variant adds to the base model."""
+    if evidence.differences is None:
+        return Table("over_the_base_model", "", pl.DataFrame(), {}, [])
+    frame = evidence.differences
+    rows = _headline(frame.filter(concept=ALL_CONCEPTS), evidence)
+    shown = [
+        [in_words(variant), *(interval(of.get(metric), "difference") for metric in evidence.metrics)]
+        for variant, of in rows.items()
+    ]
+    heading = ["Variant", *(f"{METRICS[metric]} [95 %]" for metric in evidence.metrics)]
+    return Table(
+        "over_the_base_model",
+        "What each adds to the base model",
+        frame,
+        {name: tables.SUMMARY_COLUMNS[name] for name in frame.columns},
+        [heading, *shown],
+        "Each interval stands alone; the verdicts correct for looking at many.",
+    )
+
+
+def every_measure(evidence: Evidence) -> Table:
+    """All scores by all encoders, texts, scalings and masks, over all concepts."""
+    frame = evidence.every_mean.filter(concept=ALL_CONCEPTS).select(
+        name for name in evidence.every_mean.columns if name in tables.SUMMARY_COLUMNS
+    )
+    further = {"micro": "Over all pairs", "n_empty": "Without the concept"}
+    there = [name for name in further if name in frame.columns]
+    shown = [
+        [row["metric"], row["encoder"], in_words(row["variant"]), interval(row, "mean")]
+        + [
+            _number(row[name]) if name == "micro" else str(row[name] if row[name] is not None else "-")
+            for name in there
+        ]
+        for row in frame.iter_rows(named=True)
+    ]
+    return Table(
+        "every_measure",
+        "Every measure side by side",
+        frame,
+        {name: tables.SUMMARY_COLUMNS[name] for name in frame.columns},
+        [["Score", "Encoder", "Variant", "Mean [95 %]", *(further[name] for name in there)], *shown],
+        "Means over concepts; rows of different scores or encoders cannot be compared.",
+    )
+
+
+def by_concept(evidence: Evidence) -> Table:
+    frame = evidence.summary.filter(pl.col("concept") != ALL_CONCEPTS)
+    shown = []
+    for concept in evidence.concepts:
+        rows = _headline(frame.filter(concept=concept.name), evidence)
+        for variant, of in rows.items():
+            cells = [interval(of.get(metric), "mean") for metric in evidence.metrics]
+            shown.append([concept.name, in_words(variant), *cells])
+    heading = ["Concept", "Variant", *(f"{METRICS[metric]} [95 %]" for metric in evidence.metrics)]
+    meanings = tables.SUMMARY_COLUMNS | costs.COLUMNS
+    frame_meanings = {name: meanings[name] for name in frame.columns}
+    return Table("by_concept", "By concept", frame, frame_meanings, [heading, *shown])
+
+
+def by_prompt(evidence: Evidence) -> Table:
+    """Means over all concepts and pictures of a prompt; without intervals, for few pictures stand behind each."""
+    drawn = evidence.scores.filter((pl.col("method") != CEILING) & pl.col("metric").is_in(evidence.metrics))
+    by = ["prompt", "variant", "metric"]
+    by_concept = drawn.group_by([*by, "concept"]).agg(pl.col("score").mean(), pl.len().alias("pictures"))
+    frame = (
+        by_concept.group_by(by)
+        .agg(
+            pl.col("score").mean().alias("mean"),
+            pl.col("pictures").sum(),
+            pl.col("concept").n_unique().alias("concepts"),
+        )
+        .sort(by)
+        .with_columns(pl.col("pictures", "concepts").cast(pl.Int64))
+    )
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for row in frame.iter_rows(named=True):
+        found.setdefault((row["prompt"], row["variant"]), {})[row["metric"]] = row["mean"]
+    shown = [
+        [prompt.replace("{}", "…"), in_words(variant), *(_number(of.get(metric)) for metric in evidence.metrics)]
+        for (prompt, variant), of in found.items()
+    ]
+    meanings = {
+        "prompt": "the template that was drawn, with {} for the concept",
+        "variant": tables.COLUMNS["variant"].meaning,
+        "metric": tables.COLUMNS["metric"].meaning,
+        "mean": "mean over a concept's pictures of this prompt, then over concepts",
+        "pictures": "how many pictures",
+        "concepts": "how many concepts were drawn in it",
+    }
+    heading = ["Prompt", "Variant", *(METRICS[metric] for metric in evidence.metrics)]
+    return Table("by_prompt", "By prompt", frame, meanings, [heading, *shown], "Means without intervals.")
+
+
+def recipes(evidence: Evidence) -> Table:
+    """Every option of every trained method, and the published value where another was used."""
+    rows = [
+        {"method": method.name, **row}
+        for method in evidence.methods
+        for row in recipe(method.learned[0].described.get("config", {}), method.published)
+    ]
+    schema: dict[str, Any] = dict.fromkeys(("method", "option", "value", "published"), pl.String())
+    meanings = {
+        "method": tables.COLUMNS["method"].meaning,
+        "option": "of its recipe",
+        "value": "as used, of the first concept, as JSON",
+        "published": "value of the published recipe where another was used; else null",
+    }
+    shown = [[in_words(row["method"]), row["option"], row["value"], row["published"] or "-"] for row in rows]
+    heading = ["Method", "Option", "Value", "Published, where other"]
+    return Table("recipes", "Recipes", pl.DataFrame(rows, schema=schema), meanings, [heading, *shown])
+
+
+def recipe(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    """Option, value, and the published value where it is another."""
+    return [
+        {
+            "option": option,
+            "value": json.dumps(value),
+            "published": json.dumps(defaults[option]) if option in defaults and defaults[option] != value else None,
+        }
+        for option, value in config.items()
+    ]
+
+
+def measured(evidence: Evidence) -> Table:
+    """The contract of every score."""
+    contract = {
+        "metric": "Score",
+        "encoder": "Encoder",
+        "encoder_sha256": "Weights (sha256)",
+        "preprocessing": "Preprocessing",
+        "text_variant": "Text",
+        "scaling": "Scaling",
+        "pairing": "Pairing",
+        "mask": "Mask",
+    }
+    columns = [name for name in contract if name in evidence.every_score.columns]
+    frame = evidence.every_score.select(columns).unique().sort(columns)
+    frame = frame.with_columns(meaning=pl.col("metric").replace_strict(tables.METRICS))
+    shown = [
+        [tables.short(row[name]) if row[name] else "-" for name in columns] + [row["meaning"]]
+        for row in frame.iter_rows(named=True)
+    ]
+    meanings = {name: tables.COLUMNS[name].meaning for name in columns}
+    meanings |= {"meaning": "what is computed, and its scale"}
+    heading = [*(contract[name] for name in columns), "What it is"]
+    return Table("contract", "How every score was measured", frame, meanings, [heading, *shown])
+
+
+def beside_published(evidence: Evidence) -> Table:
+    """Every published score that we could lay beside ours, and why or why not."""
+    rows = published.beside(published.Ours.of(evidence))
+    schema: dict[str, Any] = dict.fromkeys(("paper", "table", "method", "metric", "value", "differs"), pl.String())
+    schema |= dict.fromkeys(("mean", "low", "high"), pl.Float64())
+    frame = pl.DataFrame([vars(row) | {"differs": "; ".join(row.differs)} for row in rows], schema=schema)
+    matching = [row for row in rows if not row.differs]
+    shown = [[row.paper, row.table, row.method, row.metric, row.value, interval(vars(row), "mean")] for row in matching]
+    meanings = {
+        "paper": "whose table it is",
+        "table": "which of its tables",
+        "method": "as the table calls it",
+        "metric": "as the table calls it",
+        "value": "as it is printed there",
+        "differs": "in what its contract differs from ours, or leaves open; empty where both are the same",
+        "mean": "ours, where nothing differs and we have that method",
+        "low": tables.SUMMARY_COLUMNS["low"],
+        "high": tables.SUMMARY_COLUMNS["high"],
+    }
+    heading = ["Paper", "Table", "Method", "Score", "Published", "Ours [95 %]"]
+    return Table("published", "Published numbers under the same contract", frame, meanings, [heading, *shown])
+
+
+def for_people(cost: str, value: float | None) -> str:
+    """A cost with its unit."""
+    if value is None:
+        return NOT_RECORDED
+    if cost == "parameters":
+        return f"{value:,.0f}"
+    if cost.endswith("bytes"):
+        if value < 1000:
+            return f"{value:.0f} bytes"
+        return f"{value / 1e6:,.1f} MB" if value >= 1e5 else f"{value / 1e3:,.1f} kB"
+    return f"{value:,.0f} s" if value >= 10 else f"{value:.2f} s"
+
+
+def _headline(frame: pl.DataFrame, evidence: Evidence) -> dict[str, dict[str, dict[str, Any]]]:
+    """variant -> metric -> row, the base model first."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in frame.filter(pl.col("metric").is_in(evidence.metrics)).iter_rows(named=True):
+        found.setdefault(row["variant"], {})[row["metric"]] = row
+    return {variant: found[variant] for variant in _with_the_ceiling(evidence) if variant in found}
+
+
+def _with_the_ceiling(evidence: Evidence) -> list[str]:
+    real = CEILING in set(evidence.summary.filter(concept=ALL_CONCEPTS)["variant"])
+    return [*evidence.variants, *([CEILING] if real else [])]
+
+
+def _place(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    first, last = row["place_from"], row["place_to"]
+    return str(first) if first == last else f"{first} to {last}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _meaning(name: str) -> str:
+    if name in costs.COLUMNS:
+        return costs.COLUMNS[name]
+    if name in ("variant", "method"):
+        return tables.COLUMNS[name].meaning
+    if name == "pictures":
+        return "how many pictures the means are over"
+    metric, _, what = next((m, "_", name.removeprefix(f"{m}_")) for m in METRICS if name.startswith(f"{m}_"))
+    return f"{METRICS[metric]}: {(tables.SUMMARY_COLUMNS | ranking.RANK_COLUMNS)[what]}"

@@ -1,0 +1,163 @@
+"""The verdict in words. It says what ranking.py's verdicts say, and nothing that they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from personalize_core.comparison import in_words
+from personalize_core.errors import listed
+from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
+from personalize_core.metrics.tables import FLOOR
+from personalize_core.report.evidence import ASKED, METRICS, Evidence
+
+MANY = 4  # variants that are named one by one, at most, where they are all but those that are named before
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the scores say by one metric."""
+
+    metric: str
+    question: str  # e.g. "Which keeps the concept best?"
+    answer: str  # a variant, or "cannot tell"
+    sentences: Sequence[str]
+    told: bool  # one variant is above all others
+
+
+def verdicts(evidence: Evidence) -> list[Verdict]:
+    """One for each metric that was measured, identity first."""
+    return [_verdict(evidence, metric) for metric in evidence.metrics]
+
+
+def _verdict(evidence: Evidence, metric: str) -> Verdict:
+    ranked = list(evidence.rank.filter(metric=metric).iter_rows(named=True))
+    question = f"Which {ASKED[metric]} best?"
+    if len(ranked) < 2:
+        return Verdict(metric, question, CANNOT_TELL, ["There is one variant alone."], False)
+    first = ranked[0]
+    told = first["place_from"] == first["place_to"] == 1
+    sentences = [_surely_best(first, ranked, evidence, metric) if told else _not_sure(ranked)]
+    sentences += _against_the_floor(evidence, metric)
+    return Verdict(metric, question, in_words(first["variant"]) if told else CANNOT_TELL, sentences, told)
+
+
+def _surely_best(first: dict[str, Any], ranked: Sequence[dict[str, Any]], evidence: Evidence, metric: str) -> str:
+    nearest = max(ranked[1:], key=lambda row: row["mean"])
+    difference = between(evidence, metric, first["variant"], nearest["variant"])
+    others = len(ranked) - 1
+    above = "the other" if others == 1 else f"each of the {others} others"
+    best, next_ = in_words(first["variant"]), in_words(nearest["variant"])
+    return (
+        f"{_capital(best)} scores above {above}; above {next_}, the nearest, by {interval(difference, 'difference')}."
+    )
+
+
+def _not_sure(ranked: Sequence[dict[str, Any]]) -> str:
+    """Of those that nothing is surely above, none can be told from another: else one would be above the other."""
+    open_ = [row["variant"] for row in ranked if row["place_from"] == 1]
+    if len(open_) == 1:
+        unclear = ranked[0]["cannot_tell_from"].split(", ")
+        return f"Nothing is surely above {in_words(open_[0])}, but the scores cannot tell it from {_names(unclear)}."
+    if len(open_) == len(ranked):
+        return f"The scores cannot tell any of the {len(ranked)} from another."
+    return (
+        f"The best may be any of {_names(open_)}: between these, the scores cannot tell. Something is surely above "
+        "every other."
+    )
+
+
+def _against_the_floor(evidence: Evidence, metric: str) -> list[str]:
+    """Each other variant beside the base model that learned nothing."""
+    found: dict[str, list[str]] = {HIGHER: [], CANNOT_TELL: [], LOWER: []}
+    for variant in evidence.variants:
+        if variant != FLOOR and (row := between(evidence, metric, variant, FLOOR)):
+            found[row["verdict"]].append(variant)
+    words = {HIGHER: "above it: {}", CANNOT_TELL: "cannot tell from it: {}", LOWER: "below it: {}"}
+    there = sorted((len(names), verdict) for verdict, names in found.items() if names)
+    parts = [words[verdict].format(_names(found[verdict])) for _, verdict in there]
+    if there and there[-1][0] > MANY:  # the last part, and the longest
+        count, verdict = there[-1]
+        parts[-1] = words[verdict].format(f"all {count}" if len(there) == 1 else f"all {count} others")
+    return [f"Against the base model, which learned nothing: {'; '.join(parts)}."] if parts else []
+
+
+def between(evidence: Evidence, metric: str, variant: str, other: str) -> dict[str, Any] | None:
+    """The row of two variants, told from the side of the first; None where they were not compared."""
+    rows = evidence.pairs.filter(pl.col("metric") == metric)
+    for row in rows.iter_rows(named=True):
+        if (row["variant"], row["other"]) == (variant, other):
+            return row
+        if (row["variant"], row["other"]) == (other, variant):
+            return row | _turned(row)
+    return None
+
+
+def _turned(row: dict[str, Any]) -> dict[str, Any]:
+    turned = {HIGHER: LOWER, LOWER: HIGHER, CANNOT_TELL: CANNOT_TELL}
+    numbers = {"difference": row["difference"], "low": row["high"], "high": row["low"]}
+    return {
+        "variant": row["other"],
+        "other": row["variant"],
+        "verdict": turned[row["verdict"]],
+        **{name: None if value is None else -value for name, value in numbers.items()},
+    }
+
+
+def notes(evidence: Evidence) -> list[str]:
+    """What all verdicts rest on, and what they cannot speak of."""
+    if evidence.pairs.is_empty():
+        return []
+    found = []
+    over = sorted(set(evidence.pairs["over"].drop_nulls()))
+    pairs = evidence.pairs["comparisons"].max()
+    if over:
+        together = "" if pairs == 1 else f", for all {pairs} pairs of a score together"
+        found.append(f"Verdicts hold with 95 %{together}; they are over {listed(over)}.")
+    else:
+        found.append("Nothing was repeated, so no difference has an interval and nothing can be told.")
+    if over and not any("concepts" in name for name in over):
+        these = "this concept" if len(evidence.concepts) == 1 else "these concepts"
+        found.append(f"They are about {these} alone: how others of the kind would come out is not known.")
+    unmeasured = evidence.pairs["training_noise"].null_count()
+    if unmeasured == len(evidence.pairs):
+        found.append("How much training again with another seed would change is not measured.")
+    elif unmeasured:
+        found.append("How much training again with another seed would change is measured, and counted in, for some.")
+    else:
+        found.append("How much training again with another seed changes is counted in.")
+    return found
+
+
+def caution(evidence: Evidence) -> str:
+    """One line about what these scores are evidence of; empty where there is nothing to warn of."""
+    if evidence.base_model != "mini":
+        return ""
+    return (
+        "Drawn by the embedded miniature, 64 x 64 pixels of a drawn world, which shows that the machinery works: "
+        "its scores are no evidence about Stable Diffusion."
+    )
+
+
+def interval(row: dict[str, Any] | None, name: str) -> str:
+    """A number with its interval, for people."""
+    if row is None or row[name] is None:
+        return "-"
+    if row["low"] is None:
+        return f"{row[name]:.3f}"
+    return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def measured_by(metric: str, encoder: str) -> str:
+    return f"{METRICS[metric]}, by {encoder}"
+
+
+def _names(variants: Sequence[str]) -> str:
+    return listed(map(in_words, variants))
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]

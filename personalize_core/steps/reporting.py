@@ -1,0 +1,55 @@
+"""A comparison to a report: one page for people, and its figures and tables as files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from personalize_core.files import MANIFEST, is_current, read_json, sha256, sources_hash, stamp_of, whole_folder
+from personalize_core.steps.events import Event, Listener, Report, unheard
+from personalize_core.steps.stamps import REPORTING, manifest_stamp
+from personalize_core.store import SCORES, Store
+
+SOURCES = Path(__file__).parents[1] / "report"
+
+
+def report(store: Store, listener: Listener = unheard) -> Report:
+    """The last comparison as one self-contained page, in a folder with all of its figures and tables.
+
+    Raises:
+        InputError: nothing has been compared, or a picture that was scored is gone or another one by now.
+    """
+    from personalize_core.metrics import tables
+    from personalize_core.report import page
+
+    started, folder, compared = time.monotonic(), store.report(), store.comparison()
+    stamp_there = manifest_stamp(compared, f"nothing has been compared in {compared}")
+    scores = tables.read_parquet(compared / SCORES)
+    cells = scores.select("method", "concept").unique().sort("method", "concept").rows()
+    stamp = stamp_of(
+        {
+            "comparison": stamp_there,
+            "cells": {f"{method}/{concept}": _behind(store, method, concept) for method, concept in cells},
+            "sources": sources_hash(REPORTING),
+            "report": {path.name: sha256(path) for path in sorted(SOURCES.iterdir()) if path.is_file()},
+        }
+    )
+    with store.alone("report"):
+        skipped = is_current(folder, stamp)
+        if not skipped:
+            listener(Event("writing the report", 0, 1))
+            with whole_folder(folder, stamp) as new:
+                page.write(store, new)
+            listener(Event("writing the report", 1, 1))
+    pictures = {path.stem: path for path in sorted((folder / page.FIGURES).glob("*.png"))}
+    return Report(stamp, skipped, time.monotonic() - started, folder / page.PAGE, {}, pictures)
+
+
+def _behind(store: Store, method: str, concept: str) -> list[Any]:
+    """What the page shows of a cell besides its scores: artifact, grid, heat maps and analyses, by their stamps."""
+    heat_maps = sorted(store.samples(method, concept, "any").parent.glob("*/heat_maps.json"))
+    analyses = store.data / "analyses" / method / concept
+    folders = [store.artifact(method, concept), store.grid(method, concept), analyses]
+    manifests = [folder / MANIFEST for folder in [*folders, *(path.parent for path in heat_maps)]]
+    return [read_json(path)["stamp"] if path.is_file() else None for path in manifests]

@@ -1,0 +1,255 @@
+"""The report's folder: what stands in it, the same bytes for the same inputs, and what stops it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from PIL import Image
+
+from personalize_core import steps
+from personalize_core.errors import InputError
+from personalize_core.metrics import tables as score_tables
+from personalize_core.report import evidence as read_evidence
+from personalize_core.report import figures, page, pictures, tables
+from personalize_core.store import Store
+from tests.report import workspace
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Store:
+    """Compared and told of, with analyses of one method on one concept."""
+    store = workspace.make(tmp_path_factory.mktemp("report") / "workspace")
+    workspace.analysed(store, "textual_inversion", "rex")
+    steps.compare(store)
+    steps.report(store)
+    return store
+
+
+@pytest.fixture
+def store(made: Store, tmp_path: Path) -> Store:
+    """A copy that a test may spoil."""
+    shutil.copytree(made.root, tmp_path / "copy")
+    return Store(tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def html(made: Store) -> str:
+    return (made.report() / page.PAGE).read_text()
+
+
+@pytest.fixture(scope="module")
+def evidence(made: Store) -> read_evidence.Evidence:
+    return read_evidence.read(made)
+
+
+def bytes_under(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_inputs_give_the_same_bytes_wherever_they_lie(made, store):
+    shutil.rmtree(store.report())
+    assert not steps.report(store).skipped
+    assert bytes_under(store.report()) == bytes_under(made.report())
+    assert steps.report(store).skipped
+
+
+def test_what_a_page_shows_makes_it_anew(store):
+    assert steps.report(store).skipped
+    workspace.analysed(store, "dreambooth", "cup")
+    assert not steps.report(store).skipped
+    assert (store.report() / page.PAGE).read_text().count("How far the embedding moved") == 2
+
+
+def test_nothing_in_the_page_leads_outside(html):
+    leads = re.findall(r"""(?:src|href|action|poster|srcset)=["']?([^"'\s>]*)""", html)
+    assert leads
+    assert not [lead for lead in leads if not re.match(r"data:|#|(tables|figures)/[\w.-]+$", lead)]
+    assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", html) and "@import" not in html
+
+
+def test_every_link_to_a_file_finds_it(made, html):
+    links = set(re.findall(r'href="((?:tables|figures)/[^"]+)"', html))
+    there = {name for name in bytes_under(made.report()) if "/" in name}
+    assert links <= there
+    assert {name for name in there - links if not name.endswith("published.tex")} == set()
+
+
+def test_prompts_of_the_users_own_cannot_break_the_page(html):
+    assert "<b>dog</b>" not in html and "&lt;b&gt;dog&lt;/b&gt; in the snow &amp; ice" in html
+
+
+def test_the_verdict_stands_on_top_and_the_warning_about_the_miniature_with_it(html):
+    top = html.index('id="plane"')
+    assert html.index("Which keeps the concept best?") < html.index("Which follows the prompt best?") < top
+    assert html.index('<p class="answer">dreambooth</p>') < top
+    assert html.index("no evidence about Stable Diffusion") < top
+
+
+def test_a_reviewer_finds_the_contract_and_what_is_missing(html):
+    measured = html[html.index('id="measured"') :]
+    for words in ("mini-identity", "d" * 12, "shorter side to 64, bicubic", "sampler ddim", "guidance 3.0", "seed 5",
+                  "rex (3)", "Tukey", "bootstrap", "48 pictures, 16 of each variant"):  # fmt: skip
+        assert words in measured, words
+    missing = html[html.index('id="missing"') :]
+    assert "There are no scores of cup and rex by oft." in missing
+    assert "Costs not recorded" in missing and "noise of training" in missing
+    assert "heat maps" not in missing, "somebody made some"
+
+
+def test_what_nobody_made_is_no_section(made, html):
+    method = {name: html[html.index(f'id="method-{name}"') :] for name in ("dreambooth", "textual-inversion")}
+    dreambooth = method["dreambooth"][: method["dreambooth"].index('id="method-textual-inversion"')]
+    assert "Heat maps" not in dreambooth and "How far" not in dreambooth and "losses_dreambooth.svg" in dreambooth
+    inversion = method["textual-inversion"]
+    for words in ("Heat maps", "a photo of &lt;rex&gt;", "How far the embedding moved", "The cosine while it learned"):
+        assert words in inversion
+
+
+def test_a_recipe_names_the_published_value_where_another_was_used(evidence):
+    rows = {row["option"]: row for row in tables.recipes(evidence).frame.filter(method="dreambooth").to_dicts()}
+    assert (rows["steps"]["value"], rows["steps"]["published"]) == ("40", "800")
+
+
+# Tables
+
+
+def test_every_table_is_the_same_in_parquet_and_csv_and_names_its_columns(made):
+    folder = made.report() / page.TABLES
+    names = {path.stem for path in folder.iterdir()}
+    assert names >= {"overview", "verdicts", "by_concept", "by_prompt", "contract", "published", "recipes"}
+    for name in names:
+        parquet = pl.read_parquet(folder / f"{name}.parquet")
+        csv = pl.read_csv(folder / f"{name}.csv", schema=parquet.schema)
+        assert parquet.equals(csv), name
+        assert set(score_tables.meanings_in(folder / f"{name}.parquet")) == set(parquet.columns), name
+        assert all(not parquet[c].is_nan().any() for c in parquet.columns if parquet[c].dtype.is_float()), name
+
+
+def test_latex_has_every_row_and_escapes_what_latex_reads(made, evidence):
+    latex = (made.report() / page.TABLES / "recipes.tex").read_text()
+    assert r"batch\_size" in latex and "batch_size" not in latex
+    assert latex.count(r"\\") == len(tables.recipes(evidence).shown)
+
+
+def test_the_overview_holds_the_summarys_numbers(made, evidence):
+    overview = tables.overview(evidence).frame
+    for row in evidence.summary.filter(concept="all concepts").iter_rows(named=True):
+        if row["metric"] in evidence.metrics:
+            mine = overview.filter(variant=row["variant"]).row(0, named=True)
+            assert [mine[f"{row['metric']}_{n}"] for n in ("mean", "low", "high")] == [
+                row[n] for n in ("mean", "low", "high")
+            ]
+
+
+def test_the_means_of_prompts_are_those_of_the_scores(evidence):
+    found = tables.by_prompt(evidence).frame.filter(
+        prompt=workspace.PROMPTS[2], variant="dreambooth", metric="dino"
+    ).row(0, named=True)  # fmt: skip
+    rows = [
+        row["score"]
+        for row in evidence.scores.iter_rows(named=True)
+        if (row["prompt"], row["variant"], row["metric"]) == (workspace.PROMPTS[2], "dreambooth", "dino")
+    ]
+    assert found["mean"] == pytest.approx(sum(rows) / len(rows)) and found["pictures"] == len(rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("cost", "value", "said"),
+    [
+        ("parameters", 8765028.0, "8,765,028"),
+        ("artifact_bytes", 35149064.0, "35.1 MB"),
+        ("artifact_bytes", 16.0, "16 bytes"),
+        ("training_seconds", 61.4, "61 s"),
+        ("seconds_per_image", 0.514, "0.51 s"),
+        ("peak_memory_bytes", None, "not recorded"),
+    ],
+)
+def test_costs_have_units_and_what_was_not_recorded_is_no_zero(cost, value, said):
+    assert tables.for_people(cost, value) == said
+
+
+# Figures
+
+
+def test_a_figure_in_the_page_has_the_pages_colours_ids_of_its_own_and_words_for_those_who_do_not_see_it(html):
+    svgs = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    ids = [name for svg in svgs for name in re.findall(r'\bid="([^"]+)"', svg)]
+    assert len(svgs) >= 4 and len(ids) == len(set(ids))
+    for svg in svgs:
+        assert re.search(r'role="img" aria-label="[^"]{20,}"', svg)
+        assert not [colour for colour in figures.THEMED if colour in svg]
+        assert {name[1:] for name in re.findall(r'href="(#[^"]+)"', svg)} <= set(re.findall(r'\bid="([^"]+)"', svg))
+
+
+def test_a_long_log_is_thinned_and_keeps_its_ends():
+    log = [{"stage": "a" if step < 900 else "b", "step": step, "diffusion": 1.0} for step in range(2000)]
+    steps_drawn, values = figures._line(log, "diffusion")
+    assert len(steps_drawn) == figures.MOST_POINTS and (steps_drawn[0], steps_drawn[-1]) == (0, 1999)
+    assert (values == 1.0).all() and figures._stages(log) == [(0, "a"), (900, "b")]
+
+
+# Pictures
+
+
+def test_columns_share_prompt_and_noise_and_every_pixel_of_a_small_picture_is_kept(made, evidence):
+    shown, left_out = pictures.grids(evidence)
+    assert left_out == "" and [grid.concept.name for grid in shown] == ["cup", "rex"]
+    grid = shown[1]
+    assert list(grid.rows) == ["base_model", "dreambooth", "textual_inversion"]
+    for variant, cells in grid.rows.items():
+        for column, cell in zip(grid.columns, cells, strict=True):
+            assert cell
+            path = made.grid(variant, "rex") / variant / f"{column.prompt_index:02d}_{column.image_index:02d}.png"
+            assert decoded(cell.uri).tobytes() == Image.open(path).convert("RGB").tobytes()
+            assert column.prompt in cell.caption and f"noise {column.image_index + 1}" in cell.caption
+
+
+def decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said", "concepts", "columns"),
+    [(30_000, "", 2, 8), (14_000, "first 1 of 2 pictures", 2, 4), (7_000, "first 1 of 2 concepts", 1, 4)],
+)
+def test_of_too_many_pictures_fewer_are_shown_and_the_page_says_so(evidence, pixels, said, concepts, columns):
+    shown, left_out = pictures.grids(evidence, pixels)
+    assert said in left_out and (len(shown), len(shown[0].columns)) == (concepts, columns)
+    assert ("The scores are of all." in left_out) == bool(said)
+
+
+# What stops it
+
+
+def test_nothing_compared_is_said(store):
+    shutil.rmtree(store.comparison())
+    with pytest.raises(InputError, match="nothing has been compared"):
+        steps.report(store)
+
+
+@pytest.mark.parametrize("spoil", ["gone", "other"])
+def test_a_picture_that_is_gone_or_another_stops_the_report_and_leaves_the_old_one(store, spoil):
+    path = store.grid("dreambooth", "rex") / "dreambooth" / "01_00.png"
+    if spoil == "gone":
+        path.unlink()
+    else:
+        Image.new("RGB", (24, 24)).save(path)
+    manifest = store.report() / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"stamp"', '"was"'))  # out of date
+    before = bytes_under(store.report())
+    with pytest.raises(InputError, match="01_00.png (was scored, but is gone|is another one than was scored)"):
+        steps.report(store)
+    assert bytes_under(store.report()) == before
+
+
+def test_a_single_variant_is_told_of_without_a_comparison(tmp_path):
+    store = workspace.make(tmp_path / "alone", {"dreambooth": (0.5, 0.3)})
+    steps.compare(store)
+    html = steps.report(store).path.read_text()
+    assert "There is one variant alone." in html and "no floor to compare with" in html

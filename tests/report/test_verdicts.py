@@ -1,0 +1,117 @@
+"""The words say what the ranking's verdicts say, and nothing that they do not."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from personalize_core.metrics import ranking
+from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
+from personalize_core.report import verdicts
+
+VARIANTS = ["base_model", "core", "dreambooth", "neti", "oft"]
+
+
+def compared(told: dict[tuple[str, str], str], **more: Any) -> Any:
+    """Evidence with these verdicts: (variant, other) -> verdict, one for every two."""
+    numbers = {HIGHER: (0.2, 0.1, 0.3), LOWER: (-0.2, -0.3, -0.1), CANNOT_TELL: (0.0, -0.1, 0.1)}
+    rows = [
+        {"base_model": "mini", "metric": "dino", "encoder": "e", "variant": one, "other": other, "verdict": said}
+        | dict(zip(("difference", "low", "high"), numbers[said], strict=True))
+        | {"comparisons": len(told), "over": "prompts", "training_noise": None}
+        | more
+        for (one, other), said in told.items()
+    ]
+    names = sorted({name for pair in told for name in pair})
+    summary = pl.DataFrame(
+        [
+            {"base_model": "mini", "metric": "dino", "encoder": "e", "method": name, "variant": name,
+             "mean": 1 - 0.1 * place, "concept": "all concepts", "headline": True}
+            for place, name in enumerate(names)
+        ]
+    )  # fmt: skip
+    pairs = pl.DataFrame(rows, schema_overrides={"training_noise": pl.Float64})
+    ranked = ranking.rank(pairs, summary)
+    return SimpleNamespace(
+        pairs=pairs, rank=ranked, variants=names, metrics=["dino"], base_model="mini", concepts=[1, 2]
+    )
+
+
+def test_one_is_said_to_be_best_exactly_if_it_is_told_above_every_other():
+    """200 tables of verdicts drawn at random, also such as no order gives (A above B, B above C, A and C open)."""
+    generator, answers = np.random.default_rng(0), set()
+    for _ in range(200):
+        said = generator.choice([HIGHER, LOWER, CANNOT_TELL], size=10, p=[0.6, 0.1, 0.3])
+        told = dict(zip(itertools.combinations(VARIANTS, 2), map(str, said), strict=True))
+        above = {(one, other) for (one, other), v in told.items() if v == HIGHER}
+        above |= {(other, one) for (one, other), v in told.items() if v == LOWER}
+        best = [one for one in VARIANTS if all((one, other) in above for other in VARIANTS if other != one)]
+        found = verdicts.verdicts(compared(told))[0]
+        assert found.told == bool(best)
+        assert found.answer == (best[0].replace("_", " ") if best else CANNOT_TELL)
+        answers.add(found.answer)
+        floor = " ".join(found.sentences).split("learned nothing: ")[1].rstrip(".")
+        of_floor = dict(part.split(": ") for part in floor.split("; "))
+        words = {"above it": [], "cannot tell from it": [], "below it": []}
+        for name in VARIANTS[1:]:
+            way = "above it" if (name, "base_model") in above else "cannot tell from it"
+            words["below it" if ("base_model", name) in above else way].append(name)
+        expected = {way: names for way, names in words.items() if names}
+        assert {way: names.replace(" and ", ", ").split(", ") for way, names in of_floor.items()} == expected
+    assert {CANNOT_TELL, "base model"} <= answers
+
+
+def test_many_on_one_side_of_the_base_model_are_counted_and_the_others_named():
+    names = ["base_model", *(f"m{i}" for i in range(7))]
+    told = dict.fromkeys(itertools.combinations(names, 2), CANNOT_TELL)
+    told |= {("base_model", name): LOWER for name in names[1:6]}
+    said = verdicts.verdicts(compared(told))[0].sentences[1]
+    assert said.endswith("learned nothing: cannot tell from it: m5 and m6; above it: all 5 others.")
+
+
+def test_where_nothing_can_be_told_nothing_else_is_said():
+    found = verdicts.verdicts(compared(dict.fromkeys(itertools.combinations(VARIANTS, 2), CANNOT_TELL)))[0]
+    assert (found.told, found.answer) == (False, "cannot tell")
+    assert found.sentences[0] == "The scores cannot tell any of the 5 from another."
+
+
+def test_the_best_is_told_with_its_distance_from_the_nearest():
+    told = {("base_model", "dreambooth"): LOWER, ("base_model", "oft"): CANNOT_TELL, ("dreambooth", "oft"): HIGHER}
+    found = verdicts.verdicts(compared(told))[0]
+    said = "Dreambooth scores above each of the 2 others; above base model, the nearest, by 0.200 [0.100, 0.300]."
+    assert found.sentences[0] == said
+
+
+def test_several_that_may_be_best_are_named_and_the_others_are_below_something():
+    told = {("base_model", "dreambooth"): LOWER, ("base_model", "oft"): LOWER, ("dreambooth", "oft"): CANNOT_TELL}
+    first = verdicts.verdicts(compared(told))[0].sentences[0]
+    assert first.startswith("The best may be any of dreambooth and oft: between these, the scores cannot tell.")
+    assert "above every other" in first
+
+
+def test_two_are_told_from_either_side():
+    evidence = compared({("base_model", "oft"): LOWER})
+    turned = verdicts.between(evidence, "dino", "oft", "base_model")
+    assert turned and (turned["verdict"], turned["difference"]) == (HIGHER, 0.2)
+    assert (turned["low"], turned["high"]) == (0.1, 0.3)
+
+
+def test_what_the_verdicts_are_not_over_is_said():
+    told = {("base_model", "oft"): CANNOT_TELL}
+    alone = " ".join(verdicts.notes(compared(told)))
+    assert "about these concepts alone" in alone and "another seed would change is not measured" in alone
+    wide = " ".join(verdicts.notes(compared(told, over="concepts and prompts", training_noise=0.01)))
+    assert "alone" not in wide and "not measured" not in wide and "counted in" in wide
+    assert "nothing can be told" in " ".join(verdicts.notes(compared(told, over=None)))
+
+
+@pytest.mark.parametrize(("base_model", "warned"), [("mini", True), ("sd-1.4", False)])
+def test_the_miniature_is_no_evidence_about_stable_diffusion(base_model, warned):
+    evidence = compared({("base_model", "oft"): CANNOT_TELL})
+    evidence.base_model = base_model
+    assert ("no evidence about Stable Diffusion" in verdicts.caution(evidence)) == warned
