@@ -421,7 +421,7 @@ class Judgement:
 
     work: Path
     weights: Path
-    guidance: float = 3.0
+    guidance: float = 6.0
     samples: int = 200
 
     @cached_property
@@ -520,7 +520,7 @@ def main() -> None:
     parser.add_argument("--seen", nargs="+", type=counted, default=[], metavar="GATE=COUNT", help="counted by eye")
     parser.add_argument("--work", type=Path, default=loop.WORK)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=6.0)
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -18,7 +18,7 @@ from personalize_core.store import SCORES, Store
 
 METHOD = "dreambooth"
 PROMPTS = [f"a photo of a {{}} {words}" for words in PLACES.values() if words]
-RECIPE = {"steps": 200, "batch_size": 4, "lr": 7e-4, "prior_weight": 0.3, "class_images": 12}  # params.yaml's
+RECIPE = {"steps": 200, "batch_size": 4, "lr": 7e-4, "prior_weight": 0.03, "class_images": 12}  # params.yaml's
 PARAMS = {
     "base_model": "mini",
     "seed": 0,
