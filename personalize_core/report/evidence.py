@@ -97,6 +97,7 @@ class Evidence:
     methods: Sequence[MethodTold]
     sampling: Sequence[Mapping[str, Any]]  # the ways in which the pictures were drawn; one, if all is well
     seeds: Sequence[int]
+    costs: Mapping[str, Mapping[str, Any]]  # variant -> what it cost on the mean of all concepts, as far as recorded
     variants: Sequence[str] = field(default=())  # the base model first, without the real images
 
     def overall(self, metric: str) -> dict[str, dict[str, Any]]:
@@ -150,6 +151,7 @@ def read(store: Store) -> Evidence:
         methods=[_method(store, method, drawn, cells) for method in _ordered({method for method, _ in cells})],
         sampling=_distinct(grid["sampling"] for grid in grids if "sampling" in grid),
         seeds=_distinct(grid["seed"] for grid in grids if "seed" in grid),
+        costs=_costs(store.costs()),
         variants=_ordered(names),
     )
 
@@ -216,20 +218,24 @@ def _heat_maps(store: Store, method: str, concept: str) -> list[Shown]:
 
 
 def _analyses(store: Store, method: str, concept: str) -> list[Analysis]:
-    folder = analyses_folder(store, method, concept)
-    described = (_json(folder / "analyses.json") or {}).get("analyses", {})
-    found = []
-    for value in described.values():
-        if "title" in value:  # else it is not defined for this method or concept
-            pictures = [Shown(folder / one["file"], one["caption"]) for one in value.get("pictures", [])]
-            there = [one for one in pictures if one.path.is_file()]
-            numbers, absent = value.get("numbers", {}), value.get("absent", {})
-            found.append(Analysis(value["title"], value.get("how", ""), numbers, absent, there))
-    return found
+    folder = store.analyses(method, concept)
+    described = _json(folder / "analyses.json")
+    if not described:
+        return []
+    return [_analysis(folder, described["analyses"][name]) for name in described["order"]]
 
 
-def analyses_folder(store: Store, method: str, concept: str) -> Path:
-    return store.data / "analyses" / method / concept
+def _analysis(folder: Path, value: Mapping[str, Any]) -> Analysis:
+    if "not_defined" in value:
+        return Analysis(value["title"], value["how"], {}, {"not defined here": value["not_defined"]}, [])
+    pictures = [Shown(folder / one["file"], one["caption"]) for one in value["pictures"]]
+    return Analysis(value["title"], value["how"], value["numbers"], value["absent"], pictures)
+
+
+def _costs(path: Path) -> dict[str, dict[str, Any]]:
+    """Nothing where `compare` wrote no table: that of another machine may have stayed there."""
+    rows = pl.read_parquet(path).filter(concept=ALL_CONCEPTS) if path.is_file() else pl.DataFrame()
+    return {row["variant"]: row for row in rows.iter_rows(named=True)}
 
 
 def _json(path: Path) -> Any:

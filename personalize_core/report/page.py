@@ -170,8 +170,8 @@ def missing(evidence: Evidence) -> list[str]:
     lacking = evidence.pairs.filter(pl.col("unpaired") > 0)
     if len(lacking):
         found.append(f"In {len(lacking)} comparisons of two, some pictures had no partner and were left out.")
-    overall = evidence.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("method") != CEILING)
-    costs = [words for name, words in tables.COSTS.items() if name in overall and overall[name].null_count()]
+    known = [evidence.costs.get(variant, {}) for variant in evidence.variants]
+    costs = [words for name, words in tables.COSTS.items() if any(one.get(name) is None for one in known)]
     if costs:
         found.append(f"Costs not recorded for some or all variants: {', '.join(costs).lower()}.")
     if len(evidence.pairs) and evidence.pairs["training_noise"].null_count():
@@ -204,13 +204,15 @@ def _told(method: MethodTold, evidence: Evidence) -> dict[str, Any]:
     first = method.learned[0]
     config = first.described.get("config", {})
     differing = [one.concept for one in method.learned[1:] if one.described.get("config", {}) != config]
-    overall = evidence.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("method") == method.name)
-    costs = overall.row(0, named=True)
+    costs = evidence.costs.get(method.variants[0], {})
     return {
         "method": method,
         "recipe": tables.recipe(config, method.published),
         "differing": differing,
-        "costs": [(words, tables.for_people(name, costs.get(name))) for name, words in tables.COSTS.items()],
+        "costs": [
+            *((words, tables.for_people(name, costs.get(name))) for name, words in tables.COSTS.items()),
+            *((words, costs[name]) for name, words in tables.MEASURED_ON.items() if costs.get(name)),
+        ],
         "losses": f"losses_{method.name}".replace("@", "-"),
         "fixed": [(one.concept, _fell(one.fixed_batch)) for one in method.learned if one.log and one.fixed_batch],
         "heat_maps": _embedded(method.heat_maps[:MOST_HEAT_MAPS]),

@@ -28,8 +28,10 @@ COSTS = {
     "artifact_bytes": "Artifact",
     "training_seconds": "Training",
     "seconds_per_image": "One picture",
-    "peak_memory_bytes": "Peak memory",
+    "training_memory_bytes": "Memory in training",
+    "drawing_memory_bytes": "Memory in drawing",
 }
+MEASURED_ON = {"memory_of": "Memory of", "device": "Measured on"}
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,7 @@ def overview(evidence: Evidence) -> Table:
     """A row per variant: its means, its places, its costs."""
     overall = {metric: evidence.overall(metric) for metric in evidence.metrics}
     places = {(row["metric"], row["variant"]): row for row in evidence.rank.iter_rows(named=True)}
-    recorded = [
-        name for name in COSTS if any(row.get(name) is not None for of in overall.values() for row in of.values())
-    ]
+    recorded = [name for name in COSTS if any(row.get(name) is not None for row in evidence.costs.values())]
     rows, shown = [], []
     for variant in _with_the_ceiling(evidence):
         found = {metric: of[variant] for metric, of in overall.items() if variant in of}
@@ -92,7 +92,7 @@ def overview(evidence: Evidence) -> Table:
             of, place = found.get(metric, {}), places.get((metric, variant), {})
             row |= {f"{metric}_{name}": of.get(name) for name in ("mean", "low", "high")}
             row |= {f"{metric}_{name}": place.get(name) for name in ("place_from", "place_to")}
-        row |= {name: next(iter(found.values())).get(name) for name in COSTS}
+        row |= {name: evidence.costs.get(variant, {}).get(name) for name in COSTS}
         row["pictures"] = max(one["images"] for one in found.values())
         rows.append(row)
         cells = [interval(found.get(metric), "mean") for metric in evidence.metrics]
@@ -341,8 +341,8 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _meaning(name: str) -> str:
-    if name in costs.COLUMNS:
-        return costs.COLUMNS[name]
+    if name in COSTS:
+        return costs.ALL_COLUMNS[name]
     if name in ("variant", "method"):
         return tables.COLUMNS[name].meaning
     if name == "pictures":

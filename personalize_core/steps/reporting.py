@@ -31,6 +31,7 @@ def report(store: Store, listener: Listener = unheard) -> Report:
         {
             "comparison": stamp_there,
             "cells": {f"{method}/{concept}": _behind(store, method, concept) for method, concept in cells},
+            "costs": sha256(store.costs()) if store.costs().is_file() else None,
             "sources": sources_hash(REPORTING),
             "report": {path.name: sha256(path) for path in sorted(SOURCES.iterdir()) if path.is_file()},
         }
@@ -49,7 +50,6 @@ def report(store: Store, listener: Listener = unheard) -> Report:
 def _behind(store: Store, method: str, concept: str) -> list[Any]:
     """What the page shows of a cell besides its scores: artifact, grid, heat maps and analyses, by their stamps."""
     heat_maps = sorted(store.samples(method, concept, "any").parent.glob("*/heat_maps.json"))
-    analyses = store.data / "analyses" / method / concept
-    folders = [store.artifact(method, concept), store.grid(method, concept), analyses]
+    folders = [store.artifact(method, concept), store.grid(method, concept), store.analyses(method, concept)]
     manifests = [folder / MANIFEST for folder in [*folders, *(path.parent for path in heat_maps)]]
     return [read_json(path)["stamp"] if path.is_file() else None for path in manifests]

@@ -167,7 +167,7 @@ def test_the_means_of_prompts_are_those_of_the_scores(evidence):
         ("artifact_bytes", 16.0, "16 bytes"),
         ("training_seconds", 61.4, "61 s"),
         ("seconds_per_image", 0.514, "0.51 s"),
-        ("peak_memory_bytes", None, "not recorded"),
+        ("training_memory_bytes", None, "not recorded"),
     ],
 )
 def test_costs_have_units_and_what_was_not_recorded_is_no_zero(cost, value, said):

@@ -158,8 +158,10 @@ def analysed(store: Store, method: str, concept: str) -> None:
         "pictures": [{"file": "drift.png", "caption": "The cosine while it learned"}],
         "tables": [],
     }
-    with whole_folder(store.data / "analyses" / method / concept, "analysed") as folder:
-        write_json(folder / "analyses.json", {"analyses": {"embedding_drift": about, "other": {"undefined": "no"}}})
+    other = {"title": "The bare placeholder", "how": "By the base model.", "not_defined": "no embedding is learned."}
+    found = {"order": ["embedding_drift", "bare"], "analyses": {"bare": other, "embedding_drift": about}}
+    with whole_folder(store.analyses(method, concept), "analysed") as folder:
+        write_json(folder / "analyses.json", found)
         picture([1, 2], (200, 100)).save(folder / "drift.png")
     with whole_folder(store.samples(method, concept, "0123456789abcdef"), "0123456789abcdef") as folder:
         write_json(folder / "heat_maps.json", {"prompt": f"a photo of <{concept}>"})
