@@ -107,7 +107,13 @@ def test_what_nobody_made_is_no_section(made, html):
     dreambooth = method["dreambooth"][: method["dreambooth"].index('id="method-textual-inversion"')]
     assert "Heat maps" not in dreambooth and "How far" not in dreambooth and "losses_dreambooth.svg" in dreambooth
     inversion = method["textual-inversion"]
-    for words in ("Heat maps", "a photo of &lt;rex&gt;", "How far the embedding moved", "The cosine while it learned"):
+    for words in (
+        "Heat maps",
+        "a photo of &lt;rex&gt;",
+        "How far the embedding moved",
+        "The cosine while it learned",
+        "no embedding is learned.",
+    ):
         assert words in inversion
 
 
