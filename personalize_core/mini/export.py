@@ -26,12 +26,17 @@ PIXELS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 
 def averaged(module: nn.Module, checkpoint: Path, name: str = "average") -> nn.Module:
-    """The module with the averaged weights of a checkpoint, or as it was initialised where there is none."""
+    """The module with the averaged weights of a checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, so that no trained weights are replaced by untrained ones.
+    """
+    if not (checkpoint / "checkpoint.safetensors").exists():
+        raise FileNotFoundError(
+            f"{checkpoint} holds no checkpoint: train that stage first, or name the parts to export"
+        )
     average = Average(module)
-    if (checkpoint / "checkpoint.safetensors").exists():
-        loop.load_modules(checkpoint, {name: average})
-    else:
-        print(f"{checkpoint} holds no checkpoint: its network stays untrained")
+    loop.load_modules(checkpoint, {name: average})
     return average.module
 
 

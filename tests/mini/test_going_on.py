@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from personalize_core.mini import autoencoder, diffusion, loop, world
-from personalize_core.mini.export import WEIGHTS
+from personalize_core.mini.export import WEIGHTS, export
 from personalize_core.mini.networks import to_tensor
 
 
@@ -75,3 +75,12 @@ def test_what_was_not_recognised_is_drawn_more_often(tmp_path, monkeypatch):
     expected = 3 * dogs.sum() / (3 * dogs.sum() + (~dogs).sum())
     assert 0 < dogs.sum()
     assert dogs[stage.rows(np.random.default_rng(0))].mean() == pytest.approx(expected, abs=0.015)
+
+
+def test_no_untrained_network_takes_the_place_of_trained_weights(tmp_path):
+    weights = tmp_path / "weights" / "clip"
+    weights.mkdir(parents=True)
+    (weights / "open_clip_model.safetensors").write_bytes(b"trained")
+    with pytest.raises(FileNotFoundError, match="clip holds no checkpoint: train that stage first"):
+        export(tmp_path / "work", weights.parent, ["clip"])
+    assert (weights / "open_clip_model.safetensors").read_bytes() == b"trained"
