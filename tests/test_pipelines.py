@@ -93,16 +93,17 @@ def test_a_run_chooses_its_protocol_and_the_sensor_needs_none(instance, monkeypa
 
     under = []
 
-    def compare(store, listener):
+    def step(store, listener):
         under.append((store.root, store.protocol))
         return steps.Report(stamp="s", skipped=False, seconds=1.0, path=tmp_path)
 
-    monkeypatch.setattr(steps, "compare", compare)
+    for name in ("compare", "report"):
+        monkeypatch.setattr(steps, name, step)
     monkeypatch.chdir(tmp_path)
     job = defs.resolve_job_def("compare")
     for config in ({}, {"resources": {"workspace": {"config": {"protocol": "mini"}}}}):
         assert job.execute_in_process(config, instance=instance).success
-    assert under == [(tmp_path, None), (tmp_path, "mini")]
+    assert under == [(tmp_path, None)] * 2 + [(tmp_path, "mini")] * 2
     repository = defs.get_repository_def()
     sensor, resources = repository.get_sensor_def("concept_folder"), repository.get_top_level_resources()
     with dg.build_sensor_context(instance=instance, resources=resources) as context:
