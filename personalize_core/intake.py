@@ -86,10 +86,11 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def add_concept(concepts: Path, photos: Path, class_noun: str, name: str | None = None) -> Concept:
-    """Copy photographs to data/concepts and describe them.
+    """Copy photographs to data/concepts, with their masks if they have some, and describe them.
 
     Args:
-        photos: a folder of pictures; every picture in it is checked, then copied byte for byte.
+        photos: a folder of pictures; every picture in it is checked, then copied byte for byte. So are the masks in its
+            folder `masks`: NAME.png for the photograph NAME.*, white where it shows the concept.
         name: by default the folder's own name.
 
     Raises:
@@ -104,6 +105,7 @@ def add_concept(concepts: Path, photos: Path, class_noun: str, name: str | None 
         raise InputError(
             f"{photos} also holds {listed(sorted(unreadable))}, no picture by name; take it out or rename it"
         )
+    masks = _masks(paths)
     folder = concepts / concept.name
     if folder.exists():
         raise InputError(
@@ -115,12 +117,24 @@ def add_concept(concepts: Path, photos: Path, class_noun: str, name: str | None 
     try:
         for path in paths:
             shutil.copyfile(path, temporary / path.name)
+        for path in masks:
+            (temporary / path.parent.name).mkdir(exist_ok=True)
+            shutil.copyfile(path, temporary / path.parent.name / path.name)
         lines = f'placeholder: "{concept.placeholder}"\nclass_noun: {concept.class_noun}\n'
         (temporary / DESCRIPTION).write_text(lines)
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return concept
+
+
+def _masks(paths: list[Path]) -> list[Path]:
+    """The masks that lie beside photographs, every one checked; none where there is no such folder."""
+    from personalize_core.metrics.masks import FOLDER, own_masks
+
+    if own_masks(paths) is None:
+        return []
+    return [path.parent / FOLDER / f"{path.stem}.png" for path in paths]
 
 
 def _is_suspect(path: Path) -> bool:

@@ -73,6 +73,25 @@ def test_texts_and_hidden_files_beside_the_pictures_are_left_behind(photos, conc
 # -- what is refused -------------------------------------------------------------------------------------------
 
 
+def masks_for(photos, names=("0", "1", "2")):
+    (photos / "masks").mkdir()
+    for path in photos.glob("*.png"):
+        if path.stem in names:
+            Image.new("L", Image.open(path).size, 255).save(photos / "masks" / path.name)
+
+
+def test_masks_beside_the_photographs_come_along(photos, concepts):
+    masks_for(photos)
+    add_concept(concepts, photos, "dog")
+    copied = {path.name: path.read_bytes() for path in (concepts / "my-dog" / "masks").iterdir()}
+    assert copied == {path.name: path.read_bytes() for path in (photos / "masks").iterdir()} and len(copied) == 3
+
+
+def test_masks_of_some_photographs_alone_are_refused(photos, concepts):
+    masks_for(photos, ("0", "1"))
+    assert "masks lacks 2.png; put a mask there for each photograph, or take them all out" in refusal(concepts, photos)
+
+
 def test_a_folder_that_is_not_there_or_no_folder(photos, concepts):
     for path in (photos / "none", photos / "0.png"):
         assert refusal(concepts, path) == f"{path} is no folder; give the folder that holds the concept's photographs"
