@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from personalize_core.mini.export import LIMIT, WEIGHTS, size_of
+from personalize_core.models import load_base_model
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "base" / "model_index.json").exists(), reason="no weights exported yet")
 
@@ -60,3 +61,10 @@ def test_the_identity_encoder_opens():
     vit = ViTModel.from_pretrained(WEIGHTS / "identity", add_pooling_layer=False, local_files_only=True)
     with torch.no_grad():
         assert vit(torch.zeros(1, 3, 64, 64)).last_hidden_state.shape == (1, 65, 128)
+
+
+def test_the_miniature_computes_on_one_thread_whatever_the_machine_has():
+    torch.set_num_threads(2)
+    load_base_model.cache_clear()
+    load_base_model("mini", "cpu")
+    assert torch.get_num_threads() == 1
