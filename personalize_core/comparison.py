@@ -12,7 +12,7 @@ from personalize_core import figures, intake
 from personalize_core.files import read_json, write_json
 from personalize_core.methods import FLOOR, MARK
 from personalize_core.metrics import costs, ranking, tables
-from personalize_core.store import ABSENT, REFERENCES, SCORES, Store
+from personalize_core.store import ABSENT, REFERENCES, SCORES, Store, picture_name
 
 NOISE = "noise_floor.parquet"  # only where a method was trained again
 METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}  # in the order of tables for people
@@ -75,7 +75,7 @@ def draw(store: Store, concept: str, variants: Iterable[tuple[str, Path]], grid:
     """A picture of grids: the photographs on the left, a row per (variant, folder of its grid), a column per prompt."""
     rows = {
         in_words(variant): [
-            [folder / variant / f"{prompt:02d}_{image:02d}.png" for image in range(grid["images_per_prompt"])]
+            [folder / picture_name(variant, prompt, image) for image in range(grid["images_per_prompt"])]
             for prompt in range(len(grid["templates"]))
         ]
         for variant, folder in variants

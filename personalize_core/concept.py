@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from personalize_core.errors import InputError
@@ -57,15 +56,6 @@ class Concept:
                 f"Write {self.placeholder!r} where the concept belongs."
             )
         return template
-
-    def check_mentioned(self, prompts: Sequence[str]) -> None:
-        """Raise unless every prompt speaks of the concept."""
-        for number, prompt in enumerate(prompts, start=1):
-            if self.placeholder not in prompt:
-                raise InputError(
-                    f"prompt {number} of {len(prompts)} does not mention the concept {self.name!r}: {prompt!r}. "
-                    f"Write {self.placeholder!r} where the concept belongs."
-                )
 
 
 def check_name(name: str) -> None:

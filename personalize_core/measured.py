@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,13 @@ class PeakMemory:
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self.since_here = True
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return
-        try:
+        with suppress(OSError):
             _RESET.write_text("5")  # proc(5): sets the peak to what is resident now
-        except OSError:
-            self.since_here = False
+        status = _memory_of_process()  # some kernels take what was written and reset nothing
+        self.since_here = "VmHWM" in status and status["VmHWM"] <= 1.01 * status["VmRSS"]
 
     def costs(self) -> dict[str, Any]:
         """The bytes, what they are of, and on which device; without bytes where the system does not tell."""
@@ -104,12 +104,18 @@ class PeakMemory:
         return {"device": name, "memory_of": of} | ({} if held is None else {"peak_memory_bytes": held})
 
 
-def _resident_peak() -> int | None:
+def _memory_of_process() -> dict[str, int]:
+    """Bytes, by the names of proc(5); nothing where the system does not tell."""
     try:
         lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) * 1024
+        return {name: int(lines[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS")}
     except (OSError, KeyError, ValueError):
-        pass
+        return {}
+
+
+def _resident_peak() -> int | None:
+    if held := _memory_of_process().get("VmHWM"):
+        return held
     try:
         import resource
     except ImportError:  # Windows

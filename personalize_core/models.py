@@ -114,9 +114,6 @@ def load_base_model(name: str, device: str = "auto", precision: str = "fp32") ->
 
     from personalize_core.base import BaseModel
 
-    if name == "mini":
-        # So small that a second thread costs more than it gives; and sums then come out the same whatever the machine.
-        torch.set_num_threads(1)
     where: dict[str, Any] = {"revision": identity.revision} if identity.revision != "local" else {}
     try:
         parts: dict[str, Any] = {

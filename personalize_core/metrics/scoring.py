@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from personalize_core.errors import InputError
 from personalize_core.files import read_json, sha256
 from personalize_core.metrics import features, masks, similarity, tables
 from personalize_core.metrics.tables import EMPTY, MEASURES, SCALED
+from personalize_core.store import picture_name
 
 CHUNK = 256  # pictures that are held in memory at once
 
@@ -57,16 +59,13 @@ def load_encoders(
     texts: Sequence[str],
     device: str,
 ) -> Encoders:
-    """
+    """What a table is measured with, kept for the next table, which mostly wants the same.
+
     Raises:
         InputError: one of them cannot be had, or two of a list go by one name.
     """
-    made = Encoders(
-        [features.load_text_image_encoder(name, device) for name in text_image],
-        [features.load_identity_encoder(name, device) for name in identity],
-        masks.load_segmenter(segmenter, device) if segmenter else None,
-        texts,
-    )
+    weights = tuple(which(name) for name in [*text_image, *identity, *([segmenter] if segmenter else [])])
+    made = _loaded(tuple(text_image), tuple(identity), segmenter, tuple(texts), device, weights)
     for given, encoders in ((text_image, made.text_image), (identity, made.identity)):
         names = [encoder.name for encoder in encoders]
         if twice := [name for name in names if names.count(name) > 1]:
@@ -76,6 +75,24 @@ def load_encoders(
                 "folder, or leave one out"
             )
     return made
+
+
+@lru_cache(maxsize=1)
+def _loaded(
+    text_image: tuple[str, ...],
+    identity: tuple[str, ...],
+    segmenter: str | None,
+    texts: tuple[str, ...],
+    device: str,
+    weights: tuple[str, ...],
+) -> Encoders:
+    """weights: others by now are loaded anew, though their names are the same."""
+    return Encoders(
+        [features.load_text_image_encoder(name, device) for name in text_image],
+        [features.load_identity_encoder(name, device) for name in identity],
+        masks.load_segmenter(segmenter, device) if segmenter else None,
+        texts,
+    )
 
 
 def which(name: str) -> str:
@@ -119,7 +136,7 @@ def score_grid(
         for prompt in range(len(described["templates"]))
         for image in range(described["images_per_prompt"])
     ]
-    paths = [grid / f"{variant}/{prompt:02d}_{image:02d}.png" for variant, prompt, image in cells]
+    paths = [grid / picture_name(variant, prompt, image) for variant, prompt, image in cells]
     if lacking := [path for path in paths if not path.is_file()]:
         raise InputError(f"{lacking[0]} is missing from its grid ({len(lacking)} of {len(paths)}); draw the grid again")
     about = [

@@ -9,25 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from personalize_core.metrics.masks import Block
 from personalize_core.mini import world
 from personalize_core.mini.autoencoder import scenes
 from personalize_core.mini.degrade import degraded
 from personalize_core.mini.names import COLOURS, STYLES
 from personalize_core.mini.networks import Average, to_tensor
 from personalize_core.mini.text import ASPECTS, IGNORED, Heads, labels, reading_loss, right
-
-
-class Block(nn.Module):
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(inside, outside, 3, stride, 1, bias=False)
-        self.second = nn.Conv2d(outside, outside, 3, 1, 1, bias=False)
-        self.skip = nn.Conv2d(inside, outside, 1, stride, bias=False)
-        self.norms = nn.ModuleList(nn.GroupNorm(8, outside) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = F.relu(self.norms[0](self.first(x)))
-        return F.relu(self.norms[1](self.second(inner)) + self.skip(x))
 
 
 class Network(nn.Module):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from personalize_core.metrics.masks import MiniNetwork
@@ -52,14 +53,14 @@ def scenes(rng: np.random.Generator, count: int, vae: AutoencoderKL, through: fl
 
 def cached(work: Path, seed: int, count: int, vae: AutoencoderKL) -> tuple[np.ndarray, np.ndarray]:
     """The scenes of a seed, drawn once and kept: drawing one takes as long as a training step on it."""
-    path = work / f"segmenter_scenes_{seed}_{count}.npz"
+    path = work / f"segmenter_scenes_{seed}_{count}.safetensors"
     if not path.exists():
         pictures, masks = scenes(np.random.default_rng([seed, 78]), count, vae, THROUGH)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, pictures=pictures, masks=masks)
+        temporary = path.with_suffix(".tmp")
+        save_file({"pictures": pictures, "masks": masks}, temporary)
         os.replace(temporary, path)
-    with np.load(path) as found:
-        return found["pictures"], found["masks"]
+    found = load_file(path)
+    return found["pictures"], found["masks"]
 
 
 def moved(pictures: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from personalize_core.comparison import in_words
 from personalize_core.errors import listed
 from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
 from personalize_core.metrics.tables import FLOOR
-from personalize_core.report.evidence import ASKED, METRICS, Evidence
+from personalize_core.report.evidence import ASKED, Evidence
 
 MANY = 4  # variants that are named one by one, at most, where they are all but those that are named before
 
@@ -149,10 +149,6 @@ def interval(row: dict[str, Any] | None, name: str) -> str:
     if row["low"] is None:
         return f"{row[name]:.3f}"
     return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def measured_by(metric: str, encoder: str) -> str:
-    return f"{METRICS[metric]}, by {encoder}"
 
 
 def _names(variants: Sequence[str]) -> str:

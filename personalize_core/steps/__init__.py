@@ -8,7 +8,7 @@ from personalize_core.steps.analysing import ANALYSES, analyse, analyse_together
 from personalize_core.steps.checks import check_inputs
 from personalize_core.steps.class_images import make_class_images
 from personalize_core.steps.comparing import compare
-from personalize_core.steps.drawing import draw_grid, picture_name
+from personalize_core.steps.drawing import draw_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.exchange import export, import_artifact
 from personalize_core.steps.latents import encode_images
@@ -18,6 +18,7 @@ from personalize_core.steps.repeating import check_repeatable
 from personalize_core.steps.reporting import report
 from personalize_core.steps.scores import score, score_references
 from personalize_core.steps.training import train
+from personalize_core.store import picture_name
 
 __all__ = [
     "ANALYSES",

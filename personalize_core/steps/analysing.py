@@ -17,11 +17,11 @@ from personalize_core.errors import InputError
 from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
 from personalize_core.methods import FLOOR, check_method, method_file
 from personalize_core.randomness import seed_for
-from personalize_core.steps.drawing import drawn_as_now, picture_name, refining, sampled_by
+from personalize_core.steps.drawing import drawn_as_now, refining, sampled_by
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.recipes import load_base
+from personalize_core.steps.recipes import device_of, load_base
 from personalize_core.steps.stamps import DRAWING, artifact_stamp, manifest_stamp
-from personalize_core.store import SCORES, Store
+from personalize_core.store import SCORES, Store, picture_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,7 +183,6 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
     from personalize_core.analyses.results import Results
     from personalize_core.metrics import scoring
     from personalize_core.metrics.features import load_text_image_encoder
-    from personalize_core.models import choose_device
 
     started, described = time.monotonic(), store.concept(concept)
     encoder_name, _ = _encoder_names(store)
@@ -207,7 +206,7 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
     with store.alone("analyses", "class_nouns", concept):
         if not (skipped := is_current(folder, stamp)):
             with whole_folder(folder, stamp) as new, store.alone("device"):
-                encoder = load_text_image_encoder(encoder_name, choose_device(store.params.device))
+                encoder = load_text_image_encoder(encoder_name, device_of(store))
                 texts = _noun_matrix(store, encoder, choice, stamp_of(encoded), listener)
                 seen = encoder.images(opened(intake.photographs(photographs))).numpy()
                 rows = class_nouns.ranked(choice, class_nouns.scores(seen, texts), described.class_noun)
@@ -236,10 +235,9 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
     from personalize_core.artifact import restore
     from personalize_core.metrics import tables
     from personalize_core.metrics.features import load_identity_encoder, load_text_image_encoder
-    from personalize_core.models import choose_device
 
     params, artifact, base = store.params, store.artifact(method, concept), load_base(store)
-    trained, device = restore(artifact, base, method), choose_device(params.device)
+    trained, device = restore(artifact, base, method), device_of(store)
     variants, (text_image, identity) = params.sampling_variants(method), _encoder_names(store)
     scores = [store.scores(name, concept) / SCORES for name in (method, FLOOR)]
 

@@ -13,7 +13,7 @@ from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
 from personalize_core.steps.recipes import load_base, preprocessing_of, prompts_of
 from personalize_core.steps.stamps import DRAWING, REFINING, artifact_stamp
-from personalize_core.store import Store
+from personalize_core.store import Store, picture_name
 
 if TYPE_CHECKING:
     from personalize_core.base import BaseModel
@@ -175,8 +175,3 @@ def drawn_as_now(store: Store, method: str, concept: str) -> bool:
     before = {name: grid.get(name) for name in now}
     how, drawn = store.params.sampling.how(), grid.get("sampling", {})
     return before == now and {name: drawn.get(name, 0.0) for name in how} == how  # earlier grids say no eta
-
-
-def picture_name(variant: str, prompt: int, image: int) -> str:
-    """Where a picture lies in its grid's folder."""
-    return f"{variant}/{prompt:02d}_{image:02d}.png"

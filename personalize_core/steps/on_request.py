@@ -11,11 +11,11 @@ from personalize_core import intake
 from personalize_core.errors import InputError, listed
 from personalize_core.files import is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
 from personalize_core.methods import check_method, method_file
-from personalize_core.steps.drawing import draw, picture_name, refining, sampled_by
+from personalize_core.steps.drawing import draw, refining, sampled_by
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.recipes import load_base
+from personalize_core.steps.recipes import device_of, load_base
 from personalize_core.steps.stamps import DRAWING, artifact_stamp
-from personalize_core.store import Store
+from personalize_core.store import Store, picture_name
 
 if TYPE_CHECKING:
     from personalize_core.analyses.heat_maps import HeatMaps
@@ -197,9 +197,8 @@ def _identity_of_parts(
     from personalize_core.data import load_picture
     from personalize_core.metrics.features import load_identity_encoder
     from personalize_core.metrics.side_by_side import identity_of_parts
-    from personalize_core.models import choose_device
 
-    encoder = load_identity_encoder(store.params.encoders.identity[0], choose_device(store.params.device))
+    encoder = load_identity_encoder(store.params.encoders.identity[0], device_of(store))
     references = [[load_picture(p) for p in intake.photographs(store.concept_folder(name))] for name in concepts]
     found: dict[str, list[float]] = {f"{part}.{name}": [] for part in concepts for name in concepts}
     alike = identity_of_parts([load_picture(path) for path in paths], references, encoder).tolist()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core.errors import InputError, listed
 from personalize_core.methods import method_class
-from personalize_core.models import load_base_model
+from personalize_core.models import choose_device, load_base_model
 from personalize_core.params import PromptList
 from personalize_core.protocols import Prompts, read_collection, read_prompts
 from personalize_core.store import Store
@@ -17,7 +17,20 @@ if TYPE_CHECKING:
 
 
 def load_base(store: Store) -> BaseModel:
-    return load_base_model(store.params.base_model, store.params.device, store.params.precision)
+    return load_base_model(store.params.base_model, device_of(store), store.params.precision)
+
+
+def device_of(store: Store) -> str:
+    """Where a step computes. Beside the miniature all of them compute on one thread.
+
+    Its networks and encoders are so small that a second thread costs more than it gives; and sums then come out the
+    same on every machine, whichever step is the first of its process.
+    """
+    import torch
+
+    if store.params.base_model == "mini":
+        torch.set_num_threads(1)
+    return choose_device(store.params.device)
 
 
 def recipe_of(store: Store, method: str) -> Any:

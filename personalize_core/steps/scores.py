@@ -11,7 +11,7 @@ from personalize_core import intake
 from personalize_core.files import is_current, sources_hash, stamp_of, whole_folder, write_json
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.recipes import prompts_of
+from personalize_core.steps.recipes import device_of, prompts_of
 from personalize_core.steps.stamps import SCORING, manifest_stamp
 from personalize_core.store import ABSENT, REFERENCES, SCORES, Store
 
@@ -54,7 +54,6 @@ def _score(
     listener: Listener,
 ) -> Report:
     from personalize_core.metrics import masks, scoring, tables
-    from personalize_core.models import choose_device
 
     started = time.monotonic()
     described, photos = store.concept(concept), store.concept_folder(concept)
@@ -76,7 +75,7 @@ def _score(
         if not skipped:
             what = f"scoring {concept}, {method}"
             listener(Event(what, 0, 1))
-            photographs, device = intake.photographs(photos), choose_device(store.params.device)
+            photographs, device = intake.photographs(photos), device_of(store)
             with whole_folder(folder, stamp) as new, store.alone("device"):
                 encoders = scoring.load_encoders(**names.model_dump(), device=device)
                 found = scored(photographs, encoders)

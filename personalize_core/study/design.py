@@ -21,7 +21,7 @@ from personalize_core import intake
 from personalize_core.concept import SLOT
 from personalize_core.errors import InputError, listed
 from personalize_core.files import read_json, sha256, stamp_of
-from personalize_core.store import Store
+from personalize_core.store import Store, picture_name
 
 FORMAT = "personalize study 1"
 QuestionName = Literal["text", "image", "both"]
@@ -263,7 +263,7 @@ class _Grid:
     about: dict[str, Any]  # grid.json
 
     def path(self, cell: Cell) -> Path:
-        return self.folder / self.variant / f"{cell.prompt_index:02d}_{cell.image_index:02d}.png"
+        return self.folder / picture_name(self.variant, cell.prompt_index, cell.image_index)
 
 
 def _method_of(store: Store) -> dict[str, str]:

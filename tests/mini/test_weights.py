@@ -1,12 +1,14 @@
 """What ships: a Stable Diffusion that opens offline and draws, two encoders that open, in 30 MB."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from personalize_core.mini.export import LIMIT, WEIGHTS, size_of
-from personalize_core.models import load_base_model
+from personalize_core.steps.recipes import device_of
+from personalize_core.store import Store
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "base" / "model_index.json").exists(), reason="no weights exported yet")
 
@@ -63,8 +65,7 @@ def test_the_identity_encoder_opens():
         assert vit(torch.zeros(1, 3, 64, 64)).last_hidden_state.shape == (1, 65, 128)
 
 
-def test_the_miniature_computes_on_one_thread_whatever_the_machine_has():
+def test_beside_the_miniature_a_step_computes_on_one_thread_whatever_the_machine_has():
     torch.set_num_threads(2)
-    load_base_model.cache_clear()
-    load_base_model("mini", "cpu")
+    assert device_of(Store(Path(__file__).parents[2])) in ("cpu", "cuda")  # params.yaml's base model is the miniature
     assert torch.get_num_threads() == 1
