@@ -21,14 +21,20 @@ from personalize_core.randomness import generator_for
 TIMESTEPS = tuple(range(50, 1000, 100))
 
 
+def timesteps_of(method: Method) -> tuple[int, ...]:
+    """As many as `TIMESTEPS`, which they are for a method that trains on all; else of those that it trains on."""
+    first = min((stage.min_timestep for stage in method.stages()), default=0)
+    return tuple(first + (1000 - first) * t // 1000 for t in TIMESTEPS)
+
+
 @torch.no_grad()
 def fixed_batch_losses(method: Method, base: BaseModel, images: ConceptLatents, seed: int) -> Tensor:
     """(photographs, timesteps): mean squared error of the U-Net's answer, under "a photo of" the concept."""
     method.to(base.device).eval()
-    losses = []
+    losses, timesteps = [], timesteps_of(method)
     with method.attach(base):
-        prompts = [method.say("a photo of a {}")] * len(TIMESTEPS)
-        t = torch.tensor(TIMESTEPS)
+        prompts = [method.say("a photo of a {}")] * len(timesteps)
+        t = torch.tensor(timesteps)
         context = method.condition(base, prompts)(t.to(base.device))
         for index, views in enumerate(images.concept):
             mean = views[0, 0]  # the mode of the posterior, of the first view

@@ -91,6 +91,7 @@ class Stage:
     penalty: Callable[[Step], dict[str, Tensor]] = _no_penalty
     after_step: Callable[[int], None] = _nothing_after
     max_gradient_norm: float = 1.0  # gradients longer than this are shortened to it; math.inf leaves all as they are
+    min_timestep: int = 0  # timesteps are drawn uniformly from here to the last
 
 
 @options

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
+from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from personalize_core.base import LAYERS, BaseModel
@@ -25,6 +26,14 @@ WHOLE_UNET = {"lag": "it changes the whole U-Net, and between the transformers n
 TokenRule = Literal["last", "first", "mean"]
 """Which of a class noun's tokens stands for it. English heads come last ("stuffed animal"); AttnDreamBooth's and CoRe's
 code takes the first."""
+
+MinTimestep = Annotated[int, Field(ge=0, lt=1000)]
+"""The first of the base model's thousand timesteps that a word is trained on.
+
+With little noise the picture itself tells what it shows, and whatever a word adds there disturbs: of a thing as none
+that the base model saw, the empty prompt predicts the noise best. A small model's word then learns to say nothing. The
+published methods train on all timesteps, which is 0.
+"""
 
 
 class ConceptEmbedding(nn.Module):

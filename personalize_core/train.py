@@ -165,7 +165,8 @@ def denoising_step(
     batch = method.batch(images, stage.batch_size, generator_for(seed, stage.name, index, "batch"))
     generator = generator_for(seed, stage.name, index, "noise")
     noise = torch.randn(batch.latents.shape, generator=generator)
-    t = torch.randint(base.scheduler.config.num_train_timesteps, (len(noise),), generator=generator)
+    last = base.scheduler.config.num_train_timesteps
+    t = torch.randint(stage.min_timestep, last, (len(noise),), generator=generator)
     x_t = base.scheduler.add_noise(batch.latents, noise, t)
     target = base.target(batch.latents, noise, t)
     x_t, t, target = x_t.to(base.device), t.to(base.device), target.to(base.device)

@@ -7,15 +7,23 @@ import pytest
 import torch
 from torch import nn
 
-from personalize_core.fixed_batch import TIMESTEPS, fixed_batch_losses, improvement
+from personalize_core.fixed_batch import TIMESTEPS, fixed_batch_losses, improvement, timesteps_of
 from personalize_core.method import Method, Stage
+from personalize_core.methods import method_class
 from personalize_core.train import train
-from tests.conftest import snapshot, tiny_base, unpersonalized
+from tests.conftest import snapshot, tiny_base
 
 
 @pytest.fixture
 def base():
     return tiny_base()
+
+
+class Nothing(Method):
+    """Learns nothing."""
+
+    def stages(self):
+        return []
 
 
 class Offset(Method):
@@ -35,12 +43,12 @@ class Offset(Method):
 
 
 def test_there_is_a_loss_for_every_photograph_and_timestep(base, concept, images):
-    losses = fixed_batch_losses(unpersonalized(base, concept), base, images, seed=0)
+    losses = fixed_batch_losses(Nothing(None, base, concept), base, images, seed=0)
     assert losses.shape == (len(images), len(TIMESTEPS)) and losses.isfinite().all()
 
 
 def test_a_row_is_the_squared_error_at_its_timestep(base, concept, images):
-    losses = fixed_batch_losses(unpersonalized(base, concept), base, images, seed=0)
+    losses = fixed_batch_losses(Nothing(None, base, concept), base, images, seed=0)
     from personalize_core.randomness import generator_for
 
     z = images.concept[1][0, 0]
@@ -54,8 +62,15 @@ def test_a_row_is_the_squared_error_at_its_timestep(base, concept, images):
     np.testing.assert_allclose(losses[1, 4].item(), expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("first", "timesteps"), [(0, TIMESTEPS), (800, tuple(range(810, 1000, 20)))])
+def test_they_are_timesteps_that_the_method_trains_on(first, timesteps, base, concept):
+    for name in ("textual_inversion", "xti", "neti"):
+        kind = method_class(name)
+        assert timesteps_of(kind(kind.Config(min_timestep=first), base, concept)) == timesteps
+
+
 def test_the_rows_stay_the_same_whatever_happens_between(base, concept, images):
-    method = unpersonalized(base, concept)
+    method = Nothing(None, base, concept)
     before, tensors = fixed_batch_losses(method, base, images, seed=0), snapshot(base)
     torch.manual_seed(5)
     torch.randn(3)

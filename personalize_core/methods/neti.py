@@ -22,7 +22,7 @@ from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.method import Batch, Method, Stage, options, refuse_idle
-from personalize_core.parts import TokenRule, class_embedding, from_templates
+from personalize_core.parts import MinTimestep, TokenRule, class_embedding, from_templates
 from personalize_core.prompts import TRAINING, read_list
 from personalize_core.text import Conditioning, TextContext
 
@@ -50,6 +50,7 @@ class Config:
     batch_size: Annotated[int, Field(gt=0)] = 8  # the code's 2, accumulated 4 times
     dropout_rows: Annotated[int, Field(gt=0)] = 2  # rows that share a draw of nested dropout: the code's batch
     lr: Annotated[float, Field(gt=0)] = 8e-3  # 1e-3, scaled by batch and accumulation
+    min_timestep: MinTimestep = 0
 
     def __post_init__(self) -> None:
         if self.rescale == "per_half" and not self.bypass:
@@ -196,7 +197,10 @@ class NeTI(Method):
     def stages(self) -> list[Stage]:
         c = self.config
         groups = [{"params": list(self.mapper.parameters()), "lr": c.lr}]
-        return [Stage("mapper", c.steps, c.batch_size, groups, max_gradient_norm=math.inf)]  # the code does not clip
+        unclipped = math.inf  # as the code leaves them
+        return [
+            Stage("mapper", c.steps, c.batch_size, groups, max_gradient_norm=unclipped, min_timestep=c.min_timestep)
+        ]
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         return from_templates(self, self.templates, images, size, generator)

@@ -18,7 +18,7 @@ from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.interchange import elsewhere, fill, read_embedding, save_embedding
 from personalize_core.method import Batch, Method, Stage, options
-from personalize_core.parts import ConceptEmbedding, TokenRule, class_embedding, from_templates
+from personalize_core.parts import ConceptEmbedding, MinTimestep, TokenRule, class_embedding, from_templates
 from personalize_core.prompts import TRAINING, read_list
 from personalize_core.text import Conditioning
 
@@ -30,6 +30,7 @@ class Config:
     steps: Annotated[int, Field(gt=0)] = 3000
     batch_size: Annotated[int, Field(gt=0)] = 4
     lr: Annotated[float, Field(gt=0)] = 2e-3
+    min_timestep: MinTimestep = 0
     templates: str = "ti_object_27"  # training prompts; the concept alone stands in their slot
     class_token_rule: TokenRule = "last"  # the embedding starts from this token of the class noun
 
@@ -51,7 +52,8 @@ class TextualInversion(Method):
 
     def stages(self) -> list[Stage]:
         c = self.config
-        return [Stage("embedding", c.steps, c.batch_size, [{"params": [self.embedding.vector], "lr": c.lr}])]
+        groups = [{"params": [self.embedding.vector], "lr": c.lr}]
+        return [Stage("embedding", c.steps, c.batch_size, groups, min_timestep=c.min_timestep)]
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         return from_templates(self, self.templates, images, size, generator)

@@ -17,7 +17,7 @@ from personalize_core.base import LAYERS, BaseModel
 from personalize_core.concept import Concept
 from personalize_core.data import ConceptLatents, Preprocessing
 from personalize_core.method import Batch, Method, Stage, options
-from personalize_core.parts import TokenRule, class_embedding, drift, from_templates
+from personalize_core.parts import MinTimestep, TokenRule, class_embedding, drift, from_templates
 from personalize_core.prompts import TRAINING, read_list
 from personalize_core.text import Conditioning
 
@@ -29,6 +29,7 @@ class Config:
     steps: Annotated[int, Field(gt=0)] = 500
     batch_size: Annotated[int, Field(gt=0)] = 8
     lr: Annotated[float, Field(gt=0)] = 5e-3
+    min_timestep: MinTimestep = 0
     templates: str = "ti_object_27"  # training prompts; the concept alone stands in their slot
     class_token_rule: TokenRule = "last"  # the embeddings start from this token of the class noun
 
@@ -60,7 +61,8 @@ class XTI(Method):
 
     def stages(self) -> list[Stage]:
         c = self.config
-        return [Stage("embeddings", c.steps, c.batch_size, [{"params": [self.embeddings], "lr": c.lr}])]
+        groups = [{"params": [self.embeddings], "lr": c.lr}]
+        return [Stage("embeddings", c.steps, c.batch_size, groups, min_timestep=c.min_timestep)]
 
     def numbers(self) -> dict[str, float]:
         return drift(self.embeddings, self.initial)
