@@ -10,8 +10,9 @@ import polars as pl
 
 from personalize_core import figures, intake
 from personalize_core.files import read_json, write_json
-from personalize_core.methods import FLOOR, MARK
+from personalize_core.methods import FLOOR
 from personalize_core.metrics import costs, ranking, tables
+from personalize_core.names import in_words
 from personalize_core.store import ABSENT, REFERENCES, SCORES, Store, picture_name
 
 NOISE = "noise_floor.parquet"  # only where a method was trained again
@@ -188,7 +189,3 @@ def _interval(row: dict[str, Any], name: str) -> str:
     if row["low"] is None:
         return f"{row[name]:.3f}"
     return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def in_words(variant: str) -> str:
-    return variant.replace("_", " ").replace(MARK, ": ")

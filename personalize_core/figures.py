@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from personalize_core.files import write_bytes
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING, FLOOR
+from personalize_core.names import in_words
 
 Picture = Image.Image | str | Path
 
@@ -76,7 +77,9 @@ def comparison_grid(
     most = max((len(cell) for cells in rows.values() for cell in cells), default=1)
     across = ceil(sqrt(max(most, 1)))
     tile = cell if across == 1 else round(cell * (0.8 if across == 2 else 0.6))
-    inner, gap, margin, label_width = 4, 14, 24, 138
+    inner, gap, margin = 4, 14, 24
+    words = [word for label in rows for word in label.split()]
+    label_width = max([122, *(ceil(font(15, bold=True).getlength(word)) for word in words)]) + 16
     wide, high = (count * tile + (count - 1) * inner for count in (across, ceil(max(most, 1) / across)))
 
     headers = [wrapped(text, font(14), wide) for text in columns]
@@ -252,7 +255,7 @@ def identity_against_text(
         path: where the PNG goes; the SVG goes beside it.
         concept: whose rows to take.
         identity, text: which metrics.
-        labels: variant -> words; by default its name with spaces.
+        labels: variant -> words; by default its name as people read it.
 
     Raises:
         ValueError: no variant has both metrics, or there are several base models.
@@ -284,7 +287,7 @@ def plane(
     if not variants:
         raise ValueError(f"no variant of {concept!r} has both {identity!r} and {text!r} scores")
     variants.sort(key=lambda variant: (variant != FLOOR, variant))
-    labels = {variant: variant.replace("_", " ") for variant in variants} | dict(labels or {})
+    labels = {variant: in_words(variant) for variant in variants} | dict(labels or {})
     colours = variant_colours(variants)
 
     with matplotlib.rc_context(STYLE):

@@ -21,6 +21,7 @@ from personalize_core.analyses.results import NotDefined, Results
 from personalize_core.base import LAYERS, BaseModel, hooked
 from personalize_core.figures import COLOURS, GREY, INK, PALE, STYLE, save_figure
 from personalize_core.method import Method
+from personalize_core.names import in_words
 
 TITLE = "Embedding drift"
 HOW = (
@@ -143,7 +144,7 @@ def draw(methods: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: 
         ):
             for index, (name, rows) in enumerate(methods.items()):
                 line = [row["step"] for row in rows], [row[column] for row in rows]
-                axes.plot(*line, color=COLOURS[index % len(COLOURS)], lw=2, label=name.replace("_", " "))
+                axes.plot(*line, color=COLOURS[index % len(COLOURS)], lw=2, label=in_words(name))
             axes.axhline(1, color=GREY, lw=0.8, ls=(0, (5, 4)))
             axes.set_ylabel(words)
             axes.spines[["top", "right"]].set_visible(False)
@@ -193,7 +194,7 @@ def analyse(bench: Bench, into: Results) -> None:
     if during := steps(bench.log, float(norms[0].mean())):
         into.table("embedding_steps.parquet", during, STEP_MEANINGS, "the embedding after each step")
         path = into.picture("embedding_drift.png", "the embedding's cosine with its start and its norm, step by step")
-        draw({bench.method: during}, path, f"{bench.concept.placeholder} by {bench.method.replace('_', ' ')}")
+        draw({bench.method: during}, path, f"{bench.concept.placeholder} by {in_words(bench.method)}")
         into.absent["nearest words during training"] = "the training log keeps the embedding's norm and cosine alone"
     else:
         into.absent["steps"] = (

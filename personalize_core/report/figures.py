@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from personalize_core.figures import COLOURS, GREY, INK, NO_LOSS, NO_METADATA, PALE, STYLE, moving_average, plane
 from personalize_core.metrics.tables import ALL_CONCEPTS
+from personalize_core.names import in_words
 from personalize_core.report.evidence import Evidence, Learned
 
 # What the page's style sheet gives other values in the dark.
@@ -100,7 +101,7 @@ def _said(evidence: Evidence, concept: str) -> str:
     rows = evidence.summary.filter(concept=concept)
     means = {(row["variant"], row["metric"]): row["mean"] for row in rows.iter_rows(named=True)}
     points = [
-        f"{variant.replace('_', ' ')} {means[variant, 'clip_t']:.3f}, {means[variant, 'dino']:.3f}"
+        f"{in_words(variant)} {means[variant, 'clip_t']:.3f}, {means[variant, 'dino']:.3f}"
         for variant in evidence.variants
         if (variant, "clip_t") in means and (variant, "dino") in means
     ]
@@ -132,7 +133,7 @@ def _losses(method: str, learned: Sequence[Learned]) -> Drawn:
         panels[-1].set_xlabel("training step")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     concepts = ", ".join(logs)
-    return drawn(figure, f"losses_{method}", f"Losses of {method.replace('_', ' ')} while it learned {concepts}.")
+    return drawn(figure, f"losses_{method}", f"Losses of {in_words(method)} while it learned {concepts}.")
 
 
 def _line(log: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

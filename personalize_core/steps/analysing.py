@@ -20,7 +20,7 @@ from personalize_core.randomness import seed_for
 from personalize_core.steps.drawing import drawn_as_now, refining, sampled_by
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.recipes import device_of, load_base
-from personalize_core.steps.stamps import DRAWING, artifact_stamp, manifest_stamp
+from personalize_core.steps.stamps import DRAWING, NAMING, artifact_stamp, manifest_stamp
 from personalize_core.store import SCORES, Store, picture_name
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ ANALYSING = (
     *DRAWING,
     *(f"analyses/{name}" for name in (*ALL, *SHARED)),
     "figures",
+    *NAMING,
     "metrics/features",
     "metrics/similarity",
     "metrics/tables",

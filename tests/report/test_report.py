@@ -87,7 +87,7 @@ def test_prompts_of_the_users_own_cannot_break_the_page(html):
 def test_the_verdict_stands_on_top_and_the_warning_about_the_miniature_with_it(html):
     top = html.index('id="plane"')
     assert html.index("Which keeps the concept best?") < html.index("Which follows the prompt best?") < top
-    assert html.index('<p class="answer">dreambooth</p>') < top
+    assert html.index('<p class="answer">DreamBooth</p>') < top
     assert html.index("no evidence about Stable Diffusion") < top
 
 
@@ -97,7 +97,7 @@ def test_a_reviewer_finds_the_contract_and_what_is_missing(html):
                   "rex (3)", "Tukey", "bootstrap", "48 pictures, 16 of each variant"):  # fmt: skip
         assert words in measured, words
     missing = html[html.index('id="missing"') :]
-    assert "There are no scores of cup and rex by oft." in missing
+    assert "There are no scores of cup and rex by OFT." in missing
     assert "Costs not recorded" in missing and "noise of training" in missing
     assert "heat maps" not in missing, "somebody made some"
 

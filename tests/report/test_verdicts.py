@@ -12,6 +12,7 @@ import pytest
 
 from personalize_core.metrics import ranking
 from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
+from personalize_core.names import in_words
 from personalize_core.report import verdicts
 
 VARIANTS = ["base_model", "core", "dreambooth", "neti", "oft"]
@@ -53,7 +54,7 @@ def test_one_is_said_to_be_best_exactly_if_it_is_told_above_every_other():
         best = [one for one in VARIANTS if all((one, other) in above for other in VARIANTS if other != one)]
         found = verdicts.verdicts(compared(told))[0]
         assert found.told == bool(best)
-        assert found.answer == (best[0].replace("_", " ") if best else CANNOT_TELL)
+        assert found.answer == (in_words(best[0]) if best else CANNOT_TELL)
         answers.add(found.answer)
         floor = " ".join(found.sentences).split("learned nothing: ")[1].rstrip(".")
         of_floor = dict(part.split(": ") for part in floor.split("; "))
@@ -90,7 +91,7 @@ def test_the_best_is_told_with_its_distance_from_the_nearest():
 def test_several_that_may_be_best_are_named_and_the_others_are_below_something():
     told = {("base_model", "dreambooth"): LOWER, ("base_model", "oft"): LOWER, ("dreambooth", "oft"): CANNOT_TELL}
     first = verdicts.verdicts(compared(told))[0].sentences[0]
-    assert first.startswith("The best may be any of dreambooth and oft: between these, the scores cannot tell.")
+    assert first.startswith("The best may be any of DreamBooth and OFT: between these, the scores cannot tell.")
     assert "above every other" in first
 
 
