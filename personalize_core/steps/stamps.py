@@ -39,6 +39,7 @@ SCORING = ("metrics/features", "metrics/masks", "metrics/scoring", "metrics/simi
 NAMING = ("names", "methods/names.yaml")  # what people read instead of identifiers
 COMPARING = (
     "comparison",
+    "coverage",
     "figures",
     "metrics/costs",
     "metrics/ranking",
@@ -47,7 +48,7 @@ COMPARING = (
     *NAMING,
 )
 # And all of report/, its page among it.
-REPORTING = ("comparison", "figures", "metrics/ranking", "metrics/tables", *NAMING)
+REPORTING = ("comparison", "coverage", "figures", "metrics/ranking", "metrics/tables", *NAMING)
 
 
 def train_stamp(store: Store, concept: str, method: str) -> str:
