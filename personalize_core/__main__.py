@@ -374,6 +374,8 @@ def _show_comparison(store: Store, report: steps.Report) -> None:
         table.add_row(*row)
     console.print(f"Means over all concepts, with {comparison.intervals_are_over(report.path)}")
     console.print(table)
+    if gaps := comparison.gaps(report.path):
+        console.print(gaps)
     noise = comparison.noise_floor(report.path)
     if len(noise):
         times = " or ".join(str(count) for count in sorted(set(noise["trainings"])))

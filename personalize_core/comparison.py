@@ -9,9 +9,11 @@ from typing import Any
 import polars as pl
 
 from personalize_core import figures, intake
+from personalize_core.coverage import Coverage
 from personalize_core.files import read_json, write_json
-from personalize_core.methods import FLOOR, MARK
+from personalize_core.methods import FLOOR
 from personalize_core.metrics import costs, ranking, tables
+from personalize_core.names import in_words
 from personalize_core.store import ABSENT, REFERENCES, SCORES, Store, picture_name
 
 NOISE = "noise_floor.parquet"  # only where a method was trained again
@@ -64,7 +66,9 @@ def write(
     for concept in concepts:
         title = f"{concept}: identity against text alignment"
         figures.identity_against_text(headline, folder / f"identity_vs_text_{concept}.png", title, concept)
-    title = f"Identity against text alignment, mean over {len(concepts)} concepts"
+    whole = Coverage.of_summary(headline).whole
+    over = f"{len(concepts)} concepts" if whole else f"the concepts that each has, of {len(concepts)}"
+    title = f"Identity against text alignment, mean over {over}"
     figures.identity_against_text(headline, folder / "identity_vs_text.png", title)
     for concept in concepts:
         grids = [store.grid(method, concept) for method, other in cells if other == concept and method != REFERENCES]
@@ -87,6 +91,8 @@ def draw(store: Store, concept: str, variants: Iterable[tuple[str, Path]], grid:
 def table(folder: Path, measured: Path) -> list[list[str]]:
     """The summary over all concepts for a terminal: a heading, then a row per variant, the base model first.
 
+    A variant that was not scored on all concepts says on how many.
+
     measured: the table of costs.
     """
     summary = _headline(folder / "summary.parquet")
@@ -101,6 +107,7 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
     noises = {(row["variant"], row["metric"]): f" noise {row['between']:.3f}" for row in rows}
     taken = pl.read_parquet(measured).filter(concept=tables.ALL_CONCEPTS) if measured.is_file() else pl.DataFrame()
     cost = {row["variant"]: costs.in_words(row) for row in taken.iter_rows(named=True)}
+    coverage = _coverage(folder)
     lines = [["Variant", *METRICS.values(), "DINO over the base model", "Cost"]]
     for variant in variants:
         scores = {row["metric"]: row for row in summary.filter(pl.col("variant") == variant).iter_rows(named=True)}
@@ -109,7 +116,7 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
             for metric in METRICS
         ]
         gained = _interval(gains[variant], "difference") if variant in gains else "-"
-        lines.append([in_words(variant), *cells, gained, cost.get(variant, "-")])
+        lines.append([in_words(variant) + coverage.said(variant), *cells, gained, cost.get(variant, "-")])
     return lines
 
 
@@ -135,6 +142,21 @@ def verdicts(folder: Path) -> list[list[str]]:
                 [words, " to ".join(map(str, sorted(places))), in_words(row["variant"]), "; ".join(parts) or "-"]
             )
     return lines
+
+
+def gaps(folder: Path) -> str:
+    """What is to be known where not all variants were scored on all concepts; else nothing."""
+    coverage = _coverage(folder)
+    if coverage.whole:
+        return ""
+    return (
+        f"Not every variant was scored on all {coverage.total} concepts: a mean is over those that the variant has, so "
+        "means do not compare; verdicts do, for they look at any two on the pictures that both have"
+    )
+
+
+def _coverage(folder: Path) -> Coverage:
+    return Coverage.of_summary(pl.read_parquet(folder / "summary.parquet").filter("headline"))
 
 
 def intervals_are_over(folder: Path) -> str:
@@ -188,7 +210,3 @@ def _interval(row: dict[str, Any], name: str) -> str:
     if row["low"] is None:
         return f"{row[name]:.3f}"
     return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def in_words(variant: str) -> str:
-    return variant.replace("_", " ").replace(MARK, ": ")

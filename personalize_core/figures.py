@@ -23,8 +23,10 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from personalize_core.coverage import Coverage
 from personalize_core.files import write_bytes
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING, FLOOR
+from personalize_core.names import in_words
 
 Picture = Image.Image | str | Path
 
@@ -76,7 +78,9 @@ def comparison_grid(
     most = max((len(cell) for cells in rows.values() for cell in cells), default=1)
     across = ceil(sqrt(max(most, 1)))
     tile = cell if across == 1 else round(cell * (0.8 if across == 2 else 0.6))
-    inner, gap, margin, label_width = 4, 14, 24, 138
+    inner, gap, margin = 4, 14, 24
+    words = [word for label in rows for word in label.split()]
+    label_width = max([122, *(ceil(font(15, bold=True).getlength(word)) for word in words)]) + 16
     wide, high = (count * tile + (count - 1) * inner for count in (across, ceil(max(most, 1) / across)))
 
     headers = [wrapped(text, font(14), wide) for text in columns]
@@ -252,7 +256,7 @@ def identity_against_text(
         path: where the PNG goes; the SVG goes beside it.
         concept: whose rows to take.
         identity, text: which metrics.
-        labels: variant -> words; by default its name with spaces.
+        labels: variant -> words; by default its name as people read it.
 
     Raises:
         ValueError: no variant has both metrics, or there are several base models.
@@ -271,6 +275,8 @@ def plane(
 ) -> Figure:
     """The figure of `identity_against_text`, not saved yet; the dotted line is the Pareto front of the means.
 
+    Where variants have different concepts, each says how many, and there is no front: their means do not compare.
+
     Args:
         title: above it, with a line of what is drawn; without one nothing stands above it.
         size: in inches, at 72 points each.
@@ -284,7 +290,10 @@ def plane(
     if not variants:
         raise ValueError(f"no variant of {concept!r} has both {identity!r} and {text!r} scores")
     variants.sort(key=lambda variant: (variant != FLOOR, variant))
-    labels = {variant: variant.replace("_", " ") for variant in variants} | dict(labels or {})
+    coverage = Coverage.of_summary(summary)
+    gaps = concept == ALL_CONCEPTS and not coverage.whole
+    named = {variant: in_words(variant) + (coverage.said(variant) if gaps else "") for variant in variants}
+    labels = named | dict(labels or {})
     colours = variant_colours(variants)
 
     with matplotlib.rc_context(STYLE):
@@ -296,7 +305,7 @@ def plane(
             axes.plot([x["mean"]] * 2, [y["low"], y["high"]], color=colours[variant], lw=1.4, alpha=0.55, zorder=2)
             axes.plot(x["mean"], y["mean"], "o", color=colours[variant], ms=8, mec="white", mew=1, zorder=3)
         front = pareto_front({variant: (right[variant]["mean"], up[variant]["mean"]) for variant in variants})
-        if len(front) > 1:  # what lies below and left of it has a variant that is better in both
+        if len(front) > 1 and not gaps:  # what lies below and left of it has a variant that is better in both
             corners = [(right[variant]["mean"], up[variant]["mean"]) for variant in front]
             axes.step(*zip(*corners, strict=True), where="pre", color=GREY, lw=1, ls=(0, (1, 2)), zorder=1)
         xs = [right[v][end] for v in variants for end in ("low", "high")]
@@ -328,7 +337,9 @@ def plane(
         about = f"{counted['images']} pictures a variant"
         if counted["concepts"] > 1:
             about += f", {counted['concepts']} concepts"
-        above = f"mean and 95 % interval; {about}" + ("; dotted: Pareto front" if len(front) > 1 else "")
+        if gaps:
+            about = "each over the concepts that it has, so points do not compare"
+        above = f"mean and 95 % interval; {about}" + ("; dotted: Pareto front" if len(front) > 1 and not gaps else "")
         if title:
             axes.text(0, 1.02, above, transform=axes.transAxes, fontsize=9, color=GREY)
         axes.spines[["top", "right"]].set_visible(False)

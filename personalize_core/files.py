@@ -30,11 +30,12 @@ def stamp_of(what: Mapping[str, Any]) -> str:
 
 
 def sources_hash(modules: Sequence[str]) -> str:
-    """Of this package's modules, e.g. "train" or "methods/dreambooth", and of its folders of text, by their names."""
+    """Of this package's modules, e.g. "train" or "methods/dreambooth", its folders of text, and "a/file.yaml"."""
     root, hashes = Path(__file__).parent, {}
     for module in modules:
         texts = sorted((root / module).glob("*.txt"))
-        hashes |= {f"{module}/{path.name}": sha256(path) for path in texts} or {module: sha256(root / f"{module}.py")}
+        source = root / (module if module.endswith(".yaml") else f"{module}.py")
+        hashes |= {f"{module}/{path.name}": sha256(path) for path in texts} or {module: sha256(source)}
     return stamp_of(hashes)
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from personalize_core import __main__ as command_line
-from personalize_core import steps
+from personalize_core import steps, training_log
+from personalize_core.analyses import embedding_drift
 from personalize_core.data import load_picture
 from personalize_core.errors import InputError
 from personalize_core.metrics import tables
@@ -121,7 +122,7 @@ def test_several_methods_stand_in_one_figure_those_without_an_embedding_in_the_f
     }
     rows = tables.read_parquet(report.path / "context_tokens.parquet")
     concept = rows.filter(kind="concept")["filler"].unique().sort().to_list()
-    assert concept == ["<rex> dog, personalized residuals", "<rex>, textual inversion"]
+    assert concept == ["<rex> dog, Personalized Residuals", "<rex>, Textual Inversion"]
     assert len(rows) == (1 + 2 + 1 + 2) * 4  # the class noun, two near nouns, a far one, two methods; four words
     assert rows["kind"].unique(maintain_order=True).to_list() == ["class noun", "near noun", "far noun", "concept"]
     assert steps.analyse_together(store, "rex", METHODS).skipped
@@ -184,6 +185,24 @@ def test_what_has_not_been_trained_or_drawn_is_refused_and_writes_nothing(store:
     with pytest.raises(InputError, match="no grid of 'rex' has been drawn"):
         steps.analyse(store, "rex", "textual_inversion")
     assert not store.analyses("dreambooth", "rex").exists()
+
+
+def test_the_log_of_a_training_holds_the_nearest_words_and_the_weights_are_as_without(store: Store, monkeypatch):
+    folder = store.artifact("textual_inversion", "rex")
+    rows, weights = training_log.read(folder), (folder / "weights.safetensors").read_bytes()
+    read = [row["learned"]["read"] for row in rows if "read" in row["learned"]]
+    assert read and all(len(one["near"][0]) == embedding_drift.WORDS for one in read)
+    during = tables.read_parquet(store.analyses("textual_inversion", "rex") / "words_during_training.parquet")
+    assert during["step"].n_unique() == len(read)
+    last = tables.read_parquet(store.analyses("textual_inversion", "rex") / "nearest_words.parquet")
+    mine = during.filter(step=len(rows) - 1).sort("rank")["word"].to_list()
+    assert mine == last.filter(when="after").sort("rank")["word"].to_list()
+    assert "learned" not in training_log.read(store.artifact("personalized_residuals", "rex"))[-1]
+    shutil.rmtree(folder)
+    monkeypatch.setattr(embedding_drift.WhileTraining, "__call__", lambda self, done: None)
+    assert not steps.train(store, "rex", "textual_inversion").skipped
+    assert (folder / "weights.safetensors").read_bytes() == weights
+    assert not [row for row in training_log.read(folder) if "read" in row["learned"]]
 
 
 def test_suggested_nouns_are_ranked_and_their_texts_encoded_once(store: Store, monkeypatch: pytest.MonkeyPatch):

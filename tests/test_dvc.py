@@ -169,9 +169,9 @@ def test_checkpoints_and_caches_are_in_no_output(workspace):
 
 
 def files(modules) -> set[str]:
-    """A module is a file, or a folder of texts."""
+    """A module is a file, or a folder of texts; what is no module is called as its file."""
     paths = [f"personalize_core/{module}" for module in modules]
-    return {path if (ROOT / path).is_dir() else f"{path}.py" for path in paths}
+    return {path if (ROOT / path).exists() else f"{path}.py" for path in paths}
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_each_variant_has_a_point_at_its_scores_and_its_name(tmp_path, drawn):
     axes = drawn[0].axes[0]
     points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"}
     assert points == {(m["clip_t"], m["dino"]) for v, m in LEVELS.items() if v != "real_images"}
-    assert {"base model", "DreamBooth", "personalized residuals"} <= set(words(drawn[0]))
+    assert {"base model", "DreamBooth", "Personalized Residuals"} <= set(words(drawn[0]))
     assert "mini-clip" in axes.get_xlabel() and "mini-identity" in axes.get_ylabel()
     assert (tmp_path / "a.png").stat().st_size and ElementTree.parse(tmp_path / "a.svg")
 

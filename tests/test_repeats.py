@@ -16,6 +16,7 @@ from personalize_core import comparison, measured, steps
 from personalize_core.errors import InputError
 from personalize_core.measured import PeakMemory, Stopwatch, TimedCheckpoints
 from personalize_core.metrics import costs, ranking, tables
+from personalize_core.names import in_words
 from personalize_core.steps.repeating import check_repeatable, find_trainings
 from personalize_core.store import Store
 from tests import tiny_workspace
@@ -92,7 +93,7 @@ def test_the_comparison_holds_the_noise_between_trainings_by_metric(store: Store
     assert (row["trainings"], row["concepts"]) == (3, 1)
     assert row["between"] == pytest.approx(torch.tensor(means, dtype=torch.float64).std().item(), rel=1e-9)
     heading, *lines = comparison.table(store.comparison(), store.costs())
-    (line,) = [line for line in lines if line[0] == METHOD.replace("_", " ")]
+    (line,) = [line for line in lines if line[0] == in_words(METHOD)]
     assert line[heading.index("DINO")].endswith(f"noise {row['between']:.3f}")
 
 
@@ -193,7 +194,7 @@ def test_costs_stand_in_the_row_that_people_see(store: Store):
     assert row["training_seconds"] > 0 and row["seconds_per_image"] > 0 and row["parameters"] > 0
     heading, *lines = comparison.table(store.comparison(), store.costs())
     by_variant = {line[0]: line[heading.index("Cost")] for line in lines}
-    assert by_variant[METHOD.replace("_", " ")] == costs.in_words(row)
+    assert by_variant[in_words(METHOD)] == costs.in_words(row)
     assert "trained" not in by_variant["base model"] and "an image" in by_variant["base model"]
     assert by_variant["real images"] == "-" if "real images" in by_variant else True
 

@@ -10,6 +10,7 @@ from personalize_core.analyses.bench import Bench
 from personalize_core.analyses.results import NotDefined, Results
 from personalize_core.metrics.similarity import real_alignment_per_image
 from personalize_core.metrics.tables import FLOOR
+from personalize_core.names import in_words
 
 TITLE = "Pictures without the concept"
 HOW = (
@@ -76,7 +77,7 @@ def analyse(bench: Bench, into: Results) -> None:
         missing = identities < value
         into.numbers[f"{variant}, share absent"] = float(missing.mean())
         into.numbers[f"{variant}, pictures"] = len(missing)
-        groups[variant.replace("_", " ")] = identities.tolist()
+        groups[in_words(variant)] = identities.tolist()
         places = zip(bench.grid.places, bench.grid.names[variant], identities, missing, strict=True)
         rows += [
             {
@@ -91,7 +92,7 @@ def analyse(bench: Bench, into: Results) -> None:
         ]
     into.table("absence.parquet", rows, MEANINGS, "every picture's identity, and whether it is below")
     shares = ", ".join(
-        f"{variant.replace('_', ' ')} {into.numbers[f'{variant}, share absent']:.0%}" for variant in bench.grid.variants
+        f"{in_words(variant)} {into.numbers[f'{variant}, share absent']:.0%}" for variant in bench.grid.variants
     )
     caption = f"identity of each picture, and the threshold below which the concept counts as absent: {shares}"
     path = into.picture("absence_threshold.png", caption)

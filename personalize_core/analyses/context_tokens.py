@@ -23,6 +23,7 @@ from personalize_core.analyses.results import NotDefined, Results
 from personalize_core.base import BaseModel
 from personalize_core.concept import SLOT, Concept
 from personalize_core.method import Method
+from personalize_core.names import in_words
 from personalize_core.text import TextContext
 
 TITLE = "Context tokens"
@@ -120,7 +121,7 @@ def analyse(bench: Bench, into: Results) -> None:
     fillers = [(concept.class_noun, "class noun", reference)]
     for noun, kind in others(base, concept.class_noun):
         fillers.append((noun, kind, of_noun(base, noun, concept)))
-    fillers.append((f"{bench.trained.phrase}, {bench.method.replace('_', ' ')}", "concept", mine))
+    fillers.append((f"{bench.trained.phrase}, {in_words(bench.method)}", "concept", mine))
     columns = words(base, concept)
     numbers = np.stack([cosines(outputs, reference) for _, _, outputs in fillers])
     rows = [

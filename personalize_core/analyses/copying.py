@@ -17,6 +17,7 @@ from PIL import Image
 from personalize_core import figures
 from personalize_core.analyses.bench import Bench, opened
 from personalize_core.analyses.results import Results
+from personalize_core.names import in_words
 
 TITLE = "Copying"
 HOW = (
@@ -137,7 +138,7 @@ def analyse(bench: Bench, into: Results) -> None:
                 into.numbers[f"{variant}, {encoder}, share nearer than any photograph to another"] = share
             pictures[f"nearest_pairs_{kind}_{variant}.png"] = (
                 sorted(pairs, key=lambda pair: -pair[2])[:PAIRS],
-                f"{variant.replace('_', ' ')}: the pictures nearest to a training photograph, by {encoder}",
+                f"{in_words(variant)}: the pictures nearest to a training photograph, by {encoder}",
             )
     into.table("copying.parquet", rows, MEANINGS, "every picture with its nearest photograph")
     for name, (pairs, caption) in pictures.items():

@@ -18,6 +18,7 @@ from personalize_core.analyses.results import NotDefined, Results
 from personalize_core.concept import SLOT
 from personalize_core.method import Method
 from personalize_core.metrics.tables import FLOOR
+from personalize_core.names import in_words
 
 TITLE = "Drift"
 HOW = (
@@ -58,7 +59,7 @@ def pixel_differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def draw(said: Sequence[str], pictures: Mapping[str, np.ndarray], path: Path, title: str) -> None:
     """A row for each model; pictures: its name -> (N, H, W, 3) uint8, one for each prompt."""
-    rows = {name.replace("_", " "): [[Image.fromarray(one)] for one in drawn] for name, drawn in pictures.items()}
+    rows = {in_words(name): [[Image.fromarray(one)] for one in drawn] for name, drawn in pictures.items()}
     figures.comparison_grid([], rows, said, path, title)
 
 

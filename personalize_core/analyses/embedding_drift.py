@@ -5,7 +5,8 @@ AttnDreamBooth (Pang et al. 2024): tuned together with the U-Net it hardly moves
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from personalize_core.analyses.results import NotDefined, Results
 from personalize_core.base import LAYERS, BaseModel, hooked
 from personalize_core.figures import COLOURS, GREY, INK, PALE, STYLE, save_figure
 from personalize_core.method import Method
+from personalize_core.names import in_words
 
 TITLE = "Embedding drift"
+LOOKS = 20  # during a training
 HOW = (
     "What the text encoder reads in the placeholder's place, before and after training: the cosine of the two, the "
-    "ratio of their norms, and the nearest whole words of the vocabulary by the cosine of input embeddings. Each "
-    "training step's cosine and norm stand in the training log; its vectors do not, so words are those of the two ends."
+    "ratio of their norms, and the nearest whole words of the vocabulary by the cosine of input embeddings. The log of "
+    f"the training holds the words too, at {LOOKS} places, or at every step of a shorter one."
 )
 MIDDLE = 500  # of the 1000 timesteps, for an embedding that differs between them
 WORDS = 8
@@ -36,6 +39,16 @@ STEP_MEANINGS = {
     "stage": "its name",
     "cosine": "of the embedding after the step with the one before training; the mean, where there are several",
     "norm_ratio": "its norm over the one before training; the ratio of means, where there are several",
+}
+DURING_MEANINGS = {
+    "step": "of the whole training, from 0; the words are those after it",
+    "stage": "its name",
+    "layer": "the cross-attention layer whose embedding it is; null where all layers read one",
+    "rank": "1 is the nearest",
+    "word": "a whole word of the tokenizer's vocabulary",
+    "cosine": "of its input embedding with the placeholder's",
+    "cosine_with_start": "of what is read for the placeholder with what was read before training; the mean of layers",
+    "norm_ratio": "its norm over the one before training; the mean of layers",
 }
 WORD_MEANINGS = {
     "when": "'before' or 'after' training",
@@ -56,8 +69,20 @@ def what_is_read(method: Method, base: BaseModel, t: int = MIDDLE) -> Tensor:
     Raises:
         NotDefined: the method says no placeholder.
     """
-    if method.concept.placeholder not in method.phrase:
+    if not speaks_of_it(method):
         raise NotDefined("the method speaks of the concept by its class noun alone, so there is no placeholder to read")
+    with method.attach(base):
+        return _read_attached(method, base, t)
+
+
+def speaks_of_it(method: Method) -> bool:
+    """Is there a placeholder in what the method says?"""
+    return method.concept.placeholder in method.phrase
+
+
+@torch.no_grad()
+def _read_attached(method: Method, base: BaseModel, t: int = MIDDLE) -> Tensor:
+    """`what_is_read` of a method that is attached already."""
     prompt, seen = [method.concept.placeholder], []
     place = int(base.tokenizer(prompt, method.concept).placeholder[0].int().argmax())
     modules: dict[str, Any] = dict(base.text_encoder.named_modules())
@@ -67,7 +92,7 @@ def what_is_read(method: Method, base: BaseModel, t: int = MIDDLE) -> Tensor:
     def look(module: Any, args: Any, answer: Tensor) -> None:
         seen.append(answer[:, place] - position)
 
-    with method.attach(base), hooked(embeddings.register_forward_hook(look)):
+    with hooked(embeddings.register_forward_hook(look)):
         method.condition(base, prompt)(torch.full((1,), t, device=base.device))
     return seen[-1].float().cpu()
 
@@ -95,12 +120,18 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def vocabulary(base: BaseModel) -> tuple[list[str], np.ndarray]:
     """Its whole words of plain letters, and their input embeddings, (V, D) float64; without those that are all 0."""
+    words, ids = whole_words(base)
+    return words, base.text_encoder.get_input_embeddings().weight.detach()[ids].double().cpu().numpy()
+
+
+def whole_words(base: BaseModel) -> tuple[list[str], list[int]]:
+    """The same words, and their places in the table of input embeddings."""
     # The tokenizer's own dictionary, which PromptTokenizer keeps to itself: every other door leads from word to id.
     ids: dict[str, int] = base.tokenizer._tokenizer.get_vocab()
-    table = base.text_encoder.get_input_embeddings().weight.detach().double().cpu().numpy()
-    found = {token.removesuffix("</w>"): i for token, i in ids.items() if token.endswith("</w>") and i < len(table)}
-    words = [word for word in sorted(found) if word.isascii() and word.isalpha() and table[found[word]].any()]
-    return words, table[[found[word] for word in words]]
+    there = base.text_encoder.get_input_embeddings().weight.detach().any(dim=1).tolist()
+    found = {token.removesuffix("</w>"): i for token, i in ids.items() if token.endswith("</w>") and i < len(there)}
+    words = [word for word in sorted(found) if word.isascii() and word.isalpha() and there[found[word]]]
+    return words, [found[word] for word in words]
 
 
 def nearest_words(
@@ -110,6 +141,110 @@ def nearest_words(
     alike = cosines(vectors, table)
     order: list[list[int]] = np.argsort(-alike, axis=1, kind="stable")[:, :count].tolist()
     return [[(words[j], float(alike[i, j])) for j in row] for i, row in enumerate(order)]
+
+
+@contextmanager
+def _still(method: Method) -> Iterator[None]:
+    """Within it the method is as when it draws: nothing is dropped out, and no random number taken."""
+    learning = method.training
+    method.eval()
+    try:
+        yield
+    finally:
+        method.train(learning)
+
+
+class WhileTraining:
+    """Looks at what is read for the placeholder while a method learns; it changes nothing of the training.
+
+    What the vocabulary takes stays where it is, so that a look costs no memory to speak of.
+    """
+
+    def __init__(self, method: Method, base: BaseModel, total: int) -> None:
+        """method: as its training starts, on the base model's device and not attached. total: steps of all stages."""
+        self.method, self.base, self.total = method, base, total
+        self.every = max(1, -(-total // LOOKS))
+        self.start: Tensor | None = None
+        if speaks_of_it(method):
+            with method.attach(base), _still(method):
+                self.start = _read_attached(method, base)
+        self.words: list[str] = []
+        self.norms = self.ids = torch.empty(0)
+
+    def __call__(self, done: int) -> dict[str, Any] | None:
+        """For the log after `done` steps of the whole training, of a method that is attached.
+
+        Returns:
+            the mean "cosine" with the start and the mean "norm_ratio", and "near", for each embedding its nearest
+            words with their cosines. None between looks, and where what is read is still the same as before.
+        """
+        if self.start is None or (done % self.every and done != self.total):
+            return None
+        with _still(self.method):
+            read = _read_attached(self.method, self.base)
+        if torch.allclose(read, self.start, rtol=0, atol=TOLERANCE * float(self.start.abs().max())):
+            return None
+        return {
+            "cosine": float(torch.cosine_similarity(read, self.start).mean()),
+            "norm_ratio": float((read.norm(dim=1) / self.start.norm(dim=1)).mean()),
+            "near": self._near(read),
+        }
+
+    @torch.no_grad()
+    def _near(self, read: Tensor) -> list[list[tuple[str, float]]]:
+        table = self.base.text_encoder.get_input_embeddings().weight
+        if not self.words:
+            self.words, ids = whole_words(self.base)
+            self.ids, self.norms = torch.tensor(ids), table.float().norm(dim=1).cpu()[ids]
+        rows = (read / read.norm(dim=1, keepdim=True)).to(table)
+        alike = (table @ rows.T).float().cpu()[self.ids] / self.norms[:, None]  # (words, n)
+        best = alike.topk(min(WORDS, len(self.words)), dim=0)
+        return [
+            [(self.words[place], round(value, 6)) for place, value in zip(*pair, strict=True)]
+            for pair in zip(best.indices.T.tolist(), best.values.T.tolist(), strict=True)
+        ]
+
+
+def words_during(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of DURING_MEANINGS from the training log."""
+    return [
+        {"step": step, "stage": row["stage"], "layer": layer, "rank": rank, "word": word, "cosine": cosine}
+        | {"cosine_with_start": read["cosine"], "norm_ratio": read["norm_ratio"]}
+        for step, row in enumerate(log)
+        if (read := row.get("learned", {}).get("read"))
+        for layer, near in zip(LAYERS if len(read["near"]) > 1 else [None], read["near"], strict=True)
+        for rank, (word, cosine) in enumerate(near, start=1)
+    ]
+
+
+def draw_words(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+    """The nearest words over the steps, of the first layer that is there: a line each, as long as it is among them.
+
+    Args:
+        rows: of DURING_MEANINGS, at least one.
+    """
+    mine = [row for row in rows if row["layer"] == rows[0]["layer"]]
+    lines: dict[str, list[tuple[int, float]]] = {}
+    for row in mine:
+        lines.setdefault(row["word"], []).append((row["step"], row["cosine"]))
+    often = sorted(lines, key=lambda word: (-len(lines[word]), -max(cosine for _, cosine in lines[word])))[:WORDS]
+    last = mine[-1]["step"]
+    shown = sorted({*often, *(row["word"] for row in mine if row["step"] == last and row["rank"] <= 3)})
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.6, 3.8), dpi=130, layout="constrained")
+        axes = figure.add_subplot()
+        for index, word in enumerate(shown):
+            axes.plot(
+                *zip(*lines[word], strict=True), "-o", color=COLOURS[index % len(COLOURS)], ms=4, lw=1.4, label=word
+            )
+        axes.set_xlabel("step")
+        axes.set_ylabel("cosine with the word")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color=PALE, lw=0.6)
+        axes.margins(x=0.02)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=9)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
+        save_figure(figure, path)
 
 
 def steps(log: Sequence[Mapping[str, Any]], norm_before: float) -> list[dict[str, Any]]:
@@ -143,7 +278,7 @@ def draw(methods: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: 
         ):
             for index, (name, rows) in enumerate(methods.items()):
                 line = [row["step"] for row in rows], [row[column] for row in rows]
-                axes.plot(*line, color=COLOURS[index % len(COLOURS)], lw=2, label=name.replace("_", " "))
+                axes.plot(*line, color=COLOURS[index % len(COLOURS)], lw=2, label=in_words(name))
             axes.axhline(1, color=GREY, lw=0.8, ls=(0, (5, 4)))
             axes.set_ylabel(words)
             axes.spines[["top", "right"]].set_visible(False)
@@ -193,9 +328,17 @@ def analyse(bench: Bench, into: Results) -> None:
     if during := steps(bench.log, float(norms[0].mean())):
         into.table("embedding_steps.parquet", during, STEP_MEANINGS, "the embedding after each step")
         path = into.picture("embedding_drift.png", "the embedding's cosine with its start and its norm, step by step")
-        draw({bench.method: during}, path, f"{bench.concept.placeholder} by {bench.method.replace('_', ' ')}")
-        into.absent["nearest words during training"] = "the training log keeps the embedding's norm and cosine alone"
+        draw({bench.method: during}, path, f"{bench.concept.placeholder} by {in_words(bench.method)}")
     else:
         into.absent["steps"] = (
             "the training log says nothing of the embedding" if bench.log else "it was not trained here, so no log"
+        )
+    if words_then := words_during(bench.log):
+        layer = f", as the layer {words_then[0]['layer']} reads it" if words_then[0]["layer"] else ""
+        into.table("words_during_training.parquet", words_then, DURING_MEANINGS, "the nearest words during training")
+        path = into.picture("words_during_training.png", f"the nearest words while it was trained{layer}")
+        draw_words(words_then, path, f"{bench.concept.placeholder} by {in_words(bench.method)} is near to")
+    elif bench.log:
+        into.absent["nearest words during training"] = (
+            "the training log is of before it held them; train again for them"
         )

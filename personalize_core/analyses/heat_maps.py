@@ -22,6 +22,7 @@ from personalize_core import figures
 from personalize_core.attention import AttentionMaps
 from personalize_core.base import LAYERS, BaseModel
 from personalize_core.method import Method
+from personalize_core.names import in_words
 from personalize_core.sample import Sampler, guided
 
 SIDE = 64  # of every map
@@ -122,7 +123,7 @@ def draw(found: Mapping[str, HeatMaps], pictures: Mapping[str, np.ndarray], path
     rows = {}
     for name, maps in found.items():
         picture = Image.fromarray(pictures[name])
-        rows[name.replace("_", " ")] = [[picture], *([overlay(picture, share)] for share in maps.shares())]
+        rows[in_words(name)] = [[picture], *([overlay(picture, share)] for share in maps.shares())]
     figures.comparison_grid([], rows, ["the picture", *next(iter(found.values())).words], path, title)
 
 

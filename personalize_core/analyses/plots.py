@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from personalize_core.figures import COLOURS, GREY, INK, PALE, STYLE, save_figure
 from personalize_core.metrics.tables import FLOOR
+from personalize_core.names import in_words
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def dots(panels: Sequence[Panel], rows: Sequence[str], path: Path, title: str, n
                     if len(some):
                         mean = float(np.mean(some))
                         axes.plot(mean, row + up, "o", color=colours[name], ms=7, mec="white", mew=0.8, zorder=3)
-                axes.plot([], [], "o", color=colours[name], label=name.replace("_", " "))
+                axes.plot([], [], "o", color=colours[name], label=in_words(name))
             for index, (words, level) in enumerate(panel.lines.items()):
                 axes.axvline(level, color=INK, lw=1, ls=[(0, (5, 4)), (0, (1, 2))][index % 2], label=words)
             axes.set_xlabel(panel.label)

@@ -60,6 +60,7 @@ RANK_COLUMNS: dict[str, str] = {
     "method": tables.COLUMNS["method"].meaning,
     "variant": tables.COLUMNS["variant"].meaning,
     "mean": "mean over all its pictures: over a prompt's pictures, then over prompts, then over concepts",
+    "concepts": "over how many; where variants differ in it, the means do not compare, and the places do",
     "place_from": "its best possible place, 1 plus the variants that are surely above it; 95 % for all places together",
     "place_to": "its worst possible place, the number of variants less those that are surely below it",
     "above": "the variants that it is surely above, separated by ', '",
@@ -181,12 +182,12 @@ def rank(compared: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
         key = (row["base_model"], row["metric"], row["variant"])
         over, unsure, under = (sorted(found.get(key, [])) for found in (above, unclear, below))
         rows.append(
-            {name: row[name] for name in ("base_model", "metric", "encoder", "method", "variant", "mean")}
+            {name: row[name] for name in ("base_model", "metric", "encoder", "method", "variant", "mean", "concepts")}
             | {"place_from": 1 + len(under), "place_to": 1 + len(under) + len(unsure)}
             | {"above": ", ".join(over), "cannot_tell_from": ", ".join(unsure)}
         )
     schema = dict.fromkeys(RANK_COLUMNS, pl.String()) | {
-        "mean": pl.Float64(), "place_from": pl.Int64(), "place_to": pl.Int64(),
+        "mean": pl.Float64(), "concepts": pl.Int64(), "place_from": pl.Int64(), "place_to": pl.Int64(),
     }  # fmt: skip
     ranked = pl.DataFrame(rows, schema=schema)
     return ranked.sort(

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from personalize_core import intake, training_log
+from personalize_core.coverage import Coverage
 from personalize_core.errors import InputError
 from personalize_core.files import read_json
 from personalize_core.methods import FLOOR, method_class
@@ -104,6 +105,11 @@ class Evidence:
         """variant -> its row of the summary over all concepts."""
         rows = self.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("metric") == metric)
         return {row["variant"]: row for row in rows.iter_rows(named=True)}
+
+    @property
+    def coverage(self) -> Coverage:
+        """Over how many concepts each variant's means are."""
+        return Coverage.of_summary(self.summary)
 
     @property
     def metrics(self) -> list[str]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from personalize_core.figures import COLOURS, GREY, INK, NO_LOSS, NO_METADATA, PALE, STYLE, moving_average, plane
 from personalize_core.metrics.tables import ALL_CONCEPTS
+from personalize_core.names import in_words
 from personalize_core.report.evidence import Evidence, Learned
 
 # What the page's style sheet gives other values in the dark.
@@ -90,7 +91,8 @@ def _in_the_plane(evidence: Evidence) -> list[str]:
 def _plane(evidence: Evidence, name: str, concept: str) -> Drawn:
     names = [one.name for one in evidence.concepts]
     several = concept == ALL_CONCEPTS and len(names) > 1
-    about = f"mean over {len(names)} concepts" if several else names[0] if concept == ALL_CONCEPTS else concept
+    over = f"{len(names)} concepts" if evidence.coverage.whole else f"the concepts that each has, of {len(names)}"
+    about = f"mean over {over}" if several else names[0] if concept == ALL_CONCEPTS else concept
     figure = plane(evidence.summary, f"Identity against text, {about}", concept)
     return drawn(figure, name, _said(evidence, concept))
 
@@ -99,8 +101,9 @@ def _said(evidence: Evidence, concept: str) -> str:
     """The plane's points in words."""
     rows = evidence.summary.filter(concept=concept)
     means = {(row["variant"], row["metric"]): row["mean"] for row in rows.iter_rows(named=True)}
+    coverage = {v: evidence.coverage.said(v) if concept == ALL_CONCEPTS else "" for v in evidence.variants}
     points = [
-        f"{variant.replace('_', ' ')} {means[variant, 'clip_t']:.3f}, {means[variant, 'dino']:.3f}"
+        f"{in_words(variant)}{coverage[variant]} {means[variant, 'clip_t']:.3f}, {means[variant, 'dino']:.3f}"
         for variant in evidence.variants
         if (variant, "clip_t") in means and (variant, "dino") in means
     ]
@@ -132,7 +135,7 @@ def _losses(method: str, learned: Sequence[Learned]) -> Drawn:
         panels[-1].set_xlabel("training step")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     concepts = ", ".join(logs)
-    return drawn(figure, f"losses_{method}", f"Losses of {method.replace('_', ' ')} while it learned {concepts}.")
+    return drawn(figure, f"losses_{method}", f"Losses of {in_words(method)} while it learned {concepts}.")
 
 
 def _line(log: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

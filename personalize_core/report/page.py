@@ -14,11 +14,11 @@ import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from personalize_core.comparison import in_words
 from personalize_core.errors import listed
 from personalize_core.figures import variant_colours
 from personalize_core.files import write_bytes
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
+from personalize_core.names import each_in_words, in_words
 from personalize_core.report import evidence as read_evidence
 from personalize_core.report import figures, pictures, published, tables
 from personalize_core.report import verdicts as told
@@ -69,7 +69,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"in_words": in_words, "anchor": anchor}
+    environment.filters |= {"in_words": in_words, "each_in_words": each_in_words, "anchor": anchor}
     environment.globals["packaged"] = lambda name: Markup((environment.loader.get_source(environment, name))[0])  # type: ignore[union-attr]
     grids, left_out = shown
     colours = variant_colours(evidence.variants)

@@ -16,6 +16,7 @@ from personalize_core.errors import InputError
 from personalize_core.figures import opened
 from personalize_core.files import sha256
 from personalize_core.metrics.tables import CEILING
+from personalize_core.names import in_words
 from personalize_core.report.evidence import METRICS, ConceptTold, Evidence
 
 PIXELS = 120_000_000  # of all pictures in a page together: some 15 MB
@@ -114,7 +115,7 @@ def _grid(root: Path, concept: ConceptTold, evidence: Evidence, drawn: pl.DataFr
 
 
 def _cell(root: Path, row: Mapping[str, Any], concept: ConceptTold, side: int) -> Cell:
-    path, variant = root / row["image"], row["variant"].replace("_", " ")
+    path, variant = root / row["image"], in_words(row["variant"])
     if sha256(_there(path)) != row["image_sha256"]:
         raise InputError(f"the picture {path} is another one than was scored; `personalize evaluate` scores it again")
     prompt = (row["prompt"] or "").replace("{}", concept.class_noun)

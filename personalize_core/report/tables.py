@@ -13,10 +13,10 @@ from typing import Any
 import polars as pl
 from tabulate import tabulate
 
-from personalize_core.comparison import in_words
 from personalize_core.files import write_bytes
 from personalize_core.metrics import costs, ranking, tables
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
+from personalize_core.names import in_words
 from personalize_core.report import published
 from personalize_core.report.evidence import IDENTITY, METRICS, TEXT, Evidence
 from personalize_core.report.verdicts import interval
@@ -94,19 +94,20 @@ def overview(evidence: Evidence) -> Table:
             row |= {f"{metric}_{name}": place.get(name) for name in ("place_from", "place_to")}
         row |= {name: evidence.costs.get(variant, {}).get(name) for name in COSTS}
         row["pictures"] = max(one["images"] for one in found.values())
+        row["concepts"] = max(one["concepts"] for one in found.values())
         rows.append(row)
         cells = [interval(found.get(metric), "mean") for metric in evidence.metrics]
         place = [_place(places.get((metric, variant))) for metric in (IDENTITY, TEXT)]
         of_cost = ["-" if variant == CEILING else for_people(name, row[name]) for name in recorded]
-        shown.append([in_words(variant), *cells, *place, *of_cost])
+        shown.append([in_words(variant), *_concepts(evidence, variant), *cells, *place, *of_cost])
     schema: dict[str, Any] = {"variant": pl.String(), "method": pl.String()}
     for metric in evidence.metrics:
         schema |= {f"{metric}_{name}": pl.Float64() for name in ("mean", "low", "high")}
         schema |= {f"{metric}_{name}": pl.Int64() for name in ("place_from", "place_to")}
-    schema |= dict.fromkeys(COSTS, pl.Float64()) | {"pictures": pl.Int64()}
+    schema |= dict.fromkeys(COSTS, pl.Float64()) | {"pictures": pl.Int64(), "concepts": pl.Int64()}
     meanings = {name: _meaning(name) for name in schema}
     names = [f"{METRICS[metric]} [95 %]" for metric in evidence.metrics]
-    heading = ["Variant", *names, f"Place, {METRICS[IDENTITY]}", f"Place, {METRICS[TEXT]}"]
+    heading = ["Variant", *_concepts(evidence), *names, f"Place, {METRICS[IDENTITY]}", f"Place, {METRICS[TEXT]}"]
     heading += [COSTS[name] for name in recorded]
     return Table(
         "overview",
@@ -114,19 +115,21 @@ def overview(evidence: Evidence) -> Table:
         pl.DataFrame(rows, schema=schema),
         meanings,
         [heading, *shown],
-        "A place is a range where the scores cannot tell; all places of a score hold together with 95 %.",
+        "A place is a range where the scores cannot tell; all places of a score hold together with 95 %."
+        + ("" if evidence.coverage.whole else " Means over different concepts do not compare; places do."),
     )
 
 
 def verdicts(evidence: Evidence) -> Table:
     """Any two variants, by each metric."""
-    frame = evidence.pairs.filter(pl.col("metric").is_in(evidence.metrics))
+    frame, whole = evidence.pairs.filter(pl.col("metric").is_in(evidence.metrics)), evidence.coverage.whole
     shown = [
         [METRICS[row["metric"]], in_words(row["variant"]), in_words(row["other"]), row["verdict"],
-         interval(row, "difference"), str(row["images"])]
+         interval(row, "difference"), str(row["images"]), *([] if whole else [str(row["concepts"])])]
         for row in frame.iter_rows(named=True)
     ]  # fmt: skip
     heading = ["Score", "Variant", "Beside", "Verdict", "Difference [together 95 %]", "Pairs of pictures"]
+    heading += [] if whole else ["Concepts that both have"]
     return Table("verdicts", "Any two, paired by prompt and noise", frame, ranking.PAIR_COLUMNS, [heading, *shown])
 
 
@@ -137,10 +140,14 @@ def over_the_floor(evidence: Evidence) -> Table:
     frame = evidence.differences
     rows = _headline(frame.filter(concept=ALL_CONCEPTS), evidence)
     shown = [
-        [in_words(variant), *(interval(of.get(metric), "difference") for metric in evidence.metrics)]
+        [
+            in_words(variant),
+            *_concepts(evidence, variant),
+            *(interval(of.get(metric), "difference") for metric in evidence.metrics),
+        ]
         for variant, of in rows.items()
     ]
-    heading = ["Variant", *(f"{METRICS[metric]} [95 %]" for metric in evidence.metrics)]
+    heading = ["Variant", *_concepts(evidence), *(f"{METRICS[metric]} [95 %]" for metric in evidence.metrics)]
     return Table(
         "over_the_base_model",
         "What each adds to the base model",
@@ -156,8 +163,9 @@ def every_measure(evidence: Evidence) -> Table:
     frame = evidence.every_mean.filter(concept=ALL_CONCEPTS).select(
         name for name in evidence.every_mean.columns if name in tables.SUMMARY_COLUMNS
     )
-    further = {"micro": "Over all pairs", "n_empty": "Without the concept"}
+    further = {"micro": "Over all pairs", "n_empty": "Without the concept", "concepts": "Concepts"}
     there = [name for name in further if name in frame.columns]
+    there = [name for name in there if name != "concepts" or not evidence.coverage.whole]
     shown = [
         [row["metric"], row["encoder"], in_words(row["variant"]), interval(row, "mean")]
         + [
@@ -191,7 +199,10 @@ def by_concept(evidence: Evidence) -> Table:
 
 
 def by_prompt(evidence: Evidence) -> Table:
-    """Means over all concepts and pictures of a prompt; without intervals, for few pictures stand behind each."""
+    """Means over all concepts and pictures of a prompt; without intervals, for few pictures stand behind each.
+
+    Where variants have different concepts, each row says how many.
+    """
     drawn = evidence.scores.filter((pl.col("method") != CEILING) & pl.col("metric").is_in(evidence.metrics))
     by = ["prompt", "variant", "metric"]
     by_concept = drawn.group_by([*by, "concept"]).agg(pl.col("score").mean(), pl.len().alias("pictures"))
@@ -207,9 +218,12 @@ def by_prompt(evidence: Evidence) -> Table:
     )
     found: dict[tuple[str, str], dict[str, float]] = {}
     for row in frame.iter_rows(named=True):
-        found.setdefault((row["prompt"], row["variant"]), {})[row["metric"]] = row["mean"]
+        found.setdefault((row["prompt"], row["variant"]), {"concepts": 0})[row["metric"]] = row["mean"]
+        found[row["prompt"], row["variant"]]["concepts"] = row["concepts"]
+    whole = evidence.coverage.whole
     shown = [
-        [prompt.replace("{}", "…"), in_words(variant), *(_number(of.get(metric)) for metric in evidence.metrics)]
+        [prompt.replace("{}", "…"), in_words(variant), *([] if whole else [str(of["concepts"])])]
+        + [_number(of.get(metric)) for metric in evidence.metrics]
         for (prompt, variant), of in found.items()
     ]
     meanings = {
@@ -220,7 +234,7 @@ def by_prompt(evidence: Evidence) -> Table:
         "pictures": "how many pictures",
         "concepts": "how many concepts were drawn in it",
     }
-    heading = ["Prompt", "Variant", *(METRICS[metric] for metric in evidence.metrics)]
+    heading = ["Prompt", "Variant", *_concepts(evidence), *(METRICS[metric] for metric in evidence.metrics)]
     return Table("by_prompt", "By prompt", frame, meanings, [heading, *shown], "Means without intervals.")
 
 
@@ -329,6 +343,13 @@ def _with_the_ceiling(evidence: Evidence) -> list[str]:
     return [*evidence.variants, *([CEILING] if real else [])]
 
 
+def _concepts(evidence: Evidence, variant: str | None = None) -> list[str]:
+    """The cell that says over how many concepts a variant is, or its heading; none where all are over all of them."""
+    if evidence.coverage.whole:
+        return []
+    return ["Concepts" if variant is None else evidence.coverage.count(variant)]
+
+
 def _place(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "-"
@@ -347,5 +368,7 @@ def _meaning(name: str) -> str:
         return tables.COLUMNS[name].meaning
     if name == "pictures":
         return "how many pictures the means are over"
+    if name == "concepts":
+        return "how many concepts the means are over"
     metric, _, what = next((m, "_", name.removeprefix(f"{m}_")) for m in METRICS if name.startswith(f"{m}_"))
     return f"{METRICS[metric]}: {(tables.SUMMARY_COLUMNS | ranking.RANK_COLUMNS)[what]}"

@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from personalize_core.comparison import in_words
 from personalize_core.errors import listed
 from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
 from personalize_core.metrics.tables import FLOOR
+from personalize_core.names import in_words
 from personalize_core.report.evidence import ASKED, Evidence
 
 MANY = 4  # variants that are named one by one, at most, where they are all but those that are named before
@@ -46,13 +46,17 @@ def _verdict(evidence: Evidence, metric: str) -> Verdict:
 
 
 def _surely_best(first: dict[str, Any], ranked: Sequence[dict[str, Any]], evidence: Evidence, metric: str) -> str:
-    nearest = max(ranked[1:], key=lambda row: row["mean"])
-    difference = between(evidence, metric, first["variant"], nearest["variant"])
+    beside = [row for other in ranked[1:] if (row := between(evidence, metric, first["variant"], other["variant"]))]
+    difference = min(beside, key=lambda row: row["difference"])  # not by the means: these may be over other concepts
     others = len(ranked) - 1
     above = "the other" if others == 1 else f"each of the {others} others"
-    best, next_ = in_words(first["variant"]), in_words(nearest["variant"])
+    best, next_ = in_words(first["variant"]), in_words(difference["other"])
+    count = difference["concepts"]
+    on = "the one concept that both have" if count == 1 else f"the {count} concepts that both have"
+    shared = "" if evidence.coverage.whole else f" on {on}"
     return (
-        f"{_capital(best)} scores above {above}; above {next_}, the nearest, by {interval(difference, 'difference')}."
+        f"{_capital(best)} scores above {above}; above {next_}, the nearest, by {interval(difference, 'difference')}"
+        f"{shared}."
     )
 
 
@@ -122,6 +126,8 @@ def notes(evidence: Evidence) -> list[str]:
     if over and not any("concepts" in name for name in over):
         these = "this concept" if len(evidence.concepts) == 1 else "these concepts"
         found.append(f"They are about {these} alone: how others of the kind would come out is not known.")
+    if not evidence.coverage.whole:
+        found.append(_gaps(evidence))
     unmeasured = evidence.pairs["training_noise"].null_count()
     if unmeasured == len(evidence.pairs):
         found.append("How much training again with another seed would change is not measured.")
@@ -130,6 +136,18 @@ def notes(evidence: Evidence) -> list[str]:
     else:
         found.append("How much training again with another seed changes is counted in.")
     return found
+
+
+def _gaps(evidence: Evidence) -> str:
+    """Which variants lack concepts, and what then compares."""
+    coverage = evidence.coverage
+    lacking = [f"{in_words(one)} on {coverage.count(one)}" for one in evidence.variants if not coverage.is_whole(one)]
+    fewest, most = evidence.pairs["concepts"].min(), evidence.pairs["concepts"].max()
+    shared = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return (
+        f"Not every variant was scored on all {coverage.total} concepts ({listed(lacking)}): any two are compared on "
+        f"the pictures that both have, of {shared} concepts, and a mean is over the variant's own."
+    )
 
 
 def caution(evidence: Evidence) -> str:

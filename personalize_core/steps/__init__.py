@@ -4,7 +4,7 @@ Every step is a pure function of its stamp: what it would make, it finds already
 ever sees it half made. Dagster, DVC and the command line call these and hold no logic of their own.
 """
 
-from personalize_core.steps.analysing import ANALYSES, analyse, analyse_together, suggest_class
+from personalize_core.steps.analysing import ANALYSES, analyse, analyse_together, analysed, suggest_class
 from personalize_core.steps.checks import check_inputs
 from personalize_core.steps.class_images import make_class_images
 from personalize_core.steps.comparing import compare
@@ -27,6 +27,7 @@ __all__ = [
     "Report",
     "analyse",
     "analyse_together",
+    "analysed",
     "check_concepts_wanted",
     "check_inputs",
     "check_repeatable",

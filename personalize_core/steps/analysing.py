@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from personalize_core import intake
 from personalize_core.errors import InputError
 from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
-from personalize_core.methods import FLOOR, check_method, method_file
+from personalize_core.methods import ABLATION_NAMES, FLOOR, METHOD_NAMES, check_method, method_file
 from personalize_core.randomness import seed_for
 from personalize_core.steps.drawing import drawn_as_now, refining, sampled_by
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.recipes import device_of, load_base
-from personalize_core.steps.stamps import DRAWING, artifact_stamp, manifest_stamp
+from personalize_core.steps.stamps import DRAWING, NAMING, artifact_stamp, manifest_stamp
 from personalize_core.store import SCORES, Store, picture_name
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ ANALYSING = (
     *DRAWING,
     *(f"analyses/{name}" for name in (*ALL, *SHARED)),
     "figures",
+    *NAMING,
     "metrics/features",
     "metrics/similarity",
     "metrics/tables",
@@ -166,6 +167,18 @@ def analyse_together(store: Store, concept: str, methods: Sequence[str]) -> Repo
                     found["embedding_drift"] = results.described()
                 write_json(new / ANALYSES, {"concept": concept, "methods": list(folders), "analyses": found})
     return _report(folder, stamp, skipped, started)
+
+
+def analysed(store: Store, concept: str) -> list[str]:
+    """The methods that have been analysed on a concept.
+
+    Raises:
+        InputError: there is none.
+    """
+    names = [name for name in (*METHOD_NAMES, *ABLATION_NAMES) if (store.analyses(name, concept) / MANIFEST).is_file()]
+    if not names:
+        raise InputError(f"no method has been analysed on {concept!r}; `personalize analyse` does it")
+    return names
 
 
 def suggest_class(store: Store, concept: str, nouns: str | None = None, listener: Listener = unheard) -> Report:

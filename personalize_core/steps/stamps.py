@@ -36,15 +36,19 @@ TRAINING = (
     "training_prompts",  # a folder of lists, for all methods: which of them a method reads, its recipe decides
 )
 SCORING = ("metrics/features", "metrics/masks", "metrics/scoring", "metrics/similarity", "metrics/tables")
+NAMING = ("names", "methods/names.yaml")  # what people read instead of identifiers
 COMPARING = (
     "comparison",
+    "coverage",
     "figures",
     "metrics/costs",
     "metrics/ranking",
     "metrics/statistics",
     "metrics/tables",
+    *NAMING,
 )
-REPORTING = ("comparison", "figures", "metrics/ranking", "metrics/tables")  # and all of report/, its page among it
+# And all of report/, its page among it.
+REPORTING = ("comparison", "coverage", "figures", "metrics/ranking", "metrics/tables", *NAMING)
 
 
 def train_stamp(store: Store, concept: str, method: str) -> str:

@@ -85,6 +85,7 @@ def _train_into(
     """Returns what the training took, as far as it is known; nothing where nothing was trained."""
     from personalize_core import artifact, proof, training_log
     from personalize_core import train as training
+    from personalize_core.analyses.embedding_drift import WhileTraining
     from personalize_core.fixed_batch import fixed_batch_losses, improvement
     from personalize_core.measured import PeakMemory, TimedCheckpoints
 
@@ -97,10 +98,13 @@ def _train_into(
     done = {stage.name: sum(earlier.steps for earlier in stages[:number]) for number, stage in enumerate(stages)}
 
     checkpoints = TimedCheckpoints(store.checkpoints(method, concept), stamp)
-    watch = checkpoints.watch
+    watch, look = checkpoints.watch, WhileTraining(learner.to(base.device), base, total)
 
     def log(row: dict[str, Any]) -> None:
         watch.lap()
+        if read := look(done[row["stage"]] + row["step"] + 1):
+            row["learned"] = row.get("learned", {}) | {"read": read}
+        watch.skip()
         numbers = {name: value for name, value in row.items() if isinstance(value, float)}
         listener(Event(f"training {method} on {concept}", done[row["stage"]] + row["step"] + 1, total, numbers))
 

@@ -19,6 +19,7 @@ from scipy.stats import binomtest
 
 from personalize_core.files import write_json
 from personalize_core.metrics.tables import write_parquet
+from personalize_core.names import in_words
 from personalize_core.study import answers as answer_files
 from personalize_core.study.answers import AnswerFile
 from personalize_core.study.design import Key
@@ -136,16 +137,15 @@ def for_people(results: Results) -> list[list[str]]:
     """A heading, then a row per question and comparison."""
     rows = results.summary["rows"]
     words: dict[Any, str] = {"first": "for it", "second": "against it", "cannot tell": "cannot tell"}
-    lines = [
-        ["Question", f"{rows[0]['first']} against", "Prefer it [95 %]", "n", "Not sure", "Raters", "alpha", "Verdict"]
-    ]
+    against = f"{in_words(rows[0]['first'])} against"
+    lines = [["Question", against, "Prefer it [95 %]", "n", "Not sure", "Raters", "alpha", "Verdict"]]
     for row in rows:
         share = "-" if row["share"] is None else f"{row['share']:.3f}"
         if row["low"] is not None:
             share += f" [{row['low']:.3f}, {row['high']:.3f}]"
         alpha = "-" if row["alpha"] is None else f"{row['alpha']:.2f}"
         counts = [str(row[name]) for name in ("n", "not_sure", "raters")]
-        lines.append([row["question"], row["second"], share, *counts, alpha, words[row["verdict"]]])
+        lines.append([row["question"], in_words(row["second"]), share, *counts, alpha, words[row["verdict"]]])
     return lines
 
 
@@ -155,7 +155,7 @@ def notes(results: Results) -> list[str]:
     for row in results.summary["rows"]:
         for note in (row["note"] or "").split("; "):
             if note:
-                of.setdefault(note, []).append(f"{row['question']}/{row['second']}")
+                of.setdefault(note, []).append(f"{row['question']}/{in_words(row['second'])}")
     everywhere = len(results.summary["rows"])
     return [note if len(where) == everywhere else f"{', '.join(where)}: {note}" for note, where in of.items()]
 

@@ -95,6 +95,57 @@ def test_the_steps_are_the_logs_with_the_norm_as_a_ratio():
     assert embedding_drift.steps([{"stage": "unet", "step": 0}], 2.0) == []
 
 
+# While it is trained
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_look_finds_what_both_ends_would_and_leaves_the_training_as_it_was(name, concept):
+    case = Case(name, linear=False)
+    base = case.base()
+    start = case.make(base, concept)
+    look = embedding_drift.WhileTraining(start, base, total=40)
+    trained = look.method = disturbed(copy.deepcopy(start)).train()
+    before = {key: value.clone() for key, value in trained.state_dict().items()}
+    random = torch.get_rng_state()
+    with trained.attach(base):
+        found = look(2)
+        assert look(3) is None and (look(40) is None) == (name not in EMBEDDING), (
+            "every second step of 40, and the last"
+        )
+    assert trained.training and torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
+    if name not in EMBEDDING:
+        assert found is None
+        return
+    assert found
+    one, other = embedding_drift.both_ends(start.eval(), trained.eval(), base)
+    assert found["cosine"] == pytest.approx(embedding_drift.cosines(one, other).diagonal().mean(), abs=1e-5)
+    norms = np.linalg.norm(other, axis=1) / np.linalg.norm(one, axis=1)
+    assert found["norm_ratio"] == pytest.approx(norms.mean(), abs=1e-5)
+    words, table = embedding_drift.vocabulary(base)
+    for mine, expected in zip(found["near"], embedding_drift.nearest_words(other, table, words), strict=True):
+        assert dict(mine) == pytest.approx(dict(expected), abs=1e-5)
+
+
+def test_the_words_of_the_log_become_rows_and_a_picture(tmp_path):
+    near = [[("dog", 0.9), ("cat", 0.5)], [("cat", 0.8), ("fox", 0.7)]]
+    log = [
+        {"stage": "all", "step": n, "learned": {"read": {"cosine": 0.9, "norm_ratio": 1.1, "near": [near[n // 2]]}}}
+        if n % 2
+        else {"stage": "all", "step": n}
+        for n in range(4)
+    ]
+    rows = embedding_drift.words_during(log)
+    assert [(row["step"], row["rank"], row["word"], row["cosine"]) for row in rows] == [
+        (1, 1, "dog", 0.9), (1, 2, "cat", 0.5), (3, 1, "cat", 0.8), (3, 2, "fox", 0.7),
+    ]  # fmt: skip
+    assert all(set(row) == set(embedding_drift.DURING_MEANINGS) and row["layer"] is None for row in rows)
+    embedding_drift.draw_words(rows, tmp_path / "words.png", "<rex>")
+    assert (tmp_path / "words.png").stat().st_size > 5000
+    layered = [{"stage": "all", "learned": {"read": {"cosine": 0.9, "norm_ratio": 1.1, "near": [near[0]] * 16}}}]
+    assert len({row["layer"] for row in embedding_drift.words_during(layered)}) == 16
+
+
 # The bare placeholder
 
 

@@ -73,13 +73,13 @@ def test_a_picture_is_enlarged_by_a_click_and_escape_closes_it(page):
     assert before and after and after["width"] > 2 * before["width"]
     assert page.locator("#large-references img").count() == 3, "the photographs stand beside it"
     caption = page.locator("#large-caption")
-    assert "dreambooth: a photo of a dog, noise 1" in caption.inner_text()
+    assert "DreamBooth: a photo of a dog, noise 1" in caption.inner_text()
     page.keyboard.press("ArrowDown")
-    assert "textual inversion: a photo of a dog, noise 1" in caption.inner_text(), "the same noise"
+    assert "Textual Inversion: a photo of a dog, noise 1" in caption.inner_text(), "the same noise"
     page.keyboard.press("ArrowRight")
-    assert "textual inversion: a photo of a dog, noise 2" in caption.inner_text()
+    assert "Textual Inversion: a photo of a dog, noise 2" in caption.inner_text()
     page.get_by_role("button", name="Up", exact=True).click()
-    assert "dreambooth: a photo of a dog, noise 2" in caption.inner_text()
+    assert "DreamBooth: a photo of a dog, noise 2" in caption.inner_text()
     wide, screen = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
     assert wide <= screen
     page.keyboard.press("Escape")
@@ -106,7 +106,7 @@ def test_the_plane_is_drawn_for_the_screen_that_it_is_on(page):
     assert page.locator("figure.narrow").is_visible() != wide
     if not wide:
         key = page.locator(".key li")
-        assert [one.split()[0] for one in key.all_inner_texts()] == ["base", "dreambooth", "textual"]
+        assert [one.split()[0] for one in key.all_inner_texts()] == ["base", "DreamBooth", "Textual"]
 
 
 def test_text_stands_out_from_its_ground_and_so_do_the_names_in_a_figure(page):

@@ -12,11 +12,11 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from personalize_core import steps
+from personalize_core import comparison, steps
 from personalize_core.errors import InputError
 from personalize_core.metrics import tables as score_tables
 from personalize_core.report import evidence as read_evidence
-from personalize_core.report import figures, page, pictures, tables
+from personalize_core.report import figures, page, pictures, tables, verdicts
 from personalize_core.store import Store
 from tests.report import workspace
 
@@ -87,7 +87,7 @@ def test_prompts_of_the_users_own_cannot_break_the_page(html):
 def test_the_verdict_stands_on_top_and_the_warning_about_the_miniature_with_it(html):
     top = html.index('id="plane"')
     assert html.index("Which keeps the concept best?") < html.index("Which follows the prompt best?") < top
-    assert html.index('<p class="answer">dreambooth</p>') < top
+    assert html.index('<p class="answer">DreamBooth</p>') < top
     assert html.index("no evidence about Stable Diffusion") < top
 
 
@@ -97,7 +97,7 @@ def test_a_reviewer_finds_the_contract_and_what_is_missing(html):
                   "rex (3)", "Tukey", "bootstrap", "48 pictures, 16 of each variant"):  # fmt: skip
         assert words in measured, words
     missing = html[html.index('id="missing"') :]
-    assert "There are no scores of cup and rex by oft." in missing
+    assert "There are no scores of cup and rex by OFT." in missing
     assert "Costs not recorded" in missing and "noise of training" in missing
     assert "heat maps" not in missing, "somebody made some"
 
@@ -259,3 +259,74 @@ def test_a_single_variant_is_told_of_without_a_comparison(tmp_path):
     steps.compare(store)
     html = steps.report(store).path.read_text()
     assert "There is one variant alone." in html and "no floor to compare with" in html
+
+
+# Where variants were not all scored on the same concepts
+
+
+@pytest.fixture(scope="module")
+def gap(tmp_path_factory) -> Store:
+    """DreamBooth, surely the best, was scored on one of the two concepts alone."""
+    store = workspace.make(tmp_path_factory.mktemp("gap") / "workspace")
+    shutil.rmtree(store.scores("dreambooth", "cup"))
+    steps.compare(store)
+    steps.report(store)
+    return store
+
+
+def test_every_row_says_over_how_many_concepts_it_is(gap, evidence):
+    told = read_evidence.read(gap)
+    made = tables.every(told)
+    for name in ("overview", "over_the_base_model", "every_measure", "by_prompt"):
+        heading, *rows = made[name].shown
+        of = {(row[heading.index("Variant")], row[heading.index("Concepts")]) for row in rows}
+        lacking = {words for words, count in of if count == "1"}
+        assert lacking == {"DreamBooth"} and ("Textual Inversion", "2") in of, name
+    assert dict(made["overview"].frame.select("variant", "concepts").iter_rows())["dreambooth"] == 1
+    assert not any("Concepts" in table.shown[0] for name, table in tables.every(evidence).items()), "none has gaps"
+
+
+def test_any_two_are_compared_on_the_concepts_that_both_have_and_the_words_say_so(gap):
+    heading, *rows = tables.every(read_evidence.read(gap))["verdicts"].shown
+    for row in rows:
+        assert row[heading.index("Concepts that both have")] == ("1" if "DreamBooth" in row else "2")
+    html = (gap.report() / page.PAGE).read_text()
+    verdict = html[html.index('id="verdict"') : html.index('id="plane"')]
+    assert "on the 1 concepts that both have" not in verdict and "on the one concept that both have." in verdict
+    assert "scored on all 2 concepts (DreamBooth on 1)" in verdict and "of 1 to 2 concepts" in verdict
+
+
+def test_the_difference_of_two_is_that_on_what_both_have(gap):
+    told = read_evidence.read(gap)
+    scores = told.scores.filter(metric="dino", concept="rex")
+    one, other = (scores.filter(variant=name)["score"].to_numpy().mean() for name in ("dreambooth", "base_model"))
+    found = verdicts.between(told, "dino", "dreambooth", "base_model")
+    assert found and found["difference"] == pytest.approx(one - other, abs=1e-12)
+
+
+def test_the_plane_says_which_points_are_over_fewer_concepts_and_draws_no_front(gap, html):
+    whole = (gap.report() / page.PAGE).read_text()
+    assert "DreamBooth (1 of 2 concepts)" in whole and "do not compare" in whole
+    assert "Identity against text, mean over the concepts that each has, of 2" in titles(read_evidence.read(gap))
+    assert "of 2 concepts)" not in html and "Pareto front" in html
+
+
+def titles(told: read_evidence.Evidence) -> list[str]:
+    """Of the planes that are drawn."""
+    made: list[str] = []
+    draw = figures.plane
+
+    def noted(summary, title, *rest, **more):
+        made.append(title)
+        return draw(summary, title, *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(figures, "plane", noted)
+        figures.every(told)
+    return made
+
+
+def test_the_terminal_says_it_too(gap, made):
+    lines = comparison.table(gap.comparison(), gap.costs())
+    assert {line[0] for line in lines} >= {"DreamBooth (1 of 2 concepts)", "Textual Inversion", "base model"}
+    assert "all 2 concepts" in comparison.gaps(gap.comparison()) and not comparison.gaps(made.comparison())

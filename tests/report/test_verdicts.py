@@ -10,8 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from personalize_core.coverage import Coverage
 from personalize_core.metrics import ranking
 from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
+from personalize_core.names import in_words
 from personalize_core.report import verdicts
 
 VARIANTS = ["base_model", "core", "dreambooth", "neti", "oft"]
@@ -23,7 +25,7 @@ def compared(told: dict[tuple[str, str], str], **more: Any) -> Any:
     rows = [
         {"base_model": "mini", "metric": "dino", "encoder": "e", "variant": one, "other": other, "verdict": said}
         | dict(zip(("difference", "low", "high"), numbers[said], strict=True))
-        | {"comparisons": len(told), "over": "prompts", "training_noise": None}
+        | {"comparisons": len(told), "over": "prompts", "training_noise": None, "concepts": 2}
         | more
         for (one, other), said in told.items()
     ]
@@ -31,15 +33,16 @@ def compared(told: dict[tuple[str, str], str], **more: Any) -> Any:
     summary = pl.DataFrame(
         [
             {"base_model": "mini", "metric": "dino", "encoder": "e", "method": name, "variant": name,
-             "mean": 1 - 0.1 * place, "concept": "all concepts", "headline": True}
+             "mean": 1 - 0.1 * place, "concept": "all concepts", "headline": True, "concepts": 2}
             for place, name in enumerate(names)
         ]
     )  # fmt: skip
     pairs = pl.DataFrame(rows, schema_overrides={"training_noise": pl.Float64})
     ranked = ranking.rank(pairs, summary)
     return SimpleNamespace(
-        pairs=pairs, rank=ranked, variants=names, metrics=["dino"], base_model="mini", concepts=[1, 2]
-    )
+        pairs=pairs, rank=ranked, variants=names, metrics=["dino"], base_model="mini", concepts=[1, 2],
+        coverage=Coverage.of_summary(summary),
+    )  # fmt: skip
 
 
 def test_one_is_said_to_be_best_exactly_if_it_is_told_above_every_other():
@@ -53,7 +56,7 @@ def test_one_is_said_to_be_best_exactly_if_it_is_told_above_every_other():
         best = [one for one in VARIANTS if all((one, other) in above for other in VARIANTS if other != one)]
         found = verdicts.verdicts(compared(told))[0]
         assert found.told == bool(best)
-        assert found.answer == (best[0].replace("_", " ") if best else CANNOT_TELL)
+        assert found.answer == (in_words(best[0]) if best else CANNOT_TELL)
         answers.add(found.answer)
         floor = " ".join(found.sentences).split("learned nothing: ")[1].rstrip(".")
         of_floor = dict(part.split(": ") for part in floor.split("; "))
@@ -61,7 +64,7 @@ def test_one_is_said_to_be_best_exactly_if_it_is_told_above_every_other():
         for name in VARIANTS[1:]:
             way = "above it" if (name, "base_model") in above else "cannot tell from it"
             words["below it" if ("base_model", name) in above else way].append(name)
-        expected = {way: names for way, names in words.items() if names}
+        expected = {way: [in_words(name) for name in names] for way, names in words.items() if names}
         assert {way: names.replace(" and ", ", ").split(", ") for way, names in of_floor.items()} == expected
     assert {CANNOT_TELL, "base model"} <= answers
 
@@ -83,14 +86,14 @@ def test_where_nothing_can_be_told_nothing_else_is_said():
 def test_the_best_is_told_with_its_distance_from_the_nearest():
     told = {("base_model", "dreambooth"): LOWER, ("base_model", "oft"): CANNOT_TELL, ("dreambooth", "oft"): HIGHER}
     found = verdicts.verdicts(compared(told))[0]
-    said = "Dreambooth scores above each of the 2 others; above base model, the nearest, by 0.200 [0.100, 0.300]."
+    said = "DreamBooth scores above each of the 2 others; above base model, the nearest, by 0.200 [0.100, 0.300]."
     assert found.sentences[0] == said
 
 
 def test_several_that_may_be_best_are_named_and_the_others_are_below_something():
     told = {("base_model", "dreambooth"): LOWER, ("base_model", "oft"): LOWER, ("dreambooth", "oft"): CANNOT_TELL}
     first = verdicts.verdicts(compared(told))[0].sentences[0]
-    assert first.startswith("The best may be any of dreambooth and oft: between these, the scores cannot tell.")
+    assert first.startswith("The best may be any of DreamBooth and OFT: between these, the scores cannot tell.")
     assert "above every other" in first
 
 

@@ -1,0 +1,97 @@
+"""What a person asks for beyond the scores. Nothing makes these by itself, and making them trains nothing.
+
+As in assets.py, the bodies call one step of the core each, and annotations are evaluated here.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import dagster as dg
+from pydantic import Field
+
+from pipelines import assets, metadata
+from pipelines.assets import GPU, OWNERS
+from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
+from pipelines.progress import logged
+from pipelines.resources import Workspace
+
+if TYPE_CHECKING:
+    from personalize_core.steps import Report
+
+GROUP = "analysis"
+MOST_PICTURES = 8  # in the page; the others lie at the asset's path
+
+
+@dg.asset(
+    partitions_def=concept_and_method,
+    deps=[assets.concept_images, assets.artifact, assets.image_grid, assets.metrics],
+    pool=GPU,
+    group_name=GROUP,
+    kinds={"pytorch", "image"},
+    owners=OWNERS,
+)
+def analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """What the headline hides, and the papers' analyses, of one method on one concept."""
+    from personalize_core import steps
+
+    return shown(steps.analyse(workspace.store(), concept_of(context), method_of(context), logged(context)))
+
+
+@dg.asset(partitions_def=concepts, deps=[analyses], group_name=GROUP, kinds={"image"}, owners=OWNERS)
+def analyses_together(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """What became of the embeddings of all methods that were analysed on one concept, in one figure each."""
+    from personalize_core import steps
+
+    store, concept = workspace.store(), concept_of(context)
+    return shown(steps.analyse_together(store, concept, steps.analysed(store, concept)))
+
+
+class Nouns(dg.Config):
+    """Where `class_nouns` chooses from."""
+
+    nouns: str | None = Field(
+        default=None,
+        description="common: the few that come with the package; wordnet, or wordnet:LEXICON: what the package wn has "
+        "installed; or a file with a noun a line. Left out: common with the mini world's encoder, else wordnet.",
+    )
+
+
+@dg.asset(
+    partitions_def=concepts,
+    deps=[assets.concept_images],
+    pool=GPU,
+    group_name=GROUP,
+    kinds={"pytorch", "parquet"},
+    owners=OWNERS,
+)
+def class_nouns(context: dg.AssetExecutionContext, config: Nouns, workspace: Workspace) -> dg.MaterializeResult:
+    """The nouns that the text-image encoder finds most like a concept's photographs."""
+    from personalize_core import steps
+
+    return shown(steps.suggest_class(workspace.store(), concept_of(context), config.nouns, logged(context)))
+
+
+def shown(report: "Report") -> dg.MaterializeResult:
+    """The first pictures, and a table of all numbers with the reasons of those that there are not."""
+    from personalize_core import steps
+    from personalize_core.files import read_json
+
+    found = read_json(report.path / steps.ANALYSES)
+    rows = []
+    for name in found.get("order", found["analyses"]):
+        one = found["analyses"][name]
+        told = one.get("numbers", {}) | one.get("absent", {})
+        if "not_defined" in one:
+            told = {"not defined": one["not_defined"]}
+        rows += [(one["title"], what, f"{value:.4f}" if isinstance(value, float) else str(value))
+                 for what, value in told.items()]  # fmt: skip
+    names = ("analysis", "what", "value")
+    table = dg.MetadataValue.table(
+        [dg.TableRecord(dict(zip(names, row, strict=True))) for row in rows],
+        schema=dg.TableSchema([dg.TableColumn(name) for name in names]),
+    )
+    pictures = {path.stem: path for path in list(report.pictures.values())[:MOST_PICTURES]}
+    return metadata.result(dataclasses.replace(report, pictures=pictures, numbers={}), {"numbers": table})
+
+
+ALL = [analyses, analyses_together, class_nouns]
