@@ -47,7 +47,7 @@ def spelled_out(what: Any) -> Any:
 
 
 def sources_hash(modules: Sequence[str]) -> Stamp:
-    """Of this package's modules, e.g. "train" or "methods/dreambooth", and of x
+    """Of this package's modules, e.g. "train" or "methods/dreambooth", its folders of text, and "a/file.yaml"."""
     root, hashes = Path(__file__).parent, {}
     for module in modules:
         texts = sorted((root / module).glob("*.txt"))
