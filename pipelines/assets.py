@@ -64,7 +64,8 @@ def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
 
     store = workspace.store()
     class_noun = store.concept(concept_of(context)).class_noun
-    return metadata.result(steps.make_class_images(store, class_noun, logged(context)))
+    report = steps.make_class_images(store, class_noun, logged(context))
+    return metadata.result(report, behind(store, report))
 
 
 @dg.asset(
