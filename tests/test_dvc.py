@@ -319,7 +319,7 @@ def through_dagster(store: Store) -> dict[str, Mapping[str, Any]]:
                 instance=instance,
             )
             for event in done.get_asset_materialization_events():
-                found[event.asset_key.to_user_string()] = event.materialization.metadata
+                found[event.materialization.asset_key.to_user_string()] = event.materialization.metadata
     return found
 
 

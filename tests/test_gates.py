@@ -236,7 +236,9 @@ def materialize(store: Store, selection, partition_key) -> dg.ExecuteInProcessRe
 def test_what_the_command_line_made_dagster_finds_done_checks_and_explains(store):
     result = materialize(store, [assets.artifact, assets.image_grid, assets.metrics], PAIR)
     assert result.success
-    events = {event.asset_key.to_user_string(): event for event in result.get_asset_materialization_events()}
+    events = {
+        event.materialization.asset_key.to_user_string(): event for event in result.get_asset_materialization_events()
+    }
     said = {name: event.materialization.metadata for name, event in events.items()}
     assert all(metadata["skipped"].value for metadata in said.values())
     assert said["metrics"]["explain"].value == "personalize explain data/metrics/dreambooth/rex"
@@ -253,7 +255,7 @@ def test_a_serious_gate_stops_the_run_before_the_next_asset(store):
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")  # as long as before, so that the step takes it for current
     result = materialize(store, [assets.artifact, assets.image_grid, assets.metrics], PAIR)
     assert not result.success
-    made = {event.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
+    made = {event.materialization.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
     assert made == {"artifact"}
 
 
