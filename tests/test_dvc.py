@@ -202,10 +202,9 @@ def test_an_ablation_that_is_named_for_dvc_is_a_stage_of_its_own(workspace):
 
 @pytest.mark.slow
 def test_an_experiment_is_run_compared_and_shown(workspace):
-    git = ["git", "-C", str(workspace.root), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    for arguments in (["add", "--all"], ["commit", "--quiet", "--message", "before"]):
-        subprocess.run([*git, *arguments], check=True)
-    (workspace.root / ".git" / "config").open("a").write("[user]\nname = a\nemail = a@b.c\n")
+    named = (["config", "user.name", "a"], ["config", "user.email", "a@b.c"])
+    for arguments in (*named, ["add", "--all"], ["commit", "--quiet", "--message", "before"]):
+        subprocess.run(["git", "-C", str(workspace.root), *arguments], check=True)
     done = workspace.dvc("exp", "run", "--name", "shorter", "-S", "methods.dreambooth.mini.steps=3")
     ran = set(re.findall(r"Running stage '(.*?)'", done))
     assert {name for name in ran if name.startswith("train@")} == {"train@dreambooth"} and "compare" in ran
