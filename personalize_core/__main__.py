@@ -14,6 +14,7 @@ from rich.console import Console
 from personalize_core import intake, models, steps
 from personalize_core.analyses import commands as analyses
 from personalize_core.errors import InputError
+from personalize_core.lineage import commands as lineage
 from personalize_core.methods import FLOOR
 from personalize_core.store import Store
 from personalize_core.study import commands as study
@@ -34,6 +35,7 @@ step = typer.Typer(help="One step over every concept: what dvc.yaml runs.", no_a
 app.add_typer(step, name="step")
 app.add_typer(study.app)
 app.add_typer(analyses.app)
+app.add_typer(lineage.app)
 
 Concepts = Annotated[list[str] | None, typer.Argument(help="Names of concepts; all of them if none is given.")]
 Methods = Annotated[

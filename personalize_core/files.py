@@ -24,12 +24,29 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def stamp_of(what: Mapping[str, Any]) -> str:
+class Stamp(str):
+    """A short name for everything that a result depends on, and what that is: `of`, with stamps in it."""
+
+    of: Mapping[str, Any]
+
+
+def stamp_of(what: Mapping[str, Any]) -> Stamp:
     """A short name for everything that a result depends on; equal exactly if all of it is equal."""
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    stamp = Stamp(hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16])
+    stamp.of = what
+    return stamp
 
 
-def sources_hash(modules: Sequence[str]) -> str:
+def spelled_out(what: Any) -> Any:
+    """The same as plain JSON, where every stamp that knows what it is of says so: {"stamp": ..., "of": {...}}."""
+    if isinstance(what, Stamp):
+        return {"stamp": str(what), "of": spelled_out(what.of)}
+    if isinstance(what, Mapping):
+        return {key: spelled_out(value) for key, value in what.items()}
+    return [spelled_out(value) for value in what] if isinstance(what, list | tuple) else what
+
+
+def sources_hash(modules: Sequence[str]) -> Stamp:
     """Of this package's modules, e.g. "train" or "methods/dreambooth", its folders of text, and "a/file.yaml"."""
     root, hashes = Path(__file__).parent, {}
     for module in modules:
@@ -68,13 +85,17 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 
 @contextmanager
 def whole_folder(folder: Path, stamp: str) -> Iterator[Path]:
-    """Fill a folder that appears at once, with its stamp, when the block ends well; else nothing changes."""
+    """Fill a folder that appears at once, with its stamp, when the block ends well; else nothing changes.
+
+    What the stamp is of, where it knows, stands in the manifest too: the chain down to the bytes (lineage/).
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(folder)
     temporary.mkdir()
     try:
         yield temporary
-        write_json(temporary / MANIFEST, {"stamp": stamp, "files": _listing(temporary)})
+        made_from = {"made_from": spelled_out(stamp.of)} if isinstance(stamp, Stamp) else {}
+        write_json(temporary / MANIFEST, {"stamp": stamp, "files": _listing(temporary), **made_from})
         replaced = _beside(folder)
         if folder.exists():
             os.rename(folder, replaced)

@@ -154,6 +154,10 @@ class Store:
         """The table of all costs, beside the comparison that it belongs to."""
         return self.drawn / "costs" / "costs.parquet"
 
+    def making(self, folder: Path) -> Path:
+        """How a folder of results came to be: when, by which program, on what. It differs from run to run too."""
+        return self.data / "costs" / "making" / folder.relative_to(self.data).with_suffix(".json")
+
     def analyses(self, method: str, concept: str) -> Path:
         return self.drawn / "analyses" / method / concept
 

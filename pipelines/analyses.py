@@ -11,14 +11,17 @@ from pydantic import Field
 
 from pipelines import assets, metadata
 from pipelines.assets import GPU, OWNERS
+from pipelines.lineage import behind
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
 from pipelines.resources import Workspace
 
 if TYPE_CHECKING:
     from personalize_core.steps import Report
+    from personalize_core.store import Store
 
 GROUP = "analysis"
+TAGS = {"layer": "analysed"}
 MOST_PICTURES = 8  # in the page; the others lie at the asset's path
 
 
@@ -29,21 +32,23 @@ MOST_PICTURES = 8  # in the page; the others lie at the asset's path
     group_name=GROUP,
     kinds={"pytorch", "image"},
     owners=OWNERS,
+    tags=TAGS,
 )
 def analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What the headline hides, and the papers' analyses, of one method on one concept."""
     from personalize_core import steps
 
-    return shown(steps.analyse(workspace.store(), concept_of(context), method_of(context), logged(context)))
+    store = workspace.store()
+    return shown(store, steps.analyse(store, concept_of(context), method_of(context), logged(context)))
 
 
-@dg.asset(partitions_def=concepts, deps=[analyses], group_name=GROUP, kinds={"image"}, owners=OWNERS)
+@dg.asset(partitions_def=concepts, deps=[analyses], group_name=GROUP, kinds={"image"}, owners=OWNERS, tags=TAGS)
 def analyses_together(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What became of the embeddings of all methods that were analysed on one concept, in one figure each."""
     from personalize_core import steps
 
     store, concept = workspace.store(), concept_of(context)
-    return shown(steps.analyse_together(store, concept, steps.analysed(store, concept)))
+    return shown(store, steps.analyse_together(store, concept, steps.analysed(store, concept)))
 
 
 class Nouns(dg.Config):
@@ -63,15 +68,17 @@ class Nouns(dg.Config):
     group_name=GROUP,
     kinds={"pytorch", "parquet"},
     owners=OWNERS,
+    tags=TAGS,
 )
 def class_nouns(context: dg.AssetExecutionContext, config: Nouns, workspace: Workspace) -> dg.MaterializeResult:
     """The nouns that the text-image encoder finds most like a concept's photographs."""
     from personalize_core import steps
 
-    return shown(steps.suggest_class(workspace.store(), concept_of(context), config.nouns, logged(context)))
+    store = workspace.store()
+    return shown(store, steps.suggest_class(store, concept_of(context), config.nouns, logged(context)))
 
 
-def shown(report: "Report") -> dg.MaterializeResult:
+def shown(store: "Store", report: "Report") -> dg.MaterializeResult:
     """The first pictures, and a table of all numbers with the reasons of those that there are not."""
     from personalize_core import steps
     from personalize_core.files import read_json
@@ -91,7 +98,8 @@ def shown(report: "Report") -> dg.MaterializeResult:
         schema=dg.TableSchema([dg.TableColumn(name) for name in names]),
     )
     pictures = {path.stem: path for path in list(report.pictures.values())[:MOST_PICTURES]}
-    return metadata.result(dataclasses.replace(report, pictures=pictures, numbers={}), {"numbers": table})
+    more = {"numbers": table} | behind(store, report)
+    return metadata.result(dataclasses.replace(report, pictures=pictures, numbers={}), more)
 
 
 ALL = [analyses, analyses_together, class_nouns]

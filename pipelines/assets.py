@@ -7,7 +7,8 @@ concept, Dagster infers from the partitions.
 
 import dagster as dg
 
-from pipelines import metadata
+from pipelines import checks, metadata
+from pipelines.lineage import behind
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
 from pipelines.resources import Workspace
@@ -24,25 +25,47 @@ concept_images = dg.AssetSpec(
     group_name="data",
     kinds={"image"},
     owners=OWNERS,
+    tags={"layer": "source"},
 )
 
 
-@dg.asset(partitions_def=concepts, deps=[concept_images], pool=GPU, group_name="data", kinds={"pytorch"}, owners=OWNERS)
+@dg.asset(
+    partitions_def=concepts,
+    deps=[concept_images],
+    pool=GPU,
+    group_name="data",
+    kinds={"pytorch"},
+    owners=OWNERS,
+    tags={"layer": "prepared"},
+    check_specs=checks.of("latents"),
+)
 def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The photographs as the base model's autoencoder sees them, every crop and flip that training may draw."""
     from personalize_core import steps
 
-    return metadata.result(steps.encode_images(workspace.store(), concept_of(context), logged(context)))
+    store, concept = workspace.store(), concept_of(context)
+    report = steps.encode_images(store, concept, logged(context))
+    shown = behind(store, report, concept_images=store.concept_folder(concept))
+    return checks.with_gates(metadata.result(report, shown), steps.gates.latents(store, concept))
 
 
-@dg.asset(partitions_def=concepts, deps=[concept_images], pool=GPU, group_name="data", kinds={"pytorch"}, owners=OWNERS)
+@dg.asset(
+    partitions_def=concepts,
+    deps=[concept_images],
+    pool=GPU,
+    group_name="data",
+    kinds={"pytorch"},
+    owners=OWNERS,
+    tags={"layer": "prepared"},
+)
 def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The base model's own pictures of the class noun, for prior preservation; concepts with one noun share them."""
     from personalize_core import steps
 
     store = workspace.store()
     class_noun = store.concept(concept_of(context)).class_noun
-    return metadata.result(steps.make_class_images(store, class_noun, logged(context)))
+    report = steps.make_class_images(store, class_noun, logged(context))
+    return metadata.result(report, behind(store, report))
 
 
 @dg.asset(
@@ -52,13 +75,17 @@ def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     group_name="learning",
     kinds={"pytorch"},
     owners=OWNERS,
+    tags={"layer": "learned"},
+    check_specs=checks.of("artifact"),
 )
 def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What one method learned about one concept."""
     from personalize_core import steps
 
-    report = steps.train(workspace.store(), concept_of(context), method_of(context), logged(context))
-    return metadata.result(report, metadata.loss_curve(report))
+    store, concept, method = workspace.store(), concept_of(context), method_of(context)
+    report = steps.train(store, concept, method, logged(context))
+    shown = metadata.loss_curve(report) | behind(store, report, latents=store.latents(concept))
+    return checks.with_gates(metadata.result(report, shown), steps.gates.artifact(store, concept, method))
 
 
 @dg.asset(
@@ -68,13 +95,17 @@ def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     group_name="learning",
     kinds={"pytorch", "image"},
     owners=OWNERS,
+    tags={"layer": "drawn"},
+    check_specs=checks.of("image_grid"),
 )
 def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The concept in new scenes: rows are the method's variants, columns the prompts."""
     from personalize_core import steps
 
-    report = steps.draw_grid(workspace.store(), concept_of(context), method_of(context), logged(context))
-    return metadata.result(report)
+    store, concept, method = workspace.store(), concept_of(context), method_of(context)
+    report = steps.draw_grid(store, concept, method, logged(context))
+    shown = behind(store, report, artifact=store.artifact(method, concept))
+    return checks.with_gates(metadata.result(report, shown), steps.gates.grid(store, concept, method))
 
 
 @dg.asset(
@@ -84,13 +115,19 @@ def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     group_name="evaluation",
     kinds={"polars", "parquet"},
     owners=OWNERS,
+    tags={"layer": "measured"},
+    check_specs=checks.of("metrics"),
 )
 def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The score of every picture: likeness to the concept and to the text."""
     from personalize_core import steps
 
-    report = steps.score(workspace.store(), concept_of(context), method_of(context), logged(context))
-    return metadata.result(report, metadata.scores_by_prompt(report))
+    store, concept, method = workspace.store(), concept_of(context), method_of(context)
+    report = steps.score(store, concept, method, logged(context))
+    inputs = {"concept_images": store.concept_folder(concept), "image_grid": store.grid(method, concept)}
+    shown = metadata.scores_by_prompt(report) | behind(store, report, **inputs)
+    found = [*steps.gates.scores(store, concept, method), *steps.gates.identity(store, concept, method)]
+    return checks.with_gates(metadata.result(report, shown), found)
 
 
 @dg.asset(
@@ -100,30 +137,52 @@ def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     group_name="evaluation",
     kinds={"polars", "parquet"},
     owners=OWNERS,
+    tags={"layer": "measured"},
+    check_specs=checks.of("reference_scores"),
 )
 def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """How alike the concept's own photographs are to each other: the ceiling of likeness."""
     from personalize_core import steps
+    from personalize_core.store import REFERENCES
 
-    return metadata.result(steps.score_references(workspace.store(), concept_of(context), logged(context)))
+    store, concept = workspace.store(), concept_of(context)
+    report = steps.score_references(store, concept, logged(context))
+    shown = behind(store, report, concept_images=store.concept_folder(concept))
+    return checks.with_gates(metadata.result(report, shown), steps.gates.scores(store, concept, REFERENCES))
 
 
 @dg.asset(
-    deps=[metrics, reference_scores, image_grid], group_name="evaluation", kinds={"polars", "image"}, owners=OWNERS
+    deps=[metrics, reference_scores, image_grid],
+    group_name="evaluation",
+    kinds={"polars", "image"},
+    owners=OWNERS,
+    tags={"layer": "compared"},
+    check_specs=checks.of("comparison"),
 )
 def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Every method beside every other: one table of all scores, one grid, one plot of identity against text."""
     from personalize_core import steps
 
-    return metadata.overview(steps.compare(workspace.store(), logged(context)))
+    store = workspace.store()
+    report = steps.compare(store, logged(context))
+    shown = metadata.overview(report, behind(store, report, metrics=store.drawn / "metrics"))
+    return checks.with_gates(shown, steps.gates.comparison(store))
 
 
-@dg.asset(deps=[comparison, artifact, image_grid], group_name="evaluation", kinds={"html"}, owners=OWNERS)
+@dg.asset(
+    deps=[comparison, artifact, image_grid],
+    group_name="evaluation",
+    kinds={"html"},
+    owners=OWNERS,
+    tags={"layer": "compared"},
+)
 def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The comparison in words, figures, pictures and tables: one page that needs nothing else."""
     from personalize_core import steps
 
-    return metadata.overview(steps.report(workspace.store(), logged(context)))
+    store = workspace.store()
+    made = steps.report(store, logged(context))
+    return metadata.overview(made, behind(store, made, comparison=store.comparison()))
 
 
 ALL = [concept_images, latents, class_images, artifact, image_grid, metrics, reference_scores, comparison, report]

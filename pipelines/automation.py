@@ -5,14 +5,15 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines import assets
+from pipelines import assets, checks
 from pipelines.partitions import CONCEPT, concepts
 from pipelines.resources import Workspace
 
 JOBS = [
     dg.define_asset_job(
         "prepare",
-        selection=dg.AssetSelection.assets(assets.latents, assets.class_images, assets.reference_scores),
+        selection=dg.AssetSelection.assets(assets.latents, assets.class_images, assets.reference_scores)
+        | dg.AssetSelection.checks(checks.photographs_usable),
         description="All that the methods need of one concept.",
     ),
     dg.define_asset_job(

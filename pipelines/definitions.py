@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dagster as dg
 
-from pipelines import analyses, assets, automation
+from pipelines import analyses, assets, automation, checks
 from pipelines.resources import Workspace
 
 defs = dg.Definitions(
     assets=[*assets.ALL, *analyses.ALL],
+    asset_checks=checks.ALL,
     jobs=automation.JOBS,
     sensors=[automation.concept_folder],
     resources={"workspace": Workspace.configure_at_launch()},  # so that a run may choose its protocol

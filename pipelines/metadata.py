@@ -42,14 +42,14 @@ def result(report: Report, more: Metadata | None = None) -> dg.MaterializeResult
         "seconds": dg.MetadataValue.float(round(report.seconds, 2)),
         "skipped": dg.MetadataValue.bool(report.skipped),
     }
-    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(report.stamp))
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(str(report.stamp)))
 
 
-def overview(report: Report) -> dg.MaterializeResult:
+def overview(report: Report, more: Metadata | None = None) -> dg.MaterializeResult:
     """A comparison: the plot over all concepts, then the grids of the first few."""
     grids = [name for name in report.pictures if name.startswith("grid")][:MOST_GRIDS]
     shown = [name for name in ("identity_vs_text", *grids) if name in report.pictures]
-    return result(dataclasses.replace(report, pictures={name: report.pictures[name] for name in shown}))
+    return result(dataclasses.replace(report, pictures={name: report.pictures[name] for name in shown}), more)
 
 
 def picture(name: str, path: Path) -> Metadata:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
 
 from personalize_core.steps import stamps
+from personalize_core.store import Store
+from pipelines import assets, resources
+from pipelines.lineage import dvc_hash
+from pipelines.partitions import CONCEPT
+from tests import tiny_workspace
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "personalize_core" / "report"
@@ -44,6 +53,10 @@ if name in inputs:
     content = [content, Path(f"data/{inputs[name]}/{method}/out").read_text()]
 Path("data", out).mkdir(parents=True, exist_ok=True)
 Path("data", out, "out").write_text(repr(content))
+if name == "compare":
+    steps = params["methods"]["dreambooth"]["mini"]["steps"]
+    Path("data", out, "summary.json").write_text('{"means": {"dreambooth": {"dino": %f}}}' % (steps / 1000))
+    Path("data", out, "identity_vs_text.png").write_text("a picture")
 '''
 
 
@@ -52,7 +65,8 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".dvc/config"):
+        # .gitignore too: else DVC writes some of its own, into folders that other stages depend on
+        for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
         self.params = yaml.safe_load((root / "params.yaml").read_text())
@@ -61,10 +75,21 @@ class Workspace:
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                path.mkdir() if not path.suffix else path.write_text(f"# {name}\n")
+                kept = (
+                    path if path.suffix else path / "kept"
+                )  # git, from which experiments start, keeps no empty folder
+                kept.parent.mkdir(exist_ok=True)
+                kept.write_text(f"# {name}\n")
         (root / "personalize_core" / "__init__.py").touch()
         (root / "personalize_core" / "__main__.py").write_text(STAND_IN)
         subprocess.run(["git", "init", "--quiet", str(root)], check=True)
+
+    @classmethod
+    def at(cls, root: Path) -> Workspace:
+        """One that is there already."""
+        workspace = cls.__new__(cls)
+        workspace.root = root
+        return workspace
 
     def repro(self) -> set[str]:
         """The stages that ran."""
@@ -86,7 +111,7 @@ class Workspace:
 
 def dependencies(stage: str, method: str = "") -> set[str]:
     described = STAGES[stage].get("do", STAGES[stage])
-    return {dependency.replace("${key}", method) for dependency in described["deps"]}
+    return {dependency.replace("${key}", method).replace("${item.method}", method) for dependency in described["deps"]}
 
 
 def sources() -> set[str]:
@@ -165,6 +190,132 @@ def test_checkpoints_and_caches_are_in_no_output(workspace):
     assert all(out[name]["persist"] for s in STAGES.values() for out in s.get("do", s)["outs"] for name in out)
 
 
+@pytest.mark.slow
+def test_an_ablation_that_is_named_for_dvc_is_a_stage_of_its_own(workspace):
+    stages = workspace.root / "dvc.yaml"
+    named = "ablations: { without_prior: { method: dreambooth, ablation: without_prior } }"
+    stages.write_text(stages.read_text().replace("ablations: {}", named))
+    assert workspace.repro() == {"ablation@without_prior", "compare", "report"}
+    assert (workspace.root / "data" / "grids" / "dreambooth@without_prior" / "out").is_file()
+    assert workspace.repro() == set()
+
+
+@pytest.mark.slow
+def test_an_experiment_is_run_compared_and_shown(workspace):
+    named = (["config", "user.name", "a"], ["config", "user.email", "a@b.c"])
+    for arguments in (*named, ["add", "--all"], ["commit", "--quiet", "--message", "before"]):
+        subprocess.run(["git", "-C", str(workspace.root), *arguments], check=True)
+    done = workspace.dvc("exp", "run", "--name", "shorter", "-S", "methods.dreambooth.mini.steps=3")
+    ran = set(re.findall(r"Running stage '(.*?)'", done))
+    assert {name for name in ran if name.startswith("train@")} == {"train@dreambooth"} and "compare" in ran
+    assert "Ran experiment" in done
+    assert "0.003" in workspace.dvc("metrics", "show")
+    shown = json.loads(workspace.dvc("metrics", "diff", "HEAD", "--json"))
+    found = shown["data/comparison/summary.json"]["means.dreambooth.dino"]
+    assert found == pytest.approx({"old": 0.007, "new": 0.003, "diff": -0.004})
+    assert "shorter" in workspace.dvc("exp", "show", "--csv")
+    page = workspace.dvc("plots", "show")
+    assert (workspace.root / "dvc_plots" / "index.html").is_file() and "dvc_plots" in page
+
+
+@pytest.mark.slow
+def test_what_was_made_is_pushed_to_a_folder_and_pulled_from_it(workspace, tmp_path):
+    before = {path: path.read_bytes() for path in (workspace.root / "data").rglob("*") if path.is_file()}
+    workspace.dvc("remote", "add", "--force", "--default", "shelf", str(tmp_path / "shelf"))
+    assert "pushed" in workspace.dvc("push")
+    for name in ("data/latents", "data/artifacts", "data/grids", "data/metrics", "data/comparison", ".dvc/cache"):
+        shutil.rmtree(workspace.root / name)
+    workspace.dvc("pull")
+    assert {path: path.read_bytes() for path in (workspace.root / "data").rglob("*") if path.is_file()} == before
+    assert workspace.repro() == set()
+
+
+@pytest.mark.slow
+def test_a_concept_of_ones_own_is_versioned_by_dvc_and_known_by_the_same_hash(workspace):
+    folder = workspace.root / "data" / "concepts" / "own"
+    (folder / "masks").mkdir(parents=True)
+    for name in ("00.png", "b.png", "ä.png", "masks/00.png", "concept.yaml"):
+        (folder / name).write_text(f"bytes of {name}")
+    workspace.dvc("add", "data/concepts/own")
+    (out,) = yaml.safe_load((workspace.root / "data" / "concepts" / "own.dvc").read_text())["outs"]
+    assert out["md5"] == dvc_hash(folder)
+    (folder / "00.png").write_text("another")
+    assert out["md5"] != dvc_hash(folder)
+    workspace.dvc("checkout", "--force", "data/concepts/own.dvc")
+    assert out["md5"] == dvc_hash(folder) and (folder / "00.png").read_text() == "bytes of 00.png"
+
+
+# The real steps, through both doors.
+
+
+@pytest.mark.slow
+def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(tmp_path):
+    """Tiny models. First DVC makes everything; then Dagster, after all of it has been thrown away."""
+    store = tiny_workspace.make(tmp_path)
+    shutil.rmtree(store.concept_folder("cup"))
+    values = tiny_workspace.params(tmp_path)
+    values["methods"] = {"textual_inversion": values["methods"]["textual_inversion"]}
+    store = tiny_workspace.write_params(tmp_path, values | {"variants": {}, "gradient_checkpointing": False})
+    values = yaml.safe_load((tmp_path / "params.yaml").read_text()) | {"precision": "fp32"}
+    tiny_workspace.write_params(tmp_path, values)  # dvc.yaml names every section
+    shutil.copytree(ROOT / "personalize_core", tmp_path / "personalize_core", copy_function=os.link)
+    shutil.copytree(ROOT / ".dvc", tmp_path / ".dvc", ignore=lambda folder, names: {*names} - {"config"})
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    by_dvc = Workspace.at(tmp_path)
+    assert "train@textual_inversion" in by_dvc.repro()
+    made = results(store)
+    lock = yaml.safe_load((tmp_path / "dvc.lock").read_text())["stages"]
+    hashes = {dep["path"]: dep["md5"] for stage in lock.values() for dep in stage["deps"]}
+
+    found = through_dagster(store)
+    assert all(metadata["skipped"].value for metadata in found.values())
+    assert results(store) == made
+    assert found["comparison"]["dvc/metrics"].value == hashes["data/metrics"]
+    assert found["report"]["dvc/comparison"].value == hashes["data/comparison"]
+
+    for folder in ("latents", "artifacts", "grids", "metrics", "comparison", "report", "costs"):
+        shutil.rmtree(store.data / folder)
+    found = through_dagster(store)
+    assert not any(metadata["skipped"].value for metadata in found.values())
+    assert results(store) == made
+    assert by_dvc.repro() <= {"report"}  # which tells how long all of it took, so it differs
+    assert "up to date" in by_dvc.dvc("status")
+
+
+def results(store: Store) -> dict[str, bytes]:
+    """Without what differs from run to run, and the report, which tells of it."""
+    return {
+        path.relative_to(store.data).as_posix(): path.read_bytes()
+        for path in sorted(store.data.rglob("*"))
+        if path.is_file() and not {".work", "costs", "report", ".gitignore"} & {*path.parts}
+    }
+
+
+def through_dagster(store: Store) -> dict[str, Mapping[str, Any]]:
+    """Asset -> the metadata of its materialization."""
+    found = {}
+    pair = dg.MultiPartitionKey({"concept": "rex", "method": "textual_inversion"})
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(CONCEPT, ["rex"])
+        for selection, key in (
+            ([assets.latents, assets.reference_scores], "rex"),
+            ([assets.artifact, assets.image_grid, assets.metrics], pair),
+            ([assets.comparison, assets.report], None),
+        ):
+            done = dg.materialize(
+                assets.ALL,
+                selection=selection,
+                partition_key=key,
+                resources={"workspace": resources.Workspace(root=str(store.root))},
+                instance=instance,
+            )
+            for event in done.get_asset_materialization_events():
+                found[event.materialization.asset_key.to_user_string()] = event.materialization.metadata
+    return found
+
+
 # A step's stamp and its stage depend on the same sources.
 
 
@@ -182,6 +333,7 @@ def files(modules) -> set[str]:
         ("draw", {*stamps.DRAWING, *stamps.REFINING}),
         ("score", stamps.SCORING),
         ("score_references", stamps.SCORING),
+        ("ablation", {*stamps.TRAINING, *stamps.DRAWING, *stamps.ENCODING, *stamps.REFINING, *stamps.SCORING}),
         ("compare", stamps.COMPARING),
         ("report", {*stamps.REPORTING, *(f"report/{path.stem}" for path in REPORT.glob("*.py"))}),
     ],
@@ -190,7 +342,7 @@ def test_a_stage_depends_on_the_sources_that_its_step_depends_on(stage, modules)
     depends = dependencies(stage, "dreambooth")
     missing = {name for name in files(modules) if name not in depends and str(Path(name).parent) not in depends}
     assert not missing
-    assert depends >= files(["methods/dreambooth"]) or stage not in {"train", "draw"}
+    assert depends >= files(["methods/dreambooth"]) or stage not in {"train", "draw", "ablation"}
 
 
 def test_what_decides_how_photographs_are_prepared_encodes_them_anew():

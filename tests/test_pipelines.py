@@ -14,7 +14,7 @@ from PIL import Image
 
 from personalize_core import steps
 from personalize_core.store import Store
-from pipelines import assets, automation, metadata
+from pipelines import assets, automation, checks, metadata
 from pipelines.__main__ import prepare
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
@@ -51,7 +51,16 @@ def asked(monkeypatch, tmp_path):
         monkeypatch.setattr(steps, name, stand_in(name))
     for name in ("loss_curve", "scores_by_prompt"):
         monkeypatch.setattr(metadata, name, lambda report: {})
+    for name in ("latents", "artifact", "grid", "scores", "identity", "comparison"):
+        monkeypatch.setattr(steps.gates, name, passing(name))
     return asked
+
+
+def passing(gate: str):
+    """A stand-in for a gate: it lets everything through."""
+    of = {"grid": "image_grid", "scores": "metrics", "identity": "metrics"}.get(gate, gate)
+    names = [name for name in checks.OF_ASSETS[of] if (name == "identity_above_base_model") == (gate == "identity")]
+    return lambda *what: [steps.gates.Gate(name, True, "a stand-in") for name in names]
 
 
 def materialize(instance, root, selection, partition_key=None) -> dg.ExecuteInProcessResult:
@@ -99,6 +108,7 @@ def test_a_run_chooses_its_protocol_and_the_sensor_needs_none(instance, monkeypa
 
     for name in ("compare", "report"):
         monkeypatch.setattr(steps, name, step)
+    monkeypatch.setattr(steps.gates, "comparison", passing("comparison"))
     monkeypatch.chdir(tmp_path)
     job = defs.resolve_job_def("compare")
     for config in ({}, {"resources": {"workspace": {"config": {"protocol": "mini"}}}}):

@@ -4,6 +4,7 @@ Every step is a pure function of its stamp: what it would make, it finds already
 ever sees it half made. Dagster, DVC and the command line call these and hold no logic of their own.
 """
 
+from personalize_core.steps import gates
 from personalize_core.steps.analysing import ANALYSES, analyse, analyse_together, analysed, suggest_class
 from personalize_core.steps.checks import check_inputs
 from personalize_core.steps.class_images import make_class_images
@@ -11,6 +12,7 @@ from personalize_core.steps.comparing import compare
 from personalize_core.steps.drawing import draw_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.exchange import export, import_artifact
+from personalize_core.steps.explaining import Link, Rows, explain
 from personalize_core.steps.latents import encode_images
 from personalize_core.steps.on_request import draw_samples, draw_together, heat_maps
 from personalize_core.steps.recipes import check_concepts_wanted, class_images_wanted, concepts_wanted
@@ -23,8 +25,10 @@ from personalize_core.store import picture_name
 __all__ = [
     "ANALYSES",
     "Event",
+    "Link",
     "Listener",
     "Report",
+    "Rows",
     "analyse",
     "analyse_together",
     "analysed",
@@ -38,7 +42,9 @@ __all__ = [
     "draw_samples",
     "draw_together",
     "encode_images",
+    "explain",
     "export",
+    "gates",
     "heat_maps",
     "import_artifact",
     "make_class_images",

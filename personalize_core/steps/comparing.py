@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
-from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder
+from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of
+from personalize_core.lineage.making import making
 from personalize_core.methods import ABLATION_NAMES
 from personalize_core.steps.drawing import drawn_as_now
 from personalize_core.steps.events import Event, Listener, Report, unheard
@@ -69,7 +70,7 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         skipped = is_current(folder, stamp)
         if not skipped:
             listener(Event("comparing", 0, 1))
-            with whole_folder(folder, stamp) as new:
+            with making(store, folder, stamp) as new:
                 missing = [cell for cell in cells if cell not in there]
                 comparison.write(store, there, missing, new, [scores_of(each) for each in trainings], left_out)
             listener(Event("comparing", 1, 1))

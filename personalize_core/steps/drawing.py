@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.files import is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
+from personalize_core.files import Stamp, is_current, read_json, sources_hash, stamp_of, write_json
+from personalize_core.lineage.making import making
 from personalize_core.methods import check_method, method_file
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
 from personalize_core.steps.recipes import load_base, preprocessing_of, prompts_of
-from personalize_core.steps.stamps import DRAWING, REFINING, artifact_stamp
+from personalize_core.steps.stamps import DRAWING, REFINING, artifact_stamp, latents_stamp
 from personalize_core.store import Store, picture_name
 
 if TYPE_CHECKING:
@@ -38,19 +39,8 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
     params, folder = store.params, store.grid(method, concept)
     how, prompt_list, variants = params.sampling, prompts_of(store, concept), params.sampling_variants(method)
     templates = prompt_list.templates
-    artifact = artifact_stamp(store, concept, method)
-    stamp = stamp_of(
-        {
-            "artifact": artifact,
-            "templates": templates,
-            "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
-            "sampling": how.how(),
-            "precision": params.precision,
-            "seed": store.drawing_seed,
-            "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}"]),
-            **refining(store, concept, method, variants, listener),
-        }
-    )
+    stamp, artifact = grid_stamp(store, concept, method), artifact_stamp(store, concept, method)
+    refining(store, concept, method, variants, listener)
     pictures = {"grid": folder / "grid.png"}
     with store.alone("grid", method, concept):
         if is_current(folder, stamp):
@@ -58,7 +48,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
         base = load_base(store)
         trained = restore(store.artifact(method, concept), base, method)
         places = [(p, i) for p in range(len(templates)) for i in range(how.images_per_prompt)]
-        with whole_folder(folder, stamp) as new, store.alone("device"):
+        with making(store, folder, stamp) as new, store.alone("device"):
             memory, each = PeakMemory(base.device), {}
             for name, variant in variants.items():
                 begun = time.monotonic()
@@ -87,6 +77,27 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
             comparison.draw(store, concept, [(name, new) for name in variants], about, new / "grid.png")
         write_json(store.drawing_costs(method, concept), taken)
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+
+
+def grid_stamp(store: Store, concept: str, method: str) -> Stamp:
+    """Names everything that the method's pictures of the concept depend on.
+
+    Raises:
+        InputError: the method has not been trained on the concept, or not on this base model.
+    """
+    params, variants = store.params, store.params.sampling_variants(method)
+    return stamp_of(
+        {
+            "artifact": artifact_stamp(store, concept, method),
+            "templates": prompts_of(store, concept).templates,
+            "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
+            "sampling": params.sampling.how(),
+            "precision": params.precision,
+            "seed": store.drawing_seed,
+            "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}"]),
+            **_refined_by(store, concept, method, variants),
+        }
+    )
 
 
 def draw(
@@ -155,10 +166,16 @@ def refining(
 
     It looks at the concept's photographs, which may be others by now than those that the artifact was trained on.
     """
+    if any(variant.refinement for variant in variants.values()):
+        encode_concept(store, concept, preprocessing_of(store, method), listener)
+    return _refined_by(store, concept, method, variants)
+
+
+def _refined_by(store: Store, concept: str, method: str, variants: Mapping[str, Variant]) -> dict[str, Any]:
     refined = {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
     if not refined:
         return {}
-    latents = encode_concept(store, concept, preprocessing_of(store, method), listener).stamp
+    latents = latents_stamp(store, concept, preprocessing_of(store, method))
     return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
 
 

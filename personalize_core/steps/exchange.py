@@ -7,6 +7,7 @@ from pathlib import Path
 
 from personalize_core.errors import InputError
 from personalize_core.files import sha256, stamp_of, whole_folder
+from personalize_core.lineage.making import making
 from personalize_core.methods import check_method, method_class
 from personalize_core.models import identify
 from personalize_core.steps.events import Report
@@ -70,7 +71,7 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
             "base_model": identify(store.params.base_model).weights_hash,
         }
     )
-    with store.alone("artifact", method, concept), whole_folder(folder, stamp) as new:
+    with store.alone("artifact", method, concept), making(store, folder, stamp) as new:
         artifact.save(new, method, learner, base, seed=None, imported=source.name)
         training_log.write([], new)
     return trained_report(stamp, False, started, folder)

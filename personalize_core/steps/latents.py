@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalize_core import intake
-from personalize_core.files import is_current, read_json, whole_folder
+from personalize_core.files import is_current, read_json
+from personalize_core.lineage.making import making
 from personalize_core.steps.events import Event, Listener, Report, report_over, unheard
 from personalize_core.steps.recipes import asked_for, load_base, preprocessing_of
 from personalize_core.steps.stamps import latents_stamp
@@ -44,7 +45,7 @@ def encode_concept(store: Store, concept: str, recipe: Preprocessing, listener: 
             return Report(stamp, True, time.monotonic() - started, folder)
         base = load_base(store)
         base.tokenizer.check_class_noun(described)
-        with whole_folder(folder, stamp) as new, store.alone("device"):
+        with making(store, folder, stamp) as new, store.alone("device"):
             encode(base, paths, recipe, new, f"encoding {concept}, {recipe.key}", listener)
     return Report(stamp, False, time.monotonic() - started, folder)
 

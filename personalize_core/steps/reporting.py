@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from personalize_core.files import MANIFEST, is_current, read_json, sha256, sources_hash, stamp_of, whole_folder
+from personalize_core.files import MANIFEST, is_current, read_json, sha256, sources_hash, stamp_of
+from personalize_core.lineage.making import making
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.stamps import REPORTING, manifest_stamp
 from personalize_core.store import SCORES, Store
@@ -40,7 +41,7 @@ def report(store: Store, listener: Listener = unheard) -> Report:
         skipped = is_current(folder, stamp)
         if not skipped:
             listener(Event("writing the report", 0, 1))
-            with whole_folder(folder, stamp) as new:
+            with making(store, folder, stamp) as new:
                 page.write(store, new)
             listener(Event("writing the report", 1, 1))
     pictures = {path.stem: path for path in sorted((folder / page.FIGURES).glob("*.png"))}

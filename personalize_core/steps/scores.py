@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core import intake
-from personalize_core.files import is_current, sources_hash, stamp_of, whole_folder, write_json
+from personalize_core.files import Stamp, is_current, sources_hash, stamp_of, write_json
+from personalize_core.lineage.making import making
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.recipes import device_of, prompts_of
@@ -24,15 +25,12 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
     from personalize_core.metrics import scoring
 
     check_method(method)
-    grid = store.grid(method, concept)
-    drawn = manifest_stamp(grid, f"no grid of {concept!r} has been drawn by {method}")
-
-    skipped = prompts_of(store, concept).without_identity
+    grid, skipped = store.grid(method, concept), prompts_of(store, concept).without_identity
 
     def scored(photographs: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
         return scoring.score_grid(store.root, grid, store.concept(concept), photographs, encoders, skipped)
 
-    return _score(store, concept, method, {"grid": drawn, "without_identity": sorted(skipped)}, scored, listener)
+    return _score(store, concept, method, scored, listener)
 
 
 def score_references(store: Store, concept: str, listener: Listener = unheard) -> Report:
@@ -42,27 +40,28 @@ def score_references(store: Store, concept: str, listener: Listener = unheard) -
     def scored(photographs: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
         return scoring.score_references(store.root, store.concept(concept), photographs, encoders)
 
-    return _score(store, concept, REFERENCES, {}, scored, listener)
+    return _score(store, concept, REFERENCES, scored, listener)
 
 
-def _score(
-    store: Store,
-    concept: str,
-    method: str,
-    drawn: dict[str, Any],
-    scored: Callable[..., scoring.Scored],
-    listener: Listener,
-) -> Report:
-    from personalize_core.metrics import masks, scoring, tables
+def score_stamp(store: Store, concept: str, method: str) -> Stamp:
+    """Names everything that a table of scores depends on; method may be REFERENCES.
 
-    started = time.monotonic()
-    described, photos = store.concept(concept), store.concept_folder(concept)
-    names, folder = store.params.encoders, store.scores(method, concept)
+    Raises:
+        InputError: there is no grid of the method.
+    """
+    from personalize_core.metrics import masks, scoring
+
+    drawn: dict[str, Any] = {}
+    if method != REFERENCES:
+        missing = f"no grid of {concept!r} has been drawn by {method}"
+        drawn["grid"] = manifest_stamp(store.grid(method, concept), missing)
+        drawn["without_identity"] = sorted(prompts_of(store, concept).without_identity)
+    names, photos = store.params.encoders, store.concept_folder(concept)
     by_name = [*names.text_image, *names.identity, *([names.segmenter] if names.segmenter else [])]
-    stamp = stamp_of(
+    return stamp_of(
         {
             **drawn,
-            "concept": vars(described),
+            "concept": vars(store.concept(concept)),
             "photographs": intake.content(photos),
             "masks": masks.own_content(photos) if names.segmenter else {},
             "encoders": [scoring.which(name) for name in by_name],
@@ -70,13 +69,26 @@ def _score(
             "sources": sources_hash(SCORING),
         }
     )
+
+
+def _score(
+    store: Store,
+    concept: str,
+    method: str,
+    scored: Callable[..., scoring.Scored],
+    listener: Listener,
+) -> Report:
+    from personalize_core.metrics import scoring, tables
+
+    started, stamp = time.monotonic(), score_stamp(store, concept, method)
+    names, folder = store.params.encoders, store.scores(method, concept)
     with store.alone("scores", method, concept):
         skipped = is_current(folder, stamp)
         if not skipped:
             what = f"scoring {concept}, {method}"
             listener(Event(what, 0, 1))
-            photographs, device = intake.photographs(photos), device_of(store)
-            with whole_folder(folder, stamp) as new, store.alone("device"):
+            photographs, device = intake.photographs(store.concept_folder(concept)), device_of(store)
+            with making(store, folder, stamp) as new, store.alone("device"):
                 encoders = scoring.load_encoders(**names.model_dump(), device=device)
                 found = scored(photographs, encoders)
                 tables.write(found.table, new / SCORES)

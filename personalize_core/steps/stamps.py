@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core import intake
 from personalize_core.errors import InputError
-from personalize_core.files import MANIFEST, read_json, sha256, sources_hash, stamp_of
+from personalize_core.files import MANIFEST, Stamp, read_json, sha256, sources_hash, stamp_of
 from personalize_core.methods import method_class, method_file
 from personalize_core.models import identify
 from personalize_core.steps.recipes import preprocessing_of
@@ -51,7 +51,7 @@ COMPARING = (
 REPORTING = ("comparison", "coverage", "figures", "metrics/ranking", "metrics/tables", *NAMING)
 
 
-def train_stamp(store: Store, concept: str, method: str) -> str:
+def train_stamp(store: Store, concept: str, method: str) -> Stamp:
     """Names everything that an artifact depends on: of the latents, only what this method sees."""
     if store.repeat:
         return repeat_stamp(train_stamp(store.again(0), concept, method), store.training_seed)
@@ -78,18 +78,18 @@ def train_stamp(store: Store, concept: str, method: str) -> str:
     )
 
 
-def repeat_stamp(original: str, seed: int) -> str:
+def repeat_stamp(original: str, seed: int) -> Stamp:
     """Of what differs from an artifact in its training's seed alone."""
     return stamp_of({"again": original, "seed": seed})
 
 
-def latents_stamp(store: Store, concept: str, recipe: Preprocessing) -> str:
+def latents_stamp(store: Store, concept: str, recipe: Preprocessing) -> Stamp:
     """Names everything that the moments of a concept's photographs depend on, prepared in one way."""
     files = intake.content(store.concept_folder(concept))
     return stamp_of({"files": files, **_encoding(store, recipe)})
 
 
-def pictures_stamp(store: Store, class_noun: str) -> str:
+def pictures_stamp(store: Store, class_noun: str) -> Stamp:
     """Names everything that pictures of a class noun depend on; not how many there are."""
     params = store.params
     return stamp_of(

@@ -7,7 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.files import is_current, read_json, whole_folder, write_json
+from personalize_core.files import is_current, read_json, write_json
+from personalize_core.lineage.making import making
 from personalize_core.methods import check_method, method_class, method_file
 from personalize_core.randomness import seed_for
 from personalize_core.steps.class_images import class_images_for, encode_real_class_images
@@ -55,7 +56,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
             return trained_report(stamp, True, started, folder)
         base = load_base(store)
         base.tokenizer.check_class_noun(described)
-        with whole_folder(folder, stamp) as new, store.alone("device"):
+        with making(store, folder, stamp) as new, store.alone("device"):
             taken = _train_into(new, store, base, concept, method, prior, stamp, listener)
         TimedCheckpoints(store.checkpoints(method, concept), stamp).clear()
         if taken:

@@ -1,0 +1,288 @@
+"""Is what a step made fit for the next one? Each gate looks at results on disk, and says what it measured.
+
+A gate that fails where later work would be wasted is serious: Dagster then stops the run (pipelines/checks.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personalize_core import intake
+from personalize_core.errors import InputError, listed
+from personalize_core.files import read_json, sources_hash, stamp_of, write_json
+from personalize_core.lineage.records import file_problems, manifest_of
+from personalize_core.methods import FLOOR, method_class
+from personalize_core.steps.latents import MOMENTS
+from personalize_core.steps.recipes import load_base, preprocessing_of
+from personalize_core.steps.training import PROOF, imported
+from personalize_core.store import ABSENT, REFERENCES, SCORES, Store, picture_name
+
+if TYPE_CHECKING:
+    import polars as pl
+    from torch import Tensor
+
+    from personalize_core.base import BaseModel
+    from personalize_core.data import Preprocessing
+
+FEW = 3  # photographs; below it methods learn the pose too, and nothing tells how alike photographs are
+LEAST_PSNR = 15.0  # decibels, over pixels; Stable Diffusion's autoencoder keeps above 25, another picture below 12
+DIVERGED = 1.5  # times the loss before training
+ROUNDING = 1e-5  # a cosine of a picture with itself may be that much above 1
+LEAST_SPREAD = 1.0  # grey levels; a picture below it shows nothing
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What was looked at, and whether it may go on."""
+
+    name: str
+    passed: bool
+    said: str  # a sentence for people
+    serious: bool = True  # what follows would be wasted; else a warning
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+def photographs(store: Store, concept: str) -> list[Gate]:
+    """Can every photograph be read, and are they enough for all that params.yaml asks for?"""
+    name = "photographs_usable"
+    try:
+        described, found = store.concept(concept), len(intake.photographs(store.concept_folder(concept)))
+    except InputError as error:
+        return [Gate(name, False, str(error))]
+    numbers = {"photographs": float(found)}
+    for method in store.params.method_names:
+        kind, config = method_class(method), store.params.config(method)
+        for variant in store.params.sampling_variants(method).values():
+            if (needed := kind.photographs_needed(config, variant.sampling)) > found:
+                return [
+                    Gate(name, False, f"{variant.name} takes {needed} photographs; there are {found}", True, numbers)
+                ]
+    if found < FEW:
+        said = (
+            f"there are {found} of this {described.class_noun}; every method works, and learns better from {FEW} to 6"
+        )
+        return [Gate(name, False, said, False, numbers)]
+    return [Gate(name, True, f"all {found} can be read", True, numbers)]
+
+
+def latents(store: Store, concept: str) -> list[Gate]:
+    """Are all latents finite, and do they decode to their photographs? Looked at once for the same latents."""
+    recipes = {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in store.params.method_names)}
+    stamps = {key: manifest_of(store.latents(concept, key)).get("stamp") for key in recipes}
+    stamp = stamp_of({"latents": stamps, "sources": sources_hash(["steps/gates"])})
+    kept = store.work("gates", f"latents-{concept}.json")
+    try:
+        known = read_json(kept)
+        if known["stamp"] == stamp:
+            return [Gate(**gate) for gate in known["gates"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    gates = _look_at_latents(store, concept, list(recipes.values()))
+    write_json(kept, {"stamp": stamp, "gates": [asdict(gate) for gate in gates]})
+    return gates
+
+
+def artifact(store: Store, concept: str, method: str) -> list[Gate]:
+    """Did training stay finite, did it teach anything, and does the artifact on disk hold all of it?"""
+    from personalize_core import training_log
+
+    folder = store.artifact(method, concept)
+    names = ("loss_finite", "loss_falls", "artifact_restores")
+    if imported(folder):
+        return [Gate(name, True, "another program trained it; nothing is known of that") for name in names]
+    rows = training_log.read(folder)
+    if not rows:
+        return [Gate(name, True, "this method trains nothing") for name in names]
+    wrong = [(row["step"], name) for row in rows for name, value in row.items() if not _finite(value)]
+    said = f"{wrong[0][1]} is not finite at step {wrong[0][0]}" if wrong else f"over all {len(rows)} steps"
+    return [Gate(names[0], not wrong, said), _loss_falls(folder, names[1]), _restores(folder, names[2])]
+
+
+def grid(store: Store, concept: str, method: str) -> list[Gate]:
+    """Is every picture there, and does every one show something?"""
+    import numpy as np
+
+    from personalize_core.data import load_picture
+
+    folder = store.grid(method, concept)
+    described = read_json(folder / "grid.json")
+    places = [(p, i) for p in range(len(described["templates"])) for i in range(described["images_per_prompt"])]
+    names = [picture_name(variant, *place) for variant in described["variants"] for place in places]
+    missing, flat = [], []
+    for name in names:
+        try:
+            spread = float(np.asarray(load_picture(folder / name)).astype(float).std())
+        except (InputError, OSError):
+            missing.append(name)
+            continue
+        if not spread >= LEAST_SPREAD:
+            flat.append(name)
+    numbers = {"pictures": float(len(names)), "missing": float(len(missing)), "constant": float(len(flat))}
+    shows = f"{listed(flat[:3])} shows one colour" if flat else "every picture shows something"
+    there = f"{listed(missing[:3])} cannot be read" if missing else f"all {len(names)} pictures are there"
+    return [
+        Gate("grid_complete", not missing, there, True, numbers),
+        Gate("grid_not_constant", not flat, shows, True, numbers),
+    ]
+
+
+def scores(store: Store, concept: str, method: str) -> list[Gate]:
+    """Does every picture have every score, or a reason why not, and is every score one that there can be?"""
+    from personalize_core.metrics import tables
+
+    folder = store.scores(method, concept)
+    table, absent = tables.read_parquet(folder / SCORES), read_json(folder / ABSENT)
+    ranges = {tables.SCALED: (0.0, 2.5), tables.PLAIN: (-1.0, 1.0)}
+    out = []
+    for row in table.select("metric", "image", "score", "scaling").iter_rows(named=True):
+        low, high = ranges[row["scaling"]]
+        if not low - ROUNDING <= row["score"] <= high + ROUNDING:
+            out.append(row)
+    said = f"{out[0]['metric']} of {out[0]['image']} is {out[0]['score']}" if out else f"all {len(table)} scores are"
+    lacking = _lacking(store, table, absent, concept, method)
+    lack = f"{lacking[0]} has no score and no reason; {len(lacking)} in all" if lacking else "every picture has all"
+    return [
+        Gate("scores_in_range", not out, said, True, {"scores": float(len(table))}),
+        Gate("scores_complete", not lacking, lack, True, {"absent_with_a_reason": float(len(absent))}),
+    ]
+
+
+def identity(store: Store, concept: str, method: str) -> list[Gate]:
+    """Are the pictures more like the concept than those of the base model, which has never seen it?"""
+    from personalize_core.metrics import tables
+
+    name, floor = "identity_above_base_model", store.scores(FLOOR, concept) / SCORES
+    if method == FLOOR:
+        return [Gate(name, True, "this is the base model", False)]
+    if not floor.is_file():
+        return [Gate(name, True, "not compared: the base model has no scores of this concept yet", False)]
+    found = {}
+    for who, path in ((FLOOR, floor), (method, store.scores(method, concept) / SCORES)):
+        table = tables.read_parquet(path).filter(metric="dino", headline=True)
+        for (variant,), group in table.group_by("variant", maintain_order=True):
+            found[who if who == FLOOR else str(variant)] = float(group["score"].to_numpy().mean())
+    if FLOOR not in found or len(found) == 1:
+        return [Gate(name, True, "not compared: there are no scores of identity (DINO)", False)]
+    below = [variant for variant, value in found.items() if variant != FLOOR and not value > found[FLOOR]]
+    said = "; ".join(f"{variant} {value:.3f}" for variant, value in found.items())
+    return [Gate(name, not below, f"mean DINO: {said}", False, found)]
+
+
+def comparison(store: Store) -> list[Gate]:
+    """Does the comparison hold every concept and method of the experiment?"""
+    missing = read_json(store.comparison() / "summary.json")["missing"]
+    said = f"without scores: {listed(missing[:5])}; {len(missing)} in all" if missing else "nothing is missing"
+    return [Gate("comparison_complete", not missing, said, False, {"missing": float(len(missing))})]
+
+
+# -- inside ---------------------------------------------------------------------------------------------------
+
+
+def _look_at_latents(store: Store, concept: str, recipes: Sequence[Preprocessing]) -> list[Gate]:
+    import torch
+    from safetensors.torch import load_file
+
+    names = ("latents_finite", "latents_decode")
+    saved = {recipe.key: load_file(store.latents(concept, recipe.key) / MOMENTS) for recipe in recipes}
+    wrong = [f"{key}, {name}" for key, all_ in saved.items() for name, one in all_.items() if not one.isfinite().all()]
+    count = sum(len(all_) for all_ in saved.values())
+    finite = Gate(names[0], not wrong, f"{wrong[0]} is not" if wrong else f"all {count} are")
+    if wrong:
+        return [finite, Gate(names[1], False, "not looked at, for they are not finite")]
+    base, paths = load_base(store), intake.photographs(store.concept_folder(concept))
+    worst, fault = math.inf, ""
+    with store.alone("device"), torch.no_grad():
+        for recipe in recipes:
+            for index, path in enumerate(paths):
+                heard, ours = _decoded(base, recipe, path, saved[recipe.key].get(f"{index:03d}"))
+                worst = min(worst, heard)
+                if not ours:
+                    fault = fault or f"{recipe.key}, {path.name}: these are not the latents of this photograph"
+    numbers = {"least_psnr": worst}
+    if fault:
+        return [finite, Gate(names[1], False, fault, True, numbers)]
+    said = f"the photographs come back with at least {worst:.1f} dB"
+    if worst < LEAST_PSNR:
+        said += f", and below {LEAST_PSNR:g} nobody knows them again: the base model's autoencoder cannot say them"
+        return [finite, Gate(names[1], False, said, False, numbers)]
+    return [finite, Gate(names[1], True, said, True, numbers)]
+
+
+def _decoded(base: BaseModel, recipe: Preprocessing, path: Path, saved: Tensor | None) -> tuple[float, bool]:
+    """How well the first view comes back, in dB, and whether these are what the autoencoder makes of it."""
+    import torch
+
+    from personalize_core.data import load_picture, to_pixels
+
+    view = recipe.views(load_picture(path), base.image_size)[:1]
+    fresh = base.moments(to_pixels(view))
+    if saved is None or saved[:1].shape != fresh.shape:
+        return -math.inf, False
+    picture = ((to_pixels(view) + 1) * 127.5).round().permute(0, 2, 3, 1)
+    came = [_psnr(picture, base.decode(moments[:, 0]).float()) for moments in (saved[:1], fresh)]
+    alike = torch.allclose(saved[:1, 0], fresh[:, 0], atol=1e-2, rtol=1e-2)
+    return came[0], came[0] >= LEAST_PSNR or alike
+
+
+def _psnr(one: Tensor, other: Tensor) -> float:
+    error = (one - other).pow(2).mean().item()
+    return 10 * math.log10(255**2 / error) if error else 100.0
+
+
+def _loss_falls(folder: Path, name: str) -> Gate:
+    fixed = read_json(folder / "fixed_batch.json")
+    before, after, (low, high) = fixed["before"], fixed["after"], fixed["interval_95"]
+    numbers = {"before": before, "after": after, "fell_by": fixed["fell_by"]}
+    said = f"{before:.4f} before training, {after:.4f} after it; fell by {fixed['fell_by']:.4f} [{low:.4f}, {high:.4f}]"
+    if not _finite(after) or after > DIVERGED * before:
+        return Gate(name, False, f"training has diverged: {said}", True, numbers)
+    return Gate(name, low > 0, said, False, numbers)
+
+
+def _restores(folder: Path, name: str) -> Gate:
+    manifest = manifest_of(folder)
+    if problems := file_problems(folder, manifest) if manifest else ["its manifest is gone"]:
+        return Gate(name, False, f"the artifact is not as it was made: {problems[0]}")
+    proof = read_json(folder / PROOF)
+    difference, allowed = proof["largest_difference"], proof["allowed_difference"]
+    said = f"a fresh process drew with it what the trainer drew, to {difference:.3g} (at most {allowed:.3g})"
+    return Gate(name, difference <= allowed, said, True, {"largest_difference": difference})
+
+
+def _lacking(store: Store, table: pl.DataFrame, absent: list[dict[str, Any]], concept: str, method: str) -> list[str]:
+    """Pictures that lack a score which others of this table have, with no reason given."""
+    from personalize_core.metrics import tables
+
+    excused = {(one["metric"], one["image"]) for one in absent}
+    pictures = table["image"].unique().to_list()
+    spared: set[int] = set()
+    if method == REFERENCES:
+        if len(intake.photographs(store.concept_folder(concept))) > 1 and not len(table) and not absent:
+            return ["every photograph"]
+    else:
+        from personalize_core.steps.recipes import prompts_of
+
+        folder = store.grid(method, concept)
+        described = read_json(folder / "grid.json")
+        places = [(p, i) for p in range(len(described["templates"])) for i in range(described["images_per_prompt"])]
+        names = [picture_name(variant, *place) for variant in described["variants"] for place in places]
+        pictures = [(folder / name).relative_to(store.root).as_posix() for name in names]
+        spared = set(prompts_of(store, concept).without_identity)
+    there = set(table.select("metric", "encoder", "image").iter_rows())
+    prompts = {image: int(Path(image).name[:2]) for image in pictures} if method != REFERENCES else {}
+    return [
+        f"{metric} of {image}"
+        for metric, encoder in table.select("metric", "encoder").unique(maintain_order=True).iter_rows()
+        for image in pictures
+        if (metric, encoder, image) not in there
+        and not {(metric, image), (metric, None)} & excused
+        and not (prompts.get(image) in spared and not tables.MEASURES[metric].reads_text)
+    ] or ([] if len(table) or absent or not pictures else [pictures[0]])
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

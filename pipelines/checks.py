@@ -1,0 +1,107 @@
+"""What must hold before the next step is worth its time. The core looks (steps/gates.py); this tells Dagster.
+
+A check of one partition is part of its asset: where it fails, the run stops before the next asset, and the event says
+what was measured. A serious failure blocks; a warning is shown and stops nothing.
+
+Annotations are evaluated here, as in assets.py: Dagster looks at the type of `context` itself.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from pipelines.partitions import concepts
+from pipelines.resources import Workspace
+
+if TYPE_CHECKING:
+    from personalize_core.steps.gates import Gate
+
+BLOCKING, WARNING = True, False
+OF_ASSETS: dict[str, dict[str, tuple[bool, str]]] = {  # asset -> check -> can it block, and what it says
+    "latents": {
+        "latents_finite": (BLOCKING, "Every number of every latent is finite."),
+        "latents_decode": (
+            BLOCKING,
+            "Decoded, the latents are the photographs that they were made of, to 15 dB. Blocks where they are others' "
+            "or damaged; warns where the base model's autoencoder itself cannot say such photographs.",
+        ),
+    },
+    "artifact": {
+        "loss_finite": (BLOCKING, "Every loss of every training step is finite."),
+        "loss_falls": (
+            BLOCKING,
+            "The loss on a batch that stays the same is lower after training, with 95 % confidence; else it warns. "
+            "Blocks where it has grown by half: training has diverged.",
+        ),
+        "artifact_restores": (
+            BLOCKING,
+            "A fresh process read the artifact from disk and drew what the trainer drew; its files are still those.",
+        ),
+    },
+    "image_grid": {
+        "grid_complete": (BLOCKING, "Every prompt was drawn by every variant, and every picture can be read."),
+        "grid_not_constant": (BLOCKING, "No picture is of one colour."),
+    },
+    "metrics": {
+        "scores_in_range": (BLOCKING, "Cosines lie in [-1, 1], scaled ones in [0, 2.5]."),
+        "scores_complete": (BLOCKING, "Every picture has every score, or a reason why it has none."),
+        "identity_above_base_model": (
+            WARNING,
+            "The pictures are more like the concept (DINO) than those of the base model, which has never seen it.",
+        ),
+    },
+    "reference_scores": {
+        "scores_in_range": (BLOCKING, "Cosines lie in [-1, 1]."),
+        "scores_complete": (BLOCKING, "Every photograph has every score, or a reason why it has none."),
+    },
+    "comparison": {
+        "comparison_complete": (WARNING, "Every concept and method of the experiment has been scored."),
+    },
+}
+
+
+def of(asset: str) -> list[dg.AssetCheckSpec]:
+    """The checks that are part of an asset."""
+    return [
+        dg.AssetCheckSpec(name, asset=asset, blocking=blocking, description=said)
+        for name, (blocking, said) in OF_ASSETS[asset].items()
+    ]
+
+
+def with_gates(result: dg.MaterializeResult, gates: "Sequence[Gate]") -> dg.MaterializeResult:
+    """The materialization, with what the gates found."""
+    found = [_result(gate) for gate in gates]
+    return result._replace(check_results=[*(result.check_results or []), *found])
+
+
+def _result(gate: "Gate") -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=gate.name,
+        passed=gate.passed,
+        severity=dg.AssetCheckSeverity.ERROR if gate.serious else dg.AssetCheckSeverity.WARN,
+        description=gate.said,
+        metadata={name: dg.MetadataValue.float(value) for name, value in gate.numbers.items()},
+    )
+
+
+with warnings.catch_warnings():
+    # Dagster calls partitions of a check a preview. Without them its page would show the last concept alone.
+    warnings.filterwarnings("ignore", message=".*partitions_def.*")
+
+    @dg.asset_check(
+        asset="concept_images",
+        blocking=True,
+        partitions_def=concepts,
+        description="Every photograph can be read, and there are as many as params.yaml's variants take. Warns below "
+        "three.",
+    )
+    def photographs_usable(context: dg.AssetCheckExecutionContext, workspace: Workspace) -> dg.AssetCheckResult:
+        from personalize_core import steps
+
+        (gate,) = steps.gates.photographs(workspace.store(), context.partition_key)
+        return _result(gate)
+
+
+ALL = [photographs_usable]
