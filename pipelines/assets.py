@@ -8,6 +8,7 @@ concept, Dagster infers from the partitions.
 import dagster as dg
 
 from pipelines import metadata
+from pipelines.failures import sorted_out
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
 from pipelines.resources import Workspace
@@ -28,6 +29,7 @@ concept_images = dg.AssetSpec(
 
 
 @dg.asset(partitions_def=concepts, deps=[concept_images], pool=GPU, group_name="data", kinds={"pytorch"}, owners=OWNERS)
+@sorted_out
 def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The photographs as the base model's autoencoder sees them, every crop and flip that training may draw."""
     from personalize_core import steps
@@ -36,6 +38,7 @@ def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
 
 
 @dg.asset(partitions_def=concepts, deps=[concept_images], pool=GPU, group_name="data", kinds={"pytorch"}, owners=OWNERS)
+@sorted_out
 def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The base model's own pictures of the class noun, for prior preservation; concepts with one noun share them."""
     from personalize_core import steps
@@ -53,6 +56,7 @@ def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     kinds={"pytorch"},
     owners=OWNERS,
 )
+@sorted_out
 def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What one method learned about one concept."""
     from personalize_core import steps
@@ -69,6 +73,7 @@ def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     kinds={"pytorch", "image"},
     owners=OWNERS,
 )
+@sorted_out
 def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The concept in new scenes: rows are the method's variants, columns the prompts."""
     from personalize_core import steps
@@ -85,6 +90,7 @@ def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     kinds={"polars", "parquet"},
     owners=OWNERS,
 )
+@sorted_out
 def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The score of every picture: likeness to the concept and to the text."""
     from personalize_core import steps
@@ -101,6 +107,7 @@ def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     kinds={"polars", "parquet"},
     owners=OWNERS,
 )
+@sorted_out
 def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """How alike the concept's own photographs are to each other: the ceiling of likeness."""
     from personalize_core import steps
@@ -111,6 +118,7 @@ def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) ->
 @dg.asset(
     deps=[metrics, reference_scores, image_grid], group_name="evaluation", kinds={"polars", "image"}, owners=OWNERS
 )
+@sorted_out
 def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Every method beside every other: one table of all scores, one grid, one plot of identity against text."""
     from personalize_core import steps
@@ -119,6 +127,7 @@ def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
 
 
 @dg.asset(deps=[comparison, artifact, image_grid], group_name="evaluation", kinds={"html"}, owners=OWNERS)
+@sorted_out
 def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The comparison in words, figures, pictures and tables: one page that needs nothing else."""
     from personalize_core import steps
