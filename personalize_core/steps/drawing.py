@@ -38,25 +38,24 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
     params, folder = store.params, store.grid(method, concept)
     how, prompt_list, variants = params.sampling, prompts_of(store, concept), params.sampling_variants(method)
     templates = prompt_list.templates
-    artifact = artifact_stamp(store, concept, method)
-    stamp = stamp_of(
-        {
-            "artifact": artifact,
-            "templates": templates,
-            "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
-            "sampling": how.how(),
-            "precision": params.precision,
-            "seed": store.drawing_seed,
-            "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}"]),
-            **refining(store, concept, method, variants, listener),
-        }
-    )
+    drawing = {
+        "templates": templates,
+        "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
+        "sampling": how.how(),
+        "precision": params.precision,
+        "seed": store.drawing_seed,
+        "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}"]),
+        **refining(store, concept, method, variants, listener),
+    }
     pictures = {"grid": folder / "grid.png"}
     with store.alone("grid", method, concept):
-        if is_current(folder, stamp):
-            return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
-        base = load_base(store)
-        trained = restore(store.artifact(method, concept), base, method)
+        with store.alone("artifact", method, concept):  # whoever trains it anew: what is named is what draws
+            artifact = artifact_stamp(store, concept, method)
+            stamp = stamp_of({"artifact": artifact, **drawing})
+            if is_current(folder, stamp):
+                return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+            base = load_base(store)
+            trained = restore(store.artifact(method, concept), base, method)
         places = [(p, i) for p in range(len(templates)) for i in range(how.images_per_prompt)]
         with whole_folder(folder, stamp) as new, store.alone("device"):
             memory, each = PeakMemory(base.device), {}

@@ -24,15 +24,14 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
     from personalize_core.metrics import scoring
 
     check_method(method)
-    grid = store.grid(method, concept)
-    drawn = manifest_stamp(grid, f"no grid of {concept!r} has been drawn by {method}")
-
-    skipped = prompts_of(store, concept).without_identity
+    grid, skipped = store.grid(method, concept), prompts_of(store, concept).without_identity
 
     def scored(photographs: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
         return scoring.score_grid(store.root, grid, store.concept(concept), photographs, encoders, skipped)
 
-    return _score(store, concept, method, {"grid": drawn, "without_identity": sorted(skipped)}, scored, listener)
+    with store.alone("grid", method, concept):  # whoever draws it anew: what is named is what is scored
+        drawn = manifest_stamp(grid, f"no grid of {concept!r} has been drawn by {method}")
+        return _score(store, concept, method, {"grid": drawn, "without_identity": sorted(skipped)}, scored, listener)
 
 
 def score_references(store: Store, concept: str, listener: Listener = unheard) -> Report:
