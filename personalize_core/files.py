@@ -120,9 +120,9 @@ def _beside(path: Path) -> Path:
     """
     for entry in os.scandir(path.parent):
         maker = _TEMPORARY.fullmatch(entry.name)
-        if maker and maker["machine"] == _machine() and not _is_writing(int(maker["process"]), entry.name):
+        if maker and maker["machine"] == machine() and not _is_writing(int(maker["process"]), entry.name):
             _remove(Path(entry.path))
-    name = f".{path.name}.{_machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    name = f".{path.name}.{machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     _WRITING.add(name)
     return path.with_name(name)
 
@@ -151,7 +151,7 @@ def _remove(path: Path) -> None:
 
 
 @cache
-def _machine() -> str:
+def machine() -> str:
     """Where a process number means the same process: containers may share a host's name, and count for themselves."""
     try:
         counting = os.stat("/proc/self/ns/pid").st_ino

@@ -246,7 +246,7 @@ def test_what_another_process_is_still_writing_stays(tmp_path):
 
 def test_what_is_written_on_another_machine_stays(tmp_path, monkeypatch):
     """A process number says nothing there; what a lost machine left is for a person to remove."""
-    monkeypatch.setattr(files, "_machine", lambda: "0" * 8)
+    monkeypatch.setattr(files, "machine", lambda: "0" * 8)
     theirs = files._beside(tmp_path / "theirs").name.replace(f".{os.getpid()}.", ".999999999.")
     (tmp_path / theirs).touch()
     monkeypatch.undo()

@@ -57,7 +57,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
             base = load_base(store)
             trained = restore(store.artifact(method, concept), base, method)
         places = [(p, i) for p in range(len(templates)) for i in range(how.images_per_prompt)]
-        with whole_folder(folder, stamp) as new, store.alone("device"):
+        with whole_folder(folder, stamp) as new, store.device():
             memory, each = PeakMemory(base.device), {}
             for name, variant in variants.items():
                 begun = time.monotonic()

@@ -75,7 +75,7 @@ def _score(
             what = f"scoring {concept}, {method}"
             listener(Event(what, 0, 1))
             photographs, device = intake.photographs(photos), device_of(store)
-            with whole_folder(folder, stamp) as new, store.alone("device"):
+            with whole_folder(folder, stamp) as new, store.device():
                 encoders = scoring.load_encoders(**names.model_dump(), device=device)
                 found = scored(photographs, encoders)
                 tables.write(found.table, new / SCORES)

@@ -58,7 +58,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
             return trained_report(stamp, True, started, folder)
         base = load_base(store)
         base.tokenizer.check_class_noun(described)
-        with whole_folder(folder, stamp) as new, store.alone("device"):
+        with whole_folder(folder, stamp) as new, store.device():
             taken = _train_into(new, store, base, concept, method, prior, checkpoints, listener)
             if taken:  # while the artifact is still to appear: a run killed just after it would never write them
                 write_json(store.training_costs(method, concept), {"stamp": stamp, **taken})
