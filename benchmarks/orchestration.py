@@ -149,14 +149,15 @@ def per_cell(do: Any, cells: Sequence[tuple[str, str]]) -> float:
 class Dagster:
     """`dagster dev` over a workspace, as `python -m pipelines ui` starts it, and its GraphQL."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, home: Path | None = None, cards: int = 1) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.root, self.log = root, (root / "dagster.log").open("w")
         environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
+        other = ["--home", str(home)] if home else []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines", "ui", "--port", str(self.port)],
+            [sys.executable, "-m", "pipelines", "ui", "--port", str(self.port), "--gpus", str(cards), *other],
             cwd=root,
             env=environment | {"PYTHONPATH": str(ROOT)},
             stdout=self.log,
