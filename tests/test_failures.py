@@ -155,7 +155,9 @@ def test_what_passes_is_tried_again_each_time_later(error, instance, failing, tm
     tried = failing(error, times=3)
     result = materialize(instance, tmp_path)
     assert result.success and len(tried) == 4
-    waits = [event.step_retry_data.seconds_to_wait for event in result.all_events if event.is_step_up_for_retry]
+    waits = [
+        float(event.step_retry_data.seconds_to_wait or 0) for event in result.all_events if event.is_step_up_for_retry
+    ]
     assert len(waits) == 3
     for wait, about in zip(waits, failures.WAITS, strict=True):
         assert 0.75 * about <= wait <= 1.25 * about
