@@ -14,6 +14,7 @@ from rich.console import Console
 from personalize_core import intake, models, steps
 from personalize_core.analyses import commands as analyses
 from personalize_core.errors import InputError
+from personalize_core.failures import diagnose
 from personalize_core.lineage import commands as lineage
 from personalize_core.methods import FLOOR
 from personalize_core.store import Store
@@ -401,8 +402,17 @@ def main() -> None:
     try:
         app()
     except (InputError, FloatingPointError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"personalize: {error}", markup=False, highlight=False)
+        _complain(str(error))
         sys.exit(2 if isinstance(error, InputError) else 1)
+    except Exception as error:
+        if not (diagnosis := diagnose(error)):
+            raise
+        _complain(diagnosis.sentence)
+        sys.exit(1)
+
+
+def _complain(sentence: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"personalize: {sentence}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +69,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -105,9 +110,9 @@ def whole_folder(folder: Path, stamp: str) -> Iterator[Path]:
             if replaced.exists():
                 os.rename(replaced, folder)
             raise
-        shutil.rmtree(replaced, ignore_errors=True)
+        _discard(replaced)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _discard(temporary)
 
 
 def is_current(folder: Path, stamp: str) -> bool:
@@ -130,5 +135,48 @@ def _listing(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _beside(path: Path) -> Path:
-    """A name in the same folder, so that renaming it into place is one step of the file system."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    """A name in the same folder, so that renaming it into place is one step of the file system.
+
+    What a process that was killed left in that folder goes. Its name says which process on which machine works on it,
+    for what another one is still writing must stay.
+    """
+    for entry in os.scandir(path.parent):
+        maker = _TEMPORARY.fullmatch(entry.name)
+        if maker and maker["machine"] == machine() and not _is_writing(int(maker["process"]), entry.name):
+            _remove(Path(entry.path))
+    name = f".{path.name}.{machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    _WRITING.add(name)
+    return path.with_name(name)
+
+
+_TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
+_WRITING: set[str] = set()  # by this process
+
+
+def _is_writing(process: int, name: str) -> bool:
+    """A number may be given to another process after a restart: at worst, what it left stays until that one ends."""
+    return name in _WRITING if process == os.getpid() else psutil.pid_exists(process)
+
+
+def _discard(temporary: Path) -> None:
+    """One of our own, which may have been renamed into place by now."""
+    _remove(temporary)
+    _WRITING.discard(temporary.name)
+
+
+def _remove(path: Path) -> None:
+    """It may be a file or a folder, and another process may be removing it too."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@cache
+def machine() -> str:
+    """Where a process number means the same process: containers may share a host's name, and count for themselves."""
+    try:
+        counting = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # not Linux
+        counting = 0
+    return hashlib.sha256(f"{platform.node()} {counting}".encode()).hexdigest()[:8]

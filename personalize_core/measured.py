@@ -71,8 +71,11 @@ class TimedCheckpoints(Checkpoints):
         self.watch.skip()
 
     def clear(self) -> None:
+        """With whatever half a file a killed process left beside them; the folders of other trainings stay."""
         super().clear()
-        self.laps.unlink(missing_ok=True)
+        for path in self.folder.glob("*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def _key(position: tuple[int, int]) -> str:

@@ -88,8 +88,14 @@ class FreshProcess:
 
         Raises:
             ProofFailed: it could draw nothing.
+            ChildProcessError: something ended it, which says nothing of the artifact.
         """
         _, said = self._process.communicate()
+        if self._process.returncode < 0:
+            raise ChildProcessError(
+                f"the process that was to draw with the artifact was ended by signal {-self._process.returncode}; "
+                "signal 9 is often the system's own, where memory does not suffice"
+            )
         if self._process.returncode:
             last = (said.strip() or f"it ended with status {self._process.returncode}").splitlines()[-1]
             raise ProofFailed(f"a fresh process cannot draw with the artifact that was just trained: {last}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,12 +13,14 @@ from filelock import FileLock
 
 from personalize_core.concept import Concept, check_name
 from personalize_core.errors import InputError, listed
+from personalize_core.files import machine
 from personalize_core.intake import read_concept
 from personalize_core.params import Params
 from personalize_core.protocols import Protocol, read_protocol
 
 REFERENCES = "real_images"  # the table of the concept's own photographs, scored against each other
 SCORES = "scores.parquet"  # in a folder of scores
+OWN_DEVICE = "PERSONALIZE_OWN_DEVICE"  # the environment's variable: "1" where no other process uses this one's device
 ABSENT = "absent.json"  # beside it: which scores could not be computed, and why
 
 
@@ -181,6 +184,19 @@ class Store:
         path = self.work("locks", "-".join(names) + ".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
+            yield
+
+    @contextmanager
+    def device(self) -> Iterator[None]:
+        """What this process computes on, for one process at a time, also where many machines share the workspace.
+
+        A scheduler that gives every process a device of its own says so in the environment; nothing is waited for then.
+        """
+        if os.environ.get(OWN_DEVICE) == "1":
+            yield
+            return
+        cards = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace("/", "_")  # which of them a process sees
+        with self.alone("device", machine(), cards):
             yield
 
 

@@ -21,8 +21,16 @@ def pipelines() -> None:
 def ui(
     port: Annotated[int, typer.Option(help="Where the UI listens, on the loopback address.")] = 3000,
     gpus: Annotated[int, typer.Option(min=1, help="How many runs may use a graphics card at once.")] = 1,
+    home: Annotated[
+        Path | None, typer.Option(help="A folder with another dagster.yaml than the one here, as deploy/ray.")
+    ] = None,
 ) -> None:
     """Open the Dagster UI with every concept of data/concepts as a partition."""
+    if home:
+        if not (home / "dagster.yaml").is_file():
+            typer.echo(f"personalize: {home} holds no dagster.yaml; give a folder as deploy/ray", err=True)
+            raise typer.Exit(2)
+        os.environ["DAGSTER_HOME"] = str(home.resolve())
     for name in ("dagster.yaml", "workspace.yaml", "params.yaml"):
         if not Path(name).is_file():
             typer.echo(f"personalize: {name} is not here; run this in the project's folder", err=True)

@@ -8,6 +8,7 @@ concept, Dagster infers from the partitions.
 import dagster as dg
 
 from pipelines import checks, metadata
+from pipelines.failures import sorted_out
 from pipelines.lineage import behind
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
@@ -39,6 +40,7 @@ concept_images = dg.AssetSpec(
     tags={"layer": "prepared"},
     check_specs=checks.of("latents"),
 )
+@sorted_out
 def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The photographs as the base model's autoencoder sees them, every crop and flip that training may draw."""
     from personalize_core import steps
@@ -58,6 +60,7 @@ def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     owners=OWNERS,
     tags={"layer": "prepared"},
 )
+@sorted_out
 def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The base model's own pictures of the class noun, for prior preservation; concepts with one noun share them."""
     from personalize_core import steps
@@ -78,6 +81,7 @@ def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     tags={"layer": "learned"},
     check_specs=checks.of("artifact"),
 )
+@sorted_out
 def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What one method learned about one concept."""
     from personalize_core import steps
@@ -98,6 +102,7 @@ def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     tags={"layer": "drawn"},
     check_specs=checks.of("image_grid"),
 )
+@sorted_out
 def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The concept in new scenes: rows are the method's variants, columns the prompts."""
     from personalize_core import steps
@@ -118,6 +123,7 @@ def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     tags={"layer": "measured"},
     check_specs=checks.of("metrics"),
 )
+@sorted_out
 def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The score of every picture: likeness to the concept and to the text."""
     from personalize_core import steps
@@ -140,6 +146,7 @@ def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     tags={"layer": "measured"},
     check_specs=checks.of("reference_scores"),
 )
+@sorted_out
 def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """How alike the concept's own photographs are to each other: the ceiling of likeness."""
     from personalize_core import steps
@@ -159,6 +166,7 @@ def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) ->
     tags={"layer": "compared"},
     check_specs=checks.of("comparison"),
 )
+@sorted_out
 def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Every method beside every other: one table of all scores, one grid, one plot of identity against text."""
     from personalize_core import steps
@@ -176,6 +184,7 @@ def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     owners=OWNERS,
     tags={"layer": "compared"},
 )
+@sorted_out
 def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The comparison in words, figures, pictures and tables: one page that needs nothing else."""
     from personalize_core import steps

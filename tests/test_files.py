@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +24,8 @@ from personalize_core.files import (
     write_bytes,
     write_json,
 )
+
+ROOT = Path(__file__).parents[1]
 
 
 def names(folder) -> list[str]:
@@ -195,3 +201,63 @@ def test_a_damaged_manifest_is_not_current(manifest, tmp_path):
 
 def test_what_is_not_there_is_not_current(tmp_path):
     assert not is_current(tmp_path / "nothing", "s1")
+
+
+# What a process that was killed leaves
+
+
+def killed_while(doing: str, folder) -> None:
+    """A process of its own does that, and is killed in the middle of it."""
+    script = f"""
+import os, signal
+from pathlib import Path
+from personalize_core.files import os as files_os, whole_folder, write_bytes
+folder = Path({str(folder)!r})
+files_os.replace = files_os.rename = lambda *names: os.kill(os.getpid(), signal.SIGKILL)
+{doing}
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "doing",
+    ["write_bytes(folder / 'a', b'half')", "with whole_folder(folder / 'a', 's') as new: write_bytes(new / 'b', b'')"],
+    ids=["a file", "a folder"],
+)
+def test_what_a_killed_process_left_goes_with_the_next_writing(doing, tmp_path):
+    killed_while(doing, tmp_path)
+    assert len(names(tmp_path)) == 1 and names(tmp_path)[0].endswith(".tmp")
+    write_bytes(tmp_path / "c", b"whole")
+    assert names(tmp_path) == ["c"]
+
+
+def test_what_another_process_is_still_writing_stays(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        theirs = files._beside(tmp_path / "theirs").name.replace(f".{os.getpid()}.", f".{other.pid}.")
+        (tmp_path / theirs).mkdir()
+        with whole_folder(tmp_path / "ours", "s"), whole_folder(tmp_path / "also_ours", "s"):
+            assert len(names(tmp_path)) == 3
+        assert names(tmp_path) == [theirs, "also_ours", "ours"]
+        other.communicate()
+    write_bytes(tmp_path / "c", b"whole")
+    assert names(tmp_path) == ["also_ours", "c", "ours"]
+
+
+def test_what_is_written_on_another_machine_stays(tmp_path, monkeypatch):
+    """A process number says nothing there; what a lost machine left is for a person to remove."""
+    monkeypatch.setattr(files, "machine", lambda: "0" * 8)
+    theirs = files._beside(tmp_path / "theirs").name.replace(f".{os.getpid()}.", ".999999999.")
+    (tmp_path / theirs).touch()
+    monkeypatch.undo()
+    write_bytes(tmp_path / "c", b"whole")
+    assert names(tmp_path) == [theirs, "c"]
+
+
+def test_what_an_earlier_process_of_our_own_number_left_goes(tmp_path):
+    """As in a container, where every process may be number 1."""
+    left = tmp_path / files._beside(tmp_path / "left").name
+    left.touch()
+    files._WRITING.discard(left.name)
+    write_bytes(tmp_path / "c", b"whole")
+    assert names(tmp_path) == ["c"]

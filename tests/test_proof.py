@@ -66,6 +66,13 @@ def test_the_fresh_process_ends_with_the_training_that_it_was_started_for():
     assert process.returncode is not None
 
 
+def test_a_fresh_process_that_was_killed_says_nothing_of_the_artifact():
+    with FreshProcess(tiny_base()) as started:
+        started._process.kill()
+        with pytest.raises(ChildProcessError, match="ended by signal 9"):
+            started.answer()
+
+
 LEARNING = [name for name in METHODS if name != "base_model"]
 
 

@@ -98,7 +98,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
     )
     with store.alone("analyses", method, concept):
         if not (skipped := is_current(folder, stamp)):
-            with whole_folder(folder, stamp) as new, store.alone("device"):
+            with whole_folder(folder, stamp) as new, store.device():
                 bench, found = _bench(store, concept, method, listener), {}
                 for done, name in enumerate(ALL):
                     listener(Event(f"analysing {concept}, {method}", done, len(ALL)))
@@ -218,7 +218,7 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
     folder = store.analyses("class_nouns", concept)
     with store.alone("analyses", "class_nouns", concept):
         if not (skipped := is_current(folder, stamp)):
-            with whole_folder(folder, stamp) as new, store.alone("device"):
+            with whole_folder(folder, stamp) as new, store.device():
                 encoder = load_text_image_encoder(encoder_name, device_of(store))
                 texts = _noun_matrix(store, encoder, choice, stamp_of(encoded), listener)
                 seen = encoder.images(opened(intake.photographs(photographs))).numpy()

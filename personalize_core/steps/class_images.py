@@ -51,7 +51,7 @@ def class_images_for(store: Store, class_noun: str, method: str, listener: Liste
         enough = is_current(folder, encoded) and pictures_encoded(folder) >= wanted
         if not enough:
             base, what = load_base(store), f"encoding class images of {class_noun}, {recipe.key}"
-            with making(store, folder, encoded) as new, store.alone("device"):
+            with making(store, folder, encoded) as new, store.device():
                 encode(base, paths, recipe, new, what, listener)
     return Report(stamp, enough and not drawn, time.monotonic() - started, folder)
 
@@ -74,7 +74,7 @@ def _draw_class_images(store: Store, class_noun: str, wanted: int, listener: Lis
     speaker = kind(kind.Config(), base, Concept.named("class", class_noun))
     # the prior prompt of DreamBooth's recipe; prompt index -1 keeps its noise apart from every grid's
     places = [(-1, image) for image in range(len(kept), len(names))]
-    with making(store, folder, stamp) as new, store.alone("device"):
+    with making(store, folder, stamp) as new, store.device():
         for name in kept:
             shutil.copyfile(folder / name, new / name)
         paths = [new / name for name in names[len(kept) :]]
@@ -98,7 +98,7 @@ def encode_real_class_images(store: Store, class_noun: str, method: str, listene
         if is_current(folder, stamp):
             return Report(stamp, True, time.monotonic() - started, folder)
         base = load_base(store)
-        with making(store, folder, stamp) as new, store.alone("device"):
+        with making(store, folder, stamp) as new, store.device():
             what = f"encoding photographs of {class_noun}, {recipe.key}"
             encode(base, [path for path, _ in captioned], recipe, new, what, listener)
             write_json(new / CAPTIONS, [caption for _, caption in captioned])

@@ -39,16 +39,17 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
     params, folder = store.params, store.grid(method, concept)
     how, prompt_list, variants = params.sampling, prompts_of(store, concept), params.sampling_variants(method)
     templates = prompt_list.templates
-    stamp, artifact = grid_stamp(store, concept, method), artifact_stamp(store, concept, method)
     refining(store, concept, method, variants, listener)
     pictures = {"grid": folder / "grid.png"}
     with store.alone("grid", method, concept):
-        if is_current(folder, stamp):
-            return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
-        base = load_base(store)
-        trained = restore(store.artifact(method, concept), base, method)
+        with store.alone("artifact", method, concept):  # whoever trains it anew: what is named is what draws
+            stamp, artifact = grid_stamp(store, concept, method), artifact_stamp(store, concept, method)
+            if is_current(folder, stamp):
+                return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+            base = load_base(store)
+            trained = restore(store.artifact(method, concept), base, method)
         places = [(p, i) for p in range(len(templates)) for i in range(how.images_per_prompt)]
-        with making(store, folder, stamp) as new, store.alone("device"):
+        with making(store, folder, stamp) as new, store.device():
             memory, each = PeakMemory(base.device), {}
             for name, variant in variants.items():
                 begun = time.monotonic()

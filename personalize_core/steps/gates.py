@@ -195,7 +195,7 @@ def _look_at_latents(store: Store, concept: str, recipes: Sequence[Preprocessing
         return [finite, Gate(names[1], False, "not looked at, for they are not finite")]
     base, paths = load_base(store), intake.photographs(store.concept_folder(concept))
     worst, fault = math.inf, ""
-    with store.alone("device"), torch.no_grad():
+    with store.device(), torch.no_grad():
         for recipe in recipes:
             for index, path in enumerate(paths):
                 heard, ours = _decoded(base, recipe, path, saved[recipe.key].get(f"{index:03d}"))

@@ -45,7 +45,7 @@ def encode_concept(store: Store, concept: str, recipe: Preprocessing, listener: 
             return Report(stamp, True, time.monotonic() - started, folder)
         base = load_base(store)
         base.tokenizer.check_class_noun(described)
-        with making(store, folder, stamp) as new, store.alone("device"):
+        with making(store, folder, stamp) as new, store.device():
             encode(base, paths, recipe, new, f"encoding {concept}, {recipe.key}", listener)
     return Report(stamp, False, time.monotonic() - started, folder)
 

@@ -63,7 +63,7 @@ def draw_samples(
         return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
     base = load_base(store)
     trained = restore(store.artifact(method, concept), base, method)
-    with making(store, folder, stamp) as new, store.alone("device"):
+    with making(store, folder, stamp) as new, store.device():
         said = [trained.say(templates[prompt]) for prompt, _ in places]
         sampled = sampled_by(variants[variant], store, concept, method, base, trained, said, listener)
         paths = [new / picture_name(variant, prompt, image) for prompt, image in places]
@@ -113,7 +113,7 @@ def heat_maps(
         return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
     base = load_base(store)
     trained = restore(store.artifact(method, concept), base, method)
-    with making(store, folder, stamp) as new, store.alone("device"):
+    with making(store, folder, stamp) as new, store.device():
         said, found = trained.say(template), {}
         for done, (name, variant) in enumerate(variants.items()):
             listener(Event(f"watching {concept} by {method}", done, len(variants)))
@@ -180,7 +180,7 @@ def draw_together(
         return Report(stamp, True, time.monotonic() - started, folder, numbers, pictures)
     base = load_base(store)
     together = Together([restore(store.artifact(method, concept), base, method) for concept, method in cells], base)
-    with making(store, folder, stamp) as new, store.alone("device"):
+    with making(store, folder, stamp) as new, store.device():
         said = [together.say(prompts[prompt]) for prompt, _ in places]
         paths = [new / picture_name("together", prompt, image) for prompt, image in places]
         what = f"drawing {' and '.join(concept for concept, _ in cells)}"

@@ -30,7 +30,8 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
     def scored(photographs: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
         return scoring.score_grid(store.root, grid, store.concept(concept), photographs, encoders, skipped)
 
-    return _score(store, concept, method, scored, listener)
+    with store.alone("grid", method, concept):  # whoever draws it anew: what is named is what is scored
+        return _score(store, concept, method, scored, listener)
 
 
 def score_references(store: Store, concept: str, listener: Listener = unheard) -> Report:
@@ -88,7 +89,7 @@ def _score(
             what = f"scoring {concept}, {method}"
             listener(Event(what, 0, 1))
             photographs, device = intake.photographs(store.concept_folder(concept)), device_of(store)
-            with making(store, folder, stamp) as new, store.alone("device"):
+            with making(store, folder, stamp) as new, store.device():
                 encoders = scoring.load_encoders(**names.model_dump(), device=device)
                 found = scored(photographs, encoders)
                 tables.write(found.table, new / SCORES)

@@ -20,6 +20,7 @@ from personalize_core.store import Store
 
 if TYPE_CHECKING:
     from personalize_core.base import BaseModel
+    from personalize_core.measured import TimedCheckpoints
     from personalize_core.method import Method
 
 PROOF = "proof.json"  # beside the weights: a fresh process drew with them what the trainer drew
@@ -51,16 +52,18 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
     if kind.class_images(config):
         class_images = encode_real_class_images if kind.real_class_images(config) else class_images_for
         prior = class_images(store, described.class_noun, method, listener).path
+    checkpoints = TimedCheckpoints(store.checkpoints(method, concept), stamp)
     with store.alone("artifact", method, concept):
         if is_current(folder, stamp):
+            checkpoints.clear()  # where the run that made it was killed before it could
             return trained_report(stamp, True, started, folder)
         base = load_base(store)
         base.tokenizer.check_class_noun(described)
-        with making(store, folder, stamp) as new, store.alone("device"):
-            taken = _train_into(new, store, base, concept, method, prior, stamp, listener)
-        TimedCheckpoints(store.checkpoints(method, concept), stamp).clear()
-        if taken:
-            write_json(store.training_costs(method, concept), {"stamp": stamp, **taken})
+        with making(store, folder, stamp) as new, store.device():
+            taken = _train_into(new, store, base, concept, method, prior, checkpoints, listener)
+            if taken:  # while the artifact is still to appear: a run killed just after it would never write them
+                write_json(store.training_costs(method, concept), {"stamp": stamp, **taken})
+        checkpoints.clear()
     return trained_report(stamp, False, started, folder)
 
 
@@ -80,7 +83,7 @@ def _train_into(
     concept: str,
     method: str,
     class_images: Path | None,
-    stamp: str,
+    checkpoints: TimedCheckpoints,
     listener: Listener,
 ) -> dict[str, Any]:
     """Returns what the training took, as far as it is known; nothing where nothing was trained."""
@@ -88,7 +91,7 @@ def _train_into(
     from personalize_core import train as training
     from personalize_core.analyses.embedding_drift import WhileTraining
     from personalize_core.fixed_batch import fixed_batch_losses, improvement
-    from personalize_core.measured import PeakMemory, TimedCheckpoints
+    from personalize_core.measured import PeakMemory
 
     learner, seed = untrained(store, base, concept, method), store.params.seed
     images = read_latents(store, concept, method, class_images)
@@ -98,7 +101,6 @@ def _train_into(
 
     done = {stage.name: sum(earlier.steps for earlier in stages[:number]) for number, stage in enumerate(stages)}
 
-    checkpoints = TimedCheckpoints(store.checkpoints(method, concept), stamp)
     watch, look = checkpoints.watch, WhileTraining(learner.to(base.device), base, total)
 
     def log(row: dict[str, Any]) -> None:
