@@ -116,6 +116,42 @@ def run(context: typer.Context, concepts: Concepts = None, methods: Methods = No
 
 
 @app.command()
+def plan(context: typer.Context, concepts: Concepts = None, methods: Methods = None) -> None:
+    """List what `run` would make, and why; it does nothing. The nightly schedule goes by the same list."""
+    if not concepts:
+        steps.check_concepts_wanted(context.obj)
+    cells = steps.plan(context.obj, concepts, methods)
+    table = new_table("Concept", "Method", "From", "Why")
+    for cell in cells:
+        table.add_row(cell.concept, cell.method, cell.first, cell.why)
+    console.print(table if cells else "Everything is up to date.")
+
+
+@app.command()
+def canary(
+    context: typer.Context,
+    accept: Annotated[bool, typer.Option("--accept", help="Compare later runs with the last one from now on.")] = False,
+) -> None:
+    """Run the cells of params.yaml (automation.canary) again, apart from all results: did an upgrade move a score?"""
+    store: Store = context.obj
+    if accept:
+        steps.accept_canary(store)
+        console.print("Later runs are compared with the last one.")
+        return
+    console.print(
+        f"Since the last run: {steps.why_canary(steps.upgrades(store)) or 'no package was upgraded'}", markup=False
+    )
+    with progress() as listener:
+        made = steps.run_canary(store, listener)
+    for sentence in steps.moved(store):
+        console.print(f"MOVED  {sentence}", markup=False, highlight=False)
+    console.print("Scores moved." if steps.moved(store) else "No score moved.")
+    show("Scores", [("of each cell", made.path)])
+    if steps.moved(store):
+        raise typer.Exit(1)
+
+
+@app.command()
 def repeat(
     context: typer.Context,
     concepts: Concepts = None,

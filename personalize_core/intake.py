@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -25,14 +27,22 @@ def read_concept(folder: Path) -> Concept:
     """
     path = folder / DESCRIPTION
     try:
-        values = yaml.load(path.read_text(), yaml.BaseLoader)  # where "no" and "on" are words
+        values = _read(path.read_text())
     except FileNotFoundError:
-        raise InputError(f"{folder} holds no {DESCRIPTION}; add photographs with `personalize add`") from None
+        raise InputError(
+            f"{folder} holds no {DESCRIPTION}; write one there with two lines, 'placeholder: \"<{folder.name}>\"' and "
+            "'class_noun: NOUN', or add photographs with `personalize add`"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError):
         values = None
     if not isinstance(values, dict) or set(values) != {"placeholder", "class_noun"}:
         raise InputError(f"{path} must hold two lines, 'placeholder: <{folder.name}>' and 'class_noun: NOUN'")
     return Concept(folder.name, str(values["placeholder"]), str(values["class_noun"]))
+
+
+@lru_cache(maxsize=20_000)  # a plan reads it several times for each of its methods
+def _read(text: str) -> Any:
+    return yaml.load(text, yaml.BaseLoader)  # where "no" and "on" are words
 
 
 def photographs(folder: Path) -> list[Path]:

@@ -124,6 +124,20 @@ class Encoders(_Strict):
     ]  # for CLIP-T; see metrics/tables.py
 
 
+class Automation(_Strict):
+    """What the pipeline does by itself. No result depends on it."""
+
+    arrival: Annotated[str, Field(min_length=1)] = "data/concepts"  # a folder, or an address that fsspec understands
+    continuous: bool = False  # train a concept as soon as it has settled, and not only at night
+    nightly: Annotated[str, Field(min_length=1)] = "0 2 * * *"  # cron: when whatever is out of date is trained
+    canary: dict[str, Names] = {}  # concept -> methods: the cells that are run again after an upgrade
+
+    @classmethod
+    def of(cls, path: Path) -> Automation:
+        """The section of params.yaml; the defaults where there is no such file."""
+        return Params.read(path).automation if path.is_file() else cls()
+
+
 class Params(_Strict):
     """params.yaml."""
 
@@ -137,6 +151,7 @@ class Params(_Strict):
     encoders: Encoders
     methods: dict[str, dict[str, Values]]  # method -> base model -> what its recipe changes for that base model
     ablations: dict[str, dict[str, Values]] = {}  # the same for METHOD@ABLATION, on top of the method's own recipe
+    automation: Automation = Automation()
     variants: dict[str, dict[str, Values]]  # method or ablation -> variant -> sampling options; see sampling_variants
 
     @field_validator("methods")

@@ -158,7 +158,9 @@ def test_a_copy_that_fails_leaves_nothing(photos, concepts, monkeypatch):
 
 
 def test_a_folder_without_its_description(photos):
-    with pytest.raises(InputError, match="my-dog holds no concept.yaml; add photographs with `personalize add`"):
+    with pytest.raises(
+        InputError, match="my-dog holds no concept.yaml; write one there.*or add photographs with `personalize add`"
+    ):
         read_concept(photos)
 
 

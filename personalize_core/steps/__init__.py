@@ -6,6 +6,7 @@ ever sees it half made. Dagster, DVC and the command line call these and hold no
 
 from personalize_core.steps import gates
 from personalize_core.steps.analysing import ANALYSES, analyse, analyse_together, analysed, suggest_class
+from personalize_core.steps.canary import accept_canary, canary_cells, moved, run_canary, upgrades, why_canary
 from personalize_core.steps.checks import check_inputs
 from personalize_core.steps.class_images import make_class_images
 from personalize_core.steps.comparing import compare
@@ -15,23 +16,28 @@ from personalize_core.steps.exchange import export, import_artifact
 from personalize_core.steps.explaining import Link, Rows, explain
 from personalize_core.steps.latents import encode_images
 from personalize_core.steps.on_request import draw_samples, draw_together, heat_maps
+from personalize_core.steps.planning import Cell, is_prepared, plan
 from personalize_core.steps.recipes import check_concepts_wanted, class_images_wanted, concepts_wanted
 from personalize_core.steps.repeating import check_repeatable
 from personalize_core.steps.reporting import report
 from personalize_core.steps.scores import score, score_references
+from personalize_core.steps.stamps import recipe_stamp, sampling_stamp, scoring_stamp
 from personalize_core.steps.training import train
 from personalize_core.store import picture_name
 
 __all__ = [
     "ANALYSES",
+    "Cell",
     "Event",
     "Link",
     "Listener",
     "Report",
     "Rows",
+    "accept_canary",
     "analyse",
     "analyse_together",
     "analysed",
+    "canary_cells",
     "check_concepts_wanted",
     "check_inputs",
     "check_repeatable",
@@ -47,12 +53,21 @@ __all__ = [
     "gates",
     "heat_maps",
     "import_artifact",
+    "is_prepared",
     "make_class_images",
+    "moved",
     "picture_name",
+    "plan",
+    "recipe_stamp",
     "report",
+    "run_canary",
+    "sampling_stamp",
     "score",
     "score_references",
+    "scoring_stamp",
     "suggest_class",
     "train",
     "unheard",
+    "upgrades",
+    "why_canary",
 ]

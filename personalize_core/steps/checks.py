@@ -36,12 +36,13 @@ def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) 
         for method in methods:
             if imported(store.artifact(method, concept)):
                 check_artifact(store, concept, method)
-            _check_photographs(store, concept, photographs, method)
+            check_photographs(store, concept, photographs, method)
     cells = [(concept, method) for concept in concepts for method in methods]
     _check_on_base(store, [cell for cell in cells if not _kept(store, *cell)])
 
 
-def _check_photographs(store: Store, concept: str, photographs: int, method: str) -> None:
+def check_photographs(store: Store, concept: str, photographs: int, method: str) -> None:
+    """Raise InputError where a variant of the method takes more photographs than the concept has."""
     kind, config = method_class(method), store.params.config(method)
     for name, variant in store.params.sampling_variants(method).items():
         needed = kind.photographs_needed(config, variant.sampling)

@@ -20,7 +20,12 @@ from personalize_core.steps.recipes import (
     load_base,
     preprocessing_of,
 )
-from personalize_core.steps.stamps import class_images_stamps, pictures_stamp, real_class_images_stamp
+from personalize_core.steps.stamps import (
+    class_encoded_stamp,
+    class_images_stamps,
+    pictures_stamp,
+    real_class_images_stamp,
+)
 from personalize_core.store import Store
 
 
@@ -33,7 +38,8 @@ def make_class_images(store: Store, class_noun: str, listener: Listener = unhear
     asking = sorted(asking_for_class_images(store), key=lambda method: asked_for(store, method), reverse=True)
     made = {method: class_images_for(store, class_noun, method, listener) for method in asking}
     numbers = {"images": float(class_images_wanted(store))}
-    return report_over(made, started, store.class_images(class_noun), numbers)
+    stamp = class_encoded_stamp(store, class_noun)
+    return report_over(made, stamp, started, store.class_images(class_noun), numbers)
 
 
 def class_images_for(store: Store, class_noun: str, method: str, listener: Listener) -> Report:
@@ -56,6 +62,22 @@ def class_images_for(store: Store, class_noun: str, method: str, listener: Liste
     return Report(stamp, enough and not drawn, time.monotonic() - started, folder)
 
 
+def class_images_are_there(store: Store, class_noun: str, method: str) -> bool:
+    """Would `class_images_for` find all that the method asks for?"""
+    wanted, recipe = asked_for(store, method), preprocessing_of(store, method).of_class_images
+    folder, encoded = (
+        store.class_latents(class_noun, recipe.key),
+        class_images_stamps(store, class_noun, recipe, wanted),
+    )
+    pictures = store.class_images(class_noun)
+    return (
+        is_current(pictures, pictures_stamp(store, class_noun))
+        and (pictures / _picture(wanted - 1)).is_file()
+        and is_current(folder, encoded[0])
+        and pictures_encoded(folder) >= wanted
+    )
+
+
 def _draw_class_images(store: Store, class_noun: str, wanted: int, listener: Listener) -> tuple[list[Path], bool]:
     """The first pictures, and whether any had to be drawn.
 
@@ -65,7 +87,7 @@ def _draw_class_images(store: Store, class_noun: str, wanted: int, listener: Lis
     from personalize_core.methods import FLOOR
 
     params, folder, stamp = store.params, store.class_images(class_noun), pictures_stamp(store, class_noun)
-    names = [f"{image:03d}.png" for image in range(-(-wanted // BATCH) * BATCH)]
+    names = [_picture(image) for image in range(-(-wanted // BATCH) * BATCH)]
     kept = [name for name in names if (folder / name).is_file()] if is_current(folder, stamp) else []
     first = [folder / name for name in names[:wanted]]
     if len(kept) == len(names):
@@ -81,6 +103,10 @@ def _draw_class_images(store: Store, class_noun: str, wanted: int, listener: Lis
         prompts, what = [speaker.say("a photo of {}")] * len(places), f"drawing class images of {class_noun}"
         draw(params.class_images, params.seed, base, speaker, prompts, places, paths, what, listener)
     return first, True
+
+
+def _picture(image: int) -> str:
+    return f"{image:03d}.png"
 
 
 def encode_real_class_images(store: Store, class_noun: str, method: str, listener: Listener) -> Report:

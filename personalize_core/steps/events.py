@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from personalize_core.files import stamp_of
-
 
 @dataclass(frozen=True)
 class Event:
@@ -39,8 +37,9 @@ class Report:
     pictures: dict[str, Path] = field(default_factory=dict)  # for people to look at
 
 
-def report_over(made: Mapping[str, Report], started: float, folder: Path, numbers: dict[str, float]) -> Report:
-    """One report over several."""
-    stamp = stamp_of({name: report.stamp for name, report in made.items()})
+def report_over(
+    made: Mapping[str, Report], stamp: str, started: float, folder: Path, numbers: dict[str, float]
+) -> Report:
+    """One report over several, with a stamp of its own."""
     skipped = all(report.skipped for report in made.values())
     return Report(stamp, skipped, time.monotonic() - started, folder, numbers)

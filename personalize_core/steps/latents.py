@@ -12,7 +12,7 @@ from personalize_core.files import is_current, read_json
 from personalize_core.lineage.making import making
 from personalize_core.steps.events import Event, Listener, Report, report_over, unheard
 from personalize_core.steps.recipes import asked_for, load_base, preprocessing_of
-from personalize_core.steps.stamps import latents_stamp
+from personalize_core.steps.stamps import encoded_stamp, latents_stamp
 from personalize_core.store import Store
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ CAPTIONS = "captions.json"  # beside the latents of photographs that have captio
 def encode_images(store: Store, concept: str, listener: Listener = unheard) -> Report:
     """A concept's photographs as the autoencoder's moments, in each way that a method of params.yaml prepares them.
 
-    Each way is a folder with a stamp of its own; the report's is over all of them.
+    Each way is a folder with a stamp of its own; the report's is of what they have in common.
     """
     started = time.monotonic()
     recipes = {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in store.params.method_names)}
     made = {key: encode_concept(store, concept, recipe, listener) for key, recipe in recipes.items()}
     numbers = {"photographs": float(len(intake.photographs(store.concept_folder(concept))))}
-    return report_over(made, started, store.latents(concept), numbers)
+    return report_over(made, encoded_stamp(store, concept), started, store.latents(concept), numbers)
 
 
 def encode_concept(store: Store, concept: str, recipe: Preprocessing, listener: Listener) -> Report:

@@ -78,6 +78,61 @@ def train_stamp(store: Store, concept: str, method: str) -> Stamp:
     )
 
 
+def recipe_stamp(store: Store, method: str) -> Stamp:
+    """Names what an artifact depends on besides the concept: the same for all concepts of a method."""
+    params, kind = store.params, method_class(method)
+    config, recipe = params.config(method), preprocessing_of(store, method)
+    class_images = params.class_images.model_dump() if kind.class_images(config) else {}
+    return stamp_of(
+        {
+            "method": method,
+            "config": repr(config),
+            "class_images": class_images,
+            "base_model": identify(params.base_model).weights_hash,
+            "precision": params.precision,
+            "gradient_checkpointing": params.gradient_checkpointing,
+            "seed": params.seed,
+            "sources": sources_hash([*TRAINING, f"methods/{method_file(method)}"]),
+            **_encoding(store, recipe),
+        }
+    )
+
+
+def sampling_stamp(store: Store, method: str) -> Stamp:
+    """Names what the pictures of a method depend on besides its artifact: the same for all concepts."""
+    params, variants = store.params, store.params.sampling_variants(method)
+    refined = {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
+    lists = sorted(store.prompts(each.name) for each in params.sampling.prompts)
+    return stamp_of(
+        {
+            "sampling": params.sampling.how(),
+            "lists": [each.model_dump(exclude={"without_identity"}) for each in params.sampling.prompts],
+            "prompts": {path.name: sha256(path) for path in lists if path.is_file()},
+            "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
+            "refinement": refined,
+            "precision": params.precision,
+            "seed": store.drawing_seed,
+            "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}", *(REFINING if refined else ())]),
+        }
+    )
+
+
+def scoring_stamp(store: Store) -> Stamp:
+    """Names what scores depend on besides pictures and photographs."""
+    from personalize_core.metrics import scoring
+
+    names = store.params.encoders
+    by_name = [*names.text_image, *names.identity, *([names.segmenter] if names.segmenter else [])]
+    return stamp_of(
+        {
+            "encoders": [scoring.which(name) for name in by_name],
+            "lists": names.model_dump(),
+            "without_identity": [each.without_identity for each in store.params.sampling.prompts],
+            "sources": sources_hash(SCORING),
+        }
+    )
+
+
 def repeat_stamp(original: str, seed: int) -> Stamp:
     """Of what differs from an artifact in its training's seed alone."""
     return stamp_of({"again": original, "seed": seed})
@@ -87,6 +142,17 @@ def latents_stamp(store: Store, concept: str, recipe: Preprocessing) -> Stamp:
     """Names everything that the moments of a concept's photographs depend on, prepared in one way."""
     files = intake.content(store.concept_folder(concept))
     return stamp_of({"files": files, **_encoding(store, recipe)})
+
+
+def encoded_stamp(store: Store, concept: str) -> Stamp:
+    """What the moments of a concept have in common, however its photographs are prepared: that, its method's recipe
+    says. So another method that prepares them in another way changes nothing for those that there are."""
+    return stamp_of({"files": intake.content(store.concept_folder(concept)), **_encoding(store, None)})
+
+
+def class_encoded_stamp(store: Store, class_noun: str) -> Stamp:
+    """The same of the pictures of a class noun, however many are wanted."""
+    return stamp_of({"pictures": pictures_stamp(store, class_noun), **_encoding(store, None)})
 
 
 def pictures_stamp(store: Store, class_noun: str) -> Stamp:
@@ -116,11 +182,11 @@ def real_class_images_stamp(store: Store, class_noun: str, recipe: Preprocessing
     return stamp_of({"files": files, **_encoding(store, recipe)})
 
 
-def _encoding(store: Store, recipe: Preprocessing) -> dict[str, Any]:
+def _encoding(store: Store, recipe: Preprocessing | None) -> dict[str, Any]:
     """What moments depend on besides the pictures."""
     about = identify(store.params.base_model)
     return {
-        "preprocessing": recipe.key,
+        **({"preprocessing": recipe.key} if recipe else {}),
         "vae": about.hash_of("vae"),
         "image_size": about.hash_of("unet_config"),
         "sources": sources_hash(ENCODING),

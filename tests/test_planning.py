@@ -1,0 +1,132 @@
+"""The plan names just what a run would make, and says why in words that a person knows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from personalize_core import steps
+from personalize_core.__main__ import app
+from personalize_core.files import MANIFEST
+from personalize_core.store import Store
+from tests import tiny_workspace
+
+METHODS = ("base_model", "textual_inversion")
+MAKING = (steps.train, steps.draw_grid, steps.score)
+
+
+def params(root: Path, methods: tuple[str, ...] = METHODS) -> dict:
+    values = tiny_workspace.params(root)
+    values["methods"] = {name: values["methods"][name] for name in methods}
+    values["variants"] = {}
+    return values
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tiny_workspace.make(tmp_path_factory.mktemp("planned"))
+    tiny_workspace.write_params(store.root, params(store.root))
+    store = Store(store.root)
+    assert [cell.why for cell in steps.plan(store)] == ["has not been trained"] * 4
+    for concept in store.concept_names():
+        for method in METHODS:
+            [one(store, concept, method) for one in MAKING]
+        steps.encode_images(store, concept)
+        assert not steps.is_prepared(store, concept)
+        steps.score_references(store, concept)
+        assert steps.is_prepared(store, concept)
+    return store.root
+
+
+@pytest.fixture
+def store(finished: Path, tmp_path: Path) -> Store:
+    shutil.copytree(finished / "data", tmp_path / "data")
+    shutil.copy(finished / "params.yaml", tmp_path / "params.yaml")
+    return Store(tmp_path)
+
+
+def change(store: Store, edit, methods: tuple[str, ...] = METHODS) -> Store:
+    values = params(Path(store.params.base_model).parents[1], methods)
+    edit(values)
+    return tiny_workspace.write_params(store.root, values)
+
+
+def planned(store: Store) -> list[tuple[str, str, str, str]]:
+    return [(cell.concept, cell.method, cell.first, cell.why) for cell in steps.plan(store)]
+
+
+def test_of_a_finished_workspace_nothing_is_planned(store):
+    assert planned(store) == []
+
+
+def test_a_changed_and_an_added_photograph_are_named(store):
+    Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
+    Image.new("RGB", (20, 20), "blue").save(store.concept_folder("rex") / "9.png")
+    why = "photographs changed: 0.png and added 9.png"
+    assert planned(store) == [("rex", "base_model", "train", why), ("rex", "textual_inversion", "train", why)]
+    assert not steps.is_prepared(store, "rex") and steps.is_prepared(store, "cup")
+
+
+def test_a_changed_recipe_is_named_with_its_values(store):
+    base = store.params.base_model
+    store = change(store, lambda values: values["methods"]["textual_inversion"][base].update(lr=0.25, steps=4))
+    for row in planned(store):
+        assert row[1:3] == ("textual_inversion", "train")
+        assert "steps 3 -> 4" in row[3] and "-> 0.25" in row[3] and "batch_size" not in row[3]
+
+
+def test_other_sampling_is_drawn_and_other_encoders_are_scored_anew(store):
+    drawn = change(store, lambda values: values["sampling"].update(guidance=2.0))
+    assert {row[2:] for row in planned(drawn)} == {("draw", "sampling changed: guidance 3.0 -> 2.0")}
+    scored = change(store, lambda values: values["encoders"].update(texts=["class_phrase"]))
+    assert {row[2] for row in planned(scored)} == {"score"}
+    assert all(row[3].startswith("encoders changed") for row in planned(scored))
+
+
+def test_changed_code_is_named_by_its_file(store, monkeypatch):
+    from personalize_core import files
+
+    plain = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: plain(path) + "edited" * (path.name == "textual_inversion.py"))
+    why = "code changed: methods/textual_inversion.py"
+    assert planned(store) == [(name, "textual_inversion", "train", why) for name in ("cup", "rex")]
+
+
+def test_a_method_added_is_one_row(store):
+    store = change(store, lambda values: None, (*METHODS, "dreambooth"))
+    expected = [(name, "dreambooth", "train", "has not been trained") for name in ("cup", "rex")]
+    assert planned(store) == expected
+
+
+def test_a_lost_file_and_an_older_manifest_are_said(store):
+    (store.grid("base_model", "rex") / "grid.png").unlink()
+    manifest = store.artifact("textual_inversion", "cup") / MANIFEST
+    content = json.loads(manifest.read_text())
+    del content["made_from"]
+    manifest.write_text(json.dumps(content | {"stamp": "of another time"}))
+    rows = planned(store)
+    assert [row[:3] for row in rows] == [("cup", "textual_inversion", "train"), ("rex", "base_model", "draw")]
+    assert "kept no list" in rows[0][3] and "missing or cut off" in rows[1][3]
+
+
+def test_what_cannot_be_trained_is_planned_with_its_reason_and_stops_no_other(store):
+    store = change(
+        store, lambda values: values["methods"]["textual_inversion"].update({values["base_model"]: {"x": 1}})
+    )
+    rows = planned(store)
+    assert [row[:3] for row in rows] == [(name, "textual_inversion", "cannot") for name in ("cup", "rex")]
+    assert all("no key 'x'" in row[3] for row in rows) and not any(cell.possible for cell in steps.plan(store))
+
+
+def test_the_command_prints_a_line_a_cell_and_makes_nothing(store):
+    quiet = CliRunner().invoke(app, ["--root", str(store.root), "plan"])
+    assert quiet.exit_code == 0 and "Everything is up to date" in quiet.output
+    shutil.rmtree(store.artifact("textual_inversion", "rex"))
+    said = CliRunner().invoke(app, ["--root", str(store.root), "plan", "rex"])
+    assert said.exit_code == 0 and "has not been trained" in said.output
+    assert not store.artifact("textual_inversion", "rex").exists()
