@@ -45,18 +45,20 @@ def prepare(gpus: int) -> None:
     """Register what is there, and limit the pool by name: its default limit misses the first runs of an instance."""
     import dagster as dg
 
+    from personalize_core import arrival
     from pipelines.assets import GPU
-    from pipelines.automation import scan
     from pipelines.partitions import CONCEPT
     from pipelines.resources import Workspace
 
-    good, bad = scan(Workspace().store().concepts)
-    for reason in bad.values():
-        typer.echo(f"personalize: left out: {reason}", err=True)
+    found = arrival.look(Workspace().store().concepts)
+    for folder in found.values():
+        if folder.problem:
+            typer.echo(f"personalize: left out: {folder.problem}", err=True)
+    good = [name for name, folder in found.items() if not folder.problem]
     # as `dagster dev` does it: an instance named by DAGSTER_HOME, or else the one of dagster.yaml here
     home = os.environ.get("DAGSTER_HOME")
     with dg.DagsterInstance.from_config(home or str(Path.cwd())) as instance:
-        instance.add_dynamic_partitions(CONCEPT, list(good))
+        instance.add_dynamic_partitions(CONCEPT, good)
         instance.event_log_storage.set_concurrency_slots(GPU, gpus)
     typer.echo(f"Concepts: {', '.join(good) or 'none yet; add one with `personalize add`'}")
     typer.echo(f"History is kept in {home or '.dagster'}; stop with Ctrl-C.")

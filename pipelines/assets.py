@@ -7,7 +7,8 @@ concept, Dagster infers from the partitions.
 
 import dagster as dg
 
-from pipelines import checks, metadata
+from pipelines import checks, metadata, settings
+from pipelines.conditions import AFTER_SCORES, WITH_COMPARISON
 from pipelines.failures import sorted_out
 from pipelines.lineage import behind
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
@@ -73,7 +74,7 @@ def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
 
 @dg.asset(
     partitions_def=concept_and_method,
-    deps=[latents, class_images],
+    deps=[latents, class_images, settings.recipe],
     pool=GPU,
     group_name="learning",
     kinds={"pytorch"},
@@ -87,14 +88,16 @@ def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     from personalize_core import steps
 
     store, concept, method = workspace.store(), concept_of(context), method_of(context)
+    version = steps.recipe_stamp(store, method)
     report = steps.train(store, concept, method, logged(context))
     shown = metadata.loss_curve(report) | behind(store, report, latents=store.latents(concept))
-    return checks.with_gates(metadata.result(report, shown), steps.gates.artifact(store, concept, method))
+    result = checks.with_gates(metadata.result(report, shown), steps.gates.artifact(store, concept, method))
+    return settings.made_with(context.instance, result, settings.recipe, method, version)
 
 
 @dg.asset(
     partitions_def=concept_and_method,
-    deps=[artifact],
+    deps=[artifact, settings.sampling],
     pool=GPU,
     group_name="learning",
     kinds={"pytorch", "image"},
@@ -108,14 +111,16 @@ def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     from personalize_core import steps
 
     store, concept, method = workspace.store(), concept_of(context), method_of(context)
+    version = steps.sampling_stamp(store, method)
     report = steps.draw_grid(store, concept, method, logged(context))
     shown = behind(store, report, artifact=store.artifact(method, concept))
-    return checks.with_gates(metadata.result(report, shown), steps.gates.grid(store, concept, method))
+    result = checks.with_gates(metadata.result(report, shown), steps.gates.grid(store, concept, method))
+    return settings.made_with(context.instance, result, settings.sampling, method, version)
 
 
 @dg.asset(
     partitions_def=concept_and_method,
-    deps=[concept_images, image_grid],
+    deps=[concept_images, image_grid, settings.encoders],
     pool=GPU,
     group_name="evaluation",
     kinds={"polars", "parquet"},
@@ -129,11 +134,13 @@ def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     from personalize_core import steps
 
     store, concept, method = workspace.store(), concept_of(context), method_of(context)
+    version = steps.scoring_stamp(store)
     report = steps.score(store, concept, method, logged(context))
     inputs = {"concept_images": store.concept_folder(concept), "image_grid": store.grid(method, concept)}
     shown = metadata.scores_by_prompt(report) | behind(store, report, **inputs)
     found = [*steps.gates.scores(store, concept, method), *steps.gates.identity(store, concept, method)]
-    return checks.with_gates(metadata.result(report, shown), found)
+    result = checks.with_gates(metadata.result(report, shown), found)
+    return settings.made_with(context.instance, result, settings.encoders, None, version)
 
 
 @dg.asset(
@@ -160,6 +167,7 @@ def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) ->
 
 @dg.asset(
     deps=[metrics, reference_scores, image_grid],
+    automation_condition=AFTER_SCORES,
     group_name="evaluation",
     kinds={"polars", "image"},
     owners=OWNERS,
@@ -179,6 +187,7 @@ def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
 
 @dg.asset(
     deps=[comparison, artifact, image_grid],
+    automation_condition=WITH_COMPARISON,
     group_name="evaluation",
     kinds={"html"},
     owners=OWNERS,
@@ -194,4 +203,15 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
     return metadata.overview(made, behind(store, made, comparison=store.comparison()))
 
 
-ALL = [concept_images, latents, class_images, artifact, image_grid, metrics, reference_scores, comparison, report]
+ALL = [
+    *settings.ALL,
+    concept_images,
+    latents,
+    class_images,
+    artifact,
+    image_grid,
+    metrics,
+    reference_scores,
+    comparison,
+    report,
+]

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dagster as dg
 
-from pipelines import analyses, assets, automation, checks, recovery
+from pipelines import analyses, arrival, assets, canary, checks, jobs, recovery, schedules, settings
 from pipelines.resources import Workspace
 
 defs = dg.Definitions(
-    assets=[*assets.ALL, *analyses.ALL],
-    asset_checks=checks.ALL,
-    jobs=automation.JOBS,
-    sensors=[automation.concept_folder, recovery.lost_runs_sensor],
+    assets=[*assets.ALL, *analyses.ALL, canary.canary],
+    asset_checks=[*checks.ALL, arrival.folders_usable],
+    jobs=jobs.ALL,
+    schedules=[schedules.nightly, schedules.nightly_preparation, schedules.canary_after_upgrade],
+    sensors=[
+        arrival.concept_folder,
+        settings.settings,
+        schedules.training_follows,
+        schedules.comparison_follows,
+        recovery.lost_runs_sensor,
+    ],
     resources={"workspace": Workspace.configure_at_launch()},  # so that a run may choose its protocol
     # Every run has a process of its own already; its steps then share one import of torch and one base model.
     executor=dg.in_process_executor,

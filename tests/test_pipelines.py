@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import pytest
 from PIL import Image
 
 from personalize_core import steps
-from personalize_core.store import Store
-from pipelines import assets, automation, checks, metadata
+from pipelines import assets, checks, metadata
 from pipelines.__main__ import prepare
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
@@ -49,6 +47,8 @@ def asked(monkeypatch, tmp_path):
         "encode_images", "make_class_images", "train", "draw_grid", "score", "score_references", "compare", "report",
     ):  # fmt: skip
         monkeypatch.setattr(steps, name, stand_in(name))
+    for name in ("recipe_stamp", "sampling_stamp", "scoring_stamp"):
+        monkeypatch.setattr(steps, name, lambda *arguments: "settings")
     for name in ("loss_curve", "scores_by_prompt"):
         monkeypatch.setattr(metadata, name, lambda report: {})
     for name in ("latents", "artifact", "grid", "scores", "identity", "comparison"):
@@ -117,7 +117,7 @@ def test_a_run_chooses_its_protocol_and_the_sensor_needs_none(instance, monkeypa
     repository = defs.get_repository_def()
     sensor, resources = repository.get_sensor_def("concept_folder"), repository.get_top_level_resources()
     with dg.build_sensor_context(instance=instance, resources=resources) as context:
-        assert sensor.evaluate_tick(context).cursor == '{"seen": {}, "reported": {}}'
+        assert json.loads(sensor.evaluate_tick(context).cursor)["seen"] == {}
 
 
 def test_the_comparison_is_made_once_over_everything(instance, asked, tmp_path):
@@ -228,99 +228,3 @@ def test_what_the_ui_prepares_is_there_when_it_is_opened_again(tmp_path, monkeyp
             assert instance.event_log_storage.get_concurrency_info(assets.GPU).slot_count == 1
     assert "'Not A Name'" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {".dagster", "dagster.yaml", "data"}
-
-
-# The sensor
-
-
-class Watch:
-    """Ticks of the sensor over one workspace, as the daemon would run them."""
-
-    def __init__(self, instance: dg.DagsterInstance, root: Path) -> None:
-        self.instance, self.root, self.cursor = instance, root, None
-
-    def tick(self) -> dg.SensorResult:
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
-        result = automation.concept_folder(context, workspace=Workspace(root=str(self.root)))
-        assert isinstance(result, dg.SensorResult)
-        self.cursor = result.cursor
-        for request in result.dynamic_partitions_requests or []:
-            if isinstance(request, dg.AddDynamicPartitionsRequest):
-                self.instance.add_dynamic_partitions(CONCEPT, list(request.partition_keys))
-            else:
-                for key in request.partition_keys:
-                    self.instance.delete_dynamic_partition(CONCEPT, key)
-        return result
-
-    def twice(self) -> None:
-        """A folder counts once it has been seen unchanged."""
-        self.tick()
-        self.tick()
-
-    def known(self) -> set[str]:
-        return set(self.instance.get_dynamic_partitions(CONCEPT))
-
-
-@pytest.fixture
-def watch(tmp_path):
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield Watch(instance, tmp_path)
-
-
-def reported(result: dg.SensorResult) -> list[str | None]:
-    return [event.partition for event in result.asset_events if isinstance(event, dg.AssetMaterialization)]
-
-
-def skipped(result: dg.SensorResult) -> str | None:
-    return result.skip_reason.skip_message if isinstance(result.skip_reason, dg.SkipReason) else result.skip_reason
-
-
-def test_a_new_folder_becomes_a_partition_once_it_has_settled(watch):
-    folder = concept(watch.root, "dog7")
-    assert skipped(watch.tick())
-    Image.new("RGB", (64, 64)).save(folder / "01.png")  # still being copied
-    assert skipped(watch.tick())
-    assert reported(watch.tick()) == ["dog7"]
-    assert watch.known() == {"dog7"}
-    assert skipped(watch.tick())
-
-
-def test_touching_a_file_reports_nothing_and_changing_it_does(watch):
-    folder = concept(watch.root, "dog7")
-    watch.twice()
-    os.utime(folder / "00.png", (1, 1))
-    assert skipped(watch.tick())
-    Image.new("RGB", (64, 64), "blue").save(folder / "00.png")
-    watch.tick()
-    assert reported(watch.tick()) == ["dog7"]
-
-
-def test_a_folder_that_is_gone_is_no_partition(watch):
-    folder = concept(watch.root, "dog7")
-    watch.twice()
-    folder.rename(watch.root / "elsewhere")
-    watch.tick()
-    assert watch.known() == set()
-
-
-@pytest.mark.parametrize("name", ["Dog 7", "a|b", "dog...7"])
-def test_a_folder_whose_name_is_no_concept_is_reported_and_left_out(watch, name):
-    (watch.root / "data" / "concepts" / name).mkdir(parents=True)
-    assert repr(name) in (skipped(watch.tick()) or "")
-    watch.tick()
-    assert watch.known() == set()
-
-
-def test_a_damaged_folder_stops_no_other_and_keeps_its_partition(watch):
-    damaged = concept(watch.root, "dog7")
-    watch.twice()
-    (damaged / "concept.yaml").write_text("class_noun: [")
-    concept(watch.root, "cat2", shade=200)
-    watch.twice()
-    assert watch.known() == {"cat2", "dog7"}
-
-
-def test_the_sensor_and_the_core_mean_the_same_concepts(tmp_path):
-    concept(tmp_path, "dog7")
-    (tmp_path / "data" / "concepts" / ".half.tmp").mkdir()
-    assert list(automation.scan(tmp_path / "data" / "concepts")[0]) == Store(tmp_path).concept_names()

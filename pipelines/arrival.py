@@ -1,0 +1,151 @@
+"""Folders of photographs become partitions, or are reported with what is wrong with them."""
+
+import json
+
+import dagster as dg
+
+from pipelines import assets, jobs, settings
+from pipelines.partitions import CONCEPT, concepts
+from pipelines.requests import preparation
+from pipelines.resources import Workspace
+
+CHECK = "folders_usable"
+SHOWN = 50  # folders in the check's table
+NOTHING = {"seen": {}, "there": {}, "reported": {}, "failed": None, "count": 0}
+
+
+@dg.asset_check(
+    asset=assets.concept_images.key,
+    name=CHECK,
+    description="Every folder that arrived has a description and photographs that can all be read. The sensor "
+    "`concept_folder` reports each that has not, with its reason; the others go on without it. Run by hand, it looks "
+    "at data/concepts anew, and repeats what the sensor found where concepts arrive elsewhere.",
+)
+def folders_usable(workspace: Workspace) -> dg.AssetCheckResult:
+    from personalize_core import arrival
+
+    store = workspace.store()
+    found = arrival.look(store.concepts)
+    failed = {name: folder.problem for name, folder in found.items() if folder.problem}
+    return dg.AssetCheckResult(**_verdict(failed | arrival.refusals(store), len(found)))
+
+
+@dg.sensor(
+    jobs=[jobs.prepare, jobs.compare],
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    tags={"stage": "arrival"},
+    description="Keeps the partition `concept` like the folders of data/concepts, and reports what they hold; what "
+    "arrives elsewhere (params.yaml, automation.arrival) is brought there first. A folder counts when it was the same "
+    "on two looks, so that one that is being copied is left to settle. One that cannot be used is reported with the "
+    f"reason, on `concept_images` and its check `{CHECK}`, and is looked at again when it changes. With "
+    "automation.continuous each concept that has settled is trained at once.",
+)
+def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
+    """The cursor holds what the last look saw, and what has been reported; a tick that failed leaves it as it was."""
+    from personalize_core import arrival
+    from personalize_core.errors import InputError
+    from personalize_core.params import Automation
+
+    store = workspace.store()
+    last = NOTHING | json.loads(context.cursor or "{}")
+    there, elsewhere, automation = last["there"], {}, Automation()
+    try:
+        automation = Automation.of(store.root / "params.yaml")
+        there, elsewhere = _receive(store, automation.arrival, last["there"])
+    except InputError as error:  # what lies in data/concepts is looked at all the same
+        elsewhere = {automation.arrival: str(error)}
+
+    found = arrival.look(store.concepts)
+    now = {name: folder.state for name, folder in found.items()}
+    settled = {name for name, state in now.items() if last["seen"].get(name) == state}
+    good = {name for name in settled if not found[name].problem}
+    failed = {name: str(found[name].problem) for name in sorted(settled - good)} | elsewhere
+    unsettled = {name: why for name, why in (last["failed"] or {}).items() if name in now and name not in settled}
+    failed = unsettled | failed
+
+    known = set(context.instance.get_dynamic_partitions(CONCEPT))
+    added = sorted(good - known)
+    gone = sorted(known - now.keys() - last["seen"].keys())
+    changed = sorted(name for name in good if last["reported"].get(name) != now[name])
+    reported = {name: content for name, content in last["reported"].items() if name not in gone}
+    reported |= {name: now[name] for name in changed}
+    events = [event for name in changed for event in _arrived(store.concept_folder(name), name, now[name])]
+    if failed != (last["failed"] or {}) or (last["failed"] is None and reported):
+        events += [
+            _cannot_be_used(name, why) for name, why in failed.items() if (last["failed"] or {}).get(name) != why
+        ]
+        verdict = _verdict(failed, len(failed.keys() | now.keys()))
+        events.append(dg.AssetCheckEvaluation(asset_key=assets.concept_images.key, check_name=CHECK, **verdict))
+
+    count = last["count"] + bool(changed or gone)
+    requests = [preparation(name, f"arrived {count}") for name in changed] if automation.continuous else []
+    if gone and store.comparison().is_dir():
+        requests.append(dg.RunRequest(job_name=jobs.compare.name, run_key=f"gone {count}"))
+    news = bool(added or gone or changed)
+    why = None if news else "; ".join(failed.values()) or "the folders of data/concepts are as they were"
+    return dg.SensorResult(
+        skip_reason=why,
+        run_requests=requests if news else None,
+        cursor=json.dumps(
+            {
+                "seen": now,
+                "there": there,
+                "reported": reported,
+                "failed": last["failed"] if failed == {} and not reported else failed,
+                "count": count,
+            }
+        ),
+        dynamic_partitions_requests=[
+            *([concepts.build_add_request(added)] if added else []),
+            *([concepts.build_delete_request(gone)] if gone else []),
+        ],
+        asset_events=events,
+    )
+
+
+def _receive(store, location: str, last: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Bring what has settled where concepts arrive. Returns what is there, and what could not be brought, and why."""
+    from personalize_core import arrival
+
+    address = arrival.address_of(store, location)
+    if address is None:
+        return {}, {}
+    there = arrival.listing(address)
+    settled = [name for name, state in there.items() if last.get(name) == state]
+    gone = [name for name in arrival.brought(store, address) if name not in there and name not in last]
+    arrival.receive(store, address, there, settled, gone)
+    return there, arrival.refusals(store)
+
+
+def _arrived(folder, name: str, content: str) -> list:
+    from personalize_core import intake
+
+    about = {
+        "path": str(folder),
+        "class_noun": intake.read_concept(folder).class_noun,
+        "photographs": len(intake.photographs(folder)),
+    }
+    return settings.events(assets.concept_images.key, name, content, about)
+
+
+def _cannot_be_used(name: str, why: str) -> dg.AssetObservation:
+    return dg.AssetObservation(
+        assets.concept_images.key,
+        partition=name,
+        description=why,
+        metadata={"cannot_be_used": dg.MetadataValue.text(why)},
+    )
+
+
+def _verdict(failed: dict, folders: int) -> dict:
+    """What the check says: how many folders cannot be used, and why not."""
+    rows = [dg.TableRecord({"folder": name, "why": why}) for name, why in list(failed.items())[:SHOWN]]
+    columns = dg.TableSchema([dg.TableColumn("folder"), dg.TableColumn("why")])
+    return {
+        "passed": not failed,
+        "severity": dg.AssetCheckSeverity.ERROR,
+        "description": f"{len(failed)} of {folders} folders cannot be used: {'; '.join(failed)}" if failed else None,
+        "metadata": {"folders": folders, "cannot_be_used": len(failed)}
+        | ({"reasons": dg.MetadataValue.table(rows, schema=columns)} if rows else {}),
+    }

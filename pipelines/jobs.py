@@ -1,0 +1,32 @@
+"""What one run does: the assets that have partitions in common."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from pipelines import assets, checks
+from pipelines.canary import canary
+
+prepare = dg.define_asset_job(
+    "prepare",
+    selection=dg.AssetSelection.assets(assets.latents, assets.class_images, assets.reference_scores)
+    | dg.AssetSelection.checks(checks.photographs_usable),
+    description="All that the methods need of one concept.",
+)
+learn = dg.define_asset_job(
+    "learn",
+    selection=dg.AssetSelection.assets(assets.artifact, assets.image_grid, assets.metrics),
+    description="Train one method on one concept, draw with it and score what it drew, in one process.",
+)
+compare = dg.define_asset_job(
+    "compare",
+    selection=dg.AssetSelection.assets(assets.comparison, assets.report),
+    description="Put all scores and pictures that there are side by side, and tell of them in one page.",
+)
+rerun_canary = dg.define_asset_job(
+    "rerun_canary",
+    selection=dg.AssetSelection.assets(canary),
+    description="Run the cells of the canary again, apart from all results, and compare their scores.",
+)
+
+ALL = [prepare, learn, compare, rerun_canary]

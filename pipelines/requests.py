@@ -1,0 +1,67 @@
+"""Which runs are asked for: one for each concept that lacks what all methods share, one for each stale cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from pipelines import jobs
+from pipelines.partitions import CONCEPT, METHOD
+
+if TYPE_CHECKING:
+    from personalize_core.steps import Cell
+    from personalize_core.store import Store
+
+THEN = "personalize/then"  # on a run that prepares a concept: the job that follows for what is stale of it
+FIRST = {"dagster/priority": "10"}  # before training, where both wait
+
+
+def preparation(concept: str, occasion: str) -> dg.RunRequest:
+    """Prepare a concept, and then train what is stale of it."""
+    tags = {THEN: jobs.learn.name, **FIRST}
+    return dg.RunRequest(f"{concept}, {occasion}", job_name=jobs.prepare.name, partition_key=concept, tags=tags)
+
+
+def training(cell: Cell, occasion: str) -> dg.RunRequest:
+    """Train, draw and score one cell; what is current of these is kept."""
+    key = dg.MultiPartitionKey({CONCEPT: cell.concept, METHOD: cell.method})
+    tags = {"personalize/why": cell.why[:500]}
+    return dg.RunRequest(f"{key}, {occasion}", job_name=jobs.learn.name, partition_key=key, tags=tags)
+
+
+def stale(instance: dg.DagsterInstance, store: Store, concepts: Sequence[str] | None = None) -> list[Cell]:
+    """The stale cells of concepts that are partitions and can be used, without those that a run is under way for.
+
+    Raises:
+        InputError: params.yaml is damaged.
+    """
+    from personalize_core import steps
+
+    busy = under_way(instance)
+    cells = steps.plan(store, usable(instance, store) if concepts is None else concepts)
+    return [cell for cell in cells if f"{cell.concept}|{cell.method}" not in busy]
+
+
+def usable(instance: dg.DagsterInstance, store: Store) -> list[str]:
+    from personalize_core import arrival
+
+    found = arrival.look(store.concepts)
+    known = sorted(instance.get_dynamic_partitions(CONCEPT))
+    return [name for name in known if name in found and not found[name].problem]
+
+
+def under_way(instance: dg.DagsterInstance) -> set[str]:
+    """The partitions of all runs that wait or run."""
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=[*_UNFINISHED]))
+    return {key for run in unfinished if (key := run.tags.get("dagster/partition"))}
+
+
+_UNFINISHED = (
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)

@@ -1,0 +1,133 @@
+"""What is trained at night, and what follows of itself.
+
+The core says what is stale (`personalize plan` prints the same list). A concept that lacks what all methods share is
+prepared first, and its cells follow when that has succeeded; so one broken concept stops no other. The comparison
+follows when no cell is waiting or running any more.
+"""
+
+from pathlib import Path
+
+import dagster as dg
+
+from pipelines import assets, jobs
+from pipelines.requests import THEN, preparation, stale, training, under_way, usable
+from pipelines.resources import Workspace
+
+
+def cron() -> str:
+    """params.yaml, automation.nightly; the default where definitions are loaded elsewhere."""
+    from personalize_core.params import Automation
+
+    return Automation.of(Path("params.yaml")).nightly
+
+
+@dg.schedule(
+    job=jobs.learn,
+    cron_schedule=cron(),
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    tags={"stage": "training"},
+    description="Asks for one run for every concept and method that is not up to date: a new concept, a changed "
+    "photograph, recipe, base model or source. The methods are those that params.yaml lists. `personalize plan` prints "
+    "the same list.",
+)
+def nightly(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> list[dg.RunRequest] | dg.SkipReason:
+    from personalize_core import steps
+    from personalize_core.errors import InputError
+
+    store, tonight = workspace.store(), f"{context.scheduled_execution_time:%Y-%m-%d %H:%M}"
+    try:
+        cells = stale(context.instance, store)
+        ready = {name for name in {cell.concept for cell in cells} if steps.is_prepared(store, name)}
+    except InputError as error:
+        return dg.SkipReason(str(error))
+    refused = [f"{cell.method} on {cell.concept}: {cell.why}" for cell in cells if not cell.possible]
+    for reason in refused:
+        context.log.warning(reason)
+    requests = [training(cell, tonight) for cell in cells if cell.possible and cell.concept in ready]
+    waiting = len({cell.concept for cell in cells if cell.possible} - ready)
+    if requests:
+        return requests
+    return dg.SkipReason(
+        "; ".join([*([f"{waiting} concepts are prepared first"] if waiting else []), *refused])
+        or "everything is up to date, or under way"
+    )
+
+
+@dg.schedule(
+    job=jobs.prepare,
+    cron_schedule=cron(),
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    tags={"stage": "training"},
+    description="Asks for one run for every concept that lacks latents, class images or the scores of its photographs; "
+    "what is stale of it is trained when that has succeeded.",
+)
+def nightly_preparation(
+    context: dg.ScheduleEvaluationContext, workspace: Workspace
+) -> list[dg.RunRequest] | dg.SkipReason:
+    from personalize_core import steps
+    from personalize_core.errors import InputError
+
+    store, tonight = workspace.store(), f"{context.scheduled_execution_time:%Y-%m-%d %H:%M}"
+    try:
+        busy = under_way(context.instance)
+        names = [name for name in usable(context.instance, store) if name not in busy]
+        requests = [preparation(name, tonight) for name in names if not steps.is_prepared(store, name)]
+    except InputError as error:
+        return dg.SkipReason(str(error))
+    return requests or dg.SkipReason("every concept is prepared, or is being prepared")
+
+
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS,
+    monitored_jobs=[jobs.prepare],
+    request_job=jobs.learn,
+    minimum_interval_seconds=10,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="When a concept has been prepared by the schedule or on its arrival, asks for one run for each of its "
+    "methods that is not up to date. A preparation that a person started is followed by nothing.",
+)
+def training_follows(context: dg.RunStatusSensorContext, workspace: Workspace) -> list[dg.RunRequest] | dg.SkipReason:
+    from personalize_core.errors import InputError
+
+    run = context.dagster_run
+    concept = run.tags.get("dagster/partition")
+    if run.tags.get(THEN) != jobs.learn.name or not concept:
+        return dg.SkipReason("a person started it")
+    try:
+        cells = stale(context.instance, workspace.store(), [concept])
+    except InputError as error:
+        return dg.SkipReason(str(error))
+    requests = [training(cell, run.run_id) for cell in cells if cell.possible]
+    return requests or dg.SkipReason(f"nothing of {concept} is stale")
+
+
+comparison_follows = dg.AutomationConditionSensorDefinition(
+    "comparison_follows",
+    target=dg.AssetSelection.assets(assets.comparison, assets.report),
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Compares and reports anew when scores have changed and no cell is waiting or running any more.",
+)
+
+
+@dg.schedule(
+    job=jobs.rerun_canary,
+    cron_schedule="0 1 * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    tags={"stage": "canary"},
+    description="After an upgrade of any installed package, runs the cells of params.yaml (automation.canary) again.",
+)
+def canary_after_upgrade(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
+    from personalize_core import steps
+    from personalize_core.errors import InputError
+
+    store = workspace.store()
+    try:
+        if not steps.canary_cells(store):
+            return dg.SkipReason("params.yaml names no cells for the canary (automation.canary)")
+        why = steps.why_canary(steps.upgrades(store))
+    except InputError as error:
+        return dg.SkipReason(str(error))
+    if not why:
+        return dg.SkipReason("no package is another one than when the canary ran last")
+    return dg.RunRequest(f"{context.scheduled_execution_time:%Y-%m-%d %H:%M}", tags={"personalize/why": why[:500]})

@@ -1,0 +1,123 @@
+"""What results depend on besides photographs, as assets of its own, so that the UI shows what a change makes stale.
+
+Dagster has one code version for an asset, whatever its partitions; these have a version for each method.
+"""
+
+import dagster as dg
+
+from pipelines.partitions import methods
+from pipelines.resources import Workspace
+
+OWNERS = ["team:personalize"]
+
+recipe = dg.AssetSpec(
+    "recipe",
+    description="What an artifact depends on besides its concept: the method's section of params.yaml, its source and "
+    "that of training, the base model's weights. The sensor `settings` reports a new version when any of it changes, "
+    "and the artifacts of this method alone are then out of date.",
+    partitions_def=methods,
+    group_name="settings",
+    kinds={"yaml", "python"},
+    tags={"layer": "source"},
+    owners=OWNERS,
+)
+sampling = dg.AssetSpec(
+    "sampling",
+    description="What a method's pictures depend on besides its artifact: prompts, sampler, the method's variants, the "
+    "source of drawing.",
+    partitions_def=methods,
+    group_name="settings",
+    kinds={"yaml", "python"},
+    tags={"layer": "source"},
+    owners=OWNERS,
+)
+encoders = dg.AssetSpec(
+    "encoders",
+    description="What scores depend on besides pictures and photographs: the encoders' weights, which variants of a "
+    "metric are measured, the source of scoring.",
+    group_name="settings",
+    kinds={"yaml", "python"},
+    tags={"layer": "source"},
+    owners=OWNERS,
+)
+ALL = [recipe, sampling, encoders]
+
+
+def versions(store) -> dict[tuple[dg.AssetKey, str | None], str]:
+    """(asset, method) -> its version, of every method and ablation of params.yaml.
+
+    Raises:
+        InputError: params.yaml is damaged, or one of its sections is.
+    """
+    from personalize_core import steps
+
+    found: dict[tuple[dg.AssetKey, str | None], str] = {(encoders.key, None): steps.scoring_stamp(store)}
+    for method in store.params.method_names:
+        found[recipe.key, method] = steps.recipe_stamp(store, method)
+        found[sampling.key, method] = steps.sampling_stamp(store, method)
+    return found
+
+
+@dg.sensor(
+    name="settings",
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    tags={"stage": "arrival"},
+    description="Reports a new version of `recipe`, `sampling` or `encoders` where params.yaml, the sources, the base "
+    "model or the encoders are others now. It starts no run.",
+)
+def settings(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult | dg.SkipReason:
+    from personalize_core.errors import InputError
+
+    try:
+        wanted = versions(workspace.store())
+    except InputError as error:
+        return dg.SkipReason(str(error))
+    changed = [
+        event
+        for (key, method), version in wanted.items()
+        if _latest(context.instance, key, method)[0] != version
+        for event in events(key, method, version)
+    ]
+    if not changed:
+        return dg.SensorResult(skip_reason="params.yaml and the sources are as they were")
+    return dg.SensorResult(asset_events=changed)
+
+
+def events(
+    key: dg.AssetKey, partition: str | None, version: str, metadata: dict | None = None
+) -> list[dg.AssetObservation | dg.AssetMaterialization]:
+    """A new version of an asset that Dagster does not make itself.
+
+    Dagster 1.13 reads the version of a partition from observations, and that of an asset without partitions, and which
+    partitions there are, from materializations. The observation comes first: a run remembers the last event, and what
+    is observed behind it counts as new.
+    """
+    tags = {"dagster/data_version": version}
+    about = {"partition": partition, "metadata": metadata, "tags": tags}
+    return [dg.AssetObservation(key, **about), dg.AssetMaterialization(key, **about)]
+
+
+def made_with(
+    instance: dg.DagsterInstance, result: dg.MaterializeResult, spec: dg.AssetSpec, method: str | None, version: str
+) -> dg.MaterializeResult:
+    """The result, saying which version of the settings it was made with.
+
+    By itself Dagster would say the last that was reported, and the sensor may not have seen the newest yet.
+    """
+    known, number = _latest(instance, spec.key, method)
+    if known != version:
+        for event in events(spec.key, method, version):
+            instance.report_runless_asset_event(event)
+        _, number = _latest(instance, spec.key, method)
+    name = spec.key.to_user_string()
+    tags = {f"dagster/input_data_version/{name}": version, f"dagster/input_event_pointer/{name}": str(number)}
+    return result._replace(tags={**(result.tags or {}), **tags})
+
+
+def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> tuple[str | None, int | None]:
+    """The version that was reported last, and the number of its event."""
+    record = instance.get_latest_data_version_record(key, is_source=True, partition_key=partition)
+    if record is None or record.asset_observation is None:
+        return None, None
+    return (record.asset_observation.tags or {}).get("dagster/data_version"), record.storage_id
