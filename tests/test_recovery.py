@@ -133,7 +133,7 @@ def test_the_sensor_says_what_it_found(monkeypatch):
             assert isinstance(said, dg.SkipReason)
             return said.skip_message or ""
 
-        assert look() == "every run has its process"
+        assert look() == "every started run has its process"
         run = create_run_for_test(instance, "learn", status=dg.DagsterRunStatus.STARTED)
         instance.report_engine_event("Started process for run (pid: 1).", run, EngineEventData.in_process(1))
         assert look().startswith("1 runs were lost")
