@@ -269,6 +269,7 @@ def daemon(counts: Sequence[int]) -> None:
 
     with temporary_folder() as root:
         workspace(root, max(counts))
+        os.chdir(root)  # dagster.yaml's folders are relative to it
         with Dagster(root) as ui, dg.DagsterInstance.from_config(str(root)) as instance:
             for count in counts:
                 backfill = ui.backfill(cells_of(count))
@@ -305,6 +306,7 @@ def backfill() -> None:
     every = cells_of(CONCEPTS * len(METHODS))
     with temporary_folder() as root:
         workspace(root, 3 * len(METHODS))  # as many as may run while the others are queued
+        os.chdir(root)
         with Dagster(root) as ui, dg.DagsterInstance.from_config(str(root)) as instance:
             time.sleep(30)  # for the daemon's first look around
             begun = time.monotonic()

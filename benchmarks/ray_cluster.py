@@ -132,6 +132,7 @@ def main() -> None:
         os.environ["RAY_ADDRESS"] = f"http://127.0.0.1:{port}"
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # Ray calls `dagster`
         os.environ["PYTHONPATH"] = str(ROOT)
+        os.chdir(root)  # dagster.yaml's folders are relative to it
         with cluster(port, chosen.cards, root):
             with Dagster(root, home, chosen.cards) as ui, dg.DagsterInstance.from_config(str(home)) as instance:
                 begun, backfill = time.monotonic(), ui.backfill(cells)
