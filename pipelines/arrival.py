@@ -49,12 +49,13 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
 
     store = workspace.store()
     last = NOTHING | json.loads(context.cursor or "{}")
-    there, elsewhere, automation = last["there"], {}, Automation()
+    there, elsewhere, automation, where = last["there"], {}, Automation(), "params.yaml"
     try:
-        automation = Automation.of(store.root / "params.yaml")
+        automation = Automation.of(store.root / where)
+        where = automation.arrival
         there, elsewhere = _receive(store, automation.arrival, last["there"])
     except InputError as error:  # what lies in data/concepts is looked at all the same
-        elsewhere = {automation.arrival: str(error)}
+        elsewhere = {where: str(error)}
 
     found = arrival.look(store.concepts)
     now = {name: folder.state for name, folder in found.items()}

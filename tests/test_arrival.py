@@ -186,7 +186,8 @@ def test_a_damaged_params_file_is_said_and_stops_no_arrival_here(watch, concepts
     concept(concepts, "dog7")
     assert reported(watch.twice()) == ["dog7"]
     verdict = watch.verdict()
-    assert verdict and "arival" in str(verdict.metadata["reasons"].value)
+    assert verdict and "params.yaml" in (verdict.description or "")
+    assert "'base_model' is missing" in str(verdict.metadata["reasons"].value)
 
 
 def test_the_sensor_and_the_core_mean_the_same_concepts(concepts, tmp_path):
