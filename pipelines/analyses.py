@@ -11,6 +11,7 @@ from pydantic import Field
 
 from pipelines import assets, metadata
 from pipelines.assets import GPU, OWNERS
+from pipelines.failures import sorted_out
 from pipelines.lineage import behind
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
@@ -34,6 +35,7 @@ MOST_PICTURES = 8  # in the page; the others lie at the asset's path
     owners=OWNERS,
     tags=TAGS,
 )
+@sorted_out
 def analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What the headline hides, and the papers' analyses, of one method on one concept."""
     from personalize_core import steps
@@ -43,6 +45,7 @@ def analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
 
 
 @dg.asset(partitions_def=concepts, deps=[analyses], group_name=GROUP, kinds={"image"}, owners=OWNERS, tags=TAGS)
+@sorted_out
 def analyses_together(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What became of the embeddings of all methods that were analysed on one concept, in one figure each."""
     from personalize_core import steps
@@ -70,6 +73,7 @@ class Nouns(dg.Config):
     owners=OWNERS,
     tags=TAGS,
 )
+@sorted_out
 def class_nouns(context: dg.AssetExecutionContext, config: Nouns, workspace: Workspace) -> dg.MaterializeResult:
     """The nouns that the text-image encoder finds most like a concept's photographs."""
     from personalize_core import steps

@@ -3,6 +3,7 @@
 import dagster as dg
 
 from pipelines import metadata
+from pipelines.failures import sorted_out
 from pipelines.progress import logged
 from pipelines.resources import Workspace
 
@@ -24,6 +25,7 @@ CHECK = "scores_within_noise"
         )
     ],
 )
+@sorted_out
 def canary(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The cells of params.yaml (automation.canary), trained, drawn and scored again apart from all results."""
     from personalize_core import steps

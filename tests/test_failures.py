@@ -17,8 +17,10 @@ from personalize_core.errors import InputError
 from personalize_core.failures import diagnose
 from personalize_core.store import Store
 from pipelines import assets, failures, metadata
+from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
+from tests.test_pipelines import passing
 
 PAIR = dg.MultiPartitionKey({"concept": "dog7", "method": "textual_inversion"})
 
@@ -125,6 +127,8 @@ def failing(monkeypatch, tmp_path):
             return steps.Report(stamp="s", skipped=False, seconds=1.0, path=tmp_path)
 
         monkeypatch.setattr(steps, "train", train)
+        monkeypatch.setattr(steps, "recipe_stamp", lambda *arguments: "settings")
+        monkeypatch.setattr(steps.gates, "artifact", passing("artifact"))
         monkeypatch.setattr(metadata, "loss_curve", lambda report: {})
         monkeypatch.setattr(failures, "WAITS", (0.04, 0.08, 0.16))
         return tried
@@ -187,9 +191,10 @@ def test_a_fault_of_ours_is_tried_once_and_keeps_its_traceback(instance, failing
     assert failure and failure.error and failure.error.cause and failure.error.cause.cls_name == "ZeroDivisionError"
 
 
-@pytest.mark.parametrize(
-    "asset", [a for a in assets.ALL if isinstance(a, dg.AssetsDefinition)], ids=lambda a: a.op.name
-)
+EVERY = [each for each in defs.assets or [] if isinstance(each, dg.AssetsDefinition)]
+
+
+@pytest.mark.parametrize("asset", EVERY, ids=lambda asset: asset.op.name)
 def test_every_asset_has_its_failures_sorted_out(asset, instance, monkeypatch, tmp_path):
     """Whatever an asset does, it asks for the workspace's store first."""
 
@@ -197,12 +202,11 @@ def test_every_asset_has_its_failures_sorted_out(asset, instance, monkeypatch, t
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Workspace, "store", full)
-    keys: dict[str, str | None] = {"comparison": None, "report": None}
-    pair = isinstance(asset.partitions_def, dg.MultiPartitionsDefinition)
+    key = PAIR if isinstance(asset.partitions_def, dg.MultiPartitionsDefinition) else "dog7"
     result = dg.materialize(
-        assets.ALL,
+        EVERY,
         selection=[asset],
-        partition_key=keys.get(asset.op.name, PAIR if pair else "dog7"),
+        partition_key=key if asset.partitions_def else None,
         resources={"workspace": Workspace(root=str(tmp_path))},
         instance=instance,
         raise_on_error=False,

@@ -31,14 +31,17 @@ PACKAGE = Path(__file__).parents[1]
 
 @contextmanager
 def making(store: Store, folder: Path, stamp: str) -> Iterator[Path]:
-    """As `whole_folder`, with a record of how the folder came to be."""
+    """As `whole_folder`, with a record of how the folder came to be.
+
+    It is written before the folder appears: a process killed between the two then makes both again.
+    """
     started = datetime.now(UTC)
     with whole_folder(folder, stamp) as new:
         yield new
-    finished = datetime.now(UTC)
-    times = {name: time.isoformat(timespec="seconds") for name, time in (("started", started), ("finished", finished))}
-    seconds = round((finished - started).total_seconds(), 3)
-    write_json(store.making(folder), {"stamp": stamp, **times, "seconds": seconds, "device": _device(), **here()})
+        finished = datetime.now(UTC)
+        times = {what: at.isoformat(timespec="seconds") for what, at in (("started", started), ("finished", finished))}
+        seconds = round((finished - started).total_seconds(), 3)
+        write_json(store.making(folder), {"stamp": stamp, **times, "seconds": seconds, "device": _device(), **here()})
 
 
 def record_of(store: Store, folder: Path) -> dict[str, Any]:

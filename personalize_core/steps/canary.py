@@ -61,7 +61,7 @@ def run_canary(store: Store, listener: Listener = unheard) -> Report:
             "params.yaml names no cells for the canary; write some as `automation: { canary: { CONCEPT: [METHOD] } }`"
         )
     started, path = time.monotonic(), store.data / "canary" / RECORD
-    with store.alone("canary"), store.alone("device"):
+    with store.alone("canary"), store.device():
         scratch = _scratch(store, sorted({concept for concept, _ in cells}))
         try:
             measured = {f"{concept}/{method}": _run(scratch, concept, method, listener) for concept, method in cells}
