@@ -389,7 +389,7 @@ def load() -> str:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     arguments.add_argument("what", choices=["direct", "daemon", "backfill", "dvc"])
     arguments.add_argument("cells", type=int, nargs="*", default=[1, 10, 100])
     chosen = arguments.parse_args()
