@@ -89,10 +89,12 @@ def test_the_schedule_asks_for_it_only_when_it_is_due(store, monkeypatch, tmp_pa
 
 
 def materialized(store: Store) -> dg.AssetCheckEvaluation:
-    result = dg.materialize([canary.canary], resources={"workspace": Workspace(root=str(store.root))})
-    assert result.success
-    (evaluation,) = result.get_asset_check_evaluations()
-    return evaluation
+    with dg.DagsterInstance.ephemeral() as instance:  # a result asks it, and does not keep it alive
+        workspace = Workspace(root=str(store.root))
+        result = dg.materialize([canary.canary], instance=instance, resources={"workspace": workspace})
+        assert result.success
+        (evaluation,) = result.get_asset_check_evaluations()
+        return evaluation
 
 
 def test_the_same_scores_pass_and_one_beyond_its_band_fails_the_check_until_it_is_accepted(store, monkeypatch):

@@ -200,7 +200,7 @@ def test_a_run_prints_the_path_of_every_picture_that_it_made(workspace, personal
         Image.open(path).close()  # cut off or missing, it would raise
     assert "made in" in printed and "DINO over the base model" in printed
     page = next(Path(word) for word in printed.split() if word.endswith("report.html"))
-    assert "personalized residuals lag" in page.read_text()
+    assert "Personalized Residuals with LAG" in page.read_text()
 
     again = personalize("run", "rex", "-m", "base_model", "-m", "personalized_residuals")[1]
     assert "made in" not in again and "was there" in again
