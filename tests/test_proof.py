@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -59,18 +64,78 @@ def test_what_a_fresh_process_cannot_restore_is_not_published(workspace, fresh, 
     assert not store.artifact("textual_inversion", "cup").exists()
 
 
-def test_the_fresh_process_ends_with_the_training_that_it_was_started_for():
+def ended(process: subprocess.Popen) -> bool:
+    return process.poll() is not None
+
+
+@pytest.mark.slow
+def test_one_process_imports_for_all_trainings_of_a_program(workspace, fresh):
+    readers = set()
+    for seed in (4, 5):
+        kept = steps.train(store_for(workspace, "dreambooth", seed=seed), "rex", "dreambooth").path / "proof.json"
+        assert json.loads(kept.read_text())["identical"]
+        readers |= set(proof._Reader._idle)
+    assert len(readers) == 1
+
+
+def test_trainings_at_the_same_time_have_a_process_each():
+    with FreshProcess(tiny_base()) as one, FreshProcess(tiny_base()) as another:
+        assert one._reader is not another._reader
+    assert set(proof._Reader._idle) == {one._reader, another._reader}
+    proof._Reader.end_all()
+    assert ended(one._reader._process) and ended(another._reader._process)
+
+
+def test_a_process_that_is_still_drawing_ends_with_the_training_that_gave_it_up():
     with FreshProcess(tiny_base()) as started:
-        process = started._process
-        assert process.poll() is None
-    assert process.returncode is not None
+        process = started._reader._process
+        started.restore(Path("somewhere"))
+        assert not ended(process)
+    assert ended(process) and not proof._Reader._idle
+
+
+def test_a_process_on_a_graphics_card_restores_once(monkeypatch):
+    base = tiny_base()
+    base.device = torch.device("cuda")
+    with FreshProcess(base) as started:
+        monkeypatch.setattr(started._reader, "heard", lambda: (0, ""))
+        monkeypatch.setattr(proof, "load_file", lambda path: {"answer": LATENTS})
+        started.restore(Path("somewhere"))
+        started.answer()
+        process = started._reader._process
+    assert ended(process) and not proof._Reader._idle
+
+
+def test_the_process_ends_with_the_program():
+    program = """
+from personalize_core import proof
+from tests.conftest import tiny_base
+with proof.FreshProcess(tiny_base()) as started:
+    pass
+print(started._reader._process.pid)
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(said), 0)
 
 
 def test_a_fresh_process_that_was_killed_says_nothing_of_the_artifact():
     with FreshProcess(tiny_base()) as started:
-        started._process.kill()
+        started._reader._process.kill()
         with pytest.raises(ChildProcessError, match="ended by signal 9"):
             started.answer()
+
+
+def test_a_fork_that_was_killed_says_nothing_of_the_artifact(monkeypatch):
+    with FreshProcess(tiny_base()) as started:
+        process = started._reader._process
+        started.restore(Path("somewhere"))
+        while not (forks := psutil.Process(process.pid).children()):
+            time.sleep(0.001)
+        forks[0].kill()
+        with pytest.raises(ChildProcessError, match="ended by signal 9"):
+            started.answer()
+        assert not ended(process)
 
 
 LEARNING = [name for name in METHODS if name != "base_model"]
