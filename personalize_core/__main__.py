@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,11 +18,13 @@ from personalize_core.errors import InputError
 from personalize_core.failures import diagnose
 from personalize_core.lineage import commands as lineage
 from personalize_core.methods import FLOOR
+from personalize_core.steps.processes import in_turn, shared_out
 from personalize_core.store import Store
 from personalize_core.study import commands as study
 from personalize_core.terminal import console, new_table, progress, short, show
 
 DEMO = ("backpack1", "teapot1")  # two of the concepts that come with the project
+CELL = (steps.train, steps.draw_grid, steps.score)  # what is made of a concept by a method
 DEMO_METHODS = ("base_model", "textual_inversion", "dreambooth", "personalized_residuals")  # a word, weights, modules
 
 app = typer.Typer(
@@ -43,6 +46,14 @@ Methods = Annotated[
     list[str] | None,
     typer.Option(
         "--method", "-m", help="A method, or METHOD@ABLATION; may be repeated. All of params.yaml if none is given."
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="How many processes share the work. If not given: one, which has the device to itself; where the "
+        "miniature computes on a CPU, one for each core.",
     ),
 ]
 OneMethod = Annotated[str, typer.Option("--method", "-m", help="A method, or METHOD@ABLATION.")]
@@ -76,15 +87,19 @@ def add(
 
 
 @app.command()
-def train(context: typer.Context, concepts: Concepts = None, methods: Methods = None) -> None:
+def train(
+    context: typer.Context, concepts: Concepts = None, methods: Methods = None, processes: Processes = None
+) -> None:
     """Let methods learn concepts."""
-    _over_cells(context.obj, concepts, methods, [steps.train])
+    _over_cells(context.obj, concepts, methods, [steps.train], processes)
 
 
 @app.command()
-def evaluate(context: typer.Context, concepts: Concepts = None, methods: Methods = None) -> None:
+def evaluate(
+    context: typer.Context, concepts: Concepts = None, methods: Methods = None, processes: Processes = None
+) -> None:
     """Draw every trained concept in the prompts of params.yaml, and score the pictures."""
-    _over_cells(context.obj, concepts, methods, [steps.draw_grid, steps.score], references=True)
+    _over_cells(context.obj, concepts, methods, [steps.draw_grid, steps.score], processes, references=True)
 
 
 @app.command()
@@ -105,10 +120,12 @@ def report(context: typer.Context) -> None:
 
 
 @app.command()
-def run(context: typer.Context, concepts: Concepts = None, methods: Methods = None) -> None:
+def run(
+    context: typer.Context, concepts: Concepts = None, methods: Methods = None, processes: Processes = None
+) -> None:
     """Everything that is not up to date: train, draw, score, compare, report."""
     store: Store = context.obj
-    _over_cells(store, concepts, methods, [steps.train, steps.draw_grid, steps.score], references=True)
+    _over_cells(store, concepts, methods, CELL, processes, references=True)
     with progress() as listener:
         compared, told = steps.compare(store, listener), steps.report(store, listener)
     _show_comparison(store, compared)
@@ -157,6 +174,7 @@ def repeat(
     concepts: Concepts = None,
     methods: Methods = None,
     times: Annotated[int, typer.Option(min=1, help="How often to train again, each time with another seed.")] = 2,
+    processes: Processes = None,
 ) -> None:
     """Train methods again with other seeds, to see what of a difference is the noise of training; then compare."""
     store: Store = context.obj
@@ -165,18 +183,17 @@ def repeat(
         steps.check_concepts_wanted(store)
         concepts = steps.concepts_wanted(store)
     steps.check_repeatable(store, concepts, methods)
-    what = [steps.train, steps.draw_grid, steps.score]
-    _over_cells(store, concepts, methods, what, references=True)
+    _over_cells(store, concepts, methods, CELL, processes, references=True)
     for number in range(1, times + 1):
         console.print(f"Trained again with seed {store.again(number).training_seed}, and drawn from the same noise")
-        _over_cells(store.again(number), concepts, methods, what)
+        _over_cells(store.again(number), concepts, methods, CELL, processes)
     compare(context)
 
 
 @app.command()
-def demo(context: typer.Context) -> None:
+def demo(context: typer.Context, processes: Processes = None) -> None:
     """The whole chain on two concepts that come with the project, by three methods and the base model alone."""
-    run(context, list(DEMO), list(DEMO_METHODS))
+    run(context, list(DEMO), list(DEMO_METHODS), processes)
 
 
 @app.command()
@@ -302,7 +319,7 @@ def step_class_images(context: typer.Context) -> None:
     store: Store = context.obj
     if steps.class_images_wanted(store):
         nouns = sorted({store.concept(name).class_noun for name in store.concept_names()})
-        _each(nouns, lambda noun, listener: steps.make_class_images(store, noun, listener))
+        _each(nouns, [partial(steps.make_class_images, store, noun) for noun in nouns])
 
 
 @step.command("train")
@@ -353,7 +370,12 @@ def _cell(word: str, method: str) -> tuple[str, str]:
 
 
 def _over_cells(
-    store: Store, concepts: list[str] | None, methods: list[str] | None, what: list[Callable], references: bool = False
+    store: Store,
+    concepts: list[str] | None,
+    methods: list[str] | None,
+    what: Sequence[Callable],
+    processes: int | None,
+    references: bool = False,
 ) -> None:
     """Steps over concepts and methods, after a look at every input: a mistake ends the run before any training."""
     methods = methods or store.params.method_names
@@ -361,29 +383,40 @@ def _over_cells(
         steps.check_concepts_wanted(store)
         concepts = steps.concepts_wanted(store)
     steps.check_inputs(store, concepts, methods)
+    cells = [(concept, method) for concept in concepts for method in methods]
+    tasks = [partial(in_turn, what, store, concept, method) for concept, method in cells]
+    if references:
+        tasks += [partial(in_turn, [steps.score_references], store, concept) for concept in concepts]
+    processes = _processes(store, processes, concepts, methods)
     table = new_table("Concept", "Method", "State", "Loss on a fixed batch, and its fall [95 %]", "Pictures")
     with progress() as listener:
-        for concept in concepts:
-            for method in methods:
-                table.add_row(*_row(concept, method, [one(store, concept, method, listener) for one in what]))
-            if references:
-                steps.score_references(store, concept, listener)
+        reports = [done() for done in shared_out(tasks, processes, listener)]
+    for (concept, method), made in zip(cells, reports, strict=False):  # behind them come the references
+        table.add_row(*_row(concept, method, made))
     console.print(table)
 
 
-def _over_concepts(store: Store, one: Callable, *arguments: str) -> None:
+def _processes(store: Store, asked: int | None, concepts: list[str], methods: list[str]) -> int:
+    """No more than there is to do, for each takes seconds to start."""
+    cells = len(steps.plan(store, concepts, methods))
+    return min(cells, asked or steps.processes_of(store)) if cells > 1 else 1
+
+
+def _over_concepts(store: Store, one: Callable, *method: str) -> None:
     steps.check_concepts_wanted(store)
     steps.check_inputs(store, [], store.params.method_names)
-    _each(steps.concepts_wanted(store), lambda concept, listener: one(store, concept, *arguments, listener))
+    concepts = steps.concepts_wanted(store)
+    processes = _processes(store, None, concepts, list(method)) if method else 1
+    _each(concepts, [partial(one, store, concept, *method) for concept in concepts], processes)
 
 
-def _each(names: list[str], one: Callable[[str, steps.Listener], steps.Report]) -> None:
-    """One step over many names; what is wrong with one stops no other, and the command fails at the end."""
+def _each(names: list[str], tasks: Sequence[Callable[[steps.Listener], steps.Report]], processes: int = 1) -> None:
+    """A task for each name; what is wrong with one stops no other, and the command fails at the end."""
     failed = []
     with progress() as listener:
-        for name in names:
+        for name, done in zip(names, shared_out(tasks, processes, listener), strict=True):
             try:
-                report = one(name, listener)
+                report = done()
                 console.print(f"{'kept' if report.skipped else 'made'}  {report.path}", markup=False, highlight=False)
             except InputError as error:
                 failed.append(f"{name}: {error}")

@@ -17,7 +17,7 @@ from personalize_core.steps.explaining import Link, Rows, explain
 from personalize_core.steps.latents import encode_images
 from personalize_core.steps.on_request import draw_samples, draw_together, heat_maps
 from personalize_core.steps.planning import Cell, is_prepared, plan
-from personalize_core.steps.recipes import check_concepts_wanted, class_images_wanted, concepts_wanted
+from personalize_core.steps.recipes import check_concepts_wanted, class_images_wanted, concepts_wanted, processes_of
 from personalize_core.steps.repeating import check_repeatable
 from personalize_core.steps.reporting import report
 from personalize_core.steps.scores import score, score_references
@@ -58,6 +58,7 @@ __all__ = [
     "moved",
     "picture_name",
     "plan",
+    "processes_of",
     "recipe_stamp",
     "report",
     "run_canary",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from personalize_core.errors import InputError, listed
 from personalize_core.methods import method_class
@@ -14,6 +17,8 @@ from personalize_core.store import Store
 if TYPE_CHECKING:
     from personalize_core.base import BaseModel
     from personalize_core.data import Preprocessing
+
+A_PROCESS = 2 * 2**30  # bytes, at most, that training, drawing and scoring beside the miniature take
 
 
 def load_base(store: Store) -> BaseModel:
@@ -31,6 +36,15 @@ def device_of(store: Store) -> str:
     if store.params.base_model == "mini":
         torch.set_num_threads(1)
     return choose_device(store.params.device)
+
+
+def processes_of(store: Store) -> int:
+    """How many processes this machine can compute in at once: one that has the device to itself, or, where each takes
+    one thread of a CPU, one for each core, as far as memory allows."""
+    if store.params.base_model != "mini" or device_of(store) != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, psutil.virtual_memory().available // A_PROCESS))
 
 
 def recipe_of(store: Store, method: str) -> Any:
