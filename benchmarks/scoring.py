@@ -26,6 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from personalize_core import steps
 from personalize_core.concept import Concept
 from personalize_core.metrics import features, scoring
+from personalize_core.steps.processes import shared_out
 
 ROOT = Path(__file__).parents[1]
 CONCEPT = Concept("teapot1", "<teapot1>", "teapot")
@@ -133,9 +136,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="side of the pictures")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--processes", type=int, default=1, help="also share many tables out, as `personalize run` does"
+    )
     options = parser.parse_args()
     photographs = sorted((ROOT / "data" / "concepts" / CONCEPT.name).glob("*.png"))
-    encoders = scoring.load_encoders(["mini-clip"], ["mini-identity"], None, ["class_phrase"], options.device)
+    encoders = loaded(options.device)
     clock = time.process_time if options.device == "cpu" else time.perf_counter
     loops = {"encoder": OneByOne(encoders), "script": Script(options.device), "functions": ScoreByScore(encoders)}
     times: dict[str, list[float]] = {"ours": [], **{name: [] for name in loops}}
@@ -152,6 +158,8 @@ def main() -> None:
                 took[loop] = clock() - began
             for name, seconds in took.items() if turn else ():
                 times[name].append(seconds)
+        if options.processes > 1:
+            share(options, folder, photographs, loops)
     wide = found.pivot("metric", index=["prompt_index", "image_index"], values="score")
     wide = wide.sort("prompt_index", "image_index").select("clip_t", "clip_i", "dino").to_numpy()
     ours = statistics.median(times["ours"])
@@ -164,6 +172,43 @@ def main() -> None:
             print(f"{loop}: {each}, ratio {seconds / ours:.2f} {ratios}, apart by at most {apart.max():.0e}")
     for encoder in (*encoders.text_image, *encoders.identity):
         print(f"{encoder.name} alone, {alone(encoder, photographs, options.rounds, clock)}")
+
+
+def share(options: Any, folder: Path, photographs: list[Path], loops: dict[str, OneByOne]) -> None:
+    """The whole machine against one loop on it, both on the clock."""
+    seconds = shared(folder, photographs, 10 * options.processes, options.processes)
+    print(f"{options.processes} processes: {1000 * seconds / options.pictures:.2f} ms a picture, on the clock")
+    for loop, one in loops.items():
+        took = []
+        for _ in range(options.rounds):
+            began = time.perf_counter()
+            one.scores(folder, photographs)
+            took.append(time.perf_counter() - began)
+        each = statistics.median(took)
+        print(f"{loop}: {1000 * each / options.pictures:.2f} ms, ratio {each / seconds:.2f}")
+
+
+@lru_cache
+def loaded(device: str) -> scoring.Encoders:
+    if device == "cpu":
+        torch.set_num_threads(1)
+    return scoring.load_encoders(["mini-clip"], ["mini-identity"], None, ["class_phrase"], device)
+
+
+def score_copy(folder: Path, photographs: list[Path], device: str, listener: steps.Listener) -> int:
+    """A whole table, as a process of `personalize run` makes it."""
+    return len(scoring.score_grid(folder, folder, CONCEPT, photographs, loaded(device)).table)
+
+
+def shared(folder: Path, photographs: list[Path], tables: int, processes: int) -> float:
+    """Seconds of one table among many, on the clock, without what starting the processes takes."""
+    task = partial(score_copy, folder, photographs, "cpu")
+    seconds = []
+    for count in (tables, 3 * tables):
+        began = time.perf_counter()
+        assert all(done() for done in shared_out([task] * count, processes, steps.unheard))
+        seconds.append(time.perf_counter() - began)
+    return (seconds[1] - seconds[0]) / (2 * tables)
 
 
 def alone(encoder: features.Encoder, paths: list[Path], rounds: int, clock: Callable[[], float]) -> str:
