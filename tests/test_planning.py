@@ -114,6 +114,16 @@ def test_a_lost_file_and_an_older_manifest_are_said(store):
     assert "kept no list" in rows[0][3] and "missing or cut off" in rows[1][3]
 
 
+@pytest.mark.parametrize("edited", [{"stamp": "another"}, {"made_from": ["no", "names"]}, {"files": {"a": 1}}])
+def test_a_manifest_that_was_edited_is_planned_where_a_step_would_make_it_anew(store, edited):
+    manifest = store.scores("textual_inversion", "cup") / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | edited))
+    found = [(row[:3], row[3].partition(":")[0]) for row in planned(store)]
+    made = not steps.score(store, "cup", "textual_inversion").skipped
+    said = "its manifest has been edited" if "stamp" in edited else "its manifest is missing or damaged"
+    assert found == ([(("cup", "textual_inversion", "score"), said)] if made else [])
+
+
 def test_what_cannot_be_trained_is_planned_with_its_reason_and_stops_no_other(store):
     store = change(
         store, lambda values: values["methods"]["textual_inversion"].update({values["base_model"]: {"x": 1}})

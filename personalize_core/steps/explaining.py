@@ -16,8 +16,9 @@ from typing import Any
 from personalize_core import intake
 from personalize_core.errors import InputError, listed
 from personalize_core.files import Stamp, read_json, sha256
+from personalize_core.lineage.differences import why_stale
 from personalize_core.lineage.making import record_of
-from personalize_core.lineage.records import differences, file_problems, is_genuine, manifest_of
+from personalize_core.lineage.records import DAMAGED, EDITED, file_problems, is_genuine, manifest_of
 from personalize_core.methods import check_method, method_class
 from personalize_core.models import identify
 from personalize_core.steps.drawing import grid_stamp
@@ -348,7 +349,7 @@ class Chain:
         """
         link, manifest = Link(what, self._short(folder), again=again), manifest_of(folder)
         if not manifest:
-            link.problems.append("its manifest is gone or damaged" if folder.is_dir() else IS_GONE)
+            link.problems.append(DAMAGED if folder.is_dir() else IS_GONE)
             return link, {}
         made_from = manifest.get("made_from", {})
         link.facts = {"stamp": manifest["stamp"]}
@@ -358,19 +359,9 @@ class Chain:
         if self.verify:
             link.problems += file_problems(folder, manifest)
             if made_from and not is_genuine(manifest):
-                link.problems.append("its manifest has been edited: its stamp is not that of what it says")
-            link.problems += self._stale(manifest["stamp"], made_from, now) if now else []
+                link.problems.append(EDITED)
+            link.problems += _stale(manifest, now) if now else []
         return link, made_from
-
-    def _stale(self, stamp: str, made_from: dict[str, Any], now: Callable[[], Stamp]) -> list[str]:
-        try:
-            other = now()
-        except (InputError, OSError) as error:
-            return [f"cannot be made again as things are: {error}"]
-        if other == stamp:
-            return []
-        why = "; ".join(differences(made_from, other.of)) if made_from else "its manifest does not say from which"
-        return [f"stale: made from something else than there is now ({why})"]
 
     def _file_in(self, link: Link, path: Path) -> Link:
         """A picture or another file of a result, before the result; the result itself if `path` is its folder."""
@@ -415,8 +406,9 @@ class Chain:
             then, there = made_from.get("encoded"), link.facts.get("stamp")
             if there and isinstance(then, dict) and then["stamp"] != there:
                 link.problems.append("others by now than those that were trained on")
-            elif self.verify and class_images_stamps(self.store, noun, recipe, wanted)[1] != recorded["stamp"]:
-                link.problems.append("stale: made from something else than there is now")
+            elif self.verify:
+                then = {"stamp": recorded["stamp"], "made_from": made_from}
+                link.problems += _stale(then, lambda: class_images_stamps(self.store, noun, recipe, wanted)[1])
         return link
 
     def _base_model(self, described: Mapping[str, Any]) -> Link:
@@ -485,6 +477,14 @@ def _placed(store: Store, path: Path) -> tuple[Store, list[str]]:
     if parts[0] in ("repeats", "under"):
         raise InputError(f"{path} holds several results; name one of them")
     return own, parts
+
+
+def _stale(manifest: Mapping[str, Any], now: Callable[[], Stamp]) -> list[str]:
+    try:
+        why = why_stale(manifest, now())
+    except (InputError, OSError) as error:
+        return [f"cannot be made again as things are: {error}"]
+    return [f"stale: {why}"] if why else []
 
 
 def _read(path: Path) -> dict[str, Any]:

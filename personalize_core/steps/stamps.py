@@ -170,13 +170,13 @@ def pictures_stamp(store: Store, class_noun: str) -> Stamp:
     )
 
 
-def class_images_stamps(store: Store, class_noun: str, recipe: Preprocessing, wanted: int) -> tuple[str, str]:
+def class_images_stamps(store: Store, class_noun: str, recipe: Preprocessing, wanted: int) -> tuple[Stamp, Stamp]:
     """Of the moments of these pictures, prepared in one way, and of the first `wanted` of them."""
     encoded = stamp_of({"pictures": pictures_stamp(store, class_noun), **_encoding(store, recipe)})
     return encoded, stamp_of({"encoded": encoded, "images": wanted})
 
 
-def real_class_images_stamp(store: Store, class_noun: str, recipe: Preprocessing) -> str:
+def real_class_images_stamp(store: Store, class_noun: str, recipe: Preprocessing) -> Stamp:
     captioned = intake.captioned(store.regularization(class_noun))
     files = {path.name: [sha256(path), caption] for path, caption in captioned}
     return stamp_of({"files": files, **_encoding(store, recipe)})
