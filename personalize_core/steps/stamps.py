@@ -82,7 +82,7 @@ def recipe_stamp(store: Store, method: str) -> Stamp:
         {
             **_trained_by(store, method),
             "class_images": params.class_images.model_dump() if asks else {},
-            **_encoding(store, preprocessing_of(store, method)),
+            "encoding": _encoding(store, preprocessing_of(store, method)),  # it has sources of its own
         }
     )
 
