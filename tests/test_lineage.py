@@ -19,7 +19,8 @@ from personalize_core.files import MANIFEST, read_json, sha256, write_json
 from personalize_core.lineage import making
 from personalize_core.lineage.records import is_genuine
 from personalize_core.metrics import tables
-from personalize_core.steps import Link, Rows
+from personalize_core.steps import Link, Rows, make_class_images
+from personalize_core.steps.class_images import encode_real_class_images
 from personalize_core.store import SCORES, Store
 from tests import tiny_workspace
 
@@ -136,6 +137,32 @@ def test_a_file_that_no_step_made_is_said_to_be_so(store):
     assert any("no step has made this file" in words for words in problems(store, str(stranger)))
 
 
+def test_a_picture_of_a_prompt_that_there_is_not_is_a_stranger_too(store):
+    stranger = store.grid(METHOD, "rex") / METHOD / "99_00.png"
+    Image.new("RGB", (16, 16)).save(stranger)
+    assert any("no step has made this file" in words for words in problems(store, str(stranger)))
+
+
+def test_class_images_of_a_noun_with_capitals_are_not_taken_for_those_of_another(store):
+    concept = store.concept_folder("rex") / "concept.yaml"
+    concept.write_text(concept.read_text().replace("dog", "Dog"))
+    make_class_images(store, "Dog")
+    assert problems(store, "data/class_images/dog") == []
+    (key,) = [path.name for path in store.class_latents("Dog", "").iterdir()]
+    assert problems(store, f"data/class_images/dog.latents/{key}") == []
+
+
+def test_photographs_of_the_class_noun_that_were_changed_make_their_latents_stale(store):
+    values = tiny_workspace.params(Path(store.params.base_model).parents[1])
+    values["methods"]["custom_diffusion"] = {store.params.base_model: {"regularization": "real", "steps": 3}}
+    store = tiny_workspace.write_params(store.root, values)
+    shutil.copytree(store.concept_folder("rex"), store.regularization("dog"))
+    made = encode_real_class_images(store, "dog", "custom_diffusion", steps.unheard).path
+    assert problems(store, str(made)) == []
+    (store.regularization("dog") / "0.txt").write_text("another caption")
+    assert [words.partition(": ")[2] for words in problems(store, str(made))] == ["stale: photographs changed: 0.png"]
+
+
 def test_a_photograph_that_was_changed_makes_everything_behind_it_stale(store):
     Image.new("RGB", (32, 24)).save(store.concept_folder("rex") / "0.png")
     told = problems(store)
@@ -199,6 +226,20 @@ def test_the_command_that_is_named_makes_the_same_bytes_again(store, monkeypatch
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("method", [METHOD, "base_model"])  # one says "<rex> dog" in its prompts, the other "dog"
+def test_the_command_that_asked_for_pictures_asks_for_the_same_again(store, method):
+    steps.train(store, "rex", method)
+    prompts = ["a photo of a <rex>", "<rex>'s photo", "a photo of a <rex>"]
+    made = [steps.draw_samples(store, "rex", method, prompts, images=2), steps.heat_maps(store, "rex", method, "<rex>")]
+    for report in made:
+        link = steps.explain(store, report.path)
+        assert link.all_problems() == [] and named(link, "artifact").path == f"data/artifacts/{method}/rex"
+        shutil.rmtree(report.path)
+        command = shlex.split(link.again.partition(" && ")[2])[1:]
+        done = CliRunner().invoke(app, ["--root", str(store.root), *command])
+        assert done.exit_code == 0 and report.path.is_dir(), done.output
+
+
 # Numbers
 
 
@@ -237,6 +278,10 @@ def test_a_picture_that_was_drawn_again_since_it_was_scored_is_said_to_be_anothe
         (None, Rows("rex", "oft"), "nothing has been made of 'rex' by oft"),
         ("data/comparison", Rows(metric="beauty"), "no such row"),
         ("data/comparison/summary.json", Rows(metric="dino"), "no table of scores"),
+        ("data/costs/costs.parquet", Rows(metric="dino"), "holds no scores"),
+        (f"data/grids/{METHOD}/rex", Rows(prompt=0), "holds no scores"),
+        (f"data/metrics/{METHOD}/rex", Rows(method="oft"), "no such row"),
+        ("data/class_images/dog.latents", Rows(), "several results"),
     ],
 )
 def test_what_cannot_be_explained_is_refused_in_a_sentence(store, path, rows, said):
