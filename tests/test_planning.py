@@ -97,6 +97,22 @@ def test_changed_code_is_named_by_its_file(store, monkeypatch):
     assert planned(store) == [(name, "textual_inversion", "train", why) for name in ("cup", "rex")]
 
 
+def test_a_plan_reads_every_photograph_and_every_weights_file_once_and_the_next_plan_again(store, monkeypatch):
+    from personalize_core import intake
+    from personalize_core.metrics import scoring
+
+    read: list[Path] = []
+    plain = intake.sha256
+    for module in (intake, scoring):
+        monkeypatch.setattr(module, "sha256", lambda path: read.append(path) or plain(path))
+    for _ in range(2):
+        assert steps.plan(store) == []
+        assert len(read) == len(set(read)) == 2 * (3 + 1) + 2  # of two concepts, with their descriptions; two encoders
+        read.clear()
+    Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
+    assert {row[0] for row in planned(store)} == {"rex"}
+
+
 def test_a_method_added_is_one_row(store):
     store = change(store, lambda values: None, (*METHODS, "dreambooth"))
     expected = [(name, "dreambooth", "train", "has not been trained") for name in ("cup", "rex")]

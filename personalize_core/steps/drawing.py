@@ -12,7 +12,7 @@ from personalize_core.lineage.making import making
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
-from personalize_core.steps.recipes import load_base, preprocessing_of, prompts_of
+from personalize_core.steps.recipes import load_base, preprocessing_of, prompts_of, variants_of
 from personalize_core.steps.stamps import (
     REFINING,
     artifact_stamp,
@@ -99,7 +99,7 @@ def grid_stamp(store: Store, concept: str, method: str) -> Stamp:
             "templates": prompts_of(store, concept).templates,
             **drawn_by(store, method),
             "sources": drawing_sources(method),
-            **_refined_by(store, concept, method, store.params.sampling_variants(method)),
+            **_refined_by(store, concept, method, variants_of(store, method)),
         }
     )
 

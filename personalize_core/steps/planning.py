@@ -10,6 +10,7 @@ from personalize_core.errors import InputError
 from personalize_core.files import Stamp, is_current
 from personalize_core.lineage.differences import why_stale
 from personalize_core.lineage.records import DAMAGED, manifest_of
+from personalize_core.once import one_look
 from personalize_core.steps.checks import check_photographs
 from personalize_core.steps.class_images import class_images_are_there
 from personalize_core.steps.drawing import grid_stamp
@@ -43,6 +44,7 @@ class Cell:
         return self.first != CANNOT
 
 
+@one_look()
 def plan(store: Store, concepts: Sequence[str] | None = None, methods: Sequence[str] | None = None) -> list[Cell]:
     """Every concept and method that is not up to date, in the order of concepts and of params.yaml.
 
@@ -55,6 +57,7 @@ def plan(store: Store, concepts: Sequence[str] | None = None, methods: Sequence[
     return [cell for cell in cells if cell]
 
 
+@one_look()
 def is_prepared(store: Store, concept: str) -> bool:
     """Is all there that the methods of params.yaml share: latents, class images, the scores of the photographs?
 

@@ -8,8 +8,9 @@ from personalize_core import intake
 from personalize_core.errors import InputError
 from personalize_core.files import MANIFEST, Stamp, read_json, sha256, sources_hash, stamp_of
 from personalize_core.methods import method_class, method_file
-from personalize_core.models import identify
-from personalize_core.steps.recipes import preprocessing_of
+from personalize_core.models import Identity, identify
+from personalize_core.once import found_once
+from personalize_core.steps.recipes import preprocessing_of, variants_of
 from personalize_core.store import Store
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def recipe_stamp(store: Store, method: str) -> Stamp:
 def sampling_stamp(store: Store, method: str) -> Stamp:
     """Names what the pictures of a method depend on besides its artifact: the same for all concepts."""
     lists = sorted(store.prompts(each.name) for each in store.params.sampling.prompts)
-    refined = refinements(store.params.sampling_variants(method))
+    refined = refinements(variants_of(store, method))
     return stamp_of(
         {
             **drawn_by(store, method),
@@ -108,13 +109,14 @@ def scoring_stamp(store: Store) -> Stamp:
     return stamp_of({**scored_by(store), "without_identity": unread})
 
 
+@found_once
 def _trained_by(store: Store, method: str) -> dict[str, Any]:
     """What an artifact depends on, whatever it is of."""
     params = store.params
     return {
         "method": method,
         "config": repr(params.config(method)),
-        "base_model": identify(params.base_model).weights_hash,
+        "base_model": _base_model(store).weights_hash,
         "precision": params.precision,
         "gradient_checkpointing": params.gradient_checkpointing,
         "seed": params.seed,
@@ -122,17 +124,19 @@ def _trained_by(store: Store, method: str) -> dict[str, Any]:
     }
 
 
+@found_once
 def drawn_by(store: Store, method: str) -> dict[str, Any]:
     """What a method's pictures depend on, besides artifact, prompts and sources, whatever they are of."""
     params = store.params
     return {
         "sampling": params.sampling.how(),
-        "variants": {name: repr(variant.sampling) for name, variant in params.sampling_variants(method).items()},
+        "variants": {name: repr(variant.sampling) for name, variant in variants_of(store, method).items()},
         "precision": params.precision,
         "seed": store.drawing_seed,
     }
 
 
+@found_once
 def drawing_sources(method: str, *more: str) -> Stamp:
     return sources_hash([*DRAWING, f"methods/{method_file(method)}", *more])
 
@@ -142,6 +146,7 @@ def refinements(variants: Mapping[str, Variant]) -> dict[str, str]:
     return {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
 
 
+@found_once
 def scored_by(store: Store) -> dict[str, Any]:
     """What every table of scores depends on, whatever it is of."""
     from personalize_core.metrics import scoring
@@ -160,6 +165,7 @@ def repeat_stamp(original: str, seed: int) -> Stamp:
     return stamp_of({"again": original, "seed": seed})
 
 
+@found_once
 def latents_stamp(store: Store, concept: str, recipe: Preprocessing) -> Stamp:
     """Names everything that the moments of a concept's photographs depend on, prepared in one way."""
     files = intake.content(store.concept_folder(concept))
@@ -177,12 +183,13 @@ def class_encoded_stamp(store: Store, class_noun: str) -> Stamp:
     return stamp_of({"pictures": pictures_stamp(store, class_noun), **_encoding(store, None)})
 
 
+@found_once
 def pictures_stamp(store: Store, class_noun: str) -> Stamp:
     """Names everything that pictures of a class noun depend on; not how many there are."""
     params = store.params
     return stamp_of(
         {
-            "base_model": identify(params.base_model).weights_hash,
+            "base_model": _base_model(store).weights_hash,
             "class_noun": class_noun,
             "drawing": params.class_images.model_dump(),
             "precision": params.precision,
@@ -192,21 +199,29 @@ def pictures_stamp(store: Store, class_noun: str) -> Stamp:
     )
 
 
+@found_once
 def class_images_stamps(store: Store, class_noun: str, recipe: Preprocessing, wanted: int) -> tuple[Stamp, Stamp]:
     """Of the moments of these pictures, prepared in one way, and of the first `wanted` of them."""
     encoded = stamp_of({"pictures": pictures_stamp(store, class_noun), **_encoding(store, recipe)})
     return encoded, stamp_of({"encoded": encoded, "images": wanted})
 
 
+@found_once
 def real_class_images_stamp(store: Store, class_noun: str, recipe: Preprocessing) -> Stamp:
     captioned = intake.captioned(store.regularization(class_noun))
     files = {path.name: [sha256(path), caption] for path, caption in captioned}
     return stamp_of({"files": files, **_encoding(store, recipe)})
 
 
+@found_once
+def _base_model(store: Store) -> Identity:
+    return identify(store.params.base_model)
+
+
+@found_once
 def _encoding(store: Store, recipe: Preprocessing | None) -> dict[str, Any]:
     """What moments depend on besides the pictures."""
-    about = identify(store.params.base_model)
+    about = _base_model(store)
     return {
         **({"preprocessing": recipe.key} if recipe else {}),
         "vae": about.hash_of("vae"),
@@ -223,9 +238,10 @@ def artifact_stamp(store: Store, concept: str, method: str) -> str:
 
 
 def check_artifact(store: Store, concept: str, method: str) -> None:
+    """Raise InputError unless the folder holds an artifact of this method and base model."""
     from personalize_core import artifact
 
-    about = identify(store.params.base_model)
+    about = _base_model(store)
     artifact.check(store.artifact(method, concept), method, about.name, about.weights_hash)
 
 
