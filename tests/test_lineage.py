@@ -29,21 +29,14 @@ METHOD, PICTURE = "dreambooth", "data/grids/dreambooth/rex/dreambooth/00_01.png"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = tiny_workspace.make(tmp_path_factory.mktemp("finished"))
-    shutil.rmtree(store.concept_folder("cup"))
-    for one in (steps.train, steps.draw_grid, steps.score):
-        one(store, "rex", METHOD)
-    steps.score_references(store, "rex")
+    store = tiny_workspace.finished(tmp_path_factory.mktemp("finished"), ["rex"], ["base_model", METHOD])
     steps.compare(store)
     return store.root
 
 
 @pytest.fixture
 def store(finished: Path, tmp_path: Path) -> Store:
-    """The same workspace, for a test to change; its models stay where they are."""
-    shutil.copytree(finished / "data", tmp_path / "data")
-    shutil.copy(finished / "params.yaml", tmp_path / "params.yaml")
-    return Store(tmp_path)
+    return tiny_workspace.copy_of(finished, tmp_path)
 
 
 def links(link: Link) -> list[Link]:
@@ -84,18 +77,31 @@ def test_every_result_says_when_by_which_code_and_libraries_and_on_what(store):
         assert {"torch", "diffusers"} < found["packages"].keys() and found["python"]
 
 
-def test_the_code_is_named_by_its_commit():
-    root = making.PACKAGE.parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("not in a checkout: would have checked the commit that is recorded")
-    assert making._commit() == {
-        "commit": head.stdout.strip(),
-        "changed_since": bool(
-            subprocess.run(["git", "status", "--porcelain", "--", making.PACKAGE], cwd=root, capture_output=True).stdout
-        ),
-    }
+def test_the_code_is_named_by_its_commit(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+        run = subprocess.run(["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(making, "PACKAGE", package)
+    git("init", "--quiet")
+    assert making._commit() is None  # a checkout, but the package is no part of it
+    git("add", "package")
+    git("commit", "--quiet", "--message", "first")
+    assert making._commit() == {"commit": git("rev-parse", "HEAD"), "changed_since": False}
+    (tmp_path / "notes.txt").write_text("beside the package")
+    assert making._commit() == {"commit": git("rev-parse", "HEAD"), "changed_since": False}
+    (package / "__init__.py").write_text("changed = True")
+    assert making._commit() == {"commit": git("rev-parse", "HEAD"), "changed_since": True}
+
+
+def test_outside_of_a_checkout_no_commit_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(making, "PACKAGE", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert making._commit() is None
 
 
 def test_every_manifest_says_what_its_stamp_is_of(store):
@@ -228,7 +234,6 @@ def test_the_command_that_is_named_makes_the_same_bytes_again(store, monkeypatch
 
 @pytest.mark.parametrize("method", [METHOD, "base_model"])  # one says "<rex> dog" in its prompts, the other "dog"
 def test_the_command_that_asked_for_pictures_asks_for_the_same_again(store, method):
-    steps.train(store, "rex", method)
     prompts = ["a photo of a <rex>", "<rex>'s photo", "a photo of a <rex>"]
     made = [steps.draw_samples(store, "rex", method, prompts, images=2), steps.heat_maps(store, "rex", method, "<rex>")]
     for report in made:

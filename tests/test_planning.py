@@ -13,45 +13,24 @@ from typer.testing import CliRunner
 from personalize_core import steps
 from personalize_core.__main__ import app
 from personalize_core.files import MANIFEST
-from personalize_core.store import Store
+from personalize_core.store import REFERENCES, Store
 from tests import tiny_workspace
 
 METHODS = ("base_model", "textual_inversion")
-MAKING = (steps.train, steps.draw_grid, steps.score)
-
-
-def params(root: Path, methods: tuple[str, ...] = METHODS) -> dict:
-    values = tiny_workspace.params(root)
-    values["methods"] = {name: values["methods"][name] for name in methods}
-    values["variants"] = {}
-    return values
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = tiny_workspace.make(tmp_path_factory.mktemp("planned"))
-    tiny_workspace.write_params(store.root, params(store.root))
-    store = Store(store.root)
-    assert [cell.why for cell in steps.plan(store)] == ["has not been trained"] * 4
-    for concept in store.concept_names():
-        for method in METHODS:
-            [one(store, concept, method) for one in MAKING]
-        steps.encode_images(store, concept)
-        assert not steps.is_prepared(store, concept)
-        steps.score_references(store, concept)
-        assert steps.is_prepared(store, concept)
-    return store.root
+    return tiny_workspace.finished(tmp_path_factory.mktemp("planned"), ["cup", "rex"], METHODS).root
 
 
 @pytest.fixture
 def store(finished: Path, tmp_path: Path) -> Store:
-    shutil.copytree(finished / "data", tmp_path / "data")
-    shutil.copy(finished / "params.yaml", tmp_path / "params.yaml")
-    return Store(tmp_path)
+    return tiny_workspace.copy_of(finished, tmp_path)
 
 
 def change(store: Store, edit, methods: tuple[str, ...] = METHODS) -> Store:
-    values = params(Path(store.params.base_model).parents[1], methods)
+    values = tiny_workspace.params_of(Path(store.params.base_model).parents[1], methods)
     edit(values)
     return tiny_workspace.write_params(store.root, values)
 
@@ -62,6 +41,20 @@ def planned(store: Store) -> list[tuple[str, str, str, str]]:
 
 def test_of_a_finished_workspace_nothing_is_planned(store):
     assert planned(store) == []
+
+
+def test_what_is_not_there_is_planned_from_its_first_step_on(store):
+    shutil.rmtree(store.data / "artifacts")
+    assert [row[2:] for row in planned(store)] == [("train", "has not been trained")] * 4
+
+
+def test_a_concept_is_prepared_when_its_photographs_are_encoded_and_scored(store):
+    shutil.rmtree(store.latents("cup"))
+    shutil.rmtree(store.scores(REFERENCES, "rex"))
+    for concept, step in (("cup", steps.encode_images), ("rex", steps.score_references)):
+        assert not steps.is_prepared(store, concept)
+        step(store, concept)
+        assert steps.is_prepared(store, concept)
 
 
 def test_a_changed_and_an_added_photograph_are_named(store):
