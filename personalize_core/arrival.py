@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -62,7 +62,9 @@ def listing(address: str) -> dict[str, str]:
     return {name: stamp_of(entries) for name, entries in sorted(folders.items())}
 
 
-def receive(store: Store, address: str, there: Mapping[str, str], settled: Iterable[str], gone: Iterable[str]) -> None:
+def receive(
+    store: Store, address: str, there: Mapping[str, str], settled: Collection[str], gone: Iterable[str]
+) -> None:
     """Bring what has settled to data/concepts, each folder whole or not at all; the originals are only read.
 
     What a person has changed here, or put here, is left as it is. What is gone there goes from here too, into
@@ -265,15 +267,19 @@ def _content_of(folder: Path) -> str:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    try:
-        record = read_json(folder / RECORD)
-        return record if isinstance(record, dict) else {}
-    except (OSError, ValueError):
-        return {}
+    return _read(folder / RECORD)
 
 
 def _refusals(store: Store) -> dict[str, dict[str, Any]]:
+    """What is damaged there is as good as not written: the next look finds out again what cannot be brought."""
+    found = _read(store.work(REFUSED))
+    return {name: about for name, about in found.items() if isinstance(about, dict) and "why" in about}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Nothing where there is none, or a damaged one."""
     try:
-        return read_json(store.work(REFUSED))
+        found = read_json(path)
+        return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}

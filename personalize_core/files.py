@@ -77,7 +77,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text())
+    """Raises OSError or ValueError where there is none, or no whole one."""
+    return json.loads(path.read_text(encoding="utf-8"))  # as write_json writes it, whatever the machine's locale
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -14,6 +14,7 @@ import yaml
 from personalize_core.concept import Concept
 from personalize_core.errors import InputError, listed
 from personalize_core.files import sha256
+from personalize_core.once import found_once
 
 DESCRIPTION = "concept.yaml"
 MOST_PIXELS = 100_000_000  # a larger file is no photograph to learn from, and decoding it would fill the memory
@@ -88,6 +89,7 @@ def _caption(path: Path) -> str:
         raise InputError(f"{path} is not text in UTF-8; write the caption again") from None
 
 
+@found_once
 def content(folder: Path) -> dict[str, str]:
     """File name -> sha256, of the description and the photographs: what everything made from a concept depends on."""
     from personalize_core.data import image_files

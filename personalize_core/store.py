@@ -15,6 +15,7 @@ from personalize_core.concept import Concept, check_name
 from personalize_core.errors import InputError, listed
 from personalize_core.files import machine
 from personalize_core.intake import read_concept
+from personalize_core.once import found_once
 from personalize_core.params import Params
 from personalize_core.protocols import Protocol, read_protocol
 
@@ -93,6 +94,7 @@ class Store:
         check_name(concept)
         return self.concepts / concept
 
+    @found_once
     def concept(self, name: str) -> Concept:
         """Raises InputError if there is no such concept, or its description is damaged."""
         folder = self.concept_folder(name)

@@ -52,6 +52,18 @@ def test_touching_a_file_reports_nothing_and_changing_it_does(watch, concepts):
     assert reported(watch.twice()) == ["dog7"]
 
 
+@pytest.mark.parametrize("damaged", ["[]", "null", '{"dog7": "why"}', '{"dog7": {"state": "s"}}', "{"])
+def test_a_damaged_list_of_what_could_not_be_brought_stops_nothing(tmp_path, damaged):
+    store, place = Store(tmp_path / "here"), tmp_path / "there"
+    concept(place, "dog7")
+    store.work(core.REFUSED).parent.mkdir(parents=True)
+    store.work(core.REFUSED).write_text(damaged)
+    assert core.refusals(store) == {}
+    there = core.listing(str(place))
+    core.receive(store, str(place), there, settled=there.keys(), gone=[])
+    assert store.concept_names() == ["dog7"] and core.refusals(store) == {}
+
+
 def test_a_mask_is_part_of_the_content(watch, concepts):
     folder = concept(concepts, "dog7")
     watch.twice()

@@ -39,6 +39,16 @@ class Failure(Exception):
 # -- single files ----------------------------------------------------------------------------------------------
 
 
+def test_json_is_read_as_it_was_written_in_any_locale(tmp_path):
+    write_json(tmp_path / "said.json", {"said": "größer"})
+    program = "import sys, pathlib; from personalize_core.files import read_json as read; "
+    program += "print(ascii(read(pathlib.Path(sys.argv[1]))['said']))"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # text is ASCII there
+    run = [sys.executable, "-c", program, str(tmp_path / "said.json")]
+    said = subprocess.run(run, env={**os.environ, **plain}, capture_output=True, text=True)
+    assert said.stdout.strip() == ascii("größer"), said.stderr
+
+
 def test_a_file_is_written_with_the_folders_it_needs(tmp_path):
     write_bytes(tmp_path / "deep" / "er" / "file", b"content")
     assert (tmp_path / "deep" / "er" / "file").read_bytes() == b"content"

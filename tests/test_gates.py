@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -36,24 +35,14 @@ PAIR = dg.MultiPartitionKey({"concept": "rex", "method": METHOD})
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = tiny_workspace.make(tmp_path_factory.mktemp("finished"))
-    shutil.rmtree(store.concept_folder("cup"))
-    values = tiny_workspace.params(store.root)
-    values["methods"] = {name: values["methods"][name] for name in ("base_model", METHOD)}
-    store = tiny_workspace.write_params(store.root, values | {"variants": {}})
-    for method in ("base_model", METHOD):
-        for one in (steps.train, steps.draw_grid, steps.score):
-            one(store, "rex", method)
-    steps.score_references(store, "rex")
+    store = tiny_workspace.finished(tmp_path_factory.mktemp("finished"), ["rex"], ["base_model", METHOD])
     steps.compare(store)
     return store.root
 
 
 @pytest.fixture
 def store(finished: Path, tmp_path: Path) -> Store:
-    shutil.copytree(finished / "data", tmp_path / "data")
-    shutil.copy(finished / "params.yaml", tmp_path / "params.yaml")
-    return Store(tmp_path)
+    return tiny_workspace.copy_of(finished, tmp_path)
 
 
 def failed(found: list[Gate]) -> dict[str, bool]:
@@ -135,6 +124,12 @@ def test_the_same_latents_are_looked_at_once(store, monkeypatch):
     assert gates.latents(store, "rex") == first
 
 
+def test_latents_that_were_damaged_since_they_were_looked_at_are_looked_at_again(store):
+    assert failed(gates.latents(store, "rex")) == {"latents_decode": False}
+    change_latents(store, lambda tensors: {name: tensor * math.nan for name, tensor in tensors.items()})
+    assert failed(gates.latents(store, "rex"))["latents_finite"]
+
+
 def test_decibels_are_those_of_the_definition():
     one, other = torch.zeros(1, 2, 2, 3), torch.full((1, 2, 2, 3), 25.5)
     assert gates._psnr(one, other) == pytest.approx(20.0)
@@ -203,6 +198,19 @@ def test_a_picture_without_a_score_is_serious_unless_there_is_a_reason(store):
     reasons = [{"metric": "dino", "encoder": None, "image": image, "reason": "lost"} for image in lost]
     write_json(folder / ABSENT, read_json(folder / ABSENT) + reasons)
     assert failed(gates.scores(store, "rex", METHOD)) == {}
+
+
+def test_only_the_prompts_that_identity_leaves_out_are_excused_where_there_are_more_than_a_hundred(store):
+    values = tiny_workspace.params_of(Path(store.params.base_model).parents[1], ["base_model", METHOD])
+    values["sampling"]["prompts"] = [{"name": "many", "without_identity": [11]}]
+    (store.data / "prompts" / "many.txt").write_text("".join(f"a photo of a {{}}, {index}\n" for index in range(102)))
+    store, folder = tiny_workspace.write_params(store.root, values), store.grid(METHOD, "rex")
+    described = {"templates": ["a photo of a {}"] * 102, "images_per_prompt": 1, "variants": [METHOD]}
+    write_json(folder / "grid.json", described)
+    where = folder.relative_to(store.root).as_posix()
+    images = [f"{where}/{METHOD}/{index:02d}_00.png" for index in range(102) if index not in (10, 100)]
+    table = pl.DataFrame({"metric": ["dino"] * 100, "encoder": ["one"] * 100, "image": images})
+    assert gates._lacking(store, table, [], "rex", METHOD) == [f"dino of {where}/{METHOD}/100_00.png"]
 
 
 @pytest.mark.parametrize(("better", "expected"), [(0.3, {}), (-0.3, {"identity_above_base_model": False})])

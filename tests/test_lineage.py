@@ -15,11 +15,12 @@ from typer.testing import CliRunner
 from personalize_core import steps
 from personalize_core.__main__ import app
 from personalize_core.errors import InputError
-from personalize_core.files import MANIFEST, read_json, sha256, stamp_of, write_json
+from personalize_core.files import MANIFEST, read_json, sha256, write_json
 from personalize_core.lineage import making
-from personalize_core.lineage.records import differences, is_genuine
+from personalize_core.lineage.records import is_genuine
 from personalize_core.metrics import tables
-from personalize_core.steps import Link, Rows
+from personalize_core.steps import Link, Rows, make_class_images
+from personalize_core.steps.class_images import encode_real_class_images
 from personalize_core.store import SCORES, Store
 from tests import tiny_workspace
 
@@ -28,21 +29,14 @@ METHOD, PICTURE = "dreambooth", "data/grids/dreambooth/rex/dreambooth/00_01.png"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = tiny_workspace.make(tmp_path_factory.mktemp("finished"))
-    shutil.rmtree(store.concept_folder("cup"))
-    for one in (steps.train, steps.draw_grid, steps.score):
-        one(store, "rex", METHOD)
-    steps.score_references(store, "rex")
+    store = tiny_workspace.finished(tmp_path_factory.mktemp("finished"), ["rex"], ["base_model", METHOD])
     steps.compare(store)
     return store.root
 
 
 @pytest.fixture
 def store(finished: Path, tmp_path: Path) -> Store:
-    """The same workspace, for a test to change; its models stay where they are."""
-    shutil.copytree(finished / "data", tmp_path / "data")
-    shutil.copy(finished / "params.yaml", tmp_path / "params.yaml")
-    return Store(tmp_path)
+    return tiny_workspace.copy_of(finished, tmp_path)
 
 
 def links(link: Link) -> list[Link]:
@@ -83,18 +77,31 @@ def test_every_result_says_when_by_which_code_and_libraries_and_on_what(store):
         assert {"torch", "diffusers"} < found["packages"].keys() and found["python"]
 
 
-def test_the_code_is_named_by_its_commit():
-    root = making.PACKAGE.parent
-    try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("not in a checkout: would have checked the commit that is recorded")
-    assert making._commit() == {
-        "commit": head.stdout.strip(),
-        "changed_since": bool(
-            subprocess.run(["git", "status", "--porcelain", "--", making.PACKAGE], cwd=root, capture_output=True).stdout
-        ),
-    }
+def test_the_code_is_named_by_its_commit(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+        run = subprocess.run(["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return run.stdout.strip()
+
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(making, "PACKAGE", package)
+    git("init", "--quiet")
+    assert making._commit() is None  # a checkout, but the package is no part of it
+    git("add", "package")
+    git("commit", "--quiet", "--message", "first")
+    assert making._commit() == {"commit": git("rev-parse", "HEAD"), "changed_since": False}
+    (tmp_path / "notes.txt").write_text("beside the package")
+    assert making._commit() == {"commit": git("rev-parse", "HEAD"), "changed_since": False}
+    (package / "__init__.py").write_text("changed = True")
+    assert making._commit() == {"commit": git("rev-parse", "HEAD"), "changed_since": True}
+
+
+def test_outside_of_a_checkout_no_commit_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(making, "PACKAGE", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert making._commit() is None
 
 
 def test_every_manifest_says_what_its_stamp_is_of(store):
@@ -136,13 +143,39 @@ def test_a_file_that_no_step_made_is_said_to_be_so(store):
     assert any("no step has made this file" in words for words in problems(store, str(stranger)))
 
 
+def test_a_picture_of_a_prompt_that_there_is_not_is_a_stranger_too(store):
+    stranger = store.grid(METHOD, "rex") / METHOD / "99_00.png"
+    Image.new("RGB", (16, 16)).save(stranger)
+    assert any("no step has made this file" in words for words in problems(store, str(stranger)))
+
+
+def test_class_images_of_a_noun_with_capitals_are_not_taken_for_those_of_another(store):
+    concept = store.concept_folder("rex") / "concept.yaml"
+    concept.write_text(concept.read_text().replace("dog", "Dog"))
+    make_class_images(store, "Dog")
+    assert problems(store, "data/class_images/dog") == []
+    (key,) = [path.name for path in store.class_latents("Dog", "").iterdir()]
+    assert problems(store, f"data/class_images/dog.latents/{key}") == []
+
+
+def test_photographs_of_the_class_noun_that_were_changed_make_their_latents_stale(store):
+    values = tiny_workspace.params(Path(store.params.base_model).parents[1])
+    values["methods"]["custom_diffusion"] = {store.params.base_model: {"regularization": "real", "steps": 3}}
+    store = tiny_workspace.write_params(store.root, values)
+    shutil.copytree(store.concept_folder("rex"), store.regularization("dog"))
+    made = encode_real_class_images(store, "dog", "custom_diffusion", steps.unheard).path
+    assert problems(store, str(made)) == []
+    (store.regularization("dog") / "0.txt").write_text("another caption")
+    assert [words.partition(": ")[2] for words in problems(store, str(made))] == ["stale: photographs changed: 0.png"]
+
+
 def test_a_photograph_that_was_changed_makes_everything_behind_it_stale(store):
     Image.new("RGB", (32, 24)).save(store.concept_folder("rex") / "0.png")
     told = problems(store)
     assert "photographs data/concepts/rex: 0.png has been changed since" in told
     stale = [words.partition(" ")[0] for words in told if "stale" in words]
     assert stale == ["artifact", "latents"]  # the grid is of the artifact that is there
-    assert all("files.0.png is another" in words for words in told if "stale" in words)
+    assert all(words.endswith("stale: photographs changed: 0.png") for words in told if "stale" in words)
 
 
 def test_a_recipe_that_was_changed_is_named_with_both_its_values(store):
@@ -151,8 +184,8 @@ def test_a_recipe_that_was_changed_is_named_with_both_its_values(store):
     values["sampling"]["guidance"] = 7.5
     values["seed"] = 6
     told = problems(tiny_workspace.write_params(store.root, values))
-    assert any("sampling.guidance: 3.0 then, 7.5 now" in words for words in told if words.startswith("grid"))
-    assert any("seed: 5 then, 6 now" in words for words in told if words.startswith("artifact"))
+    assert any("stale: sampling changed: guidance 3.0 -> 7.5" in words for words in told if words.startswith("grid"))
+    assert any("seed changed: 5 -> 6" in words for words in told if words.startswith("artifact"))
 
 
 def test_what_is_gone_is_said_to_be_gone(store):
@@ -182,14 +215,6 @@ def test_a_comparison_of_scores_that_were_made_again_is_stale(store):
     )
 
 
-def test_differences_are_named_by_their_place_and_a_few_at_a_time():
-    old = {"a": 1, "sources": {"stamp": "x", "of": {"train": "f" * 64, "text": "0" * 64}}, "gone": 1}
-    now = {"a": 2, "sources": stamp_of({"train": "e" * 64, "text": "0" * 64}), "new": 1}
-    assert differences(old, now) == ["a: 1 then, 2 now", "gone is gone", "new is new", "sources.train is another"]
-    many = differences({str(i): i for i in range(20)}, {})
-    assert len(many) == 7 and many[-1] == "and 14 more"
-
-
 # The command that makes it again
 
 
@@ -205,6 +230,19 @@ def test_the_command_that_is_named_makes_the_same_bytes_again(store, monkeypatch
         done = CliRunner().invoke(app, shlex.split(make)[1:])
         assert done.exit_code == 0, done.output
         assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("method", [METHOD, "base_model"])  # one says "<rex> dog" in its prompts, the other "dog"
+def test_the_command_that_asked_for_pictures_asks_for_the_same_again(store, method):
+    prompts = ["a photo of a <rex>", "<rex>'s photo", "a photo of a <rex>"]
+    made = [steps.draw_samples(store, "rex", method, prompts, images=2), steps.heat_maps(store, "rex", method, "<rex>")]
+    for report in made:
+        link = steps.explain(store, report.path)
+        assert link.all_problems() == [] and named(link, "artifact").path == f"data/artifacts/{method}/rex"
+        shutil.rmtree(report.path)
+        command = shlex.split(link.again.partition(" && ")[2])[1:]
+        done = CliRunner().invoke(app, ["--root", str(store.root), *command])
+        assert done.exit_code == 0 and report.path.is_dir(), done.output
 
 
 # Numbers
@@ -245,6 +283,10 @@ def test_a_picture_that_was_drawn_again_since_it_was_scored_is_said_to_be_anothe
         (None, Rows("rex", "oft"), "nothing has been made of 'rex' by oft"),
         ("data/comparison", Rows(metric="beauty"), "no such row"),
         ("data/comparison/summary.json", Rows(metric="dino"), "no table of scores"),
+        ("data/costs/costs.parquet", Rows(metric="dino"), "holds no scores"),
+        (f"data/grids/{METHOD}/rex", Rows(prompt=0), "holds no scores"),
+        (f"data/metrics/{METHOD}/rex", Rows(method="oft"), "no such row"),
+        ("data/class_images/dog.latents", Rows(), "several results"),
     ],
 )
 def test_what_cannot_be_explained_is_refused_in_a_sentence(store, path, rows, said):

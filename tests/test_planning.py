@@ -13,45 +13,24 @@ from typer.testing import CliRunner
 from personalize_core import steps
 from personalize_core.__main__ import app
 from personalize_core.files import MANIFEST
-from personalize_core.store import Store
+from personalize_core.store import REFERENCES, Store
 from tests import tiny_workspace
 
 METHODS = ("base_model", "textual_inversion")
-MAKING = (steps.train, steps.draw_grid, steps.score)
-
-
-def params(root: Path, methods: tuple[str, ...] = METHODS) -> dict:
-    values = tiny_workspace.params(root)
-    values["methods"] = {name: values["methods"][name] for name in methods}
-    values["variants"] = {}
-    return values
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = tiny_workspace.make(tmp_path_factory.mktemp("planned"))
-    tiny_workspace.write_params(store.root, params(store.root))
-    store = Store(store.root)
-    assert [cell.why for cell in steps.plan(store)] == ["has not been trained"] * 4
-    for concept in store.concept_names():
-        for method in METHODS:
-            [one(store, concept, method) for one in MAKING]
-        steps.encode_images(store, concept)
-        assert not steps.is_prepared(store, concept)
-        steps.score_references(store, concept)
-        assert steps.is_prepared(store, concept)
-    return store.root
+    return tiny_workspace.finished(tmp_path_factory.mktemp("planned"), ["cup", "rex"], METHODS).root
 
 
 @pytest.fixture
 def store(finished: Path, tmp_path: Path) -> Store:
-    shutil.copytree(finished / "data", tmp_path / "data")
-    shutil.copy(finished / "params.yaml", tmp_path / "params.yaml")
-    return Store(tmp_path)
+    return tiny_workspace.copy_of(finished, tmp_path)
 
 
 def change(store: Store, edit, methods: tuple[str, ...] = METHODS) -> Store:
-    values = params(Path(store.params.base_model).parents[1], methods)
+    values = tiny_workspace.params_of(Path(store.params.base_model).parents[1], methods)
     edit(values)
     return tiny_workspace.write_params(store.root, values)
 
@@ -62,6 +41,20 @@ def planned(store: Store) -> list[tuple[str, str, str, str]]:
 
 def test_of_a_finished_workspace_nothing_is_planned(store):
     assert planned(store) == []
+
+
+def test_what_is_not_there_is_planned_from_its_first_step_on(store):
+    shutil.rmtree(store.data / "artifacts")
+    assert [row[2:] for row in planned(store)] == [("train", "has not been trained")] * 4
+
+
+def test_a_concept_is_prepared_when_its_photographs_are_encoded_and_scored(store):
+    shutil.rmtree(store.latents("cup"))
+    shutil.rmtree(store.scores(REFERENCES, "rex"))
+    for concept, step in (("cup", steps.encode_images), ("rex", steps.score_references)):
+        assert not steps.is_prepared(store, concept)
+        step(store, concept)
+        assert steps.is_prepared(store, concept)
 
 
 def test_a_changed_and_an_added_photograph_are_named(store):
@@ -97,6 +90,22 @@ def test_changed_code_is_named_by_its_file(store, monkeypatch):
     assert planned(store) == [(name, "textual_inversion", "train", why) for name in ("cup", "rex")]
 
 
+def test_a_plan_reads_every_photograph_and_every_weights_file_once_and_the_next_plan_again(store, monkeypatch):
+    from personalize_core import intake
+    from personalize_core.metrics import scoring
+
+    read: list[Path] = []
+    plain = intake.sha256
+    for module in (intake, scoring):
+        monkeypatch.setattr(module, "sha256", lambda path: read.append(path) or plain(path))
+    for _ in range(2):
+        assert steps.plan(store) == []
+        assert len(read) == len(set(read)) == 2 * (3 + 1) + 2  # of two concepts, with their descriptions; two encoders
+        read.clear()
+    Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
+    assert {row[0] for row in planned(store)} == {"rex"}
+
+
 def test_a_method_added_is_one_row(store):
     store = change(store, lambda values: None, (*METHODS, "dreambooth"))
     expected = [(name, "dreambooth", "train", "has not been trained") for name in ("cup", "rex")]
@@ -112,6 +121,16 @@ def test_a_lost_file_and_an_older_manifest_are_said(store):
     rows = planned(store)
     assert [row[:3] for row in rows] == [("cup", "textual_inversion", "train"), ("rex", "base_model", "draw")]
     assert "kept no list" in rows[0][3] and "missing or cut off" in rows[1][3]
+
+
+@pytest.mark.parametrize("edited", [{"stamp": "another"}, {"made_from": ["no", "names"]}, {"files": {"a": 1}}])
+def test_a_manifest_that_was_edited_is_planned_where_a_step_would_make_it_anew(store, edited):
+    manifest = store.scores("textual_inversion", "cup") / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | edited))
+    found = [(row[:3], row[3].partition(":")[0]) for row in planned(store)]
+    made = not steps.score(store, "cup", "textual_inversion").skipped
+    said = "its manifest has been edited" if "stamp" in edited else "its manifest is missing or damaged"
+    assert found == ([(("cup", "textual_inversion", "score"), said)] if made else [])
 
 
 def test_what_cannot_be_trained_is_planned_with_its_reason_and_stops_no_other(store):

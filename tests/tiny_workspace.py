@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from personalize_core import intake
+from personalize_core import intake, steps
 from personalize_core.store import Store
 from tests.conftest import tiny_parts
 
@@ -60,6 +62,33 @@ def params(root: Path) -> dict:
             }
         },
     }
+
+
+def params_of(root: Path, methods: Sequence[str]) -> dict:
+    """The same, of these methods alone, each with the one variant of its own name."""
+    values = params(root)
+    return values | {"methods": {name: values["methods"][name] for name in methods}, "variants": {}}
+
+
+def finished(root: Path, concepts: Sequence[str], methods: Sequence[str]) -> Store:
+    """A workspace of these concepts and methods alone, in which each is trained, drawn and scored."""
+    store = make(root)
+    for name in set(store.concept_names()) - set(concepts):
+        shutil.rmtree(store.concept_folder(name))
+    store = write_params(root, params_of(root, methods))
+    for concept in concepts:
+        for method in methods:
+            for step in (steps.train, steps.draw_grid, steps.score):
+                step(store, concept, method)
+        steps.score_references(store, concept)
+    return store
+
+
+def copy_of(root: Path, to: Path) -> Store:
+    """The same workspace, for a test to change; its models stay where they are."""
+    shutil.copytree(root / "data", to / "data")
+    shutil.copy(root / "params.yaml", to / "params.yaml")
+    return Store(to)
 
 
 def write_params(root: Path, values: dict) -> Store:

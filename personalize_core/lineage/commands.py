@@ -12,7 +12,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from personalize_core import steps
-from personalize_core.steps import Link
+from personalize_core.lineage.link import Link
 from personalize_core.store import Store
 from personalize_core.terminal import console
 

@@ -1,22 +1,24 @@
-"""What a result was made from, as its manifest says, against what there is now."""
+"""What a manifest says of a result: is it there, whole, and as the step wrote it?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from personalize_core.files import MANIFEST, read_json, sha256, spelled_out, stamp_of
+from personalize_core.files import MANIFEST, read_json, sha256, stamp_of
 
-MOST = 6  # differences that are named one by one
+DAMAGED = "its manifest is missing or damaged"
+EDITED = "its manifest has been edited: its stamp is not that of what it says"
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
     """Nothing if there is none, or it is damaged."""
     try:
         found = read_json(folder / MANIFEST)
-        return found if isinstance(found["stamp"], str) and isinstance(found["files"], dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        whole = isinstance(found["stamp"], str) and isinstance(found.get("made_from", {}), dict)
+        return found if whole and all("sha256" in entry for entry in found["files"].values()) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
@@ -42,17 +44,6 @@ def is_genuine(manifest: Mapping[str, Any]) -> bool:
         return False
 
 
-def differences(recorded: Mapping[str, Any], now: Any) -> list[str]:
-    """In what the ingredients of a stamp differ from those that it would have now, by their names.
-
-    Args:
-        recorded: a manifest's `made_from`.
-        now: what `stamp_of` is given now.
-    """
-    found = sorted(_differing("", recorded, spelled_out(now)))
-    return found[:MOST] + ([f"and {len(found) - MOST} more"] if len(found) > MOST else [])
-
-
 def _folded(what: Any) -> Any:
     """The opposite of `spelled_out`.
 
@@ -66,33 +57,3 @@ def _folded(what: Any) -> Any:
             return str(stamp)
         return {key: _folded(value) for key, value in what.items()}
     return [_folded(value) for value in what] if isinstance(what, list) else what
-
-
-def _differing(place: str, old: Any, new: Any) -> Iterator[str]:
-    if old == new:
-        return
-    if isinstance(old, dict) and isinstance(new, dict):
-        if old.keys() == new.keys() == {"stamp", "of"}:
-            yield from _differing(place, old["of"], new["of"])
-            return
-        for key in old.keys() | new.keys():
-            inner = f"{place}.{key}" if place else key
-            if key not in new:
-                yield f"{inner} is gone"
-            elif key not in old:
-                yield f"{inner} is new"
-            else:
-                yield from _differing(inner, old[key], new[key])
-    else:
-        yield f"{place}{_from_to(old, new)}"
-
-
-def _from_to(old: Any, new: Any) -> str:
-    """Short values are shown, hashes and long ones are not."""
-    said = [value if isinstance(value, str) else str(value) for value in (old, new)]
-    short = all(len(words) <= 60 and not _is_hash(words) for words in said) and not isinstance(old, dict | list)
-    return f": {said[0]} then, {said[1]} now" if short else " is another"
-
-
-def _is_hash(words: str) -> bool:
-    return len(words) in (16, 40, 64) and not set(words) - set("0123456789abcdef")

@@ -4,6 +4,7 @@ Every step is a pure function of its stamp: what it would make, it finds already
 ever sees it half made. Dagster, DVC and the command line call these and hold no logic of their own.
 """
 
+from personalize_core.lineage.link import Link
 from personalize_core.steps import gates
 from personalize_core.steps.analysing import ANALYSES, analyse, analyse_together, analysed, suggest_class
 from personalize_core.steps.canary import accept_canary, canary_cells, moved, run_canary, upgrades, why_canary
@@ -13,8 +14,9 @@ from personalize_core.steps.comparing import compare
 from personalize_core.steps.drawing import draw_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.exchange import export, import_artifact
-from personalize_core.steps.explaining import Link, Rows, explain
+from personalize_core.steps.explaining import explain
 from personalize_core.steps.latents import encode_images
+from personalize_core.steps.numbers import Rows
 from personalize_core.steps.on_request import draw_samples, draw_together, heat_maps
 from personalize_core.steps.planning import Cell, is_prepared, plan
 from personalize_core.steps.recipes import check_concepts_wanted, class_images_wanted, concepts_wanted, processes_of

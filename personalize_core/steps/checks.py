@@ -9,7 +9,7 @@ from personalize_core.errors import InputError
 from personalize_core.files import is_current
 from personalize_core.methods import check_method, method_class
 from personalize_core.models import identify
-from personalize_core.steps.recipes import check_prompts, load_base, prompts_of, recipe_of
+from personalize_core.steps.recipes import check_prompts, load_base, prompts_of, recipe_of, variants_of
 from personalize_core.steps.stamps import check_artifact, train_stamp
 from personalize_core.steps.training import imported, untrained
 from personalize_core.store import Store
@@ -44,7 +44,7 @@ def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) 
 def check_photographs(store: Store, concept: str, photographs: int, method: str) -> None:
     """Raise InputError where a variant of the method takes more photographs than the concept has."""
     kind, config = method_class(method), store.params.config(method)
-    for name, variant in store.params.sampling_variants(method).items():
+    for name, variant in variants_of(store, method).items():
         needed = kind.photographs_needed(config, variant.sampling)
         if needed > photographs:
             raise InputError(

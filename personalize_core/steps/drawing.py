@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core.files import Stamp, is_current, read_json, sources_hash, stamp_of, write_json
 from personalize_core.lineage.making import making
-from personalize_core.methods import check_method, method_file
+from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
-from personalize_core.steps.recipes import load_base, preprocessing_of, prompts_of
-from personalize_core.steps.stamps import DRAWING, REFINING, artifact_stamp, latents_stamp
+from personalize_core.steps.recipes import load_base, preprocessing_of, prompts_of, variants_of
+from personalize_core.steps.stamps import (
+    REFINING,
+    artifact_stamp,
+    drawing_sources,
+    drawn_by,
+    latents_stamp,
+    refinements,
+)
 from personalize_core.store import Store, picture_name
 
 if TYPE_CHECKING:
@@ -86,17 +93,13 @@ def grid_stamp(store: Store, concept: str, method: str) -> Stamp:
     Raises:
         InputError: the method has not been trained on the concept, or not on this base model.
     """
-    params, variants = store.params, store.params.sampling_variants(method)
     return stamp_of(
         {
             "artifact": artifact_stamp(store, concept, method),
             "templates": prompts_of(store, concept).templates,
-            "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
-            "sampling": params.sampling.how(),
-            "precision": params.precision,
-            "seed": store.drawing_seed,
-            "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}"]),
-            **_refined_by(store, concept, method, variants),
+            **drawn_by(store, method),
+            "sources": drawing_sources(method),
+            **_refined_by(store, concept, method, variants_of(store, method)),
         }
     )
 
@@ -173,8 +176,7 @@ def refining(
 
 
 def _refined_by(store: Store, concept: str, method: str, variants: Mapping[str, Variant]) -> dict[str, Any]:
-    refined = {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
-    if not refined:
+    if not (refined := refinements(variants)):
         return {}
     latents = latents_stamp(store, concept, preprocessing_of(store, method))
     return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}

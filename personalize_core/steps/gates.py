@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core import intake
 from personalize_core.errors import InputError, listed
-from personalize_core.files import read_json, sources_hash, stamp_of, write_json
+from personalize_core.files import read_json, sha256, sources_hash, stamp_of, write_json
 from personalize_core.lineage.records import file_problems, manifest_of
 from personalize_core.methods import FLOOR, method_class
 from personalize_core.steps.latents import MOMENTS
@@ -73,7 +73,10 @@ def latents(store: Store, concept: str) -> list[Gate]:
     """Are all latents finite, and do they decode to their photographs? Looked at once for the same latents."""
     recipes = {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in store.params.method_names)}
     stamps = {key: manifest_of(store.latents(concept, key)).get("stamp") for key in recipes}
-    stamp = stamp_of({"latents": stamps, "sources": sources_hash(["steps/gates"])})
+    hashes = {
+        key: sha256(store.latents(concept, key) / MOMENTS) for key in recipes
+    }  # a damaged file keeps its manifest
+    stamp = stamp_of({"latents": stamps, "moments": hashes, "sources": sources_hash(["steps/gates"])})
     kept = store.work("gates", f"latents-{concept}.json")
     try:
         known = read_json(kept)
@@ -109,9 +112,7 @@ def grid(store: Store, concept: str, method: str) -> list[Gate]:
     from personalize_core.data import load_picture
 
     folder = store.grid(method, concept)
-    described = read_json(folder / "grid.json")
-    places = [(p, i) for p in range(len(described["templates"])) for i in range(described["images_per_prompt"])]
-    names = [picture_name(variant, *place) for variant in described["variants"] for place in places]
+    names = list(_pictures_of(folder))
     missing, flat = [], []
     for name in names:
         try:
@@ -258,7 +259,7 @@ def _lacking(store: Store, table: pl.DataFrame, absent: list[dict[str, Any]], co
     from personalize_core.metrics import tables
 
     excused = {(one["metric"], one["image"]) for one in absent}
-    pictures = table["image"].unique().to_list()
+    pictures: dict[str, int | None] = dict.fromkeys(table["image"].unique())  # picture -> its prompt, by its place
     spared: set[int] = set()
     if method == REFERENCES:
         if len(intake.photographs(store.concept_folder(concept))) > 1 and not len(table) and not absent:
@@ -267,21 +268,29 @@ def _lacking(store: Store, table: pl.DataFrame, absent: list[dict[str, Any]], co
         from personalize_core.steps.recipes import prompts_of
 
         folder = store.grid(method, concept)
-        described = read_json(folder / "grid.json")
-        places = [(p, i) for p in range(len(described["templates"])) for i in range(described["images_per_prompt"])]
-        names = [picture_name(variant, *place) for variant in described["variants"] for place in places]
-        pictures = [(folder / name).relative_to(store.root).as_posix() for name in names]
+        where = folder.relative_to(store.root).as_posix()
+        pictures = {f"{where}/{name}": prompt for name, prompt in _pictures_of(folder).items()}
         spared = set(prompts_of(store, concept).without_identity)
     there = set(table.select("metric", "encoder", "image").iter_rows())
-    prompts = {image: int(Path(image).name[:2]) for image in pictures} if method != REFERENCES else {}
     return [
         f"{metric} of {image}"
         for metric, encoder in table.select("metric", "encoder").unique(maintain_order=True).iter_rows()
-        for image in pictures
+        for image, prompt in pictures.items()
         if (metric, encoder, image) not in there
         and not {(metric, image), (metric, None)} & excused
-        and not (prompts.get(image) in spared and not tables.MEASURES[metric].reads_text)
-    ] or ([] if len(table) or absent or not pictures else [pictures[0]])
+        and not (prompt in spared and not tables.MEASURES[metric].reads_text)
+    ] or ([] if len(table) or absent or not pictures else [next(iter(pictures))])
+
+
+def _pictures_of(folder: Path) -> dict[str, int]:
+    """Every picture that a grid's folder should hold, by its name there -> its prompt, by its place in the list."""
+    described = read_json(folder / "grid.json")
+    return {
+        picture_name(variant, prompt, image): prompt
+        for variant in described["variants"]
+        for prompt in range(len(described["templates"]))
+        for image in range(described["images_per_prompt"])
+    }
 
 
 def _finite(value: Any) -> bool:

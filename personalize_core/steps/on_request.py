@@ -11,11 +11,11 @@ from personalize_core import intake
 from personalize_core.errors import InputError, listed
 from personalize_core.files import is_current, read_json, sources_hash, stamp_of, write_json
 from personalize_core.lineage.making import making
-from personalize_core.methods import check_method, method_file
+from personalize_core.methods import check_method
 from personalize_core.steps.drawing import draw, refining, sampled_by
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.recipes import device_of, load_base
-from personalize_core.steps.stamps import DRAWING, artifact_stamp
+from personalize_core.steps.stamps import DRAWING, artifact_stamp, drawing_sources
 from personalize_core.store import Store, picture_name
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def heat_maps(
         "sampling": params.sampling.how(),
         "precision": params.precision,
         "seed": store.drawing_seed,
-        "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}", "analyses/heat_maps"]),
+        "sources": drawing_sources(method, "analyses/heat_maps"),
         **refining(store, concept, method, variants, listener),
     }
     stamp = stamp_of(request)

@@ -10,7 +10,8 @@ import psutil
 from personalize_core.errors import InputError, listed
 from personalize_core.methods import method_class
 from personalize_core.models import choose_device, load_base_model
-from personalize_core.params import PromptList
+from personalize_core.once import found_once
+from personalize_core.params import PromptList, Variant
 from personalize_core.protocols import Prompts, read_collection, read_prompts
 from personalize_core.store import Store
 
@@ -47,6 +48,7 @@ def processes_of(store: Store) -> int:
     return max(1, min(cores, psutil.virtual_memory().available // A_PROCESS))
 
 
+@found_once
 def recipe_of(store: Store, method: str) -> Any:
     """The method's Config, where it can be trained as params.yaml says."""
     config = store.params.config(method)
@@ -59,6 +61,7 @@ def recipe_of(store: Store, method: str) -> Any:
     return config
 
 
+@found_once
 def prompts_of(store: Store, concept: str) -> Prompts:
     """What is drawn of a concept, by the protocol or by params.yaml.
 
@@ -109,8 +112,15 @@ def check_concepts_wanted(store: Store) -> None:
         )
 
 
+@found_once
 def preprocessing_of(store: Store, method: str) -> Preprocessing:
     return method_class(method).preprocessing_for(store.params.config(method))
+
+
+@found_once
+def variants_of(store: Store, method: str) -> dict[str, Variant]:
+    """As `Params.sampling_variants`, which looks at the options of every method each time."""
+    return store.params.sampling_variants(method)
 
 
 def class_images_wanted(store: Store) -> int:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core import intake
-from personalize_core.files import Stamp, is_current, sources_hash, stamp_of, write_json
+from personalize_core.files import Stamp, is_current, stamp_of, write_json
 from personalize_core.lineage.making import making
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.recipes import device_of, prompts_of
-from personalize_core.steps.stamps import SCORING, manifest_stamp
+from personalize_core.steps.stamps import manifest_stamp, scored_by
 from personalize_core.store import ABSENT, REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
@@ -50,24 +50,21 @@ def score_stamp(store: Store, concept: str, method: str) -> Stamp:
     Raises:
         InputError: there is no grid of the method.
     """
-    from personalize_core.metrics import masks, scoring
+    from personalize_core.metrics import masks
 
     drawn: dict[str, Any] = {}
     if method != REFERENCES:
         missing = f"no grid of {concept!r} has been drawn by {method}"
         drawn["grid"] = manifest_stamp(store.grid(method, concept), missing)
         drawn["without_identity"] = sorted(prompts_of(store, concept).without_identity)
-    names, photos = store.params.encoders, store.concept_folder(concept)
-    by_name = [*names.text_image, *names.identity, *([names.segmenter] if names.segmenter else [])]
+    photos = store.concept_folder(concept)
     return stamp_of(
         {
             **drawn,
+            **scored_by(store),
             "concept": vars(store.concept(concept)),
             "photographs": intake.content(photos),
-            "masks": masks.own_content(photos) if names.segmenter else {},
-            "encoders": [scoring.which(name) for name in by_name],
-            "lists": names.model_dump(),
-            "sources": sources_hash(SCORING),
+            "masks": masks.own_content(photos) if store.params.encoders.segmenter else {},
         }
     )
 

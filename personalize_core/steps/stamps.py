@@ -8,14 +8,17 @@ from personalize_core import intake
 from personalize_core.errors import InputError
 from personalize_core.files import MANIFEST, Stamp, read_json, sha256, sources_hash, stamp_of
 from personalize_core.methods import method_class, method_file
-from personalize_core.models import identify
-from personalize_core.steps.recipes import preprocessing_of
+from personalize_core.models import Identity, identify
+from personalize_core.once import found_once
+from personalize_core.steps.recipes import preprocessing_of, variants_of
 from personalize_core.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from personalize_core.data import Preprocessing
+    from personalize_core.params import Variant
 
 # Whose source a step's result depends on, besides the method's own file. Not proof.py: it can refuse an artifact, but
 # not change it.
@@ -55,8 +58,8 @@ def train_stamp(store: Store, concept: str, method: str) -> Stamp:
     """Names everything that an artifact depends on: of the latents, only what this method sees."""
     if store.repeat:
         return repeat_stamp(train_stamp(store.again(0), concept, method), store.training_seed)
-    params, described = store.params, store.concept(concept)
-    kind, config, recipe = method_class(method), params.config(method), preprocessing_of(store, method)
+    described, kind, config = store.concept(concept), method_class(method), store.params.config(method)
+    recipe = preprocessing_of(store, method)
     class_images = ""
     if kind.real_class_images(config):
         class_images = real_class_images_stamp(store, described.class_noun, recipe.of_class_images)
@@ -64,73 +67,97 @@ def train_stamp(store: Store, concept: str, method: str) -> Stamp:
         _, class_images = class_images_stamps(store, described.class_noun, recipe.of_class_images, wanted)
     return stamp_of(
         {
-            "method": method,
+            **_trained_by(store, method),
             "concept": vars(described),
             "latents": latents_stamp(store, concept, recipe),
             "class_images": class_images,
-            "config": repr(config),
-            "base_model": identify(params.base_model).weights_hash,
-            "precision": params.precision,
-            "gradient_checkpointing": params.gradient_checkpointing,
-            "seed": params.seed,
-            "sources": sources_hash([*TRAINING, f"methods/{method_file(method)}"]),
         }
     )
 
 
 def recipe_stamp(store: Store, method: str) -> Stamp:
     """Names what an artifact depends on besides the concept: the same for all concepts of a method."""
-    params, kind = store.params, method_class(method)
-    config, recipe = params.config(method), preprocessing_of(store, method)
-    class_images = params.class_images.model_dump() if kind.class_images(config) else {}
+    params = store.params
+    asks = method_class(method).class_images(params.config(method))
     return stamp_of(
         {
-            "method": method,
-            "config": repr(config),
-            "class_images": class_images,
-            "base_model": identify(params.base_model).weights_hash,
-            "precision": params.precision,
-            "gradient_checkpointing": params.gradient_checkpointing,
-            "seed": params.seed,
-            "sources": sources_hash([*TRAINING, f"methods/{method_file(method)}"]),
-            **_encoding(store, recipe),
+            **_trained_by(store, method),
+            "class_images": params.class_images.model_dump() if asks else {},
+            "encoding": _encoding(store, preprocessing_of(store, method)),  # it has sources of its own
         }
     )
 
 
 def sampling_stamp(store: Store, method: str) -> Stamp:
     """Names what the pictures of a method depend on besides its artifact: the same for all concepts."""
-    params, variants = store.params, store.params.sampling_variants(method)
-    refined = {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
-    lists = sorted(store.prompts(each.name) for each in params.sampling.prompts)
+    lists = sorted(store.prompts(each.name) for each in store.params.sampling.prompts)
+    refined = refinements(variants_of(store, method))
     return stamp_of(
         {
-            "sampling": params.sampling.how(),
-            "lists": [each.model_dump(exclude={"without_identity"}) for each in params.sampling.prompts],
+            **drawn_by(store, method),
+            "lists": [each.model_dump(exclude={"without_identity"}) for each in store.params.sampling.prompts],
             "prompts": {path.name: sha256(path) for path in lists if path.is_file()},
-            "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
             "refinement": refined,
-            "precision": params.precision,
-            "seed": store.drawing_seed,
-            "sources": sources_hash([*DRAWING, f"methods/{method_file(method)}", *(REFINING if refined else ())]),
+            "sources": drawing_sources(method, *(REFINING if refined else ())),
         }
     )
 
 
 def scoring_stamp(store: Store) -> Stamp:
     """Names what scores depend on besides pictures and photographs."""
+    unread = [each.without_identity for each in store.params.sampling.prompts]
+    return stamp_of({**scored_by(store), "without_identity": unread})
+
+
+@found_once
+def _trained_by(store: Store, method: str) -> dict[str, Any]:
+    """What an artifact depends on, whatever it is of."""
+    params = store.params
+    return {
+        "method": method,
+        "config": repr(params.config(method)),
+        "base_model": _base_model(store).weights_hash,
+        "precision": params.precision,
+        "gradient_checkpointing": params.gradient_checkpointing,
+        "seed": params.seed,
+        "sources": sources_hash([*TRAINING, f"methods/{method_file(method)}"]),
+    }
+
+
+@found_once
+def drawn_by(store: Store, method: str) -> dict[str, Any]:
+    """What a method's pictures depend on, besides artifact, prompts and sources, whatever they are of."""
+    params = store.params
+    return {
+        "sampling": params.sampling.how(),
+        "variants": {name: repr(variant.sampling) for name, variant in variants_of(store, method).items()},
+        "precision": params.precision,
+        "seed": store.drawing_seed,
+    }
+
+
+@found_once
+def drawing_sources(method: str, *more: str) -> Stamp:
+    return sources_hash([*DRAWING, f"methods/{method_file(method)}", *more])
+
+
+def refinements(variants: Mapping[str, Variant]) -> dict[str, str]:
+    """Variant -> its test-time optimization, of those that ask for it."""
+    return {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
+
+
+@found_once
+def scored_by(store: Store) -> dict[str, Any]:
+    """What every table of scores depends on, whatever it is of."""
     from personalize_core.metrics import scoring
 
     names = store.params.encoders
     by_name = [*names.text_image, *names.identity, *([names.segmenter] if names.segmenter else [])]
-    return stamp_of(
-        {
-            "encoders": [scoring.which(name) for name in by_name],
-            "lists": names.model_dump(),
-            "without_identity": [each.without_identity for each in store.params.sampling.prompts],
-            "sources": sources_hash(SCORING),
-        }
-    )
+    return {
+        "encoders": [scoring.which(name) for name in by_name],
+        "lists": names.model_dump(),
+        "sources": sources_hash(SCORING),
+    }
 
 
 def repeat_stamp(original: str, seed: int) -> Stamp:
@@ -138,6 +165,7 @@ def repeat_stamp(original: str, seed: int) -> Stamp:
     return stamp_of({"again": original, "seed": seed})
 
 
+@found_once
 def latents_stamp(store: Store, concept: str, recipe: Preprocessing) -> Stamp:
     """Names everything that the moments of a concept's photographs depend on, prepared in one way."""
     files = intake.content(store.concept_folder(concept))
@@ -155,12 +183,13 @@ def class_encoded_stamp(store: Store, class_noun: str) -> Stamp:
     return stamp_of({"pictures": pictures_stamp(store, class_noun), **_encoding(store, None)})
 
 
+@found_once
 def pictures_stamp(store: Store, class_noun: str) -> Stamp:
     """Names everything that pictures of a class noun depend on; not how many there are."""
     params = store.params
     return stamp_of(
         {
-            "base_model": identify(params.base_model).weights_hash,
+            "base_model": _base_model(store).weights_hash,
             "class_noun": class_noun,
             "drawing": params.class_images.model_dump(),
             "precision": params.precision,
@@ -170,21 +199,29 @@ def pictures_stamp(store: Store, class_noun: str) -> Stamp:
     )
 
 
-def class_images_stamps(store: Store, class_noun: str, recipe: Preprocessing, wanted: int) -> tuple[str, str]:
+@found_once
+def class_images_stamps(store: Store, class_noun: str, recipe: Preprocessing, wanted: int) -> tuple[Stamp, Stamp]:
     """Of the moments of these pictures, prepared in one way, and of the first `wanted` of them."""
     encoded = stamp_of({"pictures": pictures_stamp(store, class_noun), **_encoding(store, recipe)})
     return encoded, stamp_of({"encoded": encoded, "images": wanted})
 
 
-def real_class_images_stamp(store: Store, class_noun: str, recipe: Preprocessing) -> str:
+@found_once
+def real_class_images_stamp(store: Store, class_noun: str, recipe: Preprocessing) -> Stamp:
     captioned = intake.captioned(store.regularization(class_noun))
     files = {path.name: [sha256(path), caption] for path, caption in captioned}
     return stamp_of({"files": files, **_encoding(store, recipe)})
 
 
+@found_once
+def _base_model(store: Store) -> Identity:
+    return identify(store.params.base_model)
+
+
+@found_once
 def _encoding(store: Store, recipe: Preprocessing | None) -> dict[str, Any]:
     """What moments depend on besides the pictures."""
-    about = identify(store.params.base_model)
+    about = _base_model(store)
     return {
         **({"preprocessing": recipe.key} if recipe else {}),
         "vae": about.hash_of("vae"),
@@ -201,9 +238,10 @@ def artifact_stamp(store: Store, concept: str, method: str) -> str:
 
 
 def check_artifact(store: Store, concept: str, method: str) -> None:
+    """Raise InputError unless the folder holds an artifact of this method and base model."""
     from personalize_core import artifact
 
-    about = identify(store.params.base_model)
+    about = _base_model(store)
     artifact.check(store.artifact(method, concept), method, about.name, about.weights_hash)
 
 

@@ -1,0 +1,425 @@
+"""The links of the chain: what each result was made from, and whether that is still so.
+
+It is read from manifests and from what lies beside them, and computes nothing but hashes.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personalize_core import intake
+from personalize_core.concept import SLOT
+from personalize_core.errors import InputError, listed
+from personalize_core.files import Stamp, read_json, sha256
+from personalize_core.lineage.differences import why_stale
+from personalize_core.lineage.link import Link
+from personalize_core.lineage.making import record_of
+from personalize_core.lineage.records import DAMAGED, EDITED, file_problems, is_genuine, manifest_of
+from personalize_core.methods import check_method
+from personalize_core.models import identify
+from personalize_core.steps.drawing import grid_stamp
+from personalize_core.steps.recipes import preprocessing_of
+from personalize_core.steps.scores import score_stamp
+from personalize_core.steps.stamps import (
+    class_images_stamps,
+    latents_stamp,
+    pictures_stamp,
+    real_class_images_stamp,
+    train_stamp,
+)
+from personalize_core.steps.training import PROOF
+from personalize_core.store import REFERENCES, SCORES, Store
+
+if TYPE_CHECKING:
+    from personalize_core.data import Preprocessing
+
+PICTURE = re.compile(r"(?P<prompt>\d\d+)_(?P<image>\d\d+)\.png")  # as store.picture_name has it
+DEEP = 2  # so many tables of scores are followed to their photographs; of more, only their state is told
+IS_GONE = "is gone"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Links of one workspace, under one protocol, of one training."""
+
+    store: Store
+    verify: bool
+
+    def link_of(self, path: Path, parts: Sequence[str]) -> Link:
+        """What lies at `path`; within data/, protocol and repeat aside, that is `parts`.
+
+        Raises:
+            InputError: no step makes such a thing, or it holds several results.
+        """
+        kind, *rest = parts
+        if kind == "costs":
+            return self._costs(path, rest)
+        encoded = kind == "class_images" and rest and "." in rest[0]  # no class noun has a dot
+        known = {
+            "concepts": (1, self.concept),
+            "latents": (2, self.latents),
+            "class_images": (2, self.class_latents) if encoded else (1, self.class_images),
+            "artifacts": (2, self.artifact),
+            "grids": (2, self.grid),
+            "metrics": (2, self.scores),
+            "analyses": (2, self.analyses),
+            "samples": (3, self.samples),
+            "comparison": (0, self.comparison),
+            "report": (0, self.report),
+        }
+        if kind not in known:
+            raise InputError(f"{path} is nothing that a step makes: it was put there by hand, and is its own origin")
+        depth, link = known[kind]
+        if len(rest) < depth:
+            below = sorted(each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+            raise InputError(f"{path} holds several results; name one of them: {listed(below[:10])}")
+        return self.file_in(link(*rest[:depth]), path)
+
+    # What the steps make
+
+    def concept(self, concept: str, recorded: Mapping[str, str] | None = None) -> Link:
+        """recorded: the hashes of its files when what is explained was made from them, where that is known."""
+        folder = self.store.concept_folder(concept)
+        link = Link("photographs", self.short(folder), again="put there by a person, with `personalize add`")
+        if not folder.is_dir():
+            link.problems.append(IS_GONE)
+            return link
+        try:
+            link.facts = {"class_noun": self.store.concept(concept).class_noun, "sha256": intake.content(folder)}
+        except (InputError, OSError) as error:
+            link.problems.append(str(error))
+            return link
+        now = link.facts["sha256"]
+        then = recorded or now
+        for name in sorted(then.keys() | now.keys()):
+            if then.get(name) != now.get(name):
+                said = IS_GONE if name not in now else "is new" if name not in then else "has been changed since"
+                link.problems.append(f"{name} {said}")
+        return link
+
+    def latents(self, concept: str, key: str) -> Link:
+        folder = self.store.latents(concept, key)
+
+        def now() -> Stamp:
+            return latents_stamp(self.store, concept, self._recipe(key, lambda recipe: recipe))
+
+        link, made_from = self._result("latents", folder, now, self._again(folder, "step encode-images"))
+        link.facts |= _some(made_from, "preprocessing", "vae")
+        link.inputs = [self.concept(concept, made_from.get("files"))]
+        return link
+
+    def class_images(self, noun: str) -> Link:
+        """The base model's pictures of a class noun, as folders have it."""
+        folder = self.store.class_images(noun)
+        command = self._again(folder, "step class-images")
+        link, made_from = self._result(
+            "class images", folder, lambda: pictures_stamp(self.store, _noun(folder)), command
+        )
+        link.facts |= _some(made_from, "class_noun", "drawing", "seed", "base_model")
+        return link
+
+    def class_latents(self, place: str, key: str) -> Link:
+        """What the autoencoder makes of pictures of a class noun: NOUN.latents; of photographs of it: NOUN.real."""
+        folder, (noun, _, kind) = self.store.data / "class_images" / place / key, place.partition(".")
+
+        def now() -> Stamp:
+            recipe = self._recipe(key, lambda recipe: recipe.of_class_images)
+            if kind == "real":
+                return real_class_images_stamp(self.store, noun, recipe)
+            return class_images_stamps(self.store, _noun(self.store.class_images(noun)), recipe, wanted=1)[0]
+
+        command = self._again(folder, "step class-images")
+        link, made_from = self._result(f"latents of class images ({key})", folder, now, command)
+        link.facts |= _some(made_from, "preprocessing", "vae")
+        if kind == "latents":
+            link.inputs = [self.class_images(noun)]
+        elif files := made_from.get("files"):
+            link.facts["sha256"] = {name: entry[0] for name, entry in files.items()}
+        return link
+
+    def artifact(self, method: str, concept: str) -> Link:
+        folder = self.store.artifact(method, concept)
+        described = _read(folder / "config.json")
+        imported, repeat = described.get("imported"), self.store.repeat
+        command = f"repeat {concept} -m {method} --times {repeat}" if repeat else f"train {concept} -m {method}"
+        if imported:
+            command = f"import {concept} {shlex.quote(imported)} -m {method}"
+        now = None if imported else lambda: train_stamp(self.store, concept, method)
+        link, made_from = self._result("artifact", folder, now, self._again(folder, command))
+        link.facts |= _some(described, "method", "phrase", "config", "parameters", "seed", "imported")
+        original = _of(made_from.get("again")) if repeat else made_from  # what it repeats says the rest
+        link.facts |= _some(original, "precision", "gradient_checkpointing")
+        if loss := _some(_read(folder / "fixed_batch.json"), "before", "after"):
+            link.facts["fixed_batch_loss"] = loss
+        if proof := _some(_read(folder / PROOF), "largest_difference"):
+            link.facts["restored_draws_otherwise_by"] = proof["largest_difference"]
+        if not link.making and described.get("versions"):
+            link.making = {"packages": described["versions"]}
+        if not described.keys() >= {"concept", "base_model"}:  # damaged, which is said among its files
+            return link
+        if not imported:
+            link.inputs = [self._latents_of(method, concept, _of(original.get("latents")))]
+            if class_images := original.get("class_images"):
+                link.inputs.append(self._class_images_of(described["concept"]["class_noun"], class_images))
+        link.inputs.append(self._base_model(described["base_model"]))
+        return link
+
+    def grid(self, method: str, concept: str) -> Link:
+        folder = self.store.grid(method, concept)
+        command = self._again(folder, f"evaluate {concept} -m {method}")
+        now = lambda: grid_stamp(self.store, concept, method)  # noqa: E731
+        link, made_from = self._result("grid", folder, now, command)
+        described = _read(folder / "grid.json")
+        link.facts |= _some(described, "protocol", "prompts", "templates", "images_per_prompt", "sampling", "seed")
+        link.facts |= _some(made_from, "variants", "refinement", "precision")
+        link.inputs = [self.artifact(method, concept)] if described else []
+        return link
+
+    def scores(self, method: str, concept: str, deep: bool = True) -> Link:
+        folder = self.store.scores(method, concept)
+        command = self._again(folder, "step score-references")
+        if method != REFERENCES:
+            command = self._again(folder, f"evaluate {concept} -m {method}")
+        now = lambda: score_stamp(self.store, concept, method)  # noqa: E731
+        link, made_from = self._result("scores", folder, now, command)
+        link.facts |= _some(made_from, "encoders", "lists")
+        if deep and not _gone(link):
+            if method != REFERENCES:
+                link.inputs = [self.grid(method, concept)]
+            link.inputs.append(self.concept(concept, made_from.get("photographs")))
+        return link
+
+    def comparison(self) -> Link:
+        from personalize_core.metrics import tables
+
+        folder = self.store.comparison()
+        link, made_from = self._result("comparison", folder, None, self._again(folder, "compare"))
+        link.facts |= _some(made_from, "protocol", "trainings_left_out")
+        if (folder / SCORES).is_file():
+            table = tables.read_parquet(folder / SCORES)
+            link.facts["scores"] = len(table)
+            cells = table.select("method", "concept").unique().sort("method", "concept").rows()
+            link.inputs = [self.scores(method, concept, deep=len(cells) <= DEEP) for method, concept in cells]
+            for (method, concept), scores in zip(cells, link.inputs, strict=True):
+                if made_from and scores.facts.get("stamp") not in made_from.get("tables", []):
+                    link.problems.append(f"stale: the scores of {concept} by {method} have been made again since")
+        return link
+
+    def report(self) -> Link:
+        folder = self.store.report()
+        link, made_from = self._result("report", folder, None, self._again(folder, "report"))
+        compared = self.comparison()
+        if made_from and made_from.get("comparison") != compared.facts.get("stamp"):
+            link.problems.append("stale: the comparison has been made again since")
+        link.inputs = [compared]
+        return link
+
+    def analyses(self, method: str, concept: str) -> Link:
+        folder = self.store.analyses(method, concept)
+        if method == "class_nouns":
+            command = f"suggest-class {concept}"
+        elif method == "together":
+            command = f"analyse {concept}"
+        else:
+            command = f"analyse {concept} -m {method}"
+        link, made_from = self._result("analyses", folder, None, self._again(folder, command))
+        link.facts |= _some(made_from, "encoders", "encoder", "variants", "sampling", "seed")
+        if method == "together":
+            link.inputs = [self.analyses(name, concept) for name in made_from.get("analyses", {})]
+        elif method == "class_nouns":
+            link.inputs = [self.concept(concept, made_from.get("photographs"))]
+        else:
+            link.inputs = [self.grid(method, concept)]
+        return link
+
+    def samples(self, method: str, concept: str, request: str) -> Link:
+        """Pictures that somebody asked for, or heat maps."""
+        folder = self.store.samples(method, concept, request)
+        maps = _read(folder / "heat_maps.json")
+        asked = maps or _read(folder / "samples.json")
+        what, command = "heat maps" if maps else "pictures", self._asking(method, concept, folder, asked)
+        link, _ = self._result(what, folder, None, self._again(folder, command) if command else "")
+        link.facts |= _some(asked, "prompts", "prompt", "images", "image", "variant", "sampling", "seed")
+        if asked:
+            link.inputs = [self.artifact(by, name) for name, by in asked.get("cells", [[concept, method]])]
+        return link
+
+    def _asking(self, method: str, concept: str, folder: Path, asked: Mapping[str, Any]) -> str:
+        """The command that asks for these pictures; "" where nothing says what was asked for."""
+        if "cells" in asked:
+            cells = " ".join(f"{name}:{by}" for name, by in asked["cells"])
+            return f"together {cells} {_prompts(asked['prompts'])} --images {asked['images']}"
+        placeholder = f"<{concept}>"
+        with suppress(InputError):  # the concept is gone: then by the placeholder that it had unless somebody chose one
+            placeholder = self.store.concept(concept).placeholder
+        if "template" in asked:
+            prompts = _prompts([asked["template"].replace(SLOT, placeholder)])
+            return f"heat-maps {concept} -m {method} {prompts} --image {asked['image']}"
+        if "templates" in asked:
+            prompts = _prompts([template.replace(SLOT, placeholder) for template in asked["templates"]])
+            variant = next((f" --variant {each.name}" for each in sorted(folder.glob("*")) if each.is_dir()), "")
+            return f"sample {concept} -m {method} {prompts} --images {asked['images']}{variant}"
+        return ""
+
+    # Inside
+
+    def _result(
+        self, what: str, folder: Path, now: Callable[[], Stamp] | None, again: str
+    ) -> tuple[Link, dict[str, Any]]:
+        """A folder of a step, and what it was made from as its manifest says; nothing where it says nothing.
+
+        now: the stamp that it would have if it were made now.
+        """
+        link, manifest = Link(what, self.short(folder), again=again), manifest_of(folder)
+        if not manifest:
+            link.problems.append(DAMAGED if folder.is_dir() else IS_GONE)
+            return link, {}
+        made_from = manifest.get("made_from", {})
+        link.facts = {"stamp": manifest["stamp"]}
+        if sources := made_from.get("sources"):
+            link.facts["sources"] = f"{sources['stamp']}, {len(sources['of'])} files"
+        link.making = record_of(self.store, folder)
+        if self.verify:
+            link.problems += file_problems(folder, manifest)
+            if made_from and not is_genuine(manifest):
+                link.problems.append(EDITED)
+            link.problems += _stale(manifest, now) if now else []
+        return link, made_from
+
+    def file_in(self, link: Link, path: Path) -> Link:
+        """A picture or another file of a result, before the result; the result itself if `path` is its folder."""
+        folder = self.store.root / link.path
+        if path == folder or not path.is_relative_to(folder) or link.what == "photographs" or path.is_dir():
+            return link
+        name = path.relative_to(folder).as_posix()
+        entry = manifest_of(folder).get("files", {}).get(name)
+        file = Link("picture" if path.suffix == ".png" else "file", self.short(path), inputs=[link])
+        if not path.is_file():
+            file.problems.append(IS_GONE)
+            return file
+        file.facts = {"sha256": sha256(path)}
+        if entry is None:
+            file.problems.append("no step has made this file: the manifest of its folder does not know it")
+        elif entry["sha256"] != file.facts["sha256"]:
+            file.problems.append("has been changed since it was made: its sha256 is another")
+        described, place = _read(folder / "grid.json"), PICTURE.fullmatch(path.name)
+        if entry and place and "templates" in described:
+            prompt, image = int(place["prompt"]), int(place["image"])
+            file.facts |= {
+                "prompt": described["templates"][prompt],
+                "variant": path.parent.name,
+                "noise": f"seed {described['seed']}, prompt {prompt}, image {image}",
+            }
+        return file
+
+    def _recipe(self, key: str, of: Callable[[Preprocessing], Preprocessing]) -> Preprocessing:
+        """The way in which a method of params.yaml prepares pictures that has this key.
+
+        Raises:
+            InputError: none has.
+        """
+        recipes = (of(preprocessing_of(self.store, method)) for method in self.store.params.method_names)
+        if recipe := next((recipe for recipe in recipes if recipe.key == key), None):
+            return recipe
+        raise InputError("no method of params.yaml prepares photographs in this way any more")
+
+    def _latents_of(self, method: str, concept: str, recorded: Mapping[str, Any]) -> Link:
+        """recorded: what the latents that an artifact was trained on were made from, where that is known."""
+        link = self.latents(concept, recorded.get("preprocessing") or preprocessing_of(self.store, method).key)
+        if files := recorded.get("files"):
+            link.inputs = [self.concept(concept, files)]
+        return link
+
+    def _class_images_of(self, noun: str, recorded: Mapping[str, Any]) -> Link:
+        """recorded: the stamp of those that an artifact was trained on, spelled out."""
+        trained_on = _of(recorded)  # the first pictures, so many of them; or photographs, all of them
+        encoded = trained_on.get("encoded", recorded)
+        place = self.store.real_class_latents if "files" in trained_on else self.store.class_latents
+        folder = place(noun, _of(encoded)["preprocessing"])
+        link = self.class_latents(folder.parent.name, folder.name)
+        link.facts |= _some(trained_on, "images")
+        if link.facts.get("stamp", encoded["stamp"]) != encoded["stamp"]:
+            link.problems.append("others by now than those that were trained on")
+        return link
+
+    def _base_model(self, described: Mapping[str, Any]) -> Link:
+        link = Link("base model", described["name"], dict(described), again="comes as it is")
+        if self.verify:
+            try:
+                about = identify(described["name"])
+                link.facts |= {"source": about.source, "parts": {part: str(digest) for part, digest in about.hashes}}
+                if about.weights_hash != described["weights_hash"]:
+                    link.problems.append(f"its weights are others by now: {about.weights_hash}")
+            except (InputError, OSError) as error:
+                link.problems.append(str(error))
+        return link
+
+    def _costs(self, path: Path, rest: Sequence[str]) -> Link:
+        """What was measured is made from nothing; it was measured while something was made."""
+        link = Link("measured", self.short(path), _read(path) if path.suffix == ".json" else {})
+        if rest == ["costs.parquet"]:
+            link.inputs = [self.comparison()]
+        elif len(rest) == 3 and rest[0] != "making":
+            method, concept, name = rest
+            check_method(method)
+            link.inputs = [(self.grid if name == "drawing.json" else self.artifact)(method, concept)]
+        else:
+            raise InputError(f"{path} tells how something came to be; ask for that thing itself")
+        return link
+
+    def _again(self, folder: Path, command: str) -> str:
+        """Removed first, for a step keeps what it takes for current."""
+        under = f" --protocol {self.store.protocol}" if self.store.protocol else ""
+        return f"rm -r {shlex.quote(self.short(folder))} && personalize{under} {command}"
+
+    def short(self, path: Path) -> str:
+        return path.relative_to(self.store.root).as_posix() if path.is_relative_to(self.store.root) else str(path)
+
+
+def _stale(manifest: Mapping[str, Any], now: Callable[[], Stamp]) -> list[str]:
+    try:
+        why = why_stale(manifest, now())
+    except (InputError, OSError) as error:
+        return [f"cannot be made again as things are: {error}"]
+    return [f"stale: {why}"] if why else []
+
+
+def _noun(folder: Path) -> str:
+    """The class noun that pictures are of; their folder's name, where nothing says it better, has no capitals."""
+    return manifest_of(folder).get("made_from", {}).get("class_noun", folder.name.replace("_", " "))
+
+
+def _prompts(prompts: Sequence[str]) -> str:
+    return " ".join(f"--prompt {shlex.quote(prompt)}" for prompt in prompts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _of(recorded: Any) -> dict[str, Any]:
+    """What a recorded stamp is of; nothing where only the stamp was recorded."""
+    return recorded["of"] if isinstance(recorded, dict) else {}
+
+
+def _some(values: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Those that are there; of a stamp, the stamp alone."""
+    found = {name: values[name] for name in names if values.get(name) is not None}
+    return {
+        name: value["stamp"] if isinstance(value, dict) and value.keys() == {"stamp", "of"} else value
+        for name, value in found.items()
+    }
+
+
+def _gone(link: Link) -> bool:
+    return link.problems == [IS_GONE]
