@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from personalize_core import steps
-from pipelines import assets, checks, metadata
+from pipelines import assets, checks, metadata, ours
 from pipelines.__main__ import prepare
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
@@ -163,7 +163,7 @@ def test_a_selection_written_as_text_is_understood():
 def test_work_for_the_graphics_card_waits_in_its_pool():
     for asset in assets.ALL:
         if isinstance(asset, dg.AssetsDefinition) and asset not in (assets.comparison, assets.report):
-            assert asset.op.pool == assets.GPU, asset.key
+            assert asset.op.pool == ours.GPU, asset.key
 
 
 def test_every_asset_says_what_it_is_and_whose():
@@ -225,6 +225,6 @@ def test_what_the_ui_prepares_is_there_when_it_is_opened_again(tmp_path, monkeyp
         prepare(gpus=1)
         with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
             assert instance.get_dynamic_partitions(CONCEPT) == ["dog7"]
-            assert instance.event_log_storage.get_concurrency_info(assets.GPU).slot_count == 1
+            assert instance.event_log_storage.get_concurrency_info(ours.GPU).slot_count == 1
     assert "'Not A Name'" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {".dagster", "dagster.yaml", "data"}
