@@ -6,6 +6,7 @@ Dagster has one code version for an asset, whatever its partitions; these have a
 import dagster as dg
 
 from pipelines import ours
+from pipelines.failures import or_skipped
 from pipelines.partitions import methods
 from pipelines.resources import Workspace
 
@@ -59,16 +60,11 @@ def versions(store) -> dict[tuple[dg.AssetKey, str | None], str]:
     description="Reports a new version of `recipe`, `sampling` or `encoders` where params.yaml, the sources, the base "
     "model or the encoders are others now. It starts no run.",
 )
-def settings(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult | dg.SkipReason:
-    from personalize_core.errors import InputError
-
-    try:
-        wanted = versions(workspace.store())
-    except InputError as error:
-        return dg.SkipReason(str(error))
+@or_skipped
+def settings(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
     changed = [
         event
-        for (key, method), version in wanted.items()
+        for (key, method), version in versions(workspace.store()).items()
         if _latest(context.instance, key, method)[0] != version
         for event in events(key, method, version)
     ]
