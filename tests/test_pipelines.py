@@ -12,21 +12,15 @@ import pytest
 from PIL import Image
 
 from personalize_core import steps
-from pipelines import assets, checks, metadata, ours
+from pipelines import assets, metadata, ours
 from pipelines.__main__ import prepare
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
-from pipelines.resources import Workspace
+from tests.in_dagster import materialize, passing
+from tests.watching import concept
 
 ROOT = Path(__file__).parent.parent
 PAIR = dg.MultiPartitionKey({"concept": "dog7", "method": "textual_inversion"})
-
-
-@pytest.fixture
-def instance():
-    with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions(CONCEPT, ["dog7"])
-        yield instance
 
 
 @pytest.fixture
@@ -56,31 +50,6 @@ def asked(monkeypatch, tmp_path):
     return asked
 
 
-def passing(gate: str):
-    """A stand-in for a gate: it lets everything through."""
-    of = {"grid": "image_grid", "scores": "metrics", "identity": "metrics"}.get(gate, gate)
-    names = [name for name in checks.OF_ASSETS[of] if (name == "identity_above_base_model") == (gate == "identity")]
-    return lambda *what: [steps.gates.Gate(name, True, "a stand-in") for name in names]
-
-
-def materialize(instance, root, selection, partition_key=None) -> dg.ExecuteInProcessResult:
-    return dg.materialize(
-        assets.ALL,
-        selection=selection,
-        partition_key=partition_key,
-        resources={"workspace": Workspace(root=str(root))},
-        instance=instance,
-    )
-
-
-def concept(root: Path, name: str, shade: int = 0) -> Path:
-    folder = root / "data" / "concepts" / name
-    folder.mkdir(parents=True)
-    Image.new("RGB", (64, 64), (shade, 0, 0)).save(folder / "00.png")
-    (folder / "concept.yaml").write_text(f'placeholder: "<{name}>"\nclass_noun: dog\n')
-    return folder
-
-
 # What is asked
 
 
@@ -91,7 +60,7 @@ def test_a_partition_trains_draws_and_scores_its_own_concept_with_its_own_method
 
 
 def test_a_concept_partition_prepares_its_own_concept(instance, asked, tmp_path):
-    concept(tmp_path, "dog7")
+    concept(tmp_path / "data" / "concepts", "dog7")
     materialize(instance, tmp_path, [assets.latents, assets.class_images, assets.reference_scores], "dog7")
     assert sorted(asked) == [("encode_images", "dog7"), ("make_class_images", "dog"), ("score_references", "dog7")]
 
@@ -216,7 +185,7 @@ def test_a_method_that_trains_nothing_has_no_loss_curve(tmp_path):
 
 def test_what_the_ui_prepares_is_there_when_it_is_opened_again(tmp_path, monkeypatch, capsys):
     """With no environment variable set: the instance is the one that dagster.yaml describes."""
-    concept(tmp_path, "dog7")
+    concept(tmp_path / "data" / "concepts", "dog7")
     (tmp_path / "data" / "concepts" / "Not A Name").mkdir()
     shutil.copy(ROOT / "dagster.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
