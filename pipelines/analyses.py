@@ -35,7 +35,7 @@ def analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     from personalize_core import steps
 
     store = workspace.store()
-    return shown(store, steps.analyse(store, concept_of(context), method_of(context), logged(context)))
+    return shown(context, store, steps.analyse(store, concept_of(context), method_of(context), logged(context)))
 
 
 @ours.asset(group="analysis", layer="analysed", kinds={"image"}, partitions_def=concepts, deps=[analyses])
@@ -44,7 +44,7 @@ def analyses_together(context: dg.AssetExecutionContext, workspace: Workspace) -
     from personalize_core import steps
 
     store, concept = workspace.store(), concept_of(context)
-    return shown(store, steps.analyse_together(store, concept, steps.analysed(store, concept)))
+    return shown(context, store, steps.analyse_together(store, concept, steps.analysed(store, concept)))
 
 
 class Nouns(dg.Config):
@@ -70,10 +70,10 @@ def class_nouns(context: dg.AssetExecutionContext, config: Nouns, workspace: Wor
     from personalize_core import steps
 
     store = workspace.store()
-    return shown(store, steps.suggest_class(store, concept_of(context), config.nouns, logged(context)))
+    return shown(context, store, steps.suggest_class(store, concept_of(context), config.nouns, logged(context)))
 
 
-def shown(store: "Store", report: "Report") -> dg.MaterializeResult:
+def shown(context: dg.AssetExecutionContext, store: "Store", report: "Report") -> dg.MaterializeResult:
     """The first pictures, and a table of all numbers with the reasons of those that there are not."""
     from personalize_core import steps
     from personalize_core.files import read_json
@@ -94,7 +94,7 @@ def shown(store: "Store", report: "Report") -> dg.MaterializeResult:
     )
     pictures = {path.stem: path for path in list(report.pictures.values())[:MOST_PICTURES]}
     more = {"numbers": table} | behind(store, report)
-    return metadata.result(dataclasses.replace(report, pictures=pictures, numbers={}), more)
+    return metadata.result(context, dataclasses.replace(report, pictures=pictures, numbers={}), more)
 
 
 ALL = [analyses, analyses_together, class_nouns]

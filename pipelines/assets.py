@@ -40,7 +40,7 @@ def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     store, concept = workspace.store(), concept_of(context)
     report = steps.encode_images(store, concept, logged(context))
     shown = behind(store, report, concept_images=store.concept_folder(concept))
-    return checks.with_gates(metadata.result(report, shown), steps.gates.latents(store, concept))
+    return checks.with_gates(metadata.result(context, report, shown), steps.gates.latents(store, concept))
 
 
 @ours.asset(
@@ -58,7 +58,7 @@ def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     store = workspace.store()
     class_noun = store.concept(concept_of(context)).class_noun
     report = steps.make_class_images(store, class_noun, logged(context))
-    return metadata.result(report, behind(store, report))
+    return metadata.result(context, report, behind(store, report))
 
 
 @ours.asset(
@@ -78,7 +78,7 @@ def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     version = steps.recipe_stamp(store, method)
     report = steps.train(store, concept, method, logged(context))
     shown = metadata.loss_curve(report) | behind(store, report, latents=store.latents(concept))
-    result = checks.with_gates(metadata.result(report, shown), steps.gates.artifact(store, concept, method))
+    result = checks.with_gates(metadata.result(context, report, shown), steps.gates.artifact(store, concept, method))
     return settings.made_with(context.instance, result, settings.recipe, method, version)
 
 
@@ -99,7 +99,7 @@ def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     version = steps.sampling_stamp(store, method)
     report = steps.draw_grid(store, concept, method, logged(context))
     shown = behind(store, report, artifact=store.artifact(method, concept))
-    result = checks.with_gates(metadata.result(report, shown), steps.gates.grid(store, concept, method))
+    result = checks.with_gates(metadata.result(context, report, shown), steps.gates.grid(store, concept, method))
     return settings.made_with(context.instance, result, settings.sampling, method, version)
 
 
@@ -122,7 +122,7 @@ def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     inputs = {"concept_images": store.concept_folder(concept), "image_grid": store.grid(method, concept)}
     shown = metadata.scores_by_prompt(report) | behind(store, report, **inputs)
     found = [*steps.gates.scores(store, concept, method), *steps.gates.identity(store, concept, method)]
-    result = checks.with_gates(metadata.result(report, shown), found)
+    result = checks.with_gates(metadata.result(context, report, shown), found)
     return settings.made_with(context.instance, result, settings.encoders, None, version)
 
 
@@ -143,7 +143,7 @@ def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) ->
     store, concept = workspace.store(), concept_of(context)
     report = steps.score_references(store, concept, logged(context))
     shown = behind(store, report, concept_images=store.concept_folder(concept))
-    return checks.with_gates(metadata.result(report, shown), steps.gates.scores(store, concept, REFERENCES))
+    return checks.with_gates(metadata.result(context, report, shown), steps.gates.scores(store, concept, REFERENCES))
 
 
 @ours.asset(
@@ -160,7 +160,7 @@ def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
 
     store = workspace.store()
     report = steps.compare(store, logged(context))
-    shown = metadata.overview(report, behind(store, report, metrics=store.drawn / "metrics"))
+    shown = metadata.overview(context, report, behind(store, report, metrics=store.drawn / "metrics"))
     return checks.with_gates(shown, steps.gates.comparison(store))
 
 
@@ -177,7 +177,7 @@ def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
 
     store = workspace.store()
     made = steps.report(store, logged(context))
-    return metadata.overview(made, behind(store, made, comparison=store.comparison()))
+    return metadata.overview(context, made, behind(store, made, comparison=store.comparison()))
 
 
 ALL = [

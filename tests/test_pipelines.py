@@ -160,9 +160,32 @@ def test_a_comparison_of_many_concepts_does_not_bury_the_page(tmp_path):
     path = noisy_picture(tmp_path / "any.png", (64, 64))
     names = [f"{kind}_c{i:03d}" for i in range(100) for kind in ("grid", "identity_vs_text")]
     pictures = dict.fromkeys([*names, "identity_vs_text"], path)
-    shown = dict(metadata.overview(steps.Report("stamp", False, 1.0, tmp_path, {}, pictures)).metadata or {})
+    report = steps.Report("stamp", False, 1.0, tmp_path, {}, pictures)
+    shown = dict(metadata.overview(dg.build_asset_context(), report).metadata or {})
     assert list(shown)[:4] == ["identity_vs_text_preview", "identity_vs_text", "grid_c000_preview", "grid_c000"]
     assert len([name for name in shown if name.startswith("grid")]) == 2 * metadata.MOST_GRIDS
+
+
+@pytest.mark.parametrize(("stamp", "rewritten", "shrunk"), [("s", False, 1), ("s", True, 2), ("another", False, 2)])
+def test_a_picture_that_is_as_it_was_shown_is_not_shrunk_again(
+    stamp, rewritten, shrunk, instance, asked, tmp_path, monkeypatch
+):
+    grid = noisy_picture(tmp_path / "grid.png", (64, 64))
+    pictures, counted = {"grid": grid}, []
+    small = metadata.picture("grid", grid)
+    monkeypatch.setattr(metadata, "picture", lambda *what: counted.append(what) or small)
+
+    def materialized(report: steps.Report) -> dict:
+        monkeypatch.setattr(steps, "draw_grid", lambda *arguments: report)
+        (event,) = materialize(instance, tmp_path, [assets.image_grid], PAIR).get_asset_materialization_events()
+        return dict(event.materialization.metadata)
+
+    before = materialized(steps.Report("s", False, 1.0, tmp_path, {}, pictures))
+    if rewritten:
+        grid.write_bytes(grid.read_bytes())
+    again = materialized(steps.Report(stamp, True, 0.0, tmp_path, {}, pictures))
+    assert len(counted) == shrunk
+    assert all(again[name] == before[name] for name in ("grid", "grid_preview")) and list(again)[0] == "grid_preview"
 
 
 @pytest.mark.parametrize("steps_taken", [1, 7, 150, 4000])
