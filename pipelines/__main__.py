@@ -46,7 +46,7 @@ def prepare(gpus: int) -> None:
     import dagster as dg
 
     from personalize_core import arrival
-    from pipelines.assets import GPU
+    from pipelines.ours import GPU
     from pipelines.partitions import CONCEPT
     from pipelines.resources import Workspace
 

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from pipelines import assets, metadata
-from pipelines.assets import GPU, OWNERS
-from pipelines.failures import sorted_out
+from pipelines import assets, metadata, ours
 from pipelines.lineage import behind
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
@@ -21,37 +19,32 @@ if TYPE_CHECKING:
     from personalize_core.steps import Report
     from personalize_core.store import Store
 
-GROUP = "analysis"
-TAGS = {"layer": "analysed"}
 MOST_PICTURES = 8  # in the page; the others lie at the asset's path
 
 
-@dg.asset(
+@ours.asset(
+    group="analysis",
+    layer="analysed",
+    kinds={"pytorch", "image"},
     partitions_def=concept_and_method,
     deps=[assets.concept_images, assets.artifact, assets.image_grid, assets.metrics],
-    pool=GPU,
-    group_name=GROUP,
-    kinds={"pytorch", "image"},
-    owners=OWNERS,
-    tags=TAGS,
+    pool=ours.GPU,
 )
-@sorted_out
 def analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What the headline hides, and the papers' analyses, of one method on one concept."""
     from personalize_core import steps
 
     store = workspace.store()
-    return shown(store, steps.analyse(store, concept_of(context), method_of(context), logged(context)))
+    return shown(context, store, steps.analyse(store, concept_of(context), method_of(context), logged(context)))
 
 
-@dg.asset(partitions_def=concepts, deps=[analyses], group_name=GROUP, kinds={"image"}, owners=OWNERS, tags=TAGS)
-@sorted_out
+@ours.asset(group="analysis", layer="analysed", kinds={"image"}, partitions_def=concepts, deps=[analyses])
 def analyses_together(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What became of the embeddings of all methods that were analysed on one concept, in one figure each."""
     from personalize_core import steps
 
     store, concept = workspace.store(), concept_of(context)
-    return shown(store, steps.analyse_together(store, concept, steps.analysed(store, concept)))
+    return shown(context, store, steps.analyse_together(store, concept, steps.analysed(store, concept)))
 
 
 class Nouns(dg.Config):
@@ -64,25 +57,23 @@ class Nouns(dg.Config):
     )
 
 
-@dg.asset(
+@ours.asset(
+    group="analysis",
+    layer="analysed",
+    kinds={"pytorch", "parquet"},
     partitions_def=concepts,
     deps=[assets.concept_images],
-    pool=GPU,
-    group_name=GROUP,
-    kinds={"pytorch", "parquet"},
-    owners=OWNERS,
-    tags=TAGS,
+    pool=ours.GPU,
 )
-@sorted_out
 def class_nouns(context: dg.AssetExecutionContext, config: Nouns, workspace: Workspace) -> dg.MaterializeResult:
     """The nouns that the text-image encoder finds most like a concept's photographs."""
     from personalize_core import steps
 
     store = workspace.store()
-    return shown(store, steps.suggest_class(store, concept_of(context), config.nouns, logged(context)))
+    return shown(context, store, steps.suggest_class(store, concept_of(context), config.nouns, logged(context)))
 
 
-def shown(store: "Store", report: "Report") -> dg.MaterializeResult:
+def shown(context: dg.AssetExecutionContext, store: "Store", report: "Report") -> dg.MaterializeResult:
     """The first pictures, and a table of all numbers with the reasons of those that there are not."""
     from personalize_core import steps
     from personalize_core.files import read_json
@@ -103,7 +94,7 @@ def shown(store: "Store", report: "Report") -> dg.MaterializeResult:
     )
     pictures = {path.stem: path for path in list(report.pictures.values())[:MOST_PICTURES]}
     more = {"numbers": table} | behind(store, report)
-    return metadata.result(dataclasses.replace(report, pictures=pictures, numbers={}), more)
+    return metadata.result(context, dataclasses.replace(report, pictures=pictures, numbers={}), more)
 
 
 ALL = [analyses, analyses_together, class_nouns]

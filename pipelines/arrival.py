@@ -1,6 +1,7 @@
 """Folders of photographs become partitions, or are reported with what is wrong with them."""
 
 import json
+import uuid
 
 import dagster as dg
 
@@ -48,7 +49,7 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
     from personalize_core.params import Automation
 
     store = workspace.store()
-    last = NOTHING | json.loads(context.cursor or "{}")
+    last = NOTHING | {"begun": uuid.uuid4().hex[:8]} | json.loads(context.cursor or "{}")
     there, elsewhere, automation, where = last["there"], {}, Automation(), "params.yaml"
     try:
         automation = Automation.of(store.root / where)
@@ -80,9 +81,10 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
         events.append(dg.AssetCheckEvaluation(asset_key=assets.concept_images.key, check_name=CHECK, **verdict))
 
     count = last["count"] + bool(changed or gone)
-    requests = [preparation(name, f"arrived {count}") for name in changed] if automation.continuous else []
+    occasion = f"{last['begun']} {count}"  # of its own for every cursor: a key that was used once asks for nothing more
+    requests = [preparation(name, f"arrived {occasion}") for name in changed] if automation.continuous else []
     if gone and store.comparison().is_dir():
-        requests.append(dg.RunRequest(job_name=jobs.compare.name, run_key=f"gone {count}"))
+        requests.append(dg.RunRequest(job_name=jobs.compare.name, run_key=f"gone {occasion}"))
     news = bool(added or gone or changed)
     why = None if news else "; ".join(failed.values()) or "the folders of data/concepts are as they were"
     return dg.SensorResult(
@@ -95,6 +97,7 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
                 "reported": reported,
                 "failed": last["failed"] if failed == {} and not reported else failed,
                 "count": count,
+                "begun": last["begun"],
             }
         ),
         dynamic_partitions_requests=[

@@ -7,41 +7,32 @@ concept, Dagster infers from the partitions.
 
 import dagster as dg
 
-from pipelines import checks, metadata, settings
+from pipelines import checks, metadata, ours, settings
 from pipelines.conditions import AFTER_SCORES, WITH_COMPARISON
-from pipelines.failures import sorted_out
 from pipelines.lineage import behind
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
 from pipelines.resources import Workspace
 
-GPU = "gpu"  # the pool that holds one run per graphics card
-OWNERS = ["team:personalize"]
-
-
-concept_images = dg.AssetSpec(
+concept_images = ours.source(
     "concept_images",
+    group="data",
+    kinds={"image"},
+    partitions_def=concepts,
     description="The concept's photographs and its description in `data/concepts`, as a person put them there. "
     "The sensor `concept_folder` reports them.",
-    partitions_def=concepts,
-    group_name="data",
-    kinds={"image"},
-    owners=OWNERS,
-    tags={"layer": "source"},
 )
 
 
-@dg.asset(
+@ours.asset(
+    group="data",
+    layer="prepared",
+    kinds={"pytorch"},
     partitions_def=concepts,
     deps=[concept_images],
-    pool=GPU,
-    group_name="data",
-    kinds={"pytorch"},
-    owners=OWNERS,
-    tags={"layer": "prepared"},
+    pool=ours.GPU,
     check_specs=checks.of("latents"),
 )
-@sorted_out
 def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The photographs as the base model's autoencoder sees them, every crop and flip that training may draw."""
     from personalize_core import steps
@@ -49,19 +40,17 @@ def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     store, concept = workspace.store(), concept_of(context)
     report = steps.encode_images(store, concept, logged(context))
     shown = behind(store, report, concept_images=store.concept_folder(concept))
-    return checks.with_gates(metadata.result(report, shown), steps.gates.latents(store, concept))
+    return checks.with_gates(metadata.result(context, report, shown), steps.gates.latents(store, concept))
 
 
-@dg.asset(
+@ours.asset(
+    group="data",
+    layer="prepared",
+    kinds={"pytorch"},
     partitions_def=concepts,
     deps=[concept_images],
-    pool=GPU,
-    group_name="data",
-    kinds={"pytorch"},
-    owners=OWNERS,
-    tags={"layer": "prepared"},
+    pool=ours.GPU,
 )
-@sorted_out
 def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The base model's own pictures of the class noun, for prior preservation; concepts with one noun share them."""
     from personalize_core import steps
@@ -69,20 +58,18 @@ def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     store = workspace.store()
     class_noun = store.concept(concept_of(context)).class_noun
     report = steps.make_class_images(store, class_noun, logged(context))
-    return metadata.result(report, behind(store, report))
+    return metadata.result(context, report, behind(store, report))
 
 
-@dg.asset(
+@ours.asset(
+    group="learning",
+    layer="learned",
+    kinds={"pytorch"},
     partitions_def=concept_and_method,
     deps=[latents, class_images, settings.recipe],
-    pool=GPU,
-    group_name="learning",
-    kinds={"pytorch"},
-    owners=OWNERS,
-    tags={"layer": "learned"},
+    pool=ours.GPU,
     check_specs=checks.of("artifact"),
 )
-@sorted_out
 def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What one method learned about one concept."""
     from personalize_core import steps
@@ -91,21 +78,19 @@ def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     version = steps.recipe_stamp(store, method)
     report = steps.train(store, concept, method, logged(context))
     shown = metadata.loss_curve(report) | behind(store, report, latents=store.latents(concept))
-    result = checks.with_gates(metadata.result(report, shown), steps.gates.artifact(store, concept, method))
+    result = checks.with_gates(metadata.result(context, report, shown), steps.gates.artifact(store, concept, method))
     return settings.made_with(context.instance, result, settings.recipe, method, version)
 
 
-@dg.asset(
+@ours.asset(
+    group="learning",
+    layer="drawn",
+    kinds={"pytorch", "image"},
     partitions_def=concept_and_method,
     deps=[artifact, settings.sampling],
-    pool=GPU,
-    group_name="learning",
-    kinds={"pytorch", "image"},
-    owners=OWNERS,
-    tags={"layer": "drawn"},
+    pool=ours.GPU,
     check_specs=checks.of("image_grid"),
 )
-@sorted_out
 def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The concept in new scenes: rows are the method's variants, columns the prompts."""
     from personalize_core import steps
@@ -114,21 +99,19 @@ def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     version = steps.sampling_stamp(store, method)
     report = steps.draw_grid(store, concept, method, logged(context))
     shown = behind(store, report, artifact=store.artifact(method, concept))
-    result = checks.with_gates(metadata.result(report, shown), steps.gates.grid(store, concept, method))
+    result = checks.with_gates(metadata.result(context, report, shown), steps.gates.grid(store, concept, method))
     return settings.made_with(context.instance, result, settings.sampling, method, version)
 
 
-@dg.asset(
+@ours.asset(
+    group="evaluation",
+    layer="measured",
+    kinds={"polars", "parquet"},
     partitions_def=concept_and_method,
     deps=[concept_images, image_grid, settings.encoders],
-    pool=GPU,
-    group_name="evaluation",
-    kinds={"polars", "parquet"},
-    owners=OWNERS,
-    tags={"layer": "measured"},
+    pool=ours.GPU,
     check_specs=checks.of("metrics"),
 )
-@sorted_out
 def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The score of every picture: likeness to the concept and to the text."""
     from personalize_core import steps
@@ -139,21 +122,19 @@ def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     inputs = {"concept_images": store.concept_folder(concept), "image_grid": store.grid(method, concept)}
     shown = metadata.scores_by_prompt(report) | behind(store, report, **inputs)
     found = [*steps.gates.scores(store, concept, method), *steps.gates.identity(store, concept, method)]
-    result = checks.with_gates(metadata.result(report, shown), found)
+    result = checks.with_gates(metadata.result(context, report, shown), found)
     return settings.made_with(context.instance, result, settings.encoders, None, version)
 
 
-@dg.asset(
+@ours.asset(
+    group="evaluation",
+    layer="measured",
+    kinds={"polars", "parquet"},
     partitions_def=concepts,
     deps=[concept_images],
-    pool=GPU,
-    group_name="evaluation",
-    kinds={"polars", "parquet"},
-    owners=OWNERS,
-    tags={"layer": "measured"},
+    pool=ours.GPU,
     check_specs=checks.of("reference_scores"),
 )
-@sorted_out
 def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """How alike the concept's own photographs are to each other: the ceiling of likeness."""
     from personalize_core import steps
@@ -162,45 +143,41 @@ def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) ->
     store, concept = workspace.store(), concept_of(context)
     report = steps.score_references(store, concept, logged(context))
     shown = behind(store, report, concept_images=store.concept_folder(concept))
-    return checks.with_gates(metadata.result(report, shown), steps.gates.scores(store, concept, REFERENCES))
+    return checks.with_gates(metadata.result(context, report, shown), steps.gates.scores(store, concept, REFERENCES))
 
 
-@dg.asset(
+@ours.asset(
+    group="evaluation",
+    layer="compared",
+    kinds={"polars", "image"},
     deps=[metrics, reference_scores, image_grid],
     automation_condition=AFTER_SCORES,
-    group_name="evaluation",
-    kinds={"polars", "image"},
-    owners=OWNERS,
-    tags={"layer": "compared"},
     check_specs=checks.of("comparison"),
 )
-@sorted_out
 def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """Every method beside every other: one table of all scores, one grid, one plot of identity against text."""
     from personalize_core import steps
 
     store = workspace.store()
     report = steps.compare(store, logged(context))
-    shown = metadata.overview(report, behind(store, report, metrics=store.drawn / "metrics"))
+    shown = metadata.overview(context, report, behind(store, report, metrics=store.drawn / "metrics"))
     return checks.with_gates(shown, steps.gates.comparison(store))
 
 
-@dg.asset(
+@ours.asset(
+    group="evaluation",
+    layer="compared",
+    kinds={"html"},
     deps=[comparison, artifact, image_grid],
     automation_condition=WITH_COMPARISON,
-    group_name="evaluation",
-    kinds={"html"},
-    owners=OWNERS,
-    tags={"layer": "compared"},
 )
-@sorted_out
 def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The comparison in words, figures, pictures and tables: one page that needs nothing else."""
     from personalize_core import steps
 
     store = workspace.store()
     made = steps.report(store, logged(context))
-    return metadata.overview(made, behind(store, made, comparison=store.comparison()))
+    return metadata.overview(context, made, behind(store, made, comparison=store.comparison()))
 
 
 ALL = [

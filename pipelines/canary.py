@@ -2,20 +2,18 @@
 
 import dagster as dg
 
-from pipelines import metadata
-from pipelines.failures import sorted_out
+from pipelines import metadata, ours
 from pipelines.progress import logged
 from pipelines.resources import Workspace
 
 CHECK = "scores_within_noise"
 
 
-@dg.asset(
-    pool="gpu",
-    group_name="canary",
+@ours.asset(
+    group="canary",
+    layer="measured",
     kinds={"pytorch"},
-    tags={"layer": "measured"},
-    owners=["team:personalize"],
+    pool=ours.GPU,
     check_specs=[
         dg.AssetCheckSpec(
             CHECK,
@@ -25,14 +23,13 @@ CHECK = "scores_within_noise"
         )
     ],
 )
-@sorted_out
 def canary(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The cells of params.yaml (automation.canary), trained, drawn and scored again apart from all results."""
     from personalize_core import steps
 
     store = workspace.store()
     upgraded = steps.upgrades(store) or {}
-    result = metadata.result(steps.run_canary(store, logged(context)))
+    result = metadata.result(context, steps.run_canary(store, logged(context)))
     moved = steps.moved(store)
     about = {"upgraded": dg.MetadataValue.json(upgraded)}
     verdict = dg.AssetCheckResult(

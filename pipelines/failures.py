@@ -1,17 +1,21 @@
-"""What becomes of an asset whose step failed: tried again, where that may help; else an event that says what to do."""
+"""What becomes of an asset whose step failed: tried again, where that may help; else an event that says what to do.
+
+And of a tick of a schedule or sensor that met wrong input: it asks for nothing, and says why.
+"""
 
 from __future__ import annotations
 
 import functools
 import random
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
 import dagster as dg
 
 WAITS = (5.0, 20.0, 80.0)  # seconds before another attempt, each a quarter longer or shorter by chance
 
 Arguments = ParamSpec("Arguments")
+Asked = TypeVar("Asked")
 
 
 def sorted_out(
@@ -36,6 +40,21 @@ def sorted_out(
             raise verdict from error
 
     return asset
+
+
+def or_skipped(tick: Callable[Arguments, Asked]) -> Callable[Arguments, Asked | dg.SkipReason]:
+    """A tick that is skipped, with one sentence, where params.yaml or what it looks at is damaged."""
+
+    @functools.wraps(tick)
+    def evaluate(*arguments: Arguments.args, **named: Arguments.kwargs) -> Asked | dg.SkipReason:
+        from personalize_core.errors import InputError
+
+        try:
+            return tick(*arguments, **named)
+        except InputError as error:
+            return dg.SkipReason(str(error))
+
+    return evaluate
 
 
 def judge(error: Exception, context: dg.AssetExecutionContext) -> dg.Failure | dg.RetryRequested | None:

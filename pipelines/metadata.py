@@ -11,6 +11,7 @@ import base64
 import dataclasses
 import io
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,14 +28,17 @@ WIDEST = 1150  # pixels of it: what the page shows without scrolling
 MOST_GRIDS = 8  # on a comparison; the others lie at its path
 
 
-def result(report: Report, more: Metadata | None = None) -> dg.MaterializeResult:
+def result(
+    context: dg.AssetExecutionContext, report: Report, more: Mapping[str, dg.MetadataValue] | None = None
+) -> dg.MaterializeResult:
     """The materialization, what there is to see first.
 
     Its data version is the step's stamp, which names everything the result depends on.
     """
     metadata: Metadata = {}
+    before = last(context, report) if report.pictures else None
     for name, path in report.pictures.items():
-        metadata |= picture(name, path)
+        metadata |= (before and shown_before(before, name, path)) or picture(name, path)
     metadata |= more or {}
     metadata |= {name: dg.MetadataValue.float(value) for name, value in report.numbers.items()}
     metadata |= {
@@ -45,11 +49,33 @@ def result(report: Report, more: Metadata | None = None) -> dg.MaterializeResult
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(str(report.stamp)))
 
 
-def overview(report: Report, more: Metadata | None = None) -> dg.MaterializeResult:
+def overview(
+    context: dg.AssetExecutionContext, report: Report, more: Mapping[str, dg.MetadataValue] | None = None
+) -> dg.MaterializeResult:
     """A comparison: the plot over all concepts, then the grids of the first few."""
     grids = [name for name in report.pictures if name.startswith("grid")][:MOST_GRIDS]
     shown = [name for name in ("identity_vs_text", *grids) if name in report.pictures]
-    return result(dataclasses.replace(report, pictures={name: report.pictures[name] for name in shown}), more)
+    return result(context, dataclasses.replace(report, pictures={name: report.pictures[name] for name in shown}), more)
+
+
+def last(context: dg.AssetExecutionContext, report: Report) -> dg.EventLogRecord | None:
+    """The last materialization, if it was of the very result that a step found current."""
+    if not report.skipped:
+        return None
+    partitions = [context.partition_key] if context.has_partition_key else None
+    asked = dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=partitions)
+    records = context.instance.fetch_materializations(asked, limit=1).records
+    tags = (records[0].asset_materialization and records[0].asset_materialization.tags) if records else None
+    return records[0] if (tags or {}).get("dagster/data_version") == str(report.stamp) else None
+
+
+def shown_before(record: dg.EventLogRecord, name: str, path: Path) -> Metadata:
+    """The picture as that event shows it, for shrinking takes its time; empty if the file has changed since."""
+    shown = record.asset_materialization.metadata if record.asset_materialization else {}
+    keys = (f"{name}_preview", name)
+    if not shown.keys() >= {*keys} or path.stat().st_ctime >= record.timestamp:
+        return {}
+    return {key: shown[key] for key in keys}
 
 
 def picture(name: str, path: Path) -> Metadata:

@@ -39,7 +39,10 @@ def stale(instance: dg.DagsterInstance, store: Store, concepts: Sequence[str] | 
     """
     from personalize_core import steps
 
-    busy = under_way(instance)
+    # before the plan: of a run that ends in between, it sees the result
+    busy = under_way(
+        instance, concepts and [f"{name}|{each}" for name in concepts for each in store.params.method_names]
+    )
     cells = steps.plan(store, usable(instance, store) if concepts is None else concepts)
     return [cell for cell in cells if f"{cell.concept}|{cell.method}" not in busy]
 
@@ -52,9 +55,10 @@ def usable(instance: dg.DagsterInstance, store: Store) -> list[str]:
     return [name for name in known if name in found and not found[name].problem]
 
 
-def under_way(instance: dg.DagsterInstance) -> set[str]:
-    """The partitions of all runs that wait or run."""
-    unfinished = instance.get_runs(dg.RunsFilter(statuses=[*_UNFINISHED]))
+def under_way(instance: dg.DagsterInstance, partitions: Sequence[str] | None = None) -> set[str]:
+    """The partitions of all runs that wait or run, or those among a few: of a thousand, all take a while."""
+    tags = {"dagster/partition": [*partitions]} if partitions else None
+    unfinished = instance.get_runs(dg.RunsFilter(statuses=[*_UNFINISHED], tags=tags))
     return {key for run in unfinished if (key := run.tags.get("dagster/partition"))}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import dagster as dg
 
 from pipelines import assets, jobs
+from pipelines.failures import or_skipped
 from pipelines.requests import THEN, preparation, stale, training, under_way, usable
 from pipelines.resources import Workspace
 
@@ -21,6 +22,11 @@ def cron() -> str:
     return Automation.of(Path("params.yaml")).nightly
 
 
+def due(context: dg.ScheduleEvaluationContext) -> str:
+    """The time that a tick was for. It stands in the keys of its runs: a tick that is evaluated twice asks once."""
+    return f"{context.scheduled_execution_time:%Y-%m-%d %H:%M}"
+
+
 @dg.schedule(
     job=jobs.learn,
     cron_schedule=cron(),
@@ -30,20 +36,17 @@ def cron() -> str:
     "photograph, recipe, base model or source. The methods are those that params.yaml lists. `personalize plan` prints "
     "the same list.",
 )
+@or_skipped
 def nightly(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> list[dg.RunRequest] | dg.SkipReason:
     from personalize_core import steps
-    from personalize_core.errors import InputError
 
-    store, tonight = workspace.store(), f"{context.scheduled_execution_time:%Y-%m-%d %H:%M}"
-    try:
-        cells = stale(context.instance, store)
-        ready = {name for name in {cell.concept for cell in cells} if steps.is_prepared(store, name)}
-    except InputError as error:
-        return dg.SkipReason(str(error))
+    store = workspace.store()
+    cells = stale(context.instance, store)
+    ready = {name for name in {cell.concept for cell in cells} if steps.is_prepared(store, name)}
     refused = [f"{cell.method} on {cell.concept}: {cell.why}" for cell in cells if not cell.possible]
     for reason in refused:
         context.log.warning(reason)
-    requests = [training(cell, tonight) for cell in cells if cell.possible and cell.concept in ready]
+    requests = [training(cell, due(context)) for cell in cells if cell.possible and cell.concept in ready]
     waiting = len({cell.concept for cell in cells if cell.possible} - ready)
     if requests:
         return requests
@@ -61,19 +64,15 @@ def nightly(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> list
     description="Asks for one run for every concept that lacks latents, class images or the scores of its photographs; "
     "what is stale of it is trained when that has succeeded.",
 )
+@or_skipped
 def nightly_preparation(
     context: dg.ScheduleEvaluationContext, workspace: Workspace
 ) -> list[dg.RunRequest] | dg.SkipReason:
     from personalize_core import steps
-    from personalize_core.errors import InputError
 
-    store, tonight = workspace.store(), f"{context.scheduled_execution_time:%Y-%m-%d %H:%M}"
-    try:
-        busy = under_way(context.instance)
-        names = [name for name in usable(context.instance, store) if name not in busy]
-        requests = [preparation(name, tonight) for name in names if not steps.is_prepared(store, name)]
-    except InputError as error:
-        return dg.SkipReason(str(error))
+    store, busy = workspace.store(), under_way(context.instance)
+    names = [name for name in usable(context.instance, store) if name not in busy]
+    requests = [preparation(name, due(context)) for name in names if not steps.is_prepared(store, name)]
     return requests or dg.SkipReason("every concept is prepared, or is being prepared")
 
 
@@ -86,17 +85,13 @@ def nightly_preparation(
     description="When a concept has been prepared by the schedule or on its arrival, asks for one run for each of its "
     "methods that is not up to date. A preparation that a person started is followed by nothing.",
 )
+@or_skipped
 def training_follows(context: dg.RunStatusSensorContext, workspace: Workspace) -> list[dg.RunRequest] | dg.SkipReason:
-    from personalize_core.errors import InputError
-
     run = context.dagster_run
     concept = run.tags.get("dagster/partition")
     if run.tags.get(THEN) != jobs.learn.name or not concept:
         return dg.SkipReason("a person started it")
-    try:
-        cells = stale(context.instance, workspace.store(), [concept])
-    except InputError as error:
-        return dg.SkipReason(str(error))
+    cells = stale(context.instance, workspace.store(), [concept])
     requests = [training(cell, run.run_id) for cell in cells if cell.possible]
     return requests or dg.SkipReason(f"nothing of {concept} is stale")
 
@@ -117,17 +112,14 @@ comparison_follows = dg.AutomationConditionSensorDefinition(
     tags={"stage": "canary"},
     description="After an upgrade of any installed package, runs the cells of params.yaml (automation.canary) again.",
 )
+@or_skipped
 def canary_after_upgrade(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> dg.RunRequest | dg.SkipReason:
     from personalize_core import steps
-    from personalize_core.errors import InputError
 
     store = workspace.store()
-    try:
-        if not steps.canary_cells(store):
-            return dg.SkipReason("params.yaml names no cells for the canary (automation.canary)")
-        why = steps.why_canary(steps.upgrades(store))
-    except InputError as error:
-        return dg.SkipReason(str(error))
+    if not steps.canary_cells(store):
+        return dg.SkipReason("params.yaml names no cells for the canary (automation.canary)")
+    why = steps.why_canary(steps.upgrades(store))
     if not why:
         return dg.SkipReason("no package is another one than when the canary ran last")
-    return dg.RunRequest(f"{context.scheduled_execution_time:%Y-%m-%d %H:%M}", tags={"personalize/why": why[:500]})
+    return dg.RunRequest(due(context), tags={"personalize/why": why[:500]})

@@ -5,40 +5,34 @@ Dagster has one code version for an asset, whatever its partitions; these have a
 
 import dagster as dg
 
+from pipelines import ours
+from pipelines.failures import or_skipped
 from pipelines.partitions import methods
 from pipelines.resources import Workspace
 
-OWNERS = ["team:personalize"]
-
-recipe = dg.AssetSpec(
+recipe = ours.source(
     "recipe",
+    group="settings",
+    kinds={"yaml", "python"},
+    partitions_def=methods,
     description="What an artifact depends on besides its concept: the method's section of params.yaml, its source and "
     "that of training, the base model's weights. The sensor `settings` reports a new version when any of it changes, "
     "and the artifacts of this method alone are then out of date.",
-    partitions_def=methods,
-    group_name="settings",
-    kinds={"yaml", "python"},
-    tags={"layer": "source"},
-    owners=OWNERS,
 )
-sampling = dg.AssetSpec(
+sampling = ours.source(
     "sampling",
+    group="settings",
+    kinds={"yaml", "python"},
+    partitions_def=methods,
     description="What a method's pictures depend on besides its artifact: prompts, sampler, the method's variants, the "
     "source of drawing.",
-    partitions_def=methods,
-    group_name="settings",
-    kinds={"yaml", "python"},
-    tags={"layer": "source"},
-    owners=OWNERS,
 )
-encoders = dg.AssetSpec(
+encoders = ours.source(
     "encoders",
+    group="settings",
+    kinds={"yaml", "python"},
     description="What scores depend on besides pictures and photographs: the encoders' weights, which variants of a "
     "metric are measured, the source of scoring.",
-    group_name="settings",
-    kinds={"yaml", "python"},
-    tags={"layer": "source"},
-    owners=OWNERS,
 )
 ALL = [recipe, sampling, encoders]
 
@@ -66,16 +60,11 @@ def versions(store) -> dict[tuple[dg.AssetKey, str | None], str]:
     description="Reports a new version of `recipe`, `sampling` or `encoders` where params.yaml, the sources, the base "
     "model or the encoders are others now. It starts no run.",
 )
-def settings(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult | dg.SkipReason:
-    from personalize_core.errors import InputError
-
-    try:
-        wanted = versions(workspace.store())
-    except InputError as error:
-        return dg.SkipReason(str(error))
+@or_skipped
+def settings(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
     changed = [
         event
-        for (key, method), version in wanted.items()
+        for (key, method), version in versions(workspace.store()).items()
         if _latest(context.instance, key, method)[0] != version
         for event in events(key, method, version)
     ]

@@ -6,9 +6,9 @@ from __future__ import annotations
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
 
 # isort: on
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -24,6 +24,9 @@ from personalize_core.method import Method, Step
 from personalize_core.sample import initial_noise, make_sampler, sample
 from personalize_core.text import TextContext
 from personalize_core.train import denoising_step
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 torch.set_num_threads(1)  # far faster on models this small
 
@@ -55,6 +58,18 @@ def no_fresh_process():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "FreshProcess", ThisProcess)
         yield
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    """Dagster's history in memory, with two concepts. A result asks it, and does not keep it alive."""
+    import dagster as dg  # here, for a second: most tests need none of it
+
+    from pipelines.partitions import CONCEPT
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(CONCEPT, ["dog7", "rex"])
+        yield instance
 
 
 def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:

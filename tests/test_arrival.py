@@ -237,6 +237,16 @@ def test_in_continuous_mode_what_has_settled_is_prepared_and_trained_at_once(wat
     assert len(keys) == 3
 
 
+def test_a_cursor_that_a_person_reset_asks_under_new_keys(watch, concepts):
+    """Dagster drops, for ever, a request with a key that this sensor has used before."""
+    choose(watch.root, continuous=True)
+    concept(concepts, "dog7")
+    (first,) = watch.twice().run_requests or []
+    watch.cursor = None
+    (second,) = watch.twice().run_requests or []
+    assert first.run_key != second.run_key
+
+
 def test_otherwise_nothing_runs_on_arrival(watch, concepts):
     choose(watch.root)
     concept(concepts, "dog7")

@@ -88,23 +88,23 @@ def test_the_schedule_asks_for_it_only_when_it_is_due(store, monkeypatch, tmp_pa
     assert isinstance(request, dg.RunRequest) and "torch" in request.tags["personalize/why"]
 
 
-def materialized(store: Store) -> dg.AssetCheckEvaluation:
-    with dg.DagsterInstance.ephemeral() as instance:  # a result asks it, and does not keep it alive
-        workspace = Workspace(root=str(store.root))
-        result = dg.materialize([canary.canary], instance=instance, resources={"workspace": workspace})
-        assert result.success
-        (evaluation,) = result.get_asset_check_evaluations()
-        return evaluation
+def materialized(instance: dg.DagsterInstance, store: Store) -> dg.AssetCheckEvaluation:
+    workspace = Workspace(root=str(store.root))
+    result = dg.materialize([canary.canary], instance=instance, resources={"workspace": workspace})
+    (evaluation,) = result.get_asset_check_evaluations()
+    return evaluation
 
 
-def test_the_same_scores_pass_and_one_beyond_its_band_fails_the_check_until_it_is_accepted(store, monkeypatch):
+def test_the_same_scores_pass_and_one_beyond_its_band_fails_the_check_until_it_is_accepted(
+    instance, store, monkeypatch
+):
     upgrade(monkeypatch)
-    assert materialized(store).passed
+    assert materialized(instance, store).passed
     before(store, core.TOLERANCE * 1.5)
-    failed = materialized(store)
+    failed = materialized(instance, store)
     assert not failed.passed and "dino" in (failed.description or "") and CELL in (failed.description or "")
     assert CliRunner().invoke(app, ["--root", str(store.root), "canary", "--accept"]).exit_code == 0
-    assert materialized(store).passed
+    assert materialized(instance, store).passed
 
 
 def test_the_band_is_the_measured_noise_where_there_is_one(store):

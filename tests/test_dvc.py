@@ -18,10 +18,10 @@ import yaml
 
 from personalize_core.steps import stamps
 from personalize_core.store import Store
-from pipelines import assets, resources
+from pipelines import assets
 from pipelines.lineage import dvc_hash
-from pipelines.partitions import CONCEPT
 from tests import tiny_workspace
+from tests.in_dagster import materialize
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "personalize_core" / "report"
@@ -249,7 +249,7 @@ def test_a_concept_of_ones_own_is_versioned_by_dvc_and_known_by_the_same_hash(wo
 
 
 @pytest.mark.slow
-def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(tmp_path):
+def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(instance, tmp_path):
     """Tiny models. First DVC makes everything; then Dagster, after all of it has been thrown away."""
     store = tiny_workspace.make(tmp_path)
     shutil.rmtree(store.concept_folder("cup"))
@@ -269,7 +269,7 @@ def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(
     lock = yaml.safe_load((tmp_path / "dvc.lock").read_text())["stages"]
     hashes = {dep["path"]: dep["md5"] for stage in lock.values() for dep in stage["deps"]}
 
-    found = through_dagster(store)
+    found = through_dagster(store, instance)
     assert all(metadata["skipped"].value for metadata in found.values())
     assert results(store) == made
     assert found["comparison"]["dvc/metrics"].value == hashes["data/metrics"]
@@ -277,7 +277,7 @@ def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(
 
     for folder in ("latents", "artifacts", "grids", "metrics", "comparison", "report", "costs"):
         shutil.rmtree(store.data / folder)
-    found = through_dagster(store)
+    found = through_dagster(store, instance)
     assert not any(metadata["skipped"].value for metadata in found.values())
     assert results(store) == made
     assert by_dvc.repro() <= {"report"}  # which tells how long all of it took, so it differs
@@ -293,26 +293,18 @@ def results(store: Store) -> dict[str, bytes]:
     }
 
 
-def through_dagster(store: Store) -> dict[str, Mapping[str, Any]]:
+def through_dagster(store: Store, instance: dg.DagsterInstance) -> dict[str, Mapping[str, Any]]:
     """Asset -> the metadata of its materialization."""
     found = {}
     pair = dg.MultiPartitionKey({"concept": "rex", "method": "textual_inversion"})
-    with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions(CONCEPT, ["rex"])
-        for selection, key in (
-            ([assets.latents, assets.reference_scores], "rex"),
-            ([assets.artifact, assets.image_grid, assets.metrics], pair),
-            ([assets.comparison, assets.report], None),
-        ):
-            done = dg.materialize(
-                assets.ALL,
-                selection=selection,
-                partition_key=key,
-                resources={"workspace": resources.Workspace(root=str(store.root))},
-                instance=instance,
-            )
-            for event in done.get_asset_materialization_events():
-                found[event.materialization.asset_key.to_user_string()] = event.materialization.metadata
+    for selection, key in (
+        ([assets.latents, assets.reference_scores], "rex"),
+        ([assets.artifact, assets.image_grid, assets.metrics], pair),
+        ([assets.comparison, assets.report], None),
+    ):
+        done = materialize(instance, store.root, selection, key)
+        for event in done.get_asset_materialization_events():
+            found[event.materialization.asset_key.to_user_string()] = event.materialization.metadata
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import sys
+from pathlib import Path
 
 import dagster as dg
 import filelock
@@ -18,9 +19,8 @@ from personalize_core.failures import diagnose
 from personalize_core.store import Store
 from pipelines import assets, failures, metadata
 from pipelines.definitions import defs
-from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
-from tests.test_pipelines import passing
+from tests.in_dagster import materialize, passing
 
 PAIR = dg.MultiPartitionKey({"concept": "dog7", "method": "textual_inversion"})
 
@@ -107,13 +107,6 @@ def test_a_full_card_passes_only_where_others_hold_its_memory(others, passes, mo
 
 
 @pytest.fixture
-def instance():
-    with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions(CONCEPT, ["dog7"])
-        yield instance
-
-
-@pytest.fixture
 def failing(monkeypatch, tmp_path):
     """Training that fails so often, then goes well; how often it was tried."""
 
@@ -136,15 +129,8 @@ def failing(monkeypatch, tmp_path):
     return fail
 
 
-def materialize(instance: dg.DagsterInstance, root) -> dg.ExecuteInProcessResult:
-    return dg.materialize(
-        assets.ALL,
-        selection=[assets.artifact],
-        partition_key=PAIR,
-        resources={"workspace": Workspace(root=str(root))},
-        instance=instance,
-        raise_on_error=False,
-    )
+def train(instance: dg.DagsterInstance, root: Path) -> dg.ExecuteInProcessResult:
+    return materialize(instance, root, [assets.artifact], PAIR, raise_on_error=False)
 
 
 def said(result: dg.ExecuteInProcessResult) -> str:
@@ -157,7 +143,7 @@ def said(result: dg.ExecuteInProcessResult) -> str:
 @cases(PASSING)
 def test_what_passes_is_tried_again_each_time_later(error, instance, failing, tmp_path):
     tried = failing(error, times=3)
-    result = materialize(instance, tmp_path)
+    result = train(instance, tmp_path)
     assert result.success and len(tried) == 4
     waits = [
         float(event.step_retry_data.seconds_to_wait or 0) for event in result.all_events if event.is_step_up_for_retry
@@ -169,7 +155,7 @@ def test_what_passes_is_tried_again_each_time_later(error, instance, failing, tm
 
 def test_what_does_not_pass_in_time_ends_in_a_word_of_what_to_do(instance, failing, tmp_path):
     tried = failing(PASSING["a connection"], times=100)
-    result = materialize(instance, tmp_path)
+    result = train(instance, tmp_path)
     assert not result.success and len(tried) == 4
     assert "Connection reset by peer" in said(result) and "run it again when it does (tried 4 times)" in said(result)
 
@@ -177,7 +163,7 @@ def test_what_does_not_pass_in_time_ends_in_a_word_of_what_to_do(instance, faili
 @cases({**FULL, **EXHAUSTED, "wrong input": UNKNOWN["wrong input"]})
 def test_what_does_not_pass_is_tried_once_and_says_what_to_do(error, instance, failing, tmp_path):
     tried = failing(error, times=1)
-    result = materialize(instance, tmp_path)
+    result = train(instance, tmp_path)
     assert not result.success and len(tried) == 1
     expected = diagnose(error)
     assert said(result) == (expected.sentence if expected else str(error))
@@ -185,7 +171,7 @@ def test_what_does_not_pass_is_tried_once_and_says_what_to_do(error, instance, f
 
 def test_a_fault_of_ours_is_tried_once_and_keeps_its_traceback(instance, failing, tmp_path):
     tried = failing(ZeroDivisionError("a fault"), times=1)
-    result = materialize(instance, tmp_path)
+    result = train(instance, tmp_path)
     failure = result.failure_data_for_node("artifact")
     assert not result.success and len(tried) == 1
     assert failure and failure.error and failure.error.cause and failure.error.cause.cls_name == "ZeroDivisionError"

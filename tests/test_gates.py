@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -25,12 +23,12 @@ from personalize_core.store import ABSENT, REFERENCES, SCORES, Store
 from pipelines import assets, checks
 from pipelines.definitions import defs
 from pipelines.lineage import dvc_hash
-from pipelines.partitions import CONCEPT
-from pipelines.resources import Workspace
 from tests import tiny_workspace
+from tests.in_dagster import materialize
 
 METHOD = "dreambooth"
 PAIR = dg.MultiPartitionKey({"concept": "rex", "method": METHOD})
+LEARN = [assets.artifact, assets.image_grid, assets.metrics]
 
 
 @pytest.fixture(scope="module")
@@ -230,21 +228,8 @@ def test_a_comparison_that_lacks_a_cell_warns(store):
 # In Dagster
 
 
-@pytest.fixture
-def materialize(store: Store) -> Iterator[Callable[..., dg.ExecuteInProcessResult]]:
-    with dg.DagsterInstance.ephemeral() as instance:  # a result asks it, and does not keep it alive
-        instance.add_dynamic_partitions(CONCEPT, ["rex"])
-        yield partial(
-            dg.materialize,
-            [*assets.ALL, *checks.ALL],
-            resources={"workspace": Workspace(root=str(store.root))},
-            instance=instance,
-            raise_on_error=False,
-        )
-
-
-def test_what_the_command_line_made_dagster_finds_done_checks_and_explains(store, materialize):
-    result = materialize(selection=[assets.artifact, assets.image_grid, assets.metrics], partition_key=PAIR)
+def test_what_the_command_line_made_dagster_finds_done_checks_and_explains(store, instance):
+    result = materialize(instance, store.root, LEARN, PAIR, raise_on_error=False)
     assert result.success
     events = {
         event.materialization.asset_key.to_user_string(): event for event in result.get_asset_materialization_events()
@@ -260,28 +245,28 @@ def test_what_the_command_line_made_dagster_finds_done_checks_and_explains(store
     assert names == {name for asset in ("artifact", "image_grid", "metrics") for name in checks.OF_ASSETS[asset]}
 
 
-def test_a_serious_gate_stops_the_run_before_the_next_asset(store, materialize):
+def test_a_serious_gate_stops_the_run_before_the_next_asset(store, instance):
     weights = store.artifact(METHOD, "rex") / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")  # as long as before, so that the step takes it for current
-    result = materialize(selection=[assets.artifact, assets.image_grid, assets.metrics], partition_key=PAIR)
+    result = materialize(instance, store.root, LEARN, PAIR, raise_on_error=False)
     assert not result.success
     made = {event.materialization.asset_key.to_user_string() for event in result.get_asset_materialization_events()}
     assert made == {"artifact"}
 
 
-def test_a_warning_stops_nothing(store, materialize):
+def test_a_warning_stops_nothing(store, instance):
     change_scores(
         store, METHOD, lambda table: table.with_columns(score=pl.lit(-0.5)).filter(pl.col("scaling") == "plain")
     )
-    result = materialize(selection=[assets.metrics], partition_key=PAIR)
+    result = materialize(instance, store.root, [assets.metrics], PAIR)
     warned = [check for check in result.get_asset_check_evaluations() if not check.passed]
     assert result.success and [check.check_name for check in warned] == ["identity_above_base_model"]
 
 
-def test_photographs_that_cannot_be_read_stop_the_run_before_their_latents(store, materialize):
+def test_photographs_that_cannot_be_read_stop_the_run_before_their_latents(store, instance):
     (store.concept_folder("rex") / "0.png").write_bytes(b"no picture")
     selection = dg.AssetSelection.assets(assets.latents) | dg.AssetSelection.checks(checks.photographs_usable)
-    result = materialize(selection=selection, partition_key="rex")
+    result = materialize(instance, store.root, selection, "rex", raise_on_error=False)
     assert not result.success and not result.get_asset_materialization_events()
     (check,) = result.get_asset_check_evaluations()
     assert "0.png" in (check.description or "")

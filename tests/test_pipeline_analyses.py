@@ -16,19 +16,11 @@ from personalize_core.files import whole_folder, write_json
 from personalize_core.store import Store
 from pipelines import analyses, assets
 from pipelines.definitions import defs
-from pipelines.partitions import CONCEPT
-from pipelines.resources import Workspace
 from tests import tiny_workspace
+from tests.in_dagster import materialize
 
 COMMON = {"ops": {"class_nouns": {"config": {"nouns": "common"}}}}
 PAIR = dg.MultiPartitionKey({"concept": "rex", "method": "textual_inversion"})
-
-
-@pytest.fixture
-def instance():
-    with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions(CONCEPT, ["rex"])
-        yield instance
 
 
 def folder_of_analyses(folder: Path, pictures: int) -> Path:
@@ -66,19 +58,8 @@ def asked(monkeypatch, tmp_path):
     return asked
 
 
-def materialize(instance, root, asset, partition_key, config=None) -> dg.ExecuteInProcessResult:
-    return dg.materialize(
-        [*assets.ALL, *analyses.ALL],
-        selection=[asset],
-        partition_key=partition_key,
-        resources={"workspace": Workspace(root=str(root))},
-        run_config=config,
-        instance=instance,
-    )
-
-
 def test_a_partition_is_analysed_for_its_own_concept_and_method(instance, asked, tmp_path):
-    assert materialize(instance, tmp_path, analyses.analyses, PAIR).success
+    assert materialize(instance, tmp_path, [analyses.analyses], PAIR).success
     assert asked == [("analyse", "rex", "textual_inversion")]
 
 
@@ -89,19 +70,19 @@ def test_all_that_were_analysed_and_no_others_stand_together(instance, asked, tm
     for method in ("core", "attn_dreambooth@without_stage_2", "together"):
         folder_of_analyses(store.analyses(method, "rex"), pictures=0)
     folder_of_analyses(store.analyses("dreambooth", "max"), pictures=0)
-    assert materialize(instance, tmp_path, analyses.analyses_together, "rex").success
+    assert materialize(instance, tmp_path, [analyses.analyses_together], "rex").success
     assert asked == [("analyse_together", "rex", ["core", "attn_dreambooth@without_stage_2"])]
 
 
 @pytest.mark.parametrize("nouns", [None, "wordnet"])
 def test_the_nouns_to_choose_from_are_the_runs_configuration(instance, asked, tmp_path, nouns):
     config = {"ops": {"class_nouns": {"config": {"nouns": nouns}}}} if nouns else None
-    assert materialize(instance, tmp_path, analyses.class_nouns, "rex", config).success
+    assert materialize(instance, tmp_path, [analyses.class_nouns], "rex", run_config=config).success
     assert asked == [("suggest_class", "rex", nouns)]
 
 
 def test_the_first_pictures_and_every_number_stand_in_the_page(instance, asked, tmp_path):
-    result = materialize(instance, tmp_path, analyses.analyses, PAIR)
+    result = materialize(instance, tmp_path, [analyses.analyses], PAIR)
     (event,) = result.get_asset_materialization_events()
     shown: Any = event.materialization.metadata
     pictures = [f"picture_{n:02d}" for n in range(analyses.MOST_PICTURES)]
@@ -134,7 +115,7 @@ def test_no_job_and_no_condition_makes_them_and_they_train_nothing():
 
 def test_the_class_nouns_of_real_photographs_are_shown(instance, tmp_path):
     store = tiny_workspace.make(tmp_path / "workspace")
-    result = materialize(instance, store.root, analyses.class_nouns, "rex", COMMON)
+    result = materialize(instance, store.root, [analyses.class_nouns], "rex", run_config=COMMON)
     (event,) = result.get_asset_materialization_events()
     shown: Any = event.materialization.metadata
     rows = [record.data for record in shown["numbers"].value.records]

@@ -12,21 +12,15 @@ import pytest
 from PIL import Image
 
 from personalize_core import steps
-from pipelines import assets, checks, metadata
+from pipelines import assets, metadata, ours
 from pipelines.__main__ import prepare
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
-from pipelines.resources import Workspace
+from tests.in_dagster import materialize, passing
+from tests.watching import concept
 
 ROOT = Path(__file__).parent.parent
 PAIR = dg.MultiPartitionKey({"concept": "dog7", "method": "textual_inversion"})
-
-
-@pytest.fixture
-def instance():
-    with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_dynamic_partitions(CONCEPT, ["dog7"])
-        yield instance
 
 
 @pytest.fixture
@@ -56,31 +50,6 @@ def asked(monkeypatch, tmp_path):
     return asked
 
 
-def passing(gate: str):
-    """A stand-in for a gate: it lets everything through."""
-    of = {"grid": "image_grid", "scores": "metrics", "identity": "metrics"}.get(gate, gate)
-    names = [name for name in checks.OF_ASSETS[of] if (name == "identity_above_base_model") == (gate == "identity")]
-    return lambda *what: [steps.gates.Gate(name, True, "a stand-in") for name in names]
-
-
-def materialize(instance, root, selection, partition_key=None) -> dg.ExecuteInProcessResult:
-    return dg.materialize(
-        assets.ALL,
-        selection=selection,
-        partition_key=partition_key,
-        resources={"workspace": Workspace(root=str(root))},
-        instance=instance,
-    )
-
-
-def concept(root: Path, name: str, shade: int = 0) -> Path:
-    folder = root / "data" / "concepts" / name
-    folder.mkdir(parents=True)
-    Image.new("RGB", (64, 64), (shade, 0, 0)).save(folder / "00.png")
-    (folder / "concept.yaml").write_text(f'placeholder: "<{name}>"\nclass_noun: dog\n')
-    return folder
-
-
 # What is asked
 
 
@@ -91,7 +60,7 @@ def test_a_partition_trains_draws_and_scores_its_own_concept_with_its_own_method
 
 
 def test_a_concept_partition_prepares_its_own_concept(instance, asked, tmp_path):
-    concept(tmp_path, "dog7")
+    concept(tmp_path / "data" / "concepts", "dog7")
     materialize(instance, tmp_path, [assets.latents, assets.class_images, assets.reference_scores], "dog7")
     assert sorted(asked) == [("encode_images", "dog7"), ("make_class_images", "dog"), ("score_references", "dog7")]
 
@@ -163,7 +132,7 @@ def test_a_selection_written_as_text_is_understood():
 def test_work_for_the_graphics_card_waits_in_its_pool():
     for asset in assets.ALL:
         if isinstance(asset, dg.AssetsDefinition) and asset not in (assets.comparison, assets.report):
-            assert asset.op.pool == assets.GPU, asset.key
+            assert asset.op.pool == ours.GPU, asset.key
 
 
 def test_every_asset_says_what_it_is_and_whose():
@@ -191,9 +160,32 @@ def test_a_comparison_of_many_concepts_does_not_bury_the_page(tmp_path):
     path = noisy_picture(tmp_path / "any.png", (64, 64))
     names = [f"{kind}_c{i:03d}" for i in range(100) for kind in ("grid", "identity_vs_text")]
     pictures = dict.fromkeys([*names, "identity_vs_text"], path)
-    shown = dict(metadata.overview(steps.Report("stamp", False, 1.0, tmp_path, {}, pictures)).metadata or {})
+    report = steps.Report("stamp", False, 1.0, tmp_path, {}, pictures)
+    shown = dict(metadata.overview(dg.build_asset_context(), report).metadata or {})
     assert list(shown)[:4] == ["identity_vs_text_preview", "identity_vs_text", "grid_c000_preview", "grid_c000"]
     assert len([name for name in shown if name.startswith("grid")]) == 2 * metadata.MOST_GRIDS
+
+
+@pytest.mark.parametrize(("stamp", "rewritten", "shrunk"), [("s", False, 1), ("s", True, 2), ("another", False, 2)])
+def test_a_picture_that_is_as_it_was_shown_is_not_shrunk_again(
+    stamp, rewritten, shrunk, instance, asked, tmp_path, monkeypatch
+):
+    grid = noisy_picture(tmp_path / "grid.png", (64, 64))
+    pictures, counted = {"grid": grid}, []
+    small = metadata.picture("grid", grid)
+    monkeypatch.setattr(metadata, "picture", lambda *what: counted.append(what) or small)
+
+    def materialized(report: steps.Report) -> dict:
+        monkeypatch.setattr(steps, "draw_grid", lambda *arguments: report)
+        (event,) = materialize(instance, tmp_path, [assets.image_grid], PAIR).get_asset_materialization_events()
+        return dict(event.materialization.metadata)
+
+    before = materialized(steps.Report("s", False, 1.0, tmp_path, {}, pictures))
+    if rewritten:
+        grid.write_bytes(grid.read_bytes())
+    again = materialized(steps.Report(stamp, True, 0.0, tmp_path, {}, pictures))
+    assert len(counted) == shrunk
+    assert all(again[name] == before[name] for name in ("grid", "grid_preview")) and list(again)[0] == "grid_preview"
 
 
 @pytest.mark.parametrize("steps_taken", [1, 7, 150, 4000])
@@ -216,7 +208,7 @@ def test_a_method_that_trains_nothing_has_no_loss_curve(tmp_path):
 
 def test_what_the_ui_prepares_is_there_when_it_is_opened_again(tmp_path, monkeypatch, capsys):
     """With no environment variable set: the instance is the one that dagster.yaml describes."""
-    concept(tmp_path, "dog7")
+    concept(tmp_path / "data" / "concepts", "dog7")
     (tmp_path / "data" / "concepts" / "Not A Name").mkdir()
     shutil.copy(ROOT / "dagster.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -225,6 +217,6 @@ def test_what_the_ui_prepares_is_there_when_it_is_opened_again(tmp_path, monkeyp
         prepare(gpus=1)
         with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
             assert instance.get_dynamic_partitions(CONCEPT) == ["dog7"]
-            assert instance.event_log_storage.get_concurrency_info(assets.GPU).slot_count == 1
+            assert instance.event_log_storage.get_concurrency_info(ours.GPU).slot_count == 1
     assert "'Not A Name'" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {".dagster", "dagster.yaml", "data"}

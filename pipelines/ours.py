@@ -1,0 +1,61 @@
+"""What every asset has that this package defines: a group, a layer and kinds, an owner, and its failures sorted out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import dagster as dg
+
+from pipelines.failures import sorted_out
+
+OWNERS = ["team:personalize"]
+GPU = "gpu"  # the pool that holds one run per graphics card
+
+
+def asset(
+    *,
+    group: str,
+    layer: str,
+    kinds: set[str],
+    deps: Sequence[dg.AssetSpec | dg.AssetsDefinition] = (),
+    partitions_def: dg.PartitionsDefinition | None = None,
+    pool: str | None = None,
+    check_specs: Sequence[dg.AssetCheckSpec] = (),
+    automation_condition: dg.AutomationCondition | None = None,
+) -> Callable[[Callable[..., dg.MaterializeResult]], dg.AssetsDefinition]:
+    """An asset that a step of the core makes: `dg.asset`, of a body that calls the step and reports.
+
+    Args:
+        layer: how far it is from the photographs (source, prepared, learned, drawn, measured, compared, analysed): a
+            tag, by which the UI and selections find it.
+    """
+
+    def define(body: Callable[..., dg.MaterializeResult]) -> dg.AssetsDefinition:
+        return dg.asset(
+            group_name=group,
+            tags={"layer": layer},
+            kinds=kinds,
+            owners=OWNERS,
+            deps=deps,
+            partitions_def=partitions_def,
+            pool=pool,
+            check_specs=check_specs,
+            automation_condition=automation_condition,
+        )(sorted_out(body))
+
+    return define
+
+
+def source(
+    name: str, *, group: str, kinds: set[str], description: str, partitions_def: dg.PartitionsDefinition | None = None
+) -> dg.AssetSpec:
+    """An asset that no step makes: a sensor reports what became of it."""
+    return dg.AssetSpec(
+        name,
+        description=description,
+        group_name=group,
+        tags={"layer": "source"},
+        kinds=kinds,
+        owners=OWNERS,
+        partitions_def=partitions_def,
+    )
