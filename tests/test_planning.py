@@ -57,6 +57,15 @@ def test_a_concept_is_prepared_when_its_photographs_are_encoded_and_scored(store
         assert steps.is_prepared(store, concept)
 
 
+def test_a_wrong_recipe_leaves_its_own_cells_out_and_no_others(store):
+    base = store.params.base_model
+    store = change(store, lambda values: values["methods"]["textual_inversion"][base].update(tempo=3))
+    assert steps.is_prepared(store, "rex") and steps.is_prepared(store, "cup")
+    cells = steps.plan(store)
+    assert {cell.method for cell in cells} == {"textual_inversion"}
+    assert all("tempo" in cell.why and not cell.possible for cell in cells)
+
+
 def test_a_changed_and_an_added_photograph_are_named(store):
     Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
     Image.new("RGB", (20, 20), "blue").save(store.concept_folder("rex") / "9.png")

@@ -61,16 +61,27 @@ def plan(store: Store, concepts: Sequence[str] | None = None, methods: Sequence[
 def is_prepared(store: Store, concept: str) -> bool:
     """Is all there that the methods of params.yaml share: latents, class images, the scores of the photographs?
 
+    A method whose recipe is wrong wants nothing: its own cells say so, and those of other methods go on.
+
     Raises:
         InputError: the concept is not usable.
     """
-    recipes = {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in store.params.method_names)}
+    methods = [name for name in store.params.method_names if _recipe_is_right(store, name)]
+    recipes = {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in methods)}
     noun = store.concept(concept).class_noun
     return (
         all(is_current(store.latents(concept, key), latents_stamp(store, concept, r)) for key, r in recipes.items())
-        and all(class_images_are_there(store, noun, method) for method in asking_for_class_images(store))
+        and all(class_images_are_there(store, noun, name) for name in asking_for_class_images(store, methods))
         and is_current(store.scores(REFERENCES, concept), score_stamp(store, concept, REFERENCES))
     )
+
+
+def _recipe_is_right(store: Store, method: str) -> bool:
+    try:
+        store.params.config(method)
+    except InputError:
+        return False
+    return True
 
 
 def _look_at(store: Store, concept: str, method: str) -> Cell | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -125,12 +126,14 @@ def variants_of(store: Store, method: str) -> dict[str, Variant]:
 
 def class_images_wanted(store: Store) -> int:
     """The most class images that any method of params.yaml asks the base model for; 0 if none does."""
-    return max((asked_for(store, method) for method in asking_for_class_images(store)), default=0)
+    return max(
+        (asked_for(store, name) for name in asking_for_class_images(store, store.params.method_names)), default=0
+    )
 
 
-def asking_for_class_images(store: Store) -> list[str]:
-    """The methods of params.yaml that want pictures of the class noun by the base model."""
-    recipes = [(name, method_class(name), store.params.config(name)) for name in store.params.method_names]
+def asking_for_class_images(store: Store, methods: Sequence[str]) -> list[str]:
+    """Those of the methods that want pictures of the class noun by the base model."""
+    recipes = [(name, method_class(name), store.params.config(name)) for name in methods]
     return [name for name, kind, c in recipes if kind.class_images(c) and not kind.real_class_images(c)]
 
 
