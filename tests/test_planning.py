@@ -66,6 +66,14 @@ def test_a_wrong_recipe_leaves_its_own_cells_out_and_no_others(store):
     assert all("tempo" in cell.why and not cell.possible for cell in cells)
 
 
+def test_a_photograph_that_cannot_be_read_is_told_of_before_anything_would_train_on_it(store):
+    photograph = store.concept_folder("rex") / "1.png"
+    photograph.write_bytes(photograph.read_bytes()[:-200])
+    cells = steps.plan(store)
+    assert [(cell.concept, cell.possible) for cell in cells] == [("rex", False)] * 2
+    assert all("1.png cannot be read as a picture" in cell.why for cell in cells)
+
+
 def test_a_changed_and_an_added_photograph_are_named(store):
     Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
     Image.new("RGB", (20, 20), "blue").save(store.concept_folder("rex") / "9.png")

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from personalize_core import intake
 from personalize_core.errors import InputError
 from personalize_core.files import Stamp, is_current
 from personalize_core.lineage.differences import why_stale
 from personalize_core.lineage.records import DAMAGED, manifest_of
-from personalize_core.once import one_look
+from personalize_core.once import found_once, one_look
 from personalize_core.steps.checks import check_photographs
 from personalize_core.steps.class_images import class_images_are_there
 from personalize_core.steps.drawing import grid_stamp
@@ -84,6 +85,12 @@ def _recipe_is_right(store: Store, method: str) -> bool:
     return True
 
 
+@found_once
+def _decode(folder: Path) -> None:
+    """Raise InputError if a photograph cannot be read."""
+    intake.photographs(folder)
+
+
 def _look_at(store: Store, concept: str, method: str) -> Cell | None:
     from personalize_core.data import image_files
 
@@ -95,6 +102,7 @@ def _look_at(store: Store, concept: str, method: str) -> Cell | None:
         if imported(artifact):
             check_artifact(store, concept, method)
         elif why := _stale(artifact, train_stamp(store, concept, method), "has not been trained"):
+            _decode(store.concept_folder(concept))  # only now: of what is up to date, that would be most of the work
             return Cell(concept, method, TRAIN, why)
         if why := _stale(store.grid(method, concept), grid_stamp(store, concept, method), "has not been drawn"):
             return Cell(concept, method, DRAW, why)
