@@ -1,10 +1,14 @@
-"""Scoring against loops of one picture at a time: `python benchmarks/scoring.py [--device cuda] [--size 64]`.
+"""Scoring against loops of one picture at a time: `python benchmarks/scoring.py [--device cuda] [--processes 2]`.
 
 All take the same files to the same scores: read, prepared and encoded by the mini encoders, CLIP-T, CLIP-I and DINO,
 the photographs' and texts' features made once. "encoder" gives the encoders of our own, one picture a call; "script"
 is what a script does with open_clip's and transformers' own functions; "functions" computes each score by itself, as
 functions of a picture and its text do, so that CLIP sees a picture twice. They take turns, and medians are compared.
 On a CPU the time is the process's own, for the machine may be busy with other things.
+
+With `--processes 2`, tables are also shared out as `personalize run` does on a CPU, and the whole machine is compared
+with one loop on it, on the clock. On two hyperthreads of one core, nothing else at work: 4.0 times the first loop, 3.9
+times the second, 5.9 times the third; two processes do 1.9 times the work of one.
 
 On one thread of a CPU, with others at work on it: 2.8 times the first loop, 2.9 times the second, 4.4 times the third:
 less than five times. The features of mini-clip alone come 4.5 times as fast together as one by one (5.9 on an idle
@@ -14,8 +18,8 @@ itself. Of a batch's 1.7 ms a picture, 1.3 ms are what its multiplications take 
 
 Ways that were tried, with the time of a picture in the network alone, from 1.68 ms: query, key and value as one
 product, 1.67; only the class token in the last block, 1.47 (features equal to 4e-8); that compiled by Inductor, 1.46
-in another run; preparing as one array, 0.02 ms in place of 0.04. Larger batches, channels_last, a frozen and optimised
-trace and the other attention did not help. None is worth a network of our own beside transformers'.
+in another run; preparing as one array, 0.02 ms in place of 0.04. Larger and smaller batches, channels_last, a frozen
+and optimised trace and the other attention did not help. None is worth a network of our own beside transformers'.
 """
 
 from __future__ import annotations
