@@ -99,6 +99,7 @@ class Workspace:
     def dvc(self, *arguments: str) -> str:
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
         environment |= {"DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"), "PYTHONPATH": ""}
+        environment["OMP_NUM_THREADS"] = "1"  # as here: more threads add up in another order, to other bytes
         command = [sys.executable, "-m", "dvc", *arguments]
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
