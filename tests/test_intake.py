@@ -77,7 +77,8 @@ def masks_for(photos, names=("0", "1", "2")):
     (photos / "masks").mkdir()
     for path in photos.glob("*.png"):
         if path.stem in names:
-            Image.new("L", Image.open(path).size, 255).save(photos / "masks" / path.name)
+            with Image.open(path) as photo:
+                Image.new("L", photo.size, 255).save(photos / "masks" / path.name)
 
 
 def test_masks_beside_the_photographs_come_along(photos, concepts):
