@@ -199,14 +199,14 @@ def loaded(device: str) -> scoring.Encoders:
     return scoring.load_encoders(["mini-clip"], ["mini-identity"], None, ["class_phrase"], device)
 
 
-def score_copy(folder: Path, photographs: list[Path], device: str, listener: steps.Listener) -> int:
+def score_copy(folder: Path, photographs: list[Path], listener: steps.Listener) -> int:
     """A whole table, as a process of `personalize run` makes it."""
-    return len(scoring.score_grid(folder, folder, CONCEPT, photographs, loaded(device)).table)
+    return len(scoring.score_grid(folder, folder, CONCEPT, photographs, loaded("cpu")).table)
 
 
 def shared(folder: Path, photographs: list[Path], tables: int, processes: int) -> float:
     """Seconds of one table among many, on the clock, without what starting the processes takes."""
-    task = partial(score_copy, folder, photographs, "cpu")
+    task = partial(score_copy, folder, photographs)
     seconds = []
     for count in (tables, 3 * tables):
         began = time.perf_counter()

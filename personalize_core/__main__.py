@@ -23,8 +23,8 @@ from personalize_core.store import Store
 from personalize_core.study import commands as study
 from personalize_core.terminal import console, new_table, progress, short, show
 
-DEMO = ("backpack1", "teapot1")  # two of the concepts that come with the project
 CELL = (steps.train, steps.draw_grid, steps.score)  # what is made of a concept by a method
+DEMO = ("backpack1", "teapot1")  # two of the concepts that come with the project
 DEMO_METHODS = ("base_model", "textual_inversion", "dreambooth", "personalized_residuals")  # a word, weights, modules
 
 app = typer.Typer(

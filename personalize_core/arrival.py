@@ -14,7 +14,7 @@ from typing import Any
 from personalize_core import intake
 from personalize_core.concept import check_name
 from personalize_core.errors import InputError, listed
-from personalize_core.files import read_json, sha256, stamp_of, write_json
+from personalize_core.files import read_record, sha256, stamp_of, write_json
 from personalize_core.store import Store
 
 RECORD = ".arrived.json"  # in a folder that was brought: from where, and what it held
@@ -267,19 +267,10 @@ def _content_of(folder: Path) -> str:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    return _read(folder / RECORD)
+    return read_record(folder / RECORD)
 
 
 def _refusals(store: Store) -> dict[str, dict[str, Any]]:
     """What is damaged there is as good as not written: the next look finds out again what cannot be brought."""
-    found = _read(store.work(REFUSED))
+    found = read_record(store.work(REFUSED))
     return {name: about for name, about in found.items() if isinstance(about, dict) and "why" in about}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Nothing where there is none, or a damaged one."""
-    try:
-        found = read_json(path)
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}

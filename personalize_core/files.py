@@ -81,6 +81,21 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))  # as write_json writes it, whatever the machine's locale
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """What is known from before; nothing where no file says so, or only a damaged one: it is then found out again."""
+    try:
+        found = read_json(path)
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def record_of_result(path: Path, folder: Path) -> dict[str, Any]:
+    """What was recorded of the very result that the folder holds; nothing where the record is of another."""
+    found, stamp = read_record(path), read_record(folder / MANIFEST).get("stamp")
+    return found if stamp is not None and found.get("stamp") == stamp else {}
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Safetensors, atomically; the same tensors give the same bytes."""
     from safetensors.torch import save

@@ -17,6 +17,8 @@ from personalize_core.files import (
     MANIFEST,
     is_current,
     read_json,
+    read_record,
+    record_of_result,
     save_tensors,
     sources_hash,
     stamp_of,
@@ -207,6 +209,27 @@ def test_a_folder_that_lost_or_changed_a_file_is_not_current(tmp_path):
 def test_a_damaged_manifest_is_not_current(manifest, tmp_path):
     (tmp_path / MANIFEST).write_text(manifest)
     assert not is_current(tmp_path, "s1")
+
+
+@pytest.mark.parametrize("written", [None, "", '{"half', "[1]", "null"])
+def test_a_record_that_is_gone_or_damaged_says_nothing(written, tmp_path):
+    if written is not None:
+        (tmp_path / "record.json").write_text(written)
+    assert read_record(tmp_path / "record.json") == {}
+
+
+def test_a_record_counts_for_the_result_that_it_was_made_with_alone(tmp_path):
+    record, folder = tmp_path / "record.json", tmp_path / "result"
+    write_json(record, {"seconds": 3})
+    assert record_of_result(record, folder) == {}  # neither has a stamp
+    with whole_folder(folder, "first"):
+        pass
+    assert record_of_result(record, folder) == {}
+    write_json(record, {"stamp": "first", "seconds": 3})
+    assert record_of_result(record, folder)["seconds"] == 3
+    with whole_folder(folder, "second"):
+        pass
+    assert record_of_result(record, folder) == {}
 
 
 def test_what_is_not_there_is_not_current(tmp_path):

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.files import MANIFEST, read_json, whole_folder, write_json
+from personalize_core.files import whole_folder, write_json
 
 if TYPE_CHECKING:
     from personalize_core.store import Store
@@ -42,15 +42,6 @@ def making(store: Store, folder: Path, stamp: str) -> Iterator[Path]:
         times = {what: at.isoformat(timespec="seconds") for what, at in (("started", started), ("finished", finished))}
         seconds = round((finished - started).total_seconds(), 3)
         write_json(store.making(folder), {"stamp": stamp, **times, "seconds": seconds, "device": _device(), **here()})
-
-
-def record_of(store: Store, folder: Path) -> dict[str, Any]:
-    """How the very result that is there came to be; nothing where that was not recorded here."""
-    try:
-        found = read_json(store.making(folder))
-        return found if found["stamp"] == read_json(folder / MANIFEST)["stamp"] else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 @lru_cache(maxsize=1)

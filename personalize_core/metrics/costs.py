@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from personalize_core.files import MANIFEST, read_json
+from personalize_core.files import read_json, record_of_result
 from personalize_core.metrics.tables import ALL_CONCEPTS, write_parquet
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
@@ -123,7 +123,7 @@ def in_words(row: Mapping[str, Any]) -> str:
 
 
 def _rows(place: Places) -> Iterable[dict[str, Any]]:
-    training, drawing = _of_this(place.training, place.artifact), _of_this(place.drawing, place.grid)
+    training, drawing = record_of_result(place.training, place.artifact), record_of_result(place.drawing, place.grid)
     known = {
         "method": place.method,
         "concept": place.concept,
@@ -138,15 +138,6 @@ def _rows(place: Places) -> Iterable[dict[str, Any]]:
     grid = place.grid / "grid.json"
     for variant in read_json(grid)["variants"] if grid.is_file() else ():
         yield {**known, "variant": variant, "seconds_per_image": drawing.get("seconds_per_image", {}).get(variant)}
-
-
-def _of_this(path: Path, result: Path) -> dict[str, Any]:
-    """What was measured while this very result was made; nothing where the file is of another, or damaged."""
-    try:
-        found = read_json(path)
-        return found if found["stamp"] == read_json(result / MANIFEST)["stamp"] else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _short(number: float) -> str:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import shutil
 import time
 from importlib.metadata import distributions
-from pathlib import Path
 from typing import Any
 
 from personalize_core.errors import InputError, listed
-from personalize_core.files import MANIFEST, read_json, write_json
+from personalize_core.files import MANIFEST, read_json, read_record, write_json
 from personalize_core.steps.drawing import draw_grid
 from personalize_core.steps.events import Listener, Report, unheard
 from personalize_core.steps.recipes import device_of
@@ -163,10 +162,7 @@ def _installed() -> dict[str, str]:
 
 
 def _record(store: Store) -> dict[str, Any]:
-    try:
-        return read_json(Path(store.data / "canary" / RECORD))
-    except (OSError, ValueError):
-        return {}
+    return read_record(store.data / "canary" / RECORD)
 
 
 def why_canary(upgraded: dict[str, str] | None) -> str:

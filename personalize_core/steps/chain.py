@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 from personalize_core import intake
 from personalize_core.concept import SLOT
 from personalize_core.errors import InputError, listed
-from personalize_core.files import Stamp, read_json, sha256
+from personalize_core.files import Stamp, read_record, record_of_result, sha256
 from personalize_core.lineage.differences import why_stale
 from personalize_core.lineage.link import Link
-from personalize_core.lineage.making import record_of
 from personalize_core.lineage.records import DAMAGED, EDITED, file_problems, is_genuine, manifest_of
 from personalize_core.methods import check_method
 from personalize_core.models import identify
@@ -145,7 +144,7 @@ class Chain:
 
     def artifact(self, method: str, concept: str) -> Link:
         folder = self.store.artifact(method, concept)
-        described = _read(folder / "config.json")
+        described = read_record(folder / "config.json")
         imported, repeat = described.get("imported"), self.store.repeat
         command = f"repeat {concept} -m {method} --times {repeat}" if repeat else f"train {concept} -m {method}"
         if imported:
@@ -155,9 +154,9 @@ class Chain:
         link.facts |= _some(described, "method", "phrase", "config", "parameters", "seed", "imported")
         original = _of(made_from.get("again")) if repeat else made_from  # what it repeats says the rest
         link.facts |= _some(original, "precision", "gradient_checkpointing")
-        if loss := _some(_read(folder / "fixed_batch.json"), "before", "after"):
+        if loss := _some(read_record(folder / "fixed_batch.json"), "before", "after"):
             link.facts["fixed_batch_loss"] = loss
-        if proof := _some(_read(folder / PROOF), "largest_difference"):
+        if proof := _some(read_record(folder / PROOF), "largest_difference"):
             link.facts["restored_draws_otherwise_by"] = proof["largest_difference"]
         if not link.making and described.get("versions"):
             link.making = {"packages": described["versions"]}
@@ -175,7 +174,7 @@ class Chain:
         command = self._again(folder, f"evaluate {concept} -m {method}")
         now = lambda: grid_stamp(self.store, concept, method)  # noqa: E731
         link, made_from = self._result("grid", folder, now, command)
-        described = _read(folder / "grid.json")
+        described = read_record(folder / "grid.json")
         link.facts |= _some(described, "protocol", "prompts", "templates", "images_per_prompt", "sampling", "seed")
         link.facts |= _some(made_from, "variants", "refinement", "precision")
         link.inputs = [self.artifact(method, concept)] if described else []
@@ -241,8 +240,8 @@ class Chain:
     def samples(self, method: str, concept: str, request: str) -> Link:
         """Pictures that somebody asked for, or heat maps."""
         folder = self.store.samples(method, concept, request)
-        maps = _read(folder / "heat_maps.json")
-        asked = maps or _read(folder / "samples.json")
+        maps = read_record(folder / "heat_maps.json")
+        asked = maps or read_record(folder / "samples.json")
         what, command = "heat maps" if maps else "pictures", self._asking(method, concept, folder, asked)
         link, _ = self._result(what, folder, None, self._again(folder, command) if command else "")
         link.facts |= _some(asked, "prompts", "prompt", "images", "image", "variant", "sampling", "seed")
@@ -284,7 +283,7 @@ class Chain:
         link.facts = {"stamp": manifest["stamp"]}
         if sources := made_from.get("sources"):
             link.facts["sources"] = f"{sources['stamp']}, {len(sources['of'])} files"
-        link.making = record_of(self.store, folder)
+        link.making = record_of_result(self.store.making(folder), folder)
         if self.verify:
             link.problems += file_problems(folder, manifest)
             if made_from and not is_genuine(manifest):
@@ -308,7 +307,7 @@ class Chain:
             file.problems.append("no step has made this file: the manifest of its folder does not know it")
         elif entry["sha256"] != file.facts["sha256"]:
             file.problems.append("has been changed since it was made: its sha256 is another")
-        described, place = _read(folder / "grid.json"), PICTURE.fullmatch(path.name)
+        described, place = read_record(folder / "grid.json"), PICTURE.fullmatch(path.name)
         if entry and place and "templates" in described:
             prompt, image = int(place["prompt"]), int(place["image"])
             file.facts |= {
@@ -362,7 +361,7 @@ class Chain:
 
     def _costs(self, path: Path, rest: Sequence[str]) -> Link:
         """What was measured is made from nothing; it was measured while something was made."""
-        link = Link("measured", self.short(path), _read(path) if path.suffix == ".json" else {})
+        link = Link("measured", self.short(path), read_record(path) if path.suffix == ".json" else {})
         if rest == ["costs.parquet"]:
             link.inputs = [self.comparison()]
         elif len(rest) == 3 and rest[0] != "making":
@@ -397,14 +396,6 @@ def _noun(folder: Path) -> str:
 
 def _prompts(prompts: Sequence[str]) -> str:
     return " ".join(f"--prompt {shlex.quote(prompt)}" for prompt in prompts)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path)
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
 
 
 def _of(recorded: Any) -> dict[str, Any]:
