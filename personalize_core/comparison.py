@@ -11,10 +11,11 @@ import polars as pl
 from personalize_core import figures, intake
 from personalize_core.coverage import Coverage
 from personalize_core.files import read_json, write_json
+from personalize_core.grid import picture_name, read_grid
 from personalize_core.methods import FLOOR
 from personalize_core.metrics import costs, ranking, tables
 from personalize_core.names import in_words
-from personalize_core.store import ABSENT, REFERENCES, SCORES, Store, picture_name
+from personalize_core.store import ABSENT, REFERENCES, SCORES, Store
 
 NOISE = "noise_floor.parquet"  # only where a method was trained again
 METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}  # in the order of tables for people
@@ -180,7 +181,7 @@ def _headline(path: Path) -> pl.DataFrame:
 
 def _compare_grids(store: Store, concept: str, folders: Sequence[Path], path: Path) -> None:
     """All grids that were drawn from the same prompts as the first."""
-    described = {folder: read_json(folder / "grid.json") for folder in folders}
+    described = {folder: read_grid(folder) for folder in folders}
     first = described[folders[0]]
     same = [
         (variant, folder)

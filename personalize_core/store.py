@@ -25,11 +25,6 @@ OWN_DEVICE = "PERSONALIZE_OWN_DEVICE"  # the environment's variable: "1" where n
 ABSENT = "absent.json"  # beside it: which scores could not be computed, and why
 
 
-def picture_name(variant: str, prompt: int, image: int) -> str:
-    """Where a picture lies in its grid's folder."""
-    return f"{variant}/{prompt:02d}_{image:02d}.png"
-
-
 @dataclass(frozen=True)
 class Store:
     """A workspace: the folder with params.yaml and data/. The method comes first in paths, as DVC's stages need it.

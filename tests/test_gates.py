@@ -204,7 +204,7 @@ def test_only_the_prompts_that_identity_leaves_out_are_excused_where_there_are_m
     (store.data / "prompts" / "many.txt").write_text("".join(f"a photo of a {{}}, {index}\n" for index in range(102)))
     store, folder = tiny_workspace.write_params(store.root, values), store.grid(METHOD, "rex")
     described = {"templates": ["a photo of a {}"] * 102, "images_per_prompt": 1, "variants": [METHOD]}
-    write_json(folder / "grid.json", described)
+    write_json(folder / "grid.json", read_json(folder / "grid.json") | described)
     where = folder.relative_to(store.root).as_posix()
     images = [f"{where}/{METHOD}/{index:02d}_00.png" for index in range(102) if index not in (10, 100)]
     table = pl.DataFrame({"metric": ["dino"] * 100, "encoder": ["one"] * 100, "image": images})

@@ -9,6 +9,7 @@ import typer
 from personalize_core import steps
 from personalize_core.errors import InputError
 from personalize_core.files import read_json
+from personalize_core.grid import DESCRIPTION
 from personalize_core.store import Store
 from personalize_core.terminal import console, new_table, progress, short, show
 
@@ -34,7 +35,7 @@ def analyse(
     store: Store = context.obj
     names = concepts or store.concept_names()
     asked = [(concept, method) for concept in names for method in methods or store.params.method_names]
-    cells = [(c, m) for c, m in asked if methods or (store.grid(m, c) / "grid.json").is_file()]
+    cells = [(c, m) for c, m in asked if methods or (store.grid(m, c) / DESCRIPTION).is_file()]
     if not cells:
         raise InputError("no grids have been drawn yet, and analyses look at them; `personalize run` draws them")
     with progress() as listener:

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 
 from personalize_core.files import read_json, record_of_result
+from personalize_core.grid import DESCRIPTION
 from personalize_core.metrics.tables import ALL_CONCEPTS, write_parquet
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
@@ -135,7 +136,7 @@ def _rows(place: Places) -> Iterable[dict[str, Any]]:
     for name in WORDS:
         words = sorted({one[name] for one in (training, drawing) if name in one})
         known[name] = " and ".join(words) or None
-    grid = place.grid / "grid.json"
+    grid = place.grid / DESCRIPTION
     for variant in read_json(grid)["variants"] if grid.is_file() else ():
         yield {**known, "variant": variant, "seconds_per_image": drawing.get("seconds_per_image", {}).get(variant)}
 

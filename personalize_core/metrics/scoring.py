@@ -16,10 +16,10 @@ from torch import Tensor
 from personalize_core.concept import Concept
 from personalize_core.data import load_picture
 from personalize_core.errors import InputError
-from personalize_core.files import read_json, sha256
+from personalize_core.files import sha256
+from personalize_core.grid import pictures_in, read_grid
 from personalize_core.metrics import features, masks, similarity, tables
 from personalize_core.metrics.tables import EMPTY, MEASURES, SCALED
-from personalize_core.store import picture_name
 
 CHUNK = 256  # pictures that are held in memory at once
 
@@ -127,16 +127,12 @@ def score_grid(
             to its photographs there: those pictures have no rows but CLIP-T's.
 
     Raises:
-        InputError: a picture that the grid lists is missing or damaged, or masks that came with the concept do not fit.
+        InputError: the grid's description or a picture that it lists is missing or damaged, or masks that came with
+            the concept do not fit.
     """
-    described = read_json(grid / "grid.json")
-    cells = [
-        (variant, prompt, image)
-        for variant in described["variants"]
-        for prompt in range(len(described["templates"]))
-        for image in range(described["images_per_prompt"])
-    ]
-    paths = [grid / picture_name(variant, prompt, image) for variant, prompt, image in cells]
+    described = read_grid(grid)
+    pictures = pictures_in(described)
+    cells, paths = list(pictures.values()), [grid / name for name in pictures]
     if lacking := [path for path in paths if not path.is_file()]:
         raise InputError(f"{lacking[0]} is missing from its grid ({len(lacking)} of {len(paths)}); draw the grid again")
     about = [

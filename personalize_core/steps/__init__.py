@@ -4,6 +4,7 @@ Every step is a pure function of its stamp: what it would make, it finds already
 ever sees it half made. Dagster, DVC and the command line call these and hold no logic of their own.
 """
 
+from personalize_core.grid import picture_name
 from personalize_core.lineage.link import Link
 from personalize_core.steps import gates
 from personalize_core.steps.analysing import ANALYSES, analyse, analyse_together, analysed, suggest_class
@@ -25,7 +26,6 @@ from personalize_core.steps.reporting import report
 from personalize_core.steps.scores import score, score_references
 from personalize_core.steps.stamps import recipe_stamp, sampling_stamp, scoring_stamp
 from personalize_core.steps.training import train
-from personalize_core.store import picture_name
 
 __all__ = [
     "ANALYSES",

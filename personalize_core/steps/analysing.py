@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from personalize_core import intake
 from personalize_core.errors import InputError
 from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
+from personalize_core.grid import DESCRIPTION, picture_name, read_grid
 from personalize_core.methods import ABLATION_NAMES, FLOOR, METHOD_NAMES, check_method, method_file
 from personalize_core.randomness import seed_for
 from personalize_core.steps.drawing import drawn_as_now, refining, sampled_by
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.recipes import device_of, load_base
 from personalize_core.steps.stamps import DRAWING, NAMING, artifact_stamp, manifest_stamp
-from personalize_core.store import SCORES, Store, picture_name
+from personalize_core.store import SCORES, Store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -297,7 +298,7 @@ def _before_training(base: BaseModel, trained: Method, method: str, seed: int) -
 def _grid(folder: Path) -> Drawn:
     from personalize_core.analyses.bench import Drawn
 
-    described = read_json(folder / "grid.json")
+    described = read_grid(folder)
     templates, images = described["templates"], described["images_per_prompt"]
     places = [(prompt, image) for prompt in range(len(templates)) for image in range(images)]
     names = {variant: [picture_name(variant, *place) for place in places] for variant in described["variants"]}
@@ -306,7 +307,7 @@ def _grid(folder: Path) -> Drawn:
 
 def _drawn_as_asked(store: Store, concept: str, method: str) -> bool:
     """Is there a grid, drawn in all its variants as params.yaml or the protocol says now?"""
-    path = store.grid(method, concept) / "grid.json"
+    path = store.grid(method, concept) / DESCRIPTION
     if not path.is_file() or not drawn_as_now(store, method, concept):
         return False
     return read_json(path)["variants"] == list(store.params.sampling_variants(method))

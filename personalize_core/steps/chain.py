@@ -5,7 +5,6 @@ It is read from manifests and from what lies beside them, and computes nothing b
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from personalize_core import intake
 from personalize_core.concept import SLOT
 from personalize_core.errors import InputError, listed
 from personalize_core.files import Stamp, read_record, record_of_result, sha256
+from personalize_core.grid import DESCRIPTION, PICTURE
 from personalize_core.lineage.differences import why_stale
 from personalize_core.lineage.link import Link
 from personalize_core.lineage.records import DAMAGED, EDITED, file_problems, is_genuine, manifest_of
@@ -38,7 +38,6 @@ from personalize_core.store import REFERENCES, SCORES, Store
 if TYPE_CHECKING:
     from personalize_core.data import Preprocessing
 
-PICTURE = re.compile(r"(?P<prompt>\d\d+)_(?P<image>\d\d+)\.png")  # as store.picture_name has it
 DEEP = 2  # so many tables of scores are followed to their photographs; of more, only their state is told
 IS_GONE = "is gone"
 
@@ -174,7 +173,7 @@ class Chain:
         command = self._again(folder, f"evaluate {concept} -m {method}")
         now = lambda: grid_stamp(self.store, concept, method)  # noqa: E731
         link, made_from = self._result("grid", folder, now, command)
-        described = read_record(folder / "grid.json")
+        described = read_record(folder / DESCRIPTION)
         link.facts |= _some(described, "protocol", "prompts", "templates", "images_per_prompt", "sampling", "seed")
         link.facts |= _some(made_from, "variants", "refinement", "precision")
         link.inputs = [self.artifact(method, concept)] if described else []
@@ -307,7 +306,7 @@ class Chain:
             file.problems.append("no step has made this file: the manifest of its folder does not know it")
         elif entry["sha256"] != file.facts["sha256"]:
             file.problems.append("has been changed since it was made: its sha256 is another")
-        described, place = read_record(folder / "grid.json"), PICTURE.fullmatch(path.name)
+        described, place = read_record(folder / DESCRIPTION), PICTURE.fullmatch(path.name)
         if entry and place and "templates" in described:
             prompt, image = int(place["prompt"]), int(place["image"])
             file.facts |= {

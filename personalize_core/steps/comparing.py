@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
-from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of
+from personalize_core.files import MANIFEST, is_current, read_json, read_record, sources_hash, stamp_of
+from personalize_core.grid import DESCRIPTION
 from personalize_core.lineage.making import making
 from personalize_core.methods import ABLATION_NAMES
 from personalize_core.steps.drawing import drawn_as_now
@@ -103,7 +104,4 @@ def _further_ablations(store: Store, concept: str) -> list[str]:
 
 def _drawn_by(grid: Path) -> str | None:
     """The name of the base model; None if there is no grid."""
-    try:
-        return read_json(grid / "grid.json")["base_model"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return read_record(grid / DESCRIPTION).get("base_model")

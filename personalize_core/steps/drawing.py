@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.files import Stamp, is_current, read_json, sources_hash, stamp_of, write_json
+from personalize_core.grid import DESCRIPTION, picture_name
 from personalize_core.lineage.making import making
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
@@ -21,7 +22,7 @@ from personalize_core.steps.stamps import (
     latents_stamp,
     refinements,
 )
-from personalize_core.store import Store, picture_name
+from personalize_core.store import Store
 
 if TYPE_CHECKING:
     from personalize_core.base import BaseModel
@@ -81,7 +82,7 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
                 "seed": store.drawing_seed,
                 "artifact": artifact,
             }
-            write_json(new / "grid.json", about)
+            write_json(new / DESCRIPTION, about)
             comparison.draw(store, concept, [(name, new) for name in variants], about, new / "grid.png")
         write_json(store.drawing_costs(method, concept), taken)
     return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
@@ -188,7 +189,7 @@ def drawn_as_now(store: Store, method: str, concept: str) -> bool:
     Scores without a grid, which only DVC's cache could bring, are taken for what they are.
     """
     try:
-        grid = read_json(store.grid(method, concept) / "grid.json")
+        grid = read_json(store.grid(method, concept) / DESCRIPTION)
     except (OSError, ValueError):
         return True
     now = {"seed": store.drawing_seed, "templates": prompts_of(store, concept).templates}

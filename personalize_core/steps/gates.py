@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 from personalize_core import intake
 from personalize_core.errors import InputError, listed
 from personalize_core.files import read_json, sha256, sources_hash, stamp_of, write_json
+from personalize_core.grid import pictures_in, read_grid
 from personalize_core.lineage.records import file_problems, manifest_of
 from personalize_core.methods import FLOOR, method_class
 from personalize_core.steps.latents import MOMENTS
 from personalize_core.steps.recipes import load_base, preprocessing_of
 from personalize_core.steps.training import PROOF, imported
-from personalize_core.store import ABSENT, REFERENCES, SCORES, Store, picture_name
+from personalize_core.store import ABSENT, REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
     import polars as pl
@@ -284,13 +285,7 @@ def _lacking(store: Store, table: pl.DataFrame, absent: list[dict[str, Any]], co
 
 def _pictures_of(folder: Path) -> dict[str, int]:
     """Every picture that a grid's folder should hold, by its name there -> its prompt, by its place in the list."""
-    described = read_json(folder / "grid.json")
-    return {
-        picture_name(variant, prompt, image): prompt
-        for variant in described["variants"]
-        for prompt in range(len(described["templates"]))
-        for image in range(described["images_per_prompt"])
-    }
+    return {name: prompt for name, (_, prompt, _) in pictures_in(read_grid(folder)).items()}
 
 
 def _finite(value: Any) -> bool:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from personalize_core import intake
 from personalize_core.errors import InputError, listed
 from personalize_core.files import is_current, read_json, sources_hash, stamp_of, write_json
+from personalize_core.grid import picture_name
 from personalize_core.lineage.making import making
 from personalize_core.methods import check_method
 from personalize_core.steps.drawing import draw, refining, sampled_by
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.recipes import device_of, load_base
 from personalize_core.steps.stamps import DRAWING, artifact_stamp, drawing_sources
-from personalize_core.store import Store, picture_name
+from personalize_core.store import Store
 
 if TYPE_CHECKING:
     from personalize_core.analyses.heat_maps import HeatMaps

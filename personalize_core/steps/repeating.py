@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
 from personalize_core.files import MANIFEST, read_json
+from personalize_core.grid import DESCRIPTION
 from personalize_core.methods import FLOOR
 from personalize_core.steps.drawing import drawn_as_now
 from personalize_core.steps.stamps import repeat_stamp
@@ -88,7 +89,7 @@ def _is_repeat(store: Store, again: Store, method: str, concept: str) -> bool:
 
     try:
         original, own = (read_json(each.artifact(method, concept) / MANIFEST)["stamp"] for each in (store, again))
-        grids = [read_json(each.grid(method, concept) / "grid.json") for each in (store, again)]
+        grids = [read_json(each.grid(method, concept) / DESCRIPTION) for each in (store, again)]
         drawn = read_json(again.grid(method, concept) / MANIFEST)["files"]
         pictures = {entry["sha256"] for entry in drawn.values()}
         scored = tables.read(again.scores(method, concept) / SCORES)

@@ -38,7 +38,7 @@ TRAINING = (
     "train",
     "training_prompts",  # a folder of lists, for all methods: which of them a method reads, its recipe decides
 )
-SCORING = ("metrics/features", "metrics/masks", "metrics/scoring", "metrics/similarity", "metrics/tables")
+SCORING = ("grid", "metrics/features", "metrics/masks", "metrics/scoring", "metrics/similarity", "metrics/tables")
 NAMING = ("names", "methods/names.yaml")  # what people read instead of identifiers
 COMPARING = (
     "comparison",

@@ -21,7 +21,8 @@ from personalize_core import intake
 from personalize_core.concept import SLOT
 from personalize_core.errors import InputError, listed
 from personalize_core.files import read_json, sha256, stamp_of
-from personalize_core.store import Store, picture_name
+from personalize_core.grid import DESCRIPTION, picture_name
+from personalize_core.store import Store
 
 FORMAT = "personalize study 1"
 QuestionName = Literal["text", "image", "both"]
@@ -300,7 +301,7 @@ def _grids(store: Store, request: Request) -> tuple[dict[str, dict[str, _Grid]],
 
 
 def _read(folder: Path, variant: str) -> _Grid | None:
-    path = folder / "grid.json"
+    path = folder / DESCRIPTION
     if not path.is_file():
         return None
     try:
