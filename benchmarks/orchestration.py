@@ -313,7 +313,8 @@ def backfill() -> None:
             begun = time.monotonic()
             first = ui.backfill(every)
             print(f"{len(every)} cells: accepted in {time.monotonic() - begun:.2f} s; {load()}", flush=True)
-            queued = wait_for(lambda: len(runs_of(instance, first)) == len(every), 1800)
+            its_own = dg.RunsFilter(tags={"dagster/backfill": first})
+            queued = wait_for(lambda: instance.get_runs_count(its_own) == len(every), 1800)
             records = runs_of(instance, first)
             ran = [record for record in records if record.start_time]
             print(
