@@ -6,6 +6,7 @@ Equal input gives equal bytes (no date, no version is written), and a file is wh
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -33,6 +34,7 @@ Picture = Image.Image | str | Path
 INK, GREY, PALE = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 # Okabe & Ito 2008: told apart by colour-blind readers; the yellow is left out, too pale for text on white.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a4fb5", "#56b4e9", "#b8860b", "#8c3b3b", "#4d4d4d", "#5f8f00")
+TITLE_WIDTH = 60  # letters of a title that fit above a plane; the rest stands on the next line
 METRIC_WORDS = {"clip_t": "CLIP-T", "clip_t_scaled": "CLIPScore", "clip_i": "CLIP-I", "dino": "DINO score"}
 NO_METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
@@ -332,7 +334,8 @@ def plane(
         encoder = {metric: rows.filter(metric=metric)["encoder"][0] for metric in (identity, text)}
         axes.set_xlabel(f"follows the prompt  →   {METRIC_WORDS.get(text, text)}, by {encoder[text]}")
         axes.set_ylabel(f"keeps the concept  →   {METRIC_WORDS.get(identity, identity)}, by {encoder[identity]}")
-        axes.set_title(title, loc="left", fontsize=13, color=INK, fontweight="bold", pad=22)
+        above_all = textwrap.fill(title, TITLE_WIDTH)
+        axes.set_title(above_all, loc="left", fontsize=13, color=INK, fontweight="bold", pad=22)
         counted = up[variants[-1]]
         about = f"{counted['images']} pictures a variant"
         if counted["concepts"] > 1:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from personalize_core import figures
@@ -160,6 +161,20 @@ def drawn(monkeypatch):
 
 def words(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts if text.get_text()]
+
+
+LONG = "Identity against text alignment, mean over the concepts that each has, of 3"
+NAMED = f"{'a_very_long_name_of_a_concept_' * 3}: identity against text alignment"
+
+
+@pytest.mark.parametrize("title", ["Identity against text", LONG, NAMED])
+def test_a_title_of_a_plane_is_never_cut_off(title):
+    figure = figures.plane(summary(LEVELS), title)
+    figure.draw_without_rendering()
+    (written,) = [text for text in figure.findobj(Text) if text.get_text().startswith(title[:20])]
+    assert "".join(written.get_text().split()) == "".join(title.split())
+    box = written.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
 
 
 def test_each_variant_has_a_point_at_its_scores_and_its_name(tmp_path, drawn):
