@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from personalize_core.files import read_json, record_of_result
+from personalize_core.files import read_json, read_record, record_of_result
 from personalize_core.grid import DESCRIPTION
 from personalize_core.metrics.tables import ALL_CONCEPTS, write_parquet
 
@@ -136,8 +136,7 @@ def _rows(place: Places) -> Iterable[dict[str, Any]]:
     for name in WORDS:
         words = sorted({one[name] for one in (training, drawing) if name in one})
         known[name] = " and ".join(words) or None
-    grid = place.grid / DESCRIPTION
-    for variant in read_json(grid)["variants"] if grid.is_file() else ():
+    for variant in read_record(place.grid / DESCRIPTION).get("variants", ()):
         yield {**known, "variant": variant, "seconds_per_image": drawing.get("seconds_per_image", {}).get(variant)}
 
 

@@ -13,7 +13,7 @@ import polars as pl
 from personalize_core import intake, training_log
 from personalize_core.coverage import Coverage
 from personalize_core.errors import InputError
-from personalize_core.files import read_json
+from personalize_core.files import read_json, read_record
 from personalize_core.grid import DESCRIPTION
 from personalize_core.methods import FLOOR, method_class
 from personalize_core.metrics import tables
@@ -139,7 +139,7 @@ def read(store: Store) -> Evidence:
     drawn = scores.filter(pl.col("method") != CEILING)
     names = drawn["variant"].unique().sort().to_list()
     cells = drawn.select("method", "concept").unique().sort("method", "concept").rows()
-    grids = [_json(store.grid(method, concept) / DESCRIPTION) or {} for method, concept in cells]
+    grids = [read_record(store.grid(method, concept) / DESCRIPTION) for method, concept in cells]
     differences = folder / "differences.parquet"
     return Evidence(
         root=store.root,

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core import intake
 from personalize_core.errors import InputError
-from personalize_core.files import MANIFEST, is_current, read_json, sources_hash, stamp_of, whole_folder, write_json
+from personalize_core.files import (
+    MANIFEST,
+    is_current,
+    read_json,
+    read_record,
+    sources_hash,
+    stamp_of,
+    whole_folder,
+    write_json,
+)
 from personalize_core.grid import DESCRIPTION, picture_name, read_grid
 from personalize_core.methods import ABLATION_NAMES, FLOOR, METHOD_NAMES, check_method, method_file
 from personalize_core.randomness import seed_for
@@ -307,10 +316,8 @@ def _grid(folder: Path) -> Drawn:
 
 def _drawn_as_asked(store: Store, concept: str, method: str) -> bool:
     """Is there a grid, drawn in all its variants as params.yaml or the protocol says now?"""
-    path = store.grid(method, concept) / DESCRIPTION
-    if not path.is_file() or not drawn_as_now(store, method, concept):
-        return False
-    return read_json(path)["variants"] == list(store.params.sampling_variants(method))
+    drawn = read_record(store.grid(method, concept) / DESCRIPTION).get("variants")
+    return drawn == list(store.params.sampling_variants(method)) and drawn_as_now(store, method, concept)
 
 
 def _noun_matrix(
