@@ -30,6 +30,7 @@ repro: $(INSTALLED)  ## the same steps by DVC: whatever params.yaml, data or sou
 lint: $(INSTALLED)  ## formatting, lint, types, and whether the pipeline's definitions load
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -W 'ignore:Function' -m dagster definitions validate
 

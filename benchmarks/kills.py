@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
-from personalize_core import measured, proof, steps
-from personalize_core.metrics import scoring, tables  # noqa: F401  so that no run has to import them
-from personalize_core.report import page  # noqa: F401
-from personalize_core.store import Store
+from personalize_core import steps
+from personalize_core.artifacts import proof
+from personalize_core.training import run_costs
+from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.conftest import ThisProcess
 
@@ -44,7 +44,7 @@ TIMED = ("costs", "report")  # folders of data/ that state seconds
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
-measured.TimedCheckpoints = partial(measured.TimedCheckpoints, every_seconds=0)
+run_costs.TimedCheckpoints = partial(run_costs.TimedCheckpoints, every_seconds=0)
 
 
 def whole(root: Path, concepts: list[str]) -> None:

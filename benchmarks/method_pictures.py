@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from personalize_core.store import Store
+from personalize_core.workspace.store import Store
 
 COLOURS = 256  # of a picture in the docs, which is an eighth as large as the grid
 

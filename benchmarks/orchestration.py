@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
-from personalize_core.files import read_json, write_json
+from personalize_core.files.atomic import read_json, write_json
 from personalize_core.methods import METHOD_NAMES, method_class
-from personalize_core.store import Store
+from personalize_core.workspace.store import Store
 
 ROOT = Path(__file__).parents[1]
 CONCEPTS, METHODS = 101, METHOD_NAMES[:10]
@@ -54,7 +54,8 @@ def cells_of(count: int) -> list[tuple[str, str]]:
 
 def workspace(root: Path, cells: int) -> Store:
     """101 concepts, of which the first cells are done. Each method trains once; its other artifacts are copies."""
-    from personalize_core import proof, steps
+    from personalize_core import steps
+    from personalize_core.artifacts import proof
     from personalize_core.steps import training
     from tests import tiny_workspace
     from tests.conftest import ThisProcess

@@ -28,7 +28,7 @@ import yaml
 from benchmarks.kills import difference, finish, forked
 from benchmarks.orchestration import ROOT, Dagster, load, runs_of, temporary_folder, wait_for
 from personalize_core import steps
-from personalize_core.store import Store
+from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 
 METHODS = ("textual_inversion", "dreambooth", "personalized_residuals", "base_model")

@@ -39,7 +39,7 @@ import torch
 from PIL import Image
 
 from personalize_core import steps
-from personalize_core.concept import Concept
+from personalize_core.concepts.concept import Concept
 from personalize_core.metrics import features, scoring
 from personalize_core.steps.processes import shared_out
 

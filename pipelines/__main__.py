@@ -45,7 +45,7 @@ def prepare(gpus: int) -> None:
     """Register what is there, and limit the pool by name: its default limit misses the first runs of an instance."""
     import dagster as dg
 
-    from personalize_core import arrival
+    from personalize_core.workspace import arrival
     from pipelines.ours import GPU
     from pipelines.partitions import CONCEPT
     from pipelines.resources import Workspace

@@ -17,7 +17,7 @@ from pipelines.resources import Workspace
 
 if TYPE_CHECKING:
     from personalize_core.steps import Report
-    from personalize_core.store import Store
+    from personalize_core.workspace.store import Store
 
 MOST_PICTURES = 8  # in the page; the others lie at the asset's path
 
@@ -76,7 +76,7 @@ def class_nouns(context: dg.AssetExecutionContext, config: Nouns, workspace: Wor
 def shown(context: dg.AssetExecutionContext, store: "Store", report: "Report") -> dg.MaterializeResult:
     """The first pictures, and a table of all numbers with the reasons of those that there are not."""
     from personalize_core import steps
-    from personalize_core.files import read_json
+    from personalize_core.files.atomic import read_json
 
     found = read_json(report.path / steps.ANALYSES)
     rows = []

@@ -23,7 +23,7 @@ NOTHING = {"seen": {}, "there": {}, "reported": {}, "failed": None, "count": 0}
     "at data/concepts anew, and repeats what the sensor found where concepts arrive elsewhere.",
 )
 def folders_usable(workspace: Workspace) -> dg.AssetCheckResult:
-    from personalize_core import arrival
+    from personalize_core.workspace import arrival
 
     store = workspace.store()
     found = arrival.look(store.concepts)
@@ -44,9 +44,9 @@ def folders_usable(workspace: Workspace) -> dg.AssetCheckResult:
 )
 def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
     """The cursor holds what the last look saw, and what has been reported; a tick that failed leaves it as it was."""
-    from personalize_core import arrival
     from personalize_core.errors import InputError
-    from personalize_core.params import Automation
+    from personalize_core.workspace import arrival
+    from personalize_core.workspace.params import Automation
 
     store = workspace.store()
     last = NOTHING | {"begun": uuid.uuid4().hex[:8]} | json.loads(context.cursor or "{}")
@@ -110,7 +110,7 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
 
 def _receive(store, location: str, last: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """Bring what has settled where concepts arrive. Returns what is there, and what could not be brought, and why."""
-    from personalize_core import arrival
+    from personalize_core.workspace import arrival
 
     address = arrival.address_of(store, location)
     if address is None:
@@ -123,7 +123,7 @@ def _receive(store, location: str, last: dict[str, str]) -> tuple[dict[str, str]
 
 
 def _arrived(folder, name: str, content: str) -> list:
-    from personalize_core import intake
+    from personalize_core.concepts import intake
 
     about = {
         "path": str(folder),

@@ -138,7 +138,7 @@ def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
 def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """How alike the concept's own photographs are to each other: the ceiling of likeness."""
     from personalize_core import steps
-    from personalize_core.store import REFERENCES
+    from personalize_core.workspace.store import REFERENCES
 
     store, concept = workspace.store(), concept_of(context)
     report = steps.score_references(store, concept, logged(context))

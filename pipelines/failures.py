@@ -60,7 +60,7 @@ def or_skipped(tick: Callable[Arguments, Asked]) -> Callable[Arguments, Asked | 
 def judge(error: Exception, context: dg.AssetExecutionContext) -> dg.Failure | dg.RetryRequested | None:
     """What Dagster should be told in place of the error; None where it should be told the error itself."""
     from personalize_core.errors import InputError
-    from personalize_core.failures import diagnose
+    from personalize_core.workspace.failures import diagnose
 
     diagnosis, attempts = diagnose(error), context.retry_number
     if diagnosis and diagnosis.passes and attempts < len(WAITS):

@@ -12,7 +12,7 @@ import dagster as dg
 
 if TYPE_CHECKING:
     from personalize_core.steps import Link, Report
-    from personalize_core.store import Store
+    from personalize_core.workspace.store import Store
 
 Metadata = dict[str, dg.MetadataValue]
 

@@ -80,7 +80,7 @@ def shown_before(record: dg.EventLogRecord, name: str, path: Path) -> Metadata:
 
 def picture(name: str, path: Path) -> Metadata:
     """A thumbnail in the page, and the picture itself behind a link."""
-    from personalize_core.figures import thumbnail_webp
+    from personalize_core.report.figures import thumbnail_webp
 
     return {
         f"{name}_preview": _image(name, "webp", thumbnail_webp(path, THUMBNAIL)),
@@ -90,8 +90,8 @@ def picture(name: str, path: Path) -> Metadata:
 
 def loss_curve(report: Report) -> Metadata:
     """The diffusion loss over training: a line in the page, in place of its picture's thumbnail, and numbers."""
-    from personalize_core import training_log
-    from personalize_core.figures import loss_sparkline_svg
+    from personalize_core.report.figures import loss_sparkline_svg
+    from personalize_core.training import training_log
 
     losses = [row["diffusion"] for row in training_log.read(report.path)]
     if not losses:

@@ -12,7 +12,7 @@ from pipelines.partitions import CONCEPT, METHOD
 
 if TYPE_CHECKING:
     from personalize_core.steps import Cell
-    from personalize_core.store import Store
+    from personalize_core.workspace.store import Store
 
 THEN = "personalize/then"  # on a run that prepares a concept: the job that follows for what is stale of it
 FIRST = {"dagster/priority": "10"}  # before training, where both wait
@@ -48,7 +48,7 @@ def stale(instance: dg.DagsterInstance, store: Store, concepts: Sequence[str] | 
 
 
 def usable(instance: dg.DagsterInstance, store: Store) -> list[str]:
-    from personalize_core import arrival
+    from personalize_core.workspace import arrival
 
     found = arrival.look(store.concepts)
     known = sorted(instance.get_dynamic_partitions(CONCEPT))

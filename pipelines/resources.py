@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from personalize_core.store import Store
+from personalize_core.workspace.store import Store
 
 
 class Workspace(dg.ConfigurableResource):

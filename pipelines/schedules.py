@@ -17,7 +17,7 @@ from pipelines.resources import Workspace
 
 def cron() -> str:
     """params.yaml, automation.nightly; the default where definitions are loaded elsewhere."""
-    from personalize_core.params import Automation
+    from personalize_core.workspace.params import Automation
 
     return Automation.of(Path("params.yaml")).nightly
 

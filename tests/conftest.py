@@ -15,15 +15,15 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from personalize_core import artifact, proof
-from personalize_core import train as training
-from personalize_core.base import BaseModel
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents
-from personalize_core.method import Method, Step
-from personalize_core.sample import initial_noise, make_sampler, sample
-from personalize_core.text import TextContext
-from personalize_core.train import denoising_step
+from personalize_core.artifacts import artifact, proof
+from personalize_core.base_model.model import BaseModel
+from personalize_core.base_model.text import TextContext
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents
+from personalize_core.methods.interface import Method, Step
+from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
+from personalize_core.training import loop as training
+from personalize_core.training.loop import denoising_step
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -54,7 +54,7 @@ class ThisProcess:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_fresh_process():
-    """Training starts no process, so that tests take no longer than they must; tests/test_proof.py starts some."""
+    """Training starts no process, which saves time; tests/artifacts/test_proof.py starts some."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "FreshProcess", ThisProcess)
         yield

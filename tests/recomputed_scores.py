@@ -1,6 +1,6 @@
 """Every score again, from the files, by other means: open_clip, transformers, Pillow and NumPy, and nothing of ours.
 
-tests/test_scores_recomputed.py compares. Written from methods.md 13, picture by picture and pair by pair.
+tests/metrics/test_scores_recomputed.py compares. Written from methods.md 13, picture by picture and pair by pair.
 """
 
 from __future__ import annotations

@@ -12,14 +12,14 @@ from typing import Any, get_type_hints
 import pytest
 from pydantic import TypeAdapter
 
-from personalize_core.base import BaseModel
-from personalize_core.concept import Concept
-from personalize_core.method import Method
+from personalize_core.base_model.loading import load_base_model
+from personalize_core.base_model.model import BaseModel
+from personalize_core.concepts.concept import Concept
 from personalize_core.methods import ABLATION_NAMES, MARK, METHODS, method_class
-from personalize_core.models import load_base_model
-from personalize_core.parts import count
+from personalize_core.methods.interface import Method
+from personalize_core.methods.shared.parts import count
+from tests.base_model.test_true_shapes import expected, full, learned, name  # noqa: F401  two of them are fixtures
 from tests.conftest import tiny_base
-from tests.test_shapes import expected, full, learned, name  # noqa: F401  two of them are fixtures
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "methods.md"

@@ -16,8 +16,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from personalize_core.steps import stamps
-from personalize_core.store import Store
+from personalize_core.workspace import dependencies as depends
+from personalize_core.workspace.store import Store
 from pipelines import assets
 from pipelines.lineage import dvc_hash
 from tests import tiny_workspace
@@ -321,14 +321,26 @@ def files(modules) -> set[str]:
 @pytest.mark.parametrize(
     ("stage", "modules"),
     [
-        ("encode_images", stamps.ENCODING),
-        ("train", {*stamps.TRAINING, *stamps.DRAWING, *stamps.ENCODING}),  # class images are drawn while training
-        ("draw", {*stamps.DRAWING, *stamps.REFINING}),
-        ("score", stamps.SCORING),
-        ("score_references", stamps.SCORING),
-        ("ablation", {*stamps.TRAINING, *stamps.DRAWING, *stamps.ENCODING, *stamps.REFINING, *stamps.SCORING}),
-        ("compare", stamps.COMPARING),
-        ("report", {*stamps.REPORTING, *(f"report/{path.stem}" for path in REPORT.glob("*.py"))}),
+        ("encode_images", depends.ENCODING),
+        (
+            "train",
+            {*depends.TRAINING, *depends.SAMPLING, *depends.ENCODING},
+        ),  # class images are drawn while training
+        ("draw", {*depends.SAMPLING, *depends.REFINING}),
+        ("score", depends.SCORING),
+        ("score_references", depends.SCORING),
+        (
+            "ablation",
+            {
+                *depends.TRAINING,
+                *depends.SAMPLING,
+                *depends.ENCODING,
+                *depends.REFINING,
+                *depends.SCORING,
+            },
+        ),
+        ("compare", depends.COMPARING),
+        ("report", {*depends.REPORTING, *(f"report/{path.stem}" for path in REPORT.glob("*.py"))}),
     ],
 )
 def test_a_stage_depends_on_the_sources_that_its_step_depends_on(stage, modules):

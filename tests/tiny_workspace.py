@@ -17,8 +17,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
-from personalize_core import intake, steps
-from personalize_core.store import Store
+from personalize_core import steps
+from personalize_core.concepts import intake
+from personalize_core.workspace.store import Store
 from tests.conftest import tiny_parts
 
 PROMPTS = ["a photo of a {}", "a photo of a {} on the beach"]

@@ -10,7 +10,7 @@ from personalize_core.analyses.bench import Bench
 from personalize_core.analyses.results import NotDefined, Results
 from personalize_core.metrics.similarity import real_alignment_per_image
 from personalize_core.metrics.tables import FLOOR
-from personalize_core.names import in_words
+from personalize_core.report.display_names import in_words
 
 TITLE = "Pictures without the concept"
 HOW = (

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from personalize_core import figures
 from personalize_core.analyses.bench import Bench
 from personalize_core.analyses.results import Results
-from personalize_core.base import BaseModel
-from personalize_core.method import Method
-from personalize_core.sample import Sampler, guided
+from personalize_core.base_model.model import BaseModel
+from personalize_core.methods.interface import Method
+from personalize_core.report import figures
+from personalize_core.sampling.sampler import Sampler, guided
 
 TITLE = "The bare placeholder"
 HOW = (

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from personalize_core.base import BaseModel
-from personalize_core.concept import Concept
-from personalize_core.data import load_picture
-from personalize_core.method import Method
+from personalize_core.base_model.model import BaseModel
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import load_picture
+from personalize_core.methods.interface import Method
 from personalize_core.metrics.features import Encoder, TextImageEncoder
 from personalize_core.metrics.tables import FLOOR
-from personalize_core.params import Drawing
-from personalize_core.sample import Sampler, initial_noise, make_sampler, sample, step_generators
+from personalize_core.sampling.sampler import Sampler, initial_noise, make_sampler, sample, step_generators
+from personalize_core.workspace.params import Drawing
 
 BATCH = 8  # pictures drawn at once; no picture depends on it
 
@@ -81,7 +81,7 @@ class Bench:
         Raises:
             NotDefined: the method learns no embedding.
         """
-        from personalize_core.analyses.embedding_drift import both_ends
+        from personalize_core.analyses.learned_embedding import both_ends
 
         return both_ends(self.start, self.trained, self.base)
 

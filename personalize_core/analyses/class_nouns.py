@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from personalize_core.concept import Concept
+from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.metrics.features import TextImageEncoder
 

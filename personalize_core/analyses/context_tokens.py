@@ -18,13 +18,13 @@ from torch import Tensor
 from personalize_core.analyses import plots
 from personalize_core.analyses.bench import Bench
 from personalize_core.analyses.class_nouns import COMMON_NOUNS
-from personalize_core.analyses.embedding_drift import MIDDLE
+from personalize_core.analyses.learned_embedding import MIDDLE
 from personalize_core.analyses.results import NotDefined, Results
-from personalize_core.base import BaseModel
-from personalize_core.concept import SLOT, Concept
-from personalize_core.method import Method
-from personalize_core.names import in_words
-from personalize_core.text import TextContext
+from personalize_core.base_model.model import BaseModel
+from personalize_core.base_model.text import TextContext
+from personalize_core.concepts.concept import SLOT, Concept
+from personalize_core.methods.interface import Method
+from personalize_core.report.display_names import in_words
 
 TITLE = "Context tokens"
 TEMPLATE = "{} in the desert"

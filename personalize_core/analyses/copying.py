@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from personalize_core import figures
 from personalize_core.analyses.bench import Bench, opened
 from personalize_core.analyses.results import Results
-from personalize_core.names import in_words
+from personalize_core.report import figures
+from personalize_core.report.display_names import in_words
 
 TITLE = "Copying"
 HOW = (

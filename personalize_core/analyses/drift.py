@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from personalize_core import figures
 from personalize_core.analyses.bench import Bench
 from personalize_core.analyses.results import NotDefined, Results
-from personalize_core.concept import SLOT
-from personalize_core.method import Method
+from personalize_core.concepts.concept import SLOT
+from personalize_core.methods.interface import Method
 from personalize_core.metrics.tables import FLOOR
-from personalize_core.names import in_words
+from personalize_core.report import figures
+from personalize_core.report.display_names import in_words
 
 TITLE = "Drift"
 HOW = (

@@ -18,12 +18,12 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from personalize_core import figures
-from personalize_core.attention import AttentionMaps
-from personalize_core.base import LAYERS, BaseModel
-from personalize_core.method import Method
-from personalize_core.names import in_words
-from personalize_core.sample import Sampler, guided
+from personalize_core.base_model.attention import AttentionMaps
+from personalize_core.base_model.model import LAYERS, BaseModel
+from personalize_core.methods.interface import Method
+from personalize_core.report import figures
+from personalize_core.report.display_names import in_words
+from personalize_core.sampling.sampler import Sampler, guided
 
 SIDE = 64  # of every map
 MIDDLE = "mid_block.attentions.0"  # DAAM passes over it: at the lowest resolution it looks everywhere

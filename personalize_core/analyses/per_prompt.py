@@ -11,8 +11,8 @@ import polars as pl
 from personalize_core.analyses.bench import Bench
 from personalize_core.analyses.plots import Panel, dots
 from personalize_core.analyses.results import NotDefined, Results
-from personalize_core.figures import METRIC_WORDS
 from personalize_core.metrics.tables import CEILING, FLOOR
+from personalize_core.report.figures import METRIC_WORDS
 
 TITLE = "Prompt by prompt"
 HOW = (

@@ -11,9 +11,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from personalize_core.figures import COLOURS, GREY, INK, PALE, STYLE, save_figure
 from personalize_core.metrics.tables import FLOOR
-from personalize_core.names import in_words
+from personalize_core.report.display_names import in_words
+from personalize_core.report.figures import COLOURS, GREY, INK, PALE, STYLE, save_figure
 
 
 @dataclass(frozen=True)

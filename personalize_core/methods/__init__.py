@@ -11,7 +11,7 @@ import yaml
 from personalize_core.errors import InputError, listed
 
 if TYPE_CHECKING:
-    from personalize_core.method import Method
+    from personalize_core.methods.interface import Method
 
 METHODS = {  # name, which is also the file's, -> class; imported when asked for, because that takes torch
     "base_model": "BaseModelAlone",

@@ -16,12 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from personalize_core.attention import Pool
-from personalize_core.base import LAYERS, BaseModel
-from personalize_core.concept import Concept
+from personalize_core.base_model.attention import Pool
+from personalize_core.base_model.model import LAYERS, BaseModel
+from personalize_core.base_model.text import TextContext
+from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
-from personalize_core.method import Method, Stage, Step, options
-from personalize_core.parts import (
+from personalize_core.methods.interface import Method, Stage, Step, options
+from personalize_core.methods.shared.parts import (
     ConceptEmbedding,
     EmbeddingAndUNet,
     KeptWeights,
@@ -30,7 +31,6 @@ from personalize_core.parts import (
     class_embedding,
     parameter_names,
 )
-from personalize_core.text import TextContext
 
 Steps = Annotated[int, Field(ge=0)]
 Rows = Annotated[int, Field(gt=0)]

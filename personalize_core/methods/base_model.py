@@ -6,8 +6,8 @@ scored by the same rules and stands in the same tables, with no special case any
 
 from __future__ import annotations
 
-from personalize_core.data import Preprocessing
-from personalize_core.method import Method, Stage, options
+from personalize_core.concepts.images import Preprocessing
+from personalize_core.methods.interface import Method, Stage, options
 
 
 @options

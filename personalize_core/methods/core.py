@@ -16,12 +16,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from personalize_core.base import BaseModel
-from personalize_core.concept import SLOT, Concept
-from personalize_core.context_regularization import ContextLosses, PromptPair, context_losses
+from personalize_core.base_model.model import BaseModel
+from personalize_core.concepts.concept import SLOT, Concept
+from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
-from personalize_core.method import Method, Stage, Step, options
-from personalize_core.parts import (
+from personalize_core.methods.interface import Method, Stage, Step, options
+from personalize_core.methods.shared.context_regularizer import ContextLosses, PromptPair, context_losses
+from personalize_core.methods.shared.parts import (
     ConceptEmbedding,
     EmbeddingAndUNet,
     TokenRule,
@@ -29,7 +30,6 @@ from personalize_core.parts import (
     class_embedding,
     parameter_names,
 )
-from personalize_core.prompts import TRAINING, read_list
 
 # A class noun with one of these words gets the prompts for animate concepts, where things wear hats and recite
 # poetry. The authors choose by hand, and take a doll for animate; so do we any figure of a living thing.

@@ -19,16 +19,16 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from personalize_core.base import BaseModel, hooked
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents, Preprocessing, Zoom, zooms
+from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.text import Conditioning
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents, Preprocessing, Zoom, zooms
 from personalize_core.errors import InputError
-from personalize_core.files import save_tensors
-from personalize_core.interchange import elsewhere, fill, read_embedding, read_tensors, save_embedding
-from personalize_core.localized import LAG, attached
-from personalize_core.method import Batch, Method, Stage, equal_shares, options, refuse_idle
-from personalize_core.parts import ConceptEmbedding, TunedWeights
-from personalize_core.text import Conditioning
+from personalize_core.files.atomic import save_tensors
+from personalize_core.methods.interface import Batch, Method, Stage, equal_shares, options, refuse_idle
+from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, read_tensors, save_embedding
+from personalize_core.methods.shared.lag import LAG, attached
+from personalize_core.methods.shared.parts import ConceptEmbedding, TunedWeights
 
 TEMPLATE = "photo of a {}"
 SAYS = {

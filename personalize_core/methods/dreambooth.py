@@ -18,12 +18,12 @@ from pydantic import Field
 from torch import Generator
 from transformers import CLIPTextModel
 
-from personalize_core.base import BaseModel
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents, Preprocessing
-from personalize_core.interchange import fill, read_network
-from personalize_core.method import Batch, Method, Stage, options, refuse_idle
-from personalize_core.parts import WHOLE_UNET, TunedWeights, parameter_names, with_prior
+from personalize_core.base_model.model import BaseModel
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.methods.interface import Batch, Method, Stage, options, refuse_idle
+from personalize_core.methods.shared.interchange import fill, read_network
+from personalize_core.methods.shared.parts import WHOLE_UNET, TunedWeights, parameter_names, with_prior
 
 TEMPLATE = "a photo of {}"  # sec. 3.2: "a [V] [class noun]"; the wording is the recipe's
 

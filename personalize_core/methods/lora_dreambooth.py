@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from personalize_core.base import BaseModel, hooked
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents, Preprocessing
-from personalize_core.files import save_tensors
-from personalize_core.interchange import LORA, fill, read_lora, with_rank
-from personalize_core.localized import LAG, attached
-from personalize_core.method import Batch, Method, Stage, options, refuse_idle
-from personalize_core.parts import attention_projections, with_prior
+from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.files.atomic import save_tensors
+from personalize_core.methods.interface import Batch, Method, Stage, options, refuse_idle
+from personalize_core.methods.shared.interchange import LORA, fill, read_lora, with_rank
+from personalize_core.methods.shared.lag import LAG, attached
+from personalize_core.methods.shared.parts import attention_projections, with_prior
 
 TEMPLATE = "a photo of {}"
 

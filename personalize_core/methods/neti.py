@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from personalize_core.base import LAYERS, BaseModel, hooked
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.base_model.model import LAYERS, BaseModel, hooked
+from personalize_core.base_model.text import Conditioning, TextContext
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
-from personalize_core.method import Batch, Method, Stage, options, refuse_idle
-from personalize_core.parts import MinTimestep, TokenRule, class_embedding, from_templates
-from personalize_core.prompts import TRAINING, read_list
-from personalize_core.text import Conditioning, TextContext
+from personalize_core.methods.interface import Batch, Method, Stage, options, refuse_idle
+from personalize_core.methods.shared.parts import MinTimestep, TokenRule, class_embedding, from_templates
 
 FREQUENCIES = 1024  # random Fourier features of (t, l)
 HIDDEN = 128  # units that nested dropout orders

@@ -17,15 +17,15 @@ import torch
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from personalize_core.base import BaseModel, hooked
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents, Preprocessing
 from personalize_core.errors import InputError, listed
-from personalize_core.files import read_json, save_tensors, write_json
-from personalize_core.interchange import fill, read_tensors
-from personalize_core.localized import LAG, attached
-from personalize_core.method import Batch, Method, Stage, options, refuse_idle
-from personalize_core.parts import attention_projections, with_prior
+from personalize_core.files.atomic import read_json, save_tensors, write_json
+from personalize_core.methods.interface import Batch, Method, Stage, options, refuse_idle
+from personalize_core.methods.shared.interchange import fill, read_tensors
+from personalize_core.methods.shared.lag import LAG, attached
+from personalize_core.methods.shared.parts import attention_projections, with_prior
 
 TEMPLATE = "a photo of {}"
 ADAPTER, IN_PEFT = "adapter_model.safetensors", "base_model.model."

@@ -18,15 +18,23 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from personalize_core.base import LAYERS, BaseModel, hooked
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents, Preprocessing
-from personalize_core.files import save_tensors
-from personalize_core.interchange import LORA, elsewhere, fill, read_embedding, read_lora, save_embedding, with_rank
-from personalize_core.localized import LAG, attached, localized, region
-from personalize_core.method import Batch, Method, Stage, equal_shares, options, refuse_idle
-from personalize_core.parts import ConceptEmbedding
-from personalize_core.text import Conditioning
+from personalize_core.base_model.model import LAYERS, BaseModel, hooked
+from personalize_core.base_model.text import Conditioning
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.files.atomic import save_tensors
+from personalize_core.methods.interface import Batch, Method, Stage, equal_shares, options, refuse_idle
+from personalize_core.methods.shared.interchange import (
+    LORA,
+    elsewhere,
+    fill,
+    read_embedding,
+    read_lora,
+    save_embedding,
+    with_rank,
+)
+from personalize_core.methods.shared.lag import LAG, attached, localized, region
+from personalize_core.methods.shared.parts import ConceptEmbedding
 
 Target = Literal["proj_out", "proj_in", "to_k", "to_v"]
 

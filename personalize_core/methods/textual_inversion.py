@@ -13,14 +13,20 @@ from typing import Annotated
 from pydantic import Field
 from torch import Generator
 
-from personalize_core.base import BaseModel
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents, Preprocessing
-from personalize_core.interchange import elsewhere, fill, read_embedding, save_embedding
-from personalize_core.method import Batch, Method, Stage, options
-from personalize_core.parts import ConceptEmbedding, MinTimestep, TokenRule, class_embedding, from_templates
-from personalize_core.prompts import TRAINING, read_list
-from personalize_core.text import Conditioning
+from personalize_core.base_model.model import BaseModel
+from personalize_core.base_model.text import Conditioning
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.concepts.prompt_lists import TRAINING, read_list
+from personalize_core.methods.interface import Batch, Method, Stage, options
+from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, save_embedding
+from personalize_core.methods.shared.parts import (
+    ConceptEmbedding,
+    MinTimestep,
+    TokenRule,
+    class_embedding,
+    from_templates,
+)
 
 
 @options

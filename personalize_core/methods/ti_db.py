@@ -13,11 +13,11 @@ from typing import Annotated
 from diffusers import UNet2DConditionModel
 from pydantic import Field
 
-from personalize_core.base import BaseModel
-from personalize_core.concept import Concept
-from personalize_core.interchange import fill, read_embedding, read_network
-from personalize_core.method import Stage, options
-from personalize_core.parts import (
+from personalize_core.base_model.model import BaseModel
+from personalize_core.concepts.concept import Concept
+from personalize_core.methods.interface import Stage, options
+from personalize_core.methods.shared.interchange import fill, read_embedding, read_network
+from personalize_core.methods.shared.parts import (
     ConceptEmbedding,
     EmbeddingAndUNet,
     TokenRule,

@@ -17,16 +17,16 @@ from diffusers.models.attention import BasicTransformerBlock
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from personalize_core.attention import AttentionMaps
-from personalize_core.base import BaseModel, Call, hooked
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.base_model.attention import AttentionMaps, Call
+from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.text import Conditioning, TextContext
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
-from personalize_core.localized import LAG, localized, region
-from personalize_core.method import Batch, Method, Stage, Step, equal_shares, options, refuse_idle
-from personalize_core.parts import ConceptEmbedding, TokenRule, class_embedding
-from personalize_core.prompts import TRAINING, read_list
-from personalize_core.text import Conditioning, TextContext
+from personalize_core.methods.interface import Batch, Method, Stage, Step, equal_shares, options, refuse_idle
+from personalize_core.methods.shared.lag import LAG, localized, region
+from personalize_core.methods.shared.parts import ConceptEmbedding, TokenRule, class_embedding
 
 LAYERS_WITH_IMAGES = (  # every second transformer of the decoder
     "up_blocks.1.attentions.1",

@@ -13,9 +13,9 @@ from typing import Any
 
 import polars as pl
 
-from personalize_core.files import read_json, read_record, record_of_result
-from personalize_core.grid import DESCRIPTION
+from personalize_core.files.atomic import read_json, read_record, record_of_result
 from personalize_core.metrics.tables import ALL_CONCEPTS, write_parquet
+from personalize_core.sampling.grid import DESCRIPTION
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 

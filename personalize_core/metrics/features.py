@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from personalize_core.errors import InputError, listed
-from personalize_core.files import sha256
+from personalize_core.files.stamps import sha256
 
 MINI_WEIGHTS = Path(__file__).resolve().parents[1] / "mini" / "weights"
 BATCH_SIZE = 32

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,16 +18,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from personalize_core.data import load_picture
-from personalize_core.errors import InputError, listed
-from personalize_core.files import sha256
+from personalize_core.concepts.masks import Mask
+from personalize_core.errors import InputError
+from personalize_core.files.stamps import sha256
 from personalize_core.metrics import features
 from personalize_core.metrics.features import MINI_WEIGHTS, Preprocessing, Published
 from personalize_core.metrics.tables import EMPTY
 
-Mask = np.ndarray  # (h, w) bool of the picture's own size; True: the concept
 GREY = 128
-FOLDER = "masks"  # in a concept's folder: NAME.png for the photograph NAME.*, white where it shows the concept
 
 SEGMENTERS = {
     "clipseg": Published(  # Lueddecke & Ecker 2022, "Image Segmentation Using Text and Image Prompts"
@@ -204,34 +201,6 @@ def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
     tokenizer = features.readable(name, folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
     model = model.eval().requires_grad_(False).to(device)
     return ClipSeg(name, sha256(weights), replace(prepare, crop=prepare.size), model, tokenizer, device)
-
-
-def own_masks(photographs: Sequence[Path]) -> list[Mask] | None:
-    """The masks that came with a concept's photographs, in their order; None if none did.
-
-    Raises:
-        InputError: some photographs have one and some have not, or one is damaged or of another size.
-    """
-    if not photographs or not (folder := photographs[0].parent / FOLDER).is_dir():
-        return None
-    paths = [folder / f"{path.stem}.png" for path in photographs]
-    if lacking := [path.name for path in paths if not path.is_file()]:
-        raise InputError(
-            f"{folder} lacks {listed(lacking)}; put a mask there for each photograph, or take them all out"
-        )
-    found = []
-    for path, photograph in zip(paths, photographs, strict=True):
-        mask, picture = load_picture(path).convert("L"), load_picture(photograph)
-        if mask.size != picture.size:
-            one, other = (f"{image.width} x {image.height}" for image in (mask, picture))
-            raise InputError(f"{path} has {one} pixels and {photograph.name} {other}; make the mask as large")
-        found.append(np.asarray(mask) > 127)
-    return found
-
-
-def own_content(folder: Path) -> dict[str, str]:
-    """File name -> sha256, of the masks in a concept's folder: what its masked scores depend on."""
-    return {path.name: sha256(path) for path in sorted((folder / FOLDER).glob("*.png"))}
 
 
 def rule(segmenter: Segmenter) -> str:

@@ -13,13 +13,14 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from personalize_core.concept import Concept
-from personalize_core.data import load_picture
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import load_picture
+from personalize_core.concepts.masks import own_masks
 from personalize_core.errors import InputError
-from personalize_core.files import sha256
-from personalize_core.grid import pictures_in, read_grid
+from personalize_core.files.stamps import sha256
 from personalize_core.metrics import features, masks, similarity, tables
 from personalize_core.metrics.tables import EMPTY, MEASURES, SCALED
+from personalize_core.sampling.grid import pictures_in, read_grid
 
 CHUNK = 256  # pictures that are held in memory at once
 
@@ -251,7 +252,7 @@ class Seen:
 
         A photograph that is grey all over would reward the pictures that do not show the concept.
         """
-        own = masks.own_masks(paths) if encoders.segmenter else None
+        own = own_masks(paths) if encoders.segmenter else None
         seen = cls.of(paths, class_noun, own, encoders)
         empty = [path for path, share in zip(paths, seen.foreground or [], strict=False) if share < EMPTY]
         if not empty:

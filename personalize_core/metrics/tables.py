@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from personalize_core.errors import InputError, listed
-from personalize_core.files import write_bytes
+from personalize_core.files.atomic import write_bytes
 from personalize_core.metrics import statistics
 from personalize_core.metrics.statistics import DRAWS, Estimate
 

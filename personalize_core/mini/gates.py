@@ -23,7 +23,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from personalize_core.files import sha256, stamp_of
+from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.metrics.features import load_identity_encoder
 from personalize_core.mini import classifier, clip, concepts, loop, personalization, world
 from personalize_core.mini.autoencoder import psnr, scenes

@@ -14,7 +14,7 @@ from personalize_core.methods import FLOOR
 from personalize_core.metrics import tables
 from personalize_core.mini import concepts
 from personalize_core.mini.names import PLACES
-from personalize_core.store import SCORES, Store
+from personalize_core.workspace.store import SCORES, Store
 
 METHOD = "dreambooth"
 PROMPTS = [f"a photo of a {{}} {words}" for words in PLACES.values() if words]

@@ -10,15 +10,16 @@ from typing import Any
 
 import polars as pl
 
-from personalize_core import intake, training_log
-from personalize_core.coverage import Coverage
+from personalize_core.concepts import intake
 from personalize_core.errors import InputError
-from personalize_core.files import read_json, read_record
-from personalize_core.grid import DESCRIPTION
+from personalize_core.files.atomic import read_json, read_record
 from personalize_core.methods import FLOOR, method_class
 from personalize_core.metrics import tables
+from personalize_core.metrics.concept_counts import Coverage
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
-from personalize_core.store import REFERENCES, SCORES, Store
+from personalize_core.sampling.grid import DESCRIPTION
+from personalize_core.training import training_log
+from personalize_core.workspace.store import REFERENCES, SCORES, Store
 
 IDENTITY, TEXT = "dino", "clip_t"  # what the plane shows and the verdict is about first
 METRICS = {IDENTITY: "DINO", TEXT: "CLIP-T", "clip_i": "CLIP-I"}

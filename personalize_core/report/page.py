@@ -15,15 +15,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from personalize_core.errors import listed
-from personalize_core.figures import variant_colours
-from personalize_core.files import write_bytes
+from personalize_core.files.atomic import write_bytes
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
-from personalize_core.names import each_in_words, in_words
 from personalize_core.report import evidence as read_evidence
-from personalize_core.report import figures, pictures, published, tables
+from personalize_core.report import page_figures, page_images, published, tables
 from personalize_core.report import verdicts as told
+from personalize_core.report.display_names import each_in_words, in_words
 from personalize_core.report.evidence import METRICS, Evidence, MethodTold, Shown
-from personalize_core.store import Store
+from personalize_core.report.figures import variant_colours
+from personalize_core.workspace.store import Store
 
 PAGE, FIGURES, TABLES = "report.html", "figures", "tables"
 MOST_HEAT_MAPS = 6  # of a method
@@ -44,8 +44,8 @@ def write(store: Store, folder: Path) -> None:
         InputError: nothing has been compared, or a picture that was scored is gone.
     """
     evidence = read_evidence.read(store)
-    shown = pictures.grids(evidence)  # first: a picture that is gone stops it at once
-    drawn, made = figures.every(evidence), tables.every(evidence)
+    shown = page_images.grids(evidence)  # first: a picture that is gone stops it at once
+    drawn, made = page_figures.every(evidence), tables.every(evidence)
     page = render(evidence, shown, drawn, made)
     for figure in drawn.values():
         write_bytes(folder / FIGURES / f"{figure.name}.svg", figure.svg)
@@ -57,8 +57,8 @@ def write(store: Store, folder: Path) -> None:
 
 def render(
     evidence: Evidence,
-    shown: tuple[Sequence[pictures.Grid], str],
-    drawn: dict[str, figures.Drawn],
+    shown: tuple[Sequence[page_images.Grid], str],
+    drawn: dict[str, page_figures.Drawn],
     made: dict[str, tables.Table],
 ) -> str:
     """The whole page."""
@@ -82,9 +82,9 @@ def render(
         caution=told.caution(evidence),
         metric_names=METRICS,
         figures=drawn,
-        narrow=figures.narrow(evidence),
+        narrow=page_figures.narrow(evidence),
         tables=made,
-        swatches={variant: figures.THEMED[colour] for variant, colour in colours.items()},
+        swatches={variant: page_figures.THEMED[colour] for variant, colour in colours.items()},
         grids=grids,
         left_out=left_out,
         methods=[_told(method, evidence) for method in evidence.methods],
@@ -240,7 +240,7 @@ def _fell(fixed: Any) -> str:
 
 
 def _embedded(shown: Sequence[Shown]) -> list[Picture]:
-    return [Picture(pictures.data_uri(pictures.opened(one.path)), one.caption) for one in shown]
+    return [Picture(page_images.data_uri(page_images.opened(one.path)), one.caption) for one in shown]
 
 
 def _value(value: Any) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 import polars as pl
 from tabulate import tabulate
 
-from personalize_core.files import write_bytes
+from personalize_core.files.atomic import write_bytes
 from personalize_core.metrics import costs, ranking, tables
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
-from personalize_core.names import in_words
 from personalize_core.report import published
+from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import IDENTITY, METRICS, TEXT, Evidence
 from personalize_core.report.verdicts import interval
 

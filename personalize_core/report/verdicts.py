@@ -11,7 +11,7 @@ import polars as pl
 from personalize_core.errors import listed
 from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
 from personalize_core.metrics.tables import FLOOR
-from personalize_core.names import in_words
+from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import ASKED, Evidence
 
 MANY = 4  # variants that are named one by one, at most, where they are all but those that are named before

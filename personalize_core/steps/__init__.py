@@ -4,28 +4,28 @@ Every step is a pure function of its stamp: what it would make, it finds already
 ever sees it half made. Dagster, DVC and the command line call these and hold no logic of their own.
 """
 
-from personalize_core.grid import picture_name
-from personalize_core.lineage.link import Link
+from personalize_core.sampling.grid import picture_name
 from personalize_core.steps import gates
-from personalize_core.steps.analysing import ANALYSES, analyse, analyse_together, analysed, suggest_class
+from personalize_core.steps.analyses import ANALYSES, analyse, analyse_together, analysed, suggest_class
 from personalize_core.steps.canary import accept_canary, canary_cells, moved, run_canary, upgrades, why_canary
 from personalize_core.steps.checks import check_inputs
 from personalize_core.steps.class_images import make_class_images
 from personalize_core.steps.comparing import compare
-from personalize_core.steps.drawing import draw_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.exchange import export, import_artifact
 from personalize_core.steps.explaining import explain
+from personalize_core.steps.explaining_numbers import Rows
 from personalize_core.steps.latents import encode_images
-from personalize_core.steps.numbers import Rows
 from personalize_core.steps.on_request import draw_samples, draw_together, heat_maps
 from personalize_core.steps.planning import Cell, is_prepared, plan
-from personalize_core.steps.recipes import check_concepts_wanted, class_images_wanted, concepts_wanted, processes_of
 from personalize_core.steps.repeating import check_repeatable
 from personalize_core.steps.reporting import report
+from personalize_core.steps.sampling import draw_grid
 from personalize_core.steps.scores import score, score_references
-from personalize_core.steps.stamps import recipe_stamp, sampling_stamp, scoring_stamp
 from personalize_core.steps.training import train
+from personalize_core.workspace.dependencies import recipe_stamp, sampling_stamp, scoring_stamp
+from personalize_core.workspace.lineage.link import Link
+from personalize_core.workspace.recipes import check_concepts_wanted, class_images_wanted, concepts_wanted, processes_of
 
 __all__ = [
     "ANALYSES",

@@ -11,13 +11,13 @@ from importlib.metadata import distributions
 from typing import Any
 
 from personalize_core.errors import InputError, listed
-from personalize_core.files import MANIFEST, read_json, read_record, write_json
-from personalize_core.steps.drawing import draw_grid
+from personalize_core.files.atomic import MANIFEST, read_json, read_record, write_json
 from personalize_core.steps.events import Listener, Report, unheard
-from personalize_core.steps.recipes import device_of
+from personalize_core.steps.sampling import draw_grid
 from personalize_core.steps.scores import score
 from personalize_core.steps.training import train
-from personalize_core.store import SCORES, Store
+from personalize_core.workspace.recipes import device_of
+from personalize_core.workspace.store import SCORES, Store
 
 TOLERANCE = 0.02  # of a mean score, where `personalize repeat` has not measured the noise of training
 RECORD = "canary.json"
@@ -147,7 +147,7 @@ def _band(store: Store, concept: str, variant: str, metric: str) -> tuple[float,
     """By how much a mean may differ, and why so much."""
     import polars as pl
 
-    from personalize_core.comparison import NOISE
+    from personalize_core.report.comparison import NOISE
 
     path = store.comparison() / NOISE
     if path.is_file():

@@ -12,31 +12,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core import intake
-from personalize_core.concept import SLOT
+from personalize_core.base_model.loading import identify
+from personalize_core.concepts import intake
+from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError, listed
-from personalize_core.files import Stamp, read_record, record_of_result, sha256
-from personalize_core.grid import DESCRIPTION, PICTURE
-from personalize_core.lineage.differences import why_stale
-from personalize_core.lineage.link import Link
-from personalize_core.lineage.records import DAMAGED, EDITED, file_problems, is_genuine, manifest_of
+from personalize_core.files.atomic import read_record, record_of_result
+from personalize_core.files.stamps import Stamp, sha256
 from personalize_core.methods import check_method
-from personalize_core.models import identify
-from personalize_core.steps.drawing import grid_stamp
-from personalize_core.steps.recipes import preprocessing_of
+from personalize_core.sampling.grid import DESCRIPTION, PICTURE
+from personalize_core.steps.sampling import grid_stamp
 from personalize_core.steps.scores import score_stamp
-from personalize_core.steps.stamps import (
+from personalize_core.steps.training import PROOF
+from personalize_core.workspace.dependencies import (
     class_images_stamps,
     latents_stamp,
     pictures_stamp,
     real_class_images_stamp,
     train_stamp,
 )
-from personalize_core.steps.training import PROOF
-from personalize_core.store import REFERENCES, SCORES, Store
+from personalize_core.workspace.lineage.differences import why_stale
+from personalize_core.workspace.lineage.link import Link
+from personalize_core.workspace.lineage.records import DAMAGED, EDITED, file_problems, is_genuine, manifest_of
+from personalize_core.workspace.recipes import preprocessing_of
+from personalize_core.workspace.store import REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
-    from personalize_core.data import Preprocessing
+    from personalize_core.concepts.images import Preprocessing
 
 DEEP = 2  # so many tables of scores are followed to their photographs; of more, only their state is told
 IS_GONE = "is gone"

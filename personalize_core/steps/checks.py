@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from personalize_core import intake
+from personalize_core.base_model.loading import identify
+from personalize_core.concepts import intake
 from personalize_core.errors import InputError
-from personalize_core.files import is_current
+from personalize_core.files.atomic import is_current
 from personalize_core.methods import check_method, method_class
-from personalize_core.models import identify
-from personalize_core.steps.recipes import check_prompts, load_base, prompts_of, recipe_of, variants_of
-from personalize_core.steps.stamps import check_artifact, train_stamp
 from personalize_core.steps.training import imported, untrained
-from personalize_core.store import Store
+from personalize_core.workspace.dependencies import check_artifact, train_stamp
+from personalize_core.workspace.recipes import check_prompts, load_base, prompts_of, recipe_of, variants_of
+from personalize_core.workspace.store import Store
 
 
 def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) -> None:

@@ -6,27 +6,27 @@ import shutil
 import time
 from pathlib import Path
 
-from personalize_core import intake
-from personalize_core.files import is_current, write_json
-from personalize_core.lineage.making import making
+from personalize_core.concepts import intake
+from personalize_core.files.atomic import is_current, write_json
 from personalize_core.methods import method_class
-from personalize_core.steps.drawing import BATCH, draw
 from personalize_core.steps.events import Listener, Report, report_over, unheard
 from personalize_core.steps.latents import CAPTIONS, encode, pictures_encoded
-from personalize_core.steps.recipes import (
+from personalize_core.steps.sampling import BATCH, draw
+from personalize_core.workspace.dependencies import (
+    class_encoded_stamp,
+    class_images_stamps,
+    pictures_stamp,
+    real_class_images_stamp,
+)
+from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.recipes import (
     asked_for,
     asking_for_class_images,
     class_images_wanted,
     load_base,
     preprocessing_of,
 )
-from personalize_core.steps.stamps import (
-    class_encoded_stamp,
-    class_images_stamps,
-    pictures_stamp,
-    real_class_images_stamp,
-)
-from personalize_core.store import Store
+from personalize_core.workspace.store import Store
 
 
 def make_class_images(store: Store, class_noun: str, listener: Listener = unheard) -> Report:
@@ -87,7 +87,7 @@ def _draw_class_images(store: Store, class_noun: str, wanted: int, listener: Lis
 
     Always in whole batches, so that the first ones are the same bytes however many are wanted.
     """
-    from personalize_core.concept import Concept
+    from personalize_core.concepts.concept import Concept
     from personalize_core.methods import FLOOR
 
     params, folder, stamp = store.params, store.class_images(class_noun), pictures_stamp(store, class_noun)

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
-from personalize_core.files import MANIFEST, is_current, read_json, read_record, sources_hash, stamp_of
-from personalize_core.grid import DESCRIPTION
-from personalize_core.lineage.making import making
+from personalize_core.files.atomic import MANIFEST, is_current, read_json, read_record
+from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.methods import ABLATION_NAMES
-from personalize_core.steps.drawing import drawn_as_now
+from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.recipes import concepts_wanted
 from personalize_core.steps.repeating import find_trainings, scores_of
-from personalize_core.steps.stamps import COMPARING
-from personalize_core.store import REFERENCES, Store
+from personalize_core.steps.sampling import drawn_as_now
+from personalize_core.workspace.dependencies import COMPARING
+from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.recipes import concepts_wanted
+from personalize_core.workspace.store import REFERENCES, Store
 
 if TYPE_CHECKING:
     from personalize_core.metrics.costs import Places
@@ -33,8 +34,8 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
     Raises:
         InputError: nothing has been scored, or the tables were made by different encoders.
     """
-    from personalize_core import comparison
     from personalize_core.metrics import costs
+    from personalize_core.report import comparison
 
     started, folder = time.monotonic(), store.comparison()
     cells = [

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from personalize_core.base_model.loading import identify
 from personalize_core.errors import InputError
-from personalize_core.files import sha256, stamp_of, whole_folder
-from personalize_core.lineage.making import making
+from personalize_core.files.atomic import whole_folder
+from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.methods import check_method, method_class
-from personalize_core.models import identify
 from personalize_core.steps.events import Report
-from personalize_core.steps.recipes import load_base
-from personalize_core.steps.stamps import artifact_stamp
 from personalize_core.steps.training import trained_report
-from personalize_core.store import Store
+from personalize_core.workspace.dependencies import artifact_stamp
+from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.recipes import load_base
+from personalize_core.workspace.store import Store
 
 
 def export(store: Store, concept: str, method: str, to: Path) -> Report:
@@ -23,7 +24,7 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
     Raises:
         InputError: there is no artifact, no such format, or `to` exists.
     """
-    from personalize_core.artifact import restore
+    from personalize_core.artifacts.artifact import restore
 
     check_method(method)
     started = time.monotonic()
@@ -47,8 +48,9 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
     Raises:
         InputError: it cannot be read, does not fit the base model, or there is an artifact already.
     """
-    from personalize_core import artifact, training_log
-    from personalize_core.interchange import refuse_pickle
+    from personalize_core.artifacts import artifact
+    from personalize_core.methods.shared.interchange import refuse_pickle
+    from personalize_core.training import training_log
 
     check_method(method)
     started, folder = time.monotonic(), store.artifact(method, concept)

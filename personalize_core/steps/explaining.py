@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from personalize_core.errors import InputError
-from personalize_core.lineage.link import Link
 from personalize_core.methods import check_method
 from personalize_core.steps.chain import Chain
-from personalize_core.steps.numbers import Rows, explain_numbers
-from personalize_core.store import SCORES, Store
+from personalize_core.steps.explaining_numbers import Rows, explain_numbers
+from personalize_core.workspace.lineage.link import Link
+from personalize_core.workspace.store import SCORES, Store
 
 
 def explain(store: Store, path: Path | None = None, rows: Rows | None = None, verify: bool = True) -> Link:

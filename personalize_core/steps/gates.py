@@ -11,23 +11,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core import intake
+from personalize_core.concepts import intake
 from personalize_core.errors import InputError, listed
-from personalize_core.files import read_json, sha256, sources_hash, stamp_of, write_json
-from personalize_core.grid import pictures_in, read_grid
-from personalize_core.lineage.records import file_problems, manifest_of
+from personalize_core.files.atomic import read_json, write_json
+from personalize_core.files.stamps import sha256, sources_hash, stamp_of
 from personalize_core.methods import FLOOR, method_class
+from personalize_core.sampling.grid import pictures_in, read_grid
 from personalize_core.steps.latents import MOMENTS
-from personalize_core.steps.recipes import load_base, preprocessing_of
 from personalize_core.steps.training import PROOF, imported
-from personalize_core.store import ABSENT, REFERENCES, SCORES, Store
+from personalize_core.workspace.lineage.records import file_problems, manifest_of
+from personalize_core.workspace.recipes import load_base, preprocessing_of
+from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
     import polars as pl
     from torch import Tensor
 
-    from personalize_core.base import BaseModel
-    from personalize_core.data import Preprocessing
+    from personalize_core.base_model.model import BaseModel
+    from personalize_core.concepts.images import Preprocessing
 
 FEW = 3  # photographs; below it methods learn the pose too, and nothing tells how alike photographs are
 LEAST_PSNR = 15.0  # decibels, over pixels; Stable Diffusion's autoencoder keeps above 25, another picture below 12
@@ -92,7 +93,7 @@ def latents(store: Store, concept: str) -> list[Gate]:
 
 def artifact(store: Store, concept: str, method: str) -> list[Gate]:
     """Did training stay finite, did it teach anything, and does the artifact on disk hold all of it?"""
-    from personalize_core import training_log
+    from personalize_core.training import training_log
 
     folder = store.artifact(method, concept)
     names = ("loss_finite", "loss_falls", "artifact_restores")
@@ -110,7 +111,7 @@ def grid(store: Store, concept: str, method: str) -> list[Gate]:
     """Is every picture there, and does every one show something?"""
     import numpy as np
 
-    from personalize_core.data import load_picture
+    from personalize_core.concepts.images import load_picture
 
     folder = store.grid(method, concept)
     names = list(_pictures_of(folder))
@@ -218,7 +219,7 @@ def _decoded(base: BaseModel, recipe: Preprocessing, path: Path, saved: Tensor |
     """How well the first view comes back, in dB, and whether these are what the autoencoder makes of it."""
     import torch
 
-    from personalize_core.data import load_picture, to_pixels
+    from personalize_core.concepts.images import load_picture, to_pixels
 
     view = recipe.views(load_picture(path), base.image_size)[:1]
     fresh = base.moments(to_pixels(view))
@@ -266,7 +267,7 @@ def _lacking(store: Store, table: pl.DataFrame, absent: list[dict[str, Any]], co
         if len(intake.photographs(store.concept_folder(concept))) > 1 and not len(table) and not absent:
             return ["every photograph"]
     else:
-        from personalize_core.steps.recipes import prompts_of
+        from personalize_core.workspace.recipes import prompts_of
 
         folder = store.grid(method, concept)
         where = folder.relative_to(store.root).as_posix()

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalize_core import intake
-from personalize_core.files import is_current, read_json
-from personalize_core.lineage.making import making
+from personalize_core.concepts import intake
+from personalize_core.files.atomic import is_current, read_json
 from personalize_core.steps.events import Event, Listener, Report, report_over, unheard
-from personalize_core.steps.recipes import asked_for, load_base, preprocessing_of
-from personalize_core.steps.stamps import encoded_stamp, latents_stamp
-from personalize_core.store import Store
+from personalize_core.workspace.dependencies import encoded_stamp, latents_stamp
+from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.recipes import asked_for, load_base, preprocessing_of
+from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
-    from personalize_core.base import BaseModel
-    from personalize_core.data import ConceptLatents, Preprocessing
+    from personalize_core.base_model.model import BaseModel
+    from personalize_core.concepts.images import ConceptLatents, Preprocessing
 
 MOMENTS = "moments.safetensors"  # latents, as the autoencoder's moments
 CAPTIONS = "captions.json"  # beside the latents of photographs that have captions
@@ -56,8 +56,8 @@ def encode(
     """Write the moments of all pictures in one file; the tensor "000" holds the first picture's views."""
     import torch
 
-    from personalize_core.data import load_picture, to_pixels
-    from personalize_core.files import save_tensors
+    from personalize_core.concepts.images import load_picture, to_pixels
+    from personalize_core.files.atomic import save_tensors
 
     moments = {}
     for index, path in enumerate(paths):
@@ -80,7 +80,7 @@ def read_latents(store: Store, concept: str, method: str, class_images: Path | N
     """What the method sees; class_images: the folder of their moments, where it asks for them."""
     from safetensors.torch import load_file
 
-    from personalize_core.data import ConceptLatents
+    from personalize_core.concepts.images import ConceptLatents
 
     def read(folder: Path) -> list:
         saved = load_file(folder / MOMENTS)

@@ -7,22 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalize_core import intake
+from personalize_core.concepts import intake
 from personalize_core.errors import InputError, listed
-from personalize_core.files import is_current, read_json, sources_hash, stamp_of, write_json
-from personalize_core.grid import picture_name
-from personalize_core.lineage.making import making
+from personalize_core.files.atomic import is_current, read_json, write_json
+from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.methods import check_method
-from personalize_core.steps.drawing import draw, refining, sampled_by
+from personalize_core.sampling.grid import picture_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.recipes import device_of, load_base
-from personalize_core.steps.stamps import DRAWING, artifact_stamp, drawing_sources
-from personalize_core.store import Store
+from personalize_core.steps.sampling import draw, refining, sampled_by
+from personalize_core.workspace.dependencies import SAMPLING, artifact_stamp, drawing_sources
+from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.recipes import device_of, load_base
+from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
     from personalize_core.analyses.heat_maps import HeatMaps
-    from personalize_core.base import BaseModel
-    from personalize_core.method import Method
+    from personalize_core.base_model.model import BaseModel
+    from personalize_core.methods.interface import Method
 
 
 def draw_samples(
@@ -39,7 +40,7 @@ def draw_samples(
     Raises:
         InputError: a prompt does not mention the concept, or there is no such variant or artifact.
     """
-    from personalize_core.artifact import restore
+    from personalize_core.artifacts.artifact import restore
 
     check_method(method)
     started, params, described = time.monotonic(), store.params, store.concept(concept)
@@ -90,8 +91,8 @@ def heat_maps(
         InputError: the prompt does not mention the concept, or there is no such artifact.
     """
     from personalize_core.analyses import heat_maps as analysis
-    from personalize_core.artifact import restore
-    from personalize_core.files import save_tensors
+    from personalize_core.artifacts.artifact import restore
+    from personalize_core.files.atomic import save_tensors
 
     check_method(method)
     started, params, template = time.monotonic(), store.params, store.concept(concept).template(prompt)
@@ -131,7 +132,7 @@ def heat_maps(
 
 def _watched(store: Store, base: BaseModel, method: Method, said: str, image: int) -> HeatMaps:
     from personalize_core.analyses.heat_maps import heat_maps
-    from personalize_core.sample import initial_noise, make_sampler, step_generators
+    from personalize_core.sampling.sampler import initial_noise, make_sampler, step_generators
 
     how, seed, place = store.params.sampling, store.drawing_seed, [(0, image)]
     sampler = make_sampler(how.sampler, base, eta=how.eta, generators=step_generators(seed, place))
@@ -153,9 +154,9 @@ def draw_together(
     Raises:
         InputError: a prompt lacks a concept, there is no such artifact, or one that cannot be confined to a region.
     """
-    from personalize_core.artifact import restore
+    from personalize_core.artifacts.artifact import restore
     from personalize_core.metrics import scoring
-    from personalize_core.together import Together
+    from personalize_core.sampling.several_concepts import Together
 
     started, params = time.monotonic(), store.params
     for prompt in prompts:
@@ -170,7 +171,7 @@ def draw_together(
         "seed": store.drawing_seed,
         "encoder": scoring.which(params.encoders.identity[0]),
         "photographs": [intake.content(store.concept_folder(concept)) for concept, _ in cells],
-        "sources": sources_hash([*DRAWING, "together", "metrics/features", "metrics/side_by_side"]),
+        "sources": sources_hash([*SAMPLING, "sampling/several_concepts", "metrics/features", "metrics/side_by_side"]),
     }
     stamp = stamp_of(request)
     folder = store.samples("together", "+".join(concept for concept, _ in cells), stamp)
@@ -196,7 +197,7 @@ def _identity_of_parts(
     store: Store, concepts: Sequence[str], paths: Sequence[Path], prompts: Sequence[str]
 ) -> dict[str, float]:
     """Means over the pictures, of which each has the concepts from left to right as its prompt names them."""
-    from personalize_core.data import load_picture
+    from personalize_core.concepts.images import load_picture
     from personalize_core.metrics.features import load_identity_encoder
     from personalize_core.metrics.side_by_side import identity_of_parts
 

@@ -6,26 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from personalize_core import intake
+from personalize_core.concepts import intake
 from personalize_core.errors import InputError
-from personalize_core.files import Stamp, is_current
-from personalize_core.lineage.differences import why_stale
-from personalize_core.lineage.records import DAMAGED, manifest_of
-from personalize_core.once import found_once, one_look
+from personalize_core.files.atomic import is_current
+from personalize_core.files.memo import found_once, one_look
+from personalize_core.files.stamps import Stamp
 from personalize_core.steps.checks import check_photographs
 from personalize_core.steps.class_images import class_images_are_there
-from personalize_core.steps.drawing import grid_stamp
-from personalize_core.steps.recipes import (
+from personalize_core.steps.sampling import grid_stamp
+from personalize_core.steps.scores import score_stamp
+from personalize_core.steps.training import imported
+from personalize_core.workspace.dependencies import check_artifact, latents_stamp, train_stamp
+from personalize_core.workspace.lineage.differences import why_stale
+from personalize_core.workspace.lineage.records import DAMAGED, manifest_of
+from personalize_core.workspace.recipes import (
     asking_for_class_images,
     concepts_wanted,
     preprocessing_of,
     prompts_of,
     recipe_of,
 )
-from personalize_core.steps.scores import score_stamp
-from personalize_core.steps.stamps import check_artifact, latents_stamp, train_stamp
-from personalize_core.steps.training import imported
-from personalize_core.store import REFERENCES, Store
+from personalize_core.workspace.store import REFERENCES, Store
 
 TRAIN, DRAW, SCORE = "train", "draw", "score"
 CANNOT = "cannot"
@@ -92,7 +93,7 @@ def _decode(folder: Path) -> None:
 
 
 def _look_at(store: Store, concept: str, method: str) -> Cell | None:
-    from personalize_core.data import image_files
+    from personalize_core.concepts.images import image_files
 
     try:
         recipe_of(store, method)

@@ -13,7 +13,7 @@ from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 from personalize_core.steps.events import Event, Listener
-from personalize_core.store import OWN_DEVICE
+from personalize_core.workspace.store import OWN_DEVICE
 
 Result = TypeVar("Result")
 Task = Callable[[Listener], Result]

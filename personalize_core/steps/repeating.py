@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
-from personalize_core.files import MANIFEST, read_json
-from personalize_core.grid import DESCRIPTION
+from personalize_core.files.atomic import MANIFEST, read_json
 from personalize_core.methods import FLOOR
-from personalize_core.steps.drawing import drawn_as_now
-from personalize_core.steps.stamps import repeat_stamp
+from personalize_core.sampling.grid import DESCRIPTION
+from personalize_core.steps.sampling import drawn_as_now
 from personalize_core.steps.training import imported
-from personalize_core.store import SCORES, Store
+from personalize_core.workspace.dependencies import repeat_stamp
+from personalize_core.workspace.store import SCORES, Store
 
 if TYPE_CHECKING:
     import polars as pl

@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from personalize_core.files import MANIFEST, is_current, read_json, sha256, sources_hash, stamp_of
-from personalize_core.lineage.making import making
+from personalize_core.files.atomic import MANIFEST, is_current, read_json
+from personalize_core.files.stamps import sha256, sources_hash, stamp_of
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.stamps import REPORTING, manifest_stamp
-from personalize_core.store import SCORES, Store
+from personalize_core.workspace.dependencies import REPORTING, manifest_stamp
+from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.store import SCORES, Store
 
 SOURCES = Path(__file__).parents[1] / "report"
 

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core import intake
-from personalize_core.files import Stamp, is_current, stamp_of, write_json
-from personalize_core.lineage.making import making
+from personalize_core.concepts import intake
+from personalize_core.files.atomic import is_current, write_json
+from personalize_core.files.stamps import Stamp, stamp_of
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.recipes import device_of, prompts_of
-from personalize_core.steps.stamps import manifest_stamp, scored_by
-from personalize_core.store import ABSENT, REFERENCES, SCORES, Store
+from personalize_core.workspace.dependencies import manifest_stamp, scored_by
+from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.recipes import device_of, prompts_of
+from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
     from personalize_core.metrics import scoring
@@ -50,7 +51,7 @@ def score_stamp(store: Store, concept: str, method: str) -> Stamp:
     Raises:
         InputError: there is no grid of the method.
     """
-    from personalize_core.metrics import masks
+    from personalize_core.concepts.masks import own_content
 
     drawn: dict[str, Any] = {}
     if method != REFERENCES:
@@ -64,7 +65,7 @@ def score_stamp(store: Store, concept: str, method: str) -> Stamp:
             **scored_by(store),
             "concept": vars(store.concept(concept)),
             "photographs": intake.content(photos),
-            "masks": masks.own_content(photos) if store.params.encoders.segmenter else {},
+            "masks": own_content(photos) if store.params.encoders.segmenter else {},
         }
     )
 

@@ -7,22 +7,23 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.files import is_current, read_json, write_json
-from personalize_core.lineage.making import making
+from personalize_core.files.atomic import is_current, read_json, write_json
 from personalize_core.methods import check_method, method_class, method_file
 from personalize_core.randomness import seed_for
 from personalize_core.steps.class_images import class_images_for, encode_real_class_images
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
-from personalize_core.steps.recipes import load_base, preprocessing_of, recipe_of
-from personalize_core.steps.stamps import check_artifact, manifest_stamp, train_stamp
-from personalize_core.store import Store
+from personalize_core.workspace.dependencies import check_artifact, manifest_stamp, train_stamp
+from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.recipes import load_base, preprocessing_of, recipe_of
+from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
-    from personalize_core.base import BaseModel
-    from personalize_core.measured import TimedCheckpoints
-    from personalize_core.method import Method
+    from personalize_core.base_model.model import BaseModel
+    from personalize_core.methods.interface import Method
+    from personalize_core.training.run_costs import TimedCheckpoints
 
+LOSS_CURVE = "loss.png"
 PROOF = "proof.json"  # beside the weights: a fresh process drew with them what the trainer drew
 
 
@@ -37,7 +38,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
             and base model; nothing has been computed then.
         ProofFailed: the artifact, read from disk, draws something else.
     """
-    from personalize_core.measured import TimedCheckpoints
+    from personalize_core.training.run_costs import TimedCheckpoints
 
     check_method(method)
     started = time.monotonic()
@@ -87,11 +88,13 @@ def _train_into(
     listener: Listener,
 ) -> dict[str, Any]:
     """Returns what the training took, as far as it is known; nothing where nothing was trained."""
-    from personalize_core import artifact, proof, training_log
-    from personalize_core import train as training
-    from personalize_core.analyses.embedding_drift import WhileTraining
-    from personalize_core.fixed_batch import fixed_batch_losses, improvement
-    from personalize_core.measured import PeakMemory
+    from personalize_core.analyses.learned_embedding import WhileTraining
+    from personalize_core.artifacts import artifact, proof
+    from personalize_core.report import figures
+    from personalize_core.training import loop as training
+    from personalize_core.training import training_log
+    from personalize_core.training.fixed_batch import fixed_batch_losses, improvement
+    from personalize_core.training.run_costs import PeakMemory
 
     learner, seed = untrained(store, base, concept, method), store.params.seed
     images = read_latents(store, concept, method, class_images)
@@ -122,6 +125,8 @@ def _train_into(
         after = fixed_batch_losses(learner, base, images, seed)
         write_json(folder / "fixed_batch.json", improvement(before, after, seed))
         training_log.write(rows, folder)
+        if rows:
+            figures.loss_curve(rows, folder / LOSS_CURVE)
         if fresh:
             write_json(folder / PROOF, proof.compare(proof.answer(learner, base), fresh.answer(), base))
     return taken if total else {}
@@ -148,5 +153,5 @@ def trained_report(stamp: str, skipped: bool, started: float, folder: Path) -> R
         }
     if (folder / PROOF).is_file():
         numbers["restored_draws_otherwise_by"] = read_json(folder / PROOF)["largest_difference"]
-    pictures = {"loss": folder / "loss.png"} if (folder / "loss.png").is_file() else {}
+    pictures = {"loss": folder / LOSS_CURVE} if (folder / LOSS_CURVE).is_file() else {}
     return Report(stamp, skipped, time.monotonic() - started, folder, numbers, pictures)

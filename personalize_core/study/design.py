@@ -17,12 +17,13 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from personalize_core import intake
-from personalize_core.concept import SLOT
+from personalize_core.concepts import intake
+from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError, listed
-from personalize_core.files import read_json, sha256, stamp_of
-from personalize_core.grid import DESCRIPTION, picture_name
-from personalize_core.store import Store
+from personalize_core.files.atomic import read_json
+from personalize_core.files.stamps import sha256, stamp_of
+from personalize_core.sampling.grid import DESCRIPTION, picture_name
+from personalize_core.workspace.store import Store
 
 FORMAT = "personalize study 1"
 QuestionName = Literal["text", "image", "both"]

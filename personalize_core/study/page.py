@@ -15,9 +15,9 @@ from typing import Any
 from PIL import Image
 
 from personalize_core.errors import InputError
-from personalize_core.files import whole_folder, write_bytes, write_json
-from personalize_core.store import Store
+from personalize_core.files.atomic import whole_folder, write_bytes, write_json
 from personalize_core.study.design import QUESTIONS, Key, Request, design, picture_path
+from personalize_core.workspace.store import Store
 
 PAGE, KEY = "study.html", "study_key.json"
 PHOTOGRAPH_SIZE = 512  # longest side of a photograph in the page, in pixels; it is shown at a third of that
@@ -68,7 +68,7 @@ def render(store: Store, key: Key, progress: Progress = unseen) -> str:
 
 
 def _embedded(store: Store, key: Key, progress: Progress) -> dict[str, Any]:
-    from personalize_core.data import load_picture
+    from personalize_core.concepts.images import load_picture
 
     pictures = []
     for picture in key.pictures:

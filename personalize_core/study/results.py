@@ -17,9 +17,9 @@ import numpy as np
 import polars as pl
 from scipy.stats import binomtest
 
-from personalize_core.files import write_json
+from personalize_core.files.atomic import write_json
 from personalize_core.metrics.tables import write_parquet
-from personalize_core.names import in_words
+from personalize_core.report.display_names import in_words
 from personalize_core.study import answers as answer_files
 from personalize_core.study.answers import AnswerFile
 from personalize_core.study.design import Key

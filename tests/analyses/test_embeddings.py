@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from personalize_core.analyses import bare_placeholder, context_tokens, embedding_drift
+from personalize_core.analyses import bare_placeholder, context_tokens, embedding_drift, learned_embedding
 from personalize_core.analyses.results import NotDefined
-from personalize_core.base import hooked
-from personalize_core.concept import Concept
+from personalize_core.base_model.model import hooked
+from personalize_core.concepts.concept import Concept
 from personalize_core.methods import METHODS
 from personalize_core.methods.base_model import BaseModelAlone
 from personalize_core.methods.base_model import Config as NoConfig
@@ -21,7 +21,7 @@ from personalize_core.methods.ti_db import TIDB
 from personalize_core.methods.ti_db import Config as TIDBConfig
 from personalize_core.methods.xti import XTI
 from personalize_core.methods.xti import Config as XTIConfig
-from personalize_core.sample import initial_noise, make_sampler, sample
+from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 from tests.conftest import disturbed, tiny_base
 from tests.every_method.cases import Case
 
@@ -37,11 +37,11 @@ def method(base, concept):
 
 
 def test_what_is_read_for_the_placeholder_is_the_embedding(method, base, concept):
-    read = embedding_drift.what_is_read(method, base)
+    read = learned_embedding.what_is_read(method, base)
     assert read.shape == (1, 32)
     torch.testing.assert_close(read[0], method.embedding.vector, atol=1e-5, rtol=1e-5)
     sixteen = disturbed(XTI(XTIConfig(), base, concept)).eval()
-    torch.testing.assert_close(embedding_drift.what_is_read(sixteen, base), sixteen.embeddings, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(learned_embedding.what_is_read(sixteen, base), sixteen.embeddings, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -51,12 +51,12 @@ def test_drift_is_defined_for_the_methods_that_learn_an_embedding_and_for_no_oth
     start = case.make(base, concept).eval()
     trained = disturbed(copy.deepcopy(start))
     if name in EMBEDDING:
-        before, after = embedding_drift.both_ends(start, trained, base)
+        before, after = learned_embedding.both_ends(start, trained, base)
         assert before.shape == after.shape and len(before) in (1, 16)
         assert np.isfinite(before).all() and (np.abs(before - after).max(axis=1) > 1e-3).all()
     else:
         with pytest.raises(NotDefined, match="no placeholder" if name == "base_model" else "learns no embedding"):
-            embedding_drift.both_ends(start, trained, base)
+            learned_embedding.both_ends(start, trained, base)
 
 
 # What it is near to
@@ -66,7 +66,7 @@ def test_the_nearest_words_are_those_of_a_loop():
     random = np.random.default_rng(0)
     vectors, table = random.normal(size=(3, 5)), random.normal(size=(9, 5))
     words = [f"w{n}" for n in range(9)]
-    for vector, found in zip(vectors, embedding_drift.nearest_words(vectors, table, words, 4), strict=True):
+    for vector, found in zip(vectors, learned_embedding.nearest_words(vectors, table, words, 4), strict=True):
         cosines = []
         for word, row in zip(words, table, strict=True):
             dot = sum(a * b for a, b in zip(vector, row, strict=True))
@@ -77,9 +77,9 @@ def test_the_nearest_words_are_those_of_a_loop():
 
 
 def test_a_word_is_nearest_to_itself_and_placeholder_and_pieces_are_no_words(base):
-    words, table = embedding_drift.vocabulary(base)
+    words, table = learned_embedding.vocabulary(base)
     assert {"dog", "desert", "sks"} < set(words) and all(word.isalpha() for word in words)
-    (found,) = embedding_drift.nearest_words(base.word_embedding("dog").double().numpy()[None], table, words)
+    (found,) = learned_embedding.nearest_words(base.word_embedding("dog").double().numpy()[None], table, words)
     assert found[0] == ("dog", pytest.approx(1.0))
 
 
@@ -103,7 +103,7 @@ def test_a_look_finds_what_both_ends_would_and_leaves_the_training_as_it_was(nam
     case = Case(name, linear=False)
     base = case.base()
     start = case.make(base, concept)
-    look = embedding_drift.WhileTraining(start, base, total=40)
+    look = learned_embedding.WhileTraining(start, base, total=40)
     trained = look.method = disturbed(copy.deepcopy(start)).train()
     before = {key: value.clone() for key, value in trained.state_dict().items()}
     random = torch.get_rng_state()
@@ -118,12 +118,12 @@ def test_a_look_finds_what_both_ends_would_and_leaves_the_training_as_it_was(nam
         assert found is None
         return
     assert found
-    one, other = embedding_drift.both_ends(start.eval(), trained.eval(), base)
+    one, other = learned_embedding.both_ends(start.eval(), trained.eval(), base)
     assert found["cosine"] == pytest.approx(embedding_drift.cosines(one, other).diagonal().mean(), abs=1e-5)
     norms = np.linalg.norm(other, axis=1) / np.linalg.norm(one, axis=1)
     assert found["norm_ratio"] == pytest.approx(norms.mean(), abs=1e-5)
-    words, table = embedding_drift.vocabulary(base)
-    for mine, expected in zip(found["near"], embedding_drift.nearest_words(other, table, words), strict=True):
+    words, table = learned_embedding.vocabulary(base)
+    for mine, expected in zip(found["near"], learned_embedding.nearest_words(other, table, words), strict=True):
         assert dict(mine) == pytest.approx(dict(expected), abs=1e-5)
 
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from personalize_core.analyses.heat_maps import SIDE, HeatMaps, draw, heat_maps, numbers, overlay
-from personalize_core.base import LAYERS, hooked
+from personalize_core.base_model.model import LAYERS, hooked
 from personalize_core.methods.textual_inversion import Config, TextualInversion
-from personalize_core.sample import initial_noise, make_sampler, sample
+from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 from tests.conftest import disturbed
 
 PROMPT = "a photo of <v> in the jungle"

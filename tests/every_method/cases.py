@@ -11,10 +11,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from personalize_core.base import BaseModel
-from personalize_core.concept import Concept
-from personalize_core.method import Method
+from personalize_core.base_model.model import BaseModel
+from personalize_core.concepts.concept import Concept
 from personalize_core.methods import METHODS, method_class
+from personalize_core.methods.interface import Method
 from tests.conftest import tiny_base
 
 STEPS = 3  # of every stage

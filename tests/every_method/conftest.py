@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from personalize_core.base import BaseModel
+from personalize_core.base_model.model import BaseModel
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize_core import artifact
+from personalize_core.artifacts import artifact
 from personalize_core.errors import InputError
-from personalize_core.parts import count
+from personalize_core.methods.shared.parts import count
 from tests.conftest import disturbed, draw, equal_bits, predict, snapshot
 from tests.every_method.cases import CutOff, of_all, of_default
 

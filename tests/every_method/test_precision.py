@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from personalize_core.base import BaseModel
-from personalize_core.method import Method
+from personalize_core.base_model.model import BaseModel
 from personalize_core.methods import method_class
-from personalize_core.train import denoising_step, diffusion_loss, train
+from personalize_core.methods.interface import Method
+from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, draw, equal_bits, snapshot
 from tests.every_method.cases import of_learning
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize_core.train import Checkpoints, train
+from personalize_core.training.loop import Checkpoints, train
 from tests.conftest import draw, equal_bits, snapshot
 from tests.every_method.cases import CutOff, of_learning
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize_core.data import ConceptLatents
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.randomness import generator_for
-from personalize_core.train import train
+from personalize_core.training.loop import train
 from tests.conftest import draw, equal_bits
 from tests.every_method.cases import of_learning
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from personalize_core.train import denoising_step, diffusion_loss, train
+from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, equal_bits, snapshot
 from tests.every_method.cases import of_learning
 

@@ -12,14 +12,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 
-from personalize_core.attention import AttentionMaps
-from personalize_core.base import LAYERS, BaseModel
-from personalize_core.concept import Concept
+from personalize_core.base_model.attention import AttentionMaps
+from personalize_core.base_model.model import LAYERS, BaseModel
+from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods.attn_dreambooth import AttnDreamBooth, Config, Sampling
-from personalize_core.train import diffusion_loss, train
+from personalize_core.training.loop import diffusion_loss, train
+from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import a_step, disturbed, draw, equal_bits, predict, states_of_stages, tiny_base
-from tests.test_interoperability import check_same, fresh_pipeline
 
 SHORT: dict[str, Any] = {
     **{f"{stage}_steps": 2 for stage in ("embedding", "attention", "unet")},

@@ -7,7 +7,7 @@ import torch
 
 from personalize_core.errors import InputError
 from personalize_core.methods.base_model import BaseModelAlone, Config
-from personalize_core.train import train
+from personalize_core.training.loop import train
 from tests.conftest import draw, unpersonalized
 
 

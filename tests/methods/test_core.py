@@ -12,14 +12,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 
-from personalize_core.base import BaseModel
-from personalize_core.concept import Concept
-from personalize_core.context_regularization import PromptPair, context_losses
+from personalize_core.base_model.model import BaseModel
+from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods.core import Config, CoRe, prompt_set
-from personalize_core.train import Checkpoints, diffusion_loss, train
+from personalize_core.methods.shared.context_regularizer import PromptPair, context_losses
+from personalize_core.training.loop import Checkpoints, diffusion_loss, train
+from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import a_step, disturbed, draw, equal_bits, tiny_base
-from tests.test_interoperability import check_same, fresh_pipeline
 
 SHORT: dict[str, Any] = {
     "embedding_steps": 2,
@@ -314,7 +314,7 @@ def test_a_run_cut_off_within_the_window_resumes_to_the_same_bits(make, base, im
 )
 def test_the_lists_are_the_released_ones_and_say_their_source(name, count, one):
     """methods.md 13.5: 97, 103 and 50 templates; the others are ours."""
-    from personalize_core.prompts import TRAINING, read_list
+    from personalize_core.concepts.prompt_lists import TRAINING, read_list
 
     templates, first = read_list(TRAINING / f"{name}.txt"), (TRAINING / f"{name}.txt").read_text("utf-8").split("\n")[0]
     assert len(templates) == count and one in templates

@@ -14,12 +14,11 @@ from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
 from PIL import Image
 
 from personalize_core import steps
-from personalize_core.base import LAYERS
-from personalize_core.concept import Concept
-from personalize_core.data import ZOOMS, ConceptLatents, Preprocessing, Zoom, to_pixels, zooms
+from personalize_core.base_model.model import LAYERS
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ZOOMS, ConceptLatents, Preprocessing, Zoom, to_pixels, zooms
 from personalize_core.errors import InputError
-from personalize_core.files import read_json
-from personalize_core.method import Batch
+from personalize_core.files.atomic import read_json
 from personalize_core.methods.custom_diffusion import (
     Config,
     CustomDiffusion,
@@ -28,11 +27,12 @@ from personalize_core.methods.custom_diffusion import (
     leading,
     loss_mask,
 )
+from personalize_core.methods.interface import Batch
 from personalize_core.steps.latents import read_latents
-from personalize_core.train import denoising_step, diffusion_loss, train
+from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests import tiny_workspace
+from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import disturbed, draw, predict, tiny_base
-from tests.test_interoperability import check_same, fresh_pipeline
 
 PROMPT = "a photo of a <v> dog"
 

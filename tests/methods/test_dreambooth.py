@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from personalize_core.data import ConceptLatents
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.dreambooth import Config, DreamBooth
-from personalize_core.train import denoising_step, diffusion_loss
+from personalize_core.training.loop import denoising_step, diffusion_loss
 from tests.conftest import disturbed, predict
 
 

@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from personalize_core.methods.lora_dreambooth import Config, LoRADreamBooth, LowRank
-from personalize_core.parts import attention_projections
+from personalize_core.methods.shared.parts import attention_projections
+from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import disturbed, predict
-from tests.test_interoperability import check_same, fresh_pipeline
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from personalize_core.base import LAYERS
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents
+from personalize_core.base_model.model import LAYERS
+from personalize_core.base_model.text import TextContext
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.errors import InputError
 from personalize_core.methods import neti
 from personalize_core.methods.neti import HIDDEN, Config, Mapper, NeTI, Sampling, Scaled, final_norm, with_bypass
-from personalize_core.text import TextContext
-from personalize_core.train import denoising_step, diffusion_loss, train
+from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, draw, predict
 
 PROMPT, T = "a photo of a <v> on the beach", torch.tensor([37, 820])

@@ -14,10 +14,10 @@ from torch import nn
 
 from personalize_core.errors import InputError
 from personalize_core.methods.oft import OFT, Config, Rotation
-from personalize_core.parts import attention_projections
-from personalize_core.train import denoising_step, diffusion_loss, train
+from personalize_core.methods.shared.parts import attention_projections
+from personalize_core.training.loop import denoising_step, diffusion_loss, train
+from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import disturbed, predict, tiny_base
-from tests.test_interoperability import check_same, fresh_pipeline
 
 PROMPT = "a photo of <v> dog on the beach"
 KINDS: dict[str, dict[str, Any]] = {

@@ -9,17 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from personalize_core import localized
-from personalize_core.base import LAYERS, hooked
-from personalize_core.localized import LAG
+from personalize_core.base_model.model import LAYERS, hooked
+from personalize_core.base_model.text import TextContext
 from personalize_core.methods import personalized_residuals
-from personalize_core.methods.personalized_residuals import (
-    Config,
-    PersonalizedResiduals,
-    Residual,
-)
-from personalize_core.text import TextContext
-from personalize_core.train import denoising_step, diffusion_loss, train
+from personalize_core.methods.personalized_residuals import Config, PersonalizedResiduals, Residual
+from personalize_core.methods.shared import lag
+from personalize_core.methods.shared.lag import LAG
+from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, predict, tiny_base
 
 PROMPT = "a photo of a <v> dog"
@@ -197,9 +193,7 @@ def test_the_recipe_is_the_papers():
 
 
 def with_mask(monkeypatch, value: bool) -> None:
-    monkeypatch.setattr(
-        localized, "above_median", lambda attention: torch.full_like(attention, value, dtype=torch.bool)
-    )
+    monkeypatch.setattr(lag, "above_median", lambda attention: torch.full_like(attention, value, dtype=torch.bool))
 
 
 def test_lag_with_the_mask_everywhere_equals_merged_weights(trained, base, concept, monkeypatch):
@@ -303,7 +297,7 @@ def test_the_mask_is_that_of_the_layer_itself(trained, base, concept, monkeypatc
         found: dict[str, torch.Tensor] = {}
 
         def noted(call, layer, *rest, found=found):
-            return found.setdefault(layer, localized.region(call, layer, *rest))
+            return found.setdefault(layer, lag.region(call, layer, *rest))
 
         monkeypatch.setattr(personalized_residuals, "region", noted)
         if turned:

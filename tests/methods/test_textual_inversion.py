@@ -7,12 +7,12 @@ from typing import get_args
 import pytest
 import torch
 
-from personalize_core.concept import Concept
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
+from personalize_core.methods.shared.parts import TokenRule
 from personalize_core.methods.textual_inversion import Config, TextualInversion
-from personalize_core.parts import TokenRule
-from personalize_core.prompts import TRAINING, read_list
-from personalize_core.train import denoising_step, diffusion_loss, train
+from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, draw
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents, Preprocessing
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents, Preprocessing
 from personalize_core.methods.ti_db import TIDB, Config
-from personalize_core.train import denoising_step, diffusion_loss, train
+from personalize_core.training.loop import denoising_step, diffusion_loss, train
+from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import disturbed, draw, predict
-from tests.test_interoperability import check_same, fresh_pipeline
 
 PROMPT = "a photo of a <v> dog"
 

@@ -13,20 +13,20 @@ from pydantic import ValidationError
 from scipy.special import erf
 from skimage.filters import threshold_otsu
 
-from personalize_core import artifact
-from personalize_core.attention import AttentionMaps
-from personalize_core.base import LAYERS, hooked
-from personalize_core.concept import Concept
-from personalize_core.data import ConceptLatents
+from personalize_core.artifacts import artifact
+from personalize_core.base_model.attention import AttentionMaps
+from personalize_core.base_model.model import LAYERS, hooked
+from personalize_core.base_model.text import TextContext
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.errors import InputError
-from personalize_core.localized import LAG
+from personalize_core.files.typed_yaml import build
 from personalize_core.methods import vico
 from personalize_core.methods.personalized_residuals import Config as ResidualsConfig
 from personalize_core.methods.personalized_residuals import PersonalizedResiduals
+from personalize_core.methods.shared.lag import LAG
 from personalize_core.methods.vico import LAYERS_WITH_IMAGES, Config, Sampling, ViCo, image_block, of_reference, otsu
-from personalize_core.params import build
-from personalize_core.text import TextContext
-from personalize_core.train import denoising_step, diffusion_loss, train
+from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, draw, predict, tiny_base
 
 PROMPTS = ["a photo of a <v> on the beach", "a red <v>", "the desert"]

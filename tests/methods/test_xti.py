@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from personalize_core.base import LAYERS, hooked
-from personalize_core.concept import Concept
+from personalize_core.base_model.model import LAYERS, hooked
+from personalize_core.concepts.concept import Concept
 from personalize_core.methods.textual_inversion import Config as InversionConfig
 from personalize_core.methods.textual_inversion import TextualInversion
 from personalize_core.methods.xti import XTI, Config
-from personalize_core.train import denoising_step, diffusion_loss
+from personalize_core.training.loop import denoising_step, diffusion_loss
 from tests.conftest import disturbed, draw
 
 PROMPTS = ["a photo of a <v>", "the desert", "a red <v> on the beach"]

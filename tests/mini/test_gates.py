@@ -12,8 +12,8 @@ from PIL import Image
 from personalize_core import steps
 from personalize_core.mini import concepts, diffusion, gates, personalization, text, tokenizer, world
 from personalize_core.mini.names import CATEGORIES, COLOURS, PLACES
-from personalize_core.params import Params
-from personalize_core.store import Store
+from personalize_core.workspace.params import Params
+from personalize_core.workspace.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from personalize_core.mini.export import LIMIT, WEIGHTS, size_of
-from personalize_core.steps.recipes import device_of
-from personalize_core.store import Store
+from personalize_core.workspace.recipes import device_of
+from personalize_core.workspace.store import Store
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "base" / "model_index.json").exists(), reason="no weights exported yet")
 

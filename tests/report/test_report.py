@@ -12,12 +12,12 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from personalize_core import comparison, steps
+from personalize_core import steps
 from personalize_core.errors import InputError
 from personalize_core.metrics import tables as score_tables
+from personalize_core.report import comparison, page, page_figures, page_images, tables, verdicts
 from personalize_core.report import evidence as read_evidence
-from personalize_core.report import figures, page, pictures, tables, verdicts
-from personalize_core.store import Store
+from personalize_core.workspace.store import Store
 from tests.report import workspace
 
 
@@ -189,22 +189,22 @@ def test_a_figure_in_the_page_has_the_pages_colours_ids_of_its_own_and_words_for
     assert len(svgs) >= 4 and len(ids) == len(set(ids))
     for svg in svgs:
         assert re.search(r'role="img" aria-label="[^"]{20,}"', svg)
-        assert not [colour for colour in figures.THEMED if colour in svg]
+        assert not [colour for colour in page_figures.THEMED if colour in svg]
         assert {name[1:] for name in re.findall(r'href="(#[^"]+)"', svg)} <= set(re.findall(r'\bid="([^"]+)"', svg))
 
 
 def test_a_long_log_is_thinned_and_keeps_its_ends():
     log = [{"stage": "a" if step < 900 else "b", "step": step, "diffusion": 1.0} for step in range(2000)]
-    steps_drawn, values = figures._line(log, "diffusion")
-    assert len(steps_drawn) == figures.MOST_POINTS and (steps_drawn[0], steps_drawn[-1]) == (0, 1999)
-    assert (values == 1.0).all() and figures._stages(log) == [(0, "a"), (900, "b")]
+    steps_drawn, values = page_figures._line(log, "diffusion")
+    assert len(steps_drawn) == page_figures.MOST_POINTS and (steps_drawn[0], steps_drawn[-1]) == (0, 1999)
+    assert (values == 1.0).all() and page_figures._stages(log) == [(0, "a"), (900, "b")]
 
 
 # Pictures
 
 
 def test_columns_share_prompt_and_noise_and_every_pixel_of_a_small_picture_is_kept(made, evidence):
-    shown, left_out = pictures.grids(evidence)
+    shown, left_out = page_images.grids(evidence)
     assert left_out == "" and [grid.concept.name for grid in shown] == ["cup", "rex"]
     grid = shown[1]
     assert list(grid.rows) == ["base_model", "dreambooth", "textual_inversion"]
@@ -225,7 +225,7 @@ def decoded(uri: str) -> Image.Image:
     [(30_000, "", 2, 8), (14_000, "first 1 of 2 pictures", 2, 4), (7_000, "first 1 of 2 concepts", 1, 4)],
 )
 def test_of_too_many_pictures_fewer_are_shown_and_the_page_says_so(evidence, pixels, said, concepts, columns):
-    shown, left_out = pictures.grids(evidence, pixels)
+    shown, left_out = page_images.grids(evidence, pixels)
     assert said in left_out and (len(shown), len(shown[0].columns)) == (concepts, columns)
     assert ("The scores are of all." in left_out) == bool(said)
 
@@ -314,15 +314,15 @@ def test_the_plane_says_which_points_are_over_fewer_concepts_and_draws_no_front(
 def titles(told: read_evidence.Evidence) -> list[str]:
     """Of the planes that are drawn."""
     made: list[str] = []
-    draw = figures.plane
+    draw = page_figures.plane
 
     def noted(summary, title, *rest, **more):
         made.append(title)
         return draw(summary, title, *rest, **more)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(figures, "plane", noted)
-        figures.every(told)
+        patched.setattr(page_figures, "plane", noted)
+        page_figures.every(told)
     return made
 
 

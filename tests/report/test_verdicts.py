@@ -10,11 +10,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from personalize_core.coverage import Coverage
 from personalize_core.metrics import ranking
+from personalize_core.metrics.concept_counts import Coverage
 from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
-from personalize_core.names import in_words
 from personalize_core.report import verdicts
+from personalize_core.report.display_names import in_words
 
 VARIANTS = ["base_model", "core", "dreambooth", "neti", "oft"]
 

@@ -10,10 +10,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from personalize_core import intake
-from personalize_core.files import sha256, whole_folder, write_json
+from personalize_core.concepts import intake
+from personalize_core.files.atomic import whole_folder, write_json
+from personalize_core.files.stamps import sha256
 from personalize_core.metrics import tables
-from personalize_core.store import REFERENCES, SCORES, Store
+from personalize_core.workspace.store import REFERENCES, SCORES, Store
 
 ROOT = Path(__file__).parents[2]
 CONCEPTS = {"rex": "dog", "cup": "red mug"}

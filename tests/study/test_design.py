@@ -15,10 +15,10 @@ from PIL import Image
 
 from personalize_core import steps
 from personalize_core.errors import InputError
-from personalize_core.params import build
-from personalize_core.store import Store
+from personalize_core.files.typed_yaml import build
 from personalize_core.study import page
 from personalize_core.study.design import Key, Request, design, picture_path
+from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.study import workspace as small
 

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from personalize_core.store import Store
 from personalize_core.study import page as pages
 from personalize_core.study.answers import read
 from personalize_core.study.design import Key, Request
 from personalize_core.study.results import evaluate
+from personalize_core.workspace.store import Store
 from tests import browser as browsers
 from tests.browser import PATIENCE, watched
 from tests.study import workspace as small

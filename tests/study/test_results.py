@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from scipy.stats import bootstrap
 
-from personalize_core import __main__ as command_line
+from personalize_core.cli import main as command_line
 from personalize_core.errors import InputError
 from personalize_core.study import answers as answer_files
 from personalize_core.study import results

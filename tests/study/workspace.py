@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from personalize_core import intake
-from personalize_core.store import Store
+from personalize_core.concepts import intake
 from personalize_core.study.design import Key
+from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 
 CONCEPTS = {"rex": "dog", "cup": "red mug"}

@@ -1,0 +1,179 @@
+"""Cross-attention: what each layer reads, and where it looked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from personalize_core.base_model.text import TextContext
+
+Pool = Literal["layer", "all"]
+
+
+class AttentionMaps:
+    """The cross-attention maps of one U-Net call, computed only when read.
+
+    The layers leave their queries and keys here and go on as if nobody were watching, so recording can never
+    change a picture. Reading gives probabilities in float32 that carry gradient, so a loss may be put on them.
+    """
+
+    def __init__(self) -> None:
+        self._query_key: dict[str, tuple[Tensor, Tensor]] = {}
+        self.recomputed = False  # is this call's forward pass run again in backward (gradient checkpointing)?
+
+    def record(self, layer: str, query: Tensor, key: Tensor) -> None:
+        """query: (B, heads, h*w, d). key: (B, heads, L, d)."""
+        self._query_key[layer] = query, key
+
+    def include(self, others: AttentionMaps, rows: slice, names: Mapping[str, str] | None = None) -> None:
+        """Take over some rows of other maps, of all layers or of those in `names`, under the names given there."""
+        for layer, (query, key) in others._query_key.items():
+            if names is None or layer in names:
+                self.record(names[layer] if names else layer, query[rows], key[rows])
+
+    def __getitem__(self, layer: str) -> Tensor:
+        """softmax(Q K^T / sqrt(d)), (B, heads, h*w, L); sums to 1 over the L tokens."""
+        return _probabilities(*self._read(layer))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._query_key)
+
+    def __len__(self) -> int:
+        return len(self._query_key)
+
+    def on(self, layer: str, tokens: Tensor) -> Tensor:
+        """How much each location looks at `tokens` (B, L) bool: (B, h*w), in [0, 1].
+
+        The mean over the heads, summed over the tokens. Where a gradient is wanted, the map is computed again
+        in backward rather than kept: only one layer's (B, heads, h*w, L) then exists at a time.
+        """
+        query, key = self._read(layer)
+        if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+            return checkpoint(_looked_at, query, key, tokens, use_reentrant=False)
+        return _looked_at(query, key, tokens)
+
+    def statistics(self, layers: Sequence[str], columns: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased variance of J columns of the maps over heads and locations, each (G, B, J).
+
+        As in `on`, only one layer's map exists at a time.
+
+        Args:
+            layers: whose maps.
+            columns: (B, L, J), or (1, L, J) for all rows: column j of row b is the tokens' columns, summed with the
+                weights columns[b, :, j].
+            pool: over which values together. "layer": those of each layer, G = len(layers);
+                "all": those of all layers at once, where large layers count more, G = 1.
+        """
+        parts = []
+        for layer in layers:
+            query, key = self._read(layer)
+            if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
+                parts.append(checkpoint(_spread, query, key, columns, use_reentrant=False))
+            else:
+                parts.append(_spread(query, key, columns))
+        means, squares = (torch.stack(part) for part in zip(*parts, strict=True))  # (layers, B, J)
+        queries = [self._query_key[layer][0] for layer in layers]
+        sizes = torch.tensor([[[q.shape[1] * q.shape[2]]] for q in queries], device=means.device)  # (layers, 1, 1)
+        if pool == "all":  # squares around the common mean: within the layers, and between them
+            mean = (sizes * means).sum(dim=0, keepdim=True) / sizes.sum()
+            squares = (squares + sizes * (means - mean).pow(2)).sum(dim=0, keepdim=True)
+            means, sizes = mean, sizes.sum(dim=0, keepdim=True)
+        return means, squares / (sizes - 1).clamp(min=1)
+
+    def _read(self, layer: str) -> tuple[Tensor, Tensor]:
+        query, key = self._query_key[layer]
+        if self.recomputed and torch.is_grad_enabled():
+            raise RuntimeError(
+                "attention maps were read for a gradient while the U-Net's gradient checkpointing is on; the "
+                "recorded queries and keys would belong to another pass. Switch gradient checkpointing off, or "
+                "read the maps under torch.no_grad()."
+            )
+        return query, key
+
+
+@dataclass
+class Call:
+    """One pass through the U-Net, for the hooks that act inside it."""
+
+    t: Tensor  # (B,)
+    context: TextContext
+    maps: AttentionMaps = field(default_factory=AttentionMaps)
+
+
+def _probabilities(query: Tensor, key: Tensor) -> Tensor:
+    query, key = query.float(), key.float()  # half precision loses the small differences that losses look at
+    return (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
+
+
+def _looked_at(query: Tensor, key: Tensor, tokens: Tensor) -> Tensor:
+    return (_probabilities(query, key).mean(dim=1) * tokens[:, None]).sum(dim=-1)
+
+
+def _spread(query: Tensor, key: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over heads and locations, (B, J), and the sum of squares around it."""
+    values = _probabilities(query, key) @ columns[:, None].float()  # (B, heads, h*w, J)
+    mean = values.mean(dim=(1, 2))
+    return mean, (values - mean[:, None, None]).pow(2).sum(dim=(1, 2))
+
+
+class CrossAttention:
+    """The attention processor of one cross-attention layer.
+
+    It knows the layer by name, not by counting calls: a count goes wrong as soon as a forward pass is
+    repeated, as gradient checkpointing does.
+    """
+
+    def __init__(self, name: str, index: int) -> None:
+        self.name = name
+        self.index = index
+
+    def __call__(
+        self,
+        attn: Any,  # diffusers' Attention
+        hidden_states: Tensor,  # (B, h*w, C)
+        encoder_hidden_states: Tensor | None = None,  # not used: the text comes with the call
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *,
+        call: Call,
+    ) -> Tensor:
+        text_for_keys, text_for_values = call.context.layer(self.index)
+        query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        key = attn.to_k(text_for_keys).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        value = attn.to_v(text_for_values).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+        call.maps.record(self.name, query, key)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        projection, dropout = attn.to_out
+        return dropout(projection(attended.transpose(1, 2).flatten(2)))
+
+
+class SelfAttention(AttnProcessor2_0):
+    """The stock processor; it only accepts the argument that diffusers hands to every processor alike."""
+
+    def __call__(self, attn: Attention, hidden_states: Tensor, *args, call: Call | None = None, **kwargs) -> Tensor:
+        return super().__call__(attn, hidden_states, *args, **kwargs)
+
+
+def check_plain(name: str, layer: Attention) -> None:
+    """Raise unless the layer is the plain cross-attention of Stable Diffusion, which is all that is computed here."""
+    extras = {
+        "norm_cross": layer.norm_cross,
+        "group_norm": layer.group_norm,
+        "spatial_norm": layer.spatial_norm,
+        "norm_q": layer.norm_q,
+        "norm_k": layer.norm_k,
+        "residual_connection": layer.residual_connection,
+        "rescale_output_factor": layer.rescale_output_factor != 1,
+    }
+    present = [extra for extra, value in extras.items() if value]
+    if present:
+        raise ValueError(
+            f"cross-attention layer {name} has {', '.join(present)}, which Stable Diffusion 1 and 2 have not"
+        )

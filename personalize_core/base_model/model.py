@@ -1,0 +1,221 @@
+"""The frozen text-to-image model that every method teaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from personalize_core.base_model.attention import AttentionMaps, Call, CrossAttention, SelfAttention, check_plain
+from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
+from personalize_core.concepts.concept import Concept
+
+# The transformer blocks in the order they run (methods.md 12.1). Walking the modules would list the middle
+# block last, because the U-Net registers its up blocks before it.
+LAYERS = (
+    *(f"down_blocks.{block}.attentions.{layer}" for block in (0, 1, 2) for layer in (0, 1)),
+    "mid_block.attentions.0",
+    *(f"up_blocks.{block}.attentions.{layer}" for block in (1, 2, 3) for layer in (0, 1, 2)),
+)
+
+
+@contextmanager
+def hooked(*handles: RemovableHandle) -> Iterator[None]:
+    """Hooks that are taken out again on leaving."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class BaseModel:
+    """A frozen Stable Diffusion: encode text, denoise, decode. It knows nothing of any method.
+
+    The text encoder and the autoencoder stay in float32. With `dtype` bfloat16 the frozen U-Net is held in it
+    and runs under autocast, so tensors that a method trains keep their float32 master copies.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        revision: str,
+        weights_hash: str,
+        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextModel,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        scheduler: DDPMScheduler,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        rare_word: str = "sks",
+    ) -> None:
+        self.name, self.revision, self.weights_hash = name, revision, weights_hash
+        self.device, self.dtype = torch.device(device), dtype
+        self.tokenizer = PromptTokenizer(tokenizer, rare_word)
+        self.text_encoder = _frozen(text_encoder).to(self.device)
+        self.vae = _frozen(vae).to(self.device)
+        self.unet = _frozen(unet).to(self.device)
+        if dtype != torch.float32:
+            self.unet.to(dtype)
+        self.scheduler: Any = scheduler
+        modules = dict(unet.named_modules())
+        self.transformers: dict[str, Any] = {path: modules[path] for path in LAYERS}  # each a Transformer2DModel
+        self._use_own_processors()
+        self._call: Call | None = None
+
+    # What the model is
+
+    @property
+    def text_width(self) -> int:
+        """D: 768 for Stable Diffusion 1, 1024 for 2."""
+        return self.text_encoder.config.hidden_size
+
+    @property
+    def prediction_type(self) -> str:
+        """'epsilon' or 'v_prediction'. Always read from the scheduler: the weights do not say."""
+        return self.scheduler.config.prediction_type
+
+    @property
+    def vae_scale(self) -> int:
+        """Pixels per latent pixel along a side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def image_size(self) -> int:
+        """Native side length in pixels."""
+        return self.unet.config.sample_size * self.vae_scale
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, h, w) of one picture's latents."""
+        side = self.unet.config.sample_size
+        return self.unet.config.in_channels, side, side
+
+    def rare_embedding(self) -> Tensor:
+        """(D,): the input embedding that an untrained placeholder reads."""
+        return self.text_encoder.get_input_embeddings().weight[self.tokenizer.rare_id].detach().clone()
+
+    def word_embedding(self, phrase: str, token: int = -1) -> Tensor:
+        """(D,): the input embedding of a phrase's last token, or another; heads come last ("stuffed animal")."""
+        ids = self.tokenizer.class_noun_ids(phrase)
+        return self.text_encoder.get_input_embeddings().weight[ids[token]].detach().clone()
+
+    # What it computes
+
+    def encode(
+        self, prompts: Sequence[str], concept: Concept | None = None, embedding: Tensor | None = None
+    ) -> TextContext:
+        """The prompts as the cross-attention layers read them.
+
+        Args:
+            prompts: B of them, with the concept's placeholder where the concept belongs.
+            concept: whose placeholder and class noun to look for.
+            embedding: (D,), or (B, 1, D) for each row its own, read in the placeholder's place; the rare token's
+                own embedding if None.
+        """
+        tokens = self.tokenizer(prompts, concept)
+        with self._placeholder_reads(embedding, tokens):
+            hidden = self.text_encoder(tokens.ids.to(self.device)).last_hidden_state
+        return TextContext(
+            hidden=hidden,
+            placeholder=tokens.placeholder.to(self.device),
+            class_noun=tokens.class_noun.to(self.device),
+            words=tokens.words.to(self.device),
+            end=tokens.end.to(self.device),
+            partner=torch.arange(len(hidden), device=self.device),
+        )
+
+    def denoise(self, x_t: Tensor, t: Tensor, context: TextContext, maps: AttentionMaps | None = None) -> Tensor:
+        """The U-Net's answer, (B, 4, h, w) float32: noise or velocity, by `prediction_type`.
+
+        Args:
+            x_t: (B, 4, h, w) noisy latents.
+            t: (B,) timesteps, 0 to 999.
+            context: what the cross-attention layers read; B rows.
+            maps: filled with this call's cross-attention maps.
+        """
+        call = Call(t, context, maps if maps is not None else AttentionMaps())
+        call.maps.recomputed = self.unet.is_gradient_checkpointing
+        self._call, before = call, self._call
+        try:
+            with self._precision():
+                answer = self.unet(x_t, t, context.hidden, cross_attention_kwargs={"call": call}).sample
+        finally:
+            self._call = before
+        return answer.float()
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Within it the U-Net keeps little for the gradient, and is computed again where it is needed."""
+        self.unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            self.unet.disable_gradient_checkpointing()
+
+    @property
+    def call(self) -> Call:
+        """The pass that is now running, for hooks inside the U-Net."""
+        if self._call is None:
+            raise RuntimeError("no pass through the U-Net is running: base.call is for hooks inside it")
+        return self._call
+
+    def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the U-Net should answer (methods.md 12.6)."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "v_prediction":
+            return self.scheduler.get_velocity(latents, noise, t)
+        raise ValueError(f"prediction type {self.prediction_type!r} is neither 'epsilon' nor 'v_prediction'")
+
+    @torch.no_grad()
+    def moments(self, pixels: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] -> mean and deviation of their latents, (B, 2, 4, h, w), scaled."""
+        parts = [self.vae.encode(part.to(self.device)).latent_dist for part in pixels.split(4)]  # to bound memory
+        moments = [torch.stack([posterior.mean, posterior.std], dim=1).cpu() for posterior in parts]
+        return torch.cat(moments) * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, 4, h, w), scaled as the U-Net sees them -> pictures (B, H, W, 3) uint8 on the CPU."""
+        pixels = self.vae.decode(latents.to(self.device) / self.vae.config.scaling_factor).sample
+        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+    # Inside
+
+    def _use_own_processors(self) -> None:
+        cross = {f"{path}.transformer_blocks.0.attn2": CrossAttention(path, index) for index, path in enumerate(LAYERS)}
+        modules: dict[str, Any] = dict(self.unet.named_modules())
+        for path in cross:
+            check_plain(path, modules[path])
+        self.unet.set_attn_processor(
+            {key: cross.get(key.removesuffix(".processor")) or SelfAttention() for key in self.unet.attn_processors}  # type: ignore[arg-type]
+        )
+
+    def _placeholder_reads(self, embedding: Tensor | None, tokens: Tokens) -> AbstractContextManager[None]:
+        """Within it, the text encoder reads `embedding` wherever the placeholder stands."""
+        if embedding is None:
+            return nullcontext()
+        here = tokens.placeholder[..., None].to(self.device)  # (B, L, 1)
+
+        def replace(module: nn.Module, args: tuple, looked_up: Tensor) -> Tensor:  # (B, L, D)
+            return torch.where(here, embedding.to(looked_up), looked_up)
+
+        return hooked(self.text_encoder.get_input_embeddings().register_forward_hook(replace))
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def _frozen(module: Any) -> Any:
+    return module.requires_grad_(False).eval()

@@ -1,0 +1,201 @@
+"""Prompts as token ids, where the words stand among them, and what the cross-attention layers read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from personalize_core.concepts.concept import Concept
+from personalize_core.errors import InputError
+
+PLACEHOLDER = "<placeholder>"  # the one token that every concept's placeholder becomes
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts as ids, and the places of their words; all (B, L)."""
+
+    ids: Tensor  # long; a placeholder carries the rare token's id, so the model reads that token's embedding
+    placeholder: Tensor  # bool: the concept's own token
+    class_noun: Tensor  # bool: every token of the class noun
+    words: Tensor  # bool: every token of the prompt, without begin, end and padding
+    end: Tensor  # bool: the first end-of-text token, one per row
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """What the cross-attention layers read in one U-Net call."""
+
+    hidden: Tensor  # (B, L, D), after the text encoder's final layer norm; what every layer reads, but for `layers`
+    placeholder: Tensor  # (B, L) bool, as are the next three: see Tokens
+    class_noun: Tensor
+    words: Tensor
+    end: Tensor
+    partner: Tensor  # (B,) long: the row of the same picture with its prompt; itself, but in guidance's empty half
+    layers: tuple[Tensor, Tensor] | None = None  # (16, B, L, D) each: a text of its own per layer, for keys and values
+    several: Tensor | None = None  # (C, B, L) bool: the words of each concept, where a prompt speaks of several
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """The text that layer `index` (0 to 15, in the order they run) takes keys from, and values from."""
+        if self.layers is None:
+            return self.hidden, self.hidden
+        keys, values = self.layers
+        return keys[index], values[index]
+
+    @property
+    def concept(self) -> Tensor:
+        """(B, L) bool: every token that speaks of the concept, placeholder and class noun."""
+        return self.placeholder | self.class_noun
+
+    @property
+    def concepts(self) -> Tensor:
+        """(C, B, L) bool: the words of each concept that the prompts speak of; C is 1 but for `several`."""
+        return self.concept[None] if self.several is None else self.several
+
+    @property
+    def unconditional(self) -> Tensor:
+        """(B,) bool: the rows that are the prompt-free half of classifier-free guidance."""
+        return self.partner != torch.arange(len(self), device=self.partner.device)
+
+    def twice(self) -> TextContext:
+        """All rows, and behind them all again: row B + i reads what row i reads, and its partner is there too."""
+        return TextContext(
+            hidden=self.hidden.repeat(2, 1, 1),
+            placeholder=self.placeholder.repeat(2, 1),
+            class_noun=self.class_noun.repeat(2, 1),
+            words=self.words.repeat(2, 1),
+            end=self.end.repeat(2, 1),
+            partner=torch.cat([self.partner, self.partner + len(self)]),
+            layers=(self.layers[0].repeat(1, 2, 1, 1), self.layers[1].repeat(1, 2, 1, 1)) if self.layers else None,
+            several=None if self.several is None else self.several.repeat(1, 2, 1),
+        )
+
+    @classmethod
+    def guidance(cls, empty: TextContext, prompt: TextContext) -> TextContext:
+        """Both halves of classifier-free guidance, the empty prompts first; row i goes with row B + i."""
+        rows = len(prompt)
+        return cls(
+            hidden=torch.cat([empty.hidden, prompt.hidden]),
+            placeholder=torch.cat([empty.placeholder, prompt.placeholder]),
+            class_noun=torch.cat([empty.class_noun, prompt.class_noun]),
+            words=torch.cat([empty.words, prompt.words]),
+            end=torch.cat([empty.end, prompt.end]),
+            partner=torch.arange(rows, 2 * rows, device=prompt.partner.device).repeat(2),
+            layers=_both_halves(empty, prompt),
+            several=None if prompt.several is None else torch.cat([empty.concepts, prompt.concepts], dim=1),
+        )
+
+
+def _both_halves(empty: TextContext, prompt: TextContext) -> tuple[Tensor, Tensor] | None:
+    """`layers` of guidance's two halves; where only one half has texts per layer, the other's is repeated for all."""
+    given = [context.layers for context in (empty, prompt) if context.layers]
+    if not given:
+        return None
+    count = len(given[0][0])
+    halves = [
+        context.layers or (context.hidden.expand(count, *context.hidden.shape),) * 2 for context in (empty, prompt)
+    ]
+    return torch.cat([keys for keys, _ in halves], dim=1), torch.cat([values for _, values in halves], dim=1)
+
+
+Conditioning = Callable[[Tensor], TextContext]
+"""Timesteps (B,) -> what the cross-attention layers read at them. Constant for all methods but NeTI."""
+
+
+class PromptTokenizer:
+    """A base model's tokenizer, with one more token for the concept's placeholder.
+
+    Positions are found by token id, never by counting characters: class nouns may have several tokens,
+    and the two families of Stable Diffusion pad differently.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, rare_word: str) -> None:
+        rare = tokenizer(rare_word, add_special_tokens=False).input_ids
+        if len(rare) != 1:
+            raise InputError(
+                f"{rare_word!r} is {len(rare)} tokens for this base model; the rare word that stands for a concept "
+                "must be one token, or it binds weakly"
+            )
+        tokenizer.add_tokens([PLACEHOLDER])
+        self._tokenizer: Any = tokenizer
+        self._placeholder_id: int = self._tokenizer.convert_tokens_to_ids(PLACEHOLDER)
+        self.rare_word, self.rare_id = rare_word, rare[0]
+        self.length: int = tokenizer.model_max_length
+        self._end: int = self._tokenizer.eos_token_id
+
+    def __call__(self, prompts: Sequence[str], concept: Concept | None = None) -> Tokens:
+        """Tokenize, pad and locate. Without a concept no token is the placeholder or the class noun.
+
+        Raises:
+            InputError: a prompt is too long, so that words would be cut off.
+        """
+        texts = [prompt.replace(concept.placeholder, PLACEHOLDER) if concept else prompt for prompt in prompts]
+        rows = self._tokenizer(texts, padding="max_length", max_length=self.length).input_ids
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > self.length:
+                raise InputError(
+                    f"the prompt has {len(row) - 2} tokens, the base model reads {self.length - 2}; "
+                    f"shorten it: {prompt!r}"
+                )
+        ids = torch.tensor(rows)
+        placeholder = ids == self._placeholder_id
+        is_end = ids == self._end
+        position = torch.arange(self.length)
+        first_end = is_end.int().argmax(dim=1, keepdim=True)
+        return Tokens(
+            ids=ids.masked_fill(placeholder, self.rare_id),
+            placeholder=placeholder,
+            class_noun=self._class_noun(ids, placeholder, concept),
+            words=(position > 0) & (position < first_end),
+            end=position == first_end,
+        )
+
+    def spelled(self, prompt: str, concept: Concept) -> list[tuple[str, list[int]]]:
+        """The prompt's words in order, each with the positions of its tokens; the placeholder is a word."""
+        tokens = self([prompt], concept)
+        words: list[tuple[str, list[int]]] = []
+        begun = False  # a word whose last token has not come yet
+        for position in tokens.words[0].nonzero().flatten().tolist():
+            spelling = self._tokenizer.convert_ids_to_tokens(int(tokens.ids[0, position]))
+            if tokens.placeholder[0, position]:
+                spelling, begun = f"{concept.placeholder}</w>", False
+            word, positions = words.pop() if begun else ("", [])
+            words.append((word + spelling.removesuffix("</w>"), [*positions, position]))
+            begun = not spelling.endswith("</w>")
+        return words
+
+    def class_noun_ids(self, class_noun: str) -> list[int]:
+        return self._tokenizer(class_noun, add_special_tokens=False).input_ids
+
+    def check_class_noun(self, concept: Concept) -> None:
+        """Raise unless the class noun keeps its tokens behind the placeholder, where methods look for it."""
+        ids = self.class_noun_ids(concept.class_noun)
+        tokens = self([f"a photo of a {concept.placeholder} {concept.class_noun}"], concept)
+        unknown = self._tokenizer.unk_token_id  # CLIP's is the end-of-text token, which no word has
+        if not ids or unknown in ids or int(tokens.class_noun.sum()) != len(ids):
+            raise InputError(
+                f"concept {concept.name!r}: this base model's tokenizer cannot place the class noun "
+                f"{concept.class_noun!r} in a prompt; choose another word for the same kind of thing"
+            )
+
+    def _class_noun(self, ids: Tensor, placeholder: Tensor, concept: Concept | None) -> Tensor:
+        """(B, L) bool: the noun right behind the placeholder, or wherever it stands in a prompt without one."""
+        found = torch.zeros_like(placeholder)
+        noun = torch.tensor(self.class_noun_ids(concept.class_noun)) if concept else torch.tensor([])
+        if len(noun) == 0:
+            return found
+        starts = (ids.unfold(1, len(noun), 1) == noun).all(dim=-1)  # (B, L - q + 1)
+        behind = torch.zeros_like(starts)
+        behind[:, 1:] = placeholder[:, : starts.shape[1] - 1]
+        starts &= behind | ~placeholder.any(dim=1, keepdim=True)
+        for offset in range(len(noun)):
+            found[:, offset : offset + starts.shape[1]] |= starts
+        return found

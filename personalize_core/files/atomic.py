@@ -1,0 +1,162 @@
+"""Files that are either whole or not there, and the stamps that say what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from personalize_core.files.stamps import Stamp, sha256, spelled_out
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "manifest.json"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Atomically: a reader sees the old file or the new one, never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        _discard(temporary)
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Raises OSError or ValueError where there is none, or no whole one."""
+    return json.loads(path.read_text(encoding="utf-8"))  # as write_json writes it, whatever the machine's locale
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What is known from before; nothing where no file says so, or only a damaged one: it is then found out again."""
+    try:
+        found = read_json(path)
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def record_of_result(path: Path, folder: Path) -> dict[str, Any]:
+    """What was recorded of the very result that the folder holds; nothing where the record is of another."""
+    found, stamp = read_record(path), read_record(folder / MANIFEST).get("stamp")
+    return found if stamp is not None and found.get("stamp") == stamp else {}
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Safetensors, atomically; the same tensors give the same bytes."""
+    from safetensors.torch import save
+
+    ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    write_bytes(path, save(ordered, metadata=dict(metadata) if metadata else None))
+
+
+@contextmanager
+def whole_folder(folder: Path, stamp: str) -> Iterator[Path]:
+    """Fill a folder that appears at once, with its stamp, when the block ends well; else nothing changes.
+
+    What the stamp is of, where it knows, stands in the manifest too: the chain down to the bytes (lineage/).
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(folder)
+    temporary.mkdir()
+    try:
+        yield temporary
+        made_from = {"made_from": spelled_out(stamp.of)} if isinstance(stamp, Stamp) else {}
+        write_json(temporary / MANIFEST, {"stamp": stamp, "files": _listing(temporary), **made_from})
+        replaced = _beside(folder)
+        if folder.exists():
+            os.rename(folder, replaced)
+        try:
+            os.rename(temporary, folder)
+        except BaseException:
+            if replaced.exists():
+                os.rename(replaced, folder)
+            raise
+        _discard(replaced)
+    finally:
+        _discard(temporary)
+
+
+def is_current(folder: Path, stamp: str) -> bool:
+    """Does the folder hold, whole, what was made from just that?"""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        return manifest["stamp"] == stamp and all(
+            (folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _listing(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same folder, so that renaming it into place is one step of the file system.
+
+    What a process that was killed left in that folder goes. Its name says which process on which machine works on it,
+    for what another one is still writing must stay.
+    """
+    for entry in os.scandir(path.parent):
+        maker = _TEMPORARY.fullmatch(entry.name)
+        if maker and maker["machine"] == machine() and not _is_writing(int(maker["process"]), entry.name):
+            _remove(Path(entry.path))
+    name = f".{path.name}.{machine()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    _WRITING.add(name)
+    return path.with_name(name)
+
+
+_TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})\.(?P<process>\d+)\.[0-9a-f]{8}\.tmp")
+_WRITING: set[str] = set()  # by this process
+
+
+def _is_writing(process: int, name: str) -> bool:
+    """A number may be given to another process after a restart: at worst, what it left stays until that one ends."""
+    return name in _WRITING if process == os.getpid() else psutil.pid_exists(process)
+
+
+def _discard(temporary: Path) -> None:
+    """One of our own, which may have been renamed into place by now."""
+    _remove(temporary)
+    _WRITING.discard(temporary.name)
+
+
+def _remove(path: Path) -> None:
+    """It may be a file or a folder, and another process may be removing it too."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@cache
+def machine() -> str:
+    """Where a process number means the same process: containers may share a host's name, and count for themselves."""
+    try:
+        counting = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # not Linux
+        counting = 0
+    return hashlib.sha256(f"{platform.node()} {counting}".encode()).hexdigest()[:8]

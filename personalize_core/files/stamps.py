@@ -1,0 +1,47 @@
+"""A stamp names everything that a result depends on, by content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+class Stamp(str):
+    """A short name for everything that a result depends on, and what that is: `of`, with stamps in it."""
+
+    of: Mapping[str, Any]
+
+
+def stamp_of(what: Mapping[str, Any]) -> Stamp:
+    """A short name for everything that a result depends on; equal exactly if all of it is equal."""
+    stamp = Stamp(hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16])
+    stamp.of = what
+    return stamp
+
+
+def spelled_out(what: Any) -> Any:
+    """The same as plain JSON, where every stamp that knows what it is of says so: {"stamp": ..., "of": {...}}."""
+    if isinstance(what, Stamp):
+        return {"stamp": str(what), "of": spelled_out(what.of)}
+    if isinstance(what, Mapping):
+        return {key: spelled_out(value) for key, value in what.items()}
+    return [spelled_out(value) for value in what] if isinstance(what, list | tuple) else what
+
+
+def sources_hash(modules: Sequence[str]) -> Stamp:
+    """Of this package's modules, e.g. "train" or "methods/dreambooth", its folders of text, and "a/file.yaml"."""
+    root, hashes = Path(__file__).parents[1], {}
+    for module in modules:
+        texts = sorted((root / module).glob("*.txt"))
+        source = root / (module if module.endswith(".yaml") else f"{module}.py")
+        hashes |= {f"{module}/{path.name}": sha256(path) for path in texts} or {module: sha256(source)}
+    return stamp_of(hashes)

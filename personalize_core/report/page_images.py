@@ -1,0 +1,165 @@
+"""The drawn pictures as the page shows them: all variants of one prompt and noise in a column, and no more than fit."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from PIL import Image, ImageOps
+
+from personalize_core.errors import InputError
+from personalize_core.files.stamps import sha256
+from personalize_core.metrics.tables import CEILING
+from personalize_core.report.display_names import in_words
+from personalize_core.report.evidence import METRICS, ConceptTold, Evidence
+from personalize_core.report.figures import opened
+
+PIXELS = 120_000_000  # of all pictures in a page together: some 15 MB
+SIDES = (768, 512, 384, 256, 192, 128)  # pixels of a picture's longer side, at most; the largest that fits
+SMALL = 128  # pixels; a picture that is no larger is kept as it is, pixel for pixel
+MOST_OF_A_PROMPT = 4  # pictures, however few there are in all
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture in its place."""
+
+    uri: str
+    alt: str
+    caption: str  # with its own scores
+
+
+@dataclass(frozen=True)
+class Column:
+    """One prompt and one noise: the same for all rows."""
+
+    prompt_index: int
+    prompt: str
+    image_index: int
+    first: bool  # of its prompt
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What all variants made of one concept."""
+
+    concept: ConceptTold
+    photographs: Sequence[str]  # as data URIs
+    columns: Sequence[Column]
+    rows: Mapping[str, Sequence[Cell | None]]  # variant -> a cell for each column; None was not drawn
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How much of all pictures the page shows."""
+
+    of_a_prompt: int
+    concepts: int
+    side: int
+
+
+def grids(evidence: Evidence, pixels: int = PIXELS) -> tuple[list[Grid], str]:
+    """A grid for each concept, and a sentence about what does not stand in them; empty if all does.
+
+    Raises:
+        InputError: a picture that was scored is not there any more, or is another one by now.
+    """
+    drawn = evidence.scores.filter(pl.col("method") != CEILING)
+    chosen = _chosen(evidence, drawn, pixels)
+    shown = [_grid(evidence.root, concept, evidence, drawn, chosen) for concept in evidence.concepts[: chosen.concepts]]
+    return shown, _left_out(evidence, drawn, chosen)
+
+
+def _chosen(evidence: Evidence, drawn: pl.DataFrame, pixels: int) -> Chosen:
+    """Smaller pictures first, then fewer of a prompt, then fewer concepts."""
+    most = min(MOST_OF_A_PROMPT, int(drawn["image_index"].n_unique()))
+    native = max(_size(evidence.root / drawn["image"][0]))
+    places = drawn.select("concept", "variant", "prompt_index").unique()
+    each = {name: len(places.filter(concept=name)) for name in places["concept"].unique()}
+    for concepts in range(len(evidence.concepts), 0, -1):
+        cells = sum(each[concept.name] for concept in evidence.concepts[:concepts])
+        for of_a_prompt in range(most, 0, -1):
+            for side in [min(side, native) for side in SIDES]:
+                if cells * of_a_prompt * side**2 <= pixels:
+                    return Chosen(of_a_prompt, concepts, side)
+    return Chosen(1, 1, SIDES[-1])
+
+
+def _grid(root: Path, concept: ConceptTold, evidence: Evidence, drawn: pl.DataFrame, chosen: Chosen) -> Grid:
+    own = drawn.filter(concept=concept.name)
+    images = own["image_index"].unique().sort().to_list()[: chosen.of_a_prompt]
+    prompts = own.select("prompt_index", "prompt").unique().sort("prompt_index", "prompt").rows()
+    places = [(*prompt, image) for prompt in prompts for image in images]
+    found: dict[tuple, dict[str, Any]] = {}
+    for row in own.filter(pl.col("image_index").is_in(images)).iter_rows(named=True):
+        place = (row["variant"], row["prompt_index"], row["prompt"], row["image_index"])
+        found.setdefault(place, row | {"scores": {}})["scores"][row["metric"]] = row["score"]
+    rows = {
+        variant: [
+            _cell(root, found[variant, *place], concept, chosen.side) if (variant, *place) in found else None
+            for place in places
+        ]
+        for variant in evidence.variants
+        if any((variant, *place) in found for place in places)
+    }
+    columns = [
+        Column(index, (prompt or "").replace("{}", concept.class_noun), image, image == images[0])
+        for index, prompt, image in places
+    ]
+    return Grid(concept, [photograph(path) for path in concept.photographs], columns, rows)
+
+
+def _cell(root: Path, row: Mapping[str, Any], concept: ConceptTold, side: int) -> Cell:
+    path, variant = root / row["image"], in_words(row["variant"])
+    if sha256(_there(path)) != row["image_sha256"]:
+        raise InputError(f"the picture {path} is another one than was scored; `personalize evaluate` scores it again")
+    prompt = (row["prompt"] or "").replace("{}", concept.class_noun)
+    own = row["scores"]
+    scores = ", ".join(
+        f"{words} {own[name]:.3f}".replace("-", "\u2011") for name, words in METRICS.items() if name in own
+    )
+    about = f"{variant}: {prompt}, noise {row['image_index'] + 1}"
+    return Cell(data_uri(opened(path), side), f"{concept.name} by {about}", f"{about}. {scores}")
+
+
+def _left_out(evidence: Evidence, drawn: pl.DataFrame, chosen: Chosen) -> str:
+    parts, images = [], int(drawn["image_index"].n_unique())
+    if chosen.of_a_prompt < images:
+        parts.append(f"the first {chosen.of_a_prompt} of {images} pictures of each prompt")
+    if chosen.concepts < len(evidence.concepts):
+        parts.append(f"the first {chosen.concepts} of {len(evidence.concepts)} concepts")
+    if chosen.side < max(_size(evidence.root / drawn["image"][0])):
+        parts.append(f"pictures made smaller, to {chosen.side} pixels")
+    return f"Shown here: {'; '.join(parts)}. The scores are of all." if parts else ""
+
+
+def photograph(path: Path) -> str:
+    return data_uri(opened(path), 384)
+
+
+def data_uri(picture: Image.Image, side: int = 1200) -> str:
+    """A picture for the page; small ones keep every pixel."""
+    if max(picture.size) > side:
+        picture = ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
+    how: dict[str, Any] = {"lossless": True, "exact": True} if max(picture.size) <= SMALL else {"quality": 84}
+    bare = Image.new("RGB", picture.size)
+    bare.paste(picture)  # without the original's metadata
+    content = io.BytesIO()
+    bare.save(content, "WEBP", **how)
+    return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with Image.open(_there(path)) as picture:
+        return picture.size
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"the picture {path} was scored, but is gone; `personalize run` makes whatever is missing")
+    return path

@@ -1,0 +1,343 @@
+"""What a comparison's headline hides, and the papers' analyses, of one method on one concept; and class nouns.
+
+One folder for each, with analyses.json: for every analysis its numbers, pictures and tables with their captions, or
+why it is not defined here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personalize_core.concepts import intake
+from personalize_core.errors import InputError
+from personalize_core.files.atomic import MANIFEST, is_current, read_json, read_record, whole_folder, write_json
+from personalize_core.files.stamps import sources_hash, stamp_of
+from personalize_core.methods import ABLATION_NAMES, FLOOR, METHOD_NAMES, check_method, method_file
+from personalize_core.randomness import seed_for
+from personalize_core.sampling.grid import DESCRIPTION, picture_name, read_grid
+from personalize_core.steps.events import Event, Listener, Report, unheard
+from personalize_core.steps.sampling import drawn_as_now, refining, sampled_by
+from personalize_core.workspace.dependencies import NAMING, SAMPLING, artifact_stamp, manifest_stamp
+from personalize_core.workspace.recipes import device_of, load_base
+from personalize_core.workspace.store import SCORES, Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from personalize_core.analyses.bench import Bench, Drawn
+    from personalize_core.base_model.model import BaseModel
+    from personalize_core.methods.interface import Method
+    from personalize_core.metrics.features import TextImageEncoder
+
+ALL = (  # files of analyses/, in the order in which they are shown
+    "per_prompt",
+    "absence",
+    "copying",
+    "diversity",
+    "drift",
+    "embedding_drift",
+    "bare_placeholder",
+    "context_tokens",
+)
+SHARED = ("bench", "class_nouns", "learned_embedding", "plots", "results")  # files of analyses/ that these use
+ANALYSING = (
+    *SAMPLING,
+    *(f"analyses/{name}" for name in (*ALL, *SHARED)),
+    *NAMING,
+    "metrics/features",
+    "metrics/similarity",
+    "metrics/tables",
+    "report/figures",
+    "steps/analyses",
+    "training/training_log",
+)
+TOGETHER = "together"  # in the place of a method's name: figures of several
+ANALYSES = "analyses.json"  # in a folder of analyses
+
+
+def analyse(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
+    """Every analysis of one method on one concept, from its artifact, its grid and its scores.
+
+    The base model's grid and scores of the concept are looked at where they are there; what needs them says so where
+    they are not.
+
+    Raises:
+        InputError: the method has not been trained on the concept, or its grid has not been drawn as params.yaml says.
+    """
+    from personalize_core.analyses.results import NotDefined, Results
+    from personalize_core.metrics import scoring
+
+    check_method(method)
+    started, params, folder = time.monotonic(), store.params, store.analyses(method, concept)
+    store.concept(concept)
+    variants = params.sampling_variants(method)
+    artifact = artifact_stamp(store, concept, method)
+    drawn = manifest_stamp(store.grid(method, concept), f"no grid of {concept!r} has been drawn by {method}")
+    if not _drawn_as_asked(store, concept, method):
+        raise InputError(
+            f"the grid of {concept!r} by {method} was not drawn as params.yaml says now, so new pictures would not "
+            f"compare with it; draw it again with `personalize evaluate {concept} -m {method}`"
+        )
+    beside = [store.scores(method, concept), store.grid(FLOOR, concept), store.scores(FLOOR, concept)]
+    stamp = stamp_of(
+        {
+            "artifact": artifact,
+            "grid": drawn,
+            "beside": [manifest_stamp(place, "") if (place / MANIFEST).is_file() else None for place in beside],
+            "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
+            "photographs": intake.content(store.concept_folder(concept)),
+            "encoders": [scoring.which(name) for name in _encoder_names(store)],
+            "sampling": params.sampling.how(),
+            "precision": params.precision,
+            "seed": store.drawing_seed,
+            "sources": sources_hash([*ANALYSING, f"methods/{method_file(method)}"]),
+            **refining(store, concept, method, variants, listener),
+        }
+    )
+    with store.alone("analyses", method, concept):
+        if not (skipped := is_current(folder, stamp)):
+            with whole_folder(folder, stamp) as new, store.device():
+                bench, found = _bench(store, concept, method, listener), {}
+                for done, name in enumerate(ALL):
+                    listener(Event(f"analysing {concept}, {method}", done, len(ALL)))
+                    analysis: Any = importlib.import_module(f"personalize_core.analyses.{name}")
+                    results = Results(new, analysis.TITLE, analysis.HOW)
+                    try:
+                        analysis.analyse(bench, results)
+                        found[name] = results.described()
+                    except NotDefined as reason:
+                        found[name] = results.not_defined(str(reason))
+                listener(Event(f"analysing {concept}, {method}", len(ALL), len(ALL)))
+                about = {
+                    "concept": concept,
+                    "method": method,
+                    "base_model": bench.base.name,
+                    "seed": store.drawing_seed,
+                }
+                about["encoders"] = {"identity": bench.identity.name, "text_image": bench.text_image.name}
+                write_json(new / ANALYSES, about | {"order": list(ALL), "analyses": found})
+    return _report(folder, stamp, skipped, started)
+
+
+def analyse_together(store: Store, concept: str, methods: Sequence[str]) -> Report:
+    """What the analyses of several methods on one concept found about their embeddings, in one figure each.
+
+    As CoRe's figures 2 and 8 show them, and AttnDreamBooth's comparison of drifts. Methods without an embedding of
+    their own stand in the first alone.
+
+    Raises:
+        InputError: one of them has not been analysed.
+    """
+    import polars as pl
+
+    from personalize_core.analyses import context_tokens, embedding_drift
+    from personalize_core.analyses.results import Results
+    from personalize_core.metrics import tables
+
+    started, described, folder = time.monotonic(), store.concept(concept), store.analyses(TOGETHER, concept)
+    folders = {method: store.analyses(method, concept) for method in sorted(methods)}
+    sources = {
+        method: manifest_stamp(place, f"{method} has not been analysed on {concept!r}; `personalize analyse` does it")
+        for method, place in folders.items()
+    }
+    stamp = stamp_of({"analyses": sources, "sources": sources_hash(ANALYSING)})
+    with store.alone("analyses", TOGETHER, concept):
+        if not (skipped := is_current(folder, stamp)):
+            with whole_folder(folder, stamp) as new:
+                found = {}
+                results = Results(new, context_tokens.TITLE, context_tokens.HOW)
+                paths = [place / "context_tokens.parquet" for place in folders.values()]
+                if words := [tables.read_parquet(path) for path in paths if path.is_file()]:
+                    joined = pl.concat(words).unique(["filler", "kind", "word"], keep="first", maintain_order=True)
+                    order = pl.col("kind").replace_strict({kind: n for n, kind in enumerate(context_tokens.KINDS)})
+                    joined = joined.sort(order, maintain_order=True)
+                    caption = f"how the words of '{context_tokens.TEMPLATE}' change, method by method"
+                    path = results.picture("context_tokens_of_all.png", caption)
+                    context_tokens.draw(joined, path, described.class_noun)
+                    results.table("context_tokens.parquet", joined.to_dicts(), context_tokens.MEANINGS, caption)
+                    found["context_tokens"] = results.described()
+                results = Results(new, embedding_drift.TITLE, embedding_drift.HOW)
+                logged = {method: place / "embedding_steps.parquet" for method, place in folders.items()}
+                if steps := {m: tables.read_parquet(path).to_dicts() for m, path in logged.items() if path.is_file()}:
+                    caption = "each embedding's cosine with its start and its norm, step by step"
+                    path = results.picture("embedding_drift_of_all.png", caption)
+                    embedding_drift.draw(steps, path, described.placeholder)
+                    found["embedding_drift"] = results.described()
+                write_json(new / ANALYSES, {"concept": concept, "methods": list(folders), "analyses": found})
+    return _report(folder, stamp, skipped, started)
+
+
+def analysed(store: Store, concept: str) -> list[str]:
+    """The methods that have been analysed on a concept.
+
+    Raises:
+        InputError: there is none.
+    """
+    names = [name for name in (*METHOD_NAMES, *ABLATION_NAMES) if (store.analyses(name, concept) / MANIFEST).is_file()]
+    if not names:
+        raise InputError(f"no method has been analysed on {concept!r}; `personalize analyse` does it")
+    return names
+
+
+def suggest_class(store: Store, concept: str, nouns: str | None = None, listener: Listener = unheard) -> Report:
+    """Which nouns the text-image encoder finds most like a concept's photographs, in class_nouns.parquet and a picture.
+
+    Args:
+        nouns: where the nouns come from, as `analyses.class_nouns.nouns_of` takes it; if not given, the few that come
+            with this package under the mini world's encoder, else WordNet's.
+
+    Raises:
+        InputError: there is no such list of nouns, or no WordNet on this machine.
+    """
+    from personalize_core.analyses import class_nouns, plots
+    from personalize_core.analyses.bench import opened
+    from personalize_core.analyses.results import Results
+    from personalize_core.metrics import scoring
+    from personalize_core.metrics.features import load_text_image_encoder
+
+    started, described = time.monotonic(), store.concept(concept)
+    encoder_name, _ = _encoder_names(store)
+    nouns = nouns or (class_nouns.COMMON if encoder_name == "mini-clip" else class_nouns.WORDNET)
+    choice = class_nouns.nouns_of(nouns)
+    encoded = {
+        "nouns": choice,
+        "encoder": scoring.which(encoder_name),
+        "sources": sources_hash(["analyses/class_nouns", "metrics/features"]),
+    }
+    photographs = store.concept_folder(concept)
+    stamp = stamp_of(
+        {
+            **encoded,
+            "class_noun": described.class_noun,
+            "photographs": intake.content(photographs),
+            "more_sources": sources_hash(["analyses/plots", "analyses/results", "report/figures", "steps/analyses"]),
+        }
+    )
+    folder = store.analyses("class_nouns", concept)
+    with store.alone("analyses", "class_nouns", concept):
+        if not (skipped := is_current(folder, stamp)):
+            with whole_folder(folder, stamp) as new, store.device():
+                encoder = load_text_image_encoder(encoder_name, device_of(store))
+                texts = _noun_matrix(store, encoder, choice, stamp_of(encoded), listener)
+                seen = encoder.images(opened(intake.photographs(photographs))).numpy()
+                rows = class_nouns.ranked(choice, class_nouns.scores(seen, texts), described.class_noun)
+                how = f"Mean cosine of 'a photo of a NOUN' with the photographs, by {encoder.name}; {len(choice)} nouns"
+                results = Results(new, class_nouns.TITLE, how)
+                results.table("class_nouns.parquet", rows, class_nouns.MEANINGS, "every noun, the best first")
+                shown = [row for row in rows if row["rank"] <= 15 or row["is_class_noun"]]
+                results.numbers = {row["noun"]: row["score"] for row in shown}
+                if described.class_noun not in choice:
+                    results.absent[described.class_noun] = "the class noun is not in this list of nouns"
+                caption = f"the nouns most like {concept}; orange: its class noun"
+                path = results.picture("class_nouns.png", caption)
+                title = f"What is {concept}?"
+                plots.bars({"": results.numbers}, path, title, "mean cosine with the photographs", described.class_noun)
+                write_json(new / ANALYSES, {"concept": concept, "analyses": {"class_nouns": results.described()}})
+    return _report(folder, stamp, skipped, started)
+
+
+# -- inside ---------------------------------------------------------------------------------------------------
+
+
+def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench:
+    """Everything that analyses look at, read and loaded."""
+    from personalize_core.analyses.bench import Bench
+    from personalize_core.artifacts.artifact import restore
+    from personalize_core.metrics import tables
+    from personalize_core.metrics.features import load_identity_encoder, load_text_image_encoder
+    from personalize_core.training import training_log
+
+    params, artifact, base = store.params, store.artifact(method, concept), load_base(store)
+    trained, device = restore(artifact, base, method), device_of(store)
+    variants, (text_image, identity) = params.sampling_variants(method), _encoder_names(store)
+    scores = [store.scores(name, concept) / SCORES for name in (method, FLOOR)]
+
+    seed = read_json(artifact / "config.json")["seed"] or store.training_seed
+
+    def ready(variant: str, prompts: Sequence[str]) -> Method:
+        return sampled_by(variants[variant], store, concept, method, base, trained, prompts, listener)
+
+    return Bench(
+        method=method,
+        concept=store.concept(concept),
+        base=base,
+        start=_before_training(base, trained, method, seed),
+        trained=trained,
+        identity=load_identity_encoder(identity, device),
+        text_image=load_text_image_encoder(text_image, device),
+        photographs=intake.photographs(store.concept_folder(concept)),
+        grid=_grid(store.grid(method, concept)),
+        floor=_grid(store.grid(FLOOR, concept)) if _drawn_as_asked(store, concept, FLOOR) else None,
+        scores=tables.read(scores[0]) if scores[0].is_file() else None,
+        floor_scores=tables.read(scores[1]) if scores[1].is_file() else None,
+        log=training_log.read(artifact) if (artifact / training_log.LOG).is_file() else [],
+        how=params.sampling,
+        seed=store.drawing_seed,
+        ready=ready,
+    )
+
+
+def _encoder_names(store: Store) -> tuple[str, str]:
+    """The headline's text-image encoder and identity encoder."""
+    return store.params.encoders.text_image[0], store.params.encoders.identity[0]
+
+
+def _before_training(base: BaseModel, trained: Method, method: str, seed: int) -> Method:
+    """The method as its training started, by the artifact's own recipe; params.yaml may say another by now."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed_for(seed, method_file(method), "start"))
+        start = type(trained)(trained.config, base, trained.concept)
+    return start.requires_grad_(False).eval().to(base.device)
+
+
+def _grid(folder: Path) -> Drawn:
+    from personalize_core.analyses.bench import Drawn
+
+    described = read_grid(folder)
+    templates, images = described["templates"], described["images_per_prompt"]
+    places = [(prompt, image) for prompt in range(len(templates)) for image in range(images)]
+    names = {variant: [picture_name(variant, *place) for place in places] for variant in described["variants"]}
+    return Drawn(folder, templates, images, names)
+
+
+def _drawn_as_asked(store: Store, concept: str, method: str) -> bool:
+    """Is there a grid, drawn in all its variants as params.yaml or the protocol says now?"""
+    drawn = read_record(store.grid(method, concept) / DESCRIPTION).get("variants")
+    return drawn == list(store.params.sampling_variants(method)) and drawn_as_now(store, method, concept)
+
+
+def _noun_matrix(
+    store: Store, encoder: TextImageEncoder, nouns: Sequence[str], stamp: str, listener: Listener
+) -> np.ndarray:
+    """The texts' features, kept for the next concept: WordNet's nouns take minutes to encode."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from personalize_core.analyses import class_nouns
+    from personalize_core.files.atomic import save_tensors
+
+    path = store.work("nouns", f"{stamp}.safetensors")
+    try:
+        return load_file(path)["texts"].numpy()
+    except (FileNotFoundError, SafetensorError, KeyError):
+        texts = class_nouns.matrix(encoder, nouns, lambda done, total: listener(Event("encoding nouns", done, total)))
+        save_tensors(path, {"texts": torch.from_numpy(texts)})
+        return texts
+
+
+def _report(folder: Path, stamp: str, skipped: bool, started: float) -> Report:
+    found = read_json(folder / ANALYSES)["analyses"]
+    pictures = {
+        picture["caption"]: folder / picture["file"] for one in found.values() for picture in one.get("pictures", [])
+    }
+    numbers = {
+        f"{name}: {number}": value for name, one in found.items() for number, value in one.get("numbers", {}).items()
+    }
+    return Report(stamp, skipped, time.monotonic() - started, folder, numbers, pictures)

@@ -1,0 +1,199 @@
+"""An artifact to pictures: a grid of every prompt of the list, by every sampling variant of the method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from personalize_core.files.atomic import is_current, read_json, write_json
+from personalize_core.files.stamps import Stamp, sources_hash, stamp_of
+from personalize_core.methods import check_method
+from personalize_core.sampling.grid import DESCRIPTION, picture_name
+from personalize_core.steps.events import Event, Listener, Report, unheard
+from personalize_core.steps.latents import encode_concept, read_latents
+from personalize_core.workspace.dependencies import (
+    REFINING,
+    artifact_stamp,
+    drawing_sources,
+    drawn_by,
+    latents_stamp,
+    refinements,
+)
+from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.recipes import load_base, preprocessing_of, prompts_of, variants_of
+from personalize_core.workspace.store import Store
+
+if TYPE_CHECKING:
+    from personalize_core.base_model.model import BaseModel
+    from personalize_core.methods.interface import Method
+    from personalize_core.workspace.params import Drawing, Variant
+
+BATCH = 8  # pictures drawn at once; no picture depends on it
+
+
+def draw_grid(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
+    """Pictures of the concept in every prompt of the list, by each sampling variant of the method.
+
+    Raises:
+        InputError: the method has not been trained on the concept, or not on this base model.
+    """
+    from personalize_core.artifacts.artifact import restore
+    from personalize_core.report import comparison
+    from personalize_core.training.run_costs import PeakMemory
+
+    check_method(method)
+    started = time.monotonic()
+    params, folder = store.params, store.grid(method, concept)
+    how, prompt_list, variants = params.sampling, prompts_of(store, concept), params.sampling_variants(method)
+    templates = prompt_list.templates
+    refining(store, concept, method, variants, listener)
+    pictures = {"grid": folder / "grid.png"}
+    with store.alone("grid", method, concept):
+        with store.alone("artifact", method, concept):  # whoever trains it anew: what is named is what draws
+            stamp, artifact = grid_stamp(store, concept, method), artifact_stamp(store, concept, method)
+            if is_current(folder, stamp):
+                return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+            base = load_base(store)
+            trained = restore(store.artifact(method, concept), base, method)
+        places = [(p, i) for p in range(len(templates)) for i in range(how.images_per_prompt)]
+        with making(store, folder, stamp) as new, store.device():
+            memory, each = PeakMemory(base.device), {}
+            for name, variant in variants.items():
+                begun = time.monotonic()
+                paths = [new / picture_name(name, prompt, image) for prompt, image in places]
+                prompts = [trained.say(templates[prompt]) for prompt, _ in places]
+                sampled = sampled_by(variant, store, concept, method, base, trained, prompts, listener)
+                what = f"drawing {concept} by {name}"
+                draw(how, store.drawing_seed, base, sampled, prompts, places, paths, what, listener)
+                each[name] = (time.monotonic() - begun) / len(places)
+            taken = {"stamp": stamp, "seconds_per_image": each, **memory.costs()}
+            about = {
+                "concept": concept,
+                "class_noun": trained.concept.class_noun,
+                "method": method,
+                "base_model": base.name,
+                "templates": templates,
+                "images_per_prompt": how.images_per_prompt,
+                "variants": list(variants),
+                "protocol": store.protocol,
+                "prompts": prompt_list.name,
+                "sampling": how.how(),
+                "seed": store.drawing_seed,
+                "artifact": artifact,
+            }
+            write_json(new / DESCRIPTION, about)
+            comparison.draw(store, concept, [(name, new) for name in variants], about, new / "grid.png")
+        write_json(store.drawing_costs(method, concept), taken)
+    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+
+
+def grid_stamp(store: Store, concept: str, method: str) -> Stamp:
+    """Names everything that the method's pictures of the concept depend on.
+
+    Raises:
+        InputError: the method has not been trained on the concept, or not on this base model.
+    """
+    return stamp_of(
+        {
+            "artifact": artifact_stamp(store, concept, method),
+            "templates": prompts_of(store, concept).templates,
+            **drawn_by(store, method),
+            "sources": drawing_sources(method),
+            **_refined_by(store, concept, method, variants_of(store, method)),
+        }
+    )
+
+
+def draw(
+    how: Drawing,
+    seed: int,
+    base: BaseModel,
+    method: Method,
+    prompts: Sequence[str],
+    places: Sequence[tuple[int, int]],
+    paths: Iterable[Path],
+    what: str,
+    listener: Listener,
+) -> None:
+    """Draw one picture per prompt, a few at a time; places are (prompt index, image index), which choose the noise."""
+    from PIL import Image
+
+    from personalize_core.sampling.sampler import initial_noise, make_sampler, sample, step_generators
+
+    paths = list(paths)
+    for start in range(0, len(prompts), BATCH):
+        rows = slice(start, start + BATCH)
+        sampler = make_sampler(
+            how.sampler,
+            base,
+            lambda done, steps, start=start: listener(
+                Event(what, start * steps + done * min(BATCH, len(prompts) - start), len(prompts) * steps)
+            ),
+            how.eta,
+            step_generators(seed, places[rows]),
+        )
+        noise = initial_noise(base, seed, places[rows])
+        pixels = base.decode(sample(method, base, prompts[rows], noise, sampler, how.steps, how.guidance))
+        for path, picture in zip(paths[rows], pixels, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.numpy()).save(path)
+
+
+def sampled_by(
+    variant: Variant,
+    store: Store,
+    concept: str,
+    method: str,
+    base: BaseModel,
+    trained: Method,
+    prompts: Sequence[str],
+    listener: Listener,
+) -> Method:
+    """What was learned, ready to draw these prompts in one variant; the artifact stays as it is."""
+    from personalize_core.sampling.test_time_optimization import ContextRefined
+
+    trained.sampling = variant.sampling
+    if not variant.refinement:
+        return trained
+    refined = ContextRefined(
+        trained, read_latents(store, concept, method, None), store.drawing_seed, variant.refinement
+    )
+    what = f"refining {concept} for the prompts of {variant.name}"
+    refined.refine(base, prompts, lambda done, steps, loss: listener(Event(what, done, steps, {"loss": loss})))
+    return refined
+
+
+def refining(
+    store: Store, concept: str, method: str, variants: Mapping[str, Variant], listener: Listener
+) -> dict[str, Any]:
+    """What pictures depend on besides, where a variant asks for test-time optimization; else nothing.
+
+    It looks at the concept's photographs, which may be others by now than those that the artifact was trained on.
+    """
+    if any(variant.refinement for variant in variants.values()):
+        encode_concept(store, concept, preprocessing_of(store, method), listener)
+    return _refined_by(store, concept, method, variants)
+
+
+def _refined_by(store: Store, concept: str, method: str, variants: Mapping[str, Variant]) -> dict[str, Any]:
+    if not (refined := refinements(variants)):
+        return {}
+    latents = latents_stamp(store, concept, preprocessing_of(store, method))
+    return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
+
+
+def drawn_as_now(store: Store, method: str, concept: str) -> bool:
+    """Were these pictures drawn in the prompts, by the sampler and from the noise that they would be drawn of now?
+
+    Scores without a grid, which only DVC's cache could bring, are taken for what they are.
+    """
+    try:
+        grid = read_json(store.grid(method, concept) / DESCRIPTION)
+    except (OSError, ValueError):
+        return True
+    now = {"seed": store.drawing_seed, "templates": prompts_of(store, concept).templates}
+    before = {name: grid.get(name) for name in now}
+    how, drawn = store.params.sampling.how(), grid.get("sampling", {})
+    return before == now and {name: drawn.get(name, 0.0) for name in how} == how  # earlier grids say no eta

@@ -1,0 +1,1 @@
+"""The one training loop, its fixed batch, its log and what it costs."""

@@ -1,0 +1,1 @@
+"""A project folder: params.yaml, protocols, where results lie, what each depends on, and where it came from."""

@@ -1,0 +1,270 @@
+"""The data version of every result: all that it depends on, by content, and the sources of our own among it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from personalize_core.base_model.loading import Identity, identify
+from personalize_core.concepts import intake
+from personalize_core.errors import InputError
+from personalize_core.files.atomic import MANIFEST, read_json
+from personalize_core.files.memo import found_once
+from personalize_core.files.stamps import Stamp, sha256, sources_hash, stamp_of
+from personalize_core.methods import method_class, method_file
+from personalize_core.workspace.recipes import preprocessing_of, variants_of
+from personalize_core.workspace.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from personalize_core.concepts.images import Preprocessing
+    from personalize_core.workspace.params import Variant
+
+# Whose source a step's result depends on, besides the method's own file. Not proof.py: it can refuse an artifact, but
+# not change it.
+ENCODING = ("concepts/images", "base_model/loading")
+SAMPLING = (
+    "base_model/attention",
+    "base_model/model",
+    "base_model/text",
+    "concepts/images",
+    "methods/interface",
+    "methods/shared/lag",
+    "methods/shared/parts",
+    "sampling/sampler",
+)
+# On top, for test-time optimization.
+REFINING = ("methods/shared/context_regularizer", "sampling/test_time_optimization", "randomness")
+TRAINING = (
+    "base_model/attention",
+    "base_model/model",
+    "base_model/text",
+    "concepts/images",
+    "concepts/prompt_lists",
+    "methods/interface",
+    "methods/shared/context_regularizer",
+    "methods/shared/lag",
+    "methods/shared/parts",
+    "methods/training_prompts",  # a folder of lists, for all methods: which of them a method reads, its recipe decides
+    "training/loop",
+)
+SCORING = (
+    "metrics/features",
+    "metrics/masks",
+    "metrics/scoring",
+    "metrics/similarity",
+    "metrics/tables",
+    "sampling/grid",
+)
+NAMING = ("report/display_names", "methods/names.yaml")  # what people read instead of identifiers
+COMPARING = (
+    "metrics/concept_counts",
+    "metrics/costs",
+    "metrics/ranking",
+    "metrics/statistics",
+    "metrics/tables",
+    "report/comparison",
+    "report/figures",
+    *NAMING,
+)
+# And all of report/, its page among it.
+REPORTING = ("metrics/concept_counts", "metrics/ranking", "metrics/tables", *NAMING)
+
+
+def train_stamp(store: Store, concept: str, method: str) -> Stamp:
+    """Names everything that an artifact depends on: of the latents, only what this method sees."""
+    if store.repeat:
+        return repeat_stamp(train_stamp(store.again(0), concept, method), store.training_seed)
+    described, kind, config = store.concept(concept), method_class(method), store.params.config(method)
+    recipe = preprocessing_of(store, method)
+    class_images = ""
+    if kind.real_class_images(config):
+        class_images = real_class_images_stamp(store, described.class_noun, recipe.of_class_images)
+    elif wanted := kind.class_images(config):
+        _, class_images = class_images_stamps(store, described.class_noun, recipe.of_class_images, wanted)
+    return stamp_of(
+        {
+            **_trained_by(store, method),
+            "concept": vars(described),
+            "latents": latents_stamp(store, concept, recipe),
+            "class_images": class_images,
+        }
+    )
+
+
+def recipe_stamp(store: Store, method: str) -> Stamp:
+    """Names what an artifact depends on besides the concept: the same for all concepts of a method."""
+    params = store.params
+    asks = method_class(method).class_images(params.config(method))
+    return stamp_of(
+        {
+            **_trained_by(store, method),
+            "class_images": params.class_images.model_dump() if asks else {},
+            "encoding": _encoding(store, preprocessing_of(store, method)),  # it has sources of its own
+        }
+    )
+
+
+def sampling_stamp(store: Store, method: str) -> Stamp:
+    """Names what the pictures of a method depend on besides its artifact: the same for all concepts."""
+    lists = sorted(store.prompts(each.name) for each in store.params.sampling.prompts)
+    refined = refinements(variants_of(store, method))
+    return stamp_of(
+        {
+            **drawn_by(store, method),
+            "lists": [each.model_dump(exclude={"without_identity"}) for each in store.params.sampling.prompts],
+            "prompts": {path.name: sha256(path) for path in lists if path.is_file()},
+            "refinement": refined,
+            "sources": drawing_sources(method, *(REFINING if refined else ())),
+        }
+    )
+
+
+def scoring_stamp(store: Store) -> Stamp:
+    """Names what scores depend on besides pictures and photographs."""
+    unread = [each.without_identity for each in store.params.sampling.prompts]
+    return stamp_of({**scored_by(store), "without_identity": unread})
+
+
+@found_once
+def _trained_by(store: Store, method: str) -> dict[str, Any]:
+    """What an artifact depends on, whatever it is of."""
+    params = store.params
+    return {
+        "method": method,
+        "config": repr(params.config(method)),
+        "base_model": _base_model(store).weights_hash,
+        "precision": params.precision,
+        "gradient_checkpointing": params.gradient_checkpointing,
+        "seed": params.seed,
+        "sources": sources_hash([*TRAINING, f"methods/{method_file(method)}"]),
+    }
+
+
+@found_once
+def drawn_by(store: Store, method: str) -> dict[str, Any]:
+    """What a method's pictures depend on, besides artifact, prompts and sources, whatever they are of."""
+    params = store.params
+    return {
+        "sampling": params.sampling.how(),
+        "variants": {name: repr(variant.sampling) for name, variant in variants_of(store, method).items()},
+        "precision": params.precision,
+        "seed": store.drawing_seed,
+    }
+
+
+@found_once
+def drawing_sources(method: str, *more: str) -> Stamp:
+    return sources_hash([*SAMPLING, f"methods/{method_file(method)}", *more])
+
+
+def refinements(variants: Mapping[str, Variant]) -> dict[str, str]:
+    """Variant -> its test-time optimization, of those that ask for it."""
+    return {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
+
+
+@found_once
+def scored_by(store: Store) -> dict[str, Any]:
+    """What every table of scores depends on, whatever it is of."""
+    from personalize_core.metrics import scoring
+
+    names = store.params.encoders
+    by_name = [*names.text_image, *names.identity, *([names.segmenter] if names.segmenter else [])]
+    return {
+        "encoders": [scoring.which(name) for name in by_name],
+        "lists": names.model_dump(),
+        "sources": sources_hash(SCORING),
+    }
+
+
+def repeat_stamp(original: str, seed: int) -> Stamp:
+    """Of what differs from an artifact in its training's seed alone."""
+    return stamp_of({"again": original, "seed": seed})
+
+
+@found_once
+def latents_stamp(store: Store, concept: str, recipe: Preprocessing) -> Stamp:
+    """Names everything that the moments of a concept's photographs depend on, prepared in one way."""
+    files = intake.content(store.concept_folder(concept))
+    return stamp_of({"files": files, **_encoding(store, recipe)})
+
+
+def encoded_stamp(store: Store, concept: str) -> Stamp:
+    """What the moments of a concept have in common, however its photographs are prepared: that, its method's recipe
+    says. So another method that prepares them in another way changes nothing for those that there are."""
+    return stamp_of({"files": intake.content(store.concept_folder(concept)), **_encoding(store, None)})
+
+
+def class_encoded_stamp(store: Store, class_noun: str) -> Stamp:
+    """The same of the pictures of a class noun, however many are wanted."""
+    return stamp_of({"pictures": pictures_stamp(store, class_noun), **_encoding(store, None)})
+
+
+@found_once
+def pictures_stamp(store: Store, class_noun: str) -> Stamp:
+    """Names everything that pictures of a class noun depend on; not how many there are."""
+    params = store.params
+    return stamp_of(
+        {
+            "base_model": _base_model(store).weights_hash,
+            "class_noun": class_noun,
+            "drawing": params.class_images.model_dump(),
+            "precision": params.precision,
+            "seed": params.seed,
+            "sources": sources_hash(SAMPLING),
+        }
+    )
+
+
+@found_once
+def class_images_stamps(store: Store, class_noun: str, recipe: Preprocessing, wanted: int) -> tuple[Stamp, Stamp]:
+    """Of the moments of these pictures, prepared in one way, and of the first `wanted` of them."""
+    encoded = stamp_of({"pictures": pictures_stamp(store, class_noun), **_encoding(store, recipe)})
+    return encoded, stamp_of({"encoded": encoded, "images": wanted})
+
+
+@found_once
+def real_class_images_stamp(store: Store, class_noun: str, recipe: Preprocessing) -> Stamp:
+    captioned = intake.captioned(store.regularization(class_noun))
+    files = {path.name: [sha256(path), caption] for path, caption in captioned}
+    return stamp_of({"files": files, **_encoding(store, recipe)})
+
+
+@found_once
+def _base_model(store: Store) -> Identity:
+    return identify(store.params.base_model)
+
+
+@found_once
+def _encoding(store: Store, recipe: Preprocessing | None) -> dict[str, Any]:
+    """What moments depend on besides the pictures."""
+    about = _base_model(store)
+    return {
+        **({"preprocessing": recipe.key} if recipe else {}),
+        "vae": about.hash_of("vae"),
+        "image_size": about.hash_of("unet_config"),
+        "sources": sources_hash(ENCODING),
+    }
+
+
+def artifact_stamp(store: Store, concept: str, method: str) -> str:
+    """Of the method's artifact, if it is one of this base model."""
+    stamp = manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}")
+    check_artifact(store, concept, method)
+    return stamp
+
+
+def check_artifact(store: Store, concept: str, method: str) -> None:
+    """Raise InputError unless the folder holds an artifact of this method and base model."""
+    from personalize_core.artifacts import artifact
+
+    about = _base_model(store)
+    artifact.check(store.artifact(method, concept), method, about.name, about.weights_hash)
+
+
+def manifest_stamp(folder: Path, what_is_missing: str) -> str:
+    try:
+        return read_json(folder / MANIFEST)["stamp"]
+    except (OSError, ValueError, KeyError):
+        raise InputError(f"{what_is_missing}; `personalize run` makes whatever is missing") from None

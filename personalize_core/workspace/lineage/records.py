@@ -1,0 +1,60 @@
+"""What a manifest says of a result: is it there, whole, and as the step wrote it?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from personalize_core.files.atomic import MANIFEST, read_json
+from personalize_core.files.stamps import sha256, stamp_of
+
+DAMAGED = "its manifest is missing or damaged"
+EDITED = "its manifest has been edited: its stamp is not that of what it says"
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """Nothing if there is none, or it is damaged."""
+    try:
+        found = read_json(folder / MANIFEST)
+        whole = isinstance(found["stamp"], str) and isinstance(found.get("made_from", {}), dict)
+        return found if whole and all("sha256" in entry for entry in found["files"].values()) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def file_problems(folder: Path, manifest: Mapping[str, Any], only: str | None = None) -> list[str]:
+    """Files that are gone, or are other bytes than the step wrote; of all, or of one."""
+    problems = []
+    for name, entry in manifest["files"].items():
+        if only is not None and name != only:
+            continue
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} is gone")
+        elif sha256(path) != entry["sha256"]:
+            problems.append(f"{name} has been changed since it was made: its sha256 is another")
+    return problems
+
+
+def is_genuine(manifest: Mapping[str, Any]) -> bool:
+    """Does what is written there, down to the last hash, give the stamps that are written there?"""
+    try:
+        return stamp_of(_folded(manifest["made_from"])) == manifest["stamp"]
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def _folded(what: Any) -> Any:
+    """The opposite of `spelled_out`.
+
+    Raises:
+        ValueError: a stamp is not that of what stands beside it.
+    """
+    if isinstance(what, dict):
+        if what.keys() == {"stamp", "of"}:
+            if (stamp := stamp_of(_folded(what["of"]))) != what["stamp"]:
+                raise ValueError(f"{what['stamp']} is not the stamp of what stands there, {stamp}")
+            return str(stamp)
+        return {key: _folded(value) for key, value in what.items()}
+    return [_folded(value) for value in what] if isinstance(what, list) else what

@@ -1,0 +1,141 @@
+"""What params.yaml says to a step: which base model, which recipe, how photographs are prepared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from personalize_core.base_model.loading import choose_device, load_base_model
+from personalize_core.errors import InputError, listed
+from personalize_core.files.memo import found_once
+from personalize_core.methods import method_class
+from personalize_core.workspace.params import PromptList, Variant
+from personalize_core.workspace.protocols import Prompts, read_collection, read_prompts
+from personalize_core.workspace.store import Store
+
+if TYPE_CHECKING:
+    from personalize_core.base_model.model import BaseModel
+    from personalize_core.concepts.images import Preprocessing
+
+A_PROCESS = 2 * 2**30  # bytes, at most, that training, drawing and scoring beside the miniature take
+
+
+def load_base(store: Store) -> BaseModel:
+    return load_base_model(store.params.base_model, device_of(store), store.params.precision)
+
+
+def device_of(store: Store) -> str:
+    """Where a step computes. Beside the miniature all of them compute on one thread.
+
+    Its networks and encoders are so small that a second thread costs more than it gives; and sums then come out the
+    same on every machine, whichever step is the first of its process.
+    """
+    import torch
+
+    if store.params.base_model == "mini":
+        torch.set_num_threads(1)
+    return choose_device(store.params.device)
+
+
+def processes_of(store: Store) -> int:
+    """How many processes this machine can compute in at once: one that has the device to itself, or, where each takes
+    one thread of a CPU, one for each core, as far as memory allows."""
+    if store.params.base_model != "mini" or device_of(store) != "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, psutil.virtual_memory().available // A_PROCESS))
+
+
+@found_once
+def recipe_of(store: Store, method: str) -> Any:
+    """The method's Config, where it can be trained as params.yaml says."""
+    config = store.params.config(method)
+    if store.params.gradient_checkpointing and method_class(method).losses_read_attention(config):
+        raise InputError(
+            f"gradient_checkpointing runs the U-Net again for the gradient, and a loss of {method} looks at the "
+            "attention of the first run, so it would teach nothing; write `gradient_checkpointing: false` in "
+            "params.yaml, or leave this method out"
+        )
+    return config
+
+
+@found_once
+def prompts_of(store: Store, concept: str) -> Prompts:
+    """What is drawn of a concept, by the protocol or by params.yaml.
+
+    Raises:
+        InputError: there is no such list, or the protocol's collection has none for this concept.
+    """
+    described, protocol = store.concept(concept), store.described_protocol
+    if protocol and protocol.collection:
+        lists = read_collection(store.prompt_collection(protocol.collection), store.protocol or "")
+        if concept not in lists:
+            raise InputError(
+                f"protocol {store.protocol!r} has no prompts for {concept!r}; leave it out, or give a concept one of "
+                f"its names: {listed(sorted(lists))}"
+            )
+        return read_prompts(lists[concept], PromptList(name=f"{protocol.collection}/{lists[concept].stem}"))
+    chosen = store.params.sampling.prompts_for(described)
+    return read_prompts(store.prompts(chosen.name), chosen)
+
+
+def check_prompts(store: Store) -> None:
+    """Raise InputError unless every list that the protocol or params.yaml names is there and whole."""
+    protocol = store.described_protocol
+    if protocol and protocol.collection:
+        read_collection(store.prompt_collection(protocol.collection), store.protocol or "")
+    for each in store.params.sampling.prompts:
+        read_prompts(store.prompts(each.name), each)
+
+
+def concepts_wanted(store: Store) -> list[str]:
+    """The concepts of the protocol; all of the workspace where it names none, or there is no protocol."""
+    protocol = store.described_protocol
+    if protocol and protocol.collection:
+        return sorted(read_collection(store.prompt_collection(protocol.collection), store.protocol or ""))
+    return list(protocol.concepts) if protocol and protocol.concepts else store.concept_names()
+
+
+def check_concepts_wanted(store: Store) -> None:
+    """Raise InputError unless the workspace has all of them, and any at all."""
+    wanted, known = concepts_wanted(store), store.concept_names()
+    lacking = [name for name in wanted if name not in known]
+    if not wanted:
+        raise InputError(f"there are no concepts in {store.concepts}; add one with `personalize add`")
+    if lacking:
+        raise InputError(
+            f"protocol {store.protocol!r} is about {len(wanted)} concepts, and {store.concepts} lacks "
+            f"{listed(lacking[:5])}{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}; add each with "
+            "`personalize add PHOTOS --class-noun NOUN --name NAME`, or name the concepts to draw"
+        )
+
+
+@found_once
+def preprocessing_of(store: Store, method: str) -> Preprocessing:
+    return method_class(method).preprocessing_for(store.params.config(method))
+
+
+@found_once
+def variants_of(store: Store, method: str) -> dict[str, Variant]:
+    """As `Params.sampling_variants`, which looks at the options of every method each time."""
+    return store.params.sampling_variants(method)
+
+
+def class_images_wanted(store: Store) -> int:
+    """The most class images that any method of params.yaml asks the base model for; 0 if none does."""
+    return max(
+        (asked_for(store, name) for name in asking_for_class_images(store, store.params.method_names)), default=0
+    )
+
+
+def asking_for_class_images(store: Store, methods: Sequence[str]) -> list[str]:
+    """Those of the methods that want pictures of the class noun by the base model."""
+    recipes = [(name, method_class(name), store.params.config(name)) for name in methods]
+    return [name for name, kind, c in recipes if kind.class_images(c) and not kind.real_class_images(c)]
+
+
+def asked_for(store: Store, method: str) -> int:
+    return method_class(method).class_images(store.params.config(method))

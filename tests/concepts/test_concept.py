@@ -1,0 +1,67 @@
+"""A concept's name, placeholder and class noun are plain, and a prompt speaks of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from personalize_core.concepts.concept import SLOT, Concept, check_name
+from personalize_core.errors import InputError, listed
+
+
+@pytest.mark.parametrize("name", ["dog7", "a", "7", "red_mug-2", "x" * 63])
+def test_a_plain_name_is_accepted_and_gives_the_placeholder(name):
+    assert Concept.named(name, "dog").placeholder == f"<{name}>"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Dog", "my dog", "dog/cat", "../dog", ".dog", "-dog", "_dog", "dög", "dog\n", "dog|cat", "x" * 64]
+)
+def test_a_name_that_cannot_be_a_folder_and_a_key_is_refused_before_anything_else(name):
+    with pytest.raises(InputError) as refused:
+        Concept.named(name, "dog")
+    assert str(refused.value) == (
+        f"{name!r} cannot be a concept's name; use 1 to 63 lower-case letters, digits, '-' and '_', "
+        "beginning with a letter or digit, such as 'dog7'"
+    )
+    with pytest.raises(InputError):
+        check_name(name)
+
+
+@pytest.mark.parametrize("noun", ["dog", "stuffed animal", "Teddy", "rock'n'roll star", "a b c d e"])
+def test_a_class_noun_is_one_to_five_words(noun):
+    assert Concept.named("x", noun).class_noun == noun
+
+
+@pytest.mark.parametrize(
+    "noun", ["", " dog", "dog ", "two  spaces", "dog7", "<dog>", "{}", "a b c d e f", "chat,chien", "犬"]
+)
+def test_any_other_class_noun_is_refused_and_says_how_to_write_one(noun):
+    with pytest.raises(InputError, match="concept 'dog7': .* cannot be a class noun; write what kind of thing it is"):
+        Concept.named("dog7", noun)
+
+
+@pytest.mark.parametrize("placeholder", ["dog7", "<Dog>", "<>", "<a b>", "<a><b>", "<dog"])
+def test_a_placeholder_is_a_plain_word_in_angle_brackets(placeholder):
+    with pytest.raises(InputError, match="concept 'dog7': .* cannot be a placeholder; .* such as '<dog7>'"):
+        Concept("dog7", placeholder, "dog")
+
+
+def test_a_prompt_becomes_a_template_with_or_without_the_class_noun():
+    concept = Concept.named("dog7", "dog")
+    for prompt in ("a <dog7> on the beach", "a <dog7> dog on the beach"):
+        assert concept.template(prompt) == f"a {SLOT} on the beach"
+    assert concept.template("<dog7> dog beside <dog7>") == f"{SLOT} beside {SLOT}"
+
+
+def test_a_prompt_that_does_not_mention_the_concept_is_refused_with_what_to_write():
+    concept = Concept.named("dog7", "dog")
+    with pytest.raises(InputError) as refused:
+        concept.template("a dog on the beach")
+    assert str(refused.value) == (
+        "the prompt does not mention the concept 'dog7': 'a dog on the beach'. "
+        "Write '<dog7>' where the concept belongs."
+    )
+
+
+def test_a_list_reads_as_a_sentence_does():
+    assert (listed("abc"), listed("ab"), listed("a"), listed("")) == ("a, b and c", "a and b", "a", "none")

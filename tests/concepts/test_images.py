@@ -1,0 +1,327 @@
+"""Photographs become upright, square RGB images in [-1, 1], and latents become rows that the seed alone chooses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional
+
+from personalize_core.concepts.images import (
+    CROPS,
+    ROTATIONS,
+    ConceptLatents,
+    Preprocessing,
+    centre_crop,
+    image_files,
+    load_picture,
+    to_pixels,
+)
+from personalize_core.errors import InputError
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+CROP = Preprocessing("crop", "bilinear", flip=False)
+SQUASH = Preprocessing("squash", "bicubic", flip=True)
+
+
+def quarters(width: int = 8, height: int = 4) -> Image.Image:
+    """Red top left, green top right, blue bottom left, white bottom right."""
+    picture = Image.new("RGB", (width, height), WHITE)
+    picture.paste(RED, (0, 0, width // 2, height // 2))
+    picture.paste(GREEN, (width // 2, 0, width, height // 2))
+    picture.paste(BLUE, (0, height // 2, width // 2, height))
+    return picture
+
+
+def corners(picture: Image.Image) -> list:
+    """Top left, top right, bottom left, bottom right."""
+    right, bottom = picture.width - 1, picture.height - 1
+    return [picture.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
+
+
+def saved(picture: Image.Image, path: Path, **options) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+# -- reading a photograph --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),  # EXIF 2.3, tag 0x0112: where the stored rows and columns begin
+    [
+        (1, [RED, GREEN, BLUE, WHITE]),
+        (2, [GREEN, RED, WHITE, BLUE]),
+        (3, [WHITE, BLUE, GREEN, RED]),
+        (4, [BLUE, WHITE, RED, GREEN]),
+        (5, [RED, BLUE, GREEN, WHITE]),
+        (6, [BLUE, RED, WHITE, GREEN]),
+        (7, [WHITE, GREEN, BLUE, RED]),
+        (8, [GREEN, WHITE, RED, BLUE]),
+    ],
+)
+def test_a_photograph_stands_upright_as_its_exif_says(orientation, upright, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = load_picture(saved(quarters(), tmp_path / "photo.png", exif=exif))
+    assert corners(picture) == upright
+    assert picture.size == ((8, 4) if orientation < 5 else (4, 8))
+
+
+def test_a_grey_picture_becomes_rgb(tmp_path):
+    picture = load_picture(saved(Image.new("L", (4, 4), 77), tmp_path / "grey.png"))
+    assert picture.mode == "RGB" and picture.getpixel((0, 0)) == (77, 77, 77)
+
+
+def test_sixteen_bits_of_grey_become_eight(tmp_path):
+    levels = np.array([[0, 257, 257 * 128, 65535]], dtype=np.uint16)
+    picture = load_picture(saved(Image.fromarray(levels), tmp_path / "deep.png"))
+    assert [picture.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 128, 255)]
+
+
+def test_transparent_parts_become_white(tmp_path):
+    picture = quarters().convert("RGBA")
+    picture.putpixel((0, 0), (0, 0, 0, 0))
+    assert corners(load_picture(saved(picture, tmp_path / "cut.png"))) == [WHITE, GREEN, BLUE, WHITE]
+
+
+def test_a_palette_is_looked_up_and_its_transparent_entry_white(tmp_path):
+    picture = quarters().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+    path = saved(picture, tmp_path / "palette.png")
+    assert corners(load_picture(path)) == [RED, GREEN, BLUE, WHITE]
+    green = picture.getpixel((7, 0))
+    path = saved(picture, tmp_path / "transparent.png", transparency=green)
+    assert corners(load_picture(path)) == [RED, WHITE, BLUE, WHITE]
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    picture = load_picture(saved(quarters().convert("CMYK"), tmp_path / "print.tif"))
+    assert picture.mode == "RGB" and corners(picture) == [RED, GREEN, BLUE, WHITE]
+
+
+def test_an_unreadable_photograph_is_named_with_what_is_wrong(tmp_path):
+    whole = saved(quarters(80, 60), tmp_path / "whole.jpg").read_bytes()
+    contents = {"empty.jpg": b"", "text.png": b"not a picture", "half.jpg": whole[: len(whole) // 2]}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        what = "is empty" if not content else "cannot be read as a picture"
+        with pytest.raises(InputError, match=f"/{name} {what} .*; replace it or take it out of the folder") as raised:
+            load_picture(tmp_path / name)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match="/none.png does not exist"):
+        load_picture(tmp_path / "none.png")
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(InputError, match=r"large.png cannot be read as a picture \(DecompressionBombError\)"):
+        load_picture(saved(quarters(), tmp_path / "large.png"))
+
+
+def test_a_folders_pictures_are_found_by_name_in_order(tmp_path):
+    for name in ("b.PNG", "a.jpeg", ".hidden.png", "notes.txt", "c.webp"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in image_files(tmp_path)] == ["a.jpeg", "b.PNG", "c.webp"]
+
+
+# -- squares ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(40, 10), (10, 40), (17, 31), (5, 5)], ids=str)
+@pytest.mark.parametrize("recipe", [CROP, SQUASH], ids=lambda recipe: recipe.key)
+def test_every_view_is_square_whatever_the_photographs_shape(recipe, size):
+    views = recipe.views(quarters(*size), 16)
+    assert {view.size for view in views} == {(16, 16)}
+
+
+def test_a_crop_keeps_proportions_and_slides_from_end_to_end():
+    ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (16, 1))).convert("RGB")
+    views = [np.asarray(view)[8, :, 0] for view in CROP.views(ramp, 16)]
+    assert len(views) == CROPS
+    assert [int(view[0]) for view in views] == [0, 12, 24, 36, 48]
+    assert all(np.array_equal(np.diff(view), np.ones(15)) for view in views)
+
+
+def test_a_tall_photograph_is_cropped_along_its_height():
+    ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8)[:, None], (1, 16))).convert("RGB")
+    assert [int(np.asarray(view)[0, 8, 0]) for view in CROP.views(ramp, 16)] == [0, 12, 24, 36, 48]
+
+
+def test_a_square_photograph_has_one_crop():
+    assert len(CROP.views(quarters(16, 16), 8)) == 1
+
+
+def test_squashing_keeps_the_whole_photograph():
+    assert corners(SQUASH.views(quarters(64, 16), 16)[0]) == [RED, GREEN, BLUE, WHITE]
+
+
+def test_a_flip_doubles_the_views():
+    plain, flipped = SQUASH.views(quarters(64, 16), 16)
+    assert corners(flipped) == [GREEN, RED, WHITE, BLUE]
+    assert np.array_equal(np.asarray(plain)[:, ::-1], np.asarray(flipped))
+
+
+def test_the_middle_square_keeps_proportions():
+    (view,) = Preprocessing("centre", "bilinear", flip=False).views(quarters(64, 16), 16)
+    assert np.array_equal(np.asarray(view), np.asarray(quarters(64, 16).crop((24, 0, 40, 16))))
+
+
+@pytest.mark.parametrize("size", [(40, 40), (60, 30), (30, 50)], ids=str)
+def test_rotated_views_are_outcomes_of_attndreambooths_code(size):
+    """With torchvision's functions: three quarters turned by up to 45 degrees, a quarter mirrored, any crop."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    views, outcomes = Preprocessing("rotate", "bilinear", flip=True).views(noise, 16), []
+    assert len(views) == ROTATIONS
+    for view in views:
+        found = [
+            (angle, flipped)
+            for angle in (0.0, *(-45 + 90 * (k + 0.5) / 24 for k in range(24)))
+            for flipped in (False, True)
+            if is_a_crop(np.asarray(view), turned(noise, angle, flipped))
+        ]
+        assert len(found) == 1
+        outcomes += found
+    assert len({angle for angle, _ in outcomes}) == 1 + ROTATIONS * 3 / 4  # no angle twice but 0
+    counts = {(turned, flipped): 0 for turned in (False, True) for flipped in (False, True)}
+    for angle, flipped in outcomes:
+        counts[angle != 0, flipped] += 1
+    shares = {(False, False): 3 / 16, (False, True): 1 / 16, (True, False): 9 / 16, (True, True): 3 / 16}  # independent
+    assert counts == {outcome: share * ROTATIONS for outcome, share in shares.items()}
+
+
+def turned(picture: Any, angle: float, flipped: bool) -> np.ndarray:
+    kind = functional.InterpolationMode
+    canvas: Any = functional.rotate(picture, angle, kind.NEAREST, expand=True) if angle else picture
+    height, width = (
+        round(side * 16 / min(canvas.size)) for side in canvas.size[::-1]
+    )  # torchvision cuts to whole pixels
+    resized: Any = functional.resize(canvas, [height, width], kind.BILINEAR)
+    return np.asarray(functional.hflip(resized) if flipped else resized)
+
+
+def is_a_crop(view: np.ndarray, whole: np.ndarray) -> bool:
+    places = np.lib.stride_tricks.sliding_window_view(whole, view.shape)
+    return bool((places == view).all(axis=(-3, -2, -1)).any())
+
+
+def test_the_first_of_the_rotated_views_stands_as_the_photograph_does_and_its_corners_are_black():
+    upright, turned = Preprocessing("rotate", "bilinear", flip=True).views(quarters(40, 40), 16)[:2]
+    assert corners(upright) == [RED, GREEN, BLUE, WHITE]
+    assert corners(turned) == [(0, 0, 0)] * 4
+
+
+def test_without_flip_no_rotated_view_is_mirrored():
+    plain, flipped = (
+        Preprocessing("rotate", "bilinear", flip=flip).views(quarters(40, 40), 16) for flip in (False, True)
+    )
+    differ = [index for index in range(ROTATIONS) if plain[index].tobytes() != flipped[index].tobytes()]
+    assert len(differ) == ROTATIONS / 4
+    assert all(np.array_equal(np.asarray(plain[i])[:, ::-1], np.asarray(flipped[i])) for i in differ)
+
+
+def test_what_differs_is_cached_under_another_name():
+    geometries: Any = ("squash", "centre", "crop", "rotate", "zoom")
+    interpolations: Any = ("bicubic", "bilinear")
+    recipes = [
+        Preprocessing(geometry, interpolation, flip)
+        for geometry in geometries
+        for interpolation in interpolations
+        for flip in (False, True)
+    ]
+    assert len({recipe.key for recipe in recipes}) == len(recipes)
+
+
+def test_the_interpolation_is_the_one_asked_for():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8))
+    geometries: Any = ("squash", "centre", "crop")
+    filters: Any = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    for name, filter in filters.items():
+        for geometry in geometries:
+            (view,) = Preprocessing(geometry, name, flip=False).views(noise, 16)
+            assert np.array_equal(np.asarray(view), np.asarray(noise.resize((16, 16), filter)))
+
+
+def test_the_centre_is_the_middle_of_the_photograph():
+    ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (16, 1))).convert("RGB")
+    assert np.asarray(centre_crop(ramp, 16))[0, :, 0].tolist() == list(range(24, 40))
+
+
+def test_pixels_run_from_minus_one_to_one_channels_first():
+    pixels = to_pixels([Image.new("RGB", (2, 3), (0, 255, 51))])
+    assert pixels.shape == (1, 3, 3, 2) and pixels.dtype == torch.float32
+    torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([-1.0, 1.0, 51 / 127.5 - 1]))
+
+
+# -- latents ---------------------------------------------------------------------------------------------------
+
+
+def numbered(photographs: int, views: int = 1, deviation: float = 0.0) -> list[torch.Tensor]:
+    """Moments whose mean says which photograph and view they are of: photograph + view / 10."""
+    return [
+        torch.stack(
+            [torch.stack([torch.full((4, 2, 2), p + v / 10), torch.full((4, 2, 2), deviation)]) for v in range(views)]
+        )
+        for p in range(photographs)
+    ]
+
+
+def drawn(latents: torch.Tensor) -> list[float]:
+    return [round(float(row.mean()), 3) for row in latents]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_no_photograph_comes_twice_before_all_came_once():
+    rows = drawn(ConceptLatents(numbered(3)).instances(7, generator()))
+    assert sorted(rows[:3]) == sorted(rows[3:6]) == [0, 1, 2]
+
+
+def test_every_photograph_and_every_view_is_drawn_about_equally_often():
+    latents = ConceptLatents(numbered(3, views=2))
+    rows = [row for seed in range(600) for row in drawn(latents.instances(1, generator(seed)))]
+    counts = {row: rows.count(row) for row in set(rows)}
+    assert set(counts) == {0.0, 0.1, 1.0, 1.1, 2.0, 2.1}
+    assert all(abs(count - 100) < 46 for count in counts.values())  # five standard deviations
+
+
+def test_latents_are_drawn_anew_from_mean_and_deviation():
+    latents = ConceptLatents(numbered(1, deviation=0.5))
+    rows = torch.stack([latents.instances(1, generator(seed))[0] for seed in range(2000)])
+    assert not torch.equal(rows[0], rows[1])
+    assert abs(rows.mean()) < 0.02 and abs(rows.std() - 0.5) < 0.02
+
+
+def test_the_generator_alone_decides():
+    latents = ConceptLatents(numbered(3, views=2, deviation=1.0))
+    torch.manual_seed(1)
+    first = latents.instances(5, generator(7))
+    torch.manual_seed(2)
+    assert torch.equal(latents.instances(5, generator(7)), first)
+    assert not torch.equal(latents.instances(5, generator(8)), first)
+
+
+def test_a_row_says_which_photograph_and_which_view_it_shows():
+    latents = ConceptLatents(numbered(3, views=4), class_images=numbered(2, views=3))
+    for seed in range(10):
+        for rows in (latents.instance_rows(5, generator(seed)), latents.prior_rows(5, generator(seed))):
+            named = [round(p + v / 10, 3) for p, v in zip(rows.pictures, rows.views, strict=True)]
+            assert named == drawn(rows.latents)
+        assert torch.equal(latents.instances(5, generator(seed)), latents.instance_rows(5, generator(seed)).latents)
+
+
+def test_class_images_are_drawn_from_their_own():
+    latents = ConceptLatents(numbered(2), class_images=numbered(4)[2:])
+    assert sorted(drawn(latents.prior(2, generator()))) == [2, 3]
+    assert len(latents) == 2
+
+
+def test_without_class_images_there_is_nothing_to_draw_them_from():
+    with pytest.raises(ValueError, match="no class images; the method has to ask for them in `class_images`"):
+        ConceptLatents(numbered(2)).prior(1, generator())

@@ -1,0 +1,222 @@
+"""The pipeline asks the core for the right thing, and shows what it is told. The steps themselves are stand-ins."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import pytest
+from PIL import Image
+
+from personalize_core import steps
+from pipelines import assets, metadata, ours
+from pipelines.__main__ import prepare
+from pipelines.definitions import defs
+from pipelines.partitions import CONCEPT
+from tests.in_dagster import materialize, passing
+from tests.watching import concept
+
+ROOT = Path(__file__).parents[2]
+PAIR = dg.MultiPartitionKey({"concept": "dog7", "method": "textual_inversion"})
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """What the steps were asked, in order."""
+    asked = []
+
+    def stand_in(name):
+        def step(store, *arguments):
+            *what, listener = arguments
+            asked.append((name, *what))
+            listener(steps.Event(name, 1, 1, {"loss": 0.5}))
+            return steps.Report(stamp=f"stamp of {name}", skipped=False, seconds=1.0, path=tmp_path)
+
+        return step
+
+    for name in (
+        "encode_images", "make_class_images", "train", "draw_grid", "score", "score_references", "compare", "report",
+    ):  # fmt: skip
+        monkeypatch.setattr(steps, name, stand_in(name))
+    for name in ("recipe_stamp", "sampling_stamp", "scoring_stamp"):
+        monkeypatch.setattr(steps, name, lambda *arguments: "settings")
+    for name in ("loss_curve", "scores_by_prompt"):
+        monkeypatch.setattr(metadata, name, lambda report: {})
+    for name in ("latents", "artifact", "grid", "scores", "identity", "comparison"):
+        monkeypatch.setattr(steps.gates, name, passing(name))
+    return asked
+
+
+# What is asked
+
+
+def test_a_partition_trains_draws_and_scores_its_own_concept_with_its_own_method(instance, asked, tmp_path):
+    result = materialize(instance, tmp_path, [assets.artifact, assets.image_grid, assets.metrics], PAIR)
+    assert result.success
+    assert asked == [(step, "dog7", "textual_inversion") for step in ("train", "draw_grid", "score")]
+
+
+def test_a_concept_partition_prepares_its_own_concept(instance, asked, tmp_path):
+    concept(tmp_path / "data" / "concepts", "dog7")
+    materialize(instance, tmp_path, [assets.latents, assets.class_images, assets.reference_scores], "dog7")
+    assert sorted(asked) == [("encode_images", "dog7"), ("make_class_images", "dog"), ("score_references", "dog7")]
+
+
+def test_a_run_chooses_its_protocol_and_the_sensor_needs_none(instance, monkeypatch, tmp_path):
+    """Through the definitions that Dagster loads, where a resource may be configured at launch."""
+    from pipelines.definitions import defs
+
+    under = []
+
+    def step(store, listener):
+        under.append((store.root, store.protocol))
+        return steps.Report(stamp="s", skipped=False, seconds=1.0, path=tmp_path)
+
+    for name in ("compare", "report"):
+        monkeypatch.setattr(steps, name, step)
+    monkeypatch.setattr(steps.gates, "comparison", passing("comparison"))
+    monkeypatch.chdir(tmp_path)
+    job = defs.resolve_job_def("compare")
+    for config in ({}, {"resources": {"workspace": {"config": {"protocol": "mini"}}}}):
+        assert job.execute_in_process(config, instance=instance).success
+    assert under == [(tmp_path, None)] * 2 + [(tmp_path, "mini")] * 2
+    repository = defs.get_repository_def()
+    sensor, resources = repository.get_sensor_def("concept_folder"), repository.get_top_level_resources()
+    with dg.build_sensor_context(instance=instance, resources=resources) as context:
+        assert json.loads(sensor.evaluate_tick(context).cursor or "")["seen"] == {}
+
+
+def test_the_comparison_is_made_once_over_everything(instance, asked, tmp_path):
+    assert materialize(instance, tmp_path, [assets.comparison]).success
+    assert asked == [("compare",)]
+
+
+def test_the_report_is_written_after_the_comparison_that_it_tells_of(instance, asked, tmp_path):
+    assert materialize(instance, tmp_path, [assets.report, assets.comparison]).success
+    assert asked == [("compare",), ("report",)]
+
+
+def test_the_data_version_is_the_stamp_of_the_step(instance, asked, tmp_path):
+    result = materialize(instance, tmp_path, [assets.artifact], PAIR)
+    event = result.asset_materializations_for_node("artifact")[0]
+    assert (event.tags or {})["dagster/data_version"] == "stamp of train"
+
+
+def test_what_fails_in_a_step_fails_the_run(instance, asked, tmp_path, monkeypatch):
+    def train(*arguments):
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr(steps, "train", train)
+    with pytest.raises(FloatingPointError):
+        materialize(instance, tmp_path, [assets.artifact, assets.image_grid], PAIR)
+    assert asked == []
+
+
+# The definitions
+
+
+def test_the_definitions_are_valid():
+    dg.Definitions.validate_loadable(defs)
+
+
+def test_a_selection_written_as_text_is_understood():
+    """With the parser that DVC alone would install, each of these dies with a TypeError."""
+    selection = dg.AssetSelection.from_string('key:"artifact"+')
+    chosen = selection.resolve([a for a in assets.ALL if isinstance(a, dg.AssetsDefinition)])
+    assert {key.to_user_string() for key in chosen} == {"artifact", "image_grid", "metrics", "comparison", "report"}
+
+
+def test_work_for_the_graphics_card_waits_in_its_pool():
+    for asset in assets.ALL:
+        if isinstance(asset, dg.AssetsDefinition) and asset not in (assets.comparison, assets.report):
+            assert asset.op.pool == ours.GPU, asset.key
+
+
+def test_every_asset_says_what_it_is_and_whose():
+    for spec in defs.resolve_all_asset_specs():
+        assert spec.description and spec.owners and spec.kinds and spec.group_name != "default", spec.key
+
+
+# The metadata
+
+
+def noisy_picture(path: Path, size: tuple[int, int]) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("size", [(64, 64), (1800, 700), (300, 2000)])
+def test_a_picture_has_a_thumbnail_short_enough_to_stand_in_the_page(tmp_path, size):
+    shown = metadata.picture("grid", noisy_picture(tmp_path / "grid.png", size))
+    preview, grid = str(shown["grid_preview"].value), str(shown["grid"].value)
+    assert preview.startswith("![grid](data:image/webp;base64,") and len(preview) < 1000
+    assert len(preview) < len(grid) < metadata.BEHIND_LINK * 4 / 3 + 100
+
+
+def test_a_comparison_of_many_concepts_does_not_bury_the_page(tmp_path):
+    path = noisy_picture(tmp_path / "any.png", (64, 64))
+    names = [f"{kind}_c{i:03d}" for i in range(100) for kind in ("grid", "identity_vs_text")]
+    pictures = dict.fromkeys([*names, "identity_vs_text"], path)
+    report = steps.Report("stamp", False, 1.0, tmp_path, {}, pictures)
+    shown = dict(metadata.overview(dg.build_asset_context(), report).metadata or {})
+    assert list(shown)[:4] == ["identity_vs_text_preview", "identity_vs_text", "grid_c000_preview", "grid_c000"]
+    assert len([name for name in shown if name.startswith("grid")]) == 2 * metadata.MOST_GRIDS
+
+
+@pytest.mark.parametrize(("stamp", "rewritten", "shrunk"), [("s", False, 1), ("s", True, 2), ("another", False, 2)])
+def test_a_picture_that_is_as_it_was_shown_is_not_shrunk_again(
+    stamp, rewritten, shrunk, instance, asked, tmp_path, monkeypatch
+):
+    grid = noisy_picture(tmp_path / "grid.png", (64, 64))
+    pictures, counted = {"grid": grid}, []
+    small = metadata.picture("grid", grid)
+    monkeypatch.setattr(metadata, "picture", lambda *what: counted.append(what) or small)
+
+    def materialized(report: steps.Report) -> dict:
+        monkeypatch.setattr(steps, "draw_grid", lambda *arguments: report)
+        (event,) = materialize(instance, tmp_path, [assets.image_grid], PAIR).get_asset_materialization_events()
+        return dict(event.materialization.metadata)
+
+    before = materialized(steps.Report("s", False, 1.0, tmp_path, {}, pictures))
+    if rewritten:
+        grid.write_bytes(grid.read_bytes())
+    again = materialized(steps.Report(stamp, True, 0.0, tmp_path, {}, pictures))
+    assert len(counted) == shrunk
+    assert all(again[name] == before[name] for name in ("grid", "grid_preview")) and list(again)[0] == "grid_preview"
+
+
+@pytest.mark.parametrize("steps_taken", [1, 7, 150, 4000])
+def test_a_loss_curve_is_short_enough_to_stand_in_the_page(tmp_path, steps_taken):
+    losses = np.random.default_rng(0).random(steps_taken)
+    rows = [{"stage": "all", "step": i, "diffusion": float(loss)} for i, loss in enumerate(losses)]
+    (tmp_path / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = metadata.loss_curve(steps.Report("stamp", False, 1.0, tmp_path))
+    assert len(str(shown["loss_preview"].value)) < 1000
+    assert {"loss_first_tenth", "loss_last_tenth", "training_steps"} < shown.keys()
+
+
+def test_a_method_that_trains_nothing_has_no_loss_curve(tmp_path):
+    (tmp_path / "train_log.jsonl").write_text("")
+    assert metadata.loss_curve(steps.Report("stamp", False, 1.0, tmp_path)) == {}
+
+
+# The UI's instance
+
+
+def test_what_the_ui_prepares_is_there_when_it_is_opened_again(tmp_path, monkeypatch, capsys):
+    """With no environment variable set: the instance is the one that dagster.yaml describes."""
+    concept(tmp_path / "data" / "concepts", "dog7")
+    (tmp_path / "data" / "concepts" / "Not A Name").mkdir()
+    shutil.copy(ROOT / "dagster.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    for _ in range(2):
+        prepare(gpus=1)
+        with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+            assert instance.get_dynamic_partitions(CONCEPT) == ["dog7"]
+            assert instance.event_log_storage.get_concurrency_info(ours.GPU).slot_count == 1
+    assert "'Not A Name'" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {".dagster", "dagster.yaml", "data"}

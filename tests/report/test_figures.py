@@ -1,0 +1,341 @@
+"""Figures: the right pixels in the right place, equal bytes for equal input, and labels that can be read."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+import numpy as np
+import polars as pl
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from personalize_core.metrics.tables import ALL_CONCEPTS
+from personalize_core.report import figures
+
+ROOT = Path(figures.__file__).parents[1]
+
+
+def plain(colour, size=(64, 64)):
+    return Image.new("RGB", size, colour)
+
+
+def share(path, colour, box=None):
+    """Portion of a picture's pixels that have about this colour."""
+    pixels = np.asarray(Image.open(path).convert("RGB").crop(box) if box else Image.open(path).convert("RGB"))
+    return (np.abs(pixels.astype(int) - np.array(colour)).max(axis=-1) < 8).mean()
+
+
+RED, GREEN, BLUE, PURPLE = (200, 30, 30), (30, 160, 60), (30, 60, 200), (140, 40, 160)
+PROMPTS = ["a photo of a dog", "a dog in the snow with a mountain in the background"]
+
+
+# -- grids of pictures -----------------------------------------------------------------------------------------
+
+
+def test_a_grid_shows_every_picture_large_enough_to_read(tmp_path):
+    path = tmp_path / "grid.png"
+    rows = {"base model": [[plain(RED)], [plain(GREEN)]], "DreamBooth": [[plain(BLUE)], [plain(PURPLE)]]}
+    figures.comparison_grid([plain((250, 200, 0))], rows, PROMPTS, path)
+    whole = Image.open(path)
+    for colour in (RED, GREEN, BLUE, PURPLE, (250, 200, 0)):
+        assert share(path, colour) * whole.width * whole.height == 160 * 160
+
+
+def test_rows_are_variants_and_columns_are_prompts(tmp_path):
+    path = tmp_path / "grid.png"
+    rows = {"base model": [[plain(RED)], [plain(GREEN)]], "DreamBooth": [[plain(BLUE)], [plain(PURPLE)]]}
+    figures.comparison_grid([plain((250, 200, 0))], rows, PROMPTS, path)
+    middle = {}
+    pixels = np.asarray(Image.open(path)).astype(int)
+    for name, colour in {"red": RED, "green": GREEN, "blue": BLUE, "purple": PURPLE, "real": (250, 200, 0)}.items():
+        y, x = np.nonzero((np.abs(pixels - colour) < 8).all(axis=-1))
+        middle[name] = x.mean(), y.mean()
+    assert middle["real"][0] < middle["red"][0] < middle["green"][0]
+    assert middle["red"][1] == middle["green"][1] < middle["blue"][1] == middle["purple"][1]
+    assert middle["red"][0] == middle["blue"][0] and middle["green"][0] == middle["purple"][0]
+
+
+def test_several_pictures_share_a_cell_and_none_leaves_it_empty(tmp_path):
+    path = tmp_path / "grid.png"
+    rows = {"base model": [[plain(RED), plain(GREEN), plain(BLUE)], []]}
+    figures.comparison_grid([], rows, PROMPTS, path)
+    assert share(path, RED) == share(path, GREEN) == share(path, BLUE) > 0
+
+
+def test_a_row_with_too_few_cells_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="row 'base model' has 1 cells, but there are 2 prompts"):
+        figures.comparison_grid([], {"base model": [[plain(RED)]]}, PROMPTS, tmp_path / "grid.png")
+    assert not any(tmp_path.iterdir())
+
+
+def test_many_references_do_not_make_the_grid_wider_than_two_cells(tmp_path):
+    for count in (1, 4, 10, 30):
+        tiles = figures.Tiles.within(count, height=334, tile=160, gap=14, most_wide=334)
+        places = [tiles.place(index) for index in range(count)]
+        assert len(set(places)) == count
+        assert max(x for x, _ in places) + tiles.tile == tiles.width
+        assert tiles.height <= 334
+        assert tiles.width <= 334 or count == 30
+
+
+def test_pictures_may_be_given_as_files_and_are_cut_to_their_middle(tmp_path):
+    tall = plain(RED, (40, 120))
+    tall.paste(plain(GREEN, (40, 40)), (0, 40))
+    tall.save(tmp_path / "tall.png")
+    figures.contact_sheet([tmp_path / "tall.png"], tmp_path / "sheet.png")
+    assert share(tmp_path / "sheet.png", GREEN) > 0.5
+    assert share(tmp_path / "sheet.png", RED) < 0.02  # only what the enlarged edge blends
+
+
+def test_a_contact_sheet_holds_every_image_once(tmp_path):
+    colours = [RED, GREEN, BLUE, PURPLE, (0, 200, 200)]
+    figures.contact_sheet([plain(colour) for colour in colours], tmp_path / "sheet.png", labels=list("abcde"))
+    assert len({share(tmp_path / "sheet.png", colour) for colour in colours}) == 1
+    with pytest.raises(ValueError, match="no images"):
+        figures.contact_sheet([], tmp_path / "sheet.png")
+    with pytest.raises(ValueError, match="1 labels for 2 images"):
+        figures.contact_sheet([plain(RED)] * 2, tmp_path / "sheet.png", labels=["a"])
+
+
+def test_no_wrapped_line_is_wider_than_asked_and_no_word_is_lost():
+    font = figures.font(14)
+    text = "a dog painted in the style of Van Gogh's Starry Night, seen from the bottom"
+    lines = figures.wrapped(text, font, 160).split("\n")
+    assert " ".join(lines) == text
+    assert len(lines) > 1 and all(font.getlength(line) <= 160 for line in lines)
+
+
+# -- scores ----------------------------------------------------------------------------------------------------
+
+
+def summary(levels, base_model="mini", concept=ALL_CONCEPTS):
+    """levels: variant -> {metric: mean}."""
+    return pl.DataFrame(
+        [
+            {
+                "base_model": None if variant == "real_images" else base_model,
+                "concept": concept,
+                "method": variant,
+                "variant": variant,
+                "metric": metric,
+                "encoder": "mini-clip" if metric == "clip_t" else "mini-identity",
+                "mean": mean,
+                "low": mean - 0.02,
+                "high": mean + 0.02,
+                "images": 12,
+                "prompts": 3,
+                "concepts": 2,
+            }
+            for variant, metrics in levels.items()
+            for metric, mean in metrics.items()
+        ]
+    )
+
+
+LEVELS = {
+    "base_model": {"clip_t": 0.28, "dino": 0.3},
+    "dreambooth": {"clip_t": 0.27, "dino": 0.6},
+    "personalized_residuals": {"clip_t": 0.272, "dino": 0.61},
+    "real_images": {"dino": 0.8},
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Every figure that is drawn, before it becomes pixels."""
+    kept: list[Figure] = []
+    save = figures.save_figure
+
+    def keep(figure, *args, **options):
+        kept.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(figures, "save_figure", keep)
+    return kept
+
+
+def words(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts if text.get_text()]
+
+
+LONG = "Identity against text alignment, mean over the concepts that each has, of 3"
+NAMED = f"{'a_very_long_name_of_a_concept_' * 3}: identity against text alignment"
+
+
+@pytest.mark.parametrize("title", ["Identity against text", LONG, NAMED])
+def test_a_title_of_a_plane_is_never_cut_off(title):
+    figure = figures.plane(summary(LEVELS), title)
+    figure.draw_without_rendering()
+    (written,) = [text for text in figure.findobj(Text) if text.get_text().startswith(title[:20])]
+    assert "".join(written.get_text().split()) == "".join(title.split())
+    box = written.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+
+
+def test_each_variant_has_a_point_at_its_scores_and_its_name(tmp_path, drawn):
+    figures.identity_against_text(summary(LEVELS), tmp_path / "a.png", "title", labels={"dreambooth": "DreamBooth"})
+    axes = drawn[0].axes[0]
+    points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"}
+    assert points == {(m["clip_t"], m["dino"]) for v, m in LEVELS.items() if v != "real_images"}
+    assert {"base model", "DreamBooth", "Personalized Residuals"} <= set(words(drawn[0]))
+    assert "mini-clip" in axes.get_xlabel() and "mini-identity" in axes.get_ylabel()
+    assert (tmp_path / "a.png").stat().st_size and ElementTree.parse(tmp_path / "a.svg")
+
+
+def test_floor_and_ceiling_are_lines_at_their_identity(tmp_path, drawn):
+    figures.identity_against_text(summary(LEVELS), tmp_path / "a.png", "title")
+    levels = {line.get_ydata()[0] for line in drawn[0].axes[0].lines if list(line.get_xdata()) == [0, 1]}
+    assert levels == {0.3, 0.8}
+    low, high = drawn[0].axes[0].get_ylim()
+    assert low < 0.3 and high > 0.82
+    assert any("ceiling" in text for text in words(drawn[0])) and any("floor" in text for text in words(drawn[0]))
+
+
+@pytest.mark.parametrize(("count", "spread"), [(10, 0.03), (5, 0.001), (2, 0.0)])
+def test_labels_of_close_points_do_not_overlap_and_stay_inside(count, spread, tmp_path, drawn):
+    generator = np.random.default_rng(0)
+    means = generator.normal(0.5, spread, (count, 2))
+    levels = {
+        f"method_{i}_with_quite_long_options": {"clip_t": float(x), "dino": float(y)} for i, (x, y) in enumerate(means)
+    }
+    figures.identity_against_text(summary(levels), tmp_path / "a.png", "title")
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("method")]
+    assert len(boxes) == count
+    assert sum(figures.overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i]) == 0
+    assert all(figures.overlap(box, axes.get_window_extent()) == pytest.approx(box.width * box.height) for box in boxes)
+
+
+def test_the_front_holds_what_no_other_reaches_in_both():
+    points = {
+        "a": (0.1, 0.9),
+        "b": (0.5, 0.5),
+        "c": (0.9, 0.1),
+        "below": (0.4, 0.5),
+        "left": (0.1, 0.4),
+        "d": (0.2, 0.9),
+    }
+    naive = [n for n, p in points.items() if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points.values())]
+    assert figures.pareto_front(points) == sorted(naive, key=points.get) == ["d", "b", "c"]  # type: ignore[arg-type]
+    assert figures.pareto_front({"a": (0.5, 0.5), "b": (0.5, 0.5)}) == ["a", "b"]
+
+
+def test_the_front_is_drawn_through_its_points(tmp_path, drawn):
+    figures.identity_against_text(summary(LEVELS), tmp_path / "a.png", "title")
+    means = {v: (m["clip_t"], m["dino"]) for v, m in LEVELS.items() if v != "real_images"}
+    corners = [means[variant] for variant in figures.pareto_front(means)]
+    lines = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in drawn[0].axes[0].lines]
+    assert len(corners) > 1 and corners in lines
+
+
+def test_a_variant_without_one_of_the_metrics_is_not_drawn_and_no_variant_at_all_is_an_error(tmp_path, drawn):
+    figures.identity_against_text(summary(LEVELS | {"half": {"dino": 0.5}}), tmp_path / "a.png", "title")
+    assert "half" not in words(drawn[0])
+    with pytest.raises(ValueError, match="no variant of 'vase' has both 'dino' and 'clip_t'"):
+        figures.identity_against_text(summary(LEVELS), tmp_path / "b.png", "title", concept="vase")
+    two = pl.concat([summary(LEVELS), summary(LEVELS, base_model="sd15")])
+    with pytest.raises(ValueError, match="several base models"):
+        figures.identity_against_text(two, tmp_path / "b.png", "title")
+
+
+# -- losses ----------------------------------------------------------------------------------------------------
+
+
+def log(steps=60):
+    others = {"gradient_norm": 1.0, "lr": [1e-3, 2e-2], "learned": {"v_norm": 1.0}}
+    first = [{"stage": "embedding", "step": i, "diffusion": 0.3 - i / 1000, **others} for i in range(steps)]
+    second = [{"stage": "whole_net", "step": i, "diffusion": 0.2, "attention": 0.1} for i in range(steps)]
+    return first + second
+
+
+def test_a_loss_curve_shows_each_loss_and_where_a_stage_begins(tmp_path, drawn):
+    figures.loss_curve(log(), tmp_path / "loss.png", "title")
+    losses = drawn[0].axes[0]
+    legend = losses.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["diffusion loss", "attention loss"]
+    assert 59.5 in [line.get_xdata()[0] for line in losses.lines]
+    assert {"embedding", "whole net"} <= set(words(drawn[0]))
+
+
+def test_the_average_stays_within_its_stage(tmp_path, drawn):
+    rows = [{"stage": stage, "step": i, "diffusion": level} for stage, level in (("a", 1), ("b", 5)) for i in range(40)]
+    figures.loss_curve(rows, tmp_path / "loss.png")
+    curves = [line for line in drawn[0].axes[0].lines if len(line.get_xdata()) == 40]
+    assert {y for line in curves for y in np.round(line.get_ydata(), 12)} == {1, 5}
+
+
+def test_a_moving_average_is_of_the_values_around_and_of_fewer_at_the_ends():
+    averages = figures.moving_average(np.array([1.0, 2.0, 6.0, 3.0, 5.0, 4.0]), reach=1)
+    np.testing.assert_allclose(averages, [(1 + 2) / 2, (1 + 2 + 6) / 3, (2 + 6 + 3) / 3, (6 + 3 + 5) / 3, 4, 4.5])
+
+
+def test_without_losses_there_is_no_curve(tmp_path):
+    for rows in ([], [{"stage": "a", "step": 0, "gradient_norm": 1.0}]):
+        with pytest.raises(ValueError, match="no losses were logged"):
+            figures.loss_curve(rows, tmp_path / "loss.png")
+    with pytest.raises(ValueError, match="no losses"):
+        figures.loss_sparkline_svg([float("nan")])
+
+
+@pytest.mark.parametrize("count", [1, 2, 39, 41, 5000])
+def test_a_sparkline_is_small_valid_and_falls_where_the_loss_falls(count):
+    svg = figures.loss_sparkline_svg(list(np.linspace(1, 0, count)))
+    assert len(svg) < 700 and len(quote(svg)) < 900  # Dagster shows markdown of under 1,000 characters inline
+    line = next(iter(ElementTree.fromstring(svg)))
+    numbers = [int(number) for number in line.attrib["points"].split(",")]
+    xs, ys = numbers[::2], numbers[1::2]
+    assert xs == sorted(xs) and ys == sorted(ys)  # in SVG, down is up
+    assert 0 <= min(numbers) and max(xs) <= 160 and max(ys) <= 32
+    assert len(xs) <= 40
+
+
+# -- small versions --------------------------------------------------------------------------------------------
+
+
+def test_a_thumbnail_fits_and_keeps_the_shape(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (150, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    plain(RED, (300, 150)).save(tmp_path / "plain.png")
+    sizes = {}
+    for name in ("noise", "plain"):
+        thumbnail = figures.thumbnail_webp(tmp_path / f"{name}.png")
+        assert len(thumbnail) <= 700
+        picture = Image.open(io.BytesIO(thumbnail))
+        assert picture.format == "WEBP" and picture.width == 2 * picture.height
+        sizes[name] = picture.width
+    assert sizes["noise"] < sizes["plain"]
+    with pytest.raises(ValueError, match="fits into 10 bytes"):
+        figures.thumbnail_webp(tmp_path / "plain.png", limit_bytes=10)
+
+
+# -- equal bytes -----------------------------------------------------------------------------------------------
+
+
+def draw_everything(folder):
+    rows = {"base model": [[plain(RED)], [plain(GREEN)]]}
+    figures.comparison_grid([plain(BLUE)], rows, PROMPTS, folder / "grid.png", "title")
+    figures.contact_sheet([plain(RED)], folder / "sheet.png", ["one"])
+    figures.identity_against_text(summary(LEVELS), folder / "scores.png", "title")
+    figures.loss_curve(log(), folder / "loss.png", "title")
+
+
+def test_another_process_at_another_time_draws_the_same_bytes(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    draw_everything(here)
+    program = (
+        "import sys, pathlib; sys.path.insert(0, 'tests'); import test_figures;"
+        "test_figures.draw_everything(pathlib.Path(sys.argv[1])); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program, str(there)], check=True, cwd=ROOT)
+    names = sorted(path.name for path in here.iterdir())
+    assert names == ["grid.png", "loss.png", "scores.png", "scores.svg", "sheet.png"]
+    for name in names:
+        assert (here / name).read_bytes() == (there / name).read_bytes(), name

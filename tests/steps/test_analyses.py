@@ -1,0 +1,224 @@
+"""The step of the analyses: one folder, whole, with numbers, tables and pictures, or why they are not defined."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from personalize_core import steps
+from personalize_core.analyses import learned_embedding
+from personalize_core.cli import main as command_line
+from personalize_core.concepts.images import load_picture
+from personalize_core.errors import InputError
+from personalize_core.metrics import tables
+from personalize_core.metrics.features import load_identity_encoder
+from personalize_core.steps.analyses import ALL
+from personalize_core.training import training_log
+from personalize_core.workspace.store import Store
+from tests import tiny_workspace
+
+METHODS = ["base_model", "textual_inversion", "personalized_residuals"]
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which one concept has been trained, drawn, scored and analysed."""
+    store = tiny_workspace.make(tmp_path_factory.mktemp("analysed"))
+    for method in METHODS:
+        for one in (steps.train, steps.draw_grid, steps.score):
+            one(store, "rex", method)
+    for method in METHODS:
+        assert not steps.analyse(store, "rex", method).skipped
+    return store.root
+
+
+@pytest.fixture
+def store(analysed: Path, tmp_path: Path) -> Store:
+    shutil.copytree(analysed / "data", tmp_path / "data")
+    shutil.copy(analysed / "params.yaml", tmp_path / "params.yaml")
+    return Store(tmp_path)
+
+
+def found(store: Store, method: str) -> dict[str, Any]:
+    return json.loads((store.analyses(method, "rex") / steps.ANALYSES).read_text())["analyses"]
+
+
+def numbers_in(value: Any) -> list[float]:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [value] if isinstance(value, float) else [number for one in inside for number in numbers_in(one)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_analysis_is_there_or_says_why_not_and_every_file_has_a_caption(method, store: Store):
+    analyses, folder = found(store, method), store.analyses(method, "rex")
+    assert set(analyses) == set(ALL)
+    named = {"analyses.json", "manifest.json"}
+    for one in analyses.values():
+        assert one["title"] and one["how"]
+        if "not_defined" in one:
+            assert len(one["not_defined"]) > 20 and "numbers" not in one
+            continue
+        assert one["tables"] and one["pictures"]
+        for file in one["tables"] + one["pictures"]:
+            assert file["caption"]
+            named.add(file["file"])
+    assert {path.name for path in folder.iterdir()} == named
+    assert all(math.isfinite(number) for number in numbers_in(analyses))
+    for path in folder.glob("*.png"):
+        with Image.open(path) as picture:
+            assert picture.width > 200 and picture.height > 100
+    for path in folder.glob("*.parquet"):
+        assert set(tables.meanings_in(path)) == set(tables.read_parquet(path).columns)
+
+
+def test_what_is_not_defined_for_a_method_says_why(store: Store):
+    undefined = {method: {n for n, one in found(store, method).items() if "not_defined" in one} for method in METHODS}
+    floor = {"absence", "drift", "embedding_drift", "bare_placeholder", "context_tokens"}
+    assert undefined["base_model"] == floor
+    assert undefined["personalized_residuals"] - {"absence"} == {"embedding_drift", "bare_placeholder"}
+    assert undefined["textual_inversion"] <= {"absence"}  # a random encoder may not tell the two kinds of picture
+    assert "learns no embedding" in found(store, "personalized_residuals")["bare_placeholder"]["not_defined"]
+
+
+def test_an_embedding_leaves_other_prompts_alone_and_weights_in_the_u_net_do_not(store: Store):
+    untouched = tables.read_parquet(store.analyses("textual_inversion", "rex") / "drift.parquet")
+    assert untouched["pixel_difference"].to_list() == [0.0] * 6  # two templates, three nouns
+    assert untouched["feature_distance"].to_list() == pytest.approx([0.0] * 6, abs=1e-6)
+    moved = tables.read_parquet(store.analyses("personalized_residuals", "rex") / "drift.parquet")
+    plain = moved.filter(variant="personalized_residuals")["pixel_difference"]
+    assert plain.max() > 0  # type: ignore[operator]
+    confined = moved.filter(variant="personalized_residuals_lag", kind="other noun")["pixel_difference"]
+    assert confined.to_list() == [0.0] * 4  # LAG looks for the concept's words, and there are none
+
+
+def test_the_nearest_photograph_is_that_of_the_encoder_itself(store: Store):
+    """A second way through: pictures and photographs encoded here, and compared in a loop."""
+    encoder, folder = load_identity_encoder(store.params.encoders.identity[0]), store.concept_folder("rex")
+    photographs = sorted(folder.glob("*.png"))
+    seen = encoder.images([load_picture(path) for path in photographs]).double().numpy()
+    grid = store.grid("textual_inversion", "rex")
+    table = tables.read_parquet(store.analyses("textual_inversion", "rex") / "copying.parquet")
+    mine = table.filter(variant="textual_inversion", encoder=encoder.name)
+    assert len(mine) == 4
+    for row in mine.iter_rows(named=True):
+        picture = encoder.images([load_picture(grid / row["image"])]).double().numpy()[0]
+        cosines = [float(picture @ photograph) for photograph in seen]
+        assert row["similarity"] == pytest.approx(max(cosines), abs=1e-6)
+        assert row["nearest"] == photographs[int(np.argmax(cosines))].name
+
+
+def test_several_methods_stand_in_one_figure_those_without_an_embedding_in_the_first_alone(store: Store):
+    report = steps.analyse_together(store, "rex", METHODS)
+    assert {path.name for path in report.pictures.values()} == {
+        "context_tokens_of_all.png",
+        "embedding_drift_of_all.png",
+    }
+    rows = tables.read_parquet(report.path / "context_tokens.parquet")
+    concept = rows.filter(kind="concept")["filler"].unique().sort().to_list()
+    assert concept == ["<rex> dog, Personalized Residuals", "<rex>, Textual Inversion"]
+    assert len(rows) == (1 + 2 + 1 + 2) * 4  # the class noun, two near nouns, a far one, two methods; four words
+    assert rows["kind"].unique(maintain_order=True).to_list() == ["class noun", "near noun", "far noun", "concept"]
+    assert steps.analyse_together(store, "rex", METHODS).skipped
+    assert not steps.analyse_together(store, "rex", METHODS[:2]).skipped
+    with pytest.raises(InputError, match="oft has not been analysed on 'rex'"):
+        steps.analyse_together(store, "rex", ["oft", "base_model"])
+
+
+def test_the_command_shows_every_number_or_why_there_is_none(store: Store, monkeypatch, capsys):
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["personalize", "--root", str(store.root), *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            command_line.main()
+        assert not stopped.value.code
+        return capsys.readouterr().out
+
+    printed = run("analyse", "rex")  # all that have drawn
+    assert "learns no embedding" in printed and "nearest_pairs_pixels_personalized_residuals_lag.png" in printed
+    assert printed.index("Prompt by prompt") < printed.index("Copying") < printed.index("Context tokens")
+    assert "rex, all these methods" in printed and "nan" not in printed
+    printed = run("suggest-class", "rex", "--nouns", "common", "--top", "1")
+    ranked = [line for line in printed.splitlines() if line.strip()[:1].isdigit()]
+    assert ranked[0].split()[0] == "1" and "the class noun now" in printed
+
+
+def test_analyses_are_made_once_and_again_when_what_they_look_at_changed(store: Store):
+    assert steps.analyse(store, "rex", "textual_inversion").skipped
+    shutil.rmtree(store.scores("base_model", "rex"))
+    shutil.rmtree(store.grid("base_model", "rex"))
+    assert not steps.analyse(store, "rex", "textual_inversion").skipped
+    analyses = found(store, "textual_inversion")
+    assert "evaluate rex -m base_model" in analyses["absence"]["not_defined"]
+    assert "base model" in analyses["diversity"]["absent"]["base_model"]
+    assert "difference" in analyses["per_prompt"]["absent"]
+
+
+def test_a_concept_of_one_photograph_has_no_held_out_ones(store: Store):
+    folder = store.concept_folder("rex")
+    for path in sorted(folder.glob("*.png"))[1:]:
+        path.unlink()
+    steps.analyse(store, "rex", "textual_inversion")
+    analyses = found(store, "textual_inversion")
+    assert "one photograph" in analyses["copying"]["absent"]["held out"]
+    assert "one photograph" in analyses["absence"]["not_defined"]
+    table = tables.read_parquet(store.analyses("textual_inversion", "rex") / "copying.parquet")
+    assert table["with_one_left_out"].null_count() == len(table)
+
+
+def test_what_has_not_been_trained_or_drawn_is_refused_and_writes_nothing(store: Store):
+    with pytest.raises(InputError, match="dreambooth has not been trained on 'rex'"):
+        steps.analyse(store, "rex", "dreambooth")
+    values = tiny_workspace.params(Path(store.params.base_model).parents[1])
+    values["sampling"]["steps"] = 3
+    other = tiny_workspace.write_params(store.root, values)
+    before = (store.analyses("textual_inversion", "rex") / steps.ANALYSES).read_bytes()
+    with pytest.raises(InputError, match="was not drawn as params.yaml says now"):
+        steps.analyse(other, "rex", "textual_inversion")
+    assert (store.analyses("textual_inversion", "rex") / steps.ANALYSES).read_bytes() == before
+    shutil.rmtree(store.grid("textual_inversion", "rex"))
+    with pytest.raises(InputError, match="no grid of 'rex' has been drawn"):
+        steps.analyse(store, "rex", "textual_inversion")
+    assert not store.analyses("dreambooth", "rex").exists()
+
+
+def test_the_log_of_a_training_holds_the_nearest_words_and_the_weights_are_as_without(store: Store, monkeypatch):
+    folder = store.artifact("textual_inversion", "rex")
+    rows, weights = training_log.read(folder), (folder / "weights.safetensors").read_bytes()
+    read = [row["learned"]["read"] for row in rows if "read" in row["learned"]]
+    assert read and all(len(one["near"][0]) == learned_embedding.WORDS for one in read)
+    during = tables.read_parquet(store.analyses("textual_inversion", "rex") / "words_during_training.parquet")
+    assert during["step"].n_unique() == len(read)
+    last = tables.read_parquet(store.analyses("textual_inversion", "rex") / "nearest_words.parquet")
+    mine = during.filter(step=len(rows) - 1).sort("rank")["word"].to_list()
+    assert mine == last.filter(when="after").sort("rank")["word"].to_list()
+    assert "learned" not in training_log.read(store.artifact("personalized_residuals", "rex"))[-1]
+    shutil.rmtree(folder)
+    monkeypatch.setattr(learned_embedding.WhileTraining, "__call__", lambda self, done: None)
+    assert not steps.train(store, "rex", "textual_inversion").skipped
+    assert (folder / "weights.safetensors").read_bytes() == weights
+    assert not [row for row in training_log.read(folder) if "read" in row["learned"]]
+
+
+def test_suggested_nouns_are_ranked_and_their_texts_encoded_once(store: Store, monkeypatch: pytest.MonkeyPatch):
+    report = steps.suggest_class(store, "rex", "common")
+    rows = tables.read_parquet(report.path / "class_nouns.parquet")
+    assert len(rows) == 16 and rows["score"].is_sorted(descending=True)
+    assert rows.filter(is_class_noun=True)["noun"].to_list() == ["dog"]
+    assert (report.path / "class_nouns.png").is_file()
+    assert steps.suggest_class(store, "rex", "common").skipped
+    from personalize_core.analyses import class_nouns
+
+    monkeypatch.setattr(class_nouns, "matrix", lambda *arguments: pytest.fail("encoded again"))
+    steps.suggest_class(store, "cup", "common")
+    nouns = store.root / "nouns.txt"
+    nouns.write_text("mug\n")
+    with pytest.raises(pytest.fail.Exception, match="encoded again"):
+        steps.suggest_class(store, "cup", str(nouns))
+    assert steps.suggest_class(store, "rex", "common").skipped  # what was there is there still

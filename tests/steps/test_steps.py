@@ -1,0 +1,639 @@
+"""The steps: files appear where they should, once, whole, and again only when something they depend on changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from personalize_core import steps
+from personalize_core.concepts.images import load_picture
+from personalize_core.errors import InputError
+from personalize_core.files import atomic
+from personalize_core.methods import ABLATIONS
+from personalize_core.metrics import tables
+from personalize_core.report import comparison
+from personalize_core.steps import checks, sampling
+from personalize_core.steps.latents import read_latents
+from personalize_core.steps.sampling import BATCH
+from personalize_core.workspace.recipes import load_base, preprocessing_of
+from personalize_core.workspace.store import REFERENCES, Store
+from tests import tiny_workspace
+
+METHODS = ["base_model", "textual_inversion", "dreambooth", "personalized_residuals"]
+
+
+def run_everything(store: Store) -> list[steps.Report]:
+    reports = []
+    for concept in store.concept_names():
+        for method in store.params.method_names:
+            reports += [one(store, concept, method) for one in (steps.train, steps.draw_grid, steps.score)]
+        reports.append(steps.score_references(store, concept))
+    return [*reports, steps.compare(store)]
+
+
+def bytes_under(folder: Path) -> dict[str, bytes]:
+    """Apart from what was measured, which differs from run to run and has a folder of its own for that reason."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not {".work", "costs"} & {*path.parts}
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which everything has run."""
+    store = tiny_workspace.make(tmp_path_factory.mktemp("finished"))
+    run_everything(store)
+    return store.root
+
+
+@pytest.fixture
+def store(finished: Path, tmp_path: Path) -> Store:
+    """The same workspace, for a test to change; its models stay where they are."""
+    shutil.copytree(finished / "data", tmp_path / "data")
+    shutil.copy(finished / "params.yaml", tmp_path / "params.yaml")
+    return Store(tmp_path)
+
+
+def changed(store: Store, change) -> Store:
+    values = tiny_workspace.params(Path(store.params.base_model).parents[1])
+    change(values)
+    return tiny_workspace.write_params(store.root, values)
+
+
+def made_again(store: Store) -> set[str]:
+    """Which results a second run makes anew, as paths without their root."""
+    return {
+        report.path.relative_to(store.data).as_posix().removesuffix("/scores.parquet")
+        for report in run_everything(store)
+        if not report.skipped
+    }
+
+
+def test_every_concept_and_method_has_artifact_grid_and_scores(store: Store):
+    for concept in ("cup", "rex"):
+        for method in METHODS:
+            assert (store.artifact(method, concept) / "weights.safetensors").is_file()
+            assert (store.grid(method, concept) / "grid.png").is_file()
+            table = tables.read(store.scores(method, concept) / "scores.parquet")
+            texts = {"clip_t", "clip_t_scaled", "clip_t_slot_deleted", "clip_t_slot_deleted_scaled"}
+            assert set(table["metric"]) == {*texts, "clip_i", "dino"}
+        assert set(tables.read(store.scores(REFERENCES, concept) / "scores.parquet")["metric"]) == {"clip_i", "dino"}
+
+
+def test_a_second_run_makes_nothing(store: Store):
+    assert made_again(store) == set()
+
+
+def test_the_same_inputs_give_the_same_bytes_in_another_folder(finished: Path, tmp_path: Path):
+    other = Store(tmp_path)
+    shutil.copy(finished / "params.yaml", tmp_path / "params.yaml")
+    shutil.copytree(finished / "data" / "prompts", tmp_path / "data" / "prompts")
+    shutil.copytree(finished / "data" / "concepts", tmp_path / "data" / "concepts")
+    torch.manual_seed(99)  # the global stream must not matter
+    run_everything(other)
+    assert bytes_under(other.data) == bytes_under(finished / "data")
+
+
+def test_changing_one_methods_recipe_makes_only_what_depends_on_it(store: Store):
+    base = store.params.base_model
+    store = changed(store, lambda values: values["methods"]["textual_inversion"][base].update(lr=0.1))
+    results = {
+        f"{kind}/textual_inversion/{name}" for kind in ("artifacts", "grids", "metrics") for name in ("cup", "rex")
+    }
+    assert made_again(store) == results | {"comparison"}
+
+
+def test_another_list_of_training_prompts_trains_again_and_encodes_nothing(store: Store, monkeypatch):
+    plain = atomic.sha256
+    monkeypatch.setattr(atomic, "sha256", lambda path: plain(path) + "edited" * (path.name == "ti_object_27.txt"))
+    assert steps.encode_images(store, "rex").skipped
+    assert not steps.train(store, "rex", "textual_inversion").skipped
+
+
+def test_changing_one_photograph_makes_only_what_depends_on_its_concept(store: Store):
+    Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
+    results = {f"{kind}/{method}/rex" for kind in ("artifacts", "grids", "metrics") for method in METHODS}
+    # the base model learns nothing, but its scores compare with the photographs
+    assert made_again(store) == results | {f"metrics/{REFERENCES}/rex", "comparison"}
+
+
+def test_another_number_of_sampling_steps_trains_nothing(store: Store):
+    store = changed(store, lambda values: values["sampling"].update(steps=3))
+    assert not any(path.startswith("artifacts/") for path in made_again(store))
+
+
+def test_a_result_with_a_missing_file_is_made_again(store: Store):
+    (store.grid("dreambooth", "rex") / "dreambooth" / "00_00.png").unlink()
+    assert made_again(store) == {"grids/dreambooth/rex"}
+
+
+def test_class_images_are_made_once_for_concepts_of_one_class_noun(store: Store, tmp_path: Path):
+    tiny_workspace.draw_photographs(tmp_path / "photos" / "max", count=2, seed=9)
+    from personalize_core.concepts import intake
+
+    intake.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")
+    before = bytes_under(store.class_images("dog"))
+    assert not steps.train(store, "max", "dreambooth").skipped
+    assert bytes_under(store.class_images("dog")) == before
+
+
+def only(store: Store, method: str, **recipe) -> Store:
+    """One method in params.yaml."""
+
+    def change(values):
+        values["methods"], values["variants"] = {method: {values["base_model"]: recipe}}, {}
+
+    return changed(store, change)
+
+
+def seen(store: Store, concept: str, method: str) -> Any:
+    """What a method trains on, as its training reads it."""
+    recipe = preprocessing_of(store, method).of_class_images
+    noun = store.concept(concept).class_noun
+    return read_latents(store, concept, method, store.class_latents(noun, recipe.key))
+
+
+def test_an_ablation_that_params_do_not_name_trains_on_what_it_asks_for_itself(store: Store, monkeypatch):
+    store = only(store, "personalized_residuals", steps=2, batch_size=2, rank_fraction=0.25)
+    shutil.rmtree(store.data / "latents")
+    shutil.rmtree(store.data / "class_images")
+    name = "personalized_residuals@regularization_images"
+    assert not steps.train(store, "rex", name).skipped  # without its class images training would stop
+    assert len(seen(store, "rex", name).class_images) == 200
+    short = {"regularization": "none", "steps": 2, "batch_size": 2}
+    monkeypatch.setitem(ABLATIONS["custom_diffusion"], "without_regularization", short)
+    assert not steps.train(store, "rex", "custom_diffusion@without_regularization").skipped
+
+
+def test_another_method_makes_no_artifact_anew_whatever_it_asks_for(store: Store):
+    base, short = store.params.base_model, {"steps": 2, "batch_size": 2}
+    own = bytes_under(store.class_images("dog"))
+    before = seen(store, "rex", "dreambooth").class_images
+
+    def change(values):
+        values["methods"]["custom_diffusion"] = {base: {**short, "class_images": 11}}  # zoomed, and more
+        values["methods"]["oft"] = {base: {**short, "class_images": 9}}  # more of those that dreambooth sees
+        values["methods"]["personalized_residuals"][base]["class_images"] = 2
+
+    store = changed(store, change)
+    made = {path for path in made_again(store) if path.startswith("artifacts/")}
+    changed_methods = ("custom_diffusion", "oft", "personalized_residuals")
+    assert made == {f"artifacts/{method}/{name}" for method in changed_methods for name in ("cup", "rex")}
+    now = bytes_under(store.class_images("dog"))
+    assert {name: now[name] for name in own if name.endswith(".png")} == {
+        name: content for name, content in own.items() if name.endswith(".png")
+    }
+    assert len(now) > len(own)
+    after = seen(store, "rex", "dreambooth").class_images
+    assert len(before) == len(after) == 2
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    asked = {name: len(seen(store, "rex", name).class_images) for name in changed_methods}
+    assert asked == {"custom_diffusion": 11, "oft": 9, "personalized_residuals": 2}
+
+
+def test_class_images_are_the_same_bytes_whether_drawn_at_once_or_one_method_after_another(store: Store):
+    def pictures(store: Store) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in store.class_images("dog").glob("*.png")}
+
+    store = changed(store, lambda values: values["methods"]["dreambooth"][values["base_model"]].update(class_images=11))
+    assert len(pictures(store)) == BATCH
+    steps.make_class_images(store, "dog")
+    extended = pictures(store)
+    assert len(extended) == 2 * BATCH  # whole batches
+    shutil.rmtree(store.class_images("dog"))
+    assert not steps.make_class_images(store, "dog").skipped
+    assert pictures(store) == extended
+    assert steps.make_class_images(store, "dog").skipped
+
+
+def test_photographs_are_encoded_anew_for_none_but_the_method_that_prepares_them_otherwise(store: Store):
+    def stamps() -> dict[str, str]:
+        found = store.latents("rex").glob("*/manifest.json")
+        return {path.parent.name: json.loads(path.read_text())["stamp"] for path in found}
+
+    before, whole = stamps(), steps.encode_images(store, "rex")
+    assert set(before) == {preprocessing_of(store, name).key for name in METHODS} and whole.skipped
+    store = changed(store, lambda values: values["methods"].update(ti_db={}))
+    again = steps.encode_images(store, "rex")
+    assert not again.skipped and again.stamp == whole.stamp  # nothing behind the others is out of date
+    assert set(stamps()) == {*before, preprocessing_of(store, "ti_db").key}
+    assert all(stamps()[key] == stamp for key, stamp in before.items())
+    assert all(steps.train(store, "rex", method).skipped for method in METHODS)
+
+
+def test_the_scores_of_a_grid_are_those_of_its_pictures(store: Store):
+    """Recomputed with plain calls of open_clip and transformers and NumPy, from the files."""
+    import open_clip
+    from transformers import ViTModel
+
+    models = Path(store.params.base_model).parent
+    clip: Any = open_clip.create_model(f"local-dir:{models / 'clip'}").eval()
+    vit = ViTModel.from_pretrained(models / "identity", add_pooling_layer=False).eval()
+
+    def pixels(path: Path) -> torch.Tensor:
+        picture = Image.open(path).convert("RGB")
+        short = min(picture.size)
+        width, height = (16 * side // short for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = round((width - 16) / 2), round((height - 16) / 2)
+        values = np.asarray(picture.crop((left, top, left + 16, top + 16)), dtype=np.float32) / 255
+        return torch.from_numpy((values - 0.5) / 0.5).permute(2, 0, 1)[None]
+
+    def unit(features: torch.Tensor) -> np.ndarray:
+        values = features.detach().double().numpy()
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    path = store.grid("dreambooth", "rex") / "dreambooth" / "01_00.png"
+    photographs = torch.cat([pixels(store.concept_folder("rex") / f"{i}.png") for i in range(3)])
+    picture, text = pixels(path), open_clip.get_tokenizer("ViT-B-32")(["a photo of a dog on the beach"])
+    expected = {
+        "clip_t": float((unit(clip.encode_image(picture)) @ unit(clip.encode_text(text)).T).item()),
+        "clip_i": float((unit(clip.encode_image(picture)) @ unit(clip.encode_image(photographs)).T).mean()),
+    }
+    table = tables.read(store.scores("dreambooth", "rex") / "scores.parquet")
+    rows = table.filter(table["image"] == path.relative_to(store.root).as_posix())
+    scores = dict(zip(rows["metric"], rows["score"], strict=True))
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+    assert scores["clip_t_scaled"] == pytest.approx(2.5 * max(expected["clip_t"], 0), abs=1e-5)
+
+    def squashed(path: Path) -> torch.Tensor:
+        picture = Image.open(path).convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
+        values = np.asarray(picture, dtype=np.float32) / 255
+        return torch.from_numpy((values - 0.5) / 0.5).permute(2, 0, 1)[None]
+
+    references = torch.cat([squashed(store.concept_folder("rex") / f"{i}.png") for i in range(3)])
+    with torch.no_grad():
+        seen, known = (vit(batch).last_hidden_state[:, 0] for batch in (squashed(path), references))
+    assert scores["dino"] == pytest.approx(float((unit(seen) @ unit(known).T).mean()), abs=1e-5)
+
+
+def test_the_comparison_lists_what_is_missing(store: Store):
+    shutil.rmtree(store.scores("dreambooth", "rex"))
+    steps.compare(store)
+    summary = json.loads((store.comparison() / "summary.json").read_text())
+    assert summary["missing"] == ["dreambooth/rex"]
+    assert "dreambooth" in summary["means"]  # the other concept's
+
+
+def test_an_ablation_that_was_scored_is_compared_though_params_do_not_name_it(store: Store):
+    name = "personalized_residuals@kv"
+    for one in (steps.train, steps.draw_grid, steps.score):
+        one(store, "rex", name)
+    assert not steps.compare(store).skipped
+    summary = json.loads((store.comparison() / "summary.json").read_text())
+    assert set(summary["means"]) == {*METHODS, "personalized_residuals_lag", name, REFERENCES}
+    assert summary["missing"] == []  # it was not asked for on the other concept
+    shutil.copytree(store.scores(name, "rex"), store.scores("personalized_residuals@no_such", "rex"))
+    about = store.grid(name, "rex") / "grid.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"base_model": "another"}))
+    steps.compare(store)
+    assert name not in json.loads((store.comparison() / "summary.json").read_text())["means"]
+
+
+def test_a_comparison_ranks_every_variant_and_says_what_it_cost(store: Store):
+    folder, variants = store.comparison(), {*METHODS, "personalized_residuals_lag"}
+    ranked, pairs = (pl.read_parquet(folder / f"{name}.parquet") for name in ("rank", "pairs"))
+    assert set(ranked["variant"]) == variants and (ranked["place_from"] <= ranked["place_to"]).all()
+    assert len(pairs) == ranked["metric"].n_unique() * len(variants) * (len(variants) - 1) // 2
+    summary = pl.read_parquet(folder / "summary.parquet")
+    about = json.loads((store.artifact("dreambooth", "rex") / "config.json").read_text())
+    costs = summary.filter(method="dreambooth", concept="rex")
+    assert set(costs["parameters"]) == {about["parameters"]}
+    weights = store.artifact("dreambooth", "rex") / "weights.safetensors"
+    assert set(costs["artifact_bytes"]) == {weights.stat().st_size}
+    heading, *rows = comparison.verdicts(folder)
+    assert len(heading) == 4 and len(rows) == len(comparison.METRICS) * len(variants)
+    assert comparison.intervals_are_over(folder) == "95 % intervals over prompts, about these concepts alone"
+
+
+def test_a_comparison_shows_every_concept_and_all_of_them(store: Store):
+    names = {path.name for path in store.comparison().glob("*.png")}
+    pairs = {f"{kind}_{concept}.png" for kind in ("grid", "identity_vs_text") for concept in ("cup", "rex")}
+    assert names == pairs | {"identity_vs_text.png"}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: steps.draw_grid(store, "rex", "textual_inversion"),
+        lambda store: steps.draw_samples(store, "rex", "textual_inversion", ["<rex>"], 1),
+        lambda store: steps.heat_maps(store, "rex", "textual_inversion", "<rex>"),
+        lambda store: steps.export(store, "rex", "textual_inversion", store.root / "out"),
+    ],
+    ids=["draw", "sample", "heat maps", "export"],
+)
+def test_an_artifact_that_lies_in_another_methods_folder_is_never_used(call, store: Store):
+    """Not even where the pictures that were drawn with it are there already."""
+    folder, grid = (place("textual_inversion", "rex") for place in (store.artifact, store.grid))
+    shutil.rmtree(folder)
+    shutil.copytree(store.artifact("dreambooth", "rex"), folder)
+    before = bytes_under(grid)
+    with pytest.raises(InputError, match="holds what dreambooth has learned, not textual_inversion"):
+        call(store)
+    assert bytes_under(grid) == before and not (store.root / "out").exists()
+    assert not (store.data / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"method": "dreambooth"}, "holds what dreambooth has learned, not textual_inversion"),
+        ({"base_model": {"name": "another", "weights_hash": "0123"}}, "or remove it and import again"),
+    ],
+    ids=["another method's", "another base model's"],
+)
+def test_what_was_imported_for_something_else_is_refused_before_anything_is_trained(about, said, store: Store):
+    path = store.artifact("textual_inversion", "rex") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"imported": "rex.safetensors"} | about))
+    for refused in (
+        lambda: steps.train(store, "rex", "textual_inversion"),
+        lambda: steps.check_inputs(store, ["cup", "rex"], ["base_model", "textual_inversion"]),
+    ):
+        with pytest.raises(InputError, match=said):
+            refused()
+
+
+def test_samples_of_the_users_own_prompt_are_pictures_of_the_models_size(store: Store):
+    report = steps.draw_samples(store, "rex", "personalized_residuals", ["<rex> dog in the desert"], images=2)
+    assert [load_picture(path).size for path in report.pictures.values()] == [(16, 16)] * 2
+    described = json.loads((report.path / "samples.json").read_text())
+    assert described["prompts"] == ["<rex> dog in the desert"] * 2
+
+
+def test_two_concepts_in_one_picture_are_drawn_from_their_own_artifacts(store: Store):
+    cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
+    prompt = f"a photo of <rex> next to {store.concept('cup').placeholder}"
+    report = steps.draw_together(store, cells, [prompt], images=2)
+    assert [load_picture(path).size for path in report.pictures.values()] == [(16, 16)] * 2
+    described = json.loads((report.path / "samples.json").read_text())
+    nouns = [store.concept(name).class_noun for name, _ in cells]
+    assert described["said"] == [f"a photo of <rex> {nouns[0]} next to <cup> {nouns[1]}"] * 2
+    again = steps.draw_together(store, cells, [prompt], images=2)
+    assert again.skipped and again.numbers == report.numbers
+    assert set(report.numbers) == {f"{part}.{name}" for part in ("rex", "cup") for name in ("rex", "cup")}
+
+
+def test_the_parts_of_a_picture_are_called_by_the_order_of_its_prompt(store: Store, monkeypatch):
+    alike = torch.tensor([[[1.0, 2], [3, 4]], [[5, 6], [7, 8]]])  # (pictures, parts from the left, concepts)
+    monkeypatch.setattr("personalize_core.metrics.side_by_side.identity_of_parts", lambda *given: alike)
+    cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
+    prompts = ["<rex> beside <cup>", "<cup> beside <rex>"]
+    numbers = steps.draw_together(store, cells, prompts, images=1).numbers
+    assert numbers == {"rex.rex": (1 + 7) / 2, "rex.cup": (2 + 8) / 2, "cup.rex": (3 + 5) / 2, "cup.cup": (4 + 6) / 2}
+
+
+def test_heat_maps_are_of_the_picture_that_the_same_noise_draws_and_each_variant_has_a_row(store: Store):
+    method, prompt = "personalized_residuals", "<rex> in the desert"
+    report = steps.heat_maps(store, "rex", method, prompt)
+    kept = load_file(report.path / "maps.safetensors")
+    described = json.loads((report.path / "heat_maps.json").read_text())
+    assert set(kept) == set(described["maps"]) == {method, f"{method}_lag"}
+    words = [row["word"] for row in described["maps"][method]["words"]]
+    assert words == ["<rex>", "dog", "in", "the", "desert"]
+    assert all(maps.shape == (5, 64, 64) and maps.min() >= 0 for maps in kept.values())
+    assert (kept[method] != kept[f"{method}_lag"]).any()
+    assert report.pictures["heat maps"].is_file()
+    assert steps.heat_maps(store, "rex", method, prompt).skipped
+    other = steps.heat_maps(store, "rex", method, prompt, image=1)
+    assert (load_file(other.path / "maps.safetensors")[method] != kept[method]).any()
+
+
+def test_what_cannot_share_a_picture_is_refused(store: Store):
+    cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
+    prompt = f"a photo of <rex> next to {store.concept('cup').placeholder}"
+    with pytest.raises(InputError, match="does not mention the concept 'cup'"):
+        steps.draw_together(store, cells, ["a photo of <rex>"], images=2)
+    with pytest.raises(InputError, match="DreamBooth cannot share a picture"):
+        steps.draw_together(store, [cells[0], ("cup", "dreambooth")], [prompt], images=2)
+
+
+def test_lag_and_plain_sampling_draw_differently_from_one_artifact(store: Store):
+    grid = store.grid("personalized_residuals", "rex")
+    weights = load_file(store.artifact("personalized_residuals", "rex") / "weights.safetensors")
+    assert any(tensor.any() for name, tensor in weights.items() if name.endswith(".B"))  # something was learned
+    plain, lag = (
+        np.stack([np.asarray(load_picture(path)) for path in sorted((grid / variant).glob("*.png"))])
+        for variant in ("personalized_residuals", "personalized_residuals_lag")
+    )
+    assert plain.shape == lag.shape and (plain != lag).any()
+
+
+def test_gradient_checkpointing_trains_to_the_same_weights(store: Store):
+    before = load_file(store.artifact("dreambooth", "rex") / "weights.safetensors")
+    store = changed(store, lambda values: values.update(gradient_checkpointing=True))
+    assert not steps.train(store, "rex", "dreambooth").skipped
+    after = load_file(store.artifact("dreambooth", "rex") / "weights.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-5)
+    assert not load_base(store).unet.is_gradient_checkpointing  # as it went in
+
+
+def test_gradient_checkpointing_beneath_a_loss_on_attention_is_refused_before_anything_is_made(store: Store):
+    def change(values):
+        values["gradient_checkpointing"] = True
+        values["methods"] = {"vico": {}}
+
+    store = changed(store, change)
+    shutil.rmtree(store.latents("rex"))
+    for refused in (lambda: steps.train(store, "rex", "vico"), lambda: steps.check_inputs(store, ["rex"], ["vico"])):
+        with pytest.raises(InputError, match="a loss of vico looks at the attention of the first run"):
+            refused()
+    assert not store.latents("rex").exists() and not store.artifact("vico", "rex").exists()
+
+
+def test_a_single_photograph_goes_through_the_whole_chain(store: Store, tmp_path: Path):
+    from personalize_core.concepts import intake
+
+    def change(values):
+        short = {"steps": 2, "batch_size": 2}
+        values["methods"] = {"base_model": {}, "vico": {values["base_model"]: short}}
+        values["variants"] = {}
+
+    store = changed(store, change)
+    for name in store.concept_names():
+        shutil.rmtree(store.concept_folder(name))
+    tiny_workspace.draw_photographs(tmp_path / "photos" / "solo", count=1, seed=9)
+    intake.add_concept(store.concepts, tmp_path / "photos" / "solo", "dog")
+    run_everything(store)
+    assert load_file(store.artifact("vico", "solo") / "weights.safetensors")["references"].shape == (1, 4, 8, 8)
+    assert tables.read(store.scores(REFERENCES, "solo") / "scores.parquet").is_empty()  # nothing to compare it with
+    summary = json.loads((store.comparison() / "summary.json").read_text())
+    assert set(summary["means"]) == {"base_model", "vico"} and summary["missing"] == []
+
+
+def with_refinement(store: Store, **options) -> Store:
+    """Textual Inversion in two variants from one artifact: plain, and with test-time optimization."""
+    refined = {"test_time_optimization": {"steps": 2, "batch_size": 2, "lr": 0.3, **options}}
+    variants = {"textual_inversion": {}, "refined": refined}
+    return changed(store, lambda values: values["variants"].update(textual_inversion=variants))
+
+
+def test_test_time_optimization_draws_otherwise_from_an_artifact_that_stays_as_it_is(store: Store):
+    name, concept, heard = "textual_inversion", "rex", []
+    artifact, plain = (bytes_under(folder(name, concept)) for folder in (store.artifact, store.grid))
+    store = with_refinement(store)
+    assert steps.train(store, concept, name).skipped
+    report = steps.draw_grid(store, concept, name, heard.append)
+    assert bytes_under(store.artifact(name, concept)) == artifact
+    drawn = bytes_under(report.path)
+    places = [path.removeprefix(f"{name}/") for path in plain if path.startswith(f"{name}/")]
+    assert len(places) == 4 and all(drawn[f"{name}/{place}"] == plain[f"{name}/{place}"] for place in places)
+    assert all(drawn[f"refined/{place}"] != plain[f"{name}/{place}"] for place in places)
+    refining = [event for event in heard if event.what == "refining rex for the prompts of refined"]
+    assert [(event.done, event.total) for event in refining] == [(n, 4) for n in (1, 2, 3, 4)]  # 2 prompts, 2 steps
+    assert all(event.numbers["loss"] > 0 for event in refining)
+    assert {event.what for event in heard} >= {"drawing rex by refined", "drawing rex by textual_inversion"}
+    assert steps.draw_grid(store, concept, name).skipped
+
+
+def test_samples_of_the_users_own_prompt_can_be_refined_too(store: Store):
+    store = with_refinement(store)
+    prompt, drawn = ["<rex> in the desert"], []
+    for variant in ("textual_inversion", "refined"):
+        report = steps.draw_samples(store, "rex", "textual_inversion", prompt, 1, variant)
+        drawn += [np.asarray(Image.open(path)) for path in report.pictures.values()]
+        assert steps.draw_samples(store, "rex", "textual_inversion", prompt, 1, variant).skipped
+    assert (drawn[0] != drawn[1]).any()
+
+
+def test_only_grids_with_test_time_optimization_depend_on_its_source_and_on_the_photographs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    store = with_refinement(store)
+    steps.draw_grid(store, "rex", "textual_inversion")
+    plain_hash = sampling.sources_hash
+    with monkeypatch.context() as edited:
+        edited.setattr(
+            sampling, "sources_hash", lambda m: plain_hash(m) + "edited" * ("sampling/test_time_optimization" in m)
+        )
+        assert steps.draw_grid(store, "rex", "dreambooth").skipped
+        assert not steps.draw_grid(store, "rex", "textual_inversion").skipped
+    assert not steps.draw_grid(store, "rex", "textual_inversion").skipped  # the source is what it was
+    Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
+    assert steps.draw_grid(store, "rex", "dreambooth").skipped  # its artifact is older, and not trained again here
+    assert not steps.draw_grid(store, "rex", "textual_inversion").skipped
+
+
+def test_a_strategy_that_does_not_apply_is_refused_before_anything_is_trained(store: Store):
+    store = changed(store, lambda values: values["variants"].update(dreambooth={"x": {"lag": True}}))
+    with pytest.raises(InputError, match="variants.dreambooth.x: lag .* does not apply to dreambooth"):
+        steps.check_inputs(store, ["rex"], ["textual_inversion", "dreambooth"])
+
+
+@pytest.mark.parametrize(
+    ("method", "recipe", "said"),
+    [
+        ("oft", {"r": 7}, "oft cannot be trained on 'cup': 7 blocks do not divide a layer"),
+        ("custom_diffusion", {"initial_word": "stuffed animal"}, "'stuffed animal' is .* tokens for this base model"),
+        ("textual_inversion", {"templates": "no_such"}, "there is no prompt list 'no_such'"),
+    ],
+)
+def test_a_recipe_that_this_base_model_cannot_have_is_refused_before_anything_is_trained(
+    method, recipe, said, store: Store
+):
+    def change(values):
+        values["methods"] = {"dreambooth": {values["base_model"]: {"steps": 1}}, method: {values["base_model"]: recipe}}
+
+    load_base(store)  # loaded, for all that torch draws then
+    before, state = bytes_under(store.data), torch.random.get_rng_state()
+    store = changed(store, change)
+    with pytest.raises(InputError, match=said):
+        steps.check_inputs(store, ["cup", "rex"], ["dreambooth", method])
+    assert bytes_under(store.data) == before and torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_every_class_noun_is_placed_before_the_first_concept_is_trained(store: Store):
+    folder = store.concept_folder("rex")
+    (folder / "concept.yaml").write_text(f'placeholder: "<rex>"\nclass_noun: {"very-" * 20}dog\n')
+    with pytest.raises(InputError, match="shorten it"):
+        steps.check_inputs(store, ["cup", "rex"], ["textual_inversion"])
+
+
+def test_the_base_model_is_not_loaded_to_check_what_is_there_already(store: Store, monkeypatch):
+    def load(*arguments):
+        raise AssertionError("there is nothing to train")
+
+    monkeypatch.setattr(checks, "load_base", load)
+    steps.check_inputs(store, ["cup", "rex"], METHODS)
+    with pytest.raises(AssertionError):
+        steps.check_inputs(store, ["cup", "rex"], [*METHODS, "personalized_residuals@kv"])
+
+
+def test_methods_are_made_for_a_check_one_at_a_time_and_once_for_each_class_noun(store: Store, monkeypatch, tmp_path):
+    import weakref
+
+    from personalize_core.concepts import intake
+    from personalize_core.methods.oft import OFT
+
+    tiny_workspace.draw_photographs(tmp_path / "photos" / "max", count=2, seed=9)
+    intake.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")
+    made, at_once, start = [], [], OFT.__init__
+
+    def watched(self, config, base, concept):
+        at_once.append(sum(other() is not None for other in made))
+        made.append(weakref.ref(self))
+        start(self, config, base, concept)
+
+    monkeypatch.setattr(OFT, "__init__", watched)
+    steps.check_inputs(store, ["cup", "max", "rex"], ["oft", "oft@coft"])
+    assert at_once == [0, 0, 0, 0]  # 2 methods, 2 class nouns
+
+
+def test_a_reference_that_a_concept_has_not_got_is_refused_before_anything_is_trained(store: Store):
+    def change(values):
+        values["methods"]["vico"] = {}
+        values["variants"]["vico"] = {"first": {}, "third": {"reference": 2}}
+
+    store = changed(store, change)
+    steps.check_inputs(store, ["rex"], ["vico"])
+    (store.concept_folder("rex") / "2.png").unlink()
+    with pytest.raises(InputError, match=r"variants\.vico\.third: it takes 3 photographs .*, and 'rex' has 2"):
+        steps.check_inputs(store, ["cup", "rex"], ["dreambooth", "vico"])
+
+
+def test_training_that_fails_leaves_nothing_behind(store: Store, monkeypatch: pytest.MonkeyPatch):
+    from personalize_core.training import training_log
+
+    def full_disk(*arguments):
+        raise OSError("no space left on device")
+
+    before = bytes_under(store.artifact("textual_inversion", "rex"))
+    base = store.params.base_model
+    store = changed(store, lambda values: values["methods"]["textual_inversion"][base].update(lr=0.2))
+    monkeypatch.setattr(training_log, "write", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        steps.train(store, "rex", "textual_inversion")
+    assert bytes_under(store.artifact("textual_inversion", "rex")) == before
+    assert [path.name for path in store.artifact("textual_inversion", "rex").parent.iterdir()] == ["cup", "rex"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: steps.draw_grid(store, "new", "dreambooth"),
+        lambda store: steps.score(store, "new", "dreambooth"),
+        lambda store: steps.draw_samples(store, "new", "dreambooth", ["<new>"], 1),
+        lambda store: steps.export(store, "new", "dreambooth", store.root / "out"),
+    ],
+    ids=["draw", "score", "sample", "export"],
+)
+def test_what_was_not_trained_cannot_be_used(call, store: Store, tmp_path: Path):
+    tiny_workspace.draw_photographs(tmp_path / "photos" / "new", count=2, seed=3)
+    from personalize_core.concepts import intake
+
+    intake.add_concept(store.concepts, tmp_path / "photos" / "new", "dog")
+    with pytest.raises(InputError, match="personalize run"):
+        call(store)
+    assert not (store.root / "out").exists()
