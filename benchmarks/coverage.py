@@ -1,11 +1,11 @@
 """How often 95 % intervals hold the truth: `python benchmarks/coverage.py [SIMULATIONS]` (1,000; some minutes).
 
-Scores are simulated as mean + a(concept) + b(prompt) + c(prompt, noise) + e(cell) + f(picture), normal or skewed, the
+Scores are simulated as mean + a(concept) + b(prompt) + c(prompt, noise) + e(cell) + f(image), normal or skewed, the
 truth being the mean: over all concepts and prompts, and where there are one or two concepts over all prompts of these.
 Beside `statistics.estimate` stand what it was chosen over, on the same scores:
 
   percentile   the pigeonhole bootstrap's own percentiles (concepts and prompts resampled)
-  three levels the same with pictures resampled in their cells too
+  three levels the same with images resampled in their cells too
   cells        cells resampled as if they were independent, which the tables did before
   concepts     concepts alone resampled, percentiles (methods.md 13.6)
 
@@ -13,7 +13,7 @@ Then, of tables of equal methods, how many show a difference that is not there, 
 
 Measured with 1,000 simulations a line, ours: 93.3 to 96.0 % for one or two concepts, 94.4 to 96.9 % for 8 x 5 x 2,
 94.0 to 94.8 % for 30 x 25 x 4, 93.9 to 95.5 % for 101 x 20 x 50. More, on the safe side, where neither concepts nor
-prompts differ at all ("pictures alone": 96.5 to 98.9 %), and for three concepts (95.1 to 98.9 %).
+prompts differ at all ("images alone": 96.5 to 98.9 %), and for three concepts (95.1 to 98.9 %).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from personalize_core.metrics import statistics
 from personalize_core.metrics.ranking import CANNOT_TELL, level_of_one, verdict
 
 DESIGNS = [(1, 5, 2), (2, 5, 2), (3, 5, 2), (8, 5, 2), (30, 25, 4), (101, 20, 50)]
-SPREADS = {  # standard deviations of concepts, prompts, prompt's noises, cells, pictures
+SPREADS = {  # standard deviations of concepts, prompts, prompt's noises, cells, images
     "all alike": (1.0, 1.0, 1.0, 1.0, 1.0),
     "concepts differ most": (2.0, 0.5, 0.5, 0.5, 1.0),
     "prompts differ most": (0.5, 2.0, 0.5, 0.5, 1.0),
-    "pictures differ most": (0.3, 0.3, 0.3, 0.3, 1.0),
+    "images differ most": (0.3, 0.3, 0.3, 0.3, 1.0),
     "concepts alone": (1.0, 0.0, 0.0, 0.0, 1.0),
     "prompts alone": (0.0, 1.0, 0.0, 0.0, 1.0),
-    "pictures alone": (0.0, 0.0, 0.0, 0.0, 1.0),
+    "images alone": (0.0, 0.0, 0.0, 0.0, 1.0),
 }
 DRAWS = 1_000  # an interval's ends need 10,000 to be still; how often it covers does not
 
@@ -57,8 +57,8 @@ def simulated(generator, draw, design, spreads):
     return sum(parts, start=np.zeros(design)), 0.0 if c >= statistics.FEWEST_CONCEPTS else float(parts[0].mean())
 
 
-def percentile(drawn):
-    return np.quantile(drawn, [0.025, 0.975])
+def percentile(sampled):
+    return np.quantile(sampled, [0.025, 0.975])
 
 
 def intervals(scores, generator):
@@ -69,7 +69,7 @@ def intervals(scores, generator):
     cells = scores.mean(axis=2)
     of_c, of_p = statistics.counts(c, DRAWS, 0, True), statistics.counts(p, DRAWS, 0, False)
     crossed = ((of_c @ cells) * of_p).sum(axis=1) / (c * p)
-    # pictures within: given concepts and prompts, the mean of resampled pictures is nearly normal
+    # images within: given concepts and prompts, the mean of resampled images is nearly normal
     within = ((of_c**2 @ (scores.var(axis=2) / i)) * of_p**2).sum(axis=1) ** 0.5 / (c * p)
     alone = statistics.counts(c * p, DRAWS, 0, True) @ cells.ravel() / (c * p)
     return {
@@ -99,7 +99,7 @@ def coverage(simulations: int) -> None:
 def false_verdicts(simulations: int) -> None:
     print("\nTables of equal methods in which all intervals of differences hold 0 (95 % wanted)")
     print(f"{'design':>12} {'methods':>8} {'spread':24} {'together':>10} {'one by one':>12}")
-    some = ("all alike", "pictures differ most", "pictures alone")
+    some = ("all alike", "images differ most", "images alone")
     for (c, p, i), methods, words in itertools.product([(8, 5, 2), (30, 25, 4)], (4, 10), some):
         generator, level, held = np.random.default_rng(1), level_of_one(0.05, methods), np.zeros(2)
         places = np.repeat(np.arange(c), p), np.tile(np.arange(p), c)

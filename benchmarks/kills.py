@@ -52,7 +52,7 @@ def whole(root: Path, concepts: list[str]) -> None:
     store = Store(root)
     for concept in concepts:
         for method in METHODS:
-            for step in (steps.train, steps.draw_grid, steps.score):
+            for step in (steps.train, steps.sample_grid, steps.score):
                 step(store, concept, method)
         steps.score_references(store, concept)
     steps.compare(store)

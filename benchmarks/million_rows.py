@@ -1,7 +1,7 @@
 """A table of a million image rows, summarised and ranked: `python benchmarks/million_rows.py`.
 
-101 concepts x 10 variants x 20 prompts x 50 pictures of one metric. Asserts less than 60 seconds and 2 GB for means,
-differences to the floor, all pairs and the ranking, each with its intervals; making the table is not counted.
+101 concepts x 10 variants x 20 prompts x 50 images of one metric. Asserts less than 60 seconds and 2 GB for means,
+differences to the baseline, all pairs and the ranking, each with its intervals; making the table is not counted.
 
 On one hyperthread, which polars, OpenMP and OpenBLAS were held to (POLARS_MAX_THREADS=1 and so on), with other work
 beside it: 11.7 s in one run and 22.6 s in another, 1.44 GB at most.
@@ -33,10 +33,10 @@ MOST_SECONDS, MOST_BYTES = 60, 2e9
 
 def make(path: Path) -> None:
     shape, generator = (VARIANTS, CONCEPTS, PROMPTS, IMAGES), np.random.default_rng(0)
-    variant, concept, prompt, image = (numbers.ravel() for numbers in np.indices(shape))
+    variant, concept, prompt, image = (metrics.ravel() for metrics in np.indices(shape))
     score = 0.6 + 0.1 * generator.normal(size=(1, CONCEPTS, 1, 1)) + 0.05 * generator.normal(size=(1, 1, PROMPTS, 1))
     score = score + 0.01 * np.arange(VARIANTS).reshape(-1, 1, 1, 1) + 0.1 * generator.normal(size=shape)
-    names = pl.when(pl.col("v") == 0).then(pl.lit(tables.FLOOR)).otherwise(pl.format("method_{}", pl.col("v")))
+    names = pl.when(pl.col("v") == 0).then(pl.lit(tables.BASELINE)).otherwise(pl.format("method_{}", pl.col("v")))
     place = pl.format("data/grids/{}/concept_{}/{}_{}.png", "method", "c", "prompt_index", "image_index")
     table = pl.DataFrame({"v": variant, "c": concept, "prompt_index": prompt, "image_index": image})
     table = table.with_columns(
@@ -69,7 +69,7 @@ def measure(path: Path) -> None:
     began, found = time.monotonic(), {}
     for words, function in (
         ("means", tables.summarise),
-        ("differences to the floor", tables.difference_from_floor),
+        ("differences to the baseline", tables.difference_from_baseline),
         ("all pairs", ranking.pairs),
     ):
         since = time.monotonic()

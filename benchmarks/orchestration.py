@@ -88,7 +88,7 @@ def workspace(root: Path, cells: int) -> Store:
     proof.FreshProcess = ThisProcess
     training._train_into = copied
     for concept, method in cells_of(cells):
-        for step in (steps.train, steps.draw_grid, steps.score):
+        for step in (steps.train, steps.sample_grid, steps.score):
             step(store, concept, method)
     training._train_into = train_into
     for name in ("dagster.yaml", "workspace.yaml"):
@@ -119,7 +119,7 @@ def direct(counts: Sequence[int]) -> None:
         job = defs.resolve_job_def("learn")
 
         def core(concept: str, method: str) -> None:
-            assert all(step(store, concept, method).skipped for step in (steps.train, steps.draw_grid, steps.score))
+            assert all(step(store, concept, method).skipped for step in (steps.train, steps.sample_grid, steps.score))
 
         with dg.DagsterInstance.from_config(str(root)) as instance:
 

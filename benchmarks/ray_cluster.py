@@ -50,7 +50,7 @@ def by_the_core(store: Store, cells: list[tuple[str, str]]) -> dict[str, bytes]:
 
     def make() -> None:
         for concept, method in cells:
-            for step in (steps.train, steps.draw_grid, steps.score):
+            for step in (steps.train, steps.sample_grid, steps.score):
                 step(store, concept, method)
 
     finish(forked(make))

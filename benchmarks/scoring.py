@@ -1,9 +1,9 @@
-"""Scoring against loops of one picture at a time: `python benchmarks/scoring.py [--device cuda] [--processes 2]`.
+"""Scoring against loops of one image at a time: `python benchmarks/scoring.py [--device cuda] [--processes 2]`.
 
 All take the same files to the same scores: read, prepared and encoded by the mini encoders, CLIP-T, CLIP-I and DINO,
-the photographs' and texts' features made once. "encoder" gives the encoders of our own, one picture a call; "script"
+the concept images' and texts' features made once. "encoder" gives the encoders of our own, one image a call; "script"
 is what a script does with open_clip's and transformers' own functions; "functions" computes each score by itself, as
-functions of a picture and its text do, so that CLIP sees a picture twice. They take turns, and medians are compared.
+functions of an image and its text do, so that CLIP sees an image twice. They take turns, and medians are compared.
 On a CPU the time is the process's own, for the machine may be busy with other things.
 
 With `--processes 2`, tables are also shared out as `personalize run` does on a CPU, and the whole machine is compared
@@ -12,11 +12,11 @@ times the second, 5.9 times the third; two processes do 1.9 times the work of on
 
 On one thread of a CPU, with others at work on it: 2.8 times the first loop, 2.9 times the second, 4.4 times the third:
 less than five times. The features of mini-clip alone come 4.5 times as fast together as one by one (5.9 on an idle
-thread), those of mini-identity 1.7 times (2.2): a picture is 65 tokens, enough to keep one thread's arithmetic busy by
-itself. Of a batch's 1.7 ms a picture, 1.3 ms are what its multiplications take at this thread's greatest measured speed
+thread), those of mini-identity 1.7 times (2.2): an image is 65 tokens, enough to keep one thread's arithmetic busy by
+itself. Of a batch's 1.7 ms an image, 1.3 ms are what its multiplications take at this thread's greatest measured speed
 (91 GFLOP/s); so even a network of nothing else would be 2.4 times as fast as one by one. Preparing takes 0.04 ms.
 
-Ways that were tried, with the time of a picture in the network alone, from 1.68 ms: query, key and value as one
+Ways that were tried, with the time of an image in the network alone, from 1.68 ms: query, key and value as one
 product, 1.67; only the class token in the last block, 1.47 (features equal to 4e-8); that compiled by Inductor, 1.46
 in another run; preparing as one array, 0.02 ms in place of 0.04. Larger and smaller batches, channels_last, a frozen
 and optimised trace and the other attention did not help. None is worth a network of our own beside transformers'.
@@ -63,7 +63,7 @@ def make(folder: Path, prompts: int, images: int, size: int) -> None:
 
 
 class OneByOne:
-    """Through our encoders, one picture a call."""
+    """Through our encoders, one image a call."""
 
     def __init__(self, encoders: scoring.Encoders) -> None:
         self.clip, self.vit = encoders.text_image[0], encoders.identity[0]
@@ -72,13 +72,13 @@ class OneByOne:
         return self.clip.texts([text])[0]
 
     def see(self, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-        picture = [Image.open(path).convert("RGB")]
-        return self.clip.images(picture)[0], self.vit.images(picture)[0]
+        image = [Image.open(path).convert("RGB")]
+        return self.clip.images(image)[0], self.vit.images(image)[0]
 
     @torch.no_grad()
-    def scores(self, grid: Path, photographs: list[Path]) -> list[tuple[float, float, float]]:
+    def scores(self, grid: Path, concept_images: list[Path]) -> list[tuple[float, float, float]]:
         described = json.loads((grid / "grid.json").read_text())
-        known = [torch.stack(some) for some in zip(*map(self.see, photographs), strict=True)]
+        known = [torch.stack(some) for some in zip(*map(self.see, concept_images), strict=True)]
         found = []
         for prompt, template in enumerate(described["templates"]):
             text = self.say(template.replace("{}", described["class_noun"]))
@@ -89,12 +89,12 @@ class OneByOne:
 
 
 class ScoreByScore(OneByOne):
-    """Through our encoders, one score of one picture a call, as functions do that take a picture and its text."""
+    """Through our encoders, one score of one image a call, as functions do that take an image and its text."""
 
     @torch.no_grad()
-    def scores(self, grid: Path, photographs: list[Path]) -> list[tuple[float, float, float]]:
+    def scores(self, grid: Path, concept_images: list[Path]) -> list[tuple[float, float, float]]:
         described, found = json.loads((grid / "grid.json").read_text()), []
-        known = [torch.stack(some) for some in zip(*map(self.see, photographs), strict=True)]
+        known = [torch.stack(some) for some in zip(*map(self.see, concept_images), strict=True)]
         for prompt, template in enumerate(described["templates"]):
             for image in range(described["images_per_prompt"]):
                 path, text = (
@@ -127,9 +127,9 @@ class Script(OneByOne):
         return self.clip.encode_text(self.read([text]).to(self.device), normalize=True)[0].cpu()
 
     def see(self, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-        picture = Image.open(path).convert("RGB")
-        seen = self.clip.encode_image(self.prepare(picture)[None].to(self.device), normalize=True)
-        pixels = self.processor(picture, return_tensors="pt")["pixel_values"].to(self.device)
+        image = Image.open(path).convert("RGB")
+        seen = self.clip.encode_image(self.prepare(image)[None].to(self.device), normalize=True)
+        pixels = self.processor(image, return_tensors="pt")["pixel_values"].to(self.device)
         known = self.vit(pixel_values=pixels).last_hidden_state[:, 0]
         return seen[0].cpu(), torch.nn.functional.normalize(known, dim=1)[0].cpu()
 
@@ -137,59 +137,59 @@ class Script(OneByOne):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--size", type=int, default=64, help="side of the pictures")
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--size", type=int, default=64, help="side of the images")
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--processes", type=int, default=1, help="also share many tables out, as `personalize run` does"
     )
     options = parser.parse_args()
-    photographs = sorted((ROOT / "data" / "concepts" / CONCEPT.name).glob("*.png"))
+    concept_images = sorted((ROOT / "data" / "concepts" / CONCEPT.name).glob("*.png"))
     encoders = loaded(options.device)
     clock = time.process_time if options.device == "cpu" else time.perf_counter
     loops = {"encoder": OneByOne(encoders), "script": Script(options.device), "functions": ScoreByScore(encoders)}
     times: dict[str, list[float]] = {"ours": [], **{name: [] for name in loops}}
     with tempfile.TemporaryDirectory() as name:
         folder, expected = Path(name), {}
-        make(folder, options.pictures // 10, 10, options.size)
+        make(folder, options.images // 10, 10, options.size)
         for turn in range(options.rounds + 1):  # the first is not counted
             began = clock()
-            found = scoring.score_grid(folder, folder, CONCEPT, photographs, encoders).table
+            found = scoring.score_grid(folder, folder, CONCEPT, concept_images, encoders).table
             took = {"ours": clock() - began}
             for loop, one in loops.items():
                 began = clock()
-                expected[loop] = one.scores(folder, photographs)
+                expected[loop] = one.scores(folder, concept_images)
                 took[loop] = clock() - began
             for name, seconds in took.items() if turn else ():
                 times[name].append(seconds)
         if options.processes > 1:
-            share(options, folder, photographs, loops)
+            share(options, folder, concept_images, loops)
     wide = found.pivot("metric", index=["prompt_index", "image_index"], values="score")
     wide = wide.sort("prompt_index", "image_index").select("clip_t", "clip_i", "dino").to_numpy()
     ours = statistics.median(times["ours"])
-    print(f"ours: {1000 * ours / options.pictures:.2f} ms a picture of {options.size} x {options.size}")
+    print(f"ours: {1000 * ours / options.images:.2f} ms an image of {options.size} x {options.size}")
     for loop, some in times.items():
         if loop != "ours":
             seconds, apart = statistics.median(some), np.abs(wide - np.array(expected[loop])).max(axis=0)
             ratios = [round(one / other, 2) for one, other in zip(some, times["ours"], strict=True)]
-            each = f"{1000 * seconds / options.pictures:.2f} ms"
+            each = f"{1000 * seconds / options.images:.2f} ms"
             print(f"{loop}: {each}, ratio {seconds / ours:.2f} {ratios}, apart by at most {apart.max():.0e}")
     for encoder in (*encoders.text_image, *encoders.identity):
-        print(f"{encoder.name} alone, {alone(encoder, photographs, options.rounds, clock)}")
+        print(f"{encoder.name} alone, {alone(encoder, concept_images, options.rounds, clock)}")
 
 
-def share(options: Any, folder: Path, photographs: list[Path], loops: dict[str, OneByOne]) -> None:
+def share(options: Any, folder: Path, concept_images: list[Path], loops: dict[str, OneByOne]) -> None:
     """The whole machine against one loop on it, both on the clock."""
-    seconds = shared(folder, photographs, 10 * options.processes, options.processes)
-    print(f"{options.processes} processes: {1000 * seconds / options.pictures:.2f} ms a picture, on the clock")
+    seconds = shared(folder, concept_images, 10 * options.processes, options.processes)
+    print(f"{options.processes} processes: {1000 * seconds / options.images:.2f} ms an image, on the clock")
     for loop, one in loops.items():
         took = []
         for _ in range(options.rounds):
             began = time.perf_counter()
-            one.scores(folder, photographs)
+            one.scores(folder, concept_images)
             took.append(time.perf_counter() - began)
         each = statistics.median(took)
-        print(f"{loop}: {1000 * each / options.pictures:.2f} ms, ratio {each / seconds:.2f}")
+        print(f"{loop}: {1000 * each / options.images:.2f} ms, ratio {each / seconds:.2f}")
 
 
 @lru_cache
@@ -199,14 +199,14 @@ def loaded(device: str) -> scoring.Encoders:
     return scoring.load_encoders(["mini-clip"], ["mini-identity"], None, ["class_phrase"], device)
 
 
-def score_copy(folder: Path, photographs: list[Path], listener: steps.Listener) -> int:
+def score_copy(folder: Path, concept_images: list[Path], listener: steps.Listener) -> int:
     """A whole table, as a process of `personalize run` makes it."""
-    return len(scoring.score_grid(folder, folder, CONCEPT, photographs, loaded("cpu")).table)
+    return len(scoring.score_grid(folder, folder, CONCEPT, concept_images, loaded("cpu")).table)
 
 
-def shared(folder: Path, photographs: list[Path], tables: int, processes: int) -> float:
+def shared(folder: Path, concept_images: list[Path], tables: int, processes: int) -> float:
     """Seconds of one table among many, on the clock, without what starting the processes takes."""
-    task = partial(score_copy, folder, photographs)
+    task = partial(score_copy, folder, concept_images)
     seconds = []
     for count in (tables, 3 * tables):
         began = time.perf_counter()
@@ -216,19 +216,19 @@ def shared(folder: Path, photographs: list[Path], tables: int, processes: int) -
 
 
 def alone(encoder: features.Encoder, paths: list[Path], rounds: int, clock: Callable[[], float]) -> str:
-    """Features of the same pictures in one call and one by one; nothing is read or compared."""
-    pictures = [Image.open(path).convert("RGB") for path in paths] * 20
+    """Features of the same images in one call and one by one; nothing is read or compared."""
+    images = [Image.open(path).convert("RGB") for path in paths] * 20
     together, single = [], []
     for _ in range(rounds):
         began = clock()
-        encoder.images(pictures)
+        encoder.images(images)
         middle = clock()
-        for picture in pictures:
-            encoder.images([picture])
+        for image in images:
+            encoder.images([image])
         together.append(middle - began)
         single.append(clock() - middle)
-    one, other = (1000 * statistics.median(some) / len(pictures) for some in (together, single))
-    return f"features of a picture: {one:.2f} ms together, {other:.2f} ms one by one, ratio {other / one:.2f}"
+    one, other = (1000 * statistics.median(some) / len(images) for some in (together, single))
+    return f"features of an image: {one:.2f} ms together, {other:.2f} ms one by one, ratio {other / one:.2f}"
 
 
 if __name__ == "__main__":

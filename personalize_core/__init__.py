@@ -1,4 +1,4 @@
-"""Personalize: teach a text-to-image model a concept from a few photographs, and measure how well.
+"""Personalize: teach a text-to-image model a concept from a few concept images, and measure how well.
 
 Everything about the science lives here; nothing here knows of Dagster or DVC.
 """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from personalize_core.steps import Report
     from personalize_core.workspace.store import Store
 
-MOST_PICTURES = 8  # in the page; the others lie at the asset's path
+MOST_IMAGES = 8  # in the page; the others lie at the asset's path
 
 
 @ours.asset(
@@ -66,7 +66,7 @@ class Nouns(dg.Config):
     pool=ours.GPU,
 )
 def class_nouns(context: dg.AssetExecutionContext, config: Nouns, workspace: Workspace) -> dg.MaterializeResult:
-    """The nouns that the text-image encoder finds most like a concept's photographs."""
+    """The nouns that the text-image encoder finds most like a concept's images."""
     from personalize_core import steps
 
     store = workspace.store()
@@ -74,7 +74,7 @@ def class_nouns(context: dg.AssetExecutionContext, config: Nouns, workspace: Wor
 
 
 def shown(context: dg.AssetExecutionContext, store: "Store", report: "Report") -> dg.MaterializeResult:
-    """The first pictures, and a table of all numbers with the reasons of those that there are not."""
+    """The first images, and a table of all numbers with the reasons of those that there are not."""
     from personalize_core import steps
     from personalize_core.files.atomic import read_json
 
@@ -82,7 +82,7 @@ def shown(context: dg.AssetExecutionContext, store: "Store", report: "Report") -
     rows = []
     for name in found.get("order", found["analyses"]):
         one = found["analyses"][name]
-        told = one.get("numbers", {}) | one.get("absent", {})
+        told = one.get("metrics", {}) | one.get("absent", {})
         if "not_defined" in one:
             told = {"not defined": one["not_defined"]}
         rows += [(one["title"], what, f"{value:.4f}" if isinstance(value, float) else str(value))
@@ -92,9 +92,9 @@ def shown(context: dg.AssetExecutionContext, store: "Store", report: "Report") -
         [dg.TableRecord(dict(zip(names, row, strict=True))) for row in rows],
         schema=dg.TableSchema([dg.TableColumn(name) for name in names]),
     )
-    pictures = {path.stem: path for path in list(report.pictures.values())[:MOST_PICTURES]}
-    more = {"numbers": table} | behind(store, report)
-    return metadata.result(context, dataclasses.replace(report, pictures=pictures, numbers={}), more)
+    images = {path.stem: path for path in list(report.images.values())[:MOST_IMAGES]}
+    more = {"metrics": table} | behind(store, report)
+    return metadata.result(context, dataclasses.replace(report, images=images, metrics={}), more)
 
 
 ALL = [analyses, analyses_together, class_nouns]

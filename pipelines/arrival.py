@@ -1,4 +1,4 @@
-"""Folders of photographs become partitions, or are reported with what is wrong with them."""
+"""Folders of concept images become partitions, or are reported with what is wrong with them."""
 
 import json
 import uuid
@@ -18,7 +18,7 @@ NOTHING = {"seen": {}, "there": {}, "reported": {}, "failed": None, "count": 0}
 @dg.asset_check(
     asset=assets.concept_images.key,
     name=CHECK,
-    description="Every folder that arrived has a description and photographs that can all be read. The sensor "
+    description="Every folder that arrived has a description and concept images that can all be read. The sensor "
     "`concept_folder` reports each that has not, with its reason; the others go on without it. Run by hand, it looks "
     "at data/concepts anew, and repeats what the sensor found where concepts arrive elsewhere.",
 )
@@ -128,7 +128,7 @@ def _arrived(folder, name: str, content: str) -> list:
     about = {
         "path": str(folder),
         "class_noun": intake.read_concept(folder).class_noun,
-        "photographs": len(intake.photographs(folder)),
+        "concept_images": len(intake.concept_images(folder)),
     }
     return settings.events(assets.concept_images.key, name, content, about)
 

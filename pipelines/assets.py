@@ -1,4 +1,4 @@
-"""What the pipeline makes, from photographs to the comparison. Each body calls one step of the core and reports.
+"""What the pipeline makes, from concept images to the comparison. Each body calls one step of the core and reports.
 
 The core is imported inside the bodies: definitions then load without torch. Annotations are evaluated here, against
 the habit of the other files: Dagster looks at the type of `context` itself. That concept x method depends on the same
@@ -19,7 +19,7 @@ concept_images = ours.source(
     group="data",
     kinds={"image"},
     partitions_def=concepts,
-    description="The concept's photographs and its description in `data/concepts`, as a person put them there. "
+    description="The concept's images and its description in `data/concepts`, as a person put them there. "
     "The sensor `concept_folder` reports them.",
 )
 
@@ -34,7 +34,7 @@ concept_images = ours.source(
     check_specs=checks.of("latents"),
 )
 def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """The photographs as the base model's autoencoder sees them, every crop and flip that training may draw."""
+    """The concept images as the base model's autoencoder sees them, every crop and flip that training may draw."""
     from personalize_core import steps
 
     store, concept = workspace.store(), concept_of(context)
@@ -52,7 +52,7 @@ def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     pool=ours.GPU,
 )
 def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """The base model's own pictures of the class noun, for prior preservation; concepts with one noun share them."""
+    """The base model's own images of the class noun, for prior preservation; concepts with one noun share them."""
     from personalize_core import steps
 
     store = workspace.store()
@@ -84,7 +84,7 @@ def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
 
 @ours.asset(
     group="learning",
-    layer="drawn",
+    layer="sampled",
     kinds={"pytorch", "image"},
     partitions_def=concept_and_method,
     deps=[artifact, settings.sampling],
@@ -97,7 +97,7 @@ def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
 
     store, concept, method = workspace.store(), concept_of(context), method_of(context)
     version = steps.sampling_stamp(store, method)
-    report = steps.draw_grid(store, concept, method, logged(context))
+    report = steps.sample_grid(store, concept, method, logged(context))
     shown = behind(store, report, artifact=store.artifact(method, concept))
     result = checks.with_gates(metadata.result(context, report, shown), steps.gates.grid(store, concept, method))
     return settings.made_with(context.instance, result, settings.sampling, method, version)
@@ -113,7 +113,7 @@ def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     check_specs=checks.of("metrics"),
 )
 def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """The score of every picture: likeness to the concept and to the text."""
+    """The score of every image: likeness to the concept and to the text."""
     from personalize_core import steps
 
     store, concept, method = workspace.store(), concept_of(context), method_of(context)
@@ -136,7 +136,7 @@ def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     check_specs=checks.of("reference_scores"),
 )
 def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """How alike the concept's own photographs are to each other: the ceiling of likeness."""
+    """How alike the concept's own concept images are to each other: the ceiling of likeness."""
     from personalize_core import steps
     from personalize_core.workspace.store import REFERENCES
 
@@ -160,7 +160,7 @@ def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
 
     store = workspace.store()
     report = steps.compare(store, logged(context))
-    shown = metadata.overview(context, report, behind(store, report, metrics=store.drawn / "metrics"))
+    shown = metadata.overview(context, report, behind(store, report, metrics=store.sampled / "metrics"))
     return checks.with_gates(shown, steps.gates.comparison(store))
 
 
@@ -172,7 +172,7 @@ def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     automation_condition=WITH_COMPARISON,
 )
 def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """The comparison in words, figures, pictures and tables: one page that needs nothing else."""
+    """The comparison in words, figures, images and tables: one page that needs nothing else."""
     from personalize_core import steps
 
     store = workspace.store()

@@ -24,8 +24,8 @@ OF_ASSETS: dict[str, dict[str, tuple[bool, str]]] = {  # asset -> check -> can i
         "latents_finite": (BLOCKING, "Every number of every latent is finite."),
         "latents_decode": (
             BLOCKING,
-            "Decoded, the latents are the photographs that they were made of, to 15 dB. Blocks where they are others' "
-            "or damaged; warns where the base model's autoencoder itself cannot say such photographs.",
+            "Decoded, the latents are the concept images that they were made of, to 15 dB. Blocks where they are others' "
+            "or damaged; warns where the base model's autoencoder itself cannot say such concept images.",
         ),
     },
     "artifact": {
@@ -41,20 +41,20 @@ OF_ASSETS: dict[str, dict[str, tuple[bool, str]]] = {  # asset -> check -> can i
         ),
     },
     "image_grid": {
-        "grid_complete": (BLOCKING, "Every prompt was drawn by every variant, and every picture can be read."),
-        "grid_not_constant": (BLOCKING, "No picture is of one colour."),
+        "grid_complete": (BLOCKING, "Every prompt was drawn by every variant, and every image can be read."),
+        "grid_not_constant": (BLOCKING, "No image is of one colour."),
     },
     "metrics": {
         "scores_in_range": (BLOCKING, "Cosines lie in [-1, 1], scaled ones in [0, 2.5]."),
-        "scores_complete": (BLOCKING, "Every picture has every score, or a reason why it has none."),
+        "scores_complete": (BLOCKING, "Every image has every score, or a reason why it has none."),
         "identity_above_base_model": (
             WARNING,
-            "The pictures are more like the concept (DINO) than those of the base model, which has never seen it.",
+            "The images are more like the concept (DINO) than those of the base model, which has never seen it.",
         ),
     },
     "reference_scores": {
         "scores_in_range": (BLOCKING, "Cosines lie in [-1, 1]."),
-        "scores_complete": (BLOCKING, "Every photograph has every score, or a reason why it has none."),
+        "scores_complete": (BLOCKING, "Every concept image has every score, or a reason why it has none."),
     },
     "comparison": {
         "comparison_complete": (WARNING, "Every concept and method of the experiment has been scored."),
@@ -82,7 +82,7 @@ def _result(gate: "Gate") -> dg.AssetCheckResult:
         passed=gate.passed,
         severity=dg.AssetCheckSeverity.ERROR if gate.serious else dg.AssetCheckSeverity.WARN,
         description=gate.said,
-        metadata={name: dg.MetadataValue.float(value) for name, value in gate.numbers.items()},
+        metadata={name: dg.MetadataValue.float(value) for name, value in gate.metrics.items()},
     )
 
 
@@ -94,14 +94,14 @@ with warnings.catch_warnings():
         asset="concept_images",
         blocking=True,
         partitions_def=concepts,
-        description="Every photograph can be read, and there are as many as params.yaml's variants take. Warns below "
+        description="Every concept image can be read, and there are as many as params.yaml's variants take. Warns below "
         "three.",
     )
-    def photographs_usable(context: dg.AssetCheckExecutionContext, workspace: Workspace) -> dg.AssetCheckResult:
+    def concept_images_usable(context: dg.AssetCheckExecutionContext, workspace: Workspace) -> dg.AssetCheckResult:
         from personalize_core import steps
 
-        (gate,) = steps.gates.photographs(workspace.store(), context.partition_key)
+        (gate,) = steps.gates.concept_images(workspace.store(), context.partition_key)
         return _result(gate)
 
 
-ALL = [photographs_usable]
+ALL = [concept_images_usable]

@@ -10,7 +10,7 @@ from pipelines.canary import canary
 prepare = dg.define_asset_job(
     "prepare",
     selection=dg.AssetSelection.assets(assets.latents, assets.class_images, assets.reference_scores)
-    | dg.AssetSelection.checks(checks.photographs_usable),
+    | dg.AssetSelection.checks(checks.concept_images_usable),
     description="All that the methods need of one concept.",
 )
 learn = dg.define_asset_job(
@@ -21,7 +21,7 @@ learn = dg.define_asset_job(
 compare = dg.define_asset_job(
     "compare",
     selection=dg.AssetSelection.assets(assets.comparison, assets.report),
-    description="Put all scores and pictures that there are side by side, and tell of them in one page.",
+    description="Put all scores and images that there are side by side, and tell of them in one page.",
 )
 rerun_canary = dg.define_asset_job(
     "rerun_canary",

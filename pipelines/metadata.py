@@ -1,7 +1,7 @@
-"""What a step did, as Dagster's UI shows it best: numbers, pictures in the page, a table.
+"""What a step did, as Dagster's UI shows it best: numbers, images in the page, a table.
 
 Measured on Dagster 1.13: a Markdown value under 1,000 characters is rendered in place, a longer one behind a link;
-pictures must be data URIs, for the web server serves no files. Every payload is stored three times, so pictures are
+images must be data URIs, for the web server serves no files. Every payload is stored three times, so images are
 kept small.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Metadata = dict[str, dg.MetadataValue]
 
-THUMBNAIL = 700  # bytes of a picture that stands in the page
+THUMBNAIL = 700  # bytes of an image that stands in the page
 BEHIND_LINK = 60_000  # bytes of one that opens on a click
 WIDEST = 1150  # pixels of it: what the page shows without scrolling
 MOST_GRIDS = 8  # on a comparison; the others lie at its path
@@ -36,11 +36,11 @@ def result(
     Its data version is the step's stamp, which names everything the result depends on.
     """
     metadata: Metadata = {}
-    before = last(context, report) if report.pictures else None
-    for name, path in report.pictures.items():
-        metadata |= (before and shown_before(before, name, path)) or picture(name, path)
+    before = last(context, report) if report.images else None
+    for name, path in report.images.items():
+        metadata |= (before and shown_before(before, name, path)) or image(name, path)
     metadata |= more or {}
-    metadata |= {name: dg.MetadataValue.float(value) for name, value in report.numbers.items()}
+    metadata |= {name: dg.MetadataValue.float(value) for name, value in report.metrics.items()}
     metadata |= {
         "path": dg.MetadataValue.path(str(report.path)),
         "seconds": dg.MetadataValue.float(round(report.seconds, 2)),
@@ -53,9 +53,9 @@ def overview(
     context: dg.AssetExecutionContext, report: Report, more: Mapping[str, dg.MetadataValue] | None = None
 ) -> dg.MaterializeResult:
     """A comparison: the plot over all concepts, then the grids of the first few."""
-    grids = [name for name in report.pictures if name.startswith("grid")][:MOST_GRIDS]
-    shown = [name for name in ("identity_vs_text", *grids) if name in report.pictures]
-    return result(context, dataclasses.replace(report, pictures={name: report.pictures[name] for name in shown}), more)
+    grids = [name for name in report.images if name.startswith("grid")][:MOST_GRIDS]
+    shown = [name for name in ("identity_vs_text", *grids) if name in report.images]
+    return result(context, dataclasses.replace(report, images={name: report.images[name] for name in shown}), more)
 
 
 def last(context: dg.AssetExecutionContext, report: Report) -> dg.EventLogRecord | None:
@@ -70,7 +70,7 @@ def last(context: dg.AssetExecutionContext, report: Report) -> dg.EventLogRecord
 
 
 def shown_before(record: dg.EventLogRecord, name: str, path: Path) -> Metadata:
-    """The picture as that event shows it, for shrinking takes its time; empty if the file has changed since."""
+    """The image as that event shows it, for shrinking takes its time; empty if the file has changed since."""
     shown = record.asset_materialization.metadata if record.asset_materialization else {}
     keys = (f"{name}_preview", name)
     if not shown.keys() >= {*keys} or path.stat().st_ctime >= record.timestamp:
@@ -78,8 +78,8 @@ def shown_before(record: dg.EventLogRecord, name: str, path: Path) -> Metadata:
     return {key: shown[key] for key in keys}
 
 
-def picture(name: str, path: Path) -> Metadata:
-    """A thumbnail in the page, and the picture itself behind a link."""
+def image(name: str, path: Path) -> Metadata:
+    """A thumbnail in the page, and the image itself behind a link."""
     from personalize_core.report.figures import thumbnail_webp
 
     return {
@@ -89,7 +89,7 @@ def picture(name: str, path: Path) -> Metadata:
 
 
 def loss_curve(report: Report) -> Metadata:
-    """The diffusion loss over training: a line in the page, in place of its picture's thumbnail, and numbers."""
+    """The diffusion loss over training: a line in the page, in place of its image's thumbnail, and numbers."""
     from personalize_core.report.figures import loss_sparkline_svg
     from personalize_core.training import training_log
 
@@ -132,7 +132,7 @@ def _image(name: str, kind: str, content: bytes) -> dg.MetadataValue:
 
 
 def _webp(path: Path, most: int) -> bytes:
-    """The picture in at most so many bytes: as large as fits at a good quality."""
+    """The image in at most so many bytes: as large as fits at a good quality."""
     from PIL import Image, ImageOps
 
     with Image.open(path) as opened:

@@ -24,9 +24,9 @@ def logged(context: dg.AssetExecutionContext) -> Listener:
         if event.done < event.total and now - spoken.get(event.what, float("-inf")) < EVERY_SECONDS:
             return
         spoken[event.what] = now
-        numbers = "".join(f", {name} {value:.3g}" for name, value in event.numbers.items())
+        metrics = "".join(f", {name} {value:.3g}" for name, value in event.metrics.items())
         left = (now - begun) / event.done * (event.total - event.done) if event.done else 0.0
         remaining = f", about {left:.0f} s left" if left >= 1 else ""
-        context.log.info(f"{event.what}: {event.done} of {event.total}{numbers}{remaining}")
+        context.log.info(f"{event.what}: {event.done} of {event.total}{metrics}{remaining}")
 
     return listen

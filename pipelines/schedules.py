@@ -33,7 +33,7 @@ def due(context: dg.ScheduleEvaluationContext) -> str:
     default_status=dg.DefaultScheduleStatus.RUNNING,
     tags={"stage": "training"},
     description="Asks for one run for every concept and method that is not up to date: a new concept, a changed "
-    "photograph, recipe, base model or source. The methods are those that params.yaml lists. `personalize plan` prints "
+    "concept image, recipe, base model or source. The methods are those that params.yaml lists. `personalize plan` prints "
     "the same list.",
 )
 @or_skipped
@@ -61,7 +61,7 @@ def nightly(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> list
     cron_schedule=cron(),
     default_status=dg.DefaultScheduleStatus.RUNNING,
     tags={"stage": "training"},
-    description="Asks for one run for every concept that lacks latents, class images or the scores of its photographs; "
+    description="Asks for one run for every concept that lacks latents, class images or the scores of its concept images; "
     "what is stale of it is trained when that has succeeded.",
 )
 @or_skipped

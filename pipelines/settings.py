@@ -1,4 +1,4 @@
-"""What results depend on besides photographs, as assets of its own, so that the UI shows what a change makes stale.
+"""What results depend on besides concept images, as assets of its own, so that the UI shows what a change makes stale.
 
 Dagster has one code version for an asset, whatever its partitions; these have a version for each method.
 """
@@ -24,14 +24,14 @@ sampling = ours.source(
     group="settings",
     kinds={"yaml", "python"},
     partitions_def=methods,
-    description="What a method's pictures depend on besides its artifact: prompts, sampler, the method's variants, the "
+    description="What a method's images depend on besides its artifact: prompts, sampler, the method's variants, the "
     "source of drawing.",
 )
 encoders = ours.source(
     "encoders",
     group="settings",
     kinds={"yaml", "python"},
-    description="What scores depend on besides pictures and photographs: the encoders' weights, which variants of a "
+    description="What scores depend on besides sampled and concept images: the encoders' weights, which variants of a "
     "metric are measured, the source of scoring.",
 )
 ALL = [recipe, sampling, encoders]

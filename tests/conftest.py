@@ -183,7 +183,7 @@ def predict(base: BaseModel, context: TextContext) -> torch.Tensor:
 
 
 def draw(method: Method, base: BaseModel, prompts: Sequence[str], steps: int = 2, guidance: float = 6.0):
-    """Latents of one picture per prompt, from the noise that every method starts from."""
+    """Latents of one image per prompt, from the noise that every method starts from."""
     noise = initial_noise(base, 0, [(index, 0) for index in range(len(prompts))])
     return sample(method, base, prompts, noise, make_sampler("ddim", base), steps, guidance)
 

@@ -1,6 +1,6 @@
 """Every score again, from the files, by other means: open_clip, transformers, Pillow and NumPy, and nothing of ours.
 
-tests/metrics/test_scores_recomputed.py compares. Written from methods.md 13, picture by picture and pair by pair.
+tests/metrics/test_scores_recomputed.py compares. Written from methods.md 13, image by image and pair by pair.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class OfText:
         self.model: Any = open_clip.create_model(f"local-dir:{folder}").eval()
         self.read, self.how = open_clip.get_tokenizer(f"local-dir:{folder}"), how
 
-    def see(self, picture: Image.Image) -> np.ndarray:
+    def see(self, image: Image.Image) -> np.ndarray:
         side, resample, mean, std = self.how
-        short = min(picture.size)
-        width, height = (side * length // short for length in picture.size)
-        picture = picture.resize((width, height), resample)
+        short = min(image.size)
+        width, height = (side * length // short for length in image.size)
+        image = image.resize((width, height), resample)
         left, top = round((width - side) / 2), round((height - side) / 2)
-        return unit(self.model.encode_image(normalised(picture.crop((left, top, left + side, top + side)), mean, std)))
+        return unit(self.model.encode_image(normalised(image.crop((left, top, left + side, top + side)), mean, std)))
 
     def say(self, text: str) -> np.ndarray:
         return unit(self.model.encode_text(self.read([text])))
 
 
 class OfIdentity:
-    """A ViT of transformers, fed with pictures squashed to a square."""
+    """A ViT of transformers, fed with images squashed to a square."""
 
     def __init__(self, folder: Path, how: tuple[int, Any, float, float]) -> None:
         # without the dtype: as the file has it, which for the mini encoder is half precision
@@ -47,9 +47,9 @@ class OfIdentity:
             how,
         )
 
-    def see(self, picture: Image.Image) -> np.ndarray:
+    def see(self, image: Image.Image) -> np.ndarray:
         side, resample, mean, std = self.how
-        squashed = normalised(picture.resize((side, side), resample), mean, std)
+        squashed = normalised(image.resize((side, side), resample), mean, std)
         return unit(self.model(pixel_values=squashed).last_hidden_state[:, 0])
 
 
@@ -59,8 +59,8 @@ class MiniSegmenter:
     def __init__(self, weights: Path) -> None:
         self.w = {name: tensor.float() for name, tensor in load_file(weights).items()}
 
-    def mask(self, picture: Image.Image) -> np.ndarray:
-        x = seen = normalised(picture.resize((64, 64), Image.Resampling.BICUBIC), 0.5, 0.5)
+    def mask(self, image: Image.Image) -> np.ndarray:
+        x = seen = normalised(image.resize((64, 64), Image.Resampling.BICUBIC), 0.5, 0.5)
         kept = [F.relu(F.conv2d(x, self.w["stem.weight"], self.w["stem.bias"], 2, 2))]
         for level in range(3):
             kept.append(self.block(f"down.{level}", kept[-1], 2))
@@ -69,7 +69,7 @@ class MiniSegmenter:
             x = self.block(f"up.{level}", torch.cat([twice(x), kept.pop()], 1), 1)
         x = F.relu(F.conv2d(torch.cat([twice(x), seen], 1), self.w["fine.weight"], self.w["fine.bias"], 1, 1))
         x = F.conv2d(x, self.w["last.weight"], self.w["last.bias"], 1, 1)
-        return np.asarray(F.interpolate(x, size=(picture.height, picture.width), mode="bilinear")[0, 0] > 0)
+        return np.asarray(F.interpolate(x, size=(image.height, image.width), mode="bilinear")[0, 0] > 0)
 
     def block(self, name: str, x: torch.Tensor, stride: int) -> torch.Tensor:
         inner = self.normed(f"{name}.norms.0", F.conv2d(x, self.w[f"{name}.first.weight"], None, stride, 1)).relu()
@@ -84,8 +84,8 @@ def twice(x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear")
 
 
-def normalised(picture: Image.Image, mean: float, std: float) -> torch.Tensor:
-    values = (np.asarray(picture, dtype=np.float32) / 255 - mean) / std
+def normalised(image: Image.Image, mean: float, std: float) -> torch.Tensor:
+    values = (np.asarray(image, dtype=np.float32) / 255 - mean) / std
     return torch.tensor(values.transpose(2, 0, 1)[None])
 
 
@@ -94,8 +94,8 @@ def unit(feature: torch.Tensor) -> np.ndarray:
     return vector / np.sqrt((vector**2).sum())
 
 
-def greyed(picture: Image.Image, mask: np.ndarray) -> Image.Image:
-    pixels = np.array(picture)
+def greyed(image: Image.Image, mask: np.ndarray) -> Image.Image:
+    pixels = np.array(image)
     pixels[~mask if mask.mean() >= 0.01 else np.ones_like(mask)] = 128
     return Image.fromarray(pixels)
 
@@ -110,39 +110,39 @@ def scores_of(
     of_identity: dict[str, OfIdentity],
     segmenter: MiniSegmenter,
 ) -> tuple[dict[tuple[str, str, str], float], dict[str, float]]:
-    """(metric, encoder, file name) -> score, of a grid's pictures and of the photographs; file name -> mask's share."""
+    """(metric, encoder, file name) -> score, of a grid's images and of the concept images; file name -> mask's share."""
     found: dict[tuple[str, str, str], float] = {}
     shares: dict[str, float] = {}
     described = json.loads((grid / "grid.json").read_text())
-    photographs = sorted(concept.glob("*.png"))
-    drawn = sorted(path for variant in described["variants"] for path in (grid / variant).glob("*.png"))
+    concept_images = sorted(concept.glob("*.png"))
+    sampled = sorted(path for variant in described["variants"] for path in (grid / variant).glob("*.png"))
     whole, grey = {}, {}
-    for path in [*drawn, *photographs]:
+    for path in [*sampled, *concept_images]:
         with Image.open(path) as opened:
             whole[path] = opened.convert("RGB")
         own = concept / "masks" / path.name
-        if path in photographs and own.is_file():
+        if path in concept_images and own.is_file():
             with Image.open(own) as opened:
                 mask = np.array(opened.convert("L")) > 127
         else:
             mask = segmenter.mask(whole[path])
-        shares[path.relative_to(concept if path in photographs else grid).as_posix()] = mask.sum() / mask.size
+        shares[path.relative_to(concept if path in concept_images else grid).as_posix()] = mask.sum() / mask.size
         grey[path] = greyed(whole[path], mask)
 
     for metric, encoders in (("clip_i", of_text), ("dino", of_identity)):
         for name, encoder in encoders.items():
-            for suffix, pictures in (("", whole), ("_masked", grey)):
-                seen = {path: encoder.see(picture) for path, picture in pictures.items()}
-                for path in drawn:
-                    cosines = [float((seen[path] * seen[other]).sum()) for other in photographs]
+            for suffix, images in (("", whole), ("_masked", grey)):
+                seen = {path: encoder.see(image) for path, image in images.items()}
+                for path in sampled:
+                    cosines = [float((seen[path] * seen[other]).sum()) for other in concept_images]
                     key = (metric + suffix, name, path.relative_to(grid).as_posix())
                     found[key] = sum(cosines) / len(cosines)
-                for path in photographs:
-                    cosines = [float((seen[path] * seen[other]).sum()) for other in photographs if other != path]
+                for path in concept_images:
+                    cosines = [float((seen[path] * seen[other]).sum()) for other in concept_images if other != path]
                     found[metric + suffix, name, path.name] = sum(cosines) / len(cosines)
     for variant, slot in (("", noun), ("_slot_deleted", ""), ("_full_prompt", placeholder)):
         for name, encoder in of_text.items():
-            for path in drawn:
+            for path in sampled:
                 template = described["templates"][int(path.stem[:2])]
                 cosine = float((encoder.see(whole[path]) * encoder.say(template.replace("{}", slot))).sum())
                 place = path.relative_to(grid).as_posix()

@@ -49,7 +49,7 @@ def overview() -> dict[str, list[str]]:
     return {found[1]: row for row in rows(TEXT) if (found := re.match(r"\[(\w+)\.py\]", row[-1]))}
 
 
-def numbers(text: str) -> list[int]:
+def metrics(text: str) -> list[int]:
     return [int(said.replace(",", "")) for said in re.findall(r"\d[\d,]*", text)]
 
 
@@ -58,7 +58,7 @@ def counts(section: str) -> list[int]:
     (said,) = re.findall(
         r"^Parameters: (\S+) at SD 1\.4, (\S+) at SD 2\.1, (\S+) on the miniature\.$", section, flags=re.M
     )
-    return [number for part in said for number in numbers(part)]
+    return [number for part in said for number in metrics(part)]
 
 
 def recipe(section: str) -> dict[str, str]:
@@ -118,8 +118,8 @@ def test_every_link_within_the_page_has_its_heading():
 
 
 @of_methods
-def test_a_section_shows_its_own_picture(method):
-    assert re.findall(r"^!\[.+\]\((.*)\)$", sections()[method], flags=re.M) == [f"pictures/{method}.png"]
+def test_a_section_shows_its_own_image(method):
+    assert re.findall(r"^!\[.+\]\((.*)\)$", sections()[method], flags=re.M) == [f"images/{method}.png"]
 
 
 @of_methods
@@ -157,7 +157,7 @@ def test_the_overview_has_the_steps_rates_and_class_images_of_the_recipe(method,
     of_groups = dict.fromkeys(group["lr"] for stage in stages for group in stage.param_groups)
     assert [float(rate) for rate in rates.split(", ") if rate] == list(of_groups)
     assert int(class_images) == kind.class_images(kind.Config())
-    assert numbers(parameters) == counts(sections()[method])[:1]
+    assert metrics(parameters) == counts(sections()[method])[:1]
 
 
 @of_methods

@@ -56,7 +56,7 @@ Path("data", out, "out").write_text(repr(content))
 if name == "compare":
     steps = params["methods"]["dreambooth"]["mini"]["steps"]
     Path("data", out, "summary.json").write_text('{"means": {"dreambooth": {"dino": %f}}}' % (steps / 1000))
-    Path("data", out, "identity_vs_text.png").write_text("a picture")
+    Path("data", out, "identity_vs_text.png").write_text("an image")
 '''
 
 
@@ -153,7 +153,7 @@ def test_a_change_of_one_methods_parameters_runs_its_own_stages_and_the_comparis
 
 
 @pytest.mark.slow
-def test_another_way_to_prepare_photographs_encodes_them_and_scores_its_own_method_alone(workspace):
+def test_another_way_to_prepare_concept_images_encodes_them_and_scores_its_own_method_alone(workspace):
     workspace.edit("methods", "ti_db", {"mini": {"rotate": True}})
     ran = workspace.repro()
     everywhere = {f"{stage}@{method}" for stage in ("train", "draw") for method in METHODS}  # decide by their stamps
@@ -179,7 +179,7 @@ def test_a_change_of_the_sampling_trains_nothing(workspace):
 def test_a_new_concept_reaches_every_stage(workspace):
     photo = workspace.root / "data" / "concepts" / "cat2" / "00.png"
     photo.parent.mkdir()
-    photo.write_text("a photograph")
+    photo.write_text("a concept image")
     ran = workspace.repro()
     assert {"encode_images", "score_references"} < ran and {f"train@{method}" for method in METHODS} < ran
 
@@ -246,7 +246,7 @@ def test_a_concept_of_ones_own_is_versioned_by_dvc_and_known_by_the_same_hash(wo
     assert out["md5"] == dvc_hash(folder) and (folder / "00.png").read_text() == "bytes of 00.png"
 
 
-# The real steps, through both doors.
+# The real steps, through both entry points.
 
 
 @pytest.mark.slow
@@ -350,7 +350,7 @@ def test_a_stage_depends_on_the_sources_that_its_step_depends_on(stage, modules)
     assert depends >= files(["methods/dreambooth"]) or stage not in {"train", "draw", "ablation"}
 
 
-def test_what_decides_how_photographs_are_prepared_encodes_them_anew():
+def test_what_decides_how_concept_images_are_prepared_encodes_them_anew():
     assert {"base_model", "methods"} <= set(STAGES["encode_images"]["params"])
 
 

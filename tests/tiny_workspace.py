@@ -35,7 +35,7 @@ def make(root: Path) -> Store:
     (root / "data" / "prompts" / "two.txt").write_text("\n".join(PROMPTS) + "\n")
     write_params(root, params(root))
     for index, (name, class_noun) in enumerate([("rex", "dog"), ("cup", "red mug")]):
-        draw_photographs(root / "photos" / name, count=3, seed=index)
+        paint_concept_images(root / "photos" / name, count=3, seed=index)
         intake.add_concept(root / "data" / "concepts", root / "photos" / name, class_noun)
     return Store(root)
 
@@ -79,7 +79,7 @@ def finished(root: Path, concepts: Sequence[str], methods: Sequence[str]) -> Sto
     store = write_params(root, params_of(root, methods))
     for concept in concepts:
         for method in methods:
-            for step in (steps.train, steps.draw_grid, steps.score):
+            for step in (steps.train, steps.sample_grid, steps.score):
                 step(store, concept, method)
         steps.score_references(store, concept)
     return store
@@ -97,8 +97,8 @@ def write_params(root: Path, values: dict) -> Store:
     return Store(root)
 
 
-def draw_photographs(folder: Path, count: int, seed: int) -> None:
-    """Pictures of soft colours, larger than the model's and not square."""
+def paint_concept_images(folder: Path, count: int, seed: int) -> None:
+    """Images of soft colours, larger than the model's and not square."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
     for index in range(count):

@@ -1,1 +1,1 @@
-"""The papers' analyses of what was learned: pictures and numbers to look at, none of which changes an artifact."""
+"""The papers' analyses of what was learned: images and numbers to look at, none of which changes an artifact."""

@@ -24,7 +24,7 @@ TITLE = "The bare placeholder"
 HOW = (
     "The placeholder is the whole prompt. The base model's own U-Net draws it with the embedding before training and "
     "after, from the same noise; the last row has also what was learned beside the embedding. Identity is the mean "
-    "cosine with the photographs."
+    "cosine with the concept images."
 )
 BEFORE, AFTER, WHOLE = (
     "before training, base U-Net",
@@ -33,9 +33,9 @@ BEFORE, AFTER, WHOLE = (
 )
 IMAGES = 4
 MEANINGS = {
-    "drawn_by": f"'{BEFORE}', '{AFTER}' or '{WHOLE}'",
-    "image_index": "which picture; equal indices share their noise",
-    "identity": "mean cosine with the photographs, by the identity encoder",
+    "sampled_by": f"'{BEFORE}', '{AFTER}' or '{WHOLE}'",
+    "image_index": "which image; equal indices share their noise",
+    "identity": "mean cosine with the concept images, by the identity encoder",
 }
 
 
@@ -50,10 +50,10 @@ def with_base_unet(
     return sampler(guided(base, condition, empty, guidance), noise.to(base.device), steps)
 
 
-def draw(pictures: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+def draw(images: Mapping[str, np.ndarray], path: Path, title: str) -> None:
     """A row for each of BEFORE, AFTER and WHOLE; (B, H, W, 3) uint8 each."""
-    rows = {name: [[Image.fromarray(one)] for one in drawn] for name, drawn in pictures.items()}
-    count = len(next(iter(pictures.values())))
+    rows = {name: [[Image.fromarray(one)] for one in sampled] for name, sampled in images.items()}
+    count = len(next(iter(images.values())))
     figures.comparison_grid([], rows, [f"noise {n + 1}" for n in range(count)], path, title)
 
 
@@ -61,22 +61,22 @@ def analyse(bench: Bench, into: Results) -> None:
     _ = bench.learned  # not defined where there is none
     how, places = bench.how, [(0, image) for image in range(IMAGES)]
     noise = bench.noise(places)
-    pictures = {
+    images = {
         name: bench.base.decode(
             with_base_unet(method, bench.base, noise, bench.sampler(places), how.steps, how.guidance)
         ).numpy()
         for name, method in {BEFORE: bench.start, AFTER: bench.trained}.items()
     }
     whole = bench.draw(bench.trained, [bench.concept.placeholder] * len(places), places)
-    if (whole != pictures[AFTER]).any():
-        pictures[WHOLE] = whole
+    if (whole != images[AFTER]).any():
+        images[WHOLE] = whole
     else:
-        into.absent[WHOLE] = "the method learns nothing beside the embedding: the pictures are the same"
+        into.absent[WHOLE] = "the method learns nothing beside the embedding: the images are the same"
     rows = []
-    for name, drawn in pictures.items():
-        identities = bench.identities(bench.features_of(bench.identity, drawn))
-        into.numbers[f"identity, {name}"] = float(identities.mean())
-        rows += [{"drawn_by": name, "image_index": n, "identity": float(x)} for n, x in enumerate(identities)]
-    into.table("bare_placeholder.parquet", rows, MEANINGS, "every picture's identity")
+    for name, sampled in images.items():
+        identities = bench.identities(bench.features_of(bench.identity, sampled))
+        into.metrics[f"identity, {name}"] = float(identities.mean())
+        rows += [{"sampled_by": name, "image_index": n, "identity": float(x)} for n, x in enumerate(identities)]
+    into.table("bare_placeholder.parquet", rows, MEANINGS, "every image's identity")
     caption = f"the prompt '{bench.concept.placeholder}' alone, with the embedding before and after training"
-    draw(pictures, into.picture("bare_placeholder.png", caption), f"'{bench.concept.placeholder}'")
+    draw(images, into.image("bare_placeholder.png", caption), f"'{bench.concept.placeholder}'")

@@ -16,24 +16,24 @@ from torch import Tensor
 
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import load_picture
+from personalize_core.concepts.images import load_image
 from personalize_core.methods.interface import Method
 from personalize_core.metrics.features import Encoder, TextImageEncoder
-from personalize_core.metrics.tables import FLOOR
+from personalize_core.metrics.tables import BASELINE
 from personalize_core.sampling.sampler import Sampler, initial_noise, make_sampler, sample, step_generators
-from personalize_core.workspace.params import Drawing
+from personalize_core.workspace.params import SamplerSettings
 
-BATCH = 8  # pictures drawn at once; no picture depends on it
+BATCH = 8  # images drawn at once; no image depends on it
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledGrid:
     """A grid on disk."""
 
     folder: Path
     templates: Sequence[str]
     images_per_prompt: int
-    names: Mapping[str, Sequence[str]]  # variant -> its pictures' files in the folder, one for each of `places`
+    names: Mapping[str, Sequence[str]]  # variant -> its images' files in the folder, one for each of `places`
 
     @property
     def variants(self) -> list[str]:
@@ -41,7 +41,7 @@ class Drawn:
 
     @property
     def places(self) -> list[tuple[int, int]]:
-        """(prompt index, image index) of each picture."""
+        """(prompt index, image index) of each image."""
         return [(prompt, image) for prompt in range(len(self.templates)) for image in range(self.images_per_prompt)]
 
     def paths(self, variant: str) -> list[Path]:
@@ -59,20 +59,20 @@ class Bench:
     trained: Method
     identity: Encoder
     text_image: TextImageEncoder
-    photographs: Sequence[Path]
-    grid: Drawn
-    floor: Drawn | None  # the base model's grid of the same prompts, if it has been drawn
+    concept_images: Sequence[Path]
+    grid: SampledGrid
+    floor: SampledGrid | None  # the base model's grid of the same prompts, if it has been drawn
     scores: pl.DataFrame | None
-    floor_scores: pl.DataFrame | None
+    baseline_scores: pl.DataFrame | None
     log: Sequence[Mapping[str, Any]]  # of its training; empty if there was none here
-    how: Drawing
+    how: SamplerSettings
     seed: int
     ready: Callable[[str, Sequence[str]], Method]  # (variant, prompts) -> what was learned, to draw them so
 
     @property
-    def is_floor(self) -> bool:
+    def is_baseline(self) -> bool:
         """Is the method the base model itself, which learned nothing?"""
-        return self.method == FLOOR
+        return self.method == BASELINE
 
     @cached_property
     def learned(self) -> tuple[np.ndarray, np.ndarray]:
@@ -86,23 +86,23 @@ class Bench:
         return both_ends(self.start, self.trained, self.base)
 
     def features(self, encoder: Encoder, paths: Sequence[Path]) -> np.ndarray:
-        """(N, D) float64, rows of length one, of pictures in files."""
+        """(N, D) float64, rows of length one, of images in files."""
         key = (encoder.name, tuple(paths))
         if key not in self._encoded:
             self._encoded[key] = self.features_of(encoder, opened(paths))
         return self._encoded[key]
 
-    def features_of(self, encoder: Encoder, pictures: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
-        """The same, of pictures at hand; an array is (N, H, W, 3) uint8."""
-        images = [Image.fromarray(one) for one in pictures] if isinstance(pictures, np.ndarray) else pictures
-        return encoder.images(images).double().numpy()
+    def features_of(self, encoder: Encoder, images: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
+        """The same, of images at hand; an array is (N, H, W, 3) uint8."""
+        opened = [Image.fromarray(one) for one in images] if isinstance(images, np.ndarray) else images
+        return encoder.images(opened).double().numpy()
 
     def identities(self, features: np.ndarray) -> np.ndarray:
-        """(N,): the mean cosine of features (N, D), by the identity encoder, with the photographs."""
-        return features @ self.features(self.identity, self.photographs).mean(axis=0)
+        """(N,): the mean cosine of features (N, D), by the identity encoder, with the concept images."""
+        return features @ self.features(self.identity, self.concept_images).mean(axis=0)
 
     def sampler(self, places: Sequence[tuple[int, int]]) -> Sampler:
-        """For the pictures at these places alone."""
+        """For the images at these places alone."""
         return make_sampler(
             self.how.sampler, self.base, eta=self.how.eta, generators=step_generators(self.seed, places)
         )
@@ -112,7 +112,7 @@ class Bench:
         return initial_noise(self.base, self.seed, places)
 
     def draw(self, method: Method, said: Sequence[str], places: Sequence[tuple[int, int]]) -> np.ndarray:
-        """(N, H, W, 3) uint8: a picture for each prompt; places choose the noise."""
+        """(N, H, W, 3) uint8: an image for each prompt; places choose the noise."""
         parts = []
         for start in range(0, len(said), BATCH):
             rows = slice(start, start + BATCH)
@@ -127,4 +127,4 @@ class Bench:
 
 
 def opened(paths: Sequence[Path]) -> list[Image.Image]:
-    return [load_picture(path) for path in paths]
+    return [load_image(path) for path in paths]

@@ -1,7 +1,7 @@
 """Which noun names a concept best? Macro-class selection over WordNet's nouns by CLIP (methods.md 15.5).
 
 Personalized Residuals (Ham et al. 2024) takes the noun that CLIP finds most like the concept. Its supplement could not
-be read; the text "a photo of a NOUN" and the mean over the photographs are ours.
+be read; the text "a photo of a NOUN" and the mean over the concept images are ours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHUNK = 1024  # texts encoded between two signs of life
 MEANINGS = {
     "rank": "1 is the most like the concept",
     "noun": "what may be said after 'a photo of a'",
-    "score": "mean over the photographs of the cosine with the text 'a photo of a NOUN', by the text-image encoder",
+    "score": "mean over the concept images of the cosine with the text 'a photo of a NOUN', by the text-image encoder",
     "is_class_noun": "is it the concept's class noun now?",
 }
 
@@ -91,9 +91,9 @@ def matrix(
     return np.concatenate(parts)
 
 
-def scores(photographs: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """(N,) float64: each text's mean cosine with the photographs, (R, D); all rows of length one."""
-    return texts.astype(np.float64) @ photographs.astype(np.float64).mean(axis=0)
+def scores(concept_images: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """(N,) float64: each text's mean cosine with the concept images, (R, D); all rows of length one."""
+    return texts.astype(np.float64) @ concept_images.astype(np.float64).mean(axis=0)
 
 
 def ranked(nouns: Sequence[str], found: np.ndarray, class_noun: str) -> list[dict[str, Any]]:

@@ -123,15 +123,15 @@ def analyse(bench: Bench, into: Results) -> None:
         fillers.append((noun, kind, of_noun(base, noun, concept)))
     fillers.append((f"{bench.trained.phrase}, {in_words(bench.method)}", "concept", mine))
     columns = words(base, concept)
-    numbers = np.stack([cosines(outputs, reference) for _, _, outputs in fillers])
+    metrics = np.stack([cosines(outputs, reference) for _, _, outputs in fillers])
     rows = [
-        {"filler": filler, "kind": kind, "word": word, "cosine": float(numbers[row, column])}
+        {"filler": filler, "kind": kind, "word": word, "cosine": float(metrics[row, column])}
         for row, (filler, kind, _) in enumerate(fillers)
         for column, word in enumerate(columns)
     ]
     into.table("context_tokens.parquet", rows, MEANINGS, "every word behind every filler")
-    into.numbers |= {
-        f"mean over the words, {filler}": float(numbers[row].mean()) for row, (filler, *_) in enumerate(fillers)
+    into.metrics |= {
+        f"mean over the words, {filler}": float(metrics[row].mean()) for row, (filler, *_) in enumerate(fillers)
     }
     caption = f"how the words of '{TEMPLATE}' change with what stands in the slot"
-    draw(pl.DataFrame(rows), into.picture("context_tokens.png", caption), concept.class_noun)
+    draw(pl.DataFrame(rows), into.image("context_tokens.png", caption), concept.class_noun)

@@ -1,4 +1,4 @@
-"""Diversity across seeds: how much the pictures of one prompt differ.
+"""Diversity across seeds: how much the images of one prompt differ.
 
 OFT reports the mean LPIPS over pairs (methods.md 13.1). LPIPS needs weights that come with no package that we may
 use, so this is another quantity under another name, and not to be set beside published LPIPS.
@@ -11,13 +11,13 @@ import numpy as np
 from personalize_core.analyses import plots
 from personalize_core.analyses.bench import Bench
 from personalize_core.analyses.results import NotDefined, Results
-from personalize_core.metrics.tables import FLOOR
+from personalize_core.metrics.tables import BASELINE
 
 TITLE = "Diversity across seeds"
 HOW = (
-    "Mean over all pairs of pictures of one prompt of the distance of their features, 1 - cosine; then over prompts. "
+    "Mean over all pairs of images of one prompt of the distance of their features, 1 - cosine; then over prompts. "
     "Not LPIPS, whose weights are not to be had here: the numbers do not compare with published ones. Beside it the "
-    "base model's pictures of the class noun in the same prompts, and the photographs among each other. Features of "
+    "base model's images of the class noun in the same prompts, and the concept images among each other. Features of "
     "the identity encoder see the thing more than what is around it; those of the text-image encoder see both."
 )
 MEANINGS = {
@@ -25,7 +25,7 @@ MEANINGS = {
     "encoder": "whose features were compared",
     "prompt_index": "place in the prompt list, from 0",
     "prompt": "the template that was drawn",
-    "images": "how many pictures the pairs are of",
+    "images": "how many images the pairs are of",
     "distance": "mean of 1 - cosine over their pairs, in [0, 2]",
 }
 
@@ -37,7 +37,7 @@ def mean_pairwise_distance(features: np.ndarray) -> float:
     """
     count = len(features)
     if count < 2:
-        raise ValueError("a distance takes two pictures at least")
+        raise ValueError("a distance takes two images at least")
     cosines = (float(np.square(features.sum(axis=0)).sum()) - count) / (count * (count - 1))
     return 1.0 - min(cosines, 1.0)
 
@@ -45,18 +45,18 @@ def mean_pairwise_distance(features: np.ndarray) -> float:
 def analyse(bench: Bench, into: Results) -> None:
     images = bench.grid.images_per_prompt
     if images < 2:
-        raise NotDefined("the grid has one picture a prompt; draw two or more (images_per_prompt) to see them differ")
-    series = {FLOOR: (bench.floor, bench.floor.variants[0])} if bench.floor and not bench.is_floor else {}
+        raise NotDefined("the grid has one image a prompt; draw two or more (images_per_prompt) to see them differ")
+    series = {BASELINE: (bench.floor, bench.floor.variants[0])} if bench.floor and not bench.is_baseline else {}
     series |= {variant: (bench.grid, variant) for variant in bench.grid.variants}
     if not bench.floor:
-        into.absent[FLOOR] = "the base model has drawn no grid of this concept in these prompts"
+        into.absent[BASELINE] = "the base model has drawn no grid of this concept in these prompts"
     rows, panels = [], []
     for encoder in (bench.identity, bench.text_image):
         values: dict[str, list[list[float]]] = {}
         for name, (grid, variant) in series.items():
             per_prompt = bench.features(encoder, grid.paths(variant)).reshape(len(grid.templates), images, -1)
             distances = [mean_pairwise_distance(some) for some in per_prompt]
-            into.numbers[f"{name}, {encoder.name}"] = sum(distances) / len(distances)
+            into.metrics[f"{name}, {encoder.name}"] = sum(distances) / len(distances)
             values[name] = [[distance] for distance in distances]
             rows += [
                 {
@@ -70,13 +70,13 @@ def analyse(bench: Bench, into: Results) -> None:
                 for prompt, distance in enumerate(distances)
             ]
         lines = {}
-        if len(bench.photographs) > 1:
-            between = mean_pairwise_distance(bench.features(encoder, bench.photographs))
-            into.numbers[f"photographs, {encoder.name}"] = lines["photographs among each other"] = between
+        if len(bench.concept_images) > 1:
+            between = mean_pairwise_distance(bench.features(encoder, bench.concept_images))
+            into.metrics[f"concept images, {encoder.name}"] = lines["concept images among each other"] = between
         panels.append(plots.Panel(f"distance, by {encoder.name}", values, lines))
-    if len(bench.photographs) < 2:
-        into.absent["photographs"] = "the concept has one photograph, which differs from no other"
-    into.table("diversity.parquet", rows, MEANINGS, "the mean distance of each prompt's pictures")
-    path = into.picture("diversity_across_seeds.png", "how much the pictures of one prompt differ")
-    title = f"{bench.concept.name}: how much the {images} pictures of a prompt differ"
+    if len(bench.concept_images) < 2:
+        into.absent["concept_images"] = "the concept has one concept image, which differs from no other"
+    into.table("diversity.parquet", rows, MEANINGS, "the mean distance of each prompt's images")
+    path = into.image("diversity_across_seeds.png", "how much the images of one prompt differ")
+    title = f"{bench.concept.name}: how much the {images} images of a prompt differ"
     plots.dots(panels, bench.grid.templates, path, title, "right: more different")

@@ -16,7 +16,7 @@ from personalize_core.analyses.bench import Bench
 from personalize_core.analyses.results import NotDefined, Results
 from personalize_core.concepts.concept import SLOT
 from personalize_core.methods.interface import Method
-from personalize_core.metrics.tables import FLOOR
+from personalize_core.metrics.tables import BASELINE
 from personalize_core.report import figures
 from personalize_core.report.display_names import in_words
 
@@ -24,7 +24,7 @@ TITLE = "Drift"
 HOW = (
     "The same prompts under the same noise by the base model and with what was learned put in; none of them mentions "
     "the concept. Differences are 1 - cosine of features, and the root of the mean squared difference of pixels in "
-    "[0, 1]. 0 in both: the pictures are the same."
+    "[0, 1]. 0 in both: the images are the same."
 )
 OTHER_NOUNS = ("cat", "car", "mug")  # of which two are taken that are not the class noun
 TEMPLATES = 4  # of the prompt list, at most
@@ -32,7 +32,7 @@ MEANINGS = {
     "variant": "the sampling variant",
     "prompt": "what was drawn",
     "kind": "'class noun', or 'other noun': of another kind of thing",
-    "feature_distance": "1 - cosine of the two pictures' features by the identity encoder, in [0, 2]",
+    "feature_distance": "1 - cosine of the two images' features by the identity encoder, in [0, 2]",
     "text_image_distance": "the same by the text-image encoder",
     "pixel_difference": "root mean square of the difference of pixels, in [0, 1]",
 }
@@ -57,30 +57,30 @@ def pixel_differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(difference).mean(axis=(1, 2, 3)))
 
 
-def draw(said: Sequence[str], pictures: Mapping[str, np.ndarray], path: Path, title: str) -> None:
-    """A row for each model; pictures: its name -> (N, H, W, 3) uint8, one for each prompt."""
-    rows = {in_words(name): [[Image.fromarray(one)] for one in drawn] for name, drawn in pictures.items()}
+def draw(said: Sequence[str], images: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+    """A row for each model; images: its name -> (N, H, W, 3) uint8, one for each prompt."""
+    rows = {in_words(name): [[Image.fromarray(one)] for one in sampled] for name, sampled in images.items()}
     figures.comparison_grid([], rows, said, path, title)
 
 
 def analyse(bench: Bench, into: Results) -> None:
-    if bench.is_floor:
+    if bench.is_baseline:
         raise NotDefined("the method learns nothing, so it is the base model")
     asked = prompts(bench.grid.templates, bench.concept.class_noun)
     said, places = [prompt for prompt, _ in asked], [(place, 0) for place in range(len(asked))]
     untouched = Method(None, bench.base, bench.concept)  # the interface's defaults change nothing
-    drawn = {FLOOR: bench.draw(untouched, said, places)}
-    drawn |= {variant: bench.draw(bench.ready(variant, said), said, places) for variant in bench.grid.variants}
+    sampled = {BASELINE: bench.draw(untouched, said, places)}
+    sampled |= {variant: bench.draw(bench.ready(variant, said), said, places) for variant in bench.grid.variants}
     by_identity, by_text_image = (
-        {name: bench.features_of(encoder, pictures) for name, pictures in drawn.items()}
+        {name: bench.features_of(encoder, images) for name, images in sampled.items()}
         for encoder in (bench.identity, bench.text_image)
     )
     rows = []
     for variant in bench.grid.variants:
         measures = {
-            "feature_distance": feature_distances(by_identity[variant], by_identity[FLOOR]),
-            "text_image_distance": feature_distances(by_text_image[variant], by_text_image[FLOOR]),
-            "pixel_difference": pixel_differences(drawn[variant], drawn[FLOOR]),
+            "feature_distance": feature_distances(by_identity[variant], by_identity[BASELINE]),
+            "text_image_distance": feature_distances(by_text_image[variant], by_text_image[BASELINE]),
+            "pixel_difference": pixel_differences(sampled[variant], sampled[BASELINE]),
         }
         rows += [
             {"variant": variant, "prompt": prompt, "kind": kind}
@@ -90,11 +90,11 @@ def analyse(bench: Bench, into: Results) -> None:
         for wanted in dict.fromkeys(kind for _, kind in asked):
             of_kind = [n for n, (_, kind) in enumerate(asked) if kind == wanted]
             for name, values in measures.items():
-                into.numbers[f"{variant}, {wanted}, {name.replace('_', ' ')}"] = float(values[of_kind].mean())
+                into.metrics[f"{variant}, {wanted}, {name.replace('_', ' ')}"] = float(values[of_kind].mean())
     into.table("drift.parquet", rows, MEANINGS, "every prompt without the concept")
     caption = "prompts that do not mention the concept, by the base model and with what was learned; same noise"
     each = len(asked) // 3
     shown = [n for n in range(len(asked)) if n % each < 2]  # of each noun two templates
-    some = {name: pictures[shown] for name, pictures in drawn.items()}
+    some = {name: images[shown] for name, images in sampled.items()}
     title = f"{bench.concept.name}: prompts that do not mention it"
-    draw([said[n] for n in shown], some, into.picture("drift_pairs.png", caption), title)
+    draw([said[n] for n in shown], some, into.image("drift_pairs.png", caption), title)

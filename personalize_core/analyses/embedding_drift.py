@@ -64,7 +64,7 @@ def words_during(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def draw_words(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+def plot_words(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """The nearest words over the steps, of the first layer that is there: a line each, as long as it is among them.
 
     Args:
@@ -149,9 +149,9 @@ def analyse(bench: Bench, into: Results) -> None:
     before, after = bench.learned
     layers: list[str | None] = [None] if len(before) == 1 else list(LAYERS)
     norms = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
-    into.numbers["embeddings"] = len(before)
-    into.numbers["cosine with the start"] = float(cosines(before, after).diagonal().mean())
-    into.numbers["norm ratio"] = float((norms[1] / norms[0]).mean())
+    into.metrics["embeddings"] = len(before)
+    into.metrics["cosine with the start"] = float(cosines(before, after).diagonal().mean())
+    into.metrics["norm ratio"] = float((norms[1] / norms[0]).mean())
 
     words, table = vocabulary(bench.base)
     near = {when: nearest_words(end, table, words) for when, end in (("before", before), ("after", after))}
@@ -168,13 +168,13 @@ def analyse(bench: Bench, into: Results) -> None:
         else {f"{layer}: {some[0][0]}": some[0][1] for layer, some in zip(layers, found, strict=True)}
         for when, found in near.items()
     }
-    path = into.picture("nearest_words.png", "the words whose input embeddings are nearest to the placeholder's")
+    path = into.image("nearest_words.png", "the words whose input embeddings are nearest to the placeholder's")
     strong = bench.concept.class_noun.split()[-1]
     plots.bars(groups, path, f"{bench.concept.placeholder} is near to", "cosine", strong)
 
     if during := steps(bench.log, float(norms[0].mean())):
         into.table("embedding_steps.parquet", during, STEP_MEANINGS, "the embedding after each step")
-        path = into.picture("embedding_drift.png", "the embedding's cosine with its start and its norm, step by step")
+        path = into.image("embedding_drift.png", "the embedding's cosine with its start and its norm, step by step")
         draw({bench.method: during}, path, f"{bench.concept.placeholder} by {in_words(bench.method)}")
     else:
         into.absent["steps"] = (
@@ -183,8 +183,8 @@ def analyse(bench: Bench, into: Results) -> None:
     if words_then := words_during(bench.log):
         layer = f", as the layer {words_then[0]['layer']} reads it" if words_then[0]["layer"] else ""
         into.table("words_during_training.parquet", words_then, DURING_MEANINGS, "the nearest words during training")
-        path = into.picture("words_during_training.png", f"the nearest words while it was trained{layer}")
-        draw_words(words_then, path, f"{bench.concept.placeholder} by {in_words(bench.method)} is near to")
+        path = into.image("words_during_training.png", f"the nearest words while it was trained{layer}")
+        plot_words(words_then, path, f"{bench.concept.placeholder} by {in_words(bench.method)} is near to")
     elif bench.log:
         into.absent["nearest words during training"] = (
             "the training log is of before it held them; train again for them"

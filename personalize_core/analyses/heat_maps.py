@@ -1,4 +1,4 @@
-"""Where a picture's cross-attention looked for each word: DAAM (Tang et al. 2023, arXiv:2210.04885).
+"""Where an image's cross-attention looked for each word: DAAM (Tang et al. 2023, arXiv:2210.04885).
 
 As AttnDreamBooth uses it for each of its stages, and CoRe (methods.md 15.1).
 """
@@ -31,9 +31,9 @@ MIDDLE = "mid_block.attentions.0"  # DAAM passes over it: at the lowest resoluti
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """Of one picture."""
+    """Of one image."""
 
-    latents: Tensor  # (1, 4, h, w), the picture's
+    latents: Tensor  # (1, 4, h, w), the image's
     words: list[str]  # W, in the prompt's order, the concept's placeholder among them
     maps: Tensor  # (W, SIDE, SIDE) float32, at least 0: attention summed over steps, mean over layers and heads
     concept: list[int]  # which words are the placeholder
@@ -59,7 +59,7 @@ class HeatMaps:
 def heat_maps(
     method: Method, base: BaseModel, prompt: str, noise: Tensor, sampler: Sampler, steps: int, guidance: float
 ) -> HeatMaps:
-    """Draw one picture and watch.
+    """Draw one image and watch.
 
     Args:
         prompt: as the method says it (`Method.say`).
@@ -106,7 +106,7 @@ def _word_maps(layers: Sequence[Tensor], columns: Sequence[list[int]]) -> list[T
     return total
 
 
-def numbers(maps: HeatMaps) -> dict[str, Any]:
+def metrics(maps: HeatMaps) -> dict[str, Any]:
     """What is read off the maps, by word; and how far the concept's two words look at the same places."""
     entropies, means = maps.entropies().tolist(), maps.maps.mean(dim=(1, 2)).tolist()
     words = [
@@ -118,17 +118,17 @@ def numbers(maps: HeatMaps) -> dict[str, Any]:
     return {"words": words, "overlap of concept and class noun": overlaps[0] if overlaps else None}
 
 
-def draw(found: Mapping[str, HeatMaps], pictures: Mapping[str, np.ndarray], path: Path, title: str) -> None:
-    """A row per variant: its picture, (H, W, 3) uint8, and that picture under each word's map."""
+def draw(found: Mapping[str, HeatMaps], images: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+    """A row per variant: its image, (H, W, 3) uint8, and that image under each word's map."""
     rows = {}
     for name, maps in found.items():
-        picture = Image.fromarray(pictures[name])
-        rows[in_words(name)] = [[picture], *([overlay(picture, share)] for share in maps.shares())]
-    figures.comparison_grid([], rows, ["the picture", *next(iter(found.values())).words], path, title)
+        image = Image.fromarray(images[name])
+        rows[in_words(name)] = [[image], *([overlay(image, share)] for share in maps.shares())]
+    figures.comparison_grid([], rows, ["the image", *next(iter(found.values())).words], path, title)
 
 
-def overlay(picture: Image.Image, share: Tensor, side: int = 256) -> Image.Image:
-    """The picture over its heat map in jet's colours, the more transparent the hotter, as DAAM shows it.
+def overlay(image: Image.Image, share: Tensor, side: int = 256) -> Image.Image:
+    """The image over its heat map in jet's colours, the more transparent the hotter, as DAAM shows it.
 
     Args:
         share: (SIDE, SIDE) in [0, 1], as of `HeatMaps.shares`.
@@ -137,6 +137,6 @@ def overlay(picture: Image.Image, share: Tensor, side: int = 256) -> Image.Image
     enlarged = F.interpolate(share[None, None], size=(side, side), mode="bicubic", align_corners=False)[0, 0]
     heat = enlarged.clamp(0, 1).numpy()
     below = colormaps["jet"](heat)[..., :3]
-    above = np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)) / 255
+    above = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)) / 255
     blended = heat[..., None] * below + (1 - heat[..., None]) * above
     return Image.fromarray((blended * 255).round().astype(np.uint8))

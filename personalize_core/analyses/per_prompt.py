@@ -11,13 +11,13 @@ import polars as pl
 from personalize_core.analyses.bench import Bench
 from personalize_core.analyses.plots import Panel, dots
 from personalize_core.analyses.results import NotDefined, Results
-from personalize_core.metrics.tables import CEILING, FLOOR
+from personalize_core.metrics.tables import BASELINE, CEILING
 from personalize_core.report.figures import METRIC_WORDS
 
 TITLE = "Prompt by prompt"
 HOW = (
-    "The mean over each prompt's pictures, from the table of scores; the difference from the base model is the mean "
-    "over the pictures that share prompt and noise with one of its. Few pictures a prompt: a look, not a verdict."
+    "The mean over each prompt's images, from the table of scores; the difference from the base model is the mean "
+    "over the images that share prompt and noise with one of its. Few images a prompt: a look, not a verdict."
 )
 DRAWN = ("clip_t", "dino")  # the panels of the plot
 MEANINGS = {
@@ -26,7 +26,7 @@ MEANINGS = {
     "encoder": "the network whose features were compared",
     "prompt_index": "place in the prompt list, from 0",
     "prompt": "the template that was drawn",
-    "images": "how many pictures",
+    "images": "how many images",
     "mean": "of their scores",
     "least": "the least of them",
     "greatest": "the greatest of them",
@@ -38,12 +38,12 @@ CELL = ["prompt_index", "prompt", "image_index"]
 
 def breakdown(scores: pl.DataFrame, floor: pl.DataFrame | None) -> list[dict[str, Any]]:
     """Rows of MEANINGS from a method's table of scores and the base model's, of one concept."""
-    drawn = scores.filter(pl.col("variant") != CEILING)
+    sampled = scores.filter(pl.col("variant") != CEILING)
     if floor is None:
-        paired = drawn.with_columns(difference=pl.lit(None, pl.Float64))
+        paired = sampled.with_columns(difference=pl.lit(None, pl.Float64))
     else:
-        under = floor.filter(variant=FLOOR).select(*WAY, *CELL, pl.col("score").alias("floor"))
-        paired = drawn.join(under, on=[*WAY, *CELL], how="left", nulls_equal=True)
+        under = floor.filter(variant=BASELINE).select(*WAY, *CELL, pl.col("score").alias("floor"))
+        paired = sampled.join(under, on=[*WAY, *CELL], how="left", nulls_equal=True)
         paired = paired.with_columns(difference=pl.col("score") - pl.col("floor"))
     return (
         paired.group_by("variant", *WAY, "prompt_index", "prompt", maintain_order=True)
@@ -61,12 +61,12 @@ def breakdown(scores: pl.DataFrame, floor: pl.DataFrame | None) -> list[dict[str
 
 
 def draw(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
-    """A row for each prompt, each variant's pictures as dots. scores: tables of one concept, the base model's too."""
+    """A row for each prompt, each variant's images as dots. scores: tables of one concept, the base model's too."""
     table = pl.concat(
         [one.filter("headline", pl.col("variant") != CEILING).select("variant", *WAY, *CELL, "score") for one in scores]
     )
     prompts = table.select("prompt_index", "prompt").unique().sort("prompt_index")["prompt"].to_list()
-    variants = sorted(table["variant"].unique().to_list(), key=lambda name: (name != FLOOR, name))
+    variants = sorted(table["variant"].unique().to_list(), key=lambda name: (name != BASELINE, name))
     panels = []
     for metric in DRAWN:
         rows = table.filter(metric=metric)
@@ -77,16 +77,16 @@ def draw(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
                 for variant in variants
             }
             panels.append(Panel(f"{METRIC_WORDS.get(metric, metric)}, by {encoder}", series))
-    dots(panels, prompts, path, title, "pale: single pictures; strong: their mean")
+    dots(panels, prompts, path, title, "pale: single images; strong: their mean")
 
 
 def analyse(bench: Bench, into: Results) -> None:
-    scores, floor, name = bench.scores, bench.floor_scores, bench.concept.name
+    scores, floor, name = bench.scores, bench.baseline_scores, bench.concept.name
     if scores is None:
-        raise NotDefined(f"its pictures have not been scored; `personalize evaluate {name} -m {bench.method}` does it")
+        raise NotDefined(f"its images have not been scored; `personalize evaluate {name} -m {bench.method}` does it")
     if floor is None:
-        into.absent["difference"] = "the base model's pictures of this concept have not been scored"
+        into.absent["difference"] = "the base model's images of this concept have not been scored"
     into.table("per_prompt.parquet", breakdown(scores, floor), MEANINGS, "every prompt's mean of every metric")
-    shown = [scores] if floor is None or bench.is_floor else [floor, scores]
-    path = into.picture("per_prompt_scores.png", "each prompt's scores; pale dots are single pictures")
+    shown = [scores] if floor is None or bench.is_baseline else [floor, scores]
+    path = into.image("per_prompt_scores.png", "each prompt's scores; pale dots are single images")
     draw(shown, path, f"{name}, prompt by prompt")

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from personalize_core.metrics.tables import FLOOR
+from personalize_core.metrics.tables import BASELINE
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures import COLOURS, GREY, INK, PALE, STYLE, save_figure
 
@@ -31,8 +31,8 @@ def dots(panels: Sequence[Panel], rows: Sequence[str], path: Path, title: str, n
     A series called as the base model is grey; lines are drawn down all rows.
     """
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
-    others = [name for name in names if name != FLOOR]
-    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(others)} | {FLOOR: GREY}
+    others = [name for name in names if name != BASELINE]
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(others)} | {BASELINE: GREY}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.6 + 3.6 * len(panels), 1.9 + 0.42 * len(rows)), dpi=130, layout="constrained")
         axes_of_panels = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -67,21 +67,21 @@ def dots(panels: Sequence[Panel], rows: Sequence[str], path: Path, title: str, n
 
 
 def shaded(
-    numbers: np.ndarray, rows: Sequence[str], columns: Sequence[str], path: Path, title: str, label: str
+    metrics: np.ndarray, rows: Sequence[str], columns: Sequence[str], path: Path, title: str, label: str
 ) -> None:
     """A table of numbers, each cell the darker the higher it is.
 
     Args:
-        numbers: (rows, columns), at most 1; shades reach from the least of them to 1.
+        metrics: (rows, columns), at most 1; shades reach from the least of them to 1.
         label: what the numbers are.
     """
-    low = float(min(numbers.min(), 0.99))
+    low = float(min(metrics.min(), 0.99))
     with matplotlib.rc_context(STYLE):
         size = (2.8 + 0.95 * len(columns), 1.5 + 0.42 * len(rows))
         figure = Figure(figsize=size, dpi=130, layout="constrained")
         axes = figure.add_subplot()
-        axes.imshow(numbers, vmin=low, vmax=1, cmap="Blues", aspect="auto")
-        for (row, column), value in np.ndenumerate(numbers):
+        axes.imshow(metrics, vmin=low, vmax=1, cmap="Blues", aspect="auto")
+        for (row, column), value in np.ndenumerate(metrics):
             dark = (value - low) / (1 - low) > 0.6
             axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=9, color="white" if dark else INK)
         axes.set_xticks(range(len(columns)), columns)

@@ -1,4 +1,4 @@
-"""What an analysis hands back: numbers, tables and pictures; or why it is not defined for a method or a concept."""
+"""What an analysis hands back: numbers, tables and images; or why it is not defined for a method or a concept."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class Results:
     Attributes:
         title: as a heading.
         how: how the numbers were taken, and how to read them.
-        numbers: by name; never NaN. What could not be computed is left out, with its reason in `absent`.
-        absent: name -> why there is no such number, table or picture.
-        pictures, tables: file name in the folder -> caption.
+        metrics: by name; never NaN. What could not be computed is left out, with its reason in `absent`.
+        absent: name -> why there is no such number, table or image.
+        images, tables: file name in the folder -> caption.
     """
 
     folder: Path
     title: str
     how: str
-    numbers: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
-    pictures: dict[str, str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
 
-    def picture(self, name: str, caption: str) -> Path:
-        """Where to put a picture."""
-        self.pictures[name] = caption
+    def image(self, name: str, caption: str) -> Path:
+        """Where to put an image."""
+        self.images[name] = caption
         return self.folder / name
 
     def table(self, name: str, rows: Sequence[Mapping[str, object]], meanings: Mapping[str, str], caption: str) -> None:
@@ -62,9 +62,9 @@ class Results:
         return {
             "title": self.title,
             "how": self.how,
-            "numbers": self.numbers,
+            "metrics": self.metrics,
             "absent": self.absent,
-            "pictures": [{"file": name, "caption": caption} for name, caption in self.pictures.items()],
+            "images": [{"file": name, "caption": caption} for name, caption in self.images.items()],
             "tables": [{"file": name, "caption": caption} for name, caption in self.tables.items()],
         }
 
@@ -74,6 +74,6 @@ class Results:
         Raises:
             RuntimeError: it wrote something first, a mistake in its order.
         """
-        if self.pictures or self.tables:
+        if self.images or self.tables:
             raise RuntimeError(f"{self.title} wrote files before it knew that it is not defined")
         return {"title": self.title, "how": self.how, "not_defined": reason}

@@ -21,7 +21,7 @@ class AttentionMaps:
     """The cross-attention maps of one U-Net call, computed only when read.
 
     The layers leave their queries and keys here and go on as if nobody were watching, so recording can never
-    change a picture. Reading gives probabilities in float32 that carry gradient, so a loss may be put on them.
+    change an image. Reading gives probabilities in float32 that carry gradient, so a loss may be put on them.
     """
 
     def __init__(self) -> None:

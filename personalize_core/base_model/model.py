@@ -95,7 +95,7 @@ class BaseModel:
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, h, w) of one picture's latents."""
+        """(channels, h, w) of one image's latents."""
         side = self.unet.config.sample_size
         return self.unet.config.in_channels, side, side
 
@@ -178,14 +178,14 @@ class BaseModel:
 
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] -> mean and deviation of their latents, (B, 2, 4, h, w), scaled."""
+        """Images (B, 3, H, W) in [-1, 1] -> mean and deviation of their latents, (B, 2, 4, h, w), scaled."""
         parts = [self.vae.encode(part.to(self.device)).latent_dist for part in pixels.split(4)]  # to bound memory
         moments = [torch.stack([posterior.mean, posterior.std], dim=1).cpu() for posterior in parts]
         return torch.cat(moments) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, 4, h, w), scaled as the U-Net sees them -> pictures (B, H, W, 3) uint8 on the CPU."""
+        """Latents (B, 4, h, w), scaled as the U-Net sees them -> images (B, H, W, 3) uint8 on the CPU."""
         pixels = self.vae.decode(latents.to(self.device) / self.vae.config.scaling_factor).sample
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 

@@ -36,7 +36,7 @@ class TextContext:
     class_noun: Tensor
     words: Tensor
     end: Tensor
-    partner: Tensor  # (B,) long: the row of the same picture with its prompt; itself, but in guidance's empty half
+    partner: Tensor  # (B,) long: the row of the same image with its prompt; itself, but in guidance's empty half
     layers: tuple[Tensor, Tensor] | None = None  # (16, B, L, D) each: a text of its own per layer, for keys and values
     several: Tensor | None = None  # (C, B, L) bool: the words of each concept, where a prompt speaks of several
 

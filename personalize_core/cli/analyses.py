@@ -37,7 +37,7 @@ def analyse(
     asked = [(concept, method) for concept in names for method in methods or store.params.method_names]
     cells = [(c, m) for c, m in asked if methods or (store.grid(m, c) / DESCRIPTION).is_file()]
     if not cells:
-        raise InputError("no grids have been drawn yet, and analyses look at them; `personalize run` draws them")
+        raise InputError("no grids have been drawn yet, and analyses look at them; `personalize run` samples them")
     with progress() as listener:
         reports = [(cell, steps.analyse(store, *cell, listener)) for cell in cells]
         of_concept = {name: [method for (one, method), _ in reports if one == name] for name in names}
@@ -45,20 +45,20 @@ def analyse(
     for (concept, method), report in reports:
         described = read_json(report.path / steps.ANALYSES)
         found = described["analyses"]
-        table = new_table(f"{concept}, {method}", "", "Numbers and pictures, or why there are none")
+        table = new_table(f"{concept}, {method}", "", "Numbers and images, or why there are none")
         for one in (found[name] for name in described["order"]):
             if reason := one.get("not_defined"):
                 table.add_row(one["title"], "-", reason)
                 continue
-            for number, value in one["numbers"].items():
+            for number, value in one["metrics"].items():
                 table.add_row(one["title"], number, f"{value:.3f}" if isinstance(value, float) else str(value))
             for name, reason in one["absent"].items():
                 table.add_row(one["title"], name, f"- ({reason})")
-            for picture in one["pictures"]:
-                table.add_row(one["title"], "picture", short(report.path / picture["file"]))
+            for image in one["images"]:
+                table.add_row(one["title"], "image", short(report.path / image["file"]))
         console.print(table)
     for report in together:
-        show(f"{report.path.name}, all these methods", list(report.pictures.items()))
+        show(f"{report.path.name}, all these methods", list(report.images.items()))
 
 
 @app.command("suggest-class")
@@ -74,16 +74,16 @@ def suggest_class(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
 ) -> None:
-    """Suggest class nouns: those that CLIP finds most like the photographs. Whichever you take goes to concept.yaml."""
+    """Suggest class nouns: those that CLIP finds most like the concept images. Whichever you take goes to concept.yaml."""
     from personalize_core.metrics.tables import read_parquet
 
     store: Store = context.obj
     with progress() as listener:
         report = steps.suggest_class(store, concept, nouns, listener)
-    table = new_table("Rank", "Noun", "Mean cosine with the photographs", "")
+    table = new_table("Rank", "Noun", "Mean cosine with the concept images", "")
     for row in read_parquet(report.path / "class_nouns.parquet").to_dicts():
         if row["rank"] <= top or row["is_class_noun"]:
             mark = "the class noun now" if row["is_class_noun"] else ""
             table.add_row(str(row["rank"]), row["noun"], f"{row['score']:.3f}", mark)
     console.print(table)
-    show("Pictures", list(report.pictures.items()))
+    show("Images", list(report.images.items()))

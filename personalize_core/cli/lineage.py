@@ -25,13 +25,13 @@ HASH = 16  # letters of a sha256 that are shown; --json has all of them
 def explain(
     context: typer.Context,
     path: Annotated[
-        Path | None, typer.Argument(help="A picture, grid, artifact, table: any file or folder of data/.")
+        Path | None, typer.Argument(help="An image, grid, artifact, table: any file or folder of data/.")
     ] = None,
     concept: Annotated[str | None, typer.Option("--concept", "-c", help="The rows of this concept.")] = None,
     method: Annotated[str | None, typer.Option("--method", "-m", help="The rows of this method.")] = None,
     variant: Annotated[str | None, typer.Option(help="The rows of this variant.")] = None,
     prompt: Annotated[int | None, typer.Option(min=0, help="The rows of this prompt, by its place.")] = None,
-    image: Annotated[int | None, typer.Option(min=0, help="The rows of this picture of a prompt.")] = None,
+    image: Annotated[int | None, typer.Option(min=0, help="The rows of this image of a prompt.")] = None,
     metric: Annotated[str | None, typer.Option(help="The rows of this metric: clip_t, clip_i, dino ...")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, with every hash in full.")] = False,
 ) -> None:

@@ -20,17 +20,17 @@ from personalize_core.cli import study as study
 from personalize_core.cli.terminal import console, new_table, progress, short, show
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError
-from personalize_core.methods import FLOOR
+from personalize_core.methods import BASELINE
 from personalize_core.steps.processes import in_turn, shared_out
 from personalize_core.workspace.failures import diagnose
 from personalize_core.workspace.store import Store
 
-CELL = (steps.train, steps.draw_grid, steps.score)  # what is made of a concept by a method
+CELL = (steps.train, steps.sample_grid, steps.score)  # what is made of a concept by a method
 DEMO = ("backpack1", "teapot1")  # two of the concepts that come with the project
 DEMO_METHODS = ("base_model", "textual_inversion", "dreambooth", "personalized_residuals")  # a word, weights, modules
 
 app = typer.Typer(
-    help="Teach a text-to-image model a concept from a few photographs, draw it in new scenes, and measure how well.",
+    help="Teach a text-to-image model a concept from a few concept images, draw it in new scenes, and measure how well.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -76,16 +76,16 @@ def choose_workspace(
 @app.command()
 def add(
     context: typer.Context,
-    photos: Annotated[Path, typer.Argument(help="A folder with the concept's photographs; it is only read.")],
+    photos: Annotated[Path, typer.Argument(help="A folder with the concept's images; it is only read.")],
     class_noun: Annotated[str, typer.Option(help="What kind of thing it is: dog, mug, 'stuffed animal'.")],
     name: Annotated[str | None, typer.Option(help="The concept's name; the folder's own if not given.")] = None,
 ) -> None:
-    """Check photographs and add them as a concept."""
+    """Check concept images and add them as a concept."""
     store: Store = context.obj
     concept = intake.add_concept(store.concepts, photos, class_noun, name)
     folder = store.concept_folder(concept.name)
     console.print(f"Added {concept.name}: write {concept.placeholder} for it in prompts.")
-    show("Photographs", [(path.name, path) for path in intake.photographs(folder)])
+    show("Concept images", [(path.name, path) for path in intake.concept_images(folder)])
 
 
 @app.command()
@@ -100,8 +100,8 @@ def train(
 def evaluate(
     context: typer.Context, concepts: Concepts = None, methods: Methods = None, processes: Processes = None
 ) -> None:
-    """Draw every trained concept in the prompts of params.yaml, and score the pictures."""
-    _over_cells(context.obj, concepts, methods, [steps.draw_grid, steps.score], processes, references=True)
+    """Draw every trained concept in the prompts of params.yaml, and score the images."""
+    _over_cells(context.obj, concepts, methods, [steps.sample_grid, steps.score], processes, references=True)
 
 
 @app.command()
@@ -180,7 +180,7 @@ def repeat(
 ) -> None:
     """Train methods again with other seeds, to see what of a difference is the noise of training; then compare."""
     store: Store = context.obj
-    methods = methods or [name for name in store.params.method_names if name != FLOOR]
+    methods = methods or [name for name in store.params.method_names if name != BASELINE]
     if not concepts:
         steps.check_concepts_wanted(store)
         concepts = steps.concepts_wanted(store)
@@ -205,12 +205,12 @@ def sample(
     prompt: Annotated[list[str], typer.Option(help="With the placeholder, as 'a photo of <dog7>'. May be repeated.")],
     method: OneMethod,
     variant: Annotated[str | None, typer.Option(help="A sampling variant of params.yaml.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
+    images: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
 ) -> None:
     """Draw a trained concept in prompts of your own."""
     with progress() as listener:
-        report = steps.draw_samples(context.obj, concept, method, prompt, images, variant, listener)
-    show("Pictures", list(report.pictures.items()))
+        report = steps.sample_prompts(context.obj, concept, method, prompt, images, variant, listener)
+    show("Images", list(report.images.items()))
 
 
 @app.command("heat-maps")
@@ -219,12 +219,12 @@ def heat_maps(
     concept: Annotated[str, typer.Argument(help="The concept's name.")],
     prompt: Annotated[str, typer.Option(help="With the placeholder, as 'a photo of <dog7> in the jungle'.")],
     method: OneMethod,
-    image: Annotated[int, typer.Option(min=0, help="Which picture of the prompt: another has another noise.")] = 0,
+    image: Annotated[int, typer.Option(min=0, help="Which image of the prompt: another has another noise.")] = 0,
 ) -> None:
-    """Show where a picture's attention looked for each word, for every sampling variant of params.yaml."""
+    """Show where an image's attention looked for each word, for every sampling variant of params.yaml."""
     with progress() as listener:
         report = steps.heat_maps(context.obj, concept, method, prompt, image, listener)
-    show("Pictures", list(report.pictures.items()))
+    show("Images", list(report.images.items()))
 
 
 @app.command()
@@ -237,17 +237,17 @@ def together(
         list[str], typer.Option(help="With every placeholder, as 'a photo of <dog7> next to <mug>'. May be repeated.")
     ],
     method: OneMethod = "personalized_residuals",
-    images: Annotated[int, typer.Option(min=1, help="Pictures per prompt.")] = 4,
+    images: Annotated[int, typer.Option(min=1, help="Images per prompt.")] = 4,
 ) -> None:
-    """Draw several trained concepts in one picture, each confined to where its own words are looked at."""
+    """Draw several trained concepts in one image, each confined to where its own words are looked at."""
     with progress() as listener:
         cells = [_cell(word, method) for word in concepts]
-        report = steps.draw_together(context.obj, cells, prompt, images, listener)
+        report = steps.sample_several_concepts(context.obj, cells, prompt, images, listener)
     table = new_table("Identity (DINO) of the part of", *(f"with {name}" for name, _ in cells))
     for part, _ in cells:
-        table.add_row(part, *(f"{report.numbers[f'{part}.{name}']:.3f}" for name, _ in cells))
+        table.add_row(part, *(f"{report.metrics[f'{part}.{name}']:.3f}" for name, _ in cells))
     console.print(table)
-    show("Pictures", list(report.pictures.items()))
+    show("Images", list(report.images.items()))
 
 
 @app.command()
@@ -260,7 +260,7 @@ def export(
     """Write what was learned in the format that stock diffusers loads."""
     report = steps.export(context.obj, concept, method, to)
     console.print((report.path / "README.md").read_text(), markup=False)
-    show("Files", list(report.pictures.items()))
+    show("Files", list(report.images.items()))
 
 
 @app.command("import")
@@ -311,13 +311,13 @@ def protocols(context: typer.Context) -> None:
 
 @step.command("encode-images")
 def step_encode_images(context: typer.Context) -> None:
-    """Photographs to latents."""
+    """Concept images to latents."""
     _over_concepts(context.obj, steps.encode_images)
 
 
 @step.command("class-images")
 def step_class_images(context: typer.Context) -> None:
-    """Pictures of every class noun, where a method of params.yaml asks for them."""
+    """Images of every class noun, where a method of params.yaml asks for them."""
     store: Store = context.obj
     if steps.class_images_wanted(store):
         nouns = sorted({store.concept(name).class_noun for name in store.concept_names()})
@@ -331,9 +331,9 @@ def step_train(context: typer.Context, method: OneMethod) -> None:
 
 
 @step.command("draw")
-def step_draw(context: typer.Context, method: OneMethod) -> None:
+def step_sample(context: typer.Context, method: OneMethod) -> None:
     """Every concept's grid by one method."""
-    _over_concepts(context.obj, steps.draw_grid, method)
+    _over_concepts(context.obj, steps.sample_grid, method)
 
 
 @step.command("score")
@@ -344,7 +344,7 @@ def step_score(context: typer.Context, method: OneMethod) -> None:
 
 @step.command("score-references")
 def step_score_references(context: typer.Context) -> None:
-    """The photographs of every concept, scored against each other."""
+    """The concept images, scored against each other."""
     _over_concepts(context.obj, steps.score_references)
 
 
@@ -390,7 +390,7 @@ def _over_cells(
     if references:
         tasks += [partial(in_turn, [steps.score_references], store, concept) for concept in concepts]
     processes = _processes(store, processes, concepts, methods)
-    table = new_table("Concept", "Method", "State", "Loss on a fixed batch, and its fall [95 %]", "Pictures")
+    table = new_table("Concept", "Method", "State", "Loss on a fixed batch, and its fall [95 %]", "Images")
     with progress() as listener:
         reports = [done() for done in shared_out(tasks, processes, listener)]
     for (concept, method), made in zip(cells, reports, strict=False):  # behind them come the references
@@ -427,16 +427,16 @@ def _each(names: list[str], tasks: Sequence[Callable[[steps.Listener], steps.Rep
 
 
 def _row(concept: str, method: str, reports: list[steps.Report]) -> list[str]:
-    numbers = {name: value for report in reports for name, value in report.numbers.items()}
+    metrics = {name: value for report in reports for name, value in report.metrics.items()}
     made = [report for report in reports if not report.skipped]
     state = f"made in {sum(report.seconds for report in made):.0f} s" if made else "was there"
     loss = "-"
-    if numbers.get("parameters") and "fell_by_at_least" in numbers:
-        low, high = numbers["fell_by_at_least"], numbers["fell_by_at_most"]
-        loss = f"{numbers['fixed_batch_loss_before']:.4f} - {numbers['fixed_batch_loss_fell_by']:.4f}"
+    if metrics.get("parameters") and "fell_by_at_least" in metrics:
+        low, high = metrics["fell_by_at_least"], metrics["fell_by_at_most"]
+        loss = f"{metrics['fixed_batch_loss_before']:.4f} - {metrics['fixed_batch_loss_fell_by']:.4f}"
         loss += f" [{low:.4f}, {high:.4f}]"
-    pictures = [short(path) for report in reports for path in report.pictures.values()]
-    return [concept, method, state, loss, "\n".join(pictures)]
+    images = [short(path) for report in reports for path in report.images.values()]
+    return [concept, method, state, loss, "\n".join(images)]
 
 
 def _show_comparison(store: Store, report: steps.Report) -> None:
@@ -450,7 +450,7 @@ def _show_comparison(store: Store, report: steps.Report) -> None:
     console.print(table)
     if gaps := comparison.gaps(report.path):
         console.print(gaps)
-    noise = comparison.noise_floor(report.path)
+    noise = comparison.training_noise(report.path)
     if len(noise):
         times = " or ".join(str(count) for count in sorted(set(noise["trainings"])))
         console.print(f"noise: standard deviation between {times} trainings; the verdicts count it too")
@@ -461,7 +461,7 @@ def _show_comparison(store: Store, report: steps.Report) -> None:
             table.add_row(*row)
         console.print('Verdicts, 95 % for all that one column "By" names together')
         console.print(table)
-    show("Look at", list(report.pictures.items()))
+    show("Look at", list(report.images.items()))
 
 
 def _show_report(made: steps.Report) -> None:

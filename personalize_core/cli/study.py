@@ -37,17 +37,17 @@ def study(
     ] = None,
     pairs: Annotated[int, typer.Option(help="Pairs of each comparison in the page; a rater sees some of them.")] = 40,
     per_rater: Annotated[int, typer.Option(help="The most questions that one rater answers.")] = 40,
-    photographs: Annotated[int, typer.Option(help="Photographs of the concept beside the pictures, at most.")] = 3,
-    seed: Annotated[int, typer.Option(help="Chooses prompts, images and photographs.")] = 0,
-    title: Annotated[str, typer.Option(help="What raters read on top.")] = "Which picture is better?",
+    concept_images: Annotated[int, typer.Option(help="concept images beside the images, at most.")] = 3,
+    seed: Annotated[int, typer.Option(help="Chooses prompts, images and concept images.")] = 0,
+    title: Annotated[str, typer.Option(help="What raters read on top.")] = "Which image is better?",
 ) -> None:
-    """Build a page that asks people which of two pictures they prefer. It works offline, wherever it is sent."""
+    """Build a page that asks people which of two images they prefer. It works offline, wherever it is sent."""
     from personalize_core.files.typed_yaml import build
     from personalize_core.study.design import Request
     from personalize_core.study.page import write
 
     wishes = {"variants": variants, "questions": question, "concepts": concept, "pairs": pairs, "per_rater": per_rater}
-    wishes |= {"photographs": photographs, "seed": seed, "title": title}
+    wishes |= {"concept_images": concept_images, "seed": seed, "title": title}
     request = build(Request, {name: value for name, value in wishes.items() if value is not None}, "personalize study")
     with progress() as listener:
         written = write(context.obj, request, to, lambda done, total: listener(Event("writing the page", done, total)))

@@ -26,9 +26,9 @@ def progress() -> Iterator[steps.Listener]:
 
         def listen(event: steps.Event) -> None:
             if event.what not in bars:
-                bars[event.what] = bar.add_task(event.what, total=event.total, numbers="")
-            numbers = "  ".join(f"{name} {value:.3g}" for name, value in event.numbers.items())
-            bar.update(bars[event.what], completed=event.done, total=event.total, numbers=numbers)
+                bars[event.what] = bar.add_task(event.what, total=event.total, metrics="")
+            metrics = "  ".join(f"{name} {value:.3g}" for name, value in event.metrics.items())
+            bar.update(bars[event.what], completed=event.done, total=event.total, metrics=metrics)
 
         yield listen
 

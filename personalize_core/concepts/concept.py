@@ -1,4 +1,4 @@
-"""A concept: the thing that the user wants to see in new pictures."""
+"""A concept: the thing that the user wants to see in new images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CLASS_NOUN = re.compile(r"[A-Za-z][A-Za-z'-]*( [A-Za-z][A-Za-z'-]*){0,4}")
 
 @dataclass(frozen=True)
 class Concept:
-    """One thing that the user wants to see in new pictures."""
+    """One thing that the user wants to see in new images."""
 
     name: str  # folder name and partition key, e.g. "dog7"
     placeholder: str  # stands for the concept in prompts, e.g. "<dog7>"; V* in the papers

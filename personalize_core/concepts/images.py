@@ -1,4 +1,4 @@
-"""Photographs become latents, and latents become training rows."""
+"""Concept images become latents, and latents become training rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from personalize_core.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-CROPS = 5  # positions that stand for the random crop of a picture that is not square
+CROPS = 5  # positions that stand for the random crop of an image that is not square
 ROTATIONS = 32  # images that stand for a random rotation
 ZOOMS = 60  # images that stand for a random zoom
 GOLDEN, SILVER = (math.sqrt(5) - 1) / 2, math.sqrt(2) - 1  # steps by which places are spread evenly
@@ -24,13 +24,13 @@ GOLDEN, SILVER = (math.sqrt(5) - 1) / 2, math.sqrt(2) - 1  # steps by which plac
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a photograph becomes square training images (methods.md 0.7).
+    """How a concept image becomes square training images (methods.md 0.7).
 
     Latents are made once and cached, so the random choices of training are enumerated here, in equally likely
     views: a random crop becomes `CROPS` evenly spaced positions along the longer side, a random flip two images, a
     random rotation or zoom `ROTATIONS` or `ZOOMS` images with evenly spaced angles or sizes. Deviates from the
     papers only in that: any of their crops lies within an eighth of the slack from one of ours, any of their
-    angles within 2 degrees. The first view is always the photograph as it stands.
+    angles within 2 degrees. The first view is always the concept image as it stands.
     """
 
     # "squash": straight to a square; "centre": the middle square; "crop": shorter side to size, then a square crop;
@@ -46,32 +46,32 @@ class Preprocessing:
 
     @property
     def of_class_images(self) -> Preprocessing:
-        """How pictures of the class noun are prepared beside them: alike, but never zoomed."""
+        """How images of the class noun are prepared beside them: alike, but never zoomed."""
         return Preprocessing("centre", self.interpolation, self.flip) if self.geometry == "zoom" else self
 
-    def views(self, picture: Image.Image, size: int) -> list[Image.Image]:
-        """Every image that training may draw for one RGB photograph; all (size, size)."""
+    def views(self, image: Image.Image, size: int) -> list[Image.Image]:
+        """Every image that training may draw for one RGB concept image; all (size, size)."""
         resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[self.interpolation]
         match self.geometry:
             case "rotate":
-                return self._rotated(picture, size, resample)
+                return self._rotated(image, size, resample)
             case "zoom":
-                square = _middle_square(picture)
+                square = _middle_square(image)
                 return [zoom.view(square, size, resample, self.flip) for zoom in zooms(size)]
             case "squash":
-                views = [picture.resize((size, size), resample)]
+                views = [image.resize((size, size), resample)]
             case "centre":
-                views = [_middle_square(picture).resize((size, size), resample)]
+                views = [_middle_square(image).resize((size, size), resample)]
             case "crop":
-                resized = _shorter_side_to(size, picture, resample)
+                resized = _shorter_side_to(size, image, resample)
                 views = [_crop(resized, size, corner) for corner in _corners(resized, size)]
         return views + [ImageOps.mirror(view) for view in views] if self.flip else views
 
-    def _rotated(self, picture: Image.Image, size: int, resample: Image.Resampling) -> list[Image.Image]:
+    def _rotated(self, image: Image.Image, size: int, resample: Image.Resampling) -> list[Image.Image]:
         """As torchvision's RandomRotation(45, expand=True) with probability 0.75, Resize, flip 0.25, RandomCrop."""
         views, angles = [], iter(np.linspace(-45, 45, ROTATIONS * 3 // 2 + 1)[1::2].tolist())  # middles of 24 parts
         for k in range(ROTATIONS):
-            turned = picture if k % 4 == 0 else picture.rotate(next(angles), expand=True)
+            turned = image if k % 4 == 0 else image.rotate(next(angles), expand=True)
             resized, place = _shorter_side_to(size, turned, resample), _spread(k, GOLDEN)
             view = _crop(resized, size, _place(resized, size, place))
             views.append(ImageOps.mirror(view) if self.flip and k // 4 % 4 == 3 else view)
@@ -80,16 +80,16 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Zoom:
-    """A size and a place that Custom Diffusion's augmentation gives a photograph, in pixels."""
+    """A size and a place that Custom Diffusion's augmentation gives a concept image, in pixels."""
 
     kind: Literal["plain", "far", "near"]
-    side: int  # the square photograph is resized to this
+    side: int  # the square concept image is resized to this
     left: int  # where it lies on the canvas, if far; where the canvas lies on it, if near
     top: int
     mirrored: bool
 
     def view(self, square: Image.Image, size: int, resample: Image.Resampling, flip: bool) -> Image.Image:
-        """A square photograph as a (size, size) training image.
+        """A square concept image as a (size, size) training image.
 
         Beside a far one the canvas is grey, which in [-1, 1] is 0 in the authors' code and 0.004 here: the cached
         images have eight bits.
@@ -133,41 +133,41 @@ def _spread(k: int, step: float) -> float:
     return (0.5 + k * step) % 1
 
 
-def _middle_square(picture: Image.Image) -> Image.Image:
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
+def _middle_square(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
-def _shorter_side_to(size: int, picture: Image.Image, resample: Image.Resampling) -> Image.Image:
-    scale = size / min(picture.size)
-    width, height = (max(size, round(side * scale)) for side in picture.size)
-    return picture.resize((width, height), resample)
+def _shorter_side_to(size: int, image: Image.Image, resample: Image.Resampling) -> Image.Image:
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    return image.resize((width, height), resample)
 
 
-def _place(picture: Image.Image, size: int, place: float) -> tuple[int, int]:
+def _place(image: Image.Image, size: int, place: float) -> tuple[int, int]:
     """Left and top of a (size, size) part; place in [0, 1] is where along the longer side."""
-    return round((picture.width - size) * place), round((picture.height - size) * place)
+    return round((image.width - size) * place), round((image.height - size) * place)
 
 
-def _corners(picture: Image.Image, size: int) -> list[tuple[int, int]]:
+def _corners(image: Image.Image, size: int) -> list[tuple[int, int]]:
     """`CROPS` places from end to end, each once."""
-    return sorted({_place(picture, size, k / (CROPS - 1)) for k in range(CROPS)})
+    return sorted({_place(image, size, k / (CROPS - 1)) for k in range(CROPS)})
 
 
-def _crop(picture: Image.Image, size: int, corner: tuple[int, int]) -> Image.Image:
+def _crop(image: Image.Image, size: int, corner: tuple[int, int]) -> Image.Image:
     x, y = corner
-    return picture.crop((x, y, x + size, y + size))
+    return image.crop((x, y, x + size, y + size))
 
 
-CENTRE_CROP = Preprocessing("crop", "bicubic", flip=False)  # what reference pictures are shown and compared in
+CENTRE_CROP = Preprocessing("crop", "bicubic", flip=False)  # what reference images are shown and compared in
 
 
-def load_picture(path: Path) -> Image.Image:
-    """The photograph as RGB, upright by its EXIF orientation.
+def load_image(path: Path) -> Image.Image:
+    """The concept image as RGB, upright by its EXIF orientation.
 
     Raises:
-        InputError: the file is missing, empty, damaged or no picture.
+        InputError: the file is missing, empty, damaged or no image.
     """
     try:
         with Image.open(path) as opened:
@@ -175,22 +175,22 @@ def load_picture(path: Path) -> Image.Image:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = "is empty" if path.is_file() and path.stat().st_size == 0 else "cannot be read as a picture"
+        what = "is empty" if path.is_file() and path.stat().st_size == 0 else "cannot be read as an image"
         raise InputError(f"{path} {what} ({type(error).__name__}); replace it or take it out of the folder") from None
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    """Where a picture is transparent it becomes white, as viewers show it; sixteen bits become eight."""
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))  # Pillow would cut all at 255
-    if picture.has_transparency_data:
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture.convert("RGBA"))
-    return picture.convert("RGB")
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Where an image is transparent it becomes white, as viewers show it; sixteen bits become eight."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would cut all at 255
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The pictures of a folder by their names' endings, sorted; hidden files and subfolders are not looked at."""
+    """The images of a folder by their names' endings, sorted; hidden files and subfolders are not looked at."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -204,9 +204,9 @@ def to_pixels(views: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2) / 127.5 - 1
 
 
-def centre_crop(picture: Image.Image, size: int) -> Image.Image:
-    """The middle square of a picture, resized."""
-    views = CENTRE_CROP.views(picture, size)
+def centre_crop(image: Image.Image, size: int) -> Image.Image:
+    """The middle square of an image, resized."""
+    views = CENTRE_CROP.views(image, size)
     return views[len(views) // 2]
 
 
@@ -215,18 +215,18 @@ class Rows:
     """Rows drawn to train on."""
 
     latents: Tensor  # (n, 4, h, w)
-    pictures: Sequence[int]  # n: which picture each row shows
-    views: Sequence[int]  # n: and which of that picture's views
+    images: Sequence[int]  # n: which image each row shows
+    views: Sequence[int]  # n: and which of that image's views
 
 
 class ConceptLatents:
     """Latents to train on, as the autoencoder's moments: drawn from anew in every step, not frozen once.
 
     Args:
-        concept: per photograph, the moments (V, 2, 4, h, w) of its V views: mean and deviation, scaled as the
+        concept: per concept image, the moments (V, 2, 4, h, w) of its V views: mean and deviation, scaled as the
             U-Net expects.
-        class_images: the same for pictures of the class noun, where a method asks for them.
-        captions: what each of the class images shows, where they are photographs with captions of their own.
+        class_images: the same for images of the class noun, where a method asks for them.
+        captions: what each of the class images shows, where they are concept images with captions of their own.
     """
 
     def __init__(
@@ -238,7 +238,7 @@ class ConceptLatents:
         return len(self.concept)
 
     def instances(self, size: int, generator: Generator) -> Tensor:
-        """(size, 4, h, w): photographs of the concept, none twice before all have been drawn once."""
+        """(size, 4, h, w): concept images, none twice before all have been drawn once."""
         return self.instance_rows(size, generator).latents
 
     def instance_rows(self, size: int, generator: Generator) -> Rows:
@@ -246,32 +246,32 @@ class ConceptLatents:
         return _draw(self.concept, size, generator)
 
     def another_of_each(self, rows: Rows, generator: Generator) -> Rows:
-        """For each row of the concept another photograph of it; the same one where there is only one."""
-        shifts = torch.randint(max(1, len(self) - 1), (len(rows.pictures),), generator=generator).tolist()
-        others = [(index + 1 + shift) % len(self) for index, shift in zip(rows.pictures, shifts, strict=True)]
+        """For each row of the concept another concept image of it; the same one where there is only one."""
+        shifts = torch.randint(max(1, len(self) - 1), (len(rows.images),), generator=generator).tolist()
+        others = [(index + 1 + shift) % len(self) for index, shift in zip(rows.images, shifts, strict=True)]
         return _sampled(self.concept, others, generator)
 
     def prior(self, size: int, generator: Generator) -> Tensor:
-        """(size, 4, h, w): pictures of the class noun."""
+        """(size, 4, h, w): images of the class noun."""
         return self.prior_rows(size, generator).latents
 
     def prior_rows(self, size: int, generator: Generator) -> Rows:
-        """The same, for methods to which it matters which picture was drawn."""
+        """The same, for methods to which it matters which image was drawn."""
         if not self.class_images:
             raise ValueError("these latents hold no class images; the method has to ask for them in `class_images`")
         return _draw(self.class_images, size, generator)
 
 
-def _draw(pictures: Sequence[Tensor], size: int, generator: Generator) -> Rows:
-    rounds = -(-size // len(pictures))
-    order = torch.cat([torch.randperm(len(pictures), generator=generator) for _ in range(rounds)])[:size].tolist()
-    return _sampled(pictures, order, generator)
+def _draw(images: Sequence[Tensor], size: int, generator: Generator) -> Rows:
+    rounds = -(-size // len(images))
+    order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])[:size].tolist()
+    return _sampled(images, order, generator)
 
 
-def _sampled(pictures: Sequence[Tensor], order: Sequence[int], generator: Generator) -> Rows:
+def _sampled(images: Sequence[Tensor], order: Sequence[int], generator: Generator) -> Rows:
     rows, chosen = [], []
     for index in order:
-        views = pictures[index]
+        views = images[index]
         chosen.append(int(torch.randint(len(views), (), generator=generator)))
         mean, deviation = views[chosen[-1]]
         rows.append(mean + deviation * torch.randn(mean.shape, generator=generator))

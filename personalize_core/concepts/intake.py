@@ -1,4 +1,4 @@
-"""Bring photographs in: check every one, then keep them as a concept. Originals are only read."""
+"""Bring concept images in: check every one, then keep them as a concept. Originals are only read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from personalize_core.files.memo import found_once
 from personalize_core.files.stamps import sha256
 
 DESCRIPTION = "concept.yaml"
-MOST_PIXELS = 100_000_000  # a larger file is no photograph to learn from, and decoding it would fill the memory
+MOST_PIXELS = 100_000_000  # a larger file is no concept image to learn from, and decoding it would fill the memory
 
 
 def read_concept(folder: Path) -> Concept:
@@ -32,7 +32,7 @@ def read_concept(folder: Path) -> Concept:
     except FileNotFoundError:
         raise InputError(
             f"{folder} holds no {DESCRIPTION}; write one there with two lines, 'placeholder: \"<{folder.name}>\"' and "
-            "'class_noun: NOUN', or add photographs with `personalize add`"
+            "'class_noun: NOUN', or add concept images with `personalize add`"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError):
         values = None
@@ -46,40 +46,38 @@ def _read(text: str) -> Any:
     return yaml.load(text, yaml.BaseLoader)  # where "no" and "on" are words
 
 
-def photographs(folder: Path) -> list[Path]:
-    """The concept's photographs, sorted, every one decoded once.
+def concept_images(folder: Path) -> list[Path]:
+    """The concept's images, sorted, every one decoded once.
 
     Raises:
         InputError: there are none, or one cannot be read.
     """
-    from personalize_core.concepts.images import IMAGE_SUFFIXES, image_files, load_picture
+    from personalize_core.concepts.images import IMAGE_SUFFIXES, image_files, load_image
 
     paths = image_files(folder)
     if not paths:
         raise InputError(
-            f"{folder} holds no photographs; put some there as {listed(sorted(IMAGE_SUFFIXES))} (3 to 6 are usual)"
+            f"{folder} holds no concept images; put some there as {listed(sorted(IMAGE_SUFFIXES))} (3 to 6 are usual)"
         )
     for path in paths:
-        picture = load_picture(path)
-        if picture.width * picture.height > MOST_PIXELS:
-            raise InputError(
-                f"{path} has {picture.width} x {picture.height} pixels; make it smaller than 100 megapixels"
-            )
+        image = load_image(path)
+        if image.width * image.height > MOST_PIXELS:
+            raise InputError(f"{path} has {image.width} x {image.height} pixels; make it smaller than 100 megapixels")
     return paths
 
 
 def captioned(folder: Path) -> list[tuple[Path, str]]:
-    """The photographs of a folder, sorted, each with the caption in the text file of its name; "" without one.
+    """The concept images of a folder, sorted, each with the caption in the text file of its name; "" without one.
 
     Raises:
-        InputError: there is no such folder, it holds no photographs, or a photograph or caption cannot be read.
+        InputError: there is no such folder, it holds no concept images, or a concept image or caption cannot be read.
     """
     if not folder.is_dir():
         raise InputError(
-            f"{folder} does not exist; put photographs of things of that kind there, and beside each 'NAME.jpg' its "
+            f"{folder} does not exist; put concept images of things of that kind there, and beside each 'NAME.jpg' its "
             "caption in 'NAME.txt' if it has one"
         )
-    return [(path, _caption(path.with_suffix(".txt"))) for path in photographs(folder)]
+    return [(path, _caption(path.with_suffix(".txt"))) for path in concept_images(folder)]
 
 
 def _caption(path: Path) -> str:
@@ -91,31 +89,31 @@ def _caption(path: Path) -> str:
 
 @found_once
 def content(folder: Path) -> dict[str, str]:
-    """File name -> sha256, of the description and the photographs: what everything made from a concept depends on."""
+    """File name -> sha256, of the description and the concept images: what everything made from a concept depends on."""
     from personalize_core.concepts.images import image_files
 
     return {path.name: sha256(path) for path in [folder / DESCRIPTION, *image_files(folder)]}
 
 
 def add_concept(concepts: Path, photos: Path, class_noun: str, name: str | None = None) -> Concept:
-    """Copy photographs to data/concepts, with their masks if they have some, and describe them.
+    """Copy concept images to data/concepts, with their masks if they have some, and describe them.
 
     Args:
-        photos: a folder of pictures; every picture in it is checked, then copied byte for byte. So are the masks in its
-            folder `masks`: NAME.png for the photograph NAME.*, white where it shows the concept.
+        photos: a folder of images; every image in it is checked, then copied byte for byte. So are the masks in its
+            folder `masks`: NAME.png for the concept image NAME.*, white where it shows the concept.
         name: by default the folder's own name.
 
     Raises:
         InputError: something cannot be used, or the concept exists already; nothing has been written then.
     """
     if not photos.is_dir():
-        raise InputError(f"{photos} is no folder; give the folder that holds the concept's photographs")
+        raise InputError(f"{photos} is no folder; give the folder that holds the concept's images")
     concept = Concept.named(name or photos.resolve().name, class_noun)
-    paths = photographs(photos)
+    paths = concept_images(photos)
     unreadable = [path.name for path in photos.iterdir() if path.is_file() and path not in paths and _is_suspect(path)]
     if unreadable:
         raise InputError(
-            f"{photos} also holds {listed(sorted(unreadable))}, no picture by name; take it out or rename it"
+            f"{photos} also holds {listed(sorted(unreadable))}, no image by name; take it out or rename it"
         )
     masks = _masks(paths)
     folder = concepts / concept.name
@@ -141,7 +139,7 @@ def add_concept(concepts: Path, photos: Path, class_noun: str, name: str | None 
 
 
 def _masks(paths: list[Path]) -> list[Path]:
-    """The masks that lie beside photographs, every one checked; none where there is no such folder."""
+    """The masks that lie beside concept images, every one checked; none where there is no such folder."""
     from personalize_core.concepts.masks import FOLDER, own_masks
 
     if own_masks(paths) is None:
@@ -150,5 +148,5 @@ def _masks(paths: list[Path]) -> list[Path]:
 
 
 def _is_suspect(path: Path) -> bool:
-    """A file that its owner may have meant as a photograph: neither hidden nor a text beside the pictures."""
+    """A file that its owner may have meant as a concept image: neither hidden nor a text beside the images."""
     return not path.name.startswith(".") and path.suffix.lower() not in {".txt", ".md", ".csv", ".json", ".yaml"}

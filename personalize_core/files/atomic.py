@@ -95,7 +95,7 @@ def whole_folder(folder: Path, stamp: str) -> Iterator[Path]:
         _discard(temporary)
 
 
-def is_current(folder: Path, stamp: str) -> bool:
+def is_up_to_date(folder: Path, stamp: str) -> bool:
     """Does the folder hold, whole, what was made from just that?"""
     try:
         manifest = read_json(folder / MANIFEST)

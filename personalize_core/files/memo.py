@@ -1,6 +1,6 @@
 """One look over a workspace: what was found out once is not found out again, and nothing outlives the look.
 
-A plan asks for the same photographs, sources and weights for every concept and method. Between two looks any of them
+A plan asks for the same concept images, sources and weights for every concept and method. Between two looks any of them
 may be another, so nothing is kept; within one, all answers are of the same moment.
 """
 

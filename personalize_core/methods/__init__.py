@@ -30,7 +30,7 @@ METHODS = {  # name, which is also the file's, -> class; imported when asked for
 }
 
 METHOD_NAMES = tuple(METHODS)
-FLOOR = "base_model"  # learns nothing: what every method must beat
+BASELINE = "base_model"  # learns nothing: what every method must beat
 MARK = "@"  # METHOD@ABLATION is a method with something changed, and stands wherever a method's name does
 
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load((Path(__file__).parent / "ablations.yaml").read_text())

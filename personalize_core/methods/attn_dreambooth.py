@@ -71,7 +71,7 @@ class Config:
     # The token of the class noun that the embedding starts from. The regularizer looks at all of them, but with
     # "first", as the authors' code does, at that one alone.
     class_token_rule: TokenRule = "last"
-    rotate: bool = True  # photographs turned and mirrored: in the code, not in the paper
+    rotate: bool = True  # concept images turned and mirrored: in the code, not in the paper
 
     def __post_init__(self) -> None:
         if not any((self.embedding_steps, self.attention_steps, self.unet_steps)):

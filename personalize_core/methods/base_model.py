@@ -1,4 +1,4 @@
-"""The base model without personalization: it learns nothing, and is the floor that every method must beat.
+"""The base model without personalization: it learns nothing, and is the baseline that every method must beat.
 
 It names the concept by its class noun alone. Being a method like any other, it is drawn with the same noise,
 scored by the same rules and stands in the same tables, with no special case anywhere.

@@ -66,7 +66,7 @@ class Config(ContextLosses):
     unet_lr: Annotated[float, Field(gt=0)] = 2e-6
 
     class_token_rule: TokenRule = "last"  # which token of the class noun the embedding starts from; the code: first
-    rotate: bool = True  # photographs turned and mirrored: in the code, not in the paper
+    rotate: bool = True  # concept images turned and mirrored: in the code, not in the paper
 
     def __post_init__(self) -> None:
         super().__post_init__()

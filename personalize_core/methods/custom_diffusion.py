@@ -49,7 +49,7 @@ class Config:
     """
 
     trained: Literal["kv", "attn2"] = "kv"  # of the cross-attention: keys and values, or all of it
-    # Class images: drawn by the base model, photographs from data/regularization with their captions, or none.
+    # Class images: drawn by the base model, concept images from data/regularization with their captions, or none.
     regularization: Literal["generated", "real", "none"] = "generated"
     class_images: Annotated[int, Field(gt=0)] = 200  # how many are drawn
     prior_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -66,7 +66,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.regularization == "none":
             refuse_idle(self, "class_images", "prior_weight", off="regularization: none")
-        if self.regularization == "real":  # all photographs of the folder, however many
+        if self.regularization == "real":  # all concept images of the folder, however many
             refuse_idle(self, "class_images", off="regularization: real")
 
 
@@ -120,7 +120,7 @@ class CustomDiffusion(Method):
         prior = images.prior_rows(size, generator)
         return Batch(
             latents=torch.cat([rows.latents, prior.latents]),
-            prompts=prompts + [self._caption(images, picture) for picture in prior.pictures],
+            prompts=prompts + [self._caption(images, image) for image in prior.images],
             weight=torch.cat([weight, equal_shares(size, c.prior_weight).expand(-1, *masks.shape[1:])]),
         )
 
@@ -128,9 +128,9 @@ class CustomDiffusion(Method):
         choices = SAYS[zoom.kind]
         return choices[int(torch.randint(len(choices), (), generator=generator))]
 
-    def _caption(self, images: ConceptLatents, picture: int) -> str:
+    def _caption(self, images: ConceptLatents, image: int) -> str:
         """Of a class image: its own, or what the authors' code says of generated ones (diffusers': the noun alone)."""
-        own = images.captions[picture] if images.captions else ""
+        own = images.captions[image] if images.captions else ""
         return own or TEMPLATE.replace("{}", self.concept.class_noun)
 
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
@@ -200,7 +200,7 @@ class CustomDiffusion(Method):
 
     @classmethod
     def preprocessing_for(cls, config: Config) -> Preprocessing:
-        """The authors' centre crop; diffusers' port squashes photographs instead."""
+        """The authors' centre crop; diffusers' port squashes concept images instead."""
         return cls.preprocessing if config.zoom else cls.preprocessing.of_class_images
 
     @classmethod
@@ -237,7 +237,7 @@ def rare_word(base: BaseModel, wanted: str | None) -> str:
 def loss_mask(zoom: Zoom, size: int, height: int, width: int) -> Tensor:
     """(1, height, width): the latent pixels that count in the loss of a (size, size) image.
 
-    All of them, but for a photograph on a grey canvas: there those inside it, less one on each side, whose latents
+    All of them, but for a concept image on a grey canvas: there those inside it, less one on each side, whose latents
     see the canvas too.
     """
     if zoom.kind != "far":
@@ -249,7 +249,7 @@ def loss_mask(zoom: Zoom, size: int, height: int, width: int) -> Tensor:
     )
     if top >= bottom or left >= right:
         raise ValueError(
-            f"a photograph of {zoom.side} pixels leaves nothing of {height} x {width} latents to learn from"
+            f"a concept image of {zoom.side} pixels leaves nothing of {height} x {width} latents to learn from"
         )
     mask[:, top:bottom, left:right] = 1
     return mask

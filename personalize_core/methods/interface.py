@@ -112,12 +112,12 @@ class Method(nn.Module):
     # Sampling options of other methods -> why this one has not got them, where there is more to say than that.
     lacks: ClassVar[Mapping[str, str]] = {"lag": "nothing that it learns acts inside the U-Net"}
     starts_as_base_model: ClassVar[bool] = True  # untrained, does it draw what the base model draws?
-    preprocessing: ClassVar[Preprocessing]  # how photographs become its training images; see preprocessing_for
+    preprocessing: ClassVar[Preprocessing]  # how concept images become its training images; see preprocessing_for
 
     def __init__(self, config: Any, base: BaseModel, concept: Concept) -> None:
         super().__init__()
         self.config, self.concept, self.sampling = config, concept, self.Sampling()
-        self.place = 0  # which of the context's concepts is this method's, where pictures show several
+        self.place = 0  # which of the context's concepts is this method's, where images show several
 
     @property
     def phrase(self) -> str:
@@ -146,10 +146,10 @@ class Method(nn.Module):
         """Put hooks or weights into the base model; leaving the block takes them all out again."""
         return nullcontext()
 
-    def numbers(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What the log says of it after each step, beside the losses. By default what its parts say of themselves."""
-        parts: list[Any] = [part for part in self.children() if hasattr(part, "numbers")]
-        return {name: value for part in parts for name, value in part.numbers().items()}
+        parts: list[Any] = [part for part in self.children() if hasattr(part, "metrics")]
+        return {name: value for part in parts for name, value in part.metrics().items()}
 
     def export(self, base: BaseModel, folder: Path) -> str:
         """Write what was learned into `folder` in a format that stock diffusers loads; returns how to load it.
@@ -170,7 +170,7 @@ class Method(nn.Module):
 
     @classmethod
     def preprocessing_for(cls, config: Any) -> Preprocessing:
-        """How photographs become its training images under this config."""
+        """How concept images become its training images under this config."""
         return cls.preprocessing
 
     @classmethod
@@ -183,8 +183,8 @@ class Method(nn.Module):
         """Raise InputError if what is trained by `config` cannot be sampled by `sampling`."""
 
     @classmethod
-    def photographs_needed(cls, config: Any, sampling: Any) -> int:
-        """How many photographs of a concept there must be, so that what learned it can be sampled by `sampling`."""
+    def images_needed(cls, config: Any, sampling: Any) -> int:
+        """How many concept images there must be, so that what learned it can be sampled by `sampling`."""
         return 1
 
     @classmethod
@@ -199,12 +199,12 @@ class Method(nn.Module):
 
     @classmethod
     def class_images(cls, config: Any) -> int:
-        """How many pictures of the class noun training needs beside the concept's; drawn by the base model."""
+        """How many images of the class noun training needs beside the concept's; drawn by the base model."""
         return 0
 
     @classmethod
     def real_class_images(cls, config: Any) -> bool:
-        """Are they photographs instead, all those of data/regularization?"""
+        """Are they concept images instead, all those of data/regularization?"""
         return False
 
 

@@ -37,7 +37,7 @@ class Config:
     # One rate for both is the point of this baseline: the embedding hardly moves (a cosine of 0.9997 to its start).
     lr_embedding: Annotated[float, Field(gt=0)] | None = None  # a rate of the embedding's own; `lr` if None
     class_token_rule: TokenRule = "last"  # the embedding starts from this token of the class noun
-    rotate: bool = True  # AttnDreamBooth's code turns and mirrors photographs; its paper does not say so
+    rotate: bool = True  # AttnDreamBooth's code turns and mirrors concept images; its paper does not say so
 
 
 class TIDB(EmbeddingAndUNet):

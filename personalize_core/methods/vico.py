@@ -67,8 +67,8 @@ class Config:
 class Sampling(LAG):
     """How a trained artifact is used."""
 
-    # Of the concept's photographs in their files' order, from 0.
-    reference: Annotated[int, Field(ge=0, description="chooses the photograph that is attended to")] = 0
+    # Of the concept's images in their files' order, from 0.
+    reference: Annotated[int, Field(ge=0, description="chooses the concept image that is attended to")] = 0
     # Its "own" map, at the placeholder's position in the prompt, where it has padding, as in the authors' code; or the
     # mask of the prompted half.
     uncond_mask: Annotated[
@@ -78,16 +78,16 @@ class Sampling(LAG):
 
 
 class ViCo(Method):
-    """Four transformer blocks that attend to a reference photograph, and the placeholder's embedding.
+    """Four transformer blocks that attend to a reference concept image, and the placeholder's embedding.
 
-    The clean latents of the reference, another photograph of the concept, go through the U-Net as rows behind the
+    The clean latents of the reference, another concept image of the concept, go through the U-Net as rows behind the
     noisy ones, with the same timesteps and prompts. Behind the text's own block in four transformers, a block of the
     method's lets the noisy rows attend to the reference rows, where those look at the placeholder.
 
     The blocks start at random, with nothing that closes them, so an untrained ViCo is not the base model. While it
-    has seen no photograph its reference is all zeros.
+    has seen no concept image its reference is all zeros.
 
-    In sampling the reference is the mean of the photograph's posterior, prepared as in training. Deviates from the
+    In sampling the reference is the mean of the concept image's posterior, prepared as in training. Deviates from the
     authors' code, which draws from the posterior once, and resizes with bilinear weights there.
     """
 
@@ -96,7 +96,7 @@ class ViCo(Method):
     preprocessing = Preprocessing("squash", "bicubic", flip=False)
     starts_as_base_model = False
 
-    references: Tensor  # (photographs, 4, h, w)
+    references: Tensor  # (concept images, 4, h, w)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
@@ -107,7 +107,7 @@ class ViCo(Method):
             self.blocks[layer.replace(".", "/")] = image_block(base.transformers[layer].transformer_blocks[0])
         self.register_buffer("references", torch.zeros(1, *base.latent_shape))
         self.register_load_state_dict_pre_hook(_make_room_for_references)
-        self._drawn: Tensor | None = None  # (B, 4, h, w): the references of the batch in training
+        self._sampled: Tensor | None = None  # (B, 4, h, w): the references of the batch in training
 
     @property
     def phrase(self) -> str:
@@ -128,7 +128,7 @@ class ViCo(Method):
             raise InputError(f"uncond_mask: {sampling.uncond_mask} chooses a mask, but it was trained with mask: false")
 
     @classmethod
-    def photographs_needed(cls, config: Config, sampling: Sampling) -> int:
+    def images_needed(cls, config: Config, sampling: Sampling) -> int:
         return sampling.reference + 1
 
     # Training
@@ -147,7 +147,7 @@ class ViCo(Method):
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         chosen = torch.randint(len(self.templates), (size,), generator=generator).tolist()
         rows = images.instance_rows(size, generator)
-        self._drawn = images.another_of_each(rows, generator).latents
+        self._sampled = images.another_of_each(rows, generator).latents
         self.references = torch.stack([views[0, 0] for views in images.concept]).to(self.references)
         return Batch(rows.latents, [self.say(self.templates[index]) for index in chosen], equal_shares(size))
 
@@ -181,7 +181,7 @@ class ViCo(Method):
             return nullcontext()
         if not self.training and self.sampling.reference >= len(self.references):
             raise InputError(
-                f"there is no photograph {self.sampling.reference} of {self.concept.name!r}; it was trained on "
+                f"there is no concept image {self.sampling.reference} of {self.concept.name!r}; it was trained on "
                 f"{len(self.references)}, counted from 0"
             )
         handles = list(self._doubling(base, regularized))
@@ -226,9 +226,9 @@ class ViCo(Method):
         """(rows, 4, h, w), clean."""
         if not self.training:
             return self.references[self.sampling.reference].expand(rows, -1, -1, -1)
-        if self._drawn is None or len(self._drawn) != rows:
+        if self._sampled is None or len(self._sampled) != rows:
             raise RuntimeError(f"ViCo trains on pairs: `batch` has to draw references for these {rows} rows first")
-        return self._drawn
+        return self._sampled
 
     def _attending(self, layer: str) -> Callable:
         block = self.blocks[layer.replace(".", "/")]
@@ -307,7 +307,7 @@ def _call_among(arguments: Any) -> Call:
 
 
 def _make_room_for_references(method: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    """Before loading: there are as many as there were photographs, which is not known before."""
+    """Before loading: there are as many as there were concept images, which is not known before."""
     saved = state.get(f"{prefix}references")
     if saved is not None:
         method.references = torch.empty_like(saved, device=method.references.device)

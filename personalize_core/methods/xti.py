@@ -64,7 +64,7 @@ class XTI(Method):
         groups = [{"params": [self.embeddings], "lr": c.lr}]
         return [Stage("embeddings", c.steps, c.batch_size, groups, min_timestep=c.min_timestep)]
 
-    def numbers(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         return drift(self.embeddings, self.initial)
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:

@@ -1,1 +1,1 @@
-"""How alike pictures and texts are: encoders (features), scores (similarity) and where they are kept (tables)."""
+"""How alike images and texts are: encoders (features), scores (similarity) and where they are kept (tables)."""

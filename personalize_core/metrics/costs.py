@@ -28,9 +28,9 @@ SCHEMA = pl.Schema(dict.fromkeys(LABELS, pl.String()) | dict.fromkeys(COLUMNS, p
 
 MEASURED: dict[str, str] = {
     "training_seconds": "time of the training steps, over all sessions of a resumed run; over all concepts the mean",
-    "seconds_per_image": "time to draw one picture by this variant, with what it refines; over all concepts the mean",
+    "seconds_per_image": "time to draw one image by this variant, with what it refines; over all concepts the mean",
     "training_memory_bytes": "the most memory held at once in training; over all concepts the most",
-    "drawing_memory_bytes": "the most memory held at once in drawing; over all concepts the most",
+    "sampling_memory_bytes": "the most memory held at once in drawing; over all concepts the most",
 }
 WORDS: dict[str, str] = {
     "memory_of": "whose memory that is: tensors on the graphics card, or all that the process held",
@@ -55,7 +55,7 @@ class Places:
     artifact: Path
     grid: Path
     training: Path  # a file of what was measured
-    drawing: Path
+    sampling: Path
 
 
 def of_artifact(folder: Path) -> dict[str, float | None]:
@@ -80,7 +80,7 @@ def beside(summary: pl.DataFrame, costs: pl.DataFrame) -> pl.DataFrame:
     """The rows of a summary with the costs of their method and concept; variants of a method share its costs.
 
     Args:
-        summary: what `tables.summarise` or `tables.difference_from_floor` returned.
+        summary: what `tables.summarise` or `tables.difference_from_baseline` returned.
         costs: LABELS and COLUMNS, a row per method and concept.
     """
     everywhere = costs.group_by("method").agg(pl.col(name).mean() for name in COLUMNS)
@@ -112,7 +112,7 @@ def write(places: Iterable[Places], path: Path) -> None:
 
 def in_words(row: Mapping[str, Any]) -> str:
     """A row of `measured` for people, as far as it is known."""
-    memory = [row[name] for name in ("training_memory_bytes", "drawing_memory_bytes") if row[name] is not None]
+    memory = [row[name] for name in ("training_memory_bytes", "sampling_memory_bytes") if row[name] is not None]
     parts = [
         f"{_short(row['parameters']).strip()} trained" if row["parameters"] else "",
         f"{_short(row['artifact_bytes'])}B" if row["parameters"] and row["artifact_bytes"] else "",
@@ -124,20 +124,20 @@ def in_words(row: Mapping[str, Any]) -> str:
 
 
 def _rows(place: Places) -> Iterable[dict[str, Any]]:
-    training, drawing = record_of_result(place.training, place.artifact), record_of_result(place.drawing, place.grid)
+    training, sampling = record_of_result(place.training, place.artifact), record_of_result(place.sampling, place.grid)
     known = {
         "method": place.method,
         "concept": place.concept,
         **of_artifact(place.artifact),
         "training_seconds": training.get("training_seconds"),
         "training_memory_bytes": training.get("peak_memory_bytes"),
-        "drawing_memory_bytes": drawing.get("peak_memory_bytes"),
+        "sampling_memory_bytes": sampling.get("peak_memory_bytes"),
     }
     for name in WORDS:
-        words = sorted({one[name] for one in (training, drawing) if name in one})
+        words = sorted({one[name] for one in (training, sampling) if name in one})
         known[name] = " and ".join(words) or None
     for variant in read_record(place.grid / DESCRIPTION).get("variants", ()):
-        yield {**known, "variant": variant, "seconds_per_image": drawing.get("seconds_per_image", {}).get(variant)}
+        yield {**known, "variant": variant, "seconds_per_image": sampling.get("seconds_per_image", {}).get(variant)}
 
 
 def _short(number: float) -> str:

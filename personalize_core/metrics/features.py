@@ -1,6 +1,6 @@
-"""The encoders that scores compare with: pictures or texts in, rows of length one out.
+"""The encoders that scores compare with: images or texts in, rows of length one out.
 
-Each encoder is one set of weights, one way of preparing a picture and one feature, as in Radford et al. 2021
+Each encoder is one set of weights, one way of preparing an image and one feature, as in Radford et al. 2021
 (CLIP), Caron et al. 2021 (DINO) and the evaluation script of Kumari et al. 2023 (CustomConcept101), whose
 preprocessing of DINO we follow. Scores of two encoders never compare, so an encoder says exactly what it is.
 """
@@ -35,7 +35,7 @@ INTERPOLATIONS = {
 
 
 class Encoder(Protocol):
-    """Turns pictures into features. The three properties are written beside every score."""
+    """Turns images into features. The three properties are written beside every score."""
 
     @property
     def name(self) -> str:
@@ -49,10 +49,10 @@ class Encoder(Protocol):
 
     @property
     def preprocessing(self) -> str:
-        """What happens to a picture before the network sees it, in words."""
+        """What happens to an image before the network sees it, in words."""
         ...
 
-    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
         """(N, D) float32 on the CPU, each row of length one."""
         ...
 
@@ -67,14 +67,14 @@ class TextImageEncoder(Encoder, Protocol):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A picture of any size to (3, crop, crop)."""
+    """An image of any size to (3, crop, crop)."""
 
     size: int  # pixels; the shorter side after resizing
     crop: int  # pixels; the central square that is kept
     mean: tuple[float, ...]  # per channel, of values in [0, 1]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
-    squash: bool = False  # both sides become `size`, whatever the picture's shape
+    squash: bool = False  # both sides become `size`, whatever the image's shape
 
     def __str__(self) -> str:
         resize = f"both sides to {self.size}" if self.squash else f"shorter side to {self.size}"
@@ -83,24 +83,24 @@ class Preprocessing:
             f"values in [0, 1]; mean {list(self.mean)}; std {list(self.std)}"
         )
 
-    def __call__(self, pictures: Iterable[Image.Image]) -> Tensor:
-        """Pictures to (N, 3, crop, crop). Resizing is Pillow's, on 8-bit values, as in the original tools."""
-        pixels = np.stack(list(in_threads(self._square, pictures)))
+    def __call__(self, images: Iterable[Image.Image]) -> Tensor:
+        """Images to (N, 3, crop, crop). Resizing is Pillow's, on 8-bit values, as in the original tools."""
+        pixels = np.stack(list(in_threads(self._square, images)))
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
         return (x - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
 
-    def _square(self, picture: Image.Image) -> np.ndarray:
+    def _square(self, image: Image.Image) -> np.ndarray:
         """(crop, crop, 3) uint8."""
-        picture = picture.convert("RGB")
-        width, height = picture.size
+        image = image.convert("RGB")
+        width, height = image.size
         if self.squash:
             width = height = self.size
         else:
             short = min(width, height)
             width, height = self.size * width // short, self.size * height // short
-        picture = picture.resize((width, height), INTERPOLATIONS[self.interpolation])
+        image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
-        return np.asarray(picture.crop((left, top, left + self.crop, top + self.crop)))
+        return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,8 @@ class Clip:
     def preprocessing(self) -> str:
         return str(self.prepare)
 
-    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
-        return in_batches(
-            lambda some: self.model.encode_image(self.prepare(some).to(self.device)), pictures, "pictures"
-        )
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        return in_batches(lambda some: self.model.encode_image(self.prepare(some).to(self.device)), images, "images")
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         return in_batches(
@@ -143,11 +141,11 @@ class VisionTransformer:
     def preprocessing(self) -> str:
         return str(self.prepare)
 
-    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
         def class_token(some: Sequence[Image.Image]) -> Tensor:
             return self.model(self.prepare(some).to(self.device)).last_hidden_state[:, 0]
 
-        return in_batches(class_token, pictures, "pictures")
+        return in_batches(class_token, images, "images")
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable) -> Iterable:
@@ -161,7 +159,7 @@ def in_threads(function: Callable[[Any], Any], items: Iterable) -> Iterable:
 
 @torch.inference_mode()
 def in_batches(encode: Callable[[Sequence], Tensor], items: Sequence, what: str) -> Tensor:
-    """Encode a few at a time, so that memory does not grow with the number of pictures."""
+    """Encode a few at a time, so that memory does not grow with the number of images."""
     if not len(items):
         raise ValueError(f"there are no {what} to encode")
     features = [encode(items[start : start + BATCH_SIZE]).float().cpu() for start in range(0, len(items), BATCH_SIZE)]
@@ -203,7 +201,7 @@ TEXT_IMAGE = {
     ),
 }
 IDENTITY = {
-    # CustomConcept101's way to prepare a picture, and that of the model's own processor, as in OFT's script: straight
+    # CustomConcept101's way to prepare an image, and that of the model's own processor, as in OFT's script: straight
     # to 224 x 224. What else it does, the file says that is saved beside the weights.
     "dino-s16": Published(
         "facebook/dino-vits16",
@@ -376,7 +374,7 @@ def readable(name: str, weights: Path, load: Callable[[], Any]) -> Any:
 
 
 def preprocessing_of_open_clip(folder: Path, image_size: int | tuple[int, int]) -> Preprocessing:
-    """As open_clip would prepare a picture for scoring: its defaults, overlaid by the folder's own."""
+    """As open_clip would prepare an image for scoring: its defaults, overlaid by the folder's own."""
     own = json.loads((folder / "open_clip_config.json").read_text()).get("preprocess_cfg", {})
     side = image_size if isinstance(image_size, int) else image_size[0]
     resize_mode, interpolation = own.get("resize_mode", "shortest"), own.get("interpolation", "bicubic")
@@ -396,10 +394,10 @@ def preprocessing_of_open_clip(folder: Path, image_size: int | tuple[int, int]) 
 
 
 def preprocessing_of_transformers(folder: Path, image_size: int) -> Preprocessing:
-    """As transformers' ViT image processor would prepare a picture, from its preprocessor_config.json."""
+    """As transformers' ViT image processor would prepare an image, from its preprocessor_config.json."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        raise InputError(f"{folder} does not hold preprocessor_config.json, which says how to prepare a picture")
+        raise InputError(f"{folder} does not hold preprocessor_config.json, which says how to prepare an image")
     own = json.loads(path.read_text())
     size = own.get("size", image_size)
     shortest = size.get("shortest_edge") if isinstance(size, dict) else None

@@ -1,9 +1,9 @@
 """Foreground masks for the masked scores (methods.md 13.4): which pixels show the concept, and grey for the others.
 
-CoRe (Wu et al. 2024) removes the background before it measures identity, so that copying the photographs' background
-earns nothing; it does not say with what. Ours: masks that come with the concept for its photographs, else a segmenter;
-constant mid grey; no crop. A mask of less than `tables.EMPTY` of its picture is empty: the concept is absent, and all
-of the picture becomes grey. It is counted, never left out, or a missing concept would be rewarded.
+CoRe (Wu et al. 2024) removes the background before it measures identity, so that copying the concept images' background
+earns nothing; it does not say with what. Ours: masks that come with the concept for its concept images, else a segmenter;
+constant mid grey; no crop. A mask of less than `tables.EMPTY` of its image is empty: the concept is absent, and all
+of the image becomes grey. It is counted, never left out, or a missing concept would be rewarded.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SEGMENTERS = {
 
 
 class Segmenter(Protocol):
-    """Finds the concept in any picture."""
+    """Finds the concept in any image."""
 
     @property
     def name(self) -> str: ...
@@ -54,10 +54,10 @@ class Segmenter(Protocol):
 
     @property
     def preprocessing(self) -> str:
-        """What happens to a picture before the network sees it, and what is asked for, in words."""
+        """What happens to an image before the network sees it, and what is asked for, in words."""
         ...
 
-    def masks(self, pictures: Sequence[Image.Image], class_noun: str) -> list[Mask]: ...
+    def masks(self, images: Sequence[Image.Image], class_noun: str) -> list[Mask]: ...
 
 
 class Block(nn.Module):
@@ -88,13 +88,13 @@ class MiniNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, 64, 64), -1 to 1, to logits (B, 1, 64, 64): is there a thing?"""
-        picture, levels = x, [F.relu(self.stem(x))]
+        image, levels = x, [F.relu(self.stem(x))]
         for block in self.down:
             levels.append(block(levels[-1]))
         x = levels.pop()
         for block in self.up:
             x = block(torch.cat([_doubled(x), levels.pop()], dim=1))
-        return self.last(F.relu(self.fine(torch.cat([_doubled(x), picture], dim=1))))
+        return self.last(F.relu(self.fine(torch.cat([_doubled(x), image], dim=1))))
 
 
 def _doubled(x: Tensor) -> Tensor:
@@ -111,11 +111,11 @@ class MiniSegmenter:
     name: str = "mini-segmenter"
     preprocessing: str = "RGB; both sides to 64, bicubic; the thing in the scene, whatever it is; probability above 0.5"
 
-    def masks(self, pictures: Sequence[Image.Image], class_noun: str) -> list[Mask]:
-        return _in_batches(lambda some: self.network(self._prepared(some).to(self.device))[:, 0], pictures)
+    def masks(self, images: Sequence[Image.Image], class_noun: str) -> list[Mask]:
+        return _in_batches(lambda some: self.network(self._prepared(some).to(self.device))[:, 0], images)
 
-    def _prepared(self, pictures: Sequence[Image.Image]) -> Tensor:
-        return Preprocessing(64, 64, (0.5,) * 3, (0.5,) * 3, "bicubic", squash=True)(pictures)
+    def _prepared(self, images: Sequence[Image.Image]) -> Tensor:
+        return Preprocessing(64, 64, (0.5,) * 3, (0.5,) * 3, "bicubic", squash=True)(images)
 
 
 @dataclass(frozen=True)
@@ -133,26 +133,26 @@ class ClipSeg:
     def preprocessing(self) -> str:
         return f"{self.prepare}; the class noun as the query; probability above 0.5"
 
-    def masks(self, pictures: Sequence[Image.Image], class_noun: str) -> list[Mask]:
+    def masks(self, images: Sequence[Image.Image], class_noun: str) -> list[Mask]:
         query = self.tokenizer([class_noun], return_tensors="pt", truncation=True).to(self.device)
 
         def logits(some: Sequence[Image.Image]) -> Tensor:
             words = {name: query[name].expand(len(some), -1) for name in ("input_ids", "attention_mask")}
             found = self.model(pixel_values=self.prepare(some).to(self.device), **words).logits
-            return found.view(len(some), *found.shape[-2:])  # the library drops the first axis of one picture
+            return found.view(len(some), *found.shape[-2:])  # the library drops the first axis of one image
 
-        return _in_batches(logits, pictures)
+        return _in_batches(logits, images)
 
 
 @torch.inference_mode()
-def _in_batches(logits: Any, pictures: Sequence[Image.Image]) -> list[Mask]:
-    """(B, h, w) logits of a few pictures at a time, as masks of each picture's own size."""
+def _in_batches(logits: Any, images: Sequence[Image.Image]) -> list[Mask]:
+    """(B, h, w) logits of a few images at a time, as masks of each image's own size."""
     found: list[Mask] = []
-    for start in range(0, len(pictures), features.BATCH_SIZE):
-        some = pictures[start : start + features.BATCH_SIZE]
+    for start in range(0, len(images), features.BATCH_SIZE):
+        some = images[start : start + features.BATCH_SIZE]
         maps = logits(some).float().cpu()
-        for picture, one in zip(some, maps, strict=True):
-            size = (picture.height, picture.width)
+        for image, one in zip(some, maps, strict=True):
+            size = (image.height, image.width)
             if one.shape != size:
                 one = F.interpolate(one[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
             found.append((one > 0).numpy())
@@ -160,7 +160,7 @@ def _in_batches(logits: Any, pictures: Sequence[Image.Image]) -> list[Mask]:
 
 
 def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
-    """What finds the concept in pictures that no mask came with.
+    """What finds the concept in images that no mask came with.
 
     Args:
         name_or_folder: "mini-segmenter", which comes with this package; "clipseg", fetched from the hub;
@@ -206,18 +206,18 @@ def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
 def rule(segmenter: Segmenter) -> str:
     """The mask rule, in words, for every masked score."""
     return (
-        f"grey {GREY} but for the concept, no crop; photographs by masks that came with them, if any, else as pictures "
+        f"grey {GREY} but for the concept, no crop; concept images by masks that came with them, if any, else as images "
         f"by {segmenter.name} ({segmenter.weights_hash}: {segmenter.preprocessing})"
     )
 
 
 def share(mask: Mask) -> float:
-    """Of the picture, in [0, 1]."""
+    """Of the image, in [0, 1]."""
     return float(mask.mean())
 
 
-def composite(picture: Image.Image, mask: Mask) -> Image.Image:
-    """The picture, mid grey where it does not show the concept; all grey where the mask is empty."""
-    pixels = np.asarray(picture.convert("RGB"))
+def composite(image: Image.Image, mask: Mask) -> Image.Image:
+    """The image, mid grey where it does not show the concept; all grey where the mask is empty."""
+    pixels = np.asarray(image.convert("RGB"))
     shown = mask if share(mask) >= EMPTY else np.zeros_like(mask)
     return Image.fromarray(np.where(shown[..., None], pixels, np.uint8(GREY)))

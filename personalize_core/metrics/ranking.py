@@ -27,7 +27,7 @@ from scipy.special import ndtr
 from personalize_core.errors import InputError
 from personalize_core.metrics import statistics, tables
 from personalize_core.metrics.statistics import DRAWS, LEVEL, Noise
-from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING, CELL, FLOOR
+from personalize_core.metrics.tables import ALL_CONCEPTS, BASELINE, CEILING, CELL
 
 HIGHER, LOWER, CANNOT_TELL = "higher", "lower", "cannot tell"
 
@@ -36,7 +36,7 @@ PAIR_COLUMNS: dict[str, str] = {
     "metric": tables.COLUMNS["metric"].meaning,
     "encoder": tables.COLUMNS["encoder"].meaning,
     "variant": "one of the two",
-    "other": "the other; the base model alone (the floor) is one of them, real images are not",
+    "other": "the other; the base model alone (the baseline) is one of them, real images are not",
     "verdict": f"{HIGHER!r} or {LOWER!r} where the interval does not hold 0, else {CANNOT_TELL!r}",
     "difference": "mean score of the variant less the other's on the same cells; null where they share none",
     "low": "lower end; all intervals of this base model and metric hold together in 95 % of tables",
@@ -47,10 +47,10 @@ PAIR_COLUMNS: dict[str, str] = {
     "training_noise": "standard deviation that training again adds to the difference, in error; null: not measured",
     "level": "how often this interval alone may miss, so that together they hold",
     "comparisons": "how many pairs of this base model and metric were compared",
-    "images": "how many pairs of pictures",
+    "images": "how many pairs of images",
     "prompts": "how many different prompts",
     "concepts": "how many concepts",
-    "unpaired": "pictures of either that the other has none for",
+    "unpaired": "images of either that the other has none for",
 }
 
 RANK_COLUMNS: dict[str, str] = {
@@ -59,7 +59,7 @@ RANK_COLUMNS: dict[str, str] = {
     "encoder": tables.COLUMNS["encoder"].meaning,
     "method": tables.COLUMNS["method"].meaning,
     "variant": tables.COLUMNS["variant"].meaning,
-    "mean": "mean over all its pictures: over a prompt's pictures, then over prompts, then over concepts",
+    "mean": "mean over all its images: over a prompt's images, then over prompts, then over concepts",
     "concepts": "over how many; where variants differ in it, the means do not compare, and the places do",
     "place_from": "its best possible place, 1 plus the variants that are surely above it; 95 % for all places together",
     "place_to": "its worst possible place, the number of variants less those that are surely below it",
@@ -77,7 +77,7 @@ NOISE_COLUMNS: dict[str, str] = {
     "trainings": "how many times it was trained, each with a seed of its own, and drawn on the same cells",
     "concepts": "how many concepts that was done for; it may be fewer than are compared",
     "mean": "mean over these trainings",
-    "between": "standard deviation of the mean between trainings: the noise floor",
+    "between": "standard deviation of the mean between trainings: the training noise",
     "least": "the least difference of two single trainings that is beyond their noise (95 %): t sqrt(2) between",
     "beyond": (
         "the part of it that the interval does not hold already: all of it for one or two concepts; an interval over "
@@ -94,17 +94,19 @@ def pairs(
     Of several encoders only the headline's scores are looked at.
 
     Args:
-        noise: what `noise_floor` returned. What training again adds to a difference goes into its standard error.
-            Without it (and for variants that it does not know, but the floor, which trains nothing) a verdict about
+        noise: what `training_noise` returned. What training again adds to a difference goes into its standard error.
+            Without it (and for variants that it does not know, but the baseline, which trains nothing) a verdict about
             one or two concepts is about these very trainings. An interval over concepts holds that much of the noise
             by itself, for every concept was trained anew.
         level: how often any interval of a base model and metric may miss.
     """
     tables.check_contract(table := tables.checked(table))
-    drawn = table.filter(pl.col("headline") & (pl.col("method") != CEILING) & pl.col("prompt_index").is_not_null())
+    sampled = table.filter(pl.col("headline") & (pl.col("method") != CEILING) & pl.col("prompt_index").is_not_null())
     measured = {} if noise is None else _noise_of(noise)
     rows = []
-    for labels, group in tables.groups(tables.with_prompts(drawn, "image_index"), ["base_model", "metric", "encoder"]):
+    for labels, group in tables.groups(
+        tables.with_prompts(sampled, "image_index"), ["base_model", "metric", "encoder"]
+    ):
         variants = group["variant"].unique().sort().to_list()
         if len(variants) < 2:
             continue
@@ -196,15 +198,15 @@ def rank(compared: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def noise_floor(trainings: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
+def training_noise(trainings: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
     """How much a method's means vary between trainings that differ in their seed alone.
 
     Args:
-        trainings: training seed -> table of scores. Pictures must be drawn from the same noise in all of them. Cells
+        trainings: training seed -> table of scores. Images must be drawn from the same noise in all of them. Cells
             that not every table has are left out.
 
     Returns:
-        a row per variant and metric and concept, then over all concepts. The floor and real images, which nothing is
+        a row per variant and metric and concept, then over all concepts. The baseline and real images, which nothing is
         trained for, have no row.
 
     Raises:
@@ -215,15 +217,15 @@ def noise_floor(trainings: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
     by = ["base_model", "method", "variant", "metric", "encoder"]
     numbered = [tables.checked(table).with_columns(training=pl.lit(key)) for key, table in sorted(trainings.items())]
     tables.check_contract(together := pl.concat(numbered))
-    drawn = (pl.col("method") != CEILING) & pl.col("prompt_index").is_not_null()
-    together = together.filter(pl.col("headline") & (pl.col("variant") != FLOOR) & drawn)
+    sampled = (pl.col("method") != CEILING) & pl.col("prompt_index").is_not_null()
+    together = together.filter(pl.col("headline") & (pl.col("variant") != BASELINE) & sampled)
     rows = []
     for labels, group in tables.groups(together.sort([*by, "training", *CELL]), by):
         if lacking := sorted(set(trainings) - set(group["training"])):
             raise InputError(f"the training with seed {lacking[0]} has no {labels['metric']} of {labels['variant']}")
         everywhere = group.filter(pl.col("training").n_unique().over(CELL) == len(trainings))
         if everywhere.is_empty():
-            raise InputError(f"no picture of {labels['variant']} has been drawn by all its trainings")
+            raise InputError(f"no image of {labels['variant']} has been drawn by all its trainings")
         text = pl.coalesce("prompt", pl.col("prompt_index").cast(pl.String)).alias("text_of")
         prompts = everywhere.group_by("training", "concept", text).agg(pl.col("score").mean())
         means = prompts.group_by("training", "concept").agg(pl.col("score").mean()).sort("concept", "training")
@@ -266,11 +268,11 @@ def write(compared: pl.DataFrame, ranked: pl.DataFrame, folder: Path) -> None:
 
 def _on_cells(group: pl.DataFrame, variants: Sequence[str]) -> tuple[pl.DataFrame, np.ndarray]:
     """The cells of all variants together, and (variants, cells) scores; NaN where a variant has none."""
-    numbers = pl.DataFrame({"variant": variants}, schema={"variant": pl.String}).with_row_index("row")
-    place = [*CELL, "prompt_number"]  # pictures of two prompts are no pair, whatever their place in their lists
+    metrics = pl.DataFrame({"variant": variants}, schema={"variant": pl.String}).with_row_index("row")
+    place = [*CELL, "prompt_number"]  # images of two prompts are no pair, whatever their place in their lists
     cells = group.select(place).unique().sort(place).with_row_index("column")
     cells = cells.with_columns(concept_number=pl.col("concept").rank("dense"))
-    found = group.join(numbers, on="variant").join(cells.select(*place, "column"), on=place)
+    found = group.join(metrics, on="variant").join(cells.select(*place, "column"), on=place)
     scores = np.full((len(variants), len(cells)), np.nan)
     scores[found["row"].to_numpy(), found["column"].to_numpy()] = found["score"].to_numpy()
     return cells, scores
@@ -290,7 +292,7 @@ def _added(
 ) -> Noise | None:
     """The variance that training both again adds to their difference; None where it was not measured."""
     concept = next(iter(concepts)) if len(concepts) == 1 else ALL_CONCEPTS
-    trained = [variant for variant in variants if variant != FLOOR]
+    trained = [variant for variant in variants if variant != BASELINE]
     found = [measured.get((labels["base_model"], labels["metric"], variant, concept)) for variant in trained]
     known = [noise for noise in found if noise is not None]
     if len(known) < len(trained):

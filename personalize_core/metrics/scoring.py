@@ -1,4 +1,4 @@
-"""Score pictures: which is compared with what (methods.md 13.1), and the rows that come of it."""
+"""Score images: which is compared with what (methods.md 13.1), and the rows that come of it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import load_picture
+from personalize_core.concepts.images import load_image
 from personalize_core.concepts.masks import own_masks
 from personalize_core.errors import InputError
 from personalize_core.files.stamps import sha256
 from personalize_core.metrics import features, masks, similarity, tables
 from personalize_core.metrics.tables import EMPTY, MEASURES, SCALED
-from personalize_core.sampling.grid import pictures_in, read_grid
+from personalize_core.sampling.grid import images_in, read_grid
 
-CHUNK = 256  # pictures that are held in memory at once
+CHUNK = 256  # images that are held in memory at once
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Encoders:
 
     @property
     def of_images(self) -> list[tuple[str, features.Encoder, bool]]:
-        """(metric without masks, encoder, is it the headline) of all that compare pictures with pictures."""
+        """(metric without masks, encoder, is it the headline) of all that compare images with images."""
         lists = (("clip_i", self.text_image), ("dino", self.identity))
         return [(metric, one, number == 0) for metric, some in lists for number, one in enumerate(some)]
 
@@ -108,7 +108,7 @@ def which(name: str) -> str:
 
 
 def texts_of(template: str, concept: Concept) -> dict[str, str]:
-    """Text variant -> what CLIP-T compares a picture with that was drawn for this template (methods.md 13.1)."""
+    """Text variant -> what CLIP-T compares an image with that was drawn for this template (methods.md 13.1)."""
     slots = {"class_phrase": concept.class_noun, "slot_deleted": "", "full_prompt": concept.placeholder}
     return {variant: template.replace("{}", words) for variant, words in slots.items()}
 
@@ -117,23 +117,23 @@ def score_grid(
     root: Path,
     grid: Path,
     concept: Concept,
-    photographs: Sequence[Path],
+    concept_images: Sequence[Path],
     encoders: Encoders,
     without_identity: Set[int] = frozenset(),
 ) -> Scored:
-    """Every picture of a grid: CLIP-T with its prompt, CLIP-I and DINO with the concept's photographs.
+    """Every image of a grid: CLIP-T with its prompt, CLIP-I and DINO with the concept's images.
 
     Args:
         without_identity: places of prompts that change the look of the concept, so that a protocol wants no likeness
-            to its photographs there: those pictures have no rows but CLIP-T's.
+            to its concept images there: those images have no rows but CLIP-T's.
 
     Raises:
-        InputError: the grid's description or a picture that it lists is missing or damaged, or masks that came with
+        InputError: the grid's description or an image that it lists is missing or damaged, or masks that came with
             the concept do not fit.
     """
     described = read_grid(grid)
-    pictures = pictures_in(described)
-    cells, paths = list(pictures.values()), [grid / name for name in pictures]
+    images = images_in(described)
+    cells, paths = list(images.values()), [grid / name for name in images]
     if lacking := [path for path in paths if not path.is_file()]:
         raise InputError(f"{lacking[0]} is missing from its grid ({len(lacking)} of {len(paths)}); draw the grid again")
     about = [
@@ -151,7 +151,7 @@ def score_grid(
         for (variant, prompt, image), path, digest in zip(cells, paths, features.in_threads(sha256, paths), strict=True)
     ]
     noun, found = concept.class_noun, Scored()
-    drawn, known = Seen.of(paths, noun, None, encoders), Seen.of_photographs(photographs, noun, encoders)
+    sampled, known = Seen.of(paths, noun, None, encoders), Seen.of_concept_images(concept_images, noun, encoders)
 
     templates = [texts_of(template, concept) for template in described["templates"]]
     for variant in encoders.texts:
@@ -165,10 +165,10 @@ def score_grid(
         for number, encoder in enumerate(encoders.text_image if distinct else ()):
             place = {words: row for row, words in enumerate(distinct)}
             texts = encoder.texts(distinct)[[place[said[index]] for index in written]]
-            images = drawn.features["clip_i", encoder.name, False][written]
-            usable = _usable(images) & _usable(texts)
+            seen = sampled.features["clip_i", encoder.name, False][written]
+            usable = _usable(seen) & _usable(texts)
             cosines = (
-                _spread(similarity.text_alignment_per_image(images[usable], texts[usable]), usable)
+                _spread(similarity.text_alignment_per_image(seen[usable], texts[usable]), usable)
                 if usable.any()
                 else []
             )
@@ -179,28 +179,28 @@ def score_grid(
                         score = float(similarity.clip_score(torch.tensor(cosine, dtype=torch.float64)))
                     _add(found, name, encoder, number == 0, about[index] | {"text": said[index]}, score, 1)
     for metric, encoder, headline in encoders.of_images:
-        _compare(found, metric, encoder, headline, about, drawn, known, encoders.segmenter, _with_all)
+        _compare(found, metric, encoder, headline, about, sampled, known, encoders.segmenter, _with_all)
     found.rows = [
         row for row in found.rows if MEASURES[row["metric"]].reads_text or row["prompt_index"] not in without_identity
     ]
     return found
 
 
-def score_references(root: Path, concept: Concept, photographs: Sequence[Path], encoders: Encoders) -> Scored:
-    """The concept's photographs, each with all the others: CLIP-I and DINO. One alone has no others, and no row."""
+def score_references(root: Path, concept: Concept, concept_images: Sequence[Path], encoders: Encoders) -> Scored:
+    """The concept's images, each with all the others: CLIP-I and DINO. One alone has no others, and no row."""
     found = Scored()
-    if len(photographs) < 2:
+    if len(concept_images) < 2:
         for metric, encoder, _ in encoders.of_images:
             for name in (metric, f"{metric}_masked") if encoders.segmenter else (metric,):
                 found.absent.append(
-                    _absence(name, encoder, None, "there is one photograph, and none to compare it with")
+                    _absence(name, encoder, None, "there is one concept image, and none to compare it with")
                 )
         return found
-    known = Seen.of_photographs(photographs, concept.class_noun, encoders)
+    known = Seen.of_concept_images(concept_images, concept.class_noun, encoders)
     real: dict[str, Any] = {"concept": concept.name, "method": tables.CEILING, "variant": tables.CEILING}
     about = [
         real | {"image_index": index, "image": path.relative_to(root).as_posix(), "image_sha256": sha256(path)}
-        for index, path in enumerate(photographs)
+        for index, path in enumerate(concept_images)
     ]
     for metric, encoder, headline in encoders.of_images:
         _compare(found, metric, encoder, headline, about, known, known, encoders.segmenter, _with_others)
@@ -208,7 +208,7 @@ def score_references(root: Path, concept: Concept, photographs: Sequence[Path], 
 
 
 def means(table: pl.DataFrame) -> dict[str, float]:
-    """Mean of each metric over a table's pictures by its headline encoder, for reports; variants are told apart."""
+    """Mean of each metric over a table's images by its headline encoder, for reports; variants are told apart."""
     table = table.filter("headline")
     several = table["variant"].n_unique() > 1
     return {
@@ -217,29 +217,29 @@ def means(table: pl.DataFrame) -> dict[str, float]:
     }
 
 
-# -- pictures to features -------------------------------------------------------------------------------------
+# -- images to features -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Pictures as the encoders see them, whole and masked, each picture read once and prepared once per encoder."""
+    """Images as the encoders see them, whole and masked, each image read once and prepared once per encoder."""
 
     features: Mapping[tuple[str, str, bool], Tensor]  # (metric without masks, encoder's name, masked) -> (N, D)
-    foreground: Sequence[float] | None  # (N) share of each picture that its mask leaves; None: no segmenter
+    foreground: Sequence[float] | None  # (N) share of each image that its mask leaves; None: no segmenter
     unmasked_for: str = ""  # why there are no masked features
 
     @classmethod
     def of(cls, paths: Sequence[Path], class_noun: str, own: Sequence[masks.Mask] | None, encoders: Encoders) -> Seen:
-        """own: masks that came with the pictures; None: the segmenter finds them."""
+        """own: masks that came with the images; None: the segmenter finds them."""
         parts: dict[tuple[str, str, bool], list[Tensor]] = {}
         shares: list[float] = []
-        for start, pictures in _chunks(paths):
-            found = own[start : start + len(pictures)] if own else None
-            views = {False: pictures}
+        for start, images in _chunks(paths):
+            found = own[start : start + len(images)] if own else None
+            views = {False: images}
             if encoders.segmenter:
-                found = found or encoders.segmenter.masks(pictures, class_noun)
+                found = found or encoders.segmenter.masks(images, class_noun)
                 shares += map(masks.share, found)
-                views[True] = [masks.composite(*pair) for pair in zip(pictures, found, strict=True)]
+                views[True] = [masks.composite(*pair) for pair in zip(images, found, strict=True)]
             for masked, view in views.items():
                 for metric, encoder, _ in encoders.of_images:
                     parts.setdefault((metric, encoder.name, masked), []).append(encoder.images(view))
@@ -247,10 +247,10 @@ class Seen:
         return cls(joined, shares if encoders.segmenter else None)
 
     @classmethod
-    def of_photographs(cls, paths: Sequence[Path], class_noun: str, encoders: Encoders) -> Seen:
-        """The same of a concept's photographs. If no concept is found in one of them, there are no masked features.
+    def of_concept_images(cls, paths: Sequence[Path], class_noun: str, encoders: Encoders) -> Seen:
+        """The same of a concept's images. If no concept is found in one of them, there are no masked features.
 
-        A photograph that is grey all over would reward the pictures that do not show the concept.
+        A concept image that is grey all over would reward the images that do not show the concept.
         """
         own = own_masks(paths) if encoders.segmenter else None
         seen = cls.of(paths, class_noun, own, encoders)
@@ -258,13 +258,13 @@ class Seen:
         if not empty:
             return seen
         by = "the mask that came with it" if own or not encoders.segmenter else encoders.segmenter.name
-        why = f"in the photograph {empty[0].name} {by} finds no {class_noun}; put better masks beside the photographs"
+        why = f"in the concept image {empty[0].name} {by} finds no {class_noun}; put better masks beside the concept images"
         return cls({key: some for key, some in seen.features.items() if not key[2]}, seen.foreground, why)
 
 
 def _chunks(paths: Sequence[Path]) -> Iterator[tuple[int, list[Any]]]:
     for start in range(0, len(paths), CHUNK):
-        yield start, list(features.in_threads(load_picture, paths[start : start + CHUNK]))
+        yield start, list(features.in_threads(load_image, paths[start : start + CHUNK]))
 
 
 # -- features to rows -----------------------------------------------------------------------------------------
@@ -285,27 +285,27 @@ def _compare(
     encoder: features.Encoder,
     headline: bool,
     about: Sequence[dict[str, Any]],
-    drawn: Seen,
+    sampled: Seen,
     known: Seen,
     segmenter: masks.Segmenter | None,
     alike: Callable[[Tensor, Tensor], tuple[Tensor, int]],
 ) -> None:
-    """Rows of one encoder that compare pictures with the concept's photographs, whole and masked."""
+    """Rows of one encoder that compare images with the concept's images, whole and masked."""
     for masked in (False, True) if segmenter else (False,):
         name = f"{metric}_masked" if masked else metric
         if masked and known.unmasked_for:
             found.absent.append(_absence(name, encoder, None, known.unmasked_for))
             continue
-        images, references = (seen.features[metric, encoder.name, masked] for seen in (drawn, known))
+        images, references = (seen.features[metric, encoder.name, masked] for seen in (sampled, known))
         if not _usable(references).all():
-            found.absent.append(_absence(name, encoder, None, "its features of a photograph are zero or not finite"))
+            found.absent.append(_absence(name, encoder, None, "its features of a concept image are zero or not finite"))
             continue
         usable = _usable(images)
         values, pairs = alike(images[usable], references) if usable.any() else (torch.empty(0), 1)
         for index, score in enumerate(_spread(values, usable)):
             more: dict[str, Any] = {}
-            if masked and segmenter and drawn.foreground:
-                more = {"mask": masks.rule(segmenter), "foreground": drawn.foreground[index]}
+            if masked and segmenter and sampled.foreground:
+                more = {"mask": masks.rule(segmenter), "foreground": sampled.foreground[index]}
             _add(found, name, encoder, headline, about[index] | more, score, pairs)
 
 
@@ -347,5 +347,5 @@ def _spread(values: Tensor, usable: Tensor) -> list[float | None]:
     """The values in their places among all N; None elsewhere."""
     places = np.full(len(usable), -1)
     places[usable.numpy()] = np.arange(int(usable.sum()))
-    numbers = values.tolist()
-    return [None if place < 0 else float(numbers[place]) for place in places]
+    metrics = values.tolist()
+    return [None if place < 0 else float(metrics[place]) for place in places]

@@ -38,10 +38,10 @@ def image_alignment(generated: Tensor, references: Tensor) -> Tensor:
 def real_alignment_per_image(references: Tensor) -> Tensor:
     """Mean cosine of each reference image with every *other* one (i != j): what a perfect method might reach.
 
-    Not a strict ceiling: pictures that copy one reference, or the average of them, can score higher.
+    Not a strict ceiling: images that copy one reference, or the average of them, can score higher.
 
     Args:
-        references: (R, D) with R of at least 2; one picture has nothing to be compared with.
+        references: (R, D) with R of at least 2; one image has nothing to be compared with.
 
     Returns:
         (R,). Its mean is the mean over all R * (R - 1) ordered pairs.

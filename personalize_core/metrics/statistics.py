@@ -1,14 +1,14 @@
-"""Means with their uncertainty, over a design of concepts, prompts and pictures. Arrays only, no tables, no files.
+"""Means with their uncertainty, over a design of concepts, prompts and images. Arrays only, no tables, no files.
 
-A score depends on its concept, its prompt, on how the two go together, and on the noise that the picture started
+A score depends on its concept, its prompt, on how the two go together, and on the noise that the image started
 from. Concepts and prompts are drawn from many that might have been, and are crossed: a prompt is drawn of every
-concept, so two scores with a prompt in common are no independent evidence. The prompt's k-th picture starts from the
+concept, so two scores with a prompt in common are no independent evidence. The prompt's k-th image starts from the
 same noise for every concept and method; noises are nested in prompts.
 
 An interval is made in three steps:
 
-1. Pictures are reduced to a mean per cell (concept, prompt). What is left of their noise there is part of the spread
-   between cells, so pictures are not resampled once more within a cell: that would count their noise twice (Davison
+1. Images are reduced to a mean per cell (concept, prompt). What is left of their noise there is part of the spread
+   between cells, so images are not resampled once more within a cell: that would count their noise twice (Davison
    and Hinkley 1997, sec. 3.8). `benchmarks/coverage.py` measures it.
 2. How wide: t quantiles times the standard error, from the variance components (Gao and Owen 2017, "Efficient moment
    calculations for variance components in large unbalanced crossed random effects models", unbiased whatever cells
@@ -65,15 +65,15 @@ def estimate(
     noise: Noise | None = None,
     cautious: bool = False,
 ) -> Estimate:
-    """The mean over a prompt's pictures, then over a concept's prompts, then over concepts, with its interval.
+    """The mean over a prompt's images, then over a concept's prompts, then over concepts, with its interval.
 
     The interval is over concepts and prompts where there are three concepts and two prompts at least; with one prompt
     it is over concepts. One or two concepts are held fixed: the interval is over prompts, hence about these concepts
-    alone, and with one prompt over pictures, hence about these concepts in this prompt.
+    alone, and with one prompt over images, hence about these concepts in this prompt.
 
     Args:
-        concepts, prompts: (N,) labels of each picture; equal prompts of several concepts are one prompt.
-        scores: (N,), or differences of scores on the same pictures.
+        concepts, prompts: (N,) labels of each image; equal prompts of several concepts are one prompt.
+        scores: (N,), or differences of scores on the same images.
         draws, seed: of the bootstrap. The draws depend on how many concepts and prompts there are, not on the scores.
         level: how often the interval may miss.
         noise: added to the variance.
@@ -89,30 +89,30 @@ def estimate(
             own = [np.asarray(scores, dtype=np.float64)[concepts == concept] for concept in np.unique(concepts)]
             if min(map(len, own)) < 2:
                 return Estimate(mean)
-            over, terms = "pictures", [(float(values.var(ddof=1)) / len(values), len(values) - 1.0) for values in own]
+            over, terms = "images", [(float(values.var(ddof=1)) / len(values), len(values) - 1.0) for values in own]
             variance, freedom = mean_of(terms)
-            drawn = counts(len(own[0]), draws, seed, False) @ own[0] / len(own[0]) if count == 1 else np.empty(0)
+            sampled = counts(len(own[0]), draws, seed, False) @ own[0] / len(own[0]) if count == 1 else np.empty(0)
         else:
-            drawn = crossed_draws(concept_of, prompt_of, cells, draws, seed, of_concepts=False)
+            sampled = crossed_draws(concept_of, prompt_of, cells, draws, seed, of_concepts=False)
     elif several > 1 and len(cells) > several:
         over, variance, freedom = "concepts and prompts", *crossed_variance(concept_of, prompt_of, cells, cautious)
-        drawn = crossed_draws(concept_of, prompt_of, cells, draws, seed)
+        sampled = crossed_draws(concept_of, prompt_of, cells, draws, seed)
     else:  # prompts that no two concepts share come and go with their concept
         over = "concepts" if several == 1 else "concepts and prompts"
         variance, freedom = float(means.var(ddof=1)) / count, count - 1.0
-        drawn = counts(count, draws, seed, True) @ means / count
-    return spread_around(mean, variance, freedom, over, level, noise, lean(mean, drawn))
+        sampled = counts(count, draws, seed, True) @ means / count
+    return spread_around(mean, variance, freedom, over, level, noise, lean(mean, sampled))
 
 
 def of_pairs(scores: list[np.ndarray], *, level: float = LEVEL) -> Estimate:
-    """The mean over all pairs of a concept's photographs, then over one or two concepts.
+    """The mean over all pairs of a concept's images, then over one or two concepts.
 
-    Two scores share a pair, and every photograph is in every score: their mean is about twice as uncertain as if they
-    were independent. The standard error is the jackknife's, which leaves out a photograph with all its pairs (a
-    U-statistic of degree 2; Arvesen 1969). Two photographs make one pair, which has no spread.
+    Two scores share a pair, and every concept image is in every score: their mean is about twice as uncertain as if they
+    were independent. The standard error is the jackknife's, which leaves out a concept image with all its pairs (a
+    U-statistic of degree 2; Arvesen 1969). Two concept images make one pair, which has no spread.
 
     Args:
-        scores: an array for each concept; each score is a photograph's mean with the n - 1 others.
+        scores: an array for each concept; each score is a concept image's mean with the n - 1 others.
     """
     mean, terms = float(np.mean([values.mean() for values in scores])), []
     if min(map(len, scores)) < 3:
@@ -121,7 +121,7 @@ def of_pairs(scores: list[np.ndarray], *, level: float = LEVEL) -> Estimate:
         n = len(values)
         without_one = (n * values.mean() - 2 * values) / (n - 2)  # the mean over the pairs of the others
         terms.append(((n - 1) / n * float(((without_one - without_one.mean()) ** 2).sum()), n - 1.0))
-    return spread_around(mean, *mean_of(terms), "photographs", level, None, 0.5)
+    return spread_around(mean, *mean_of(terms), "concept_images", level, None, 0.5)
 
 
 def mean_of(terms: list[tuple[float, float]]) -> tuple[float, float]:
@@ -153,7 +153,7 @@ def satterthwaite(terms: list[tuple[float, float]]) -> float:
 
 
 def cell_means(concepts: np.ndarray, prompts: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(K,) each: concept and prompt of each cell, numbered in the labels' order, and the mean of its pictures."""
+    """(K,) each: concept and prompt of each cell, numbered in the labels' order, and the mean of its images."""
     concept_of = np.unique(concepts, return_inverse=True)[1]
     prompt_of = np.unique(prompts, return_inverse=True)[1]
     width = int(prompt_of.max()) + 1
@@ -235,7 +235,7 @@ def blocks(concept_of: np.ndarray, prompt_of: np.ndarray) -> int:
 def crossed_draws(
     concept_of: np.ndarray, prompt_of: np.ndarray, cells: np.ndarray, draws: int, seed: int, of_concepts: bool = True
 ) -> np.ndarray:
-    """(draws,) means over concepts and prompts that were drawn with replacement; no draw touches a picture.
+    """(draws,) means over concepts and prompts that were drawn with replacement; no draw touches an image.
 
     A concept that has none of the prompts drawn is left out of that draw.
 
@@ -262,16 +262,16 @@ def crossed_draws(
 def counts(n: int, draws: int, seed: int, concepts: bool) -> np.ndarray:
     """(draws, n): how often each of n things is drawn, when n are drawn with replacement. Same for every variant."""
     generator = np.random.default_rng([seed, int(concepts)])
-    drawn = generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
-    drawn.flags.writeable = False
-    return drawn
+    sampled = generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+    sampled.flags.writeable = False
+    return sampled
 
 
-def lean(mean: float, drawn: np.ndarray) -> float:
+def lean(mean: float, sampled: np.ndarray) -> float:
     """The share of the bootstrap's 95 % that lies below the mean: 1/2 if the draws are symmetric, or all alike."""
-    if len(drawn) == 0:
+    if len(sampled) == 0:
         return 0.5
-    low, high = np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2])
+    low, high = np.quantile(sampled, [LEVEL / 2, 1 - LEVEL / 2])
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
         return 0.5
     return float(np.clip((mean - low) / (high - low), 0.0, 1.0))

@@ -1,6 +1,6 @@
 """The tables of scores: which columns they have and what those mean, on disk and summarised.
 
-One row is one score of one picture, so that every average can be taken later, and taken differently. A score that
+One row is one score of one image, so that every average can be taken later, and taken differently. A score that
 could not be computed has no row. Every row says how it was measured, which is its contract: encoder, weights,
 preprocessing, text, scaling, pairing and mask. Several encoders may stand beside each other in one table; tables that
 were measured in different ways never join.
@@ -22,14 +22,14 @@ from personalize_core.files.atomic import write_bytes
 from personalize_core.metrics import statistics
 from personalize_core.metrics.statistics import DRAWS, Estimate
 
-FLOOR = "base_model"  # the variant that learned nothing
+BASELINE = "base_model"  # the variant that learned nothing
 CEILING = "real_images"  # method and variant of the rows that compare the real images with each other
 ALL_CONCEPTS = "all concepts"  # in a summary; no concept can be called so, for names have no spaces
 
 PLAIN, SCALED = "plain", "x2.5"  # scalings: the cosine itself, and CLIPScore's 2.5 * max(cosine, 0)
 OWN_TEXT, ALL_PAIRS, OTHER_REAL = "own text", "all pairs G x R", "real images i != j"  # pairings
 UNMASKED = "none"
-EMPTY = 0.01  # a mask of a smaller share of its picture is empty: the concept is absent
+EMPTY = 0.01  # a mask of a smaller share of its image is empty: the concept is absent
 
 TEXTS: dict[str, str] = {  # text variants: what stands in the prompt's slot
     "class_phrase": "the class noun in the slot",
@@ -43,7 +43,7 @@ class Measure:
     """What the name of a metric stands for, but for the encoder."""
 
     meaning: str
-    text_variant: str | None = None  # of TEXTS; None: pictures are compared with pictures
+    text_variant: str | None = None  # of TEXTS; None: images are compared with images
     scaling: str = PLAIN
     masked: bool = False
 
@@ -56,7 +56,7 @@ def _measures() -> dict[str, Measure]:
     found: dict[str, Measure] = {}
     for variant, words in TEXTS.items():
         name = "clip_t" if variant == "class_phrase" else f"clip_t_{variant}"
-        found[name] = Measure(f"cosine of the picture with its prompt, {words}, in [-1, 1]", variant)
+        found[name] = Measure(f"cosine of the image with its prompt, {words}, in [-1, 1]", variant)
         scaled = f"CLIPScore: 2.5 * max({name}, 0), in [0, 2.5]; as published near 0.7 to 0.8"
         found[f"{name}_scaled"] = Measure(scaled, variant, SCALED)
     for name, encoder in (("clip_i", "text-image"), ("dino", "identity")):
@@ -91,20 +91,20 @@ def text(meaning: str, nullable: bool = False) -> Column:
 
 
 COLUMNS: dict[str, Column] = {
-    "base_model": text("name of the base model that drew the picture; null for a real image", nullable=True),
+    "base_model": text("name of the base model that drew the image; null for a real image", nullable=True),
     "concept": text("name of the concept"),
-    "method": text(f"how the concept was learned; {FLOOR!r} learned nothing, {CEILING!r} is no method"),
+    "method": text(f"how the concept was learned; {BASELINE!r} learned nothing, {CEILING!r} is no method"),
     "variant": text("the method with its sampling options; a method's plain variant has the method's name"),
     "prompt_index": Column(pl.Int64(), "place in the prompt list, from 0; null for a real image", nullable=True),
     "prompt": text("the template that was drawn, with {} for the concept; null for a real image", nullable=True),
-    "image_index": Column(pl.Int64(), "which picture of this prompt, from 0; equal indices share their first noise"),
-    "image": text("path of the picture, relative to the workspace, with '/'"),
-    "image_sha256": text("sha256 of the picture's file"),
+    "image_index": Column(pl.Int64(), "which image of this prompt, from 0; equal indices share their first noise"),
+    "image": text("path of the image, relative to the workspace, with '/'"),
+    "image_sha256": text("sha256 of the image's file"),
     "metric": text("what was measured: " + "; ".join(f"{name}: {meaning}" for name, meaning in METRICS.items())),
     "encoder": text("the network whose features were compared"),
     "encoder_sha256": text("sha256 of that network's weights file"),
-    "preprocessing": text("what happened to a picture before that network saw it"),
-    "text": text("what a clip_t row compared the picture with; null for the other metrics", nullable=True),
+    "preprocessing": text("what happened to an image before that network saw it"),
+    "text": text("what a clip_t row compared the image with; null for the other metrics", nullable=True),
     "text_variant": text(
         "how that text came of the prompt: "
         + "; ".join(f"{name}: {words}" for name, words in TEXTS.items())
@@ -113,12 +113,12 @@ COLUMNS: dict[str, Column] = {
     ),
     "scaling": text(f"{PLAIN}: the cosine itself; {SCALED}: CLIPScore, 2.5 * max(cosine, 0)"),
     "pairing": text(f"{OWN_TEXT}; {ALL_PAIRS}: with all images of the concept; {OTHER_REAL}: with all its others"),
-    "mask": text(f"{UNMASKED}, or what was made grey in the picture and in the concept's images, and who found it"),
+    "mask": text(f"{UNMASKED}, or what was made grey in the image and in the concept's images, and who found it"),
     "headline": Column(pl.Boolean(), "by the first encoder of its list, which rankings and figures show"),
     "pairs": Column(pl.Int64(), "how many cosines the score is the mean of"),
     "foreground": Column(
         pl.Float64(),
-        f"share of the picture that its mask leaves; below {EMPTY:g} the concept is absent and the picture all grey, "
+        f"share of the image that its mask leaves; below {EMPTY:g} the concept is absent and the image all grey, "
         f"which stays in every mean; null where mask is {UNMASKED!r}",
         nullable=True,
     ),
@@ -141,22 +141,22 @@ SUMMARY_COLUMNS: dict[str, str] = {
     "metric": COLUMNS["metric"].meaning,
     "encoder": COLUMNS["encoder"].meaning,
     "headline": COLUMNS["headline"].meaning,
-    "mean": "macro average: mean over a prompt's pictures, then over prompts, then over concepts",
-    "micro": "micro average: mean over all cosines of all pictures, of whatever prompt and concept",
-    "difference": f"the same mean, of the variant's score less the score of {FLOOR!r} on the same cell and prompt",
+    "mean": "macro average: mean over a prompt's images, then over prompts, then over concepts",
+    "micro": "micro average: mean over all cosines of all images, of whatever prompt and concept",
+    "difference": f"the same mean, of the variant's score less the score of {BASELINE!r} on the same cell and prompt",
     "low": "lower end of the 95 % interval; null where nothing was repeated, so that nothing is known",
     "high": "upper end of the 95 % interval; null where nothing was repeated",
     "error": "standard error of the mean; null where nothing was repeated",
     "freedom": "degrees of freedom of the standard error: with few, the interval is many standard errors wide",
     "over": (
         "what the interval lets vary; what is not named is held fixed: 'prompts' is about these concepts alone (one "
-        "or two), 'pictures' about these concepts in one prompt; null where nothing was repeated"
+        "or two), 'images' about these concepts in one prompt; null where nothing was repeated"
     ),
-    "images": "how many pictures the mean is over",
+    "images": "how many images the mean is over",
     "n_empty": "how many of them do not show the concept: their mask is empty; null for metrics without masks",
     "prompts": "how many different prompts; 0 for real images",
     "concepts": "how many concepts",
-    "unpaired": f"pictures left out because {FLOOR!r} has none on the same cell and prompt",
+    "unpaired": f"images left out because {BASELINE!r} has none on the same cell and prompt",
 }
 
 SPREAD: dict[str, pl.DataType] = {  # what a summary says of an Estimate, besides its mean
@@ -191,10 +191,10 @@ def checked(table: pl.DataFrame, where: str = "the table of scores") -> pl.DataF
 
     Raises:
         InputError: a column is missing, unknown or of another type, a value is null, NaN or no known metric,
-            or two rows are about the same picture and metric.
+            or two rows are about the same image and metric.
     """
     if missing := [name for name in COLUMNS if name not in table.columns]:
-        raise InputError(f"{where} has no column {missing[0]!r}; score the pictures again to make it anew")
+        raise InputError(f"{where} has no column {missing[0]!r}; score the images again to make it anew")
     if unknown := [name for name in table.columns if name not in COLUMNS]:
         raise InputError(f"{where} has a column {unknown[0]!r} that no table of scores has")
     for name, column in COLUMNS.items():
@@ -220,7 +220,7 @@ def checked(table: pl.DataFrame, where: str = "the table of scores") -> pl.DataF
 
 
 def _check_rows(table: pl.DataFrame, where: str) -> None:
-    """Raise unless each row's contract is that of its metric, and its mask's share of the picture is there, a share."""
+    """Raise unless each row's contract is that of its metric, and its mask's share of the image is there, a share."""
     kinds = table.with_columns(
         pl.when(pl.col("method") == CEILING).then(pl.lit(CEILING)).otherwise(pl.lit("")).alias("method"),
         mask=pl.when(pl.col("mask") == UNMASKED).then(pl.col("mask")),
@@ -248,11 +248,11 @@ def first(mask: pl.Series) -> int:
 
 
 def concatenate(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """All rows together; a row that several tables share (each may carry the floor's) stands there once.
+    """All rows together; a row that several tables share (each may carry the baseline's) stands there once.
 
     Raises:
         InputError: one metric was measured in different ways (the message says in what they differ), or two tables give
-            different scores to the same picture.
+            different scores to the same image.
     """
     if not tables:
         raise ValueError("there are no tables of scores to join")
@@ -283,7 +283,7 @@ def check_contract(table: pl.DataFrame) -> None:
                 parts = [f"{name} {short(one[name])!r} and {short(other[name])!r}" for name in differ]
                 _refuse(metric, parts, [one["image"], other["image"]])
         if rows.select(pl.col("encoder").filter("headline").n_unique()).item() != 1:
-            raise InputError(f"one encoder of {metric} must be the headline, and only one; score the pictures again")
+            raise InputError(f"one encoder of {metric} must be the headline, and only one; score the images again")
 
 
 def _refuse(metric: str, parts: Sequence[str], examples: Sequence[str]) -> None:
@@ -317,7 +317,7 @@ def read(path: str | Path) -> pl.DataFrame:
 
 
 def write_summary(summary: pl.DataFrame, path: str | Path, more: Mapping[str, str] | None = None) -> None:
-    """Write what `summarise` or `difference_from_floor` returned, with the meaning of its columns.
+    """Write what `summarise` or `difference_from_baseline` returned, with the meaning of its columns.
 
     more: the meaning of columns that were put beside them.
     """
@@ -357,10 +357,10 @@ def meanings_in(path: str | Path) -> dict[str, str]:
 def summarise(table: pl.DataFrame, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     """Mean and 95 % interval of each variant and metric, per concept and over all of them.
 
-    Means are macro averages: over a prompt's pictures, then over prompts, then over concepts. Intervals are those of
+    Means are macro averages: over a prompt's images, then over prompts, then over concepts. Intervals are those of
     `statistics.estimate`. Over three concepts or more they tell how other concepts and other prompts of the kind would
     come out; for one or two, how other prompts would, of these. A prompt is its text, wherever it stands in its list.
-    Photographs of one or two concepts, compared with each other, have the interval of `statistics.of_pairs`.
+    Concept images of one or two concepts, compared with each other, have the interval of `statistics.of_pairs`.
 
     Returns:
         the columns base_model, concept, method, variant, metric, encoder, headline, mean, micro, low, high, error,
@@ -379,10 +379,12 @@ def summarise(table: pl.DataFrame, draws: int = DRAWS, seed: int = 0) -> pl.Data
     return summary_of(rows, ["mean", "micro"], ["images", "prompts", "concepts", "n_empty"])
 
 
-def difference_from_floor(table: pl.DataFrame, floor: str = FLOOR, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
-    """What each variant adds to the floor, with a 95 % interval, per concept and over all of them.
+def difference_from_baseline(
+    table: pl.DataFrame, floor: str = BASELINE, draws: int = DRAWS, seed: int = 0
+) -> pl.DataFrame:
+    """What each variant adds to the baseline, with a 95 % interval, per concept and over all of them.
 
-    Paired: a picture's score less the floor's score on the same cell (concept, prompt_index, image_index) and base
+    Paired: an image's score less the baseline's score on the same cell (concept, prompt_index, image_index) and base
     model, which shares prompt and first noise. Averages and intervals are those of `summarise`, over the
     differences; an interval that does not hold 0 shows a difference. Each stands alone: `ranking` corrects for
     looking at many. Variants without any pair have no row.
@@ -391,19 +393,19 @@ def difference_from_floor(table: pl.DataFrame, floor: str = FLOOR, draws: int = 
         InputError: no row has the variant `floor`.
     """
     check_contract(table := checked(table))
-    is_floor = pl.col("variant") == floor
-    if table.filter(is_floor).is_empty():
+    is_baseline = pl.col("variant") == floor
+    if table.filter(is_baseline).is_empty():
         raise InputError(
             f"the table has no variant {floor!r} to compare with; its variants are "
             f"{listed(table['variant'].unique().sort())}"
         )
-    # pictures of two prompts are no pair, whatever their place in their lists
+    # images of two prompts are no pair, whatever their place in their lists
     on = ["base_model", "metric", "encoder", *CELL, "prompt_number"]
-    # real images have no prompt, so nothing of theirs shares a cell with a drawn picture
-    drawn = with_prompts(table.filter(pl.col("prompt_index").is_not_null()), "image_index")
-    floors = drawn.filter(is_floor).select(*on, pl.col("score").alias("floor_score"))
-    others = drawn.filter(~is_floor).join(floors, on=on, how="left", nulls_equal=True, maintain_order="left")
-    others = others.with_columns(difference=pl.col("score") - pl.col("floor_score"))
+    # real images have no prompt, so nothing of theirs shares a cell with a drawn image
+    sampled = with_prompts(table.filter(pl.col("prompt_index").is_not_null()), "image_index")
+    baselines = sampled.filter(is_baseline).select(*on, pl.col("score").alias("baseline_score"))
+    others = sampled.filter(~is_baseline).join(baselines, on=on, how="left", nulls_equal=True, maintain_order="left")
+    others = others.with_columns(difference=pl.col("score") - pl.col("baseline_score"))
     rows = []
     for labels, group in groups(others, LABELS):
         for concept, cells in per_concept_and_all(group):
@@ -411,8 +413,8 @@ def difference_from_floor(table: pl.DataFrame, floor: str = FLOOR, draws: int = 
             if pairs.is_empty():
                 continue
             found = estimate_of(pairs, "difference", draws, seed)
-            numbers = {"difference": found.mean, **spread(found), "unpaired": len(cells) - len(pairs)}
-            rows.append({**labels, "concept": concept, **numbers, **counts(pairs)})
+            metrics = {"difference": found.mean, **spread(found), "unpaired": len(cells) - len(pairs)}
+            rows.append({**labels, "concept": concept, **metrics, **counts(pairs)})
     return summary_of(rows, ["difference"], ["images", "prompts", "concepts", "n_empty", "unpaired"])
 
 
@@ -446,7 +448,7 @@ def per_concept_and_all(group: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame
 
 
 def micro(cells: pl.DataFrame) -> float:
-    """The mean over all cosines, as OFT's script takes it: each picture weighs as many as it was compared with."""
+    """The mean over all cosines, as OFT's script takes it: each image weighs as many as it was compared with."""
     return float(np.average(cells["score"].to_numpy(), weights=cells["pairs"].to_numpy()))
 
 
@@ -457,9 +459,9 @@ def counts(cells: pl.DataFrame) -> dict[str, int | None]:
     return {"images": len(cells), "prompts": prompts, "concepts": cells["concept"].n_unique(), "n_empty": empty}
 
 
-def summary_of(rows: list[dict[str, Any]], numbers: list[str], integers: list[str]) -> pl.DataFrame:
+def summary_of(rows: list[dict[str, Any]], metrics: list[str], integers: list[str]) -> pl.DataFrame:
     labels = ["base_model", "concept", "method", "variant", "metric", "encoder"]
     schema = dict.fromkeys(labels, pl.String()) | {"headline": pl.Boolean()}
-    schema |= dict.fromkeys(numbers, pl.Float64()) | SPREAD
+    schema |= dict.fromkeys(metrics, pl.Float64()) | SPREAD
     summary = pl.DataFrame(rows, schema=schema | dict.fromkeys(integers, pl.Int64()))
     return summary.sort(pl.col("concept") == ALL_CONCEPTS, "concept", "metric", maintain_order=True)

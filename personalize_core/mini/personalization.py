@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from personalize_core import steps
-from personalize_core.methods import FLOOR
+from personalize_core.methods import BASELINE
 from personalize_core.metrics import tables
 from personalize_core.mini import concepts
 from personalize_core.mini.names import PLACES
@@ -25,7 +25,7 @@ PARAMS = {
     "sampling": {"sampler": "ddim", "steps": 30, "guidance": 4.0, "images_per_prompt": 2, "prompts": "places"},
     "class_images": {"sampler": "ddim", "steps": 20, "guidance": 4.0},
     "encoders": {"text_image": ["mini-clip"], "identity": ["mini-identity"]},
-    "methods": {FLOOR: {}, METHOD: {"mini": RECIPE}},
+    "methods": {BASELINE: {}, METHOD: {"mini": RECIPE}},
     "variants": {},
 }
 
@@ -44,12 +44,12 @@ def run(workspace: Path) -> tuple[dict[str, float], str, np.ndarray]:
     store = Store(workspace)
     names, grids = list(concepts.DESIGNS), {}
     for name in names:
-        for method in (FLOOR, METHOD):
+        for method in (BASELINE, METHOD):
             steps.train(store, name, method)
-            grids[name] = steps.draw_grid(store, name, method).path
+            grids[name] = steps.sample_grid(store, name, method).path
             steps.score(store, name, method)
         print(f"personalized {name}", flush=True)
-    table = tables.concatenate([tables.read(store.scores(m, n) / SCORES) for n in names for m in (FLOOR, METHOD)])
+    table = tables.concatenate([tables.read(store.scores(m, n) / SCORES) for n in names for m in (BASELINE, METHOD)])
     gains = tables.difference_from_floor(table).filter(pl.col("metric") == "dino", pl.col("variant") == METHOD)
     rows = {row["concept"]: row for row in gains.iter_rows(named=True)}
     figures = {f"identity above the base model's, {name}": float(rows[name]["difference"]) for name in names}
@@ -65,6 +65,6 @@ def row_of(store: Store, name: str, grid: Path) -> list[np.ndarray]:
     places = [place for place, words in PLACES.items() if words]
     unseen = [number for number, place in enumerate(places) if place not in concepts.PLACES[name]]
     photographs = sorted(store.concept_folder(name).glob("*.png"))
-    drawn = [grid / steps.picture_name(METHOD, prompt, image) for image in (0, 1) for prompt in unseen]
+    drawn = [grid / steps.image_name(METHOD, prompt, image) for image in (0, 1) for prompt in unseen]
     files = [photographs[0], photographs[-1], *drawn[:6]]
     return [np.asarray(Image.open(file).convert("RGB")) for file in files]

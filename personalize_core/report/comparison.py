@@ -10,15 +10,15 @@ import polars as pl
 
 from personalize_core.concepts import intake
 from personalize_core.files.atomic import read_json, write_json
-from personalize_core.methods import FLOOR
+from personalize_core.methods import BASELINE
 from personalize_core.metrics import costs, ranking, tables
 from personalize_core.metrics.concept_counts import Coverage
 from personalize_core.report import figures
 from personalize_core.report.display_names import in_words
-from personalize_core.sampling.grid import picture_name, read_grid
+from personalize_core.sampling.grid import image_name, read_grid
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 
-NOISE = "noise_floor.parquet"  # only where a method was trained again
+NOISE = "training_noise.parquet"  # only where a method was trained again
 METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}  # in the order of tables for people
 
 
@@ -33,7 +33,7 @@ def write(
     """Compare what was scored.
 
     Args:
-        cells: (method, concept) with scores, the concepts' own photographs among them.
+        cells: (method, concept) with scores, the concepts' own concept images among them.
         missing: (method, concept) of the experiment without scores; they are listed.
         trainings: of each method that was trained again, seed -> scores; for the noise of its training.
         left_out: trainings again that are not of what is compared here; they are listed.
@@ -46,7 +46,7 @@ def write(
     with_costs = costs.beside(summary, costs.table(artifacts))
     tables.write_summary(with_costs, folder / "summary.parquet", costs.COLUMNS)
     write_json(folder / ABSENT, [one for cell in cells for one in _absent(store, *cell)])
-    noise = pl.concat([ranking.noise_floor(by_seed) for by_seed in trainings]) if trainings else None
+    noise = pl.concat([ranking.training_noise(by_seed) for by_seed in trainings]) if trainings else None
     if noise is not None:
         tables.write_parquet(noise, folder / NOISE, ranking.NOISE_COLUMNS)
     compared = ranking.pairs(table, noise)
@@ -78,16 +78,16 @@ def write(
 
 
 def draw(store: Store, concept: str, variants: Iterable[tuple[str, Path]], grid: dict[str, Any], path: Path) -> None:
-    """A picture of grids: the photographs on the left, a row per (variant, folder of its grid), a column per prompt."""
+    """An image of grids: the concept images on the left, a row per (variant, folder of its grid), a column per prompt."""
     rows = {
         in_words(variant): [
-            [folder / picture_name(variant, prompt, image) for image in range(grid["images_per_prompt"])]
+            [folder / image_name(variant, prompt, image) for image in range(grid["images_per_prompt"])]
             for prompt in range(len(grid["templates"]))
         ]
         for variant, folder in variants
     }
     columns = [template.replace("{}", grid["class_noun"]) for template in grid["templates"]]
-    figures.comparison_grid(intake.photographs(store.concept_folder(concept)), rows, columns, path, title=concept)
+    figures.comparison_grid(intake.concept_images(store.concept_folder(concept)), rows, columns, path, title=concept)
 
 
 def table(folder: Path, measured: Path) -> list[list[str]]:
@@ -103,9 +103,9 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
     if path.is_file():
         rows = _headline(path).filter(metric="dino")
         gains = {row["variant"]: row for row in rows.iter_rows(named=True)}
-    order = {FLOOR: 0, REFERENCES: 2}
+    order = {BASELINE: 0, REFERENCES: 2}
     variants = sorted(summary["variant"].unique(), key=lambda name: (order.get(name, 1), name))
-    rows = noise_floor(folder).iter_rows(named=True)
+    rows = training_noise(folder).iter_rows(named=True)
     noises = {(row["variant"], row["metric"]): f" noise {row['between']:.3f}" for row in rows}
     taken = pl.read_parquet(measured).filter(concept=tables.ALL_CONCEPTS) if measured.is_file() else pl.DataFrame()
     cost = {row["variant"]: costs.in_words(row) for row in taken.iter_rows(named=True)}
@@ -122,7 +122,7 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
     return lines
 
 
-def noise_floor(folder: Path) -> pl.DataFrame:
+def training_noise(folder: Path) -> pl.DataFrame:
     """The noise of training over all concepts, a row for each variant and metric; empty where nothing was repeated."""
     path = folder / NOISE
     return pl.read_parquet(path).filter(concept=tables.ALL_CONCEPTS) if path.is_file() else pl.DataFrame()
@@ -153,7 +153,7 @@ def gaps(folder: Path) -> str:
         return ""
     return (
         f"Not every variant was scored on all {coverage.total} concepts: a mean is over those that the variant has, so "
-        "means do not compare; verdicts do, for they look at any two on the pictures that both have"
+        "means do not compare; verdicts do, for they look at any two on the images that both have"
     )
 
 
@@ -164,8 +164,8 @@ def _coverage(folder: Path) -> Coverage:
 def intervals_are_over(folder: Path) -> str:
     """What the intervals of `table` let vary, in words."""
     summary = _headline(folder / "summary.parquet")
-    drawn = summary.filter(pl.col("variant") != REFERENCES)
-    over = sorted(set(drawn["over"].drop_nulls()))
+    sampled = summary.filter(pl.col("variant") != REFERENCES)
+    over = sorted(set(sampled["over"].drop_nulls()))
     held = "" if all("concepts" in name for name in over) else ", about these concepts alone"
     return f"95 % intervals over {' and over '.join(over)}{held}" if over else "nothing was repeated: no intervals"
 
@@ -195,9 +195,9 @@ def _compare_grids(store: Store, concept: str, folders: Sequence[Path], path: Pa
 
 def _differences(table: pl.DataFrame) -> pl.DataFrame | None:
     """What each variant adds to the base model; None where the base model itself was not scored."""
-    if table.filter(pl.col("variant") == FLOOR).is_empty():
+    if table.filter(pl.col("variant") == BASELINE).is_empty():
         return None
-    return tables.difference_from_floor(table)
+    return tables.difference_from_baseline(table)
 
 
 def _nested(summary: pl.DataFrame) -> dict[str, dict[str, float]]:

@@ -13,7 +13,7 @@ import polars as pl
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import read_json, read_record
-from personalize_core.methods import FLOOR, method_class
+from personalize_core.methods import BASELINE, method_class
 from personalize_core.metrics import tables
 from personalize_core.metrics.concept_counts import Coverage
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
@@ -28,7 +28,7 @@ ASKED = {IDENTITY: "keeps the concept", "clip_i": "keeps the concept", TEXT: "fo
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture that somebody made of a method, and what it shows."""
+    """An image that somebody made of a method, and what it shows."""
 
     path: Path
     caption: str
@@ -68,16 +68,16 @@ class Analysis:
 
     title: str
     how: str
-    numbers: Mapping[str, Any]
+    metrics: Mapping[str, Any]
     absent: Mapping[str, str]
-    pictures: Sequence[Shown]
+    images: Sequence[Shown]
 
 
 @dataclass(frozen=True)
 class ConceptTold:
     name: str
     class_noun: str
-    photographs: Sequence[Path]
+    concept_images: Sequence[Path]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Evidence:
     absent: Sequence[Mapping[str, Any]]  # scores that could not be computed, each with its reason
     concepts: Sequence[ConceptTold]
     methods: Sequence[MethodTold]
-    sampling: Sequence[Mapping[str, Any]]  # the ways in which the pictures were drawn; one, if all is well
+    sampling: Sequence[Mapping[str, Any]]  # the ways in which the images were drawn; one, if all is well
     seeds: Sequence[int]
     costs: Mapping[str, Mapping[str, Any]]  # variant -> what it cost on the mean of all concepts, as far as recorded
     variants: Sequence[str] = field(default=())  # the base model first, without the real images
@@ -121,10 +121,10 @@ class Evidence:
 
 
 def read(store: Store) -> Evidence:
-    """What the last comparison holds, and the artifacts, grids and photographs behind it.
+    """What the last comparison holds, and the artifacts, grids and concept images behind it.
 
     Raises:
-        InputError: nothing has been compared, or its pictures are of several base models.
+        InputError: nothing has been compared, or its images are of several base models.
     """
     folder = store.comparison()
     if not (folder / SCORES).is_file():
@@ -134,12 +134,12 @@ def read(store: Store) -> Evidence:
     bases = sorted(scores["base_model"].drop_nulls().unique())
     if len(bases) != 1:
         raise InputError(
-            f"{folder} compares pictures of the base models {', '.join(bases)}; a report is about one, so evaluate "
+            f"{folder} compares images of the base models {', '.join(bases)}; a report is about one, so evaluate "
             "again what was drawn by another"
         )
-    drawn = scores.filter(pl.col("method") != CEILING)
-    names = drawn["variant"].unique().sort().to_list()
-    cells = drawn.select("method", "concept").unique().sort("method", "concept").rows()
+    sampled = scores.filter(pl.col("method") != CEILING)
+    names = sampled["variant"].unique().sort().to_list()
+    cells = sampled.select("method", "concept").unique().sort("method", "concept").rows()
     grids = [read_record(store.grid(method, concept) / DESCRIPTION) for method, concept in cells]
     differences = folder / "differences.parquet"
     return Evidence(
@@ -153,10 +153,10 @@ def read(store: Store) -> Evidence:
         pairs=tables.read_parquet(folder / "pairs.parquet"),
         rank=tables.read_parquet(folder / "rank.parquet"),
         differences=headline(tables.read_parquet(differences)) if differences.is_file() else None,
-        missing=[name for name in read_json(folder / "summary.json")["missing"] if not _is_photographs(name)],
+        missing=[name for name in read_json(folder / "summary.json")["missing"] if not _is_concept_images(name)],
         absent=_json(folder / "absent.json") or [],
-        concepts=[_concept(store, name) for name in sorted(drawn["concept"].unique())],
-        methods=[_method(store, method, drawn, cells) for method in _ordered({method for method, _ in cells})],
+        concepts=[_concept(store, name) for name in sorted(sampled["concept"].unique())],
+        methods=[_method(store, method, sampled, cells) for method in _ordered({method for method, _ in cells})],
         sampling=_distinct(grid["sampling"] for grid in grids if "sampling" in grid),
         seeds=_distinct(grid["seed"] for grid in grids if "seed" in grid),
         costs=_costs(store.costs()),
@@ -171,11 +171,11 @@ def headline(table: pl.DataFrame) -> pl.DataFrame:
 
 def _ordered(names) -> list[str]:
     """The base model first, then by name."""
-    return sorted(names, key=lambda name: (name != FLOOR, name))
+    return sorted(names, key=lambda name: (name != BASELINE, name))
 
 
-def _is_photographs(cell: str) -> bool:
-    return cell.startswith(f"{REFERENCES}/")  # a single photograph has no other to be compared with
+def _is_concept_images(cell: str) -> bool:
+    return cell.startswith(f"{REFERENCES}/")  # a single concept image has no other to be compared with
 
 
 def _distinct(values) -> list[Any]:
@@ -188,10 +188,10 @@ def _distinct(values) -> list[Any]:
 
 def _concept(store: Store, name: str) -> ConceptTold:
     described = store.concept(name)
-    return ConceptTold(name, described.class_noun, intake.photographs(store.concept_folder(name)))
+    return ConceptTold(name, described.class_noun, intake.concept_images(store.concept_folder(name)))
 
 
-def _method(store: Store, name: str, drawn: pl.DataFrame, cells: Sequence[tuple[str, str]]) -> MethodTold:
+def _method(store: Store, name: str, sampled: pl.DataFrame, cells: Sequence[tuple[str, str]]) -> MethodTold:
     concepts = [concept for method, concept in cells if method == name]
     kind = method_class(name)
     module = inspect.getdoc(inspect.getmodule(kind)) or ""
@@ -202,7 +202,7 @@ def _method(store: Store, name: str, drawn: pl.DataFrame, cells: Sequence[tuple[
         summary=(inspect.getdoc(kind) or module).split("\n\n")[0].replace("\n", " "),
         source=" ".join(cited.split()),
         published={key: _plain(value) for key, value in vars(kind.Config()).items()},
-        variants=drawn.filter(method=name)["variant"].unique().sort().to_list(),
+        variants=sampled.filter(method=name)["variant"].unique().sort().to_list(),
         learned=[_learned(store.artifact(name, concept), concept) for concept in concepts],
         heat_maps=[one for concept in concepts for one in _heat_maps(store, name, concept)],
         analyses={concept: found for concept in concepts if (found := _analyses(store, name, concept))},
@@ -218,10 +218,10 @@ def _heat_maps(store: Store, method: str, concept: str) -> list[Shown]:
     """Of `personalize heat-maps`; the newest are not known, so all are shown."""
     found = []
     for path in sorted(store.samples(method, concept, "any").parent.glob("*/heat_maps.json")):
-        picture = path.with_suffix(".png")
-        if picture.is_file():
+        image = path.with_suffix(".png")
+        if image.is_file():
             prompt = read_json(path)["prompt"]
-            found.append(Shown(picture, f"{concept}: where attention looked for each word of “{prompt}”"))
+            found.append(Shown(image, f"{concept}: where attention looked for each word of “{prompt}”"))
     return found
 
 
@@ -236,8 +236,8 @@ def _analyses(store: Store, method: str, concept: str) -> list[Analysis]:
 def _analysis(folder: Path, value: Mapping[str, Any]) -> Analysis:
     if "not_defined" in value:
         return Analysis(value["title"], value["how"], {}, {"not defined here": value["not_defined"]}, [])
-    pictures = [Shown(folder / one["file"], one["caption"]) for one in value["pictures"]]
-    return Analysis(value["title"], value["how"], value["numbers"], value["absent"], pictures)
+    images = [Shown(folder / one["file"], one["caption"]) for one in value["images"]]
+    return Analysis(value["title"], value["how"], value["metrics"], value["absent"], images)
 
 
 def _costs(path: Path) -> dict[str, dict[str, Any]]:

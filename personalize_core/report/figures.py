@@ -1,4 +1,4 @@
-"""Pictures for people: grids of images, scores in a plane, loss curves, and small versions for a user interface.
+"""Images for people: grids of images, scores in a plane, loss curves, and small versions for a user interface.
 
 Equal input gives equal bytes (no date, no version is written), and a file is whole or not there.
 """
@@ -26,10 +26,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from personalize_core.files.atomic import write_bytes
 from personalize_core.metrics.concept_counts import Coverage
-from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING, FLOOR
+from personalize_core.metrics.tables import ALL_CONCEPTS, BASELINE, CEILING
 from personalize_core.report.display_names import in_words
 
-Picture = Image.Image | str | Path
+ImageSource = Image.Image | str | Path
 
 INK, GREY, PALE = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 # Okabe & Ito 2008: told apart by colour-blind readers; the yellow is left out, too pale for text on white.
@@ -51,25 +51,25 @@ STYLE: dict[Any, Any] = {
 }
 
 
-# -- grids of pictures ----------------------------------------------------------------------------------------
+# -- grids of images ----------------------------------------------------------------------------------------
 
 
 def comparison_grid(
-    references: Sequence[Picture],
-    rows: Mapping[str, Sequence[Sequence[Picture]]],
+    references: Sequence[ImageSource],
+    rows: Mapping[str, Sequence[Sequence[ImageSource]]],
     columns: Sequence[str],
     path: str | Path,
     title: str = "",
     cell: int = 160,
 ) -> None:
-    """What each variant made of each prompt, beside the photographs that it learned from.
+    """What each variant made of each prompt, beside the concept images that it learned from.
 
     Args:
         references: the concept's images; they stand on the left, over the whole height.
-        rows: row label -> for each column the pictures of that prompt. Several share a cell; none leaves it empty.
+        rows: row label -> for each column the images of that prompt. Several share a cell; none leaves it empty.
         columns: the prompts, as they are to be read.
         path: where the PNG goes.
-        cell: pixels; the side of a cell. Cells with several pictures are larger.
+        cell: pixels; the side of a cell. Cells with several images are larger.
 
     Raises:
         ValueError: a row has not as many cells as there are columns.
@@ -100,9 +100,9 @@ def comparison_grid(
         draw.text((margin, margin - 4), title, font=font(20, bold=True), fill=INK)
     if references:
         draw.text((margin, top + header - 10), "the concept", font=font(14, bold=True), fill=INK, anchor="ld")
-        for index, picture in enumerate(references):
+        for index, image in enumerate(references):
             x, y = of_references.place(index)
-            sheet.paste(square(picture, of_references.tile), (margin + x, top + header + y))
+            sheet.paste(square(image, of_references.tile), (margin + x, top + header + y))
         x = left - 15
         draw.line((x, top + header, x, height - margin), fill=PALE, width=2)
 
@@ -113,19 +113,23 @@ def comparison_grid(
         y = top + header + number * (high + gap)
         text = wrapped(label, font(15, bold=True), label_width - 16)
         draw.multiline_text((left, y + high // 2), text, font=font(15, bold=True), fill=INK, anchor="lm", spacing=4)
-        for column, pictures in enumerate(cells):
+        for column, images in enumerate(cells):
             x = left + label_width + column * (wide + gap)
-            if not pictures:
+            if not images:
                 draw.rectangle((x, y, x + wide - 1, y + high - 1), outline=PALE, width=2)
                 draw.text((x + wide // 2, y + high // 2), "not drawn", font=font(13), fill=GREY, anchor="mm")
-            for index, picture in enumerate(pictures):
+            for index, image in enumerate(images):
                 place = (x + index % across * (tile + inner), y + index // across * (tile + inner))
-                sheet.paste(square(picture, tile), place)
+                sheet.paste(square(image, tile), place)
     save_png(sheet, path)
 
 
 def contact_sheet(
-    images: Sequence[Picture], path: str | Path, labels: Sequence[str] = (), columns: int | None = None, cell: int = 128
+    images: Sequence[ImageSource],
+    path: str | Path,
+    labels: Sequence[str] = (),
+    columns: int | None = None,
+    cell: int = 128,
 ) -> None:
     """All images in rows, as nearly square as it goes, each with its label beneath if there are labels.
 
@@ -147,9 +151,9 @@ def contact_sheet(
     )
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    for index, picture in enumerate(images):
+    for index, image in enumerate(images):
         x, y = margin + index % columns * (cell + gap), margin + index // columns * (cell + line + gap)
-        sheet.paste(square(picture, cell), (x, y))
+        sheet.paste(square(image, cell), (x, y))
         if texts:
             draw.multiline_text((x, y + cell + 3), texts[index], font=font(12), fill=INK, spacing=2)
     save_png(sheet, path)
@@ -190,16 +194,16 @@ class Tiles:
         return column * (self.tile + self.gap), row * (self.tile + self.gap)
 
 
-def square(picture: Picture, side: int) -> Image.Image:
-    """The middle of a picture, side x side pixels; small ones are enlarged smoothly."""
-    return ImageOps.fit(opened(picture), (side, side), Image.Resampling.LANCZOS)
+def square(image: ImageSource, side: int) -> Image.Image:
+    """The middle of an image, side x side pixels; small ones are enlarged smoothly."""
+    return ImageOps.fit(opened(image), (side, side), Image.Resampling.LANCZOS)
 
 
-def opened(picture: Picture) -> Image.Image:
+def opened(image: ImageSource) -> Image.Image:
     """RGB, upright as the camera was held."""
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    with Image.open(picture) as file:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    with Image.open(image) as file:
         return ImageOps.exif_transpose(file).convert("RGB")
 
 
@@ -249,8 +253,8 @@ def identity_against_text(
 ) -> None:
     """One point per variant: how well it keeps the concept (up) and follows the prompt (right), as PNG and SVG.
 
-    The cross on a point is its 95 % interval; a point without one has a single picture. The base model's identity is
-    drawn as the floor, that of the real images with each other as the ceiling (which has no prompt, hence no text
+    The cross on a point is its 95 % interval; a point without one has a single image. The base model's identity is
+    drawn as the baseline, that of the real images with each other as the ceiling (which has no prompt, hence no text
     alignment).
 
     Args:
@@ -291,7 +295,7 @@ def plane(
     variants = [variant for variant in up if variant in right]
     if not variants:
         raise ValueError(f"no variant of {concept!r} has both {identity!r} and {text!r} scores")
-    variants.sort(key=lambda variant: (variant != FLOOR, variant))
+    variants.sort(key=lambda variant: (variant != BASELINE, variant))
     coverage = Coverage.of_summary(summary)
     gaps = concept == ALL_CONCEPTS and not coverage.whole
     named = {variant: in_words(variant) + (coverage.said(variant) if gaps else "") for variant in variants}
@@ -313,8 +317,8 @@ def plane(
         xs = [right[v][end] for v in variants for end in ("low", "high")]
         ys = [up[v][end] for v in variants for end in ("low", "high")]
         lines = {}
-        if FLOOR in up:
-            lines["floor: nothing learned"] = up[FLOOR]["mean"]
+        if BASELINE in up:
+            lines["baseline: nothing learned"] = up[BASELINE]["mean"]
         if CEILING in up:
             lines["ceiling: real images with each other"] = up[CEILING]["mean"]
             ys += [up[CEILING]["low"], up[CEILING]["high"]]
@@ -337,7 +341,7 @@ def plane(
         above_all = textwrap.fill(title, TITLE_WIDTH)
         axes.set_title(above_all, loc="left", fontsize=13, color=INK, fontweight="bold", pad=22)
         counted = up[variants[-1]]
-        about = f"{counted['images']} pictures a variant"
+        about = f"{counted['images']} images a variant"
         if counted["concepts"] > 1:
             about += f", {counted['concepts']} concepts"
         if gaps:
@@ -357,9 +361,9 @@ def plane(
 
 
 def variant_colours(variants: Iterable[str]) -> dict[str, str]:
-    """A colour for each variant, the same in every figure of these variants; grey for the floor."""
-    learned = sorted(variant for variant in variants if variant != FLOOR)
-    return {variant: COLOURS[i % len(COLOURS)] for i, variant in enumerate(learned)} | {FLOOR: GREY}
+    """A colour for each variant, the same in every figure of these variants; grey for the baseline."""
+    learned = sorted(variant for variant in variants if variant != BASELINE)
+    return {variant: COLOURS[i % len(COLOURS)] for i, variant in enumerate(learned)} | {BASELINE: GREY}
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -496,13 +500,13 @@ def loss_curve(log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: s
         losses, everything = panels[0, 0], []
         for index, name in enumerate(names):
             colour = COLOURS[index % len(COLOURS)]
-            everything += draw_series(losses, rows, stages, name, colour, f"{name.replace('_', ' ')} loss")
+            everything += plot_series(losses, rows, stages, name, colour, f"{name.replace('_', ' ')} loss")
         if min(everything) > 0 and max(everything) > 30 * min(everything):
             losses.set_yscale("log")
         losses.set_ylabel("loss")
         losses.legend(frameon=False, fontsize=9, loc="upper right", ncols=min(len(names), 3))
         if norms:
-            draw_series(panels[1, 0], rows, stages, "gradient_norm", GREY, "")
+            plot_series(panels[1, 0], rows, stages, "gradient_norm", GREY, "")
             panels[1, 0].set_ylabel("gradient\nnorm")
         for axes in panels[:, 0]:
             axes.spines[["top", "right"]].set_visible(False)
@@ -522,11 +526,11 @@ def loss_curve(log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: s
         save_figure(figure, path)
 
 
-def draw_series(
+def plot_series(
     axes: Axes, rows: Sequence[Mapping[str, Any]], stages: Sequence[str], name: str, colour: str, label: str
 ) -> list[float]:
     """One number of the log, averaged within each stage; returns the averages."""
-    drawn: list[float] = []
+    sampled: list[float] = []
     for stage in stages:
         steps = [i for i, row in enumerate(rows) if str(row["stage"]) == stage and row.get(name) is not None]
         values = np.array([rows[i][name] for i in steps], dtype=float)
@@ -534,9 +538,9 @@ def draw_series(
             continue
         smooth = moving_average(values, max(1, len(values) // 30))
         axes.plot(steps, values, color=colour, lw=0.8, alpha=0.3)
-        axes.plot(steps, smooth, color=colour, lw=2, label=label if not drawn else None)
-        drawn += smooth.tolist()
-    return drawn
+        axes.plot(steps, smooth, color=colour, lw=2, label=label if not sampled else None)
+        sampled += smooth.tolist()
+    return sampled
 
 
 def moving_average(values: np.ndarray, reach: int) -> np.ndarray:
@@ -571,14 +575,14 @@ def loss_sparkline_svg(values: Sequence[float]) -> str:
 
 
 def thumbnail_webp(image_path: str | Path, limit_bytes: int = 700) -> bytes:
-    """The largest, then finest WebP of a picture that fits into `limit_bytes`; its shape is kept.
+    """The largest, then finest WebP of an image that fits into `limit_bytes`; its shape is kept.
 
     Raises:
         ValueError: not even a few grey pixels fit.
     """
-    picture = opened(image_path)
+    image = opened(image_path)
     for side in (160, 128, 112, 96, 80, 64, 48, 40, 32, 24, 16, 8):
-        small = ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
+        small = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
         for quality in (60, 40, 25, 12):
             buffer = io.BytesIO()
             small.save(buffer, "WEBP", quality=quality, method=6)

@@ -1,7 +1,7 @@
 "use strict";
-// Pictures open large. Everything else on the page works without this script.
+// Images open large. Everything else on the page works without this script.
 const dialog = document.getElementById("large");
-const large = document.getElementById("large-picture");
+const large = document.getElementById("large-image");
 const caption = document.getElementById("large-caption");
 const references = document.getElementById("large-references");
 let current = null;
@@ -12,7 +12,7 @@ function show(button) {
   large.src = small.src;
   large.alt = small.alt;
   caption.textContent = button.dataset.caption;
-  const strip = button.closest("table.pictures") && button.closest("article").querySelector(".references .strip");
+  const strip = button.closest("table.images") && button.closest("article").querySelector(".references .strip");
   references.replaceChildren(...(strip ? [...strip.querySelectorAll("img")].slice(0, 4).map((one) => one.cloneNode()) : []));
   for (const arrow of dialog.querySelectorAll("[data-go]")) arrow.disabled = !next(arrow.dataset.go);
   if (!dialog.open) dialog.showModal();
@@ -44,7 +44,7 @@ function go(direction) {
 }
 
 document.addEventListener("click", (event) => {
-  const button = event.target.closest("button.picture");
+  const button = event.target.closest("button.image");
   if (button) show(button);
 });
 dialog.addEventListener("click", (event) => {

@@ -30,8 +30,8 @@ MOST_HEAT_MAPS = 6  # of a method
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a method that somebody made, embedded."""
+class EmbeddedImage:
+    """One image of a method that somebody made, embedded."""
 
     uri: str
     caption: str
@@ -41,13 +41,13 @@ def write(store: Store, folder: Path) -> None:
     """Tell of the last comparison: report.html, figures/NAME.png and .svg, tables/NAME.parquet, .csv and .tex.
 
     Raises:
-        InputError: nothing has been compared, or a picture that was scored is gone.
+        InputError: nothing has been compared, or an image that was scored is gone.
     """
     evidence = read_evidence.read(store)
-    shown = page_images.grids(evidence)  # first: a picture that is gone stops it at once
-    drawn, made = page_figures.every(evidence), tables.every(evidence)
-    page = render(evidence, shown, drawn, made)
-    for figure in drawn.values():
+    shown = page_images.grids(evidence)  # first: an image that is gone stops it at once
+    sampled, made = page_figures.every(evidence), tables.every(evidence)
+    page = render(evidence, shown, sampled, made)
+    for figure in sampled.values():
         write_bytes(folder / FIGURES / f"{figure.name}.svg", figure.svg)
         write_bytes(folder / FIGURES / f"{figure.name}.png", figure.png)
     for table in made.values():
@@ -58,7 +58,7 @@ def write(store: Store, folder: Path) -> None:
 def render(
     evidence: Evidence,
     shown: tuple[Sequence[page_images.Grid], str],
-    drawn: dict[str, page_figures.Drawn],
+    sampled: dict[str, page_figures.SampledGrid],
     made: dict[str, tables.Table],
 ) -> str:
     """The whole page."""
@@ -81,7 +81,7 @@ def render(
         notes=told.notes(evidence),
         caution=told.caution(evidence),
         metric_names=METRICS,
-        figures=drawn,
+        figures=sampled,
         narrow=page_figures.narrow(evidence),
         tables=made,
         swatches={variant: page_figures.THEMED[colour] for variant, colour in colours.items()},
@@ -109,40 +109,40 @@ def title(evidence: Evidence) -> str:
 
 def counted(evidence: Evidence) -> str:
     """What was drawn, in a line."""
-    drawn = evidence.scores.filter(pl.col("method") != CEILING)
-    total = drawn["image"].n_unique()
+    sampled = evidence.scores.filter(pl.col("method") != CEILING)
+    total = sampled["image"].n_unique()
     overall = evidence.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("method") != CEILING)
     images = sorted(set(overall["images"]))
     each = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     protocol = f"protocol {evidence.protocol}" if evidence.protocol else "drawn as params.yaml says"
-    return f"Base model {evidence.base_model}; {protocol}; {total:,} pictures, {each} of each variant"
+    return f"Base model {evidence.base_model}; {protocol}; {total:,} images, {each} of each variant"
 
 
 def measured(evidence: Evidence) -> list[tuple[str, str]]:
     """What a reviewer asks for, besides the contract of every score."""
-    drawn = evidence.scores.filter(pl.col("method") != CEILING)
-    prompts = drawn["prompt"].drop_nulls().unique().sort().to_list()
+    sampled = evidence.scores.filter(pl.col("method") != CEILING)
+    prompts = sampled["prompt"].drop_nulls().unique().sort().to_list()
     summary = evidence.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("method") != CEILING)
     over = sorted(set(summary["over"].drop_nulls()))
     sampling = "; ".join(", ".join(f"{name} {value}" for name, value in how.items()) for how in evidence.sampling)
     seeds = ", ".join(map(str, evidence.seeds))
-    photographs = ", ".join(f"{concept.name} ({len(concept.photographs)})" for concept in evidence.concepts)
+    concept_images = ", ".join(f"{concept.name} ({len(concept.concept_images)})" for concept in evidence.concepts)
     return [
         ("Base model", evidence.base_model),
         ("Protocol", evidence.protocol or "none by name: the section “sampling” of params.yaml"),
         ("Drawn with", f"{sampling or 'not recorded'}; seed {seeds or 'not recorded'}"),
-        ("Concepts (photographs)", photographs),
+        ("Concepts (concept images)", concept_images),
         (f"Prompts ({len(prompts)})", "; ".join(prompt.replace("{}", "…") for prompt in prompts)),
-        ("Pictures", counted(evidence)),
+        ("Images", counted(evidence)),
         (
             "Pairing",
-            "Pictures of one concept, prompt and image number start from the same noise, whatever the variant; "
-            "differences are taken picture by picture.",
+            "Images of one concept, prompt and image number start from the same noise, whatever the variant; "
+            "differences are taken image by image.",
         ),
         (
             "Averages",
-            "Over a prompt's pictures, then over prompts, then over concepts (macro). Likeness to the concept is the "
-            "mean cosine with all of its photographs; the photographs are compared with each other for the ceiling.",
+            "Over a prompt's images, then over prompts, then over concepts (macro). Likeness to the concept is the "
+            "mean cosine with all of its concept images; the concept images are compared with each other for the ceiling.",
         ),
         (
             "Intervals",
@@ -164,12 +164,12 @@ def missing(evidence: Evidence) -> list[str]:
     found += [f"{_some(count, 'score')} could not be computed: {reason}" for reason, count in reasons.items()]
     scored = set(evidence.scores.filter(pl.col("method") == CEILING)["concept"])
     if alone := [concept.name for concept in evidence.concepts if concept.name not in scored]:
-        found.append(f"Photographs were not compared with each other for {', '.join(alone)}: no ceiling there.")
+        found.append(f"Concept images were not compared with each other for {', '.join(alone)}: no ceiling there.")
     if evidence.differences is None:
-        found.append("The base model alone was not scored, so there is no floor to compare with.")
+        found.append("The base model alone was not scored, so there is no baseline to compare with.")
     lacking = evidence.pairs.filter(pl.col("unpaired") > 0)
     if len(lacking):
-        found.append(f"In {len(lacking)} comparisons of two, some pictures had no partner and were left out.")
+        found.append(f"In {len(lacking)} comparisons of two, some images had no partner and were left out.")
     known = [evidence.costs.get(variant, {}) for variant in evidence.variants]
     costs = [words for name, words in tables.COSTS.items() if any(one.get(name) is None for one in known)]
     if costs:
@@ -222,9 +222,9 @@ def _told(method: MethodTold, evidence: Evidence) -> dict[str, Any]:
                 "concept": concept,
                 "title": one.title,
                 "how": one.how,
-                "numbers": [(name, _value(value)) for name, value in one.numbers.items()],
+                "metrics": [(name, _value(value)) for name, value in one.metrics.items()],
                 "absent": list(one.absent.items()),
-                "pictures": _embedded(one.pictures),
+                "images": _embedded(one.images),
             }
             for concept, found in method.analyses.items()
             for one in found
@@ -235,12 +235,12 @@ def _told(method: MethodTold, evidence: Evidence) -> dict[str, Any]:
 def _fell(fixed: Any) -> str:
     """How far the loss on a fixed batch fell; said only where its interval says so."""
     low, high = fixed["interval_95"]
-    numbers = f"{fixed['before']:.4f} before, {fixed['after']:.4f} after"
-    return f"{numbers}; fell by {fixed['fell_by']:.4f} [{low:.4f}, {high:.4f}]" + ("" if low > 0 else ": cannot tell")
+    metrics = f"{fixed['before']:.4f} before, {fixed['after']:.4f} after"
+    return f"{metrics}; fell by {fixed['fell_by']:.4f} [{low:.4f}, {high:.4f}]" + ("" if low > 0 else ": cannot tell")
 
 
-def _embedded(shown: Sequence[Shown]) -> list[Picture]:
-    return [Picture(page_images.data_uri(page_images.opened(one.path)), one.caption) for one in shown]
+def _embedded(shown: Sequence[Shown]) -> list[EmbeddedImage]:
+    return [EmbeddedImage(page_images.data_uri(page_images.opened(one.path)), one.caption) for one in shown]
 
 
 def _value(value: Any) -> str:

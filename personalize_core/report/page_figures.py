@@ -27,7 +27,7 @@ STYLED = {**STYLE, "font.size": 10}
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledGrid:
     """A figure, ready for the page and for files."""
 
     name: str  # of its files
@@ -51,7 +51,7 @@ class Drawn:
         return Markup(opening + ">" + inside)
 
 
-def every(evidence: Evidence) -> dict[str, Drawn]:
+def every(evidence: Evidence) -> dict[str, SampledGrid]:
     """The plane over all concepts and of each, and the losses of each method that was trained."""
     made = []
     if _in_the_plane(evidence):
@@ -63,23 +63,23 @@ def every(evidence: Evidence) -> dict[str, Drawn]:
     return {one.name: one for one in made}
 
 
-def narrow(evidence: Evidence) -> tuple[Drawn, dict[str, str]] | None:
+def narrow(evidence: Evidence) -> tuple[SampledGrid, dict[str, str]] | None:
     """The plane over all concepts for a telephone: its points have numbers, whose meaning comes with it."""
     if not (variants := _in_the_plane(evidence)):
         return None
-    numbers = {variant: str(number) for number, variant in enumerate(variants, start=1)}
-    figure = plane(evidence.summary, "", labels=numbers, size=(4.4, 5.0))
-    return drawn(figure, "identity_vs_text_narrow", _said(evidence, ALL_CONCEPTS)), numbers
+    metrics = {variant: str(number) for number, variant in enumerate(variants, start=1)}
+    figure = plane(evidence.summary, "", labels=metrics, size=(4.4, 5.0))
+    return sampled(figure, "identity_vs_text_narrow", _said(evidence, ALL_CONCEPTS)), metrics
 
 
-def drawn(figure: Figure, name: str, alt: str) -> Drawn:
+def sampled(figure: Figure, name: str, alt: str) -> SampledGrid:
     content = {}
     with matplotlib.rc_context(STYLED):  # else an SVG's ids are random
         for kind in ("svg", "png"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=NO_METADATA[kind], facecolor="white")
             content[kind] = buffer.getvalue()
-    return Drawn(name.replace("@", "-"), alt, **content)
+    return SampledGrid(name.replace("@", "-"), alt, **content)
 
 
 def _in_the_plane(evidence: Evidence) -> list[str]:
@@ -88,13 +88,13 @@ def _in_the_plane(evidence: Evidence) -> list[str]:
     return [variant for variant in evidence.variants if all(variant in of for of in both)]
 
 
-def _plane(evidence: Evidence, name: str, concept: str) -> Drawn:
+def _plane(evidence: Evidence, name: str, concept: str) -> SampledGrid:
     names = [one.name for one in evidence.concepts]
     several = concept == ALL_CONCEPTS and len(names) > 1
     over = f"{len(names)} concepts" if evidence.coverage.whole else f"the concepts that each has, of {len(names)}"
     about = f"mean over {over}" if several else names[0] if concept == ALL_CONCEPTS else concept
     figure = plane(evidence.summary, f"Identity against text, {about}", concept)
-    return drawn(figure, name, _said(evidence, concept))
+    return sampled(figure, name, _said(evidence, concept))
 
 
 def _said(evidence: Evidence, concept: str) -> str:
@@ -110,7 +110,7 @@ def _said(evidence: Evidence, concept: str) -> str:
     return f"Text alignment (CLIP-T) and identity (DINO) of {concept}: {'; '.join(points)}."
 
 
-def _losses(method: str, learned: Sequence[Learned]) -> Drawn:
+def _losses(method: str, learned: Sequence[Learned]) -> SampledGrid:
     """A panel for each loss, a line for each concept, as moving averages."""
     logs = {one.concept: one.log for one in learned if one.log}
     names = list(dict.fromkeys(name for log in logs.values() for row in log for name in row if name not in NO_LOSS))
@@ -135,7 +135,7 @@ def _losses(method: str, learned: Sequence[Learned]) -> Drawn:
         panels[-1].set_xlabel("training step")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     concepts = ", ".join(logs)
-    return drawn(figure, f"losses_{method}", f"Losses of {in_words(method)} while it learned {concepts}.")
+    return sampled(figure, f"losses_{method}", f"Losses of {in_words(method)} while it learned {concepts}.")
 
 
 def _line(log: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

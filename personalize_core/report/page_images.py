@@ -1,4 +1,4 @@
-"""The drawn pictures as the page shows them: all variants of one prompt and noise in a column, and no more than fit."""
+"""The drawn images as the page shows them: all variants of one prompt and noise in a column, and no more than fit."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import METRICS, ConceptTold, Evidence
 from personalize_core.report.figures import opened
 
-PIXELS = 120_000_000  # of all pictures in a page together: some 15 MB
-SIDES = (768, 512, 384, 256, 192, 128)  # pixels of a picture's longer side, at most; the largest that fits
-SMALL = 128  # pixels; a picture that is no larger is kept as it is, pixel for pixel
-MOST_OF_A_PROMPT = 4  # pictures, however few there are in all
+PIXELS = 120_000_000  # of all images in a page together: some 15 MB
+SIDES = (768, 512, 384, 256, 192, 128)  # pixels of an image's longer side, at most; the largest that fits
+SMALL = 128  # pixels; an image that is no larger is kept as it is, pixel for pixel
+MOST_OF_A_PROMPT = 4  # images, however few there are in all
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture in its place."""
+    """One image in its place."""
 
     uri: str
     alt: str
@@ -49,14 +49,14 @@ class Grid:
     """What all variants made of one concept."""
 
     concept: ConceptTold
-    photographs: Sequence[str]  # as data URIs
+    concept_images: Sequence[str]  # as data URIs
     columns: Sequence[Column]
     rows: Mapping[str, Sequence[Cell | None]]  # variant -> a cell for each column; None was not drawn
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """How much of all pictures the page shows."""
+    """How much of all images the page shows."""
 
     of_a_prompt: int
     concepts: int
@@ -67,19 +67,21 @@ def grids(evidence: Evidence, pixels: int = PIXELS) -> tuple[list[Grid], str]:
     """A grid for each concept, and a sentence about what does not stand in them; empty if all does.
 
     Raises:
-        InputError: a picture that was scored is not there any more, or is another one by now.
+        InputError: an image that was scored is not there any more, or is another one by now.
     """
-    drawn = evidence.scores.filter(pl.col("method") != CEILING)
-    chosen = _chosen(evidence, drawn, pixels)
-    shown = [_grid(evidence.root, concept, evidence, drawn, chosen) for concept in evidence.concepts[: chosen.concepts]]
-    return shown, _left_out(evidence, drawn, chosen)
+    sampled = evidence.scores.filter(pl.col("method") != CEILING)
+    chosen = _chosen(evidence, sampled, pixels)
+    shown = [
+        _grid(evidence.root, concept, evidence, sampled, chosen) for concept in evidence.concepts[: chosen.concepts]
+    ]
+    return shown, _left_out(evidence, sampled, chosen)
 
 
-def _chosen(evidence: Evidence, drawn: pl.DataFrame, pixels: int) -> Chosen:
-    """Smaller pictures first, then fewer of a prompt, then fewer concepts."""
-    most = min(MOST_OF_A_PROMPT, int(drawn["image_index"].n_unique()))
-    native = max(_size(evidence.root / drawn["image"][0]))
-    places = drawn.select("concept", "variant", "prompt_index").unique()
+def _chosen(evidence: Evidence, sampled: pl.DataFrame, pixels: int) -> Chosen:
+    """Smaller images first, then fewer of a prompt, then fewer concepts."""
+    most = min(MOST_OF_A_PROMPT, int(sampled["image_index"].n_unique()))
+    native = max(_size(evidence.root / sampled["image"][0]))
+    places = sampled.select("concept", "variant", "prompt_index").unique()
     each = {name: len(places.filter(concept=name)) for name in places["concept"].unique()}
     for concepts in range(len(evidence.concepts), 0, -1):
         cells = sum(each[concept.name] for concept in evidence.concepts[:concepts])
@@ -90,8 +92,8 @@ def _chosen(evidence: Evidence, drawn: pl.DataFrame, pixels: int) -> Chosen:
     return Chosen(1, 1, SIDES[-1])
 
 
-def _grid(root: Path, concept: ConceptTold, evidence: Evidence, drawn: pl.DataFrame, chosen: Chosen) -> Grid:
-    own = drawn.filter(concept=concept.name)
+def _grid(root: Path, concept: ConceptTold, evidence: Evidence, sampled: pl.DataFrame, chosen: Chosen) -> Grid:
+    own = sampled.filter(concept=concept.name)
     images = own["image_index"].unique().sort().to_list()[: chosen.of_a_prompt]
     prompts = own.select("prompt_index", "prompt").unique().sort("prompt_index", "prompt").rows()
     places = [(*prompt, image) for prompt in prompts for image in images]
@@ -111,13 +113,13 @@ def _grid(root: Path, concept: ConceptTold, evidence: Evidence, drawn: pl.DataFr
         Column(index, (prompt or "").replace("{}", concept.class_noun), image, image == images[0])
         for index, prompt, image in places
     ]
-    return Grid(concept, [photograph(path) for path in concept.photographs], columns, rows)
+    return Grid(concept, [concept_image(path) for path in concept.concept_images], columns, rows)
 
 
 def _cell(root: Path, row: Mapping[str, Any], concept: ConceptTold, side: int) -> Cell:
     path, variant = root / row["image"], in_words(row["variant"])
     if sha256(_there(path)) != row["image_sha256"]:
-        raise InputError(f"the picture {path} is another one than was scored; `personalize evaluate` scores it again")
+        raise InputError(f"the image {path} is another one than was scored; `personalize evaluate` scores it again")
     prompt = (row["prompt"] or "").replace("{}", concept.class_noun)
     own = row["scores"]
     scores = ", ".join(
@@ -127,39 +129,39 @@ def _cell(root: Path, row: Mapping[str, Any], concept: ConceptTold, side: int) -
     return Cell(data_uri(opened(path), side), f"{concept.name} by {about}", f"{about}. {scores}")
 
 
-def _left_out(evidence: Evidence, drawn: pl.DataFrame, chosen: Chosen) -> str:
-    parts, images = [], int(drawn["image_index"].n_unique())
+def _left_out(evidence: Evidence, sampled: pl.DataFrame, chosen: Chosen) -> str:
+    parts, images = [], int(sampled["image_index"].n_unique())
     if chosen.of_a_prompt < images:
-        parts.append(f"the first {chosen.of_a_prompt} of {images} pictures of each prompt")
+        parts.append(f"the first {chosen.of_a_prompt} of {images} images of each prompt")
     if chosen.concepts < len(evidence.concepts):
         parts.append(f"the first {chosen.concepts} of {len(evidence.concepts)} concepts")
-    if chosen.side < max(_size(evidence.root / drawn["image"][0])):
-        parts.append(f"pictures made smaller, to {chosen.side} pixels")
+    if chosen.side < max(_size(evidence.root / sampled["image"][0])):
+        parts.append(f"images made smaller, to {chosen.side} pixels")
     return f"Shown here: {'; '.join(parts)}. The scores are of all." if parts else ""
 
 
-def photograph(path: Path) -> str:
+def concept_image(path: Path) -> str:
     return data_uri(opened(path), 384)
 
 
-def data_uri(picture: Image.Image, side: int = 1200) -> str:
-    """A picture for the page; small ones keep every pixel."""
-    if max(picture.size) > side:
-        picture = ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
-    how: dict[str, Any] = {"lossless": True, "exact": True} if max(picture.size) <= SMALL else {"quality": 84}
-    bare = Image.new("RGB", picture.size)
-    bare.paste(picture)  # without the original's metadata
+def data_uri(image: Image.Image, side: int = 1200) -> str:
+    """An image for the page; small ones keep every pixel."""
+    if max(image.size) > side:
+        image = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
+    how: dict[str, Any] = {"lossless": True, "exact": True} if max(image.size) <= SMALL else {"quality": 84}
+    bare = Image.new("RGB", image.size)
+    bare.paste(image)  # without the original's metadata
     content = io.BytesIO()
     bare.save(content, "WEBP", **how)
     return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with Image.open(_there(path)) as picture:
-        return picture.size
+    with Image.open(_there(path)) as image:
+        return image.size
 
 
 def _there(path: Path) -> Path:
     if not path.is_file():
-        raise InputError(f"the picture {path} was scored, but is gone; `personalize run` makes whatever is missing")
+        raise InputError(f"the image {path} was scored, but is gone; `personalize run` makes whatever is missing")
     return path

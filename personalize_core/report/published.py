@@ -17,7 +17,7 @@ import yaml
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.report.evidence import Evidence
 
-TEXT = "class phrase"  # what CLIP-T compares a picture with, here: the prompt with the class noun for the concept
+TEXT = "class phrase"  # what CLIP-T compares an image with, here: the prompt with the class noun for the concept
 AVERAGE = "over prompts, then concepts"
 RESULTS, CONTRACTS = "published_results.csv", "contracts.yaml"
 
@@ -39,9 +39,9 @@ class Ours:
 
     @classmethod
     def of(cls, evidence: Evidence) -> Ours:
-        drawn = evidence.scores.filter(pl.col("method") != CEILING)
-        by_concept = drawn.group_by("concept").agg(pl.col("prompt").n_unique())
-        by_prompt = drawn.group_by("concept", "variant", "prompt_index").agg(pl.col("image_index").n_unique())
+        sampled = evidence.scores.filter(pl.col("method") != CEILING)
+        by_concept = sampled.group_by("concept").agg(pl.col("prompt").n_unique())
+        by_prompt = sampled.group_by("concept", "variant", "prompt_index").agg(pl.col("image_index").n_unique())
         overall = evidence.every_mean.filter(concept=ALL_CONCEPTS)
         return cls(
             base_model=evidence.base_model,
@@ -81,8 +81,8 @@ def beside(ours: Ours) -> list[Beside]:
         differs = differences(contract, row, ours)
         variant, measured = contract["methods"].get(row["method"]), contract["metrics"][row["metric"]]
         which = (variant, measured["metric"], measured["encoder"])
-        numbers = ours.means.get(which) if not differs else None
-        mean, low, high = numbers or (None, None, None)
+        metrics = ours.means.get(which) if not differs else None
+        mean, low, high = metrics or (None, None, None)
         found.append(
             Beside(row["paper"], row["table"], row["method"], row["metric"], row["value"], differs, mean, low, high)
         )
@@ -98,7 +98,7 @@ def differences(contract: Mapping[str, Any], row: Mapping[str, Any], ours: Ours)
         "protocol": (contract["protocol"], ours.protocol or "none"),
         "concepts": (contract["concepts"], ours.concepts),
         "prompts": (contract["prompts"], ours.prompts),
-        "pictures of a prompt": (contract["images_per_prompt"], ours.images_per_prompt),
+        "images of a prompt": (contract["images_per_prompt"], ours.images_per_prompt),
         f"encoder of {measured['metric']}": (there, there if there in encoders else " and ".join(encoders) or "none"),
         "average": (contract.get("average", AVERAGE), AVERAGE),
     }
@@ -132,7 +132,7 @@ def contracts() -> list[dict[str, Any]]:
 
 
 def _contract(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """None for tables that no contract is known of, and for what is no score of pictures, as studies with people."""
+    """None for tables that no contract is known of, and for what is no score of images, as studies with people."""
     for contract in contracts():
         if contract["paper"] == row["paper"] and row["table"].startswith(tuple(contract["tables"])):
             return contract

@@ -27,9 +27,9 @@ COSTS = {
     "parameters": "Trained numbers",
     "artifact_bytes": "Artifact",
     "training_seconds": "Training",
-    "seconds_per_image": "One picture",
+    "seconds_per_image": "One image",
     "training_memory_bytes": "Memory in training",
-    "drawing_memory_bytes": "Memory in drawing",
+    "sampling_memory_bytes": "Memory in drawing",
 }
 MEASURED_ON = {"memory_of": "Memory of", "device": "Measured on"}
 
@@ -68,7 +68,7 @@ def every(evidence: Evidence) -> dict[str, Table]:
     made = [
         overview(evidence),
         verdicts(evidence),
-        over_the_floor(evidence),
+        over_the_baseline(evidence),
         every_measure(evidence),
         by_concept(evidence),
         by_prompt(evidence),
@@ -93,7 +93,7 @@ def overview(evidence: Evidence) -> Table:
             row |= {f"{metric}_{name}": of.get(name) for name in ("mean", "low", "high")}
             row |= {f"{metric}_{name}": place.get(name) for name in ("place_from", "place_to")}
         row |= {name: evidence.costs.get(variant, {}).get(name) for name in COSTS}
-        row["pictures"] = max(one["images"] for one in found.values())
+        row["images"] = max(one["images"] for one in found.values())
         row["concepts"] = max(one["concepts"] for one in found.values())
         rows.append(row)
         cells = [interval(found.get(metric), "mean") for metric in evidence.metrics]
@@ -104,7 +104,7 @@ def overview(evidence: Evidence) -> Table:
     for metric in evidence.metrics:
         schema |= {f"{metric}_{name}": pl.Float64() for name in ("mean", "low", "high")}
         schema |= {f"{metric}_{name}": pl.Int64() for name in ("place_from", "place_to")}
-    schema |= dict.fromkeys(COSTS, pl.Float64()) | {"pictures": pl.Int64(), "concepts": pl.Int64()}
+    schema |= dict.fromkeys(COSTS, pl.Float64()) | {"images": pl.Int64(), "concepts": pl.Int64()}
     meanings = {name: _meaning(name) for name in schema}
     names = [f"{METRICS[metric]} [95 %]" for metric in evidence.metrics]
     heading = ["Variant", *_concepts(evidence), *names, f"Place, {METRICS[IDENTITY]}", f"Place, {METRICS[TEXT]}"]
@@ -128,12 +128,12 @@ def verdicts(evidence: Evidence) -> Table:
          interval(row, "difference"), str(row["images"]), *([] if whole else [str(row["concepts"])])]
         for row in frame.iter_rows(named=True)
     ]  # fmt: skip
-    heading = ["Score", "Variant", "Beside", "Verdict", "Difference [together 95 %]", "Pairs of pictures"]
+    heading = ["Score", "Variant", "Beside", "Verdict", "Difference [together 95 %]", "Pairs of images"]
     heading += [] if whole else ["Concepts that both have"]
     return Table("verdicts", "Any two, paired by prompt and noise", frame, ranking.PAIR_COLUMNS, [heading, *shown])
 
 
-def over_the_floor(evidence: Evidence) -> Table:
+def over_the_baseline(evidence: Evidence) -> Table:
     """What each variant adds to the base model."""
     if evidence.differences is None:
         return Table("over_the_base_model", "", pl.DataFrame(), {}, [])
@@ -199,22 +199,22 @@ def by_concept(evidence: Evidence) -> Table:
 
 
 def by_prompt(evidence: Evidence) -> Table:
-    """Means over all concepts and pictures of a prompt; without intervals, for few pictures stand behind each.
+    """Means over all concepts and images of a prompt; without intervals, for few images stand behind each.
 
     Where variants have different concepts, each row says how many.
     """
-    drawn = evidence.scores.filter((pl.col("method") != CEILING) & pl.col("metric").is_in(evidence.metrics))
+    sampled = evidence.scores.filter((pl.col("method") != CEILING) & pl.col("metric").is_in(evidence.metrics))
     by = ["prompt", "variant", "metric"]
-    by_concept = drawn.group_by([*by, "concept"]).agg(pl.col("score").mean(), pl.len().alias("pictures"))
+    by_concept = sampled.group_by([*by, "concept"]).agg(pl.col("score").mean(), pl.len().alias("images"))
     frame = (
         by_concept.group_by(by)
         .agg(
             pl.col("score").mean().alias("mean"),
-            pl.col("pictures").sum(),
+            pl.col("images").sum(),
             pl.col("concept").n_unique().alias("concepts"),
         )
         .sort(by)
-        .with_columns(pl.col("pictures", "concepts").cast(pl.Int64))
+        .with_columns(pl.col("images", "concepts").cast(pl.Int64))
     )
     found: dict[tuple[str, str], dict[str, float]] = {}
     for row in frame.iter_rows(named=True):
@@ -230,8 +230,8 @@ def by_prompt(evidence: Evidence) -> Table:
         "prompt": "the template that was drawn, with {} for the concept",
         "variant": tables.COLUMNS["variant"].meaning,
         "metric": tables.COLUMNS["metric"].meaning,
-        "mean": "mean over a concept's pictures of this prompt, then over concepts",
-        "pictures": "how many pictures",
+        "mean": "mean over a concept's images of this prompt, then over concepts",
+        "images": "how many images",
         "concepts": "how many concepts were drawn in it",
     }
     heading = ["Prompt", "Variant", *_concepts(evidence), *(METRICS[metric] for metric in evidence.metrics)]
@@ -366,8 +366,8 @@ def _meaning(name: str) -> str:
         return costs.ALL_COLUMNS[name]
     if name in ("variant", "method"):
         return tables.COLUMNS[name].meaning
-    if name == "pictures":
-        return "how many pictures the means are over"
+    if name == "images":
+        return "how many images the means are over"
     if name == "concepts":
         return "how many concepts the means are over"
     metric, _, what = next((m, "_", name.removeprefix(f"{m}_")) for m in METRICS if name.startswith(f"{m}_"))

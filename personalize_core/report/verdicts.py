@@ -10,7 +10,7 @@ import polars as pl
 
 from personalize_core.errors import listed
 from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
-from personalize_core.metrics.tables import FLOOR
+from personalize_core.metrics.tables import BASELINE
 from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import ASKED, Evidence
 
@@ -41,7 +41,7 @@ def _verdict(evidence: Evidence, metric: str) -> Verdict:
     first = ranked[0]
     told = first["place_from"] == first["place_to"] == 1
     sentences = [_surely_best(first, ranked, evidence, metric) if told else _not_sure(ranked)]
-    sentences += _against_the_floor(evidence, metric)
+    sentences += _against_the_baseline(evidence, metric)
     return Verdict(metric, question, in_words(first["variant"]) if told else CANNOT_TELL, sentences, told)
 
 
@@ -74,11 +74,11 @@ def _not_sure(ranked: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _against_the_floor(evidence: Evidence, metric: str) -> list[str]:
+def _against_the_baseline(evidence: Evidence, metric: str) -> list[str]:
     """Each other variant beside the base model that learned nothing."""
     found: dict[str, list[str]] = {HIGHER: [], CANNOT_TELL: [], LOWER: []}
     for variant in evidence.variants:
-        if variant != FLOOR and (row := between(evidence, metric, variant, FLOOR)):
+        if variant != BASELINE and (row := between(evidence, metric, variant, BASELINE)):
             found[row["verdict"]].append(variant)
     words = {HIGHER: "above it: {}", CANNOT_TELL: "cannot tell from it: {}", LOWER: "below it: {}"}
     there = sorted((len(names), verdict) for verdict, names in found.items() if names)
@@ -102,12 +102,12 @@ def between(evidence: Evidence, metric: str, variant: str, other: str) -> dict[s
 
 def _turned(row: dict[str, Any]) -> dict[str, Any]:
     turned = {HIGHER: LOWER, LOWER: HIGHER, CANNOT_TELL: CANNOT_TELL}
-    numbers = {"difference": row["difference"], "low": row["high"], "high": row["low"]}
+    metrics = {"difference": row["difference"], "low": row["high"], "high": row["low"]}
     return {
         "variant": row["other"],
         "other": row["variant"],
         "verdict": turned[row["verdict"]],
-        **{name: None if value is None else -value for name, value in numbers.items()},
+        **{name: None if value is None else -value for name, value in metrics.items()},
     }
 
 
@@ -146,7 +146,7 @@ def _gaps(evidence: Evidence) -> str:
     shared = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     return (
         f"Not every variant was scored on all {coverage.total} concepts ({listed(lacking)}): any two are compared on "
-        f"the pictures that both have, of {shared} concepts, and a mean is over the variant's own."
+        f"the images that both have, of {shared} concepts, and a mean is over the variant's own."
     )
 
 

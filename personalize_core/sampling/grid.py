@@ -1,4 +1,4 @@
-"""The folder of a grid: its pictures by name, and `grid.json`, which says what they were drawn of."""
+"""The folder of a grid: its images by name, and `grid.json`, which says what they were drawn of."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from personalize_core.errors import InputError
 from personalize_core.files.atomic import read_json
 
 DESCRIPTION = "grid.json"
-PICTURE = re.compile(r"(?P<prompt>\d\d+)_(?P<image>\d\d+)\.png")  # as `picture_name` has it
+IMAGE = re.compile(r"(?P<prompt>\d\d+)_(?P<image>\d\d+)\.png")  # as `image_name` has it
 NEEDED = {"variants", "templates", "images_per_prompt", "base_model", "concept", "method"}
 
 
-def picture_name(variant: str, prompt: int, image: int) -> str:
-    """Where a picture lies in its grid's folder."""
+def image_name(variant: str, prompt: int, image: int) -> str:
+    """Where an image lies in its grid's folder."""
     return f"{variant}/{prompt:02d}_{image:02d}.png"
 
 
 def read_grid(folder: Path) -> dict[str, Any]:
-    """What its pictures were drawn of.
+    """What its images were drawn of.
 
     Raises:
         InputError: that is missing or damaged.
@@ -32,16 +32,16 @@ def read_grid(folder: Path) -> dict[str, Any]:
         described = None
     if not isinstance(described, dict) or not described.keys() >= NEEDED:
         raise InputError(
-            f"{folder / DESCRIPTION}, which says what a grid's pictures were drawn of, is missing or damaged; "
+            f"{folder / DESCRIPTION}, which says what a grid's images were drawn of, is missing or damaged; "
             "`personalize evaluate` draws the grid again"
         )
     return described
 
 
-def pictures_in(described: Mapping[str, Any]) -> dict[str, tuple[str, int, int]]:
-    """Every picture that the folder should hold, by its name there -> its variant, prompt and image."""
+def images_in(described: Mapping[str, Any]) -> dict[str, tuple[str, int, int]]:
+    """Every image that the folder should hold, by its name there -> its variant, prompt and image."""
     return {
-        picture_name(variant, prompt, image): (variant, prompt, image)
+        image_name(variant, prompt, image): (variant, prompt, image)
         for variant in described["variants"]
         for prompt in range(len(described["templates"]))
         for image in range(described["images_per_prompt"])

@@ -101,19 +101,19 @@ def guided(
     return denoise
 
 
-def initial_noise(base: BaseModel, seed: int, pictures: Sequence[tuple[int, int]]) -> Tensor:
+def initial_noise(base: BaseModel, seed: int, images: Sequence[tuple[int, int]]) -> Tensor:
     """(B, 4, h, w): one draw per (prompt index, image index), the same for every concept and every method."""
     return torch.stack(
         [
             torch.randn(base.latent_shape, generator=generator_for(seed, "sample", prompt, image))
-            for prompt, image in pictures
+            for prompt, image in images
         ]
     )
 
 
-def step_generators(seed: int, pictures: Sequence[tuple[int, int]]) -> list[Generator]:
+def step_generators(seed: int, images: Sequence[tuple[int, int]]) -> list[Generator]:
     """What the steps of DDIM with eta > 0 draw from: one generator per (prompt index, image index)."""
-    return [generator_for(seed, "step", prompt, image) for prompt, image in pictures]
+    return [generator_for(seed, "step", prompt, image) for prompt, image in images]
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def sample(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """Draw one picture per prompt: latents (B, 4, h, w).
+    """Draw one image per prompt: latents (B, 4, h, w).
 
     Args:
         prompts: B prompts as the method says them (`Method.say`).

@@ -1,4 +1,4 @@
-"""Several concepts in one picture, each learned by an artifact of its own.
+"""Several concepts in one image, each learned by an artifact of its own.
 
 The authors of Personalized Residuals name this as future work (arXiv:2405.12978, sec. 5). All artifacts are attached
 at once, each confined by LAG to where its own concept is looked at; see localized.py for who gets a location that
@@ -32,11 +32,11 @@ class Together(Method):
 
     def __init__(self, parts: Sequence[Method], base: BaseModel) -> None:
         if len(parts) < 2:
-            raise InputError("pictures of several concepts need two artifacts at least")
+            raise InputError("images of several concepts need two artifacts at least")
         super().__init__(None, base, parts[0].concept)
         twice = [name for name, times in Counter(part.concept.name for part in parts).items() if times > 1]
         if twice:
-            raise InputError(f"{listed(twice)} is named twice; one artifact of each concept can be in a picture")
+            raise InputError(f"{listed(twice)} is named twice; one artifact of each concept can be in an image")
         for place, part in enumerate(parts):
             part.place, part.sampling = place, _confined(part)
         self.parts = nn.ModuleList(parts)
@@ -79,12 +79,12 @@ def _confined(part: Method) -> Any:
     if not issubclass(kind.Sampling, LAG):
         why = part.lacks_under(part.config).get("lag", "it cannot be confined to a region")
         raise InputError(
-            f"{kind.__name__} cannot share a picture with another concept: {why}; what acts inside the U-Net's "
+            f"{kind.__name__} cannot share an image with another concept: {why}; what acts inside the U-Net's "
             "transformers alone, such as personalized_residuals, can be confined to a region"
         )
     if kind.text_embeddings(part.config):
         raise InputError(
-            f"{part.concept.name!r} has learned an embedding for its placeholder; in a picture of several concepts "
+            f"{part.concept.name!r} has learned an embedding for its placeholder; in an image of several concepts "
             "every placeholder reads the same rare word, so it takes a method that learns none, such as "
             "personalized_residuals as it is published"
         )

@@ -49,7 +49,7 @@ class ContextRefined(Method):
     alone: that is where a prompt first meets a method. The embedding takes some steps down the context losses of the
     prompt itself, with the method's other weights in place and frozen, without diffusion loss and rescaling; which
     noisy latents the attention is compared under the paper leaves open, and the code takes the training images'.
-    What was learned is not changed. A prompt's embedding depends on the seed and the prompt alone, not on the picture
+    What was learned is not changed. A prompt's embedding depends on the seed and the prompt alone, not on the image
     or on the other prompts, and is computed once.
     """
 

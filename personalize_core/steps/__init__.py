@@ -1,10 +1,10 @@
-"""The steps from photographs to a comparison: files in, files out.
+"""The steps from concept images to a comparison: files in, files out.
 
 Every step is a pure function of its stamp: what it would make, it finds already made or makes anew, and nobody
 ever sees it half made. Dagster, DVC and the command line call these and hold no logic of their own.
 """
 
-from personalize_core.sampling.grid import picture_name
+from personalize_core.sampling.grid import image_name
 from personalize_core.steps import gates
 from personalize_core.steps.analyses import ANALYSES, analyse, analyse_together, analysed, suggest_class
 from personalize_core.steps.canary import accept_canary, canary_cells, moved, run_canary, upgrades, why_canary
@@ -14,13 +14,13 @@ from personalize_core.steps.comparing import compare
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.exchange import export, import_artifact
 from personalize_core.steps.explaining import explain
-from personalize_core.steps.explaining_numbers import Rows
+from personalize_core.steps.explaining_metrics import Rows
 from personalize_core.steps.latents import encode_images
-from personalize_core.steps.on_request import draw_samples, draw_together, heat_maps
+from personalize_core.steps.on_request import heat_maps, sample_prompts, sample_several_concepts
 from personalize_core.steps.planning import Cell, is_prepared, plan
 from personalize_core.steps.repeating import check_repeatable
 from personalize_core.steps.reporting import report
-from personalize_core.steps.sampling import draw_grid
+from personalize_core.steps.sampling import sample_grid
 from personalize_core.steps.scores import score, score_references
 from personalize_core.steps.training import train
 from personalize_core.workspace.dependencies import recipe_stamp, sampling_stamp, scoring_stamp
@@ -46,9 +46,9 @@ __all__ = [
     "class_images_wanted",
     "compare",
     "concepts_wanted",
-    "draw_grid",
-    "draw_samples",
-    "draw_together",
+    "sample_grid",
+    "sample_prompts",
+    "sample_several_concepts",
     "encode_images",
     "explain",
     "export",
@@ -58,7 +58,7 @@ __all__ = [
     "is_prepared",
     "make_class_images",
     "moved",
-    "picture_name",
+    "image_name",
     "plan",
     "processes_of",
     "recipe_stamp",

@@ -1,6 +1,6 @@
 """What a comparison's headline hides, and the papers' analyses, of one method on one concept; and class nouns.
 
-One folder for each, with analyses.json: for every analysis its numbers, pictures and tables with their captions, or
+One folder for each, with analyses.json: for every analysis its numbers, images and tables with their captions, or
 why it is not defined here.
 """
 
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import MANIFEST, is_current, read_json, read_record, whole_folder, write_json
+from personalize_core.files.atomic import MANIFEST, is_up_to_date, read_json, read_record, whole_folder, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
-from personalize_core.methods import ABLATION_NAMES, FLOOR, METHOD_NAMES, check_method, method_file
+from personalize_core.methods import ABLATION_NAMES, BASELINE, METHOD_NAMES, check_method, method_file
 from personalize_core.randomness import seed_for
-from personalize_core.sampling.grid import DESCRIPTION, picture_name, read_grid
+from personalize_core.sampling.grid import DESCRIPTION, image_name, read_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.sampling import drawn_as_now, refining, sampled_by
+from personalize_core.steps.sampling import ready_to_sample, refining, sampled_as_now
 from personalize_core.workspace.dependencies import NAMING, SAMPLING, artifact_stamp, manifest_stamp
 from personalize_core.workspace.recipes import device_of, load_base
 from personalize_core.workspace.store import SCORES, Store
@@ -28,7 +28,7 @@ from personalize_core.workspace.store import SCORES, Store
 if TYPE_CHECKING:
     import numpy as np
 
-    from personalize_core.analyses.bench import Bench, Drawn
+    from personalize_core.analyses.bench import Bench, SampledGrid
     from personalize_core.base_model.model import BaseModel
     from personalize_core.methods.interface import Method
     from personalize_core.metrics.features import TextImageEncoder
@@ -76,30 +76,30 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
     store.concept(concept)
     variants = params.sampling_variants(method)
     artifact = artifact_stamp(store, concept, method)
-    drawn = manifest_stamp(store.grid(method, concept), f"no grid of {concept!r} has been drawn by {method}")
-    if not _drawn_as_asked(store, concept, method):
+    sampled = manifest_stamp(store.grid(method, concept), f"no grid of {concept!r} has been drawn by {method}")
+    if not _sampled_as_asked(store, concept, method):
         raise InputError(
-            f"the grid of {concept!r} by {method} was not drawn as params.yaml says now, so new pictures would not "
+            f"the grid of {concept!r} by {method} was not drawn as params.yaml says now, so new images would not "
             f"compare with it; draw it again with `personalize evaluate {concept} -m {method}`"
         )
-    beside = [store.scores(method, concept), store.grid(FLOOR, concept), store.scores(FLOOR, concept)]
+    beside = [store.scores(method, concept), store.grid(BASELINE, concept), store.scores(BASELINE, concept)]
     stamp = stamp_of(
         {
             "artifact": artifact,
-            "grid": drawn,
+            "grid": sampled,
             "beside": [manifest_stamp(place, "") if (place / MANIFEST).is_file() else None for place in beside],
             "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
-            "photographs": intake.content(store.concept_folder(concept)),
+            "concept_images": intake.content(store.concept_folder(concept)),
             "encoders": [scoring.which(name) for name in _encoder_names(store)],
             "sampling": params.sampling.how(),
             "precision": params.precision,
-            "seed": store.drawing_seed,
+            "seed": store.sampling_seed,
             "sources": sources_hash([*ANALYSING, f"methods/{method_file(method)}"]),
             **refining(store, concept, method, variants, listener),
         }
     )
     with store.alone("analyses", method, concept):
-        if not (skipped := is_current(folder, stamp)):
+        if not (skipped := is_up_to_date(folder, stamp)):
             with whole_folder(folder, stamp) as new, store.device():
                 bench, found = _bench(store, concept, method, listener), {}
                 for done, name in enumerate(ALL):
@@ -116,7 +116,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
                     "concept": concept,
                     "method": method,
                     "base_model": bench.base.name,
-                    "seed": store.drawing_seed,
+                    "seed": store.sampling_seed,
                 }
                 about["encoders"] = {"identity": bench.identity.name, "text_image": bench.text_image.name}
                 write_json(new / ANALYSES, about | {"order": list(ALL), "analyses": found})
@@ -146,7 +146,7 @@ def analyse_together(store: Store, concept: str, methods: Sequence[str]) -> Repo
     }
     stamp = stamp_of({"analyses": sources, "sources": sources_hash(ANALYSING)})
     with store.alone("analyses", TOGETHER, concept):
-        if not (skipped := is_current(folder, stamp)):
+        if not (skipped := is_up_to_date(folder, stamp)):
             with whole_folder(folder, stamp) as new:
                 found = {}
                 results = Results(new, context_tokens.TITLE, context_tokens.HOW)
@@ -156,7 +156,7 @@ def analyse_together(store: Store, concept: str, methods: Sequence[str]) -> Repo
                     order = pl.col("kind").replace_strict({kind: n for n, kind in enumerate(context_tokens.KINDS)})
                     joined = joined.sort(order, maintain_order=True)
                     caption = f"how the words of '{context_tokens.TEMPLATE}' change, method by method"
-                    path = results.picture("context_tokens_of_all.png", caption)
+                    path = results.image("context_tokens_of_all.png", caption)
                     context_tokens.draw(joined, path, described.class_noun)
                     results.table("context_tokens.parquet", joined.to_dicts(), context_tokens.MEANINGS, caption)
                     found["context_tokens"] = results.described()
@@ -164,7 +164,7 @@ def analyse_together(store: Store, concept: str, methods: Sequence[str]) -> Repo
                 logged = {method: place / "embedding_steps.parquet" for method, place in folders.items()}
                 if steps := {m: tables.read_parquet(path).to_dicts() for m, path in logged.items() if path.is_file()}:
                     caption = "each embedding's cosine with its start and its norm, step by step"
-                    path = results.picture("embedding_drift_of_all.png", caption)
+                    path = results.image("embedding_drift_of_all.png", caption)
                     embedding_drift.draw(steps, path, described.placeholder)
                     found["embedding_drift"] = results.described()
                 write_json(new / ANALYSES, {"concept": concept, "methods": list(folders), "analyses": found})
@@ -184,7 +184,7 @@ def analysed(store: Store, concept: str) -> list[str]:
 
 
 def suggest_class(store: Store, concept: str, nouns: str | None = None, listener: Listener = unheard) -> Report:
-    """Which nouns the text-image encoder finds most like a concept's photographs, in class_nouns.parquet and a picture.
+    """Which nouns the text-image encoder finds most like a concept's images, in class_nouns.parquet and an image.
 
     Args:
         nouns: where the nouns come from, as `analyses.class_nouns.nouns_of` takes it; if not given, the few that come
@@ -208,34 +208,36 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
         "encoder": scoring.which(encoder_name),
         "sources": sources_hash(["analyses/class_nouns", "metrics/features"]),
     }
-    photographs = store.concept_folder(concept)
+    concept_images = store.concept_folder(concept)
     stamp = stamp_of(
         {
             **encoded,
             "class_noun": described.class_noun,
-            "photographs": intake.content(photographs),
+            "concept_images": intake.content(concept_images),
             "more_sources": sources_hash(["analyses/plots", "analyses/results", "report/figures", "steps/analyses"]),
         }
     )
     folder = store.analyses("class_nouns", concept)
     with store.alone("analyses", "class_nouns", concept):
-        if not (skipped := is_current(folder, stamp)):
+        if not (skipped := is_up_to_date(folder, stamp)):
             with whole_folder(folder, stamp) as new, store.device():
                 encoder = load_text_image_encoder(encoder_name, device_of(store))
                 texts = _noun_matrix(store, encoder, choice, stamp_of(encoded), listener)
-                seen = encoder.images(opened(intake.photographs(photographs))).numpy()
+                seen = encoder.images(opened(intake.concept_images(concept_images))).numpy()
                 rows = class_nouns.ranked(choice, class_nouns.scores(seen, texts), described.class_noun)
-                how = f"Mean cosine of 'a photo of a NOUN' with the photographs, by {encoder.name}; {len(choice)} nouns"
+                how = f"Mean cosine of 'a photo of a NOUN' with the concept images, by {encoder.name}; {len(choice)} nouns"
                 results = Results(new, class_nouns.TITLE, how)
                 results.table("class_nouns.parquet", rows, class_nouns.MEANINGS, "every noun, the best first")
                 shown = [row for row in rows if row["rank"] <= 15 or row["is_class_noun"]]
-                results.numbers = {row["noun"]: row["score"] for row in shown}
+                results.metrics = {row["noun"]: row["score"] for row in shown}
                 if described.class_noun not in choice:
                     results.absent[described.class_noun] = "the class noun is not in this list of nouns"
                 caption = f"the nouns most like {concept}; orange: its class noun"
-                path = results.picture("class_nouns.png", caption)
+                path = results.image("class_nouns.png", caption)
                 title = f"What is {concept}?"
-                plots.bars({"": results.numbers}, path, title, "mean cosine with the photographs", described.class_noun)
+                plots.bars(
+                    {"": results.metrics}, path, title, "mean cosine with the concept images", described.class_noun
+                )
                 write_json(new / ANALYSES, {"concept": concept, "analyses": {"class_nouns": results.described()}})
     return _report(folder, stamp, skipped, started)
 
@@ -254,12 +256,12 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
     params, artifact, base = store.params, store.artifact(method, concept), load_base(store)
     trained, device = restore(artifact, base, method), device_of(store)
     variants, (text_image, identity) = params.sampling_variants(method), _encoder_names(store)
-    scores = [store.scores(name, concept) / SCORES for name in (method, FLOOR)]
+    scores = [store.scores(name, concept) / SCORES for name in (method, BASELINE)]
 
     seed = read_json(artifact / "config.json")["seed"] or store.training_seed
 
     def ready(variant: str, prompts: Sequence[str]) -> Method:
-        return sampled_by(variants[variant], store, concept, method, base, trained, prompts, listener)
+        return ready_to_sample(variants[variant], store, concept, method, base, trained, prompts, listener)
 
     return Bench(
         method=method,
@@ -269,14 +271,14 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
         trained=trained,
         identity=load_identity_encoder(identity, device),
         text_image=load_text_image_encoder(text_image, device),
-        photographs=intake.photographs(store.concept_folder(concept)),
+        concept_images=intake.concept_images(store.concept_folder(concept)),
         grid=_grid(store.grid(method, concept)),
-        floor=_grid(store.grid(FLOOR, concept)) if _drawn_as_asked(store, concept, FLOOR) else None,
+        floor=_grid(store.grid(BASELINE, concept)) if _sampled_as_asked(store, concept, BASELINE) else None,
         scores=tables.read(scores[0]) if scores[0].is_file() else None,
-        floor_scores=tables.read(scores[1]) if scores[1].is_file() else None,
+        baseline_scores=tables.read(scores[1]) if scores[1].is_file() else None,
         log=training_log.read(artifact) if (artifact / training_log.LOG).is_file() else [],
         how=params.sampling,
-        seed=store.drawing_seed,
+        seed=store.sampling_seed,
         ready=ready,
     )
 
@@ -296,20 +298,20 @@ def _before_training(base: BaseModel, trained: Method, method: str, seed: int) -
     return start.requires_grad_(False).eval().to(base.device)
 
 
-def _grid(folder: Path) -> Drawn:
-    from personalize_core.analyses.bench import Drawn
+def _grid(folder: Path) -> SampledGrid:
+    from personalize_core.analyses.bench import SampledGrid
 
     described = read_grid(folder)
     templates, images = described["templates"], described["images_per_prompt"]
     places = [(prompt, image) for prompt in range(len(templates)) for image in range(images)]
-    names = {variant: [picture_name(variant, *place) for place in places] for variant in described["variants"]}
-    return Drawn(folder, templates, images, names)
+    names = {variant: [image_name(variant, *place) for place in places] for variant in described["variants"]}
+    return SampledGrid(folder, templates, images, names)
 
 
-def _drawn_as_asked(store: Store, concept: str, method: str) -> bool:
+def _sampled_as_asked(store: Store, concept: str, method: str) -> bool:
     """Is there a grid, drawn in all its variants as params.yaml or the protocol says now?"""
-    drawn = read_record(store.grid(method, concept) / DESCRIPTION).get("variants")
-    return drawn == list(store.params.sampling_variants(method)) and drawn_as_now(store, method, concept)
+    sampled = read_record(store.grid(method, concept) / DESCRIPTION).get("variants")
+    return sampled == list(store.params.sampling_variants(method)) and sampled_as_now(store, method, concept)
 
 
 def _noun_matrix(
@@ -334,10 +336,8 @@ def _noun_matrix(
 
 def _report(folder: Path, stamp: str, skipped: bool, started: float) -> Report:
     found = read_json(folder / ANALYSES)["analyses"]
-    pictures = {
-        picture["caption"]: folder / picture["file"] for one in found.values() for picture in one.get("pictures", [])
+    images = {image["caption"]: folder / image["file"] for one in found.values() for image in one.get("images", [])}
+    metrics = {
+        f"{name}: {number}": value for name, one in found.items() for number, value in one.get("metrics", {}).items()
     }
-    numbers = {
-        f"{name}: {number}": value for name, one in found.items() for number, value in one.get("numbers", {}).items()
-    }
-    return Report(stamp, skipped, time.monotonic() - started, folder, numbers, pictures)
+    return Report(stamp, skipped, time.monotonic() - started, folder, metrics, images)

@@ -13,7 +13,7 @@ from typing import Any
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import MANIFEST, read_json, read_record, write_json
 from personalize_core.steps.events import Listener, Report, unheard
-from personalize_core.steps.sampling import draw_grid
+from personalize_core.steps.sampling import sample_grid
 from personalize_core.steps.scores import score
 from personalize_core.steps.training import train
 from personalize_core.workspace.recipes import device_of
@@ -75,9 +75,9 @@ def run_canary(store: Store, listener: Listener = unheard) -> Report:
                 baseline[name] = cell
         last = {"versions": _installed(), "cells": list(measured), "measured": measured, "moved": moved}
         write_json(path, {"baseline": {name: baseline[name] for name in measured}, "last": last})
-    numbers = {f"{name}.{metric}": value for name, cell in measured.items() for metric, value in cell["scores"].items()}
+    metrics = {f"{name}.{metric}": value for name, cell in measured.items() for metric, value in cell["scores"].items()}
     stamp = "-".join(cell["stamp"] for cell in measured.values())
-    return Report(stamp, False, time.monotonic() - started, path, numbers)
+    return Report(stamp, False, time.monotonic() - started, path, metrics)
 
 
 def moved(store: Store) -> list[str]:
@@ -116,7 +116,7 @@ def _scratch(store: Store, concepts: list[str]) -> Store:
 def _run(scratch: Store, concept: str, method: str, listener: Listener) -> dict[str, Any]:
     from personalize_core.metrics import tables
 
-    for step in (train, draw_grid, score):
+    for step in (train, sample_grid, score):
         step(scratch, concept, method, listener)
     folder = scratch.scores(method, concept)
     table = tables.read(folder / SCORES).filter("headline")

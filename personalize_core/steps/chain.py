@@ -19,14 +19,14 @@ from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_record, record_of_result
 from personalize_core.files.stamps import Stamp, sha256
 from personalize_core.methods import check_method
-from personalize_core.sampling.grid import DESCRIPTION, PICTURE
+from personalize_core.sampling.grid import DESCRIPTION, IMAGE
 from personalize_core.steps.sampling import grid_stamp
 from personalize_core.steps.scores import score_stamp
 from personalize_core.steps.training import PROOF
 from personalize_core.workspace.dependencies import (
     class_images_stamps,
+    images_stamp,
     latents_stamp,
-    pictures_stamp,
     real_class_images_stamp,
     train_stamp,
 )
@@ -39,7 +39,7 @@ from personalize_core.workspace.store import REFERENCES, SCORES, Store
 if TYPE_CHECKING:
     from personalize_core.concepts.images import Preprocessing
 
-DEEP = 2  # so many tables of scores are followed to their photographs; of more, only their state is told
+DEEP = 2  # so many tables of scores are followed to their concept images; of more, only their state is told
 IS_GONE = "is gone"
 
 
@@ -85,7 +85,7 @@ class Chain:
     def concept(self, concept: str, recorded: Mapping[str, str] | None = None) -> Link:
         """recorded: the hashes of its files when what is explained was made from them, where that is known."""
         folder = self.store.concept_folder(concept)
-        link = Link("photographs", self.short(folder), again="put there by a person, with `personalize add`")
+        link = Link("concept_images", self.short(folder), again="put there by a person, with `personalize add`")
         if not folder.is_dir():
             link.problems.append(IS_GONE)
             return link
@@ -114,17 +114,15 @@ class Chain:
         return link
 
     def class_images(self, noun: str) -> Link:
-        """The base model's pictures of a class noun, as folders have it."""
+        """The base model's images of a class noun, as folders have it."""
         folder = self.store.class_images(noun)
         command = self._again(folder, "step class-images")
-        link, made_from = self._result(
-            "class images", folder, lambda: pictures_stamp(self.store, _noun(folder)), command
-        )
-        link.facts |= _some(made_from, "class_noun", "drawing", "seed", "base_model")
+        link, made_from = self._result("class images", folder, lambda: images_stamp(self.store, _noun(folder)), command)
+        link.facts |= _some(made_from, "class_noun", "sampling", "seed", "base_model")
         return link
 
     def class_latents(self, place: str, key: str) -> Link:
-        """What the autoencoder makes of pictures of a class noun: NOUN.latents; of photographs of it: NOUN.real."""
+        """What the autoencoder makes of images of a class noun: NOUN.latents; of concept images of it: NOUN.real."""
         folder, (noun, _, kind) = self.store.data / "class_images" / place / key, place.partition(".")
 
         def now() -> Stamp:
@@ -157,7 +155,7 @@ class Chain:
         if loss := _some(read_record(folder / "fixed_batch.json"), "before", "after"):
             link.facts["fixed_batch_loss"] = loss
         if proof := _some(read_record(folder / PROOF), "largest_difference"):
-            link.facts["restored_draws_otherwise_by"] = proof["largest_difference"]
+            link.facts["restored_samples_otherwise_by"] = proof["largest_difference"]
         if not link.making and described.get("versions"):
             link.making = {"packages": described["versions"]}
         if not described.keys() >= {"concept", "base_model"}:  # damaged, which is said among its files
@@ -191,7 +189,7 @@ class Chain:
         if deep and not _gone(link):
             if method != REFERENCES:
                 link.inputs = [self.grid(method, concept)]
-            link.inputs.append(self.concept(concept, made_from.get("photographs")))
+            link.inputs.append(self.concept(concept, made_from.get("concept_images")))
         return link
 
     def comparison(self) -> Link:
@@ -232,17 +230,17 @@ class Chain:
         if method == "together":
             link.inputs = [self.analyses(name, concept) for name in made_from.get("analyses", {})]
         elif method == "class_nouns":
-            link.inputs = [self.concept(concept, made_from.get("photographs"))]
+            link.inputs = [self.concept(concept, made_from.get("concept_images"))]
         else:
             link.inputs = [self.grid(method, concept)]
         return link
 
     def samples(self, method: str, concept: str, request: str) -> Link:
-        """Pictures that somebody asked for, or heat maps."""
+        """Images that somebody asked for, or heat maps."""
         folder = self.store.samples(method, concept, request)
         maps = read_record(folder / "heat_maps.json")
         asked = maps or read_record(folder / "samples.json")
-        what, command = "heat maps" if maps else "pictures", self._asking(method, concept, folder, asked)
+        what, command = "heat maps" if maps else "images", self._asking(method, concept, folder, asked)
         link, _ = self._result(what, folder, None, self._again(folder, command) if command else "")
         link.facts |= _some(asked, "prompts", "prompt", "images", "image", "variant", "sampling", "seed")
         if asked:
@@ -250,7 +248,7 @@ class Chain:
         return link
 
     def _asking(self, method: str, concept: str, folder: Path, asked: Mapping[str, Any]) -> str:
-        """The command that asks for these pictures; "" where nothing says what was asked for."""
+        """The command that asks for these images; "" where nothing says what was asked for."""
         if "cells" in asked:
             cells = " ".join(f"{name}:{by}" for name, by in asked["cells"])
             return f"together {cells} {_prompts(asked['prompts'])} --images {asked['images']}"
@@ -292,13 +290,13 @@ class Chain:
         return link, made_from
 
     def file_in(self, link: Link, path: Path) -> Link:
-        """A picture or another file of a result, before the result; the result itself if `path` is its folder."""
+        """An image or another file of a result, before the result; the result itself if `path` is its folder."""
         folder = self.store.root / link.path
-        if path == folder or not path.is_relative_to(folder) or link.what == "photographs" or path.is_dir():
+        if path == folder or not path.is_relative_to(folder) or link.what == "concept_images" or path.is_dir():
             return link
         name = path.relative_to(folder).as_posix()
         entry = manifest_of(folder).get("files", {}).get(name)
-        file = Link("picture" if path.suffix == ".png" else "file", self.short(path), inputs=[link])
+        file = Link("image" if path.suffix == ".png" else "file", self.short(path), inputs=[link])
         if not path.is_file():
             file.problems.append(IS_GONE)
             return file
@@ -307,7 +305,7 @@ class Chain:
             file.problems.append("no step has made this file: the manifest of its folder does not know it")
         elif entry["sha256"] != file.facts["sha256"]:
             file.problems.append("has been changed since it was made: its sha256 is another")
-        described, place = read_record(folder / DESCRIPTION), PICTURE.fullmatch(path.name)
+        described, place = read_record(folder / DESCRIPTION), IMAGE.fullmatch(path.name)
         if entry and place and "templates" in described:
             prompt, image = int(place["prompt"]), int(place["image"])
             file.facts |= {
@@ -318,7 +316,7 @@ class Chain:
         return file
 
     def _recipe(self, key: str, of: Callable[[Preprocessing], Preprocessing]) -> Preprocessing:
-        """The way in which a method of params.yaml prepares pictures that has this key.
+        """The way in which a method of params.yaml prepares images that has this key.
 
         Raises:
             InputError: none has.
@@ -326,7 +324,7 @@ class Chain:
         recipes = (of(preprocessing_of(self.store, method)) for method in self.store.params.method_names)
         if recipe := next((recipe for recipe in recipes if recipe.key == key), None):
             return recipe
-        raise InputError("no method of params.yaml prepares photographs in this way any more")
+        raise InputError("no method of params.yaml prepares concept images in this way any more")
 
     def _latents_of(self, method: str, concept: str, recorded: Mapping[str, Any]) -> Link:
         """recorded: what the latents that an artifact was trained on were made from, where that is known."""
@@ -337,7 +335,7 @@ class Chain:
 
     def _class_images_of(self, noun: str, recorded: Mapping[str, Any]) -> Link:
         """recorded: the stamp of those that an artifact was trained on, spelled out."""
-        trained_on = _of(recorded)  # the first pictures, so many of them; or photographs, all of them
+        trained_on = _of(recorded)  # the first images, so many of them; or concept images, all of them
         encoded = trained_on.get("encoded", recorded)
         place = self.store.real_class_latents if "files" in trained_on else self.store.class_latents
         folder = place(noun, _of(encoded)["preprocessing"])
@@ -367,7 +365,7 @@ class Chain:
         elif len(rest) == 3 and rest[0] != "making":
             method, concept, name = rest
             check_method(method)
-            link.inputs = [(self.grid if name == "drawing.json" else self.artifact)(method, concept)]
+            link.inputs = [(self.grid if name == "sampling.json" else self.artifact)(method, concept)]
         else:
             raise InputError(f"{path} tells how something came to be; ask for that thing itself")
         return link
@@ -390,7 +388,7 @@ def _stale(manifest: Mapping[str, Any], now: Callable[[], Stamp]) -> list[str]:
 
 
 def _noun(folder: Path) -> str:
-    """The class noun that pictures are of; their folder's name, where nothing says it better, has no capitals."""
+    """The class noun that images are of; their folder's name, where nothing says it better, has no capitals."""
     return manifest_of(folder).get("made_from", {}).get("class_noun", folder.name.replace("_", " "))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from personalize_core.base_model.loading import identify
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import is_current
+from personalize_core.files.atomic import is_up_to_date
 from personalize_core.methods import check_method, method_class
 from personalize_core.steps.training import imported, untrained
 from personalize_core.workspace.dependencies import check_artifact, train_stamp
@@ -30,33 +30,33 @@ def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) 
     for concept in concepts:
         described = store.concept(concept)
         prompts_of(store, concept)
-        photographs = len(intake.photographs(store.concept_folder(concept)))
+        concept_images = len(intake.concept_images(store.concept_folder(concept)))
         if any(method_class(name).real_class_images(store.params.config(name)) for name in methods):
             intake.captioned(store.regularization(described.class_noun))
         for method in methods:
             if imported(store.artifact(method, concept)):
                 check_artifact(store, concept, method)
-            check_photographs(store, concept, photographs, method)
+            check_concept_images(store, concept, concept_images, method)
     cells = [(concept, method) for concept in concepts for method in methods]
     _check_on_base(store, [cell for cell in cells if not _kept(store, *cell)])
 
 
-def check_photographs(store: Store, concept: str, photographs: int, method: str) -> None:
-    """Raise InputError where a variant of the method takes more photographs than the concept has."""
+def check_concept_images(store: Store, concept: str, concept_images: int, method: str) -> None:
+    """Raise InputError where a variant of the method takes more concept images than the concept has."""
     kind, config = method_class(method), store.params.config(method)
     for name, variant in variants_of(store, method).items():
-        needed = kind.photographs_needed(config, variant.sampling)
-        if needed > photographs:
+        needed = kind.images_needed(config, variant.sampling)
+        if needed > concept_images:
             raise InputError(
-                f"params.yaml, variants.{method}.{name}: it takes {needed} photographs of a concept, and {concept!r} "
-                f"has {photographs}; change these options, or leave this concept out"
+                f"params.yaml, variants.{method}.{name}: it takes {needed} concept images, and {concept!r} "
+                f"has {concept_images}; change these options, or leave this concept out"
             )
 
 
 def _kept(store: Store, concept: str, method: str) -> bool:
     """Would training leave this artifact as it is?"""
     folder = store.artifact(method, concept)
-    return imported(folder) or is_current(folder, train_stamp(store, concept, method))
+    return imported(folder) or is_up_to_date(folder, train_stamp(store, concept, method))
 
 
 def _check_on_base(store: Store, cells: Sequence[tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of a class noun, for prior preservation: drawn by the base model, or photographs put there by hand."""
+"""Images of a class noun, for prior preservation: drawn by the base model, or concept images put there by hand."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import time
 from pathlib import Path
 
 from personalize_core.concepts import intake
-from personalize_core.files.atomic import is_current, write_json
+from personalize_core.files.atomic import is_up_to_date, write_json
 from personalize_core.methods import method_class
 from personalize_core.steps.events import Listener, Report, report_over, unheard
-from personalize_core.steps.latents import CAPTIONS, encode, pictures_encoded
+from personalize_core.steps.latents import CAPTIONS, encode, images_encoded
 from personalize_core.steps.sampling import BATCH, draw
 from personalize_core.workspace.dependencies import (
     class_encoded_stamp,
     class_images_stamps,
-    pictures_stamp,
+    images_stamp,
     real_class_images_stamp,
 )
 from personalize_core.workspace.lineage.making import making
@@ -30,7 +30,7 @@ from personalize_core.workspace.store import Store
 
 
 def make_class_images(store: Store, class_noun: str, listener: Listener = unheard) -> Report:
-    """Pictures of the class noun by the base model, for prior preservation: made once, shared by its concepts.
+    """Images of the class noun by the base model, for prior preservation: made once, shared by its concepts.
 
     As many as the most that a method of params.yaml asks for, and prepared in each way that such a method asks for.
     """
@@ -41,13 +41,13 @@ def make_class_images(store: Store, class_noun: str, listener: Listener = unhear
         reverse=True,
     )
     made = {method: class_images_for(store, class_noun, method, listener) for method in asking}
-    numbers = {"images": float(class_images_wanted(store))}
+    metrics = {"images": float(class_images_wanted(store))}
     stamp = class_encoded_stamp(store, class_noun)
-    return report_over(made, stamp, started, store.class_images(class_noun), numbers)
+    return report_over(made, stamp, started, store.class_images(class_noun), metrics)
 
 
 def class_images_for(store: Store, class_noun: str, method: str, listener: Listener) -> Report:
-    """The first pictures of the folder that all methods share, as many as this method asks for, and their latents.
+    """The first images of the folder that all methods share, as many as this method asks for, and their latents.
 
     Where too few lie there, more are drawn behind them. So the stamp covers how many the method asked for, and not how
     many there are: another method that wants more changes nothing for this one.
@@ -57,13 +57,13 @@ def class_images_for(store: Store, class_noun: str, method: str, listener: Liste
     folder = store.class_latents(class_noun, recipe.key)
     encoded, stamp = class_images_stamps(store, class_noun, recipe, wanted)
     with store.alone("class_images", store.class_images(class_noun).name):
-        paths, drawn = _draw_class_images(store, class_noun, wanted, listener)
-        enough = is_current(folder, encoded) and pictures_encoded(folder) >= wanted
+        paths, sampled = _sample_class_images(store, class_noun, wanted, listener)
+        enough = is_up_to_date(folder, encoded) and images_encoded(folder) >= wanted
         if not enough:
             base, what = load_base(store), f"encoding class images of {class_noun}, {recipe.key}"
             with making(store, folder, encoded) as new, store.device():
                 encode(base, paths, recipe, new, what, listener)
-    return Report(stamp, enough and not drawn, time.monotonic() - started, folder)
+    return Report(stamp, enough and not sampled, time.monotonic() - started, folder)
 
 
 def class_images_are_there(store: Store, class_noun: str, method: str) -> bool:
@@ -73,30 +73,30 @@ def class_images_are_there(store: Store, class_noun: str, method: str) -> bool:
         store.class_latents(class_noun, recipe.key),
         class_images_stamps(store, class_noun, recipe, wanted),
     )
-    pictures = store.class_images(class_noun)
+    images = store.class_images(class_noun)
     return (
-        is_current(pictures, pictures_stamp(store, class_noun))
-        and (pictures / _picture(wanted - 1)).is_file()
-        and is_current(folder, encoded[0])
-        and pictures_encoded(folder) >= wanted
+        is_up_to_date(images, images_stamp(store, class_noun))
+        and (images / _image(wanted - 1)).is_file()
+        and is_up_to_date(folder, encoded[0])
+        and images_encoded(folder) >= wanted
     )
 
 
-def _draw_class_images(store: Store, class_noun: str, wanted: int, listener: Listener) -> tuple[list[Path], bool]:
-    """The first pictures, and whether any had to be drawn.
+def _sample_class_images(store: Store, class_noun: str, wanted: int, listener: Listener) -> tuple[list[Path], bool]:
+    """The first images, and whether any had to be drawn.
 
     Always in whole batches, so that the first ones are the same bytes however many are wanted.
     """
     from personalize_core.concepts.concept import Concept
-    from personalize_core.methods import FLOOR
+    from personalize_core.methods import BASELINE
 
-    params, folder, stamp = store.params, store.class_images(class_noun), pictures_stamp(store, class_noun)
-    names = [_picture(image) for image in range(-(-wanted // BATCH) * BATCH)]
-    kept = [name for name in names if (folder / name).is_file()] if is_current(folder, stamp) else []
+    params, folder, stamp = store.params, store.class_images(class_noun), images_stamp(store, class_noun)
+    names = [_image(image) for image in range(-(-wanted // BATCH) * BATCH)]
+    kept = [name for name in names if (folder / name).is_file()] if is_up_to_date(folder, stamp) else []
     first = [folder / name for name in names[:wanted]]
     if len(kept) == len(names):
         return first, False
-    base, kind = load_base(store), method_class(FLOOR)
+    base, kind = load_base(store), method_class(BASELINE)
     speaker = kind(kind.Config(), base, Concept.named("class", class_noun))
     # the prior prompt of DreamBooth's recipe; prompt index -1 keeps its noise apart from every grid's
     places = [(-1, image) for image in range(len(kept), len(names))]
@@ -109,12 +109,12 @@ def _draw_class_images(store: Store, class_noun: str, wanted: int, listener: Lis
     return first, True
 
 
-def _picture(image: int) -> str:
+def _image(image: int) -> str:
     return f"{image:03d}.png"
 
 
 def encode_real_class_images(store: Store, class_noun: str, method: str, listener: Listener) -> Report:
-    """Photographs of the class noun, put into data/regularization by hand: for prior preservation with real images.
+    """Concept images of the class noun, put into data/regularization by hand: for prior preservation with real images.
 
     Raises:
         InputError: there are none, or one cannot be read.
@@ -125,11 +125,11 @@ def encode_real_class_images(store: Store, class_noun: str, method: str, listene
     captioned = intake.captioned(store.regularization(class_noun))
     stamp = real_class_images_stamp(store, class_noun, recipe)
     with store.alone("class_images", f"{store.class_images(class_noun).name}.real"):
-        if is_current(folder, stamp):
+        if is_up_to_date(folder, stamp):
             return Report(stamp, True, time.monotonic() - started, folder)
         base = load_base(store)
         with making(store, folder, stamp) as new, store.device():
-            what = f"encoding photographs of {class_noun}, {recipe.key}"
+            what = f"encoding concept images of {class_noun}, {recipe.key}"
             encode(base, [path for path, _ in captioned], recipe, new, what, listener)
             write_json(new / CAPTIONS, [caption for _, caption in captioned])
     return Report(stamp, False, time.monotonic() - started, folder)

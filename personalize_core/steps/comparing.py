@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import MANIFEST, is_current, read_json, read_record
+from personalize_core.files.atomic import MANIFEST, is_up_to_date, read_json, read_record
 from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.methods import ABLATION_NAMES
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.repeating import find_trainings, scores_of
-from personalize_core.steps.sampling import drawn_as_now
+from personalize_core.steps.sampling import sampled_as_now
 from personalize_core.workspace.dependencies import COMPARING
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import concepts_wanted
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 def compare(store: Store, listener: Listener = unheard) -> Report:
-    """All that has been scored by this protocol, or as params.yaml says: one table, one summary, pictures and plots.
+    """All that has been scored by this protocol, or as params.yaml says: one table, one summary, images and plots.
 
     A concept and method of the experiment without scores is left out, and listed in summary.json as missing; so is
-    one whose pictures were drawn otherwise than the protocol or params.yaml says now. Ablations need not stand in
+    one whose images were drawn otherwise than the protocol or params.yaml says now. Ablations need not stand in
     params.yaml: each that was drawn by this base model and scored joins. Where a method was trained again with other
     seeds, the noise of its training goes into its verdicts.
 
@@ -44,13 +44,13 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         for method in (*store.params.method_names, *_further_ablations(store, concept), REFERENCES)
     ]
     scored = [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
-    otherwise = [cell for cell in scored if cell[0] != REFERENCES and not drawn_as_now(store, *cell)]
+    otherwise = [cell for cell in scored if cell[0] != REFERENCES and not sampled_as_now(store, *cell)]
     there = [cell for cell in scored if cell not in otherwise]
     if all(method == REFERENCES for method, _ in there):
         by = f"protocol {store.protocol!r}" if store.protocol else "params.yaml"
-        nothing = f"nothing has been scored in {store.drawn}"
+        nothing = f"nothing has been scored in {store.sampled}"
         if otherwise:
-            nothing = f"all that has been scored in {store.drawn} was drawn otherwise than {by} says now"
+            nothing = f"all that has been scored in {store.sampled} was drawn otherwise than {by} says now"
         raise InputError(f"{nothing}; `personalize run` makes whatever is missing")
     trainings, left_out = find_trainings(store, [cell for cell in there if cell[0] != REFERENCES])
     stamp = stamp_of(
@@ -69,7 +69,7 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         }
     )
     with store.alone("comparison"):
-        skipped = is_current(folder, stamp)
+        skipped = is_up_to_date(folder, stamp)
         if not skipped:
             listener(Event("comparing", 0, 1))
             with making(store, folder, stamp) as new:
@@ -77,32 +77,32 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
                 comparison.write(store, there, missing, new, [scores_of(each) for each in trainings], left_out)
             listener(Event("comparing", 1, 1))
     costs.write([_places(store, *cell) for cell in there if cell[0] != REFERENCES], store.costs())
-    pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    return Report(stamp, skipped, time.monotonic() - started, folder, {}, pictures)
+    images = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    return Report(stamp, skipped, time.monotonic() - started, folder, {}, images)
 
 
 def _places(store: Store, method: str, concept: str) -> Places:
     from personalize_core.metrics.costs import Places
 
     cell = (method, concept)
-    measured = store.training_costs(*cell), store.drawing_costs(*cell)
+    measured = store.training_costs(*cell), store.sampling_costs(*cell)
     return Places(*cell, store.artifact(*cell), store.grid(*cell), *measured)
 
 
 def _concepts(store: Store) -> list[str]:
     """Those of the protocol, and whichever others were scored by it."""
     wanted = concepts_wanted(store)
-    scored = {path.parent.name for path in store.drawn.glob(f"metrics/*/*/{MANIFEST}")}
+    scored = {path.parent.name for path in store.sampled.glob(f"metrics/*/*/{MANIFEST}")}
     return [*wanted, *sorted(scored.intersection(store.concept_names()) - set(wanted))]
 
 
 def _further_ablations(store: Store, concept: str) -> list[str]:
-    """Ablations that params.yaml does not name, with scores of pictures by this base model."""
+    """Ablations that params.yaml does not name, with scores of images by this base model."""
     found = [name for name in ABLATION_NAMES if name not in store.params.method_names]
     scored = [name for name in found if (store.scores(name, concept) / MANIFEST).is_file()]
-    return [name for name in scored if _drawn_by(store.grid(name, concept)) == store.params.base_model]
+    return [name for name in scored if _sampled_by(store.grid(name, concept)) == store.params.base_model]
 
 
-def _drawn_by(grid: Path) -> str | None:
+def _sampled_by(grid: Path) -> str | None:
     """The name of the base model; None if there is no grid."""
     return read_record(grid / DESCRIPTION).get("base_model")

@@ -15,7 +15,7 @@ class Event:
     what: str  # e.g. "training dreambooth on dog7"
     done: int
     total: int
-    numbers: dict[str, float] = field(default_factory=dict)  # e.g. this step's loss
+    metrics: dict[str, float] = field(default_factory=dict)  # e.g. this step's loss
 
 
 Listener = Callable[[Event], None]
@@ -33,13 +33,13 @@ class Report:
     skipped: bool  # it was there already
     seconds: float
     path: Path  # the folder or table
-    numbers: dict[str, float] = field(default_factory=dict)
-    pictures: dict[str, Path] = field(default_factory=dict)  # for people to look at
+    metrics: dict[str, float] = field(default_factory=dict)
+    images: dict[str, Path] = field(default_factory=dict)  # for people to look at
 
 
 def report_over(
-    made: Mapping[str, Report], stamp: str, started: float, folder: Path, numbers: dict[str, float]
+    made: Mapping[str, Report], stamp: str, started: float, folder: Path, metrics: dict[str, float]
 ) -> Report:
     """One report over several, with a stamp of its own."""
     skipped = all(report.skipped for report in made.values())
-    return Report(stamp, skipped, time.monotonic() - started, folder, numbers)
+    return Report(stamp, skipped, time.monotonic() - started, folder, metrics)

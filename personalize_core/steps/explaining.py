@@ -9,7 +9,7 @@ from pathlib import Path
 from personalize_core.errors import InputError
 from personalize_core.methods import check_method
 from personalize_core.steps.chain import Chain
-from personalize_core.steps.explaining_numbers import Rows, explain_numbers
+from personalize_core.steps.explaining_metrics import Rows, explain_metrics
 from personalize_core.workspace.lineage.link import Link
 from personalize_core.workspace.store import SCORES, Store
 
@@ -34,7 +34,7 @@ def explain(store: Store, path: Path | None = None, rows: Rows | None = None, ve
         return chain.link_of(path, parts)
     if parts[0] not in ("metrics", "comparison"):
         raise InputError(f"{path} holds no scores, so it has no rows; leave the options out, or make scores first")
-    return explain_numbers(chain, path / SCORES if path.is_dir() else path, rows)
+    return explain_metrics(chain, path / SCORES if path.is_dir() else path, rows)
 
 
 def _existing(store: Store, path: Path) -> Path:

@@ -15,8 +15,8 @@ from personalize_core.concepts import intake
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_json, write_json
 from personalize_core.files.stamps import sha256, sources_hash, stamp_of
-from personalize_core.methods import FLOOR, method_class
-from personalize_core.sampling.grid import pictures_in, read_grid
+from personalize_core.methods import BASELINE, method_class
+from personalize_core.sampling.grid import images_in, read_grid
 from personalize_core.steps.latents import MOMENTS
 from personalize_core.steps.training import PROOF, imported
 from personalize_core.workspace.lineage.records import file_problems, manifest_of
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
     from personalize_core.concepts.images import Preprocessing
 
-FEW = 3  # photographs; below it methods learn the pose too, and nothing tells how alike photographs are
-LEAST_PSNR = 15.0  # decibels, over pixels; Stable Diffusion's autoencoder keeps above 25, another picture below 12
+FEW = 3  # concept images; below it methods learn the pose too, and nothing tells how alike concept images are
+LEAST_PSNR = 15.0  # decibels, over pixels; Stable Diffusion's autoencoder keeps above 25, another image below 12
 DIVERGED = 1.5  # times the loss before training
-ROUNDING = 1e-5  # a cosine of a picture with itself may be that much above 1
-LEAST_SPREAD = 1.0  # grey levels; a picture below it shows nothing
+ROUNDING = 1e-5  # a cosine of an image with itself may be that much above 1
+LEAST_SPREAD = 1.0  # grey levels; an image below it shows nothing
 
 
 @dataclass(frozen=True)
@@ -45,34 +45,34 @@ class Gate:
     passed: bool
     said: str  # a sentence for people
     serious: bool = True  # what follows would be wasted; else a warning
-    numbers: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
-def photographs(store: Store, concept: str) -> list[Gate]:
-    """Can every photograph be read, and are they enough for all that params.yaml asks for?"""
-    name = "photographs_usable"
+def concept_images(store: Store, concept: str) -> list[Gate]:
+    """Can every concept image be read, and are they enough for all that params.yaml asks for?"""
+    name = "concept_images_usable"
     try:
-        described, found = store.concept(concept), len(intake.photographs(store.concept_folder(concept)))
+        described, found = store.concept(concept), len(intake.concept_images(store.concept_folder(concept)))
     except InputError as error:
         return [Gate(name, False, str(error))]
-    numbers = {"photographs": float(found)}
+    metrics = {"concept_images": float(found)}
     for method in store.params.method_names:
         kind, config = method_class(method), store.params.config(method)
         for variant in store.params.sampling_variants(method).values():
-            if (needed := kind.photographs_needed(config, variant.sampling)) > found:
+            if (needed := kind.images_needed(config, variant.sampling)) > found:
                 return [
-                    Gate(name, False, f"{variant.name} takes {needed} photographs; there are {found}", True, numbers)
+                    Gate(name, False, f"{variant.name} takes {needed} concept images; there are {found}", True, metrics)
                 ]
     if found < FEW:
         said = (
             f"there are {found} of this {described.class_noun}; every method works, and learns better from {FEW} to 6"
         )
-        return [Gate(name, False, said, False, numbers)]
-    return [Gate(name, True, f"all {found} can be read", True, numbers)]
+        return [Gate(name, False, said, False, metrics)]
+    return [Gate(name, True, f"all {found} can be read", True, metrics)]
 
 
 def latents(store: Store, concept: str) -> list[Gate]:
-    """Are all latents finite, and do they decode to their photographs? Looked at once for the same latents."""
+    """Are all latents finite, and do they decode to their concept images? Looked at once for the same latents."""
     recipes = {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in store.params.method_names)}
     stamps = {key: manifest_of(store.latents(concept, key)).get("stamp") for key in recipes}
     hashes = {
@@ -108,33 +108,33 @@ def artifact(store: Store, concept: str, method: str) -> list[Gate]:
 
 
 def grid(store: Store, concept: str, method: str) -> list[Gate]:
-    """Is every picture there, and does every one show something?"""
+    """Is every image there, and does every one show something?"""
     import numpy as np
 
-    from personalize_core.concepts.images import load_picture
+    from personalize_core.concepts.images import load_image
 
     folder = store.grid(method, concept)
-    names = list(_pictures_of(folder))
+    names = list(_images_of(folder))
     missing, flat = [], []
     for name in names:
         try:
-            spread = float(np.asarray(load_picture(folder / name)).astype(float).std())
+            spread = float(np.asarray(load_image(folder / name)).astype(float).std())
         except (InputError, OSError):
             missing.append(name)
             continue
         if not spread >= LEAST_SPREAD:
             flat.append(name)
-    numbers = {"pictures": float(len(names)), "missing": float(len(missing)), "constant": float(len(flat))}
-    shows = f"{listed(flat[:3])} shows one colour" if flat else "every picture shows something"
-    there = f"{listed(missing[:3])} cannot be read" if missing else f"all {len(names)} pictures are there"
+    metrics = {"images": float(len(names)), "missing": float(len(missing)), "constant": float(len(flat))}
+    shows = f"{listed(flat[:3])} shows one colour" if flat else "every image shows something"
+    there = f"{listed(missing[:3])} cannot be read" if missing else f"all {len(names)} images are there"
     return [
-        Gate("grid_complete", not missing, there, True, numbers),
-        Gate("grid_not_constant", not flat, shows, True, numbers),
+        Gate("grid_complete", not missing, there, True, metrics),
+        Gate("grid_not_constant", not flat, shows, True, metrics),
     ]
 
 
 def scores(store: Store, concept: str, method: str) -> list[Gate]:
-    """Does every picture have every score, or a reason why not, and is every score one that there can be?"""
+    """Does every image have every score, or a reason why not, and is every score one that there can be?"""
     from personalize_core.metrics import tables
 
     folder = store.scores(method, concept)
@@ -147,7 +147,7 @@ def scores(store: Store, concept: str, method: str) -> list[Gate]:
             out.append(row)
     said = f"{out[0]['metric']} of {out[0]['image']} is {out[0]['score']}" if out else f"all {len(table)} scores are"
     lacking = _lacking(store, table, absent, concept, method)
-    lack = f"{lacking[0]} has no score and no reason; {len(lacking)} in all" if lacking else "every picture has all"
+    lack = f"{lacking[0]} has no score and no reason; {len(lacking)} in all" if lacking else "every image has all"
     return [
         Gate("scores_in_range", not out, said, True, {"scores": float(len(table))}),
         Gate("scores_complete", not lacking, lack, True, {"absent_with_a_reason": float(len(absent))}),
@@ -155,22 +155,22 @@ def scores(store: Store, concept: str, method: str) -> list[Gate]:
 
 
 def identity(store: Store, concept: str, method: str) -> list[Gate]:
-    """Are the pictures more like the concept than those of the base model, which has never seen it?"""
+    """Are the images more like the concept than those of the base model, which has never seen it?"""
     from personalize_core.metrics import tables
 
-    name, floor = "identity_above_base_model", store.scores(FLOOR, concept) / SCORES
-    if method == FLOOR:
+    name, floor = "identity_above_base_model", store.scores(BASELINE, concept) / SCORES
+    if method == BASELINE:
         return [Gate(name, True, "this is the base model", False)]
     if not floor.is_file():
         return [Gate(name, True, "not compared: the base model has no scores of this concept yet", False)]
     found = {}
-    for who, path in ((FLOOR, floor), (method, store.scores(method, concept) / SCORES)):
+    for who, path in ((BASELINE, floor), (method, store.scores(method, concept) / SCORES)):
         table = tables.read_parquet(path).filter(metric="dino", headline=True)
         for (variant,), group in table.group_by("variant", maintain_order=True):
-            found[who if who == FLOOR else str(variant)] = float(group["score"].to_numpy().mean())
-    if FLOOR not in found or len(found) == 1:
+            found[who if who == BASELINE else str(variant)] = float(group["score"].to_numpy().mean())
+    if BASELINE not in found or len(found) == 1:
         return [Gate(name, True, "not compared: there are no scores of identity (DINO)", False)]
-    below = [variant for variant, value in found.items() if variant != FLOOR and not value > found[FLOOR]]
+    below = [variant for variant, value in found.items() if variant != BASELINE and not value > found[BASELINE]]
     said = "; ".join(f"{variant} {value:.3f}" for variant, value in found.items())
     return [Gate(name, not below, f"mean DINO: {said}", False, found)]
 
@@ -196,7 +196,7 @@ def _look_at_latents(store: Store, concept: str, recipes: Sequence[Preprocessing
     finite = Gate(names[0], not wrong, f"{wrong[0]} is not" if wrong else f"all {count} are")
     if wrong:
         return [finite, Gate(names[1], False, "not looked at, for they are not finite")]
-    base, paths = load_base(store), intake.photographs(store.concept_folder(concept))
+    base, paths = load_base(store), intake.concept_images(store.concept_folder(concept))
     worst, fault = math.inf, ""
     with store.device(), torch.no_grad():
         for recipe in recipes:
@@ -204,29 +204,29 @@ def _look_at_latents(store: Store, concept: str, recipes: Sequence[Preprocessing
                 heard, ours = _decoded(base, recipe, path, saved[recipe.key].get(f"{index:03d}"))
                 worst = min(worst, heard)
                 if not ours:
-                    fault = fault or f"{recipe.key}, {path.name}: these are not the latents of this photograph"
-    numbers = {"least_psnr": worst}
+                    fault = fault or f"{recipe.key}, {path.name}: these are not the latents of this concept image"
+    metrics = {"least_psnr": worst}
     if fault:
-        return [finite, Gate(names[1], False, fault, True, numbers)]
-    said = f"the photographs come back with at least {worst:.1f} dB"
+        return [finite, Gate(names[1], False, fault, True, metrics)]
+    said = f"the concept images come back with at least {worst:.1f} dB"
     if worst < LEAST_PSNR:
         said += f", and below {LEAST_PSNR:g} nobody knows them again: the base model's autoencoder cannot say them"
-        return [finite, Gate(names[1], False, said, False, numbers)]
-    return [finite, Gate(names[1], True, said, True, numbers)]
+        return [finite, Gate(names[1], False, said, False, metrics)]
+    return [finite, Gate(names[1], True, said, True, metrics)]
 
 
 def _decoded(base: BaseModel, recipe: Preprocessing, path: Path, saved: Tensor | None) -> tuple[float, bool]:
     """How well the first view comes back, in dB, and whether these are what the autoencoder makes of it."""
     import torch
 
-    from personalize_core.concepts.images import load_picture, to_pixels
+    from personalize_core.concepts.images import load_image, to_pixels
 
-    view = recipe.views(load_picture(path), base.image_size)[:1]
+    view = recipe.views(load_image(path), base.image_size)[:1]
     fresh = base.moments(to_pixels(view))
     if saved is None or saved[:1].shape != fresh.shape:
         return -math.inf, False
-    picture = ((to_pixels(view) + 1) * 127.5).round().permute(0, 2, 3, 1)
-    came = [_psnr(picture, base.decode(moments[:, 0]).float()) for moments in (saved[:1], fresh)]
+    image = ((to_pixels(view) + 1) * 127.5).round().permute(0, 2, 3, 1)
+    came = [_psnr(image, base.decode(moments[:, 0]).float()) for moments in (saved[:1], fresh)]
     alike = torch.allclose(saved[:1, 0], fresh[:, 0], atol=1e-2, rtol=1e-2)
     return came[0], came[0] >= LEAST_PSNR or alike
 
@@ -239,11 +239,11 @@ def _psnr(one: Tensor, other: Tensor) -> float:
 def _loss_falls(folder: Path, name: str) -> Gate:
     fixed = read_json(folder / "fixed_batch.json")
     before, after, (low, high) = fixed["before"], fixed["after"], fixed["interval_95"]
-    numbers = {"before": before, "after": after, "fell_by": fixed["fell_by"]}
+    metrics = {"before": before, "after": after, "fell_by": fixed["fell_by"]}
     said = f"{before:.4f} before training, {after:.4f} after it; fell by {fixed['fell_by']:.4f} [{low:.4f}, {high:.4f}]"
     if not _finite(after) or after > DIVERGED * before:
-        return Gate(name, False, f"training has diverged: {said}", True, numbers)
-    return Gate(name, low > 0, said, False, numbers)
+        return Gate(name, False, f"training has diverged: {said}", True, metrics)
+    return Gate(name, low > 0, said, False, metrics)
 
 
 def _restores(folder: Path, name: str) -> Gate:
@@ -257,36 +257,36 @@ def _restores(folder: Path, name: str) -> Gate:
 
 
 def _lacking(store: Store, table: pl.DataFrame, absent: list[dict[str, Any]], concept: str, method: str) -> list[str]:
-    """Pictures that lack a score which others of this table have, with no reason given."""
+    """Images that lack a score which others of this table have, with no reason given."""
     from personalize_core.metrics import tables
 
     excused = {(one["metric"], one["image"]) for one in absent}
-    pictures: dict[str, int | None] = dict.fromkeys(table["image"].unique())  # picture -> its prompt, by its place
+    images: dict[str, int | None] = dict.fromkeys(table["image"].unique())  # image -> its prompt, by its place
     spared: set[int] = set()
     if method == REFERENCES:
-        if len(intake.photographs(store.concept_folder(concept))) > 1 and not len(table) and not absent:
-            return ["every photograph"]
+        if len(intake.concept_images(store.concept_folder(concept))) > 1 and not len(table) and not absent:
+            return ["every concept image"]
     else:
         from personalize_core.workspace.recipes import prompts_of
 
         folder = store.grid(method, concept)
         where = folder.relative_to(store.root).as_posix()
-        pictures = {f"{where}/{name}": prompt for name, prompt in _pictures_of(folder).items()}
+        images = {f"{where}/{name}": prompt for name, prompt in _images_of(folder).items()}
         spared = set(prompts_of(store, concept).without_identity)
     there = set(table.select("metric", "encoder", "image").iter_rows())
     return [
         f"{metric} of {image}"
         for metric, encoder in table.select("metric", "encoder").unique(maintain_order=True).iter_rows()
-        for image, prompt in pictures.items()
+        for image, prompt in images.items()
         if (metric, encoder, image) not in there
         and not {(metric, image), (metric, None)} & excused
         and not (prompt in spared and not tables.MEASURES[metric].reads_text)
-    ] or ([] if len(table) or absent or not pictures else [next(iter(pictures))])
+    ] or ([] if len(table) or absent or not images else [next(iter(images))])
 
 
-def _pictures_of(folder: Path) -> dict[str, int]:
-    """Every picture that a grid's folder should hold, by its name there -> its prompt, by its place in the list."""
-    return {name: prompt for name, (_, prompt, _) in pictures_in(read_grid(folder)).items()}
+def _images_of(folder: Path) -> dict[str, int]:
+    """Every image that a grid's folder should hold, by its name there -> its prompt, by its place in the list."""
+    return {name: prompt for name, (_, prompt, _) in images_in(read_grid(folder)).items()}
 
 
 def _finite(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Photographs to latents: what the autoencoder makes of them, in each way that a method prepares them."""
+"""Concept images to latents: what the autoencoder makes of them, in each way that a method prepares them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalize_core.concepts import intake
-from personalize_core.files.atomic import is_current, read_json
+from personalize_core.files.atomic import is_up_to_date, read_json
 from personalize_core.steps.events import Event, Listener, Report, report_over, unheard
 from personalize_core.workspace.dependencies import encoded_stamp, latents_stamp
 from personalize_core.workspace.lineage.making import making
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     from personalize_core.concepts.images import ConceptLatents, Preprocessing
 
 MOMENTS = "moments.safetensors"  # latents, as the autoencoder's moments
-CAPTIONS = "captions.json"  # beside the latents of photographs that have captions
+CAPTIONS = "captions.json"  # beside the latents of concept images that have captions
 
 
 def encode_images(store: Store, concept: str, listener: Listener = unheard) -> Report:
-    """A concept's photographs as the autoencoder's moments, in each way that a method of params.yaml prepares them.
+    """A concept's images as the autoencoder's moments, in each way that a method of params.yaml prepares them.
 
     Each way is a folder with a stamp of its own; the report's is of what they have in common.
     """
     started = time.monotonic()
     recipes = {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in store.params.method_names)}
     made = {key: encode_concept(store, concept, recipe, listener) for key, recipe in recipes.items()}
-    numbers = {"photographs": float(len(intake.photographs(store.concept_folder(concept))))}
-    return report_over(made, encoded_stamp(store, concept), started, store.latents(concept), numbers)
+    metrics = {"concept_images": float(len(intake.concept_images(store.concept_folder(concept))))}
+    return report_over(made, encoded_stamp(store, concept), started, store.latents(concept), metrics)
 
 
 def encode_concept(store: Store, concept: str, recipe: Preprocessing, listener: Listener) -> Report:
     started = time.monotonic()
     described, folder = store.concept(concept), store.latents(concept, recipe.key)
-    paths = intake.photographs(store.concept_folder(concept))
+    paths = intake.concept_images(store.concept_folder(concept))
     stamp = latents_stamp(store, concept, recipe)
     with store.alone("latents", concept, recipe.key):
-        if is_current(folder, stamp):
+        if is_up_to_date(folder, stamp):
             return Report(stamp, True, time.monotonic() - started, folder)
         base = load_base(store)
         base.tokenizer.check_class_noun(described)
@@ -53,15 +53,15 @@ def encode_concept(store: Store, concept: str, recipe: Preprocessing, listener: 
 def encode(
     base: BaseModel, paths: Sequence[Path], recipe: Preprocessing, folder: Path, what: str, listener: Listener
 ) -> None:
-    """Write the moments of all pictures in one file; the tensor "000" holds the first picture's views."""
+    """Write the moments of all images in one file; the tensor "000" holds the first image's views."""
     import torch
 
-    from personalize_core.concepts.images import load_picture, to_pixels
+    from personalize_core.concepts.images import load_image, to_pixels
     from personalize_core.files.atomic import save_tensors
 
     moments = {}
     for index, path in enumerate(paths):
-        views = recipe.views(load_picture(path), base.image_size)
+        views = recipe.views(load_image(path), base.image_size)
         moments[f"{index:03d}"] = base.moments(to_pixels(views))
         listener(Event(what, index + 1, len(paths)))
     if not all(torch.isfinite(tensor).all() for tensor in moments.values()):
@@ -69,7 +69,7 @@ def encode(
     save_tensors(folder / MOMENTS, moments)
 
 
-def pictures_encoded(folder: Path) -> int:
+def images_encoded(folder: Path) -> int:
     from safetensors import safe_open
 
     with safe_open(folder / MOMENTS, "numpy") as opened:

@@ -1,4 +1,4 @@
-"""Pictures that somebody asks for: prompts of their own, heat maps, several concepts together."""
+"""Images that somebody asks for: prompts of their own, heat maps, several concepts together."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError, listed
-from personalize_core.files.atomic import is_current, read_json, write_json
+from personalize_core.files.atomic import is_up_to_date, read_json, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.methods import check_method
-from personalize_core.sampling.grid import picture_name
+from personalize_core.sampling.grid import image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.sampling import draw, refining, sampled_by
-from personalize_core.workspace.dependencies import SAMPLING, artifact_stamp, drawing_sources
+from personalize_core.steps.sampling import draw, ready_to_sample, refining
+from personalize_core.workspace.dependencies import SAMPLING, artifact_stamp, sampling_sources
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import device_of, load_base
 from personalize_core.workspace.store import Store
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from personalize_core.methods.interface import Method
 
 
-def draw_samples(
+def sample_prompts(
     store: Store,
     concept: str,
     method: str,
@@ -35,7 +35,7 @@ def draw_samples(
     variant: str | None = None,
     listener: Listener = unheard,
 ) -> Report:
-    """Pictures for prompts of the user's own, `images` for each, beside their prompts in samples.json.
+    """Images for prompts of the user's own, `images` for each, beside their prompts in samples.json.
 
     Raises:
         InputError: a prompt does not mention the concept, or there is no such variant or artifact.
@@ -54,38 +54,38 @@ def draw_samples(
         "images": images,
         "variant": repr(variants[variant].sampling),
         "sampling": params.sampling.how(),
-        "seed": store.drawing_seed,
+        "seed": store.sampling_seed,
         **refining(store, concept, method, {variant: variants[variant]}, listener),
     }
     stamp = stamp_of(request)
     folder = store.samples(method, concept, stamp)
     places = [(prompt, image) for prompt in range(len(templates)) for image in range(images)]
-    pictures = {f"{templates[p]} {i + 1}": folder / picture_name(variant, p, i) for p, i in places}
-    if is_current(folder, stamp):
-        return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+    named = {f"{templates[p]} {i + 1}": folder / image_name(variant, p, i) for p, i in places}
+    if is_up_to_date(folder, stamp):
+        return Report(stamp, True, time.monotonic() - started, folder, {}, named)
     base = load_base(store)
     trained = restore(store.artifact(method, concept), base, method)
     with making(store, folder, stamp) as new, store.device():
         said = [trained.say(templates[prompt]) for prompt, _ in places]
-        sampled = sampled_by(variants[variant], store, concept, method, base, trained, said, listener)
-        paths = [new / picture_name(variant, prompt, image) for prompt, image in places]
+        sampled = ready_to_sample(variants[variant], store, concept, method, base, trained, said, listener)
+        paths = [new / image_name(variant, prompt, image) for prompt, image in places]
         what = f"drawing {concept} by {variant}"
-        draw(params.sampling, store.drawing_seed, base, sampled, said, places, paths, what, listener)
+        draw(params.sampling, store.sampling_seed, base, sampled, said, places, paths, what, listener)
         write_json(new / "samples.json", {"concept": concept, "method": method, "prompts": said, **request})
-    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+    return Report(stamp, False, time.monotonic() - started, folder, {}, named)
 
 
 def heat_maps(
     store: Store, concept: str, method: str, prompt: str, image: int = 0, listener: Listener = unheard
 ) -> Report:
-    """Where one picture's attention looked for each word of its prompt, a row for each sampling variant of the method.
+    """Where one image's attention looked for each word of its prompt, a row for each sampling variant of the method.
 
-    Beside the picture of all maps, every variant's are kept as they are: maps.safetensors, (words, 64, 64), and in
+    Beside the image of all maps, every variant's are kept as they are: maps.safetensors, (words, 64, 64), and in
     heat_maps.json the words and what is read off the maps.
 
     Args:
         prompt: of the user's own, with the placeholder.
-        image: which picture of the prompt; equal numbers share their first noise.
+        image: which image of the prompt; equal numbers share their first noise.
 
     Raises:
         InputError: the prompt does not mention the concept, or there is no such artifact.
@@ -104,51 +104,51 @@ def heat_maps(
         "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
         "sampling": params.sampling.how(),
         "precision": params.precision,
-        "seed": store.drawing_seed,
-        "sources": drawing_sources(method, "analyses/heat_maps"),
+        "seed": store.sampling_seed,
+        "sources": sampling_sources(method, "analyses/heat_maps"),
         **refining(store, concept, method, variants, listener),
     }
     stamp = stamp_of(request)
     folder = store.samples(method, concept, stamp)
-    pictures = {"heat maps": folder / "heat_maps.png"}
-    if is_current(folder, stamp):
-        return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+    images = {"heat maps": folder / "heat_maps.png"}
+    if is_up_to_date(folder, stamp):
+        return Report(stamp, True, time.monotonic() - started, folder, {}, images)
     base = load_base(store)
     trained = restore(store.artifact(method, concept), base, method)
     with making(store, folder, stamp) as new, store.device():
         said, found = trained.say(template), {}
         for done, (name, variant) in enumerate(variants.items()):
             listener(Event(f"watching {concept} by {method}", done, len(variants)))
-            sampled = sampled_by(variant, store, concept, method, base, trained, [said], listener)
+            sampled = ready_to_sample(variant, store, concept, method, base, trained, [said], listener)
             found[name] = _watched(store, base, sampled, said, image)
         listener(Event(f"watching {concept} by {method}", len(variants), len(variants)))
         save_tensors(new / "maps.safetensors", {name: maps.maps for name, maps in found.items()})
-        read = {name: analysis.numbers(maps) for name, maps in found.items()}
+        read = {name: analysis.metrics(maps) for name, maps in found.items()}
         write_json(new / "heat_maps.json", {"prompt": said, **request, "maps": read})
-        pictured = {name: base.decode(maps.latents)[0].numpy() for name, maps in found.items()}
-        analysis.draw(found, pictured, new / "heat_maps.png", title=said)
-    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+        imaged = {name: base.decode(maps.latents)[0].numpy() for name, maps in found.items()}
+        analysis.draw(found, imaged, new / "heat_maps.png", title=said)
+    return Report(stamp, False, time.monotonic() - started, folder, {}, images)
 
 
 def _watched(store: Store, base: BaseModel, method: Method, said: str, image: int) -> HeatMaps:
     from personalize_core.analyses.heat_maps import heat_maps
     from personalize_core.sampling.sampler import initial_noise, make_sampler, step_generators
 
-    how, seed, place = store.params.sampling, store.drawing_seed, [(0, image)]
+    how, seed, place = store.params.sampling, store.sampling_seed, [(0, image)]
     sampler = make_sampler(how.sampler, base, eta=how.eta, generators=step_generators(seed, place))
     return heat_maps(method, base, said, initial_noise(base, seed, place), sampler, how.steps, how.guidance)
 
 
-def draw_together(
+def sample_several_concepts(
     store: Store, cells: Sequence[tuple[str, str]], prompts: Sequence[str], images: int, listener: Listener = unheard
 ) -> Report:
-    """Pictures that show several concepts at once, `images` for each prompt, beside their prompts in samples.json.
+    """Images that show several concepts at once, `images` for each prompt, beside their prompts in samples.json.
 
     Args:
         cells: (concept, method) of each artifact.
 
     Returns:
-        A report whose numbers are, under "PART.CONCEPT", the mean identity of each part of the pictures with each
+        A report whose numbers are, under "PART.CONCEPT", the mean identity of each part of the images with each
         concept; "PART" is the concept that the prompt puts there, from left to right.
 
     Raises:
@@ -168,43 +168,43 @@ def draw_together(
         "prompts": list(prompts),
         "images": images,
         "sampling": params.sampling.how(),
-        "seed": store.drawing_seed,
+        "seed": store.sampling_seed,
         "encoder": scoring.which(params.encoders.identity[0]),
-        "photographs": [intake.content(store.concept_folder(concept)) for concept, _ in cells],
+        "concept_images": [intake.content(store.concept_folder(concept)) for concept, _ in cells],
         "sources": sources_hash([*SAMPLING, "sampling/several_concepts", "metrics/features", "metrics/side_by_side"]),
     }
     stamp = stamp_of(request)
     folder = store.samples("together", "+".join(concept for concept, _ in cells), stamp)
     places = [(prompt, image) for prompt in range(len(prompts)) for image in range(images)]
-    pictures = {f"{prompts[p]} {i + 1}": folder / picture_name("together", p, i) for p, i in places}
-    if is_current(folder, stamp):
-        numbers = read_json(folder / "samples.json")["identity"]
-        return Report(stamp, True, time.monotonic() - started, folder, numbers, pictures)
+    named = {f"{prompts[p]} {i + 1}": folder / image_name("together", p, i) for p, i in places}
+    if is_up_to_date(folder, stamp):
+        metrics = read_json(folder / "samples.json")["identity"]
+        return Report(stamp, True, time.monotonic() - started, folder, metrics, named)
     base = load_base(store)
     together = Together([restore(store.artifact(method, concept), base, method) for concept, method in cells], base)
     with making(store, folder, stamp) as new, store.device():
         said = [together.say(prompts[prompt]) for prompt, _ in places]
-        paths = [new / picture_name("together", prompt, image) for prompt, image in places]
+        paths = [new / image_name("together", prompt, image) for prompt, image in places]
         what = f"drawing {' and '.join(concept for concept, _ in cells)}"
-        draw(params.sampling, store.drawing_seed, base, together, said, places, paths, what, listener)
-        numbers = _identity_of_parts(store, [concept for concept, _ in cells], paths, [prompts[p] for p, _ in places])
-        about = {"cells": [list(cell) for cell in cells], "said": said, "identity": numbers, **request}
+        draw(params.sampling, store.sampling_seed, base, together, said, places, paths, what, listener)
+        metrics = _identity_of_parts(store, [concept for concept, _ in cells], paths, [prompts[p] for p, _ in places])
+        about = {"cells": [list(cell) for cell in cells], "said": said, "identity": metrics, **request}
         write_json(new / "samples.json", about)
-    return Report(stamp, False, time.monotonic() - started, folder, numbers, pictures)
+    return Report(stamp, False, time.monotonic() - started, folder, metrics, named)
 
 
 def _identity_of_parts(
     store: Store, concepts: Sequence[str], paths: Sequence[Path], prompts: Sequence[str]
 ) -> dict[str, float]:
-    """Means over the pictures, of which each has the concepts from left to right as its prompt names them."""
-    from personalize_core.concepts.images import load_picture
+    """Means over the images, of which each has the concepts from left to right as its prompt names them."""
+    from personalize_core.concepts.images import load_image
     from personalize_core.metrics.features import load_identity_encoder
     from personalize_core.metrics.side_by_side import identity_of_parts
 
     encoder = load_identity_encoder(store.params.encoders.identity[0], device_of(store))
-    references = [[load_picture(p) for p in intake.photographs(store.concept_folder(name))] for name in concepts]
+    references = [[load_image(p) for p in intake.concept_images(store.concept_folder(name))] for name in concepts]
     found: dict[str, list[float]] = {f"{part}.{name}": [] for part in concepts for name in concepts}
-    alike = identity_of_parts([load_picture(path) for path in paths], references, encoder).tolist()
+    alike = identity_of_parts([load_image(path) for path in paths], references, encoder).tolist()
     for columns, prompt in zip(alike, prompts, strict=True):
         parts = sorted(concepts, key=lambda name: prompt.index(store.concept(name).placeholder))
         for part, column in zip(parts, columns, strict=True):

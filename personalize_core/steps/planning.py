@@ -8,10 +8,10 @@ from pathlib import Path
 
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import is_current
+from personalize_core.files.atomic import is_up_to_date
 from personalize_core.files.memo import found_once, one_look
 from personalize_core.files.stamps import Stamp
-from personalize_core.steps.checks import check_photographs
+from personalize_core.steps.checks import check_concept_images
 from personalize_core.steps.class_images import class_images_are_there
 from personalize_core.steps.sampling import grid_stamp
 from personalize_core.steps.scores import score_stamp
@@ -61,7 +61,7 @@ def plan(store: Store, concepts: Sequence[str] | None = None, methods: Sequence[
 
 @one_look()
 def is_prepared(store: Store, concept: str) -> bool:
-    """Is all there that the methods of params.yaml share: latents, class images, the scores of the photographs?
+    """Is all there that the methods of params.yaml share: latents, class images, the scores of the concept images?
 
     A method whose recipe is wrong wants nothing: its own cells say so, and those of other methods go on.
 
@@ -72,9 +72,9 @@ def is_prepared(store: Store, concept: str) -> bool:
     recipes = {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in methods)}
     noun = store.concept(concept).class_noun
     return (
-        all(is_current(store.latents(concept, key), latents_stamp(store, concept, r)) for key, r in recipes.items())
+        all(is_up_to_date(store.latents(concept, key), latents_stamp(store, concept, r)) for key, r in recipes.items())
         and all(class_images_are_there(store, noun, name) for name in asking_for_class_images(store, methods))
-        and is_current(store.scores(REFERENCES, concept), score_stamp(store, concept, REFERENCES))
+        and is_up_to_date(store.scores(REFERENCES, concept), score_stamp(store, concept, REFERENCES))
     )
 
 
@@ -88,8 +88,8 @@ def _recipe_is_right(store: Store, method: str) -> bool:
 
 @found_once
 def _decode(folder: Path) -> None:
-    """Raise InputError if a photograph cannot be read."""
-    intake.photographs(folder)
+    """Raise InputError if a concept image cannot be read."""
+    intake.concept_images(folder)
 
 
 def _look_at(store: Store, concept: str, method: str) -> Cell | None:
@@ -98,7 +98,7 @@ def _look_at(store: Store, concept: str, method: str) -> Cell | None:
     try:
         recipe_of(store, method)
         prompts_of(store, concept)
-        check_photographs(store, concept, len(image_files(store.concept_folder(concept))), method)
+        check_concept_images(store, concept, len(image_files(store.concept_folder(concept))), method)
         artifact = store.artifact(method, concept)
         if imported(artifact):
             check_artifact(store, concept, method)
@@ -116,7 +116,7 @@ def _look_at(store: Store, concept: str, method: str) -> Cell | None:
 
 def _stale(folder: Path, stamp: Stamp, missing: str) -> str | None:
     """Why a step would make this folder anew; None: it would not."""
-    if is_current(folder, stamp):
+    if is_up_to_date(folder, stamp):
         return None
     if not folder.exists():
         return missing

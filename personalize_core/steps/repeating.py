@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import MANIFEST, read_json
-from personalize_core.methods import FLOOR
+from personalize_core.methods import BASELINE
 from personalize_core.sampling.grid import DESCRIPTION
-from personalize_core.steps.sampling import drawn_as_now
+from personalize_core.steps.sampling import sampled_as_now
 from personalize_core.steps.training import imported
 from personalize_core.workspace.dependencies import repeat_stamp
 from personalize_core.workspace.store import SCORES, Store
@@ -30,8 +30,8 @@ class Trainings:
 
 def check_repeatable(store: Store, concepts: Sequence[str], methods: Sequence[str]) -> None:
     """Raise InputError for what cannot be trained again: there would be no seed to change."""
-    if FLOOR in methods:
-        raise InputError(f"{FLOOR} learns nothing, so that training it again would change nothing; leave it out")
+    if BASELINE in methods:
+        raise InputError(f"{BASELINE} learns nothing, so that training it again would change nothing; leave it out")
     for method in methods:
         for concept in concepts:
             if imported(store.artifact(method, concept)):
@@ -50,11 +50,11 @@ def find_trainings(store: Store, cells: Sequence[tuple[str, str]]) -> tuple[list
     Returns:
         also those that do not count, as "METHOD/CONCEPT, training NUMBER".
     """
-    numbers = sorted(int(path.name) for path in (store.data / "repeats").glob("*") if path.name.isdigit())
+    metrics = sorted(int(path.name) for path in (store.data / "repeats").glob("*") if path.name.isdigit())
     counting: dict[str, dict[str, set[int]]] = {}
     left_out = []
     for method, concept in cells:
-        for number in numbers:
+        for number in metrics:
             again = store.again(number)
             if not (again.scores(method, concept) / MANIFEST).is_file():
                 continue
@@ -90,15 +90,15 @@ def _is_repeat(store: Store, again: Store, method: str, concept: str) -> bool:
     try:
         original, own = (read_json(each.artifact(method, concept) / MANIFEST)["stamp"] for each in (store, again))
         grids = [read_json(each.grid(method, concept) / DESCRIPTION) for each in (store, again)]
-        drawn = read_json(again.grid(method, concept) / MANIFEST)["files"]
-        pictures = {entry["sha256"] for entry in drawn.values()}
+        sampled = read_json(again.grid(method, concept) / MANIFEST)["files"]
+        images = {entry["sha256"] for entry in sampled.values()}
         scored = tables.read(again.scores(method, concept) / SCORES)
         return (
             own == repeat_stamp(original, again.training_seed)
             and grids[1]["artifact"] == own
             and grids[1]["variants"] == grids[0]["variants"]
-            and drawn_as_now(again, method, concept)
-            and set(scored["image_sha256"]) <= pictures
+            and sampled_as_now(again, method, concept)
+            and set(scored["image_sha256"]) <= images
         )
     except (OSError, ValueError, KeyError, TypeError):  # a part is missing or damaged; InputError is a ValueError
         return False

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from personalize_core.files.atomic import MANIFEST, is_current, read_json
+from personalize_core.files.atomic import MANIFEST, is_up_to_date, read_json
 from personalize_core.files.stamps import sha256, sources_hash, stamp_of
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.workspace.dependencies import REPORTING, manifest_stamp
@@ -20,7 +20,7 @@ def report(store: Store, listener: Listener = unheard) -> Report:
     """The last comparison as one self-contained page, in a folder with all of its figures and tables.
 
     Raises:
-        InputError: nothing has been compared, or a picture that was scored is gone or another one by now.
+        InputError: nothing has been compared, or an image that was scored is gone or another one by now.
     """
     from personalize_core.metrics import tables
     from personalize_core.report import page
@@ -39,14 +39,14 @@ def report(store: Store, listener: Listener = unheard) -> Report:
         }
     )
     with store.alone("report"):
-        skipped = is_current(folder, stamp)
+        skipped = is_up_to_date(folder, stamp)
         if not skipped:
             listener(Event("writing the report", 0, 1))
             with making(store, folder, stamp) as new:
                 page.write(store, new)
             listener(Event("writing the report", 1, 1))
-    pictures = {path.stem: path for path in sorted((folder / page.FIGURES).glob("*.png"))}
-    return Report(stamp, skipped, time.monotonic() - started, folder / page.PAGE, {}, pictures)
+    images = {path.stem: path for path in sorted((folder / page.FIGURES).glob("*.png"))}
+    return Report(stamp, skipped, time.monotonic() - started, folder / page.PAGE, {}, images)
 
 
 def _behind(store: Store, method: str, concept: str) -> list[Any]:

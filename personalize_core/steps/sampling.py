@@ -1,4 +1,4 @@
-"""An artifact to pictures: a grid of every prompt of the list, by every sampling variant of the method."""
+"""An artifact to images: a grid of every prompt of the list, by every sampling variant of the method."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.files.atomic import is_current, read_json, write_json
+from personalize_core.files.atomic import is_up_to_date, read_json, write_json
 from personalize_core.files.stamps import Stamp, sources_hash, stamp_of
 from personalize_core.methods import check_method
-from personalize_core.sampling.grid import DESCRIPTION, picture_name
+from personalize_core.sampling.grid import DESCRIPTION, image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
 from personalize_core.workspace.dependencies import (
     REFINING,
     artifact_stamp,
-    drawing_sources,
-    drawn_by,
     latents_stamp,
     refinements,
+    sampled_by,
+    sampling_sources,
 )
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import load_base, preprocessing_of, prompts_of, variants_of
@@ -28,13 +28,13 @@ from personalize_core.workspace.store import Store
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
     from personalize_core.methods.interface import Method
-    from personalize_core.workspace.params import Drawing, Variant
+    from personalize_core.workspace.params import SamplerSettings, Variant
 
-BATCH = 8  # pictures drawn at once; no picture depends on it
+BATCH = 8  # images drawn at once; no image depends on it
 
 
-def draw_grid(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
-    """Pictures of the concept in every prompt of the list, by each sampling variant of the method.
+def sample_grid(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
+    """Images of the concept in every prompt of the list, by each sampling variant of the method.
 
     Raises:
         InputError: the method has not been trained on the concept, or not on this base model.
@@ -49,12 +49,12 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
     how, prompt_list, variants = params.sampling, prompts_of(store, concept), params.sampling_variants(method)
     templates = prompt_list.templates
     refining(store, concept, method, variants, listener)
-    pictures = {"grid": folder / "grid.png"}
+    images = {"grid": folder / "grid.png"}
     with store.alone("grid", method, concept):
         with store.alone("artifact", method, concept):  # whoever trains it anew: what is named is what draws
             stamp, artifact = grid_stamp(store, concept, method), artifact_stamp(store, concept, method)
-            if is_current(folder, stamp):
-                return Report(stamp, True, time.monotonic() - started, folder, {}, pictures)
+            if is_up_to_date(folder, stamp):
+                return Report(stamp, True, time.monotonic() - started, folder, {}, images)
             base = load_base(store)
             trained = restore(store.artifact(method, concept), base, method)
         places = [(p, i) for p in range(len(templates)) for i in range(how.images_per_prompt)]
@@ -62,11 +62,11 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
             memory, each = PeakMemory(base.device), {}
             for name, variant in variants.items():
                 begun = time.monotonic()
-                paths = [new / picture_name(name, prompt, image) for prompt, image in places]
+                paths = [new / image_name(name, prompt, image) for prompt, image in places]
                 prompts = [trained.say(templates[prompt]) for prompt, _ in places]
-                sampled = sampled_by(variant, store, concept, method, base, trained, prompts, listener)
+                sampled = ready_to_sample(variant, store, concept, method, base, trained, prompts, listener)
                 what = f"drawing {concept} by {name}"
-                draw(how, store.drawing_seed, base, sampled, prompts, places, paths, what, listener)
+                draw(how, store.sampling_seed, base, sampled, prompts, places, paths, what, listener)
                 each[name] = (time.monotonic() - begun) / len(places)
             taken = {"stamp": stamp, "seconds_per_image": each, **memory.costs()}
             about = {
@@ -80,17 +80,17 @@ def draw_grid(store: Store, concept: str, method: str, listener: Listener = unhe
                 "protocol": store.protocol,
                 "prompts": prompt_list.name,
                 "sampling": how.how(),
-                "seed": store.drawing_seed,
+                "seed": store.sampling_seed,
                 "artifact": artifact,
             }
             write_json(new / DESCRIPTION, about)
             comparison.draw(store, concept, [(name, new) for name in variants], about, new / "grid.png")
-        write_json(store.drawing_costs(method, concept), taken)
-    return Report(stamp, False, time.monotonic() - started, folder, {}, pictures)
+        write_json(store.sampling_costs(method, concept), taken)
+    return Report(stamp, False, time.monotonic() - started, folder, {}, images)
 
 
 def grid_stamp(store: Store, concept: str, method: str) -> Stamp:
-    """Names everything that the method's pictures of the concept depend on.
+    """Names everything that the method's images of the concept depend on.
 
     Raises:
         InputError: the method has not been trained on the concept, or not on this base model.
@@ -99,15 +99,15 @@ def grid_stamp(store: Store, concept: str, method: str) -> Stamp:
         {
             "artifact": artifact_stamp(store, concept, method),
             "templates": prompts_of(store, concept).templates,
-            **drawn_by(store, method),
-            "sources": drawing_sources(method),
+            **sampled_by(store, method),
+            "sources": sampling_sources(method),
             **_refined_by(store, concept, method, variants_of(store, method)),
         }
     )
 
 
 def draw(
-    how: Drawing,
+    how: SamplerSettings,
     seed: int,
     base: BaseModel,
     method: Method,
@@ -117,7 +117,7 @@ def draw(
     what: str,
     listener: Listener,
 ) -> None:
-    """Draw one picture per prompt, a few at a time; places are (prompt index, image index), which choose the noise."""
+    """Draw one image per prompt, a few at a time; places are (prompt index, image index), which choose the noise."""
     from PIL import Image
 
     from personalize_core.sampling.sampler import initial_noise, make_sampler, sample, step_generators
@@ -136,12 +136,12 @@ def draw(
         )
         noise = initial_noise(base, seed, places[rows])
         pixels = base.decode(sample(method, base, prompts[rows], noise, sampler, how.steps, how.guidance))
-        for path, picture in zip(paths[rows], pixels, strict=True):
+        for path, image in zip(paths[rows], pixels, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture.numpy()).save(path)
+            Image.fromarray(image.numpy()).save(path)
 
 
-def sampled_by(
+def ready_to_sample(
     variant: Variant,
     store: Store,
     concept: str,
@@ -158,7 +158,7 @@ def sampled_by(
     if not variant.refinement:
         return trained
     refined = ContextRefined(
-        trained, read_latents(store, concept, method, None), store.drawing_seed, variant.refinement
+        trained, read_latents(store, concept, method, None), store.sampling_seed, variant.refinement
     )
     what = f"refining {concept} for the prompts of {variant.name}"
     refined.refine(base, prompts, lambda done, steps, loss: listener(Event(what, done, steps, {"loss": loss})))
@@ -168,9 +168,9 @@ def sampled_by(
 def refining(
     store: Store, concept: str, method: str, variants: Mapping[str, Variant], listener: Listener
 ) -> dict[str, Any]:
-    """What pictures depend on besides, where a variant asks for test-time optimization; else nothing.
+    """What images depend on besides, where a variant asks for test-time optimization; else nothing.
 
-    It looks at the concept's photographs, which may be others by now than those that the artifact was trained on.
+    It looks at the concept's images, which may be others by now than those that the artifact was trained on.
     """
     if any(variant.refinement for variant in variants.values()):
         encode_concept(store, concept, preprocessing_of(store, method), listener)
@@ -184,8 +184,8 @@ def _refined_by(store: Store, concept: str, method: str, variants: Mapping[str, 
     return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
 
 
-def drawn_as_now(store: Store, method: str, concept: str) -> bool:
-    """Were these pictures drawn in the prompts, by the sampler and from the noise that they would be drawn of now?
+def sampled_as_now(store: Store, method: str, concept: str) -> bool:
+    """Were these images drawn in the prompts, by the sampler and from the noise that they would be drawn of now?
 
     Scores without a grid, which only DVC's cache could bring, are taken for what they are.
     """
@@ -193,7 +193,7 @@ def drawn_as_now(store: Store, method: str, concept: str) -> bool:
         grid = read_json(store.grid(method, concept) / DESCRIPTION)
     except (OSError, ValueError):
         return True
-    now = {"seed": store.drawing_seed, "templates": prompts_of(store, concept).templates}
+    now = {"seed": store.sampling_seed, "templates": prompts_of(store, concept).templates}
     before = {name: grid.get(name) for name in now}
-    how, drawn = store.params.sampling.how(), grid.get("sampling", {})
-    return before == now and {name: drawn.get(name, 0.0) for name in how} == how  # earlier grids say no eta
+    how, sampled = store.params.sampling.how(), grid.get("sampling", {})
+    return before == now and {name: sampled.get(name, 0.0) for name in how} == how  # earlier grids say no eta

@@ -1,4 +1,4 @@
-"""Pictures to scores: a table with a row per picture and metric."""
+"""Images to scores: a table with a row per image and metric."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.concepts import intake
-from personalize_core.files.atomic import is_current, write_json
+from personalize_core.files.atomic import is_up_to_date, write_json
 from personalize_core.files.stamps import Stamp, stamp_of
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 
 def score(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
-    """Every picture of a grid against its text and the concept's photographs, a row per picture and metric."""
+    """Every image of a grid against its text and the concept's images, a row per image and metric."""
     from personalize_core.metrics import scoring
 
     check_method(method)
     grid, skipped = store.grid(method, concept), prompts_of(store, concept).without_identity
 
-    def scored(photographs: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
-        return scoring.score_grid(store.root, grid, store.concept(concept), photographs, encoders, skipped)
+    def scored(concept_images: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
+        return scoring.score_grid(store.root, grid, store.concept(concept), concept_images, encoders, skipped)
 
     with store.alone("grid", method, concept):  # whoever draws it anew: what is named is what is scored
         return _score(store, concept, method, scored, listener)
 
 
 def score_references(store: Store, concept: str, listener: Listener = unheard) -> Report:
-    """The concept's photographs against each other: what even real pictures reach."""
+    """The concept's images against each other: what even real images reach."""
     from personalize_core.metrics import scoring
 
-    def scored(photographs: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
-        return scoring.score_references(store.root, store.concept(concept), photographs, encoders)
+    def scored(concept_images: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
+        return scoring.score_references(store.root, store.concept(concept), concept_images, encoders)
 
     return _score(store, concept, REFERENCES, scored, listener)
 
@@ -53,18 +53,18 @@ def score_stamp(store: Store, concept: str, method: str) -> Stamp:
     """
     from personalize_core.concepts.masks import own_content
 
-    drawn: dict[str, Any] = {}
+    sampled: dict[str, Any] = {}
     if method != REFERENCES:
         missing = f"no grid of {concept!r} has been drawn by {method}"
-        drawn["grid"] = manifest_stamp(store.grid(method, concept), missing)
-        drawn["without_identity"] = sorted(prompts_of(store, concept).without_identity)
+        sampled["grid"] = manifest_stamp(store.grid(method, concept), missing)
+        sampled["without_identity"] = sorted(prompts_of(store, concept).without_identity)
     photos = store.concept_folder(concept)
     return stamp_of(
         {
-            **drawn,
+            **sampled,
             **scored_by(store),
             "concept": vars(store.concept(concept)),
-            "photographs": intake.content(photos),
+            "concept_images": intake.content(photos),
             "masks": own_content(photos) if store.params.encoders.segmenter else {},
         }
     )
@@ -82,16 +82,16 @@ def _score(
     started, stamp = time.monotonic(), score_stamp(store, concept, method)
     names, folder = store.params.encoders, store.scores(method, concept)
     with store.alone("scores", method, concept):
-        skipped = is_current(folder, stamp)
+        skipped = is_up_to_date(folder, stamp)
         if not skipped:
             what = f"scoring {concept}, {method}"
             listener(Event(what, 0, 1))
-            photographs, device = intake.photographs(store.concept_folder(concept)), device_of(store)
+            concept_images, device = intake.concept_images(store.concept_folder(concept)), device_of(store)
             with making(store, folder, stamp) as new, store.device():
                 encoders = scoring.load_encoders(**names.model_dump(), device=device)
-                found = scored(photographs, encoders)
+                found = scored(concept_images, encoders)
                 tables.write(found.table, new / SCORES)
                 write_json(new / ABSENT, found.absent)
             listener(Event(what, 1, 1))
-    numbers = scoring.means(tables.read(folder / SCORES))
-    return Report(stamp, skipped, time.monotonic() - started, folder / SCORES, numbers)
+    metrics = scoring.means(tables.read(folder / SCORES))
+    return Report(stamp, skipped, time.monotonic() - started, folder / SCORES, metrics)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.files.atomic import is_current, read_json, write_json
+from personalize_core.files.atomic import is_up_to_date, read_json, write_json
 from personalize_core.methods import check_method, method_class, method_file
 from personalize_core.randomness import seed_for
 from personalize_core.steps.class_images import class_images_for, encode_real_class_images
@@ -55,7 +55,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
         prior = class_images(store, described.class_noun, method, listener).path
     checkpoints = TimedCheckpoints(store.checkpoints(method, concept), stamp)
     with store.alone("artifact", method, concept):
-        if is_current(folder, stamp):
+        if is_up_to_date(folder, stamp):
             checkpoints.clear()  # where the run that made it was killed before it could
             return trained_report(stamp, True, started, folder)
         base = load_base(store)
@@ -111,8 +111,8 @@ def _train_into(
         if read := look(done[row["stage"]] + row["step"] + 1):
             row["learned"] = row.get("learned", {}) | {"read": read}
         watch.skip()
-        numbers = {name: value for name, value in row.items() if isinstance(value, float)}
-        listener(Event(f"training {method} on {concept}", done[row["stage"]] + row["step"] + 1, total, numbers))
+        metrics = {name: value for name, value in row.items() if isinstance(value, float)}
+        listener(Event(f"training {method} on {concept}", done[row["stage"]] + row["step"] + 1, total, metrics))
 
     with proof.FreshProcess(base) if total else nullcontext() as fresh:  # without training there is nothing to prove
         with base.recomputing() if store.params.gradient_checkpointing else nullcontext():
@@ -141,10 +141,10 @@ def imported(folder: Path) -> bool:
 
 
 def trained_report(stamp: str, skipped: bool, started: float, folder: Path) -> Report:
-    numbers = {"parameters": float(read_json(folder / "config.json")["parameters"])}
+    metrics = {"parameters": float(read_json(folder / "config.json")["parameters"])}
     if (folder / "fixed_batch.json").is_file():  # not with what was imported
         fixed = read_json(folder / "fixed_batch.json")
-        numbers |= {
+        metrics |= {
             "fixed_batch_loss_before": fixed["before"],
             "fixed_batch_loss_after": fixed["after"],
             "fixed_batch_loss_fell_by": fixed["fell_by"],
@@ -152,6 +152,6 @@ def trained_report(stamp: str, skipped: bool, started: float, folder: Path) -> R
             "fell_by_at_most": fixed["interval_95"][1],
         }
     if (folder / PROOF).is_file():
-        numbers["restored_draws_otherwise_by"] = read_json(folder / PROOF)["largest_difference"]
-    pictures = {"loss": folder / LOSS_CURVE} if (folder / LOSS_CURVE).is_file() else {}
-    return Report(stamp, skipped, time.monotonic() - started, folder, numbers, pictures)
+        metrics["restored_samples_otherwise_by"] = read_json(folder / PROOF)["largest_difference"]
+    images = {"loss": folder / LOSS_CURVE} if (folder / LOSS_CURVE).is_file() else {}
+    return Report(stamp, skipped, time.monotonic() - started, folder, metrics, images)

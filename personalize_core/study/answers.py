@@ -19,14 +19,14 @@ COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "question": (pl.String(), "text (fits the text), image (looks like the concept), or both (one forced choice)"),
     "first": (pl.String(), "the variant that the study compares with each of the others"),
     "second": (pl.String(), "the variant that it stood against"),
-    "pair": (pl.Int64(), "number of the two pictures; under one question every rater of a pair saw the same two"),
+    "pair": (pl.Int64(), "number of the two images; under one question every rater of a pair saw the same two"),
     "concept": (pl.String(), "name of the concept"),
     "prompt_index": (pl.Int64(), "place in the prompt list, from 0"),
-    "image_index": (pl.Int64(), "which picture of this prompt, from 0"),
+    "image_index": (pl.Int64(), "which image of this prompt, from 0"),
     "left": (pl.String(), "the variant that stood on the left"),
     "answer": (pl.String(), "what was pressed: left, right or not_sure"),
     "preferred": (pl.String(), "first, second, or not sure"),
-    "seconds": (pl.Float64(), "from the moment that both pictures stood there to the answer"),
+    "seconds": (pl.Float64(), "from the moment that both images stood there to the answer"),
 }
 SCHEMA = pl.Schema({name: dtype for name, (dtype, _) in COLUMNS.items()})
 
@@ -130,7 +130,7 @@ def _fault(answers: AnswerFile, key: Key) -> str | None:
         return f"it should hold at most {key.questions_per_rater} answers"
     for number, given in enumerate(answers.answers, start=1):
         if given.pair >= len(pairs) or {given.left, given.right} != set(pairs[given.pair]):
-            return f"answer {number} is about pictures that the study never showed together"
+            return f"answer {number} is about images that the study never showed together"
         if given.question not in key.questions:
             return f"answer {number} is to a question that the study never asked"
         if given.answer == "not_sure" and not QUESTIONS[given.question].may_be_unsure:
@@ -145,7 +145,7 @@ def _rows(answers: AnswerFile, key: Key) -> list[tuple]:
     rows = []
     for order, given in enumerate(answers.answers):
         comparison, cell = key.comparisons[given.pair // len(key.cells)], key.cells[given.pair % len(key.cells)]
-        left, right = key.pictures[given.left].variant, key.pictures[given.right].variant
+        left, right = key.images[given.left].variant, key.images[given.right].variant
         chosen = {"left": left, "right": right, "not_sure": None}[given.answer]
         preferred = {comparison.first: "first", comparison.second: "second", None: "not sure"}[chosen]
         rows.append(

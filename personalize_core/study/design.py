@@ -1,10 +1,10 @@
-"""What a study shows: which pictures stand against each other, under which question.
+"""What a study shows: which images stand against each other, under which question.
 
 The questions are those of the papers (methods.md, 15.6). Personalized Residuals (arXiv:2405.12978, sec. 4.3) asks two,
-each with "not sure" as a third answer: a prompt and two pictures, and three photographs and two pictures.
+each with "not sure" as a third answer: a prompt and two images, and three concept images and two images.
 AttnDreamBooth (arXiv:2406.05000) asks one, a forced choice on identity and text together.
 
-A pair is two pictures of one cell (concept, prompt, image index), so both grew from the same first noise.
+A pair is two images of one cell (concept, prompt, image index), so both grew from the same first noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_json
 from personalize_core.files.stamps import sha256, stamp_of
-from personalize_core.sampling.grid import DESCRIPTION, picture_name
+from personalize_core.sampling.grid import DESCRIPTION, image_name
 from personalize_core.workspace.store import Store
 
 FORMAT = "personalize study 1"
@@ -32,37 +32,37 @@ Answer = Literal["left", "right", "not_sure"]
 
 @dataclass(frozen=True)
 class Question:
-    """What a rater is asked about two pictures."""
+    """What a rater is asked about two images."""
 
     ask: str  # {} is the class noun
     hint: str  # a sentence before the first question of this kind
     shows_text: bool
-    shows_photographs: bool
+    shows_concept_images: bool
     may_be_unsure: bool
 
 
 QUESTIONS: dict[QuestionName, Question] = {
     "text": Question(
-        "Which picture fits the text better?",
-        "You see a text and two pictures. Say which of the two fits the text better.",
+        "Which image fits the text better?",
+        "You see a text and two images. Say which of the two fits the text better.",
         shows_text=True,
-        shows_photographs=False,
+        shows_concept_images=False,
         may_be_unsure=True,
     ),
     "image": Question(
-        "Which picture looks more like the {} in the photographs?",
-        "You see photographs of one thing and two pictures. Say in which of the two it looks more like the thing in "
-        "the photographs; where it is and what is around it does not matter.",
+        "Which image looks more like the {} in the concept images?",
+        "You see concept images of one thing and two images. Say in which of the two it looks more like the thing in "
+        "the concept images; where it is and what is around it does not matter.",
         shows_text=False,
-        shows_photographs=True,
+        shows_concept_images=True,
         may_be_unsure=True,
     ),
     "both": Question(
-        "Which picture better shows this {} as the text says?",
-        "You see photographs of one thing, a text, and two pictures. Choose the picture that you find better, both in "
-        "likeness to the thing in the photographs and in what the text says.",
+        "Which image better shows this {} as the text says?",
+        "You see concept images of one thing, a text, and two images. Choose the image that you find better, both in "
+        "likeness to the thing in the concept images and in what the text says.",
         shows_text=True,
-        shows_photographs=True,
+        shows_concept_images=True,
         may_be_unsure=False,
     ),
 }
@@ -82,9 +82,9 @@ class Request(BaseModel):
     concepts: list[str] = []  # empty: every concept that all variants have drawn
     pairs: Annotated[int, Field(gt=0)] = 40  # of each comparison, in the page; a rater sees some of them
     per_rater: Annotated[int, Field(gt=0)] = 40  # questions that one rater answers, at most
-    photographs: Annotated[int, Field(gt=0)] = 3  # of the concept, shown beside the pictures; the papers show three
+    concept_images: Annotated[int, Field(gt=0)] = 3  # of the concept, shown beside the images; the papers show three
     seed: Annotated[int, Field(ge=0)] = 0
-    title: Annotated[str, Field(min_length=1, max_length=100)] = "Which picture is better?"
+    title: Annotated[str, Field(min_length=1, max_length=100)] = "Which image is better?"
 
     @model_validator(mode="after")
     def _sensible(self) -> Request:
@@ -101,7 +101,7 @@ class Request(BaseModel):
 class ConceptShown(_Strict):
     name: str
     class_noun: str
-    photographs: list[str]  # file names of those that raters see
+    concept_images: list[str]  # file names of those that raters see
 
 
 class Cell(_Strict):
@@ -113,7 +113,7 @@ class Cell(_Strict):
     text: str  # the prompt as raters read it, with the class noun in the concept's place
 
 
-class Picture(_Strict):
+class StudyImage(_Strict):
     variant: str
     cell: Annotated[int, Field(ge=0)]
     sha256: str  # of the grid's file
@@ -125,9 +125,9 @@ class Comparison(_Strict):
 
 
 class Key(_Strict):
-    """Everything about a study, and above all which picture is whose: what the page must not say.
+    """Everything about a study, and above all which image is whose: what the page must not say.
 
-    A pair's number is comparison * len(cells) + cell; a picture's number is its place in `pictures`, whose order was
+    A pair's number is comparison * len(cells) + cell; an image's number is its place in `images`, whose order was
     drawn, so that it tells nothing.
     """
 
@@ -140,11 +140,11 @@ class Key(_Strict):
     concepts: list[ConceptShown]
     left_out: list[str]  # concepts of the workspace that not every variant has drawn
     cells: list[Cell]
-    pictures: list[Picture]
+    images: list[StudyImage]
     each: Annotated[int, Field(gt=0, multiple_of=2)]  # pairs of a comparison that a rater sees under one question
     seed: int
 
-    @field_validator("cells", "comparisons", "questions", "pictures")
+    @field_validator("cells", "comparisons", "questions", "images")
     @classmethod
     def _not_empty(cls, value: list) -> list:
         if not value:
@@ -188,8 +188,8 @@ class Key(_Strict):
         return self.each * len(self.comparisons) * len(self.questions)
 
     def pairs(self) -> list[tuple[int, int]]:
-        """The two pictures of every pair, by its number: the first variant's, the second's."""
-        where = {(picture.variant, picture.cell): number for number, picture in enumerate(self.pictures)}
+        """The two images of every pair, by its number: the first variant's, the second's."""
+        where = {(image.variant, image.cell): number for number, image in enumerate(self.images)}
         return [
             (where[comparison.first, cell], where[comparison.second, cell])
             for comparison in self.comparisons
@@ -201,7 +201,7 @@ def design(store: Store, request: Request) -> Key:
     """Choose what is shown. Concepts take turns; what is chosen of each is drawn from the seed.
 
     Raises:
-        InputError: a variant or concept is unknown or not drawn, grids were drawn differently, a picture is missing,
+        InputError: a variant or concept is unknown or not drawn, grids were drawn differently, an image is missing,
             or there is too little for even one pair on either side.
     """
     grids, left_out = _grids(store, request)
@@ -209,10 +209,10 @@ def design(store: Store, request: Request) -> Key:
     generator = np.random.default_rng([request.seed, 0x57D7])
     concepts, cells = [], []
     for number, (name, by_variant) in enumerate(grids.items()):
-        described, files = store.concept(name), intake.photographs(store.concept_folder(name))
-        chosen = generator.permutation(len(files))[: request.photographs]
-        photographs = sorted(files[index].name for index in chosen)
-        concepts.append(ConceptShown(name=name, class_noun=described.class_noun, photographs=photographs))
+        described, files = store.concept(name), intake.concept_images(store.concept_folder(name))
+        chosen = generator.permutation(len(files))[: request.concept_images]
+        concept_images = sorted(files[index].name for index in chosen)
+        concepts.append(ConceptShown(name=name, class_noun=described.class_noun, concept_images=concept_images))
         templates = by_variant[request.variants[0]].about["templates"]
         cells.append(
             [
@@ -234,7 +234,7 @@ def design(store: Store, request: Request) -> Key:
             f"{missing[0]} is missing from its grid; remove {missing[0].parents[1]} and `personalize evaluate` draws "
             "it again"
         )
-    pictures = [Picture(variant=variant, cell=number, sha256=sha256(path)) for variant, number, path in paths]
+    images = [StudyImage(variant=variant, cell=number, sha256=sha256(path)) for variant, number, path in paths]
     return Key.of(
         title=request.title,
         base_model=first.about["base_model"],
@@ -243,29 +243,29 @@ def design(store: Store, request: Request) -> Key:
         concepts=concepts,
         left_out=left_out,
         cells=cells,
-        pictures=[pictures[index] for index in generator.permutation(len(pictures))],
+        images=[images[index] for index in generator.permutation(len(images))],
         each=each,
         seed=request.seed,
     )
 
 
-def picture_path(store: Store, key: Key, picture: Picture) -> Path:
-    """Where the grid keeps a picture of the study."""
-    cell = key.cells[picture.cell]
-    method = _method_of(store)[picture.variant]
-    return _Grid(store.grid(method, key.concepts[cell.concept].name), picture.variant, {}).path(cell)
+def image_path(store: Store, key: Key, image: StudyImage) -> Path:
+    """Where the grid keeps an image of the study."""
+    cell = key.cells[image.cell]
+    method = _method_of(store)[image.variant]
+    return _Grid(store.grid(method, key.concepts[cell.concept].name), image.variant, {}).path(cell)
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """A variant's pictures of one concept."""
+    """A variant's images of one concept."""
 
     folder: Path
     variant: str
     about: dict[str, Any]  # grid.json
 
     def path(self, cell: Cell) -> Path:
-        return self.folder / picture_name(self.variant, cell.prompt_index, cell.image_index)
+        return self.folder / image_name(self.variant, cell.prompt_index, cell.image_index)
 
 
 def _method_of(store: Store) -> dict[str, str]:
@@ -319,7 +319,7 @@ def _check_alike(grids: list[_Grid]) -> None:
     """Raise unless they were drawn of the same prompts, from the same noise, in the same way."""
     named = {
         "templates": "prompts",
-        "images_per_prompt": "numbers of pictures",
+        "images_per_prompt": "numbers of images",
         "base_model": "base models",
         "sampling": "sampling",
         "seed": "seeds",  # absent, with `sampling`, in grids of an earlier version
@@ -328,30 +328,30 @@ def _check_alike(grids: list[_Grid]) -> None:
         for name, plural in named.items():
             if grid.about.get(name) != grids[0].about.get(name):
                 raise InputError(
-                    f"{grids[0].folder} and {grid.folder} were drawn from different {plural}, so their pictures make "
+                    f"{grids[0].folder} and {grid.folder} were drawn from different {plural}, so their images make "
                     "no pairs; `personalize evaluate` draws both by params.yaml"
                 )
 
 
 def _taking_turns(cells: list[list[Cell]], generator: np.random.Generator) -> list[Cell]:
     """Each concept's cells in a drawn order, one concept after the other, so that any beginning is balanced."""
-    drawn = [[own[index] for index in generator.permutation(len(own))] for own in cells]
-    longest = max(len(own) for own in drawn)
-    return [own[turn] for turn in range(longest) for own in drawn if turn < len(own)]
+    sampled = [[own[index] for index in generator.permutation(len(own))] for own in cells]
+    longest = max(len(own) for own in sampled)
+    return [own[turn] for turn in range(longest) for own in sampled if turn < len(own)]
 
 
 def _each(request: Request, cells: int) -> int:
     """Pairs of each comparison under each question that a rater sees: even, so that each side comes equally often."""
     kinds = (len(request.variants) - 1) * len(request.questions)
-    by_patience, by_pictures = request.per_rater // (2 * kinds) * 2, cells // (2 * len(request.questions)) * 2
+    by_patience, by_images = request.per_rater // (2 * kinds) * 2, cells // (2 * len(request.questions)) * 2
     if not by_patience:
         raise InputError(
             f"{request.per_rater} questions per rater are too few for {kinds} kinds of comparison, each with both "
             f"sides equally often; allow at least {2 * kinds} with --per-rater, or compare fewer variants"
         )
-    if not by_pictures:
+    if not by_images:
         raise InputError(
             f"{cells} pairs of each comparison are too few: no rater sees a pair twice, and every question needs two; "
             "draw more prompts or more images per prompt, or raise --pairs"
         )
-    return min(by_patience, by_pictures)
+    return min(by_patience, by_images)

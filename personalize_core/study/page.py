@@ -16,11 +16,11 @@ from PIL import Image
 
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import whole_folder, write_bytes, write_json
-from personalize_core.study.design import QUESTIONS, Key, Request, design, picture_path
+from personalize_core.study.design import QUESTIONS, Key, Request, design, image_path
 from personalize_core.workspace.store import Store
 
 PAGE, KEY = "study.html", "study_key.json"
-PHOTOGRAPH_SIZE = 512  # longest side of a photograph in the page, in pixels; it is shown at a third of that
+CONCEPT_IMAGE_SIZE = 512  # longest side of a concept image in the page, in pixels; it is shown at a third of that
 
 
 Progress = Callable[[int, int], None]
@@ -43,7 +43,7 @@ class Written:
 def write(store: Store, request: Request, to: Path, progress: Progress = unseen) -> Written:
     """Design a study and write its page and key into a new folder.
 
-    progress: told of how many pictures are in the page already, and of how many.
+    progress: told of how many images are in the page already, and of how many.
 
     Raises:
         InputError: the folder exists, or the workspace does not hold what was asked for; nothing is written then.
@@ -68,12 +68,12 @@ def render(store: Store, key: Key, progress: Progress = unseen) -> str:
 
 
 def _embedded(store: Store, key: Key, progress: Progress) -> dict[str, Any]:
-    from personalize_core.concepts.images import load_picture
+    from personalize_core.concepts.images import load_image
 
-    pictures = []
-    for picture in key.pictures:
-        pictures.append(_drawn(load_picture(picture_path(store, key, picture))))
-        progress(len(pictures), len(key.pictures))
+    images = []
+    for image in key.images:
+        images.append(_sampled(load_image(image_path(store, key, image))))
+        progress(len(images), len(key.images))
     return {
         "id": key.study,
         "each": key.each,
@@ -81,8 +81,9 @@ def _embedded(store: Store, key: Key, progress: Progress) -> dict[str, Any]:
         "concepts": [
             {
                 "noun": concept.class_noun,
-                "photographs": [
-                    _photograph(load_picture(store.concept_folder(concept.name) / name)) for name in concept.photographs
+                "concept_images": [
+                    _concept_image(load_image(store.concept_folder(concept.name) / name))
+                    for name in concept.concept_images
                 ],
             }
             for concept in key.concepts
@@ -90,23 +91,23 @@ def _embedded(store: Store, key: Key, progress: Progress) -> dict[str, Any]:
         "cells": [{"concept": cell.concept, "text": cell.text} for cell in key.cells],
         "comparisons": len(key.comparisons),
         "pairs": key.pairs(),
-        "pictures": pictures,
+        "images": images,
     }
 
 
-def _drawn(picture: Image.Image) -> str:
+def _sampled(image: Image.Image) -> str:
     """Every pixel as it was drawn, and nothing else that its file may have carried."""
-    return _data_uri(picture, lossless=True, exact=True)
+    return _data_uri(image, lossless=True, exact=True)
 
 
-def _photograph(picture: Image.Image) -> str:
-    picture.thumbnail((PHOTOGRAPH_SIZE, PHOTOGRAPH_SIZE), Image.Resampling.LANCZOS)
-    return _data_uri(picture, quality=90)
+def _concept_image(image: Image.Image) -> str:
+    image.thumbnail((CONCEPT_IMAGE_SIZE, CONCEPT_IMAGE_SIZE), Image.Resampling.LANCZOS)
+    return _data_uri(image, quality=90)
 
 
-def _data_uri(picture: Image.Image, **how: Any) -> str:
+def _data_uri(image: Image.Image, **how: Any) -> str:
     content = io.BytesIO()
-    bare = Image.new("RGB", picture.size)
-    bare.paste(picture)  # without the original's metadata
+    bare = Image.new("RGB", image.size)
+    bare.paste(image)  # without the original's metadata
     bare.save(content, "WEBP", **how)
     return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()

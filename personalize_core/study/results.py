@@ -3,7 +3,7 @@
 The procedure is that of methods.md, 15.6: drop "not sure", take the share that prefers the first variant, resample
 10,000 times, give the central 95 % and n. Where a rater answered several times, answers are not independent: raters
 are resampled, each with all of their answers (cluster bootstrap), and that interval is the primary one. The intervals
-tell how far these raters settle the shares for these pictures; other concepts and prompts are not in them.
+tell how far these raters settle the shares for these images; other concepts and prompts are not in them.
 """
 
 from __future__ import annotations
@@ -232,8 +232,8 @@ def resampled_shares(wins: np.ndarray, n: np.ndarray, draws: int, seed: int) -> 
     shares = np.empty(draws)
     rows = max(1, 2_000_000 // len(n))  # at most this many indices in memory at once
     for start in range(0, draws, rows):
-        drawn = generator.integers(len(n), size=(min(rows, draws - start), len(n)))
-        shares[start : start + len(drawn)] = wins[drawn].sum(axis=1) / n[drawn].sum(axis=1)
+        sampled = generator.integers(len(n), size=(min(rows, draws - start), len(n)))
+        shares[start : start + len(sampled)] = wins[sampled].sum(axis=1) / n[sampled].sum(axis=1)
     return shares
 
 

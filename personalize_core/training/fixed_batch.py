@@ -1,6 +1,6 @@
-"""Did training teach the model these photographs? The diffusion loss on rows that stay the same.
+"""Did training teach the model these concept images? The diffusion loss on rows that stay the same.
 
-A training log cannot tell: its noise and timesteps change with every step. Here every photograph is noised to the
+A training log cannot tell: its noise and timesteps change with every step. Here every concept image is noised to the
 same timesteps with the same noise before training and after, so that the two losses of a row are a pair.
 """
 
@@ -29,7 +29,7 @@ def timesteps_of(method: Method) -> tuple[int, ...]:
 
 @torch.no_grad()
 def fixed_batch_losses(method: Method, base: BaseModel, images: ConceptLatents, seed: int) -> Tensor:
-    """(photographs, timesteps): mean squared error of the U-Net's answer, under "a photo of" the concept."""
+    """(concept images, timesteps): mean squared error of the U-Net's answer, under "a photo of" the concept."""
     method.to(base.device).eval()
     losses, timesteps = [], timesteps_of(method)
     with method.attach(base):

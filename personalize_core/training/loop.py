@@ -151,10 +151,10 @@ def _train_step(
     norm = torch.nn.utils.clip_grad_norm_(trained, stage.max_gradient_norm)
     optimizer.step()
     stage.after_step(index)
-    numbers = {name: loss.item() for name, loss in losses.items()}
+    metrics = {name: loss.item() for name, loss in losses.items()}
     rates = [group["lr"] for group in optimizer.param_groups]
-    row = {"stage": stage.name, "step": index, **numbers, "gradient_norm": norm.item(), "lr": rates}
-    learned = method.numbers()
+    row = {"stage": stage.name, "step": index, **metrics, "gradient_norm": norm.item(), "lr": rates}
+    learned = method.metrics()
     return row | {"learned": learned} if learned else row
 
 

@@ -32,9 +32,9 @@ class Folder:
 
 
 def look(concepts: Path) -> dict[str, Folder]:
-    """Every folder of data/concepts by its name: is it a concept whose every photograph can be read?
+    """Every folder of data/concepts by its name: is it a concept whose every concept image can be read?
 
-    Photographs are read again only where a file's size, time or inode has changed.
+    Concept images are read again only where a file's size, time or inode has changed.
     """
     found = sorted(concepts.iterdir()) if concepts.is_dir() else []
     return {path.name: _looked_at(path) for path in found if path.is_dir() and not path.name.startswith(".")}
@@ -138,7 +138,7 @@ def _looked_at(folder: Path) -> Folder:
 def _checked(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Folder:
     try:
         intake.read_concept(folder)
-        intake.photographs(folder)
+        intake.concept_images(folder)
         return Folder(_content(folder))
     except InputError as error:
         return Folder(stamp_of({"entries": entries}), str(error))
@@ -147,7 +147,7 @@ def _checked(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Fo
 
 
 def _content(folder: Path) -> str:
-    """Of the description, the photographs and their masks."""
+    """Of the description, the concept images and their masks."""
     masks = {path.name: sha256(path) for path in sorted((folder / INNER).glob("*.png"))}
     return stamp_of({"files": intake.content(folder), "masks": masks})
 
@@ -195,7 +195,7 @@ def _bring(store: Store, address: str, name: str, state: str) -> None:
             return  # it changed meanwhile, and is brought when it has settled
         try:
             intake.read_concept(new)
-            intake.photographs(new)
+            intake.concept_images(new)
         except InputError as error:
             raise _Refused(str(error).replace(str(new), f"{address}/{name}")) from None
         content = _content(new)

@@ -107,22 +107,22 @@ def recipe_stamp(store: Store, method: str) -> Stamp:
 
 
 def sampling_stamp(store: Store, method: str) -> Stamp:
-    """Names what the pictures of a method depend on besides its artifact: the same for all concepts."""
+    """Names what the images of a method depend on besides its artifact: the same for all concepts."""
     lists = sorted(store.prompts(each.name) for each in store.params.sampling.prompts)
     refined = refinements(variants_of(store, method))
     return stamp_of(
         {
-            **drawn_by(store, method),
+            **sampled_by(store, method),
             "lists": [each.model_dump(exclude={"without_identity"}) for each in store.params.sampling.prompts],
             "prompts": {path.name: sha256(path) for path in lists if path.is_file()},
             "refinement": refined,
-            "sources": drawing_sources(method, *(REFINING if refined else ())),
+            "sources": sampling_sources(method, *(REFINING if refined else ())),
         }
     )
 
 
 def scoring_stamp(store: Store) -> Stamp:
-    """Names what scores depend on besides pictures and photographs."""
+    """Names what scores depend on besides sampled and concept images."""
     unread = [each.without_identity for each in store.params.sampling.prompts]
     return stamp_of({**scored_by(store), "without_identity": unread})
 
@@ -143,19 +143,19 @@ def _trained_by(store: Store, method: str) -> dict[str, Any]:
 
 
 @found_once
-def drawn_by(store: Store, method: str) -> dict[str, Any]:
-    """What a method's pictures depend on, besides artifact, prompts and sources, whatever they are of."""
+def sampled_by(store: Store, method: str) -> dict[str, Any]:
+    """What a method's images depend on, besides artifact, prompts and sources, whatever they are of."""
     params = store.params
     return {
         "sampling": params.sampling.how(),
         "variants": {name: repr(variant.sampling) for name, variant in variants_of(store, method).items()},
         "precision": params.precision,
-        "seed": store.drawing_seed,
+        "seed": store.sampling_seed,
     }
 
 
 @found_once
-def drawing_sources(method: str, *more: str) -> Stamp:
+def sampling_sources(method: str, *more: str) -> Stamp:
     return sources_hash([*SAMPLING, f"methods/{method_file(method)}", *more])
 
 
@@ -185,31 +185,31 @@ def repeat_stamp(original: str, seed: int) -> Stamp:
 
 @found_once
 def latents_stamp(store: Store, concept: str, recipe: Preprocessing) -> Stamp:
-    """Names everything that the moments of a concept's photographs depend on, prepared in one way."""
+    """Names everything that the moments of a concept's images depend on, prepared in one way."""
     files = intake.content(store.concept_folder(concept))
     return stamp_of({"files": files, **_encoding(store, recipe)})
 
 
 def encoded_stamp(store: Store, concept: str) -> Stamp:
-    """What the moments of a concept have in common, however its photographs are prepared: that, its method's recipe
+    """What the moments of a concept have in common, however its concept images are prepared: that, its method's recipe
     says. So another method that prepares them in another way changes nothing for those that there are."""
     return stamp_of({"files": intake.content(store.concept_folder(concept)), **_encoding(store, None)})
 
 
 def class_encoded_stamp(store: Store, class_noun: str) -> Stamp:
-    """The same of the pictures of a class noun, however many are wanted."""
-    return stamp_of({"pictures": pictures_stamp(store, class_noun), **_encoding(store, None)})
+    """The same of the images of a class noun, however many are wanted."""
+    return stamp_of({"images": images_stamp(store, class_noun), **_encoding(store, None)})
 
 
 @found_once
-def pictures_stamp(store: Store, class_noun: str) -> Stamp:
-    """Names everything that pictures of a class noun depend on; not how many there are."""
+def images_stamp(store: Store, class_noun: str) -> Stamp:
+    """Names everything that images of a class noun depend on; not how many there are."""
     params = store.params
     return stamp_of(
         {
             "base_model": _base_model(store).weights_hash,
             "class_noun": class_noun,
-            "drawing": params.class_images.model_dump(),
+            "sampling": params.class_images.model_dump(),
             "precision": params.precision,
             "seed": params.seed,
             "sources": sources_hash(SAMPLING),
@@ -219,8 +219,8 @@ def pictures_stamp(store: Store, class_noun: str) -> Stamp:
 
 @found_once
 def class_images_stamps(store: Store, class_noun: str, recipe: Preprocessing, wanted: int) -> tuple[Stamp, Stamp]:
-    """Of the moments of these pictures, prepared in one way, and of the first `wanted` of them."""
-    encoded = stamp_of({"pictures": pictures_stamp(store, class_noun), **_encoding(store, recipe)})
+    """Of the moments of these images, prepared in one way, and of the first `wanted` of them."""
+    encoded = stamp_of({"images": images_stamp(store, class_noun), **_encoding(store, recipe)})
     return encoded, stamp_of({"encoded": encoded, "images": wanted})
 
 
@@ -238,7 +238,7 @@ def _base_model(store: Store) -> Identity:
 
 @found_once
 def _encoding(store: Store, recipe: Preprocessing | None) -> dict[str, Any]:
-    """What moments depend on besides the pictures."""
+    """What moments depend on besides the images."""
     about = _base_model(store)
     return {
         **({"preprocessing": recipe.key} if recipe else {}),

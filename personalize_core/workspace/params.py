@@ -43,7 +43,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Drawing(_Strict):
+class SamplerSettings(_Strict):
     """How the sampler runs."""
 
     sampler: Literal["ddim", "dpm-solver++"]
@@ -52,7 +52,7 @@ class Drawing(_Strict):
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0  # of DDIM: new noise in each step; 0 none, 1 as much as DDPM
 
     @model_validator(mode="after")
-    def _only_ddim_adds_noise(self) -> Drawing:
+    def _only_ddim_adds_noise(self) -> SamplerSettings:
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta = {self.eta} is an option of ddim; {self.sampler} adds no noise, so take eta out")
         return self
@@ -74,7 +74,7 @@ class PromptList(_Strict):
         return self.for_others or concept.name in self.concepts or concept.class_noun.lower() in self.class_nouns
 
 
-class Sampling(Drawing):
+class Sampling(SamplerSettings):
     """What is drawn of every concept; the same for every method."""
 
     images_per_prompt: Annotated[int, Field(gt=0)]
@@ -96,8 +96,8 @@ class Sampling(Drawing):
         return next(each for each in self.prompts if each.suits(concept))
 
     def how(self) -> dict[str, Any]:
-        """All that a picture depends on, apart from its prompt, its seed and its method."""
-        return self.model_dump(include={*Drawing.model_fields, "images_per_prompt"})
+        """All that an image depends on, apart from its prompt, its seed and its method."""
+        return self.model_dump(include={*SamplerSettings.model_fields, "images_per_prompt"})
 
 
 def _each_once(names: list[str]) -> list[str]:
@@ -145,7 +145,7 @@ class Params(_Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int
     sampling: Sampling
-    class_images: Drawing  # for prior preservation; apart, so that another protocol trains nothing again
+    class_images: SamplerSettings  # for prior preservation; apart, so that another protocol trains nothing again
     encoders: Encoders
     methods: dict[str, dict[str, Values]]  # method -> base model -> what its recipe changes for that base model
     ablations: dict[str, dict[str, Values]] = {}  # the same for METHOD@ABLATION, on top of the method's own recipe

@@ -1,4 +1,4 @@
-"""What params.yaml says to a step: which base model, which recipe, how photographs are prepared."""
+"""What params.yaml says to a step: which base model, which recipe, how concept images are prepared."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def class_images_wanted(store: Store) -> int:
 
 
 def asking_for_class_images(store: Store, methods: Sequence[str]) -> list[str]:
-    """Those of the methods that want pictures of the class noun by the base model."""
+    """Those of the methods that want images of the class noun by the base model."""
     recipes = [(name, method_class(name), store.params.config(name)) for name in methods]
     return [name for name, kind, c in recipes if kind.class_images(c) and not kind.real_class_images(c)]
 

@@ -19,7 +19,7 @@ from personalize_core.files.memo import found_once
 from personalize_core.workspace.params import Params
 from personalize_core.workspace.protocols import Protocol, read_protocol
 
-REFERENCES = "real_images"  # the table of the concept's own photographs, scored against each other
+REFERENCES = "real_images"  # the table of the concept's own concept images, scored against each other
 SCORES = "scores.parquet"  # in a folder of scores
 OWN_DEVICE = "PERSONALIZE_OWN_DEVICE"  # the environment's variable: "1" where no other process uses this one's device
 ABSENT = "absent.json"  # beside it: which scores could not be computed, and why
@@ -59,8 +59,8 @@ class Store:
         return self.params.seed + self.repeat
 
     @property
-    def drawing_seed(self) -> int:
-        """Of the noise that pictures start from: the same for every training."""
+    def sampling_seed(self) -> int:
+        """Of the noise that images start from: the same for every training."""
         own = self.described_protocol and self.described_protocol.seed
         return self.params.seed if own is None else own
 
@@ -74,7 +74,7 @@ class Store:
         return self.data / "repeats" / str(self.repeat) if self.repeat else self.data
 
     @property
-    def drawn(self) -> Path:
+    def sampled(self) -> Path:
         """Where grids and all that is made from them lie."""
         return self.trained / "under" / self.protocol if self.protocol else self.trained
 
@@ -113,14 +113,14 @@ class Store:
         return self.data / "prompts" / name
 
     def latents(self, concept: str, preprocessing: str = "") -> Path:
-        """Of the photographs prepared in one way, by its key; without a key, the folder with all of them."""
+        """Of the concept images prepared in one way, by its key; without a key, the folder with all of them."""
         return self.data / "latents" / concept / preprocessing
 
     def class_images(self, class_noun: str) -> Path:
         return self.data / "class_images" / _folder_name(class_noun)
 
     def regularization(self, class_noun: str) -> Path:
-        """Photographs of other things of that kind, put there by hand."""
+        """Concept images of other things of that kind, put there by hand."""
         return self.data / "regularization" / _folder_name(class_noun)
 
     def class_latents(self, class_noun: str, preprocessing: str) -> Path:
@@ -128,38 +128,38 @@ class Store:
         return self.data / "class_images" / f"{_folder_name(class_noun)}.latents" / preprocessing
 
     def real_class_latents(self, class_noun: str, preprocessing: str) -> Path:
-        """The same, of the photographs that were put there by hand."""
+        """The same, of the concept images that were put there by hand."""
         return self.data / "class_images" / f"{_folder_name(class_noun)}.real" / preprocessing
 
     def artifact(self, method: str, concept: str) -> Path:
         return self.trained / "artifacts" / method / concept
 
     def grid(self, method: str, concept: str) -> Path:
-        return self.drawn / "grids" / method / concept
+        return self.sampled / "grids" / method / concept
 
     def scores(self, method: str, concept: str) -> Path:
-        return self.drawn / "metrics" / method / concept
+        return self.sampled / "metrics" / method / concept
 
     def comparison(self) -> Path:
-        return self.drawn / "comparison"
+        return self.sampled / "comparison"
 
     def training_costs(self, method: str, concept: str) -> Path:
         """What was measured, in a file of its own: it differs from run to run, as no artifact may."""
         return self.trained / "costs" / method / concept / "training.json"
 
-    def drawing_costs(self, method: str, concept: str) -> Path:
-        return self.drawn / "costs" / method / concept / "drawing.json"
+    def sampling_costs(self, method: str, concept: str) -> Path:
+        return self.sampled / "costs" / method / concept / "sampling.json"
 
     def costs(self) -> Path:
         """The table of all costs, beside the comparison that it belongs to."""
-        return self.drawn / "costs" / "costs.parquet"
+        return self.sampled / "costs" / "costs.parquet"
 
     def making(self, folder: Path) -> Path:
         """How a folder of results came to be: when, by which program, on what. It differs from run to run too."""
         return self.data / "costs" / "making" / folder.relative_to(self.data).with_suffix(".json")
 
     def analyses(self, method: str, concept: str) -> Path:
-        return self.drawn / "analyses" / method / concept
+        return self.sampled / "analyses" / method / concept
 
     def report(self) -> Path:
         """Beside the comparison that it tells of."""
@@ -177,7 +177,7 @@ class Store:
 
     @contextmanager
     def alone(self, *names: str) -> Iterator[None]:
-        """Only one process at a time, whichever of the doors it came through."""
+        """Only one process at a time, whichever of the entry points it came through."""
         path = self.work("locks", "-".join(names) + ".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):

@@ -23,55 +23,55 @@ def rows(count: int, width: int, seed: int) -> np.ndarray:
 # Copying
 
 
-def test_the_nearest_photograph_and_its_cosine_are_those_of_a_loop():
-    pictures, photographs = rows(7, 5, 0), rows(4, 5, 1)
-    found = copying.nearest(pictures, photographs)
-    for n, picture in enumerate(pictures):
-        cosines = [float(np.dot(picture, photograph)) for photograph in photographs]
+def test_the_nearest_concept_image_and_its_cosine_are_those_of_a_loop():
+    images, concept_images = rows(7, 5, 0), rows(4, 5, 1)
+    found = copying.nearest(images, concept_images)
+    for n, image in enumerate(images):
+        cosines = [float(np.dot(image, concept_image)) for concept_image in concept_images]
         assert found.index[n] == cosines.index(max(cosines))
         assert found.similarity[n] == pytest.approx(max(cosines), abs=1e-12)
 
 
 def test_leaving_one_out_is_the_mean_over_all_ways_to_do_it():
-    pictures, photographs = rows(7, 5, 0), rows(4, 5, 1)
-    found = copying.nearest(pictures, photographs).with_one_left_out
-    for n, picture in enumerate(pictures):
-        greatest = [max(float(picture @ photographs[k]) for k in range(4) if k != left_out) for left_out in range(4)]
+    images, concept_images = rows(7, 5, 0), rows(4, 5, 1)
+    found = copying.nearest(images, concept_images).with_one_left_out
+    for n, image in enumerate(images):
+        greatest = [max(float(image @ concept_images[k]) for k in range(4) if k != left_out) for left_out in range(4)]
         assert found is not None and found[n] == pytest.approx(np.mean(greatest), abs=1e-12)
 
 
-def test_photographs_are_held_out_from_themselves():
-    photographs = rows(5, 6, 2)
-    found = copying.held_out(photographs)
+def test_concept_images_are_held_out_from_themselves():
+    concept_images = rows(5, 6, 2)
+    found = copying.held_out(concept_images)
     for one in range(5):
-        cosines = {other: float(photographs[one] @ photographs[other]) for other in range(5) if other != one}
+        cosines = {other: float(concept_images[one] @ concept_images[other]) for other in range(5) if other != one}
         nearest = max(cosines, key=lambda other: cosines[other])
         assert found.index[one] == nearest
         assert found.similarity[one] == pytest.approx(cosines[nearest], abs=1e-12)
 
 
-def test_an_honest_picture_is_as_near_as_a_held_out_photograph_on_average():
-    """The fair mean: were the pictures photographs of the same kind, its expectation would be the held-out one's."""
+def test_an_honest_image_is_as_near_as_a_held_out_concept_image_on_average():
+    """The fair mean: were the images concept images of the same kind, its expectation would be the held-out one's."""
     draws = np.stack([rows(5, 3, seed) for seed in range(4000)])
-    held = np.mean([copying.held_out(photographs[:4]).similarity.mean() for photographs in draws])
+    held = np.mean([copying.held_out(concept_images[:4]).similarity.mean() for concept_images in draws])
     one_left_out, plain = (
         np.mean([getattr(copying.nearest(p[4:], p[:4]), name)[0] for p in draws])
         for name in ("with_one_left_out", "similarity")
     )
     assert one_left_out == pytest.approx(held, abs=0.01)
-    assert plain > held + 0.05  # with one photograph more to choose from
+    assert plain > held + 0.05  # with one concept image more to choose from
 
 
-def test_a_single_photograph_cannot_be_left_out():
+def test_a_single_concept_image_cannot_be_left_out():
     found = copying.nearest(rows(3, 4, 0), rows(1, 4, 1))
     assert found.with_one_left_out is None and found.index.tolist() == [0, 0, 0]
 
 
-def test_pixels_tell_a_copy_from_another_picture_and_do_not_mind_brightness():
+def test_pixels_tell_a_copy_from_another_image_and_do_not_mind_brightness():
     random = np.random.default_rng(0)
     one, other = (random.integers(40, 200, (32, 32, 3), dtype=np.uint8) for _ in range(2))
-    pictures = [Image.fromarray(pixels) for pixels in (one, one + 20, other, np.full_like(one, 9))]
-    features = copying.pixel_features(pictures)
+    images = [Image.fromarray(pixels) for pixels in (one, one + 20, other, np.full_like(one, 9))]
+    features = copying.pixel_features(images)
     expected = np.corrcoef(one.ravel().astype(float), other.ravel().astype(float))[0, 1]
     assert features[0] @ features[1] == pytest.approx(1.0)
     assert features[0] @ features[2] == pytest.approx(expected, abs=1e-9)
@@ -88,8 +88,8 @@ def test_diversity_is_the_mean_over_pairs():
     assert diversity.mean_pairwise_distance(np.repeat(features[:1], 3, axis=0)) == pytest.approx(0, abs=1e-12)
 
 
-def test_one_picture_has_no_diversity():
-    with pytest.raises(ValueError, match="two pictures at least"):
+def test_one_image_has_no_diversity():
+    with pytest.raises(ValueError, match="two images at least"):
         diversity.mean_pairwise_distance(rows(1, 4, 0))
 
 
@@ -106,7 +106,7 @@ def test_drift_prompts_never_mention_the_concept_and_name_three_different_things
     assert len({prompt for prompt, _ in drift.prompts(templates, "teddy bear")}) == 12
 
 
-def test_pictures_that_are_the_same_do_not_differ_and_others_by_the_root_mean_square():
+def test_images_that_are_the_same_do_not_differ_and_others_by_the_root_mean_square():
     random = np.random.default_rng(1)
     one, other = (random.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8) for _ in range(2))
     assert not drift.pixel_differences(one, one).any()
@@ -123,7 +123,7 @@ def test_pictures_that_are_the_same_do_not_differ_and_others_by_the_root_mean_sq
 # Absence
 
 
-def test_the_threshold_is_the_best_of_all_places_between_two_pictures():
+def test_the_threshold_is_the_best_of_all_places_between_two_images():
     random = np.random.default_rng(4)
     for _ in range(50):
         without, with_concept = random.normal(0.4, 0.1, 12), random.normal(0.6, 0.1, 7)
@@ -157,7 +157,7 @@ def table(variant: str, scores: dict[tuple[int, int], float]) -> pl.DataFrame:
     )
 
 
-def test_each_prompts_mean_and_its_difference_from_the_base_models_pictures_of_the_same_noise():
+def test_each_prompts_mean_and_its_difference_from_the_base_models_images_of_the_same_noise():
     mine = table("oft", {(0, 0): 0.5, (0, 1): 0.7, (1, 0): 0.9})
     floor = table("base_model", {(0, 0): 0.4, (0, 1): 0.2})
     first, second = per_prompt.breakdown(mine, floor)

@@ -81,17 +81,17 @@ class Texts:
         return torch.stack([angles.cos(), angles.sin()], dim=1)
 
 
-def test_a_noun_scores_its_texts_mean_cosine_with_the_photographs(monkeypatch):
+def test_a_noun_scores_its_texts_mean_cosine_with_the_concept_images(monkeypatch):
     monkeypatch.setattr(class_nouns, "CHUNK", 2)  # so that three nouns take two parts
     nouns, seen = ["dog", "stuffed animal", "mug"], []
     encoder: class_nouns.TextImageEncoder = Texts()  # type: ignore[assignment]  of an encoder only this is used
     texts = class_nouns.matrix(encoder, nouns, lambda done, total: seen.append((done, total)))
     assert seen == [(2, 3), (3, 3)]
-    photographs = np.array([[1.0, 0.0], [0.6, 0.8]])
-    found = class_nouns.scores(photographs, texts)
+    concept_images = np.array([[1.0, 0.0], [0.6, 0.8]])
+    found = class_nouns.scores(concept_images, texts)
     for noun, score in zip(nouns, found, strict=True):
         angle = len(f"a photo of a {noun}") / 10
-        cosines = [np.cos(angle) * x + np.sin(angle) * y for x, y in photographs]
+        cosines = [np.cos(angle) * x + np.sin(angle) * y for x, y in concept_images]
         assert score == pytest.approx(sum(cosines) / 2, abs=1e-6)
 
 

@@ -127,7 +127,7 @@ def test_a_look_finds_what_both_ends_would_and_leaves_the_training_as_it_was(nam
         assert dict(mine) == pytest.approx(dict(expected), abs=1e-5)
 
 
-def test_the_words_of_the_log_become_rows_and_a_picture(tmp_path):
+def test_the_words_of_the_log_become_rows_and_a_image(tmp_path):
     near = [[("dog", 0.9), ("cat", 0.5)], [("cat", 0.8), ("fox", 0.7)]]
     log = [
         {"stage": "all", "step": n, "learned": {"read": {"cosine": 0.9, "norm_ratio": 1.1, "near": [near[n // 2]]}}}
@@ -140,7 +140,7 @@ def test_the_words_of_the_log_become_rows_and_a_picture(tmp_path):
         (1, 1, "dog", 0.9), (1, 2, "cat", 0.5), (3, 1, "cat", 0.8), (3, 2, "fox", 0.7),
     ]  # fmt: skip
     assert all(set(row) == set(embedding_drift.DURING_MEANINGS) and row["layer"] is None for row in rows)
-    embedding_drift.draw_words(rows, tmp_path / "words.png", "<rex>")
+    embedding_drift.plot_words(rows, tmp_path / "words.png", "<rex>")
     assert (tmp_path / "words.png").stat().st_size > 5000
     layered = [{"stage": "all", "learned": {"read": {"cosine": 0.9, "norm_ratio": 1.1, "near": [near[0]] * 16}}}]
     assert len({row["layer"] for row in embedding_drift.words_during(layered)}) == 16

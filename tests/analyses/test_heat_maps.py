@@ -1,4 +1,4 @@
-"""Heat maps: the same as attention computed by hand beside the U-Net, and the picture is the one drawn unwatched."""
+"""Heat maps: the same as attention computed by hand beside the U-Net, and the image is the one drawn unwatched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from personalize_core.analyses.heat_maps import SIDE, HeatMaps, draw, heat_maps, numbers, overlay
+from personalize_core.analyses.heat_maps import SIDE, HeatMaps, draw, heat_maps, metrics, overlay
 from personalize_core.base_model.model import LAYERS, hooked
 from personalize_core.methods.textual_inversion import Config, TextualInversion
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
@@ -35,7 +35,7 @@ def watched(method, base, noise, prompt=PROMPT):
     return heat_maps(method, base, prompt, noise, make_sampler("ddim", base), STEPS, GUIDANCE)
 
 
-def test_watching_changes_no_picture(method, base, noise):
+def test_watching_changes_no_image(method, base, noise):
     plain = sample(method, base, [PROMPT], noise, make_sampler("ddim", base), STEPS, GUIDANCE)
     assert torch.equal(watched(method, base, noise).latents, plain)
 
@@ -109,7 +109,7 @@ def test_what_is_read_off_a_map():
     assert maps.overlap(2, 2) == 1 and maps.overlap(0, 1) == 0
 
 
-def test_where_a_map_is_cold_the_picture_shows_and_where_it_is_hot_jets_dark_red():
+def test_where_a_map_is_cold_the_image_shows_and_where_it_is_hot_jets_dark_red():
     share = torch.zeros(SIDE, SIDE)
     share[:, SIDE // 2 :] = 1
     shown = np.asarray(overlay(Image.new("RGB", (64, 64), (10, 200, 30)), share, side=128))
@@ -122,12 +122,12 @@ def test_the_numbers_name_their_words_and_compare_the_concept_with_its_class_nou
     flat, left = torch.ones(SIDE, SIDE), torch.zeros(SIDE, SIDE)
     left[:, : SIDE // 2] = 3.0
     maps = HeatMaps(torch.zeros(1, 4, 8, 8), ["a", "<v>", "dog"], torch.stack([flat, left, 2 * left]), [1], [2])
-    read = numbers(maps)
+    read = metrics(maps)
     assert [row["word"] for row in read["words"]] == ["a", "<v>", "dog"]
     assert [row["mean"] for row in read["words"]] == [1.0, 1.5, 3.0]
     assert read["overlap of concept and class noun"] == 1.0
     alone = HeatMaps(maps.latents, ["a", "<v>"], maps.maps[:2], [1], [])
-    assert numbers(alone)["overlap of concept and class noun"] is None
+    assert metrics(alone)["overlap of concept and class noun"] is None
     draw(
         {"one": maps, "two": maps},
         dict.fromkeys(("one", "two"), np.zeros((16, 16, 3), np.uint8)),
@@ -135,4 +135,4 @@ def test_the_numbers_name_their_words_and_compare_the_concept_with_its_class_nou
         "",
     )
     with Image.open(tmp_path / "m.png") as sheet:
-        assert sheet.width > 4 * 160 and sheet.height > 2 * 160  # the picture and three words, two rows
+        assert sheet.width > 4 * 160 and sheet.height > 2 * 160  # the image and three words, two rows

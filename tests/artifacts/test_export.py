@@ -19,7 +19,7 @@ from personalize_core.sampling.sampler import initial_noise, make_sampler, sampl
 from tests.conftest import disturbed, stock_pipeline, tiny_parts
 
 TOLERANCE = 1e-5  # of one answer of the U-Net, in float32
-PICTURE = 2e-4  # of a picture after 5 steps with a guidance of 6
+IMAGE = 2e-4  # of an image after 5 steps with a guidance of 6
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def fresh_pipeline(base: BaseModel, **changed) -> Any:
 
 
 def check_same(pipe: Any, prompt: str, method: Any, base: BaseModel) -> None:
-    """One answer for the same noise and timestep, and one whole picture."""
+    """One answer for the same noise and timestep, and one whole image."""
     said = [method.say("a photo of {} on the beach")]
     noise, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([500])
     with torch.no_grad():
@@ -54,9 +54,11 @@ def check_same(pipe: Any, prompt: str, method: Any, base: BaseModel) -> None:
     assert (ours - untouched).abs().max() > 100 * TOLERANCE  # else the comparison would show nothing
 
     start, size = initial_noise(base, 0, [(0, 0)]), {"height": 16, "width": 16}
-    drawn = pipe(prompt, latents=start, num_inference_steps=5, guidance_scale=6.0, output_type="latent", **size).images
+    sampled = pipe(
+        prompt, latents=start, num_inference_steps=5, guidance_scale=6.0, output_type="latent", **size
+    ).images
     expected = sample(method, base, said, start, make_sampler("ddim", base), 5, 6.0)
-    torch.testing.assert_close(drawn, expected, atol=PICTURE, rtol=PICTURE)
+    torch.testing.assert_close(sampled, expected, atol=IMAGE, rtol=IMAGE)
 
 
 def test_the_embedding_loads_as_a_textual_inversion(base, concept, tmp_path):

@@ -344,12 +344,12 @@ def test_what_was_imported_is_drawn_and_scored_and_never_trained_over(tmp_path):
     disturbed(kind(kind.Config(), base, store.concept("rex"))).export(base, tmp_path / "out")
     file = tmp_path / "out" / "embeddings" / "rex.safetensors"
     report = steps.import_artifact(store, "rex", "textual_inversion", file)
-    assert report.numbers == {"parameters": 32.0} and not report.skipped
+    assert report.metrics == {"parameters": 32.0} and not report.skipped
     described = json.loads((report.path / "config.json").read_text())
     assert described["imported"] == "rex.safetensors" and described["seed"] is None
     assert steps.train(store, "rex", "textual_inversion").skipped
-    assert not steps.draw_grid(store, "rex", "textual_inversion").skipped
-    assert steps.score(store, "rex", "textual_inversion").numbers["clip_t"]
+    assert not steps.sample_grid(store, "rex", "textual_inversion").skipped
+    assert steps.score(store, "rex", "textual_inversion").metrics["clip_t"]
     assert steps.export(store, "rex", "textual_inversion", tmp_path / "again").path.is_dir()
     exported = [(tmp_path / name / "embeddings" / "rex.safetensors").read_bytes() for name in ("out", "again")]
     assert exported[0] == exported[1]

@@ -50,8 +50,8 @@ def test_a_fresh_process_draws_from_disk_what_the_trainer_draws_from_memory(meth
     report = steps.train(store, "rex", method)
     kept = json.loads((report.path / "proof.json").read_text())
     assert kept["identical"] and kept["largest_difference"] == kept["allowed_difference"] == 0
-    assert report.numbers["restored_draws_otherwise_by"] == 0
-    assert steps.train(store, "rex", method).numbers == report.numbers  # also when it was there already
+    assert report.metrics["restored_samples_otherwise_by"] == 0
+    assert steps.train(store, "rex", method).metrics == report.metrics  # also when it was there already
 
 
 @pytest.mark.slow
@@ -165,7 +165,7 @@ def test_an_artifact_that_lost_a_little_precision_is_not_published(workspace, mo
 
 def test_where_nothing_is_trained_there_is_nothing_to_prove(workspace):
     report = steps.train(store_for(workspace, "dreambooth"), "rex", "base_model")
-    assert not (report.path / "proof.json").exists() and "restored_draws_otherwise_by" not in report.numbers
+    assert not (report.path / "proof.json").exists() and "restored_samples_otherwise_by" not in report.metrics
 
 
 def test_what_is_drawn_depends_on_what_was_learned(concept):

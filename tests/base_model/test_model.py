@@ -56,14 +56,14 @@ def test_latents_are_the_autoencoders_scaled_by_its_factor(base):
     torch.testing.assert_close(moments[:, 1], posterior.std * 0.18215, atol=1e-6, rtol=0)
 
 
-def test_pictures_are_the_autoencoders_in_whole_grey_levels(base):
+def test_images_are_the_autoencoders_in_whole_grey_levels(base):
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         pixels = tiny_parts()["vae"].eval().decode(latents / 0.18215).sample
     expected = np.round((np.clip(pixels.numpy(), -1, 1) / 2 + 0.5) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-    drawn = base.decode(latents)
-    assert drawn.shape == (2, 16, 16, 3) and drawn.dtype == torch.uint8
-    assert np.abs(drawn.numpy().astype(int) - expected).max() <= 1  # 0.5 may round to either side
+    sampled = base.decode(latents)
+    assert sampled.shape == (2, 16, 16, 3) and sampled.dtype == torch.uint8
+    assert np.abs(sampled.numpy().astype(int) - expected).max() <= 1  # 0.5 may round to either side
 
 
 def test_black_and_white_survive_as_the_ends_of_the_range(base, monkeypatch):

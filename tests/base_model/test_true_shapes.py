@@ -160,10 +160,10 @@ def test_oft_learns_as_many_numbers_as_its_blocks_hold(full, name):
     assert sum(r * n * (n - 1) // 2 for r, n, _ in blocks) == expected(name, 11_602_368, 13_433_280)
 
 
-@pytest.mark.parametrize(("r", "numbers"), [(2, 46_608_384), (8, 11_652_096), (16, 5_826_048)])
-def test_more_blocks_of_oft_hold_fewer_numbers(r, numbers, full, name):
+@pytest.mark.parametrize(("r", "metrics"), [(2, 46_608_384), (8, 11_652_096), (16, 5_826_048)])
+def test_more_blocks_of_oft_hold_fewer_numbers(r, metrics, full, name):
     if name == "sd-1.4":
-        assert learned(full, "oft", r=r) == numbers
+        assert learned(full, "oft", r=r) == metrics
     assert learned(full, "oft", r=r, block_share=True) * r == learned(full, "oft", r=r)
 
 

@@ -48,7 +48,7 @@ def files(folder: Path) -> set[str]:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "max"
-    tiny_workspace.draw_photographs(folder, count=2, seed=4)
+    tiny_workspace.paint_concept_images(folder, count=2, seed=4)
     return folder
 
 
@@ -57,20 +57,20 @@ def empty_file(photos: Path) -> None:
 
 
 def text_called_jpg(photos: Path) -> None:
-    (photos / "a.jpg").write_text("not a picture")
+    (photos / "a.jpg").write_text("not an image")
 
 
-def half_a_picture(photos: Path) -> None:
+def half_a_image(photos: Path) -> None:
     whole = (photos / "0.png").read_bytes()
     (photos / "0.png").write_bytes(whole[: len(whole) // 2])
 
 
-def no_pictures(photos: Path) -> None:
+def no_images(photos: Path) -> None:
     for path in photos.iterdir():
         path.unlink()
 
 
-def raw_photograph(photos: Path) -> None:
+def raw_concept_image(photos: Path) -> None:
     (photos / "b.heic").write_bytes(b"ftypheic")
 
 
@@ -78,10 +78,10 @@ def raw_photograph(photos: Path) -> None:
     ("spoil", "said"),
     [
         (empty_file, "0.png is empty"),
-        (text_called_jpg, "a.jpg cannot be read as a picture"),
-        (half_a_picture, "0.png cannot be read as a picture"),
-        (no_pictures, "holds no photographs"),
-        (raw_photograph, "b.heic"),
+        (text_called_jpg, "a.jpg cannot be read as an image"),
+        (half_a_image, "0.png cannot be read as an image"),
+        (no_images, "holds no concept images"),
+        (raw_concept_image, "b.heic"),
     ],
 )
 def test_a_folder_with_something_wrong_is_refused_whole(spoil, said, photos, workspace, personalize):
@@ -178,7 +178,7 @@ def test_a_class_noun_that_the_tokenizer_cannot_place_is_refused_before_training
         shutil.rmtree(workspace / "data" / "concepts" / "odd")
 
 
-def test_added_photographs_are_copied_byte_for_byte(workspace, personalize, photos):
+def test_added_concept_images_are_copied_byte_for_byte(workspace, personalize, photos):
     status, printed, _ = personalize("add", str(photos), "--class-noun", "dog", "--name", "copied")
     folder = workspace / "data" / "concepts" / "copied"
     try:
@@ -192,12 +192,12 @@ def test_added_photographs_are_copied_byte_for_byte(workspace, personalize, phot
         shutil.rmtree(folder)
 
 
-def test_a_run_prints_the_path_of_every_picture_that_it_made(workspace, personalize):
+def test_a_run_prints_the_path_of_every_image_that_it_made(workspace, personalize):
     status, printed, _ = personalize("run", "rex", "-m", "base_model", "-m", "personalized_residuals")
     assert status == 0
-    pictures = {word for word in printed.split() if word.endswith(".png")}
-    assert {Path(path).name for path in pictures} >= {"grid.png", "loss.png", "grid_rex.png", "identity_vs_text.png"}
-    for path in pictures:
+    images = {word for word in printed.split() if word.endswith(".png")}
+    assert {Path(path).name for path in images} >= {"grid.png", "loss.png", "grid_rex.png", "identity_vs_text.png"}
+    for path in images:
         Image.open(path).close()  # cut off or missing, it would raise
     assert "made in" in printed and "DINO over the base model" in printed
     page = next(Path(word) for word in printed.split() if word.endswith("report.html"))
@@ -212,20 +212,20 @@ def test_samples_are_listed_with_their_paths(workspace, personalize):
     status, printed, _ = personalize(
         "sample", "rex", "-m", "base_model", "--prompt", "<rex> in the desert", "--images", "2"
     )
-    pictures = [word for word in printed.split() if word.endswith(".png")]
-    assert status == 0 and len(pictures) == 2 and all(Path(path).is_file() for path in pictures)
+    images = [word for word in printed.split() if word.endswith(".png")]
+    assert status == 0 and len(images) == 2 and all(Path(path).is_file() for path in images)
 
 
-def test_concepts_in_one_picture_may_be_learned_by_methods_of_their_own(workspace, personalize, monkeypatch):
+def test_concepts_in_one_image_may_be_learned_by_methods_of_their_own(workspace, personalize, monkeypatch):
     asked = []
 
-    def draw_together(store, cells, prompts, images, listener):
+    def sample_several_concepts(store, cells, prompts, images, listener):
         asked.append(cells)
         names = [concept for concept, _ in cells]
-        numbers = {f"{part}.{name}": 0.5 for part in names for name in names}
-        return steps.Report("stamp", False, 1.0, workspace, numbers)
+        metrics = {f"{part}.{name}": 0.5 for part in names for name in names}
+        return steps.Report("stamp", False, 1.0, workspace, metrics)
 
-    monkeypatch.setattr(steps, "draw_together", draw_together)
+    monkeypatch.setattr(steps, "sample_several_concepts", sample_several_concepts)
     both = ["--prompt", "<rex> next to <cup>"]
     assert personalize("together", "rex", "cup", *both)[0] == 0
     assert personalize("together", "rex:oft@coft", "cup", *both, "-m", "lora_dreambooth")[0] == 0
@@ -242,12 +242,12 @@ def test_one_broken_concept_stops_no_other(workspace, personalize):
     folder = workspace / "data" / "concepts" / "broken"
     folder.mkdir()
     (folder / "concept.yaml").write_text('placeholder: "<broken>"\nclass_noun: dog\n')
-    (folder / "0.png").write_text("no picture")
+    (folder / "0.png").write_text("no image")
     try:
         status, printed, complaint = personalize("step", "encode-images")
         assert status == 2 and "broken: " in complaint and complaint.count("cannot be read") == 1
         latents = [set(Store(workspace).latents(name).glob("*/manifest.json")) for name in ("cup", "rex")]
-        assert len(latents[0]) == len(latents[1]) > 1  # a folder for each way that photographs are prepared
+        assert len(latents[0]) == len(latents[1]) > 1  # a folder for each way that concept images are prepared
     finally:
         import shutil
 
@@ -272,7 +272,7 @@ def test_the_projects_own_params_and_prompts_are_sound():
 def test_the_demo_is_of_concepts_that_come_with_the_project():
     store = Store(REPOSITORY)
     for name in command_line.DEMO:
-        assert len(intake.photographs(store.concept_folder(store.concept(name).name))) >= 4
+        assert len(intake.concept_images(store.concept_folder(store.concept(name).name))) >= 4
 
 
 def test_importing_takes_over_an_embedding_and_refuses_a_pickle(workspace, personalize, tmp_path):

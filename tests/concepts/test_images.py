@@ -1,4 +1,4 @@
-"""Photographs become upright, square RGB images in [-1, 1], and latents become rows that the seed alone chooses."""
+"""Concept images become upright, square RGB images in [-1, 1], and latents become rows that the seed alone chooses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from personalize_core.concepts.images import (
     Preprocessing,
     centre_crop,
     image_files,
-    load_picture,
+    load_image,
     to_pixels,
 )
 from personalize_core.errors import InputError
@@ -30,25 +30,25 @@ SQUASH = Preprocessing("squash", "bicubic", flip=True)
 
 def quarters(width: int = 8, height: int = 4) -> Image.Image:
     """Red top left, green top right, blue bottom left, white bottom right."""
-    picture = Image.new("RGB", (width, height), WHITE)
-    picture.paste(RED, (0, 0, width // 2, height // 2))
-    picture.paste(GREEN, (width // 2, 0, width, height // 2))
-    picture.paste(BLUE, (0, height // 2, width // 2, height))
-    return picture
+    image = Image.new("RGB", (width, height), WHITE)
+    image.paste(RED, (0, 0, width // 2, height // 2))
+    image.paste(GREEN, (width // 2, 0, width, height // 2))
+    image.paste(BLUE, (0, height // 2, width // 2, height))
+    return image
 
 
-def corners(picture: Image.Image) -> list:
+def corners(image: Image.Image) -> list:
     """Top left, top right, bottom left, bottom right."""
-    right, bottom = picture.width - 1, picture.height - 1
-    return [picture.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
+    right, bottom = image.width - 1, image.height - 1
+    return [image.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
 
 
-def saved(picture: Image.Image, path: Path, **options) -> Path:
-    picture.save(path, **options)
+def saved(image: Image.Image, path: Path, **options) -> Path:
+    image.save(path, **options)
     return path
 
 
-# -- reading a photograph --------------------------------------------------------------------------------------
+# -- reading a concept image --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -64,65 +64,65 @@ def saved(picture: Image.Image, path: Path, **options) -> Path:
         (8, [GREEN, WHITE, RED, BLUE]),
     ],
 )
-def test_a_photograph_stands_upright_as_its_exif_says(orientation, upright, tmp_path):
+def test_a_concept_image_stands_upright_as_its_exif_says(orientation, upright, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = load_picture(saved(quarters(), tmp_path / "photo.png", exif=exif))
-    assert corners(picture) == upright
-    assert picture.size == ((8, 4) if orientation < 5 else (4, 8))
+    image = load_image(saved(quarters(), tmp_path / "photo.png", exif=exif))
+    assert corners(image) == upright
+    assert image.size == ((8, 4) if orientation < 5 else (4, 8))
 
 
-def test_a_grey_picture_becomes_rgb(tmp_path):
-    picture = load_picture(saved(Image.new("L", (4, 4), 77), tmp_path / "grey.png"))
-    assert picture.mode == "RGB" and picture.getpixel((0, 0)) == (77, 77, 77)
+def test_a_grey_image_becomes_rgb(tmp_path):
+    image = load_image(saved(Image.new("L", (4, 4), 77), tmp_path / "grey.png"))
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (77, 77, 77)
 
 
 def test_sixteen_bits_of_grey_become_eight(tmp_path):
     levels = np.array([[0, 257, 257 * 128, 65535]], dtype=np.uint16)
-    picture = load_picture(saved(Image.fromarray(levels), tmp_path / "deep.png"))
-    assert [picture.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 128, 255)]
+    image = load_image(saved(Image.fromarray(levels), tmp_path / "deep.png"))
+    assert [image.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 128, 255)]
 
 
 def test_transparent_parts_become_white(tmp_path):
-    picture = quarters().convert("RGBA")
-    picture.putpixel((0, 0), (0, 0, 0, 0))
-    assert corners(load_picture(saved(picture, tmp_path / "cut.png"))) == [WHITE, GREEN, BLUE, WHITE]
+    image = quarters().convert("RGBA")
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    assert corners(load_image(saved(image, tmp_path / "cut.png"))) == [WHITE, GREEN, BLUE, WHITE]
 
 
 def test_a_palette_is_looked_up_and_its_transparent_entry_white(tmp_path):
-    picture = quarters().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
-    path = saved(picture, tmp_path / "palette.png")
-    assert corners(load_picture(path)) == [RED, GREEN, BLUE, WHITE]
-    green = picture.getpixel((7, 0))
-    path = saved(picture, tmp_path / "transparent.png", transparency=green)
-    assert corners(load_picture(path)) == [RED, WHITE, BLUE, WHITE]
+    image = quarters().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
+    path = saved(image, tmp_path / "palette.png")
+    assert corners(load_image(path)) == [RED, GREEN, BLUE, WHITE]
+    green = image.getpixel((7, 0))
+    path = saved(image, tmp_path / "transparent.png", transparency=green)
+    assert corners(load_image(path)) == [RED, WHITE, BLUE, WHITE]
 
 
 def test_cmyk_becomes_rgb(tmp_path):
-    picture = load_picture(saved(quarters().convert("CMYK"), tmp_path / "print.tif"))
-    assert picture.mode == "RGB" and corners(picture) == [RED, GREEN, BLUE, WHITE]
+    image = load_image(saved(quarters().convert("CMYK"), tmp_path / "print.tif"))
+    assert image.mode == "RGB" and corners(image) == [RED, GREEN, BLUE, WHITE]
 
 
-def test_an_unreadable_photograph_is_named_with_what_is_wrong(tmp_path):
+def test_an_unreadable_concept_image_is_named_with_what_is_wrong(tmp_path):
     whole = saved(quarters(80, 60), tmp_path / "whole.jpg").read_bytes()
-    contents = {"empty.jpg": b"", "text.png": b"not a picture", "half.jpg": whole[: len(whole) // 2]}
+    contents = {"empty.jpg": b"", "text.png": b"not an image", "half.jpg": whole[: len(whole) // 2]}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-        what = "is empty" if not content else "cannot be read as a picture"
+        what = "is empty" if not content else "cannot be read as an image"
         with pytest.raises(InputError, match=f"/{name} {what} .*; replace it or take it out of the folder") as raised:
-            load_picture(tmp_path / name)
+            load_image(tmp_path / name)
         assert "\n" not in str(raised.value)
     with pytest.raises(InputError, match="/none.png does not exist"):
-        load_picture(tmp_path / "none.png")
+        load_image(tmp_path / "none.png")
 
 
-def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+def test_a_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(InputError, match=r"large.png cannot be read as a picture \(DecompressionBombError\)"):
-        load_picture(saved(quarters(), tmp_path / "large.png"))
+    with pytest.raises(InputError, match=r"large.png cannot be read as an image \(DecompressionBombError\)"):
+        load_image(saved(quarters(), tmp_path / "large.png"))
 
 
-def test_a_folders_pictures_are_found_by_name_in_order(tmp_path):
+def test_a_folders_images_are_found_by_name_in_order(tmp_path):
     for name in ("b.PNG", "a.jpeg", ".hidden.png", "notes.txt", "c.webp"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
@@ -134,7 +134,7 @@ def test_a_folders_pictures_are_found_by_name_in_order(tmp_path):
 
 @pytest.mark.parametrize("size", [(40, 10), (10, 40), (17, 31), (5, 5)], ids=str)
 @pytest.mark.parametrize("recipe", [CROP, SQUASH], ids=lambda recipe: recipe.key)
-def test_every_view_is_square_whatever_the_photographs_shape(recipe, size):
+def test_every_view_is_square_whatever_the_concept_images_shape(recipe, size):
     views = recipe.views(quarters(*size), 16)
     assert {view.size for view in views} == {(16, 16)}
 
@@ -147,16 +147,16 @@ def test_a_crop_keeps_proportions_and_slides_from_end_to_end():
     assert all(np.array_equal(np.diff(view), np.ones(15)) for view in views)
 
 
-def test_a_tall_photograph_is_cropped_along_its_height():
+def test_a_tall_concept_image_is_cropped_along_its_height():
     ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8)[:, None], (1, 16))).convert("RGB")
     assert [int(np.asarray(view)[0, 8, 0]) for view in CROP.views(ramp, 16)] == [0, 12, 24, 36, 48]
 
 
-def test_a_square_photograph_has_one_crop():
+def test_a_square_concept_image_has_one_crop():
     assert len(CROP.views(quarters(16, 16), 8)) == 1
 
 
-def test_squashing_keeps_the_whole_photograph():
+def test_squashing_keeps_the_whole_concept_image():
     assert corners(SQUASH.views(quarters(64, 16), 16)[0]) == [RED, GREEN, BLUE, WHITE]
 
 
@@ -194,9 +194,9 @@ def test_rotated_views_are_outcomes_of_attndreambooths_code(size):
     assert counts == {outcome: share * ROTATIONS for outcome, share in shares.items()}
 
 
-def turned(picture: Any, angle: float, flipped: bool) -> np.ndarray:
+def turned(image: Any, angle: float, flipped: bool) -> np.ndarray:
     kind = functional.InterpolationMode
-    canvas: Any = functional.rotate(picture, angle, kind.NEAREST, expand=True) if angle else picture
+    canvas: Any = functional.rotate(image, angle, kind.NEAREST, expand=True) if angle else image
     height, width = (
         round(side * 16 / min(canvas.size)) for side in canvas.size[::-1]
     )  # torchvision cuts to whole pixels
@@ -209,7 +209,7 @@ def is_a_crop(view: np.ndarray, whole: np.ndarray) -> bool:
     return bool((places == view).all(axis=(-3, -2, -1)).any())
 
 
-def test_the_first_of_the_rotated_views_stands_as_the_photograph_does_and_its_corners_are_black():
+def test_the_first_of_the_rotated_views_stands_as_the_concept_image_does_and_its_corners_are_black():
     upright, turned = Preprocessing("rotate", "bilinear", flip=True).views(quarters(40, 40), 16)[:2]
     assert corners(upright) == [RED, GREEN, BLUE, WHITE]
     assert corners(turned) == [(0, 0, 0)] * 4
@@ -246,7 +246,7 @@ def test_the_interpolation_is_the_one_asked_for():
             assert np.array_equal(np.asarray(view), np.asarray(noise.resize((16, 16), filter)))
 
 
-def test_the_centre_is_the_middle_of_the_photograph():
+def test_the_centre_is_the_middle_of_the_concept_image():
     ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (16, 1))).convert("RGB")
     assert np.asarray(centre_crop(ramp, 16))[0, :, 0].tolist() == list(range(24, 40))
 
@@ -260,17 +260,17 @@ def test_pixels_run_from_minus_one_to_one_channels_first():
 # -- latents ---------------------------------------------------------------------------------------------------
 
 
-def numbered(photographs: int, views: int = 1, deviation: float = 0.0) -> list[torch.Tensor]:
-    """Moments whose mean says which photograph and view they are of: photograph + view / 10."""
+def numbered(concept_images: int, views: int = 1, deviation: float = 0.0) -> list[torch.Tensor]:
+    """Moments whose mean says which concept image and view they are of: concept image + view / 10."""
     return [
         torch.stack(
             [torch.stack([torch.full((4, 2, 2), p + v / 10), torch.full((4, 2, 2), deviation)]) for v in range(views)]
         )
-        for p in range(photographs)
+        for p in range(concept_images)
     ]
 
 
-def drawn(latents: torch.Tensor) -> list[float]:
+def sampled(latents: torch.Tensor) -> list[float]:
     return [round(float(row.mean()), 3) for row in latents]
 
 
@@ -278,14 +278,14 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_no_photograph_comes_twice_before_all_came_once():
-    rows = drawn(ConceptLatents(numbered(3)).instances(7, generator()))
+def test_no_concept_image_comes_twice_before_all_came_once():
+    rows = sampled(ConceptLatents(numbered(3)).instances(7, generator()))
     assert sorted(rows[:3]) == sorted(rows[3:6]) == [0, 1, 2]
 
 
-def test_every_photograph_and_every_view_is_drawn_about_equally_often():
+def test_every_concept_image_and_every_view_is_drawn_about_equally_often():
     latents = ConceptLatents(numbered(3, views=2))
-    rows = [row for seed in range(600) for row in drawn(latents.instances(1, generator(seed)))]
+    rows = [row for seed in range(600) for row in sampled(latents.instances(1, generator(seed)))]
     counts = {row: rows.count(row) for row in set(rows)}
     assert set(counts) == {0.0, 0.1, 1.0, 1.1, 2.0, 2.1}
     assert all(abs(count - 100) < 46 for count in counts.values())  # five standard deviations
@@ -307,18 +307,18 @@ def test_the_generator_alone_decides():
     assert not torch.equal(latents.instances(5, generator(8)), first)
 
 
-def test_a_row_says_which_photograph_and_which_view_it_shows():
+def test_a_row_says_which_concept_image_and_which_view_it_shows():
     latents = ConceptLatents(numbered(3, views=4), class_images=numbered(2, views=3))
     for seed in range(10):
         for rows in (latents.instance_rows(5, generator(seed)), latents.prior_rows(5, generator(seed))):
-            named = [round(p + v / 10, 3) for p, v in zip(rows.pictures, rows.views, strict=True)]
-            assert named == drawn(rows.latents)
+            named = [round(p + v / 10, 3) for p, v in zip(rows.images, rows.views, strict=True)]
+            assert named == sampled(rows.latents)
         assert torch.equal(latents.instances(5, generator(seed)), latents.instance_rows(5, generator(seed)).latents)
 
 
 def test_class_images_are_drawn_from_their_own():
     latents = ConceptLatents(numbered(2), class_images=numbered(4)[2:])
-    assert sorted(drawn(latents.prior(2, generator()))) == [2, 3]
+    assert sorted(sampled(latents.prior(2, generator()))) == [2, 3]
     assert len(latents) == 2
 
 

@@ -1,4 +1,4 @@
-"""Photographs come in checked and byte for byte, or not at all."""
+"""Concept images come in checked and byte for byte, or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from personalize_core.concepts import intake
-from personalize_core.concepts.intake import add_concept, photographs, read_concept
+from personalize_core.concepts.intake import add_concept, concept_images, read_concept
 from personalize_core.errors import InputError
 
 
@@ -34,7 +34,7 @@ def refusal(concepts, photos, class_noun="dog", name=None) -> str:
     return str(refused.value)
 
 
-def test_photographs_are_copied_byte_for_byte_and_described(photos, concepts):
+def test_concept_images_are_copied_byte_for_byte_and_described(photos, concepts):
     originals = {path.name: path.read_bytes() for path in photos.iterdir()}
     concept = add_concept(concepts, photos, "dog")
     assert (concept.name, concept.placeholder, concept.class_noun) == ("my-dog", "<my-dog>", "dog")
@@ -49,9 +49,9 @@ def test_what_was_written_is_read_back_even_if_yaml_has_another_meaning_for_it(c
     assert add_concept(concepts, photos, class_noun, "x") == read_concept(concepts / "x")
 
 
-def test_the_photographs_are_found_again(photos, concepts):
+def test_the_concept_images_are_found_again(photos, concepts):
     add_concept(concepts, photos, "dog")
-    assert [path.name for path in photographs(concepts / "my-dog")] == ["0.png", "1.png", "2.png"]
+    assert [path.name for path in concept_images(concepts / "my-dog")] == ["0.png", "1.png", "2.png"]
 
 
 def test_the_content_follows_every_file_and_the_description(photos, concepts):
@@ -63,7 +63,7 @@ def test_the_content_follows_every_file_and_the_description(photos, concepts):
     assert [name for name in before if changed[name] != before[name]] == ["2.png"]
 
 
-def test_texts_and_hidden_files_beside_the_pictures_are_left_behind(photos, concepts):
+def test_texts_and_hidden_files_beside_the_images_are_left_behind(photos, concepts):
     for name in ("README.md", "license.txt", ".DS_Store"):
         (photos / name).write_text("something")
     add_concept(concepts, photos, "dog")
@@ -81,51 +81,53 @@ def masks_for(photos, names=("0", "1", "2")):
                 Image.new("L", photo.size, 255).save(photos / "masks" / path.name)
 
 
-def test_masks_beside_the_photographs_come_along(photos, concepts):
+def test_masks_beside_the_concept_images_come_along(photos, concepts):
     masks_for(photos)
     add_concept(concepts, photos, "dog")
     copied = {path.name: path.read_bytes() for path in (concepts / "my-dog" / "masks").iterdir()}
     assert copied == {path.name: path.read_bytes() for path in (photos / "masks").iterdir()} and len(copied) == 3
 
 
-def test_masks_of_some_photographs_alone_are_refused(photos, concepts):
+def test_masks_of_some_concept_images_alone_are_refused(photos, concepts):
     masks_for(photos, ("0", "1"))
-    assert "masks lacks 2.png; put a mask there for each photograph, or take them all out" in refusal(concepts, photos)
+    assert "masks lacks 2.png; put a mask there for each concept image, or take them all out" in refusal(
+        concepts, photos
+    )
 
 
 def test_a_folder_that_is_not_there_or_no_folder(photos, concepts):
     for path in (photos / "none", photos / "0.png"):
-        assert refusal(concepts, path) == f"{path} is no folder; give the folder that holds the concept's photographs"
+        assert refusal(concepts, path) == f"{path} is no folder; give the folder that holds the concept's images"
 
 
-def test_a_folder_without_pictures(tmp_path, concepts):
+def test_a_folder_without_images(tmp_path, concepts):
     (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "notes.txt").write_text("no picture")
+    (tmp_path / "bare" / "notes.txt").write_text("no image")
     said = refusal(concepts, tmp_path / "bare")
-    assert said.startswith(f"{tmp_path / 'bare'} holds no photographs; put some there as .bmp, .jpeg")
+    assert said.startswith(f"{tmp_path / 'bare'} holds no concept images; put some there as .bmp, .jpeg")
 
 
 @pytest.mark.parametrize(
     ("content", "what"), [(b"", "is empty"), (b"GIF89a and no more", "cannot be read"), (b"hello", "cannot be read")]
 )
-def test_a_picture_that_cannot_be_read(content, what, photos, concepts):
+def test_a_image_that_cannot_be_read(content, what, photos, concepts):
     (photos / "7.jpg").write_bytes(content)
     said = refusal(concepts, photos)
     assert said.startswith(f"{photos / '7.jpg'} {what}") and said.endswith("replace it or take it out of the folder")
 
 
-def test_a_picture_that_is_only_half_there(photos, concepts):
+def test_a_image_that_is_only_half_there(photos, concepts):
     whole = (photos / "0.png").read_bytes()
     (photos / "0.png").write_bytes(whole[: len(whole) // 2])
-    assert "0.png cannot be read as a picture" in refusal(concepts, photos)
+    assert "0.png cannot be read as an image" in refusal(concepts, photos)
 
 
-def test_a_file_that_may_have_been_meant_as_a_picture(photos, concepts):
+def test_a_file_that_may_have_been_meant_as_a_image(photos, concepts):
     (photos / "4.heic").write_bytes(b"something")
-    assert refusal(concepts, photos) == (f"{photos} also holds 4.heic, no picture by name; take it out or rename it")
+    assert refusal(concepts, photos) == (f"{photos} also holds 4.heic, no image by name; take it out or rename it")
 
 
-def test_a_picture_too_large_to_decode(photos, concepts, monkeypatch):
+def test_a_image_too_large_to_decode(photos, concepts, monkeypatch):
     monkeypatch.setattr(intake, "MOST_PIXELS", 150)
     assert refusal(concepts, photos) == (f"{photos / '0.png'} has 20 x 10 pixels; make it smaller than 100 megapixels")
 
@@ -160,7 +162,7 @@ def test_a_copy_that_fails_leaves_nothing(photos, concepts, monkeypatch):
 
 def test_a_folder_without_its_description(photos):
     with pytest.raises(
-        InputError, match="my-dog holds no concept.yaml; write one there.*or add photographs with `personalize add`"
+        InputError, match="my-dog holds no concept.yaml; write one there.*or add concept images with `personalize add`"
     ):
         read_concept(photos)
 

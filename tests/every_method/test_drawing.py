@@ -12,7 +12,7 @@ from tests.every_method.cases import of_learning, of_samplings
 
 
 @of_learning
-def test_each_learned_part_disturbed_alone_shows_in_the_picture(case, base, concept):
+def test_each_learned_part_disturbed_alone_shows_in_the_image(case, base, concept):
     method = disturbed(case.make(base, concept))
     prompts, learned = [method.say("a photo of {} in the red")], copy.deepcopy(method.state_dict())
     expected = draw(method, base, prompts)
@@ -24,7 +24,7 @@ def test_each_learned_part_disturbed_alone_shows_in_the_picture(case, base, conc
 
 @of_learning
 def test_each_learned_tensor_has_a_part_in_the_answer(case, base, concept):
-    """By its gradient, as a picture is drawn; on latents so large that no layer has a single location."""
+    """By its gradient, as an image is drawn; on latents so large that no layer has a single location."""
     base.unet.register_to_config(sample_size=16)
     method = disturbed(case.make(base, concept)).eval().requires_grad_(True)
     noise = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(4))

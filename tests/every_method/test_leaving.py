@@ -36,7 +36,7 @@ def test_the_base_model_is_restored_when_the_block_fails(case, base, concept):
 
 
 @of_all
-def test_saved_and_restored_it_draws_the_same_picture(case, base, concept, tmp_path):
+def test_saved_and_restored_it_draws_the_same_image(case, base, concept, tmp_path):
     method = disturbed(case.make(base, concept))
     artifact.save(tmp_path, case.name, method, base, seed=0)
     restored = artifact.restore(tmp_path, base)

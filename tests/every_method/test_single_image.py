@@ -1,4 +1,4 @@
-"""Every method learns from exactly one photograph, by the recipe that it has for many."""
+"""Every method learns from exactly one concept image, by the recipe that it has for many."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def one_image(images) -> ConceptLatents:
 
 
 @of_learning
-def test_steps_and_batches_are_those_of_several_photographs(case, base, concept, images, one_image):
+def test_steps_and_batches_are_those_of_several_concept_images(case, base, concept, images, one_image):
     method = case.make(base, concept)
     for stage in method.stages():
         alone, among = (method.batch(given, stage.batch_size, generator_for("rows")) for given in (one_image, images))
         assert alone.latents.shape == among.latents.shape and len(alone.prompts) == len(among.prompts)
         assert alone.weight.sum() == pytest.approx(among.weight.sum())
-        # every row of the concept is that photograph, give or take the autoencoder's deviation
+        # every row of the concept is that concept image, give or take the autoencoder's deviation
         mean, deviation = one_image.concept[0][0]
         assert ((alone.latents[: stage.batch_size] - mean) / deviation).abs().max() < 6
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from personalize_core.files import atomic, stamps
 from personalize_core.files.atomic import (
     MANIFEST,
-    is_current,
+    is_up_to_date,
     read_json,
     read_record,
     record_of_result,
@@ -146,7 +146,7 @@ def test_a_folder_appears_with_its_stamp_and_a_list_of_its_files(tmp_path):
     assert manifest["files"] == {
         "sub/file": {"bytes": 7, "sha256": stamps.sha256(tmp_path / "result" / "sub" / "file")}
     }
-    assert is_current(tmp_path / "result", "s1") and not is_current(tmp_path / "result", "s2")
+    assert is_up_to_date(tmp_path / "result", "s1") and not is_up_to_date(tmp_path / "result", "s2")
     assert names(tmp_path) == ["result"]
 
 
@@ -169,7 +169,7 @@ def test_a_failure_inside_leaves_the_old_folder(tmp_path):
     with pytest.raises(Failure), whole_folder(tmp_path / "result", "s2") as new:
         (new / "half").touch()
         raise Failure
-    assert is_current(tmp_path / "result", "s1")
+    assert is_up_to_date(tmp_path / "result", "s1")
     assert (tmp_path / "result" / "sub" / "file").read_text() == "old"
     assert names(tmp_path) == ["result"]
 
@@ -179,7 +179,7 @@ def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
         (new / "only in the old one").touch()
     fill(tmp_path / "result", "s2")
     assert names(tmp_path / "result") == [MANIFEST, "sub"]
-    assert is_current(tmp_path / "result", "s2")
+    assert is_up_to_date(tmp_path / "result", "s2")
     assert names(tmp_path) == ["result"]
 
 
@@ -195,7 +195,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_take_its_place(tmp_pa
     monkeypatch.setattr(os, "rename", fail_the_second_time)
     with pytest.raises(Failure):
         fill(tmp_path / "result", "s2")
-    assert is_current(tmp_path / "result", "s1")
+    assert is_up_to_date(tmp_path / "result", "s1")
     assert names(tmp_path) == ["result"]
 
 
@@ -203,13 +203,13 @@ def test_a_folder_that_lost_or_changed_a_file_is_not_current(tmp_path):
     for damage in (lambda file: file.unlink(), lambda file: file.write_text("shorter or longer")):
         fill(tmp_path / "result", "s1")
         damage(tmp_path / "result" / "sub" / "file")
-        assert not is_current(tmp_path / "result", "s1")
+        assert not is_up_to_date(tmp_path / "result", "s1")
 
 
 @pytest.mark.parametrize("manifest", ["", "{", "null", "[]", "{}", '{"stamp": "s1"}', '{"stamp": "s1", "files": [1]}'])
 def test_a_damaged_manifest_is_not_current(manifest, tmp_path):
     (tmp_path / MANIFEST).write_text(manifest)
-    assert not is_current(tmp_path, "s1")
+    assert not is_up_to_date(tmp_path, "s1")
 
 
 @pytest.mark.parametrize("written", [None, "", '{"half', "[1]", "null"])
@@ -234,7 +234,7 @@ def test_a_record_counts_for_the_result_that_it_was_made_with_alone(tmp_path):
 
 
 def test_what_is_not_there_is_not_current(tmp_path):
-    assert not is_current(tmp_path / "nothing", "s1")
+    assert not is_up_to_date(tmp_path / "nothing", "s1")
 
 
 # What a process that was killed leaves

@@ -194,11 +194,11 @@ def test_one_artifact_draws_as_it_was_after_each_stage(make, base, images):
         shorter = make(**STEEP, **dict.fromkeys(missing, 0))
         train(shorter, base, images, seed=0)
         assert torch.equal(draw(method, base, prompts), draw(shorter, base, prompts)), stage
-    pictures = []
+    sampled = []
     for stage in get_args(get_type_hints(Sampling)["after_stage"]):
         method.sampling = Sampling(after_stage=stage)
-        pictures.append(draw(method, base, prompts))
-    assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])
+        sampled.append(draw(method, base, prompts))
+    assert not torch.equal(sampled[0], sampled[1]) and not torch.equal(sampled[1], sampled[2])
 
 
 def test_without_a_third_stage_the_second_is_the_last(make, base, images):
@@ -423,7 +423,7 @@ def test_it_starts_from_the_class_noun_by_the_token_that_is_chosen(base, bear):
     torch.testing.assert_close(start["mean"], (base.word_embedding("bear") + base.word_embedding("teddy")) / 2)
 
 
-def test_photographs_are_turned_and_mirrored_unless_the_paper_is_followed():
+def test_concept_images_are_turned_and_mirrored_unless_the_paper_is_followed():
     """methods.md 0.7."""
     recipe = AttnDreamBooth.preprocessing_for(Config())
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("rotate", "bilinear", True)
@@ -451,7 +451,7 @@ def test_choices_that_contradict_each_other_are_refused_in_a_sentence(chosen, wh
 # -- elsewhere -------------------------------------------------------------------------------------------------
 
 
-def test_the_embedding_in_the_vocabulary_draws_the_same_picture(make, base, concept):
+def test_the_embedding_in_the_vocabulary_draws_the_same_image(make, base, concept):
     """The row of a token that stands in the placeholder's place, instead of the hook."""
     method = disturbed(make())
     expected = draw(method, base, ["a photo of <v> dog on the beach"])

@@ -120,7 +120,7 @@ def test_it_starts_from_the_class_noun_by_the_token_that_is_chosen(base):
     torch.testing.assert_close(start["mean"], (base.word_embedding("bear") + base.word_embedding("teddy")) / 2)
 
 
-def test_photographs_are_turned_and_mirrored_unless_the_paper_is_followed():
+def test_concept_images_are_turned_and_mirrored_unless_the_paper_is_followed():
     """methods.md 0.7."""
     recipe = CoRe.preprocessing_for(Config())
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("rotate", "bilinear", True)
@@ -164,8 +164,8 @@ def test_one_template_serves_the_whole_batch_and_others_the_other_steps(make, ba
 def test_templates_are_drawn_uniformly(make):
     method = make()
     count, generator = len(method.templates), torch.Generator().manual_seed(0)
-    drawn = [int(torch.randint(count, (), generator=generator)) for _ in range(60 * count)]
-    counts = np.bincount(drawn, minlength=count)
+    sampled = [int(torch.randint(count, (), generator=generator)) for _ in range(60 * count)]
+    counts = np.bincount(sampled, minlength=count)
     assert counts.min() > 0 and ((counts - 60) ** 2 / 60).sum() < 90  # chi-squared, 49 degrees of freedom: p > 3e-4
 
 
@@ -399,7 +399,7 @@ def test_every_ablation_of_the_register_can_be_configured(base, concept, images)
 # -- elsewhere -------------------------------------------------------------------------------------------------
 
 
-def test_the_embedding_in_the_vocabulary_draws_the_same_picture(make, base):
+def test_the_embedding_in_the_vocabulary_draws_the_same_image(make, base):
     """The row of a token that stands in the placeholder's place, instead of the hook."""
     method = disturbed(make())
     expected = draw(method, base, ["a photo of <v> on the beach"])

@@ -1,4 +1,4 @@
-"""Custom Diffusion trains keys and values of the cross-attention and one word, on photographs zoomed in and out."""
+"""Custom Diffusion trains keys and values of the cross-attention and one word, on concept images zoomed in and out."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def make(base, concept) -> Any:
 
 @pytest.fixture
 def zoomed(images) -> ConceptLatents:
-    """As many views of each photograph as there are zooms, each with other latents."""
+    """As many views of each concept image as there are zooms, each with other latents."""
     generator = torch.Generator().manual_seed(2)
     views = [moments + torch.randn(ZOOMS, 1, 1, 1, 1, generator=generator) for moments in images.concept]
     return ConceptLatents(views, images.class_images)
@@ -62,19 +62,19 @@ def a_step(method: Any, base: Any, images: ConceptLatents, index: int = 0) -> An
 # -- the zoom --------------------------------------------------------------------------------------------------
 
 
-def by_the_code(photograph: Image.Image, zoom: Zoom, size: int) -> tuple[np.ndarray, np.ndarray]:
+def by_the_code(concept_image: Image.Image, zoom: Zoom, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Image in [-1, 1] and mask of the authors' finetune_data.py for one outcome of its draws; cells of 8 pixels.
 
     cx is the row and cy the column of the middle, as there.
     """
     half, whole, resample = zoom.side // 2, size // 2, Image.Resampling.BICUBIC
     if zoom.mirrored:
-        photograph = photograph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        concept_image = concept_image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     mask = np.ones((size // 8, size // 8))
     if zoom.side < 0.6 * size:
         cx, cy = zoom.top + half, zoom.left + half
         assert half <= cx <= size - half and half <= cy <= size - half
-        small = np.array(photograph.resize((zoom.side, zoom.side), resample)) / 127.5 - 1.0
+        small = np.array(concept_image.resize((zoom.side, zoom.side), resample)) / 127.5 - 1.0
         image = np.zeros((size, size, 3))
         image[cx - half : cx + half, cy - half : cy + half, :] = small
         mask = np.zeros((size // 8, size // 8))
@@ -83,20 +83,20 @@ def by_the_code(photograph: Image.Image, zoom: Zoom, size: int) -> tuple[np.ndar
     if zoom.side > size:
         cx, cy = zoom.top + whole, zoom.left + whole
         assert whole <= cx <= zoom.side - whole and whole <= cy <= zoom.side - whole
-        large = np.array(photograph.resize((zoom.side, zoom.side), resample)) / 127.5 - 1.0
+        large = np.array(concept_image.resize((zoom.side, zoom.side), resample)) / 127.5 - 1.0
         return large[cx - whole : cx + whole, cy - whole : cy + whole, :], mask
-    return np.array(photograph.resize((size, size), resample)) / 127.5 - 1.0, mask
+    return np.array(concept_image.resize((size, size), resample)) / 127.5 - 1.0, mask
 
 
 @pytest.mark.parametrize("size", [128, 512])
 def test_every_view_and_its_mask_are_an_outcome_of_the_authors_code(size):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
-    photograph = Image.fromarray(pixels)
-    views = CustomDiffusion.preprocessing.views(photograph, size)
+    concept_image = Image.fromarray(pixels)
+    views = CustomDiffusion.preprocessing.views(concept_image, size)
     found = zooms(size)
     assert len(views) == len(found) == ZOOMS
     for view, zoom in list(zip(views, found, strict=True))[:: 1 if size == 128 else 7]:
-        image, mask = by_the_code(photograph, zoom, size)
+        image, mask = by_the_code(concept_image, zoom, size)
         ours = to_pixels([view])[0].permute(1, 2, 0).numpy()
         np.testing.assert_allclose(ours, image, atol=0.0041)  # eight bits have no exact grey
         if zoom.kind != "far":
@@ -106,19 +106,19 @@ def test_every_view_and_its_mask_are_an_outcome_of_the_authors_code(size):
 
 def test_sizes_come_as_often_as_the_authors_code_draws_them():
     """finetune_data.py: two thirds up to the whole size, one third from 1.2 to 1.4 times; far is below 0.6."""
-    random, drawn = np.random.default_rng(0), []
+    random, sampled = np.random.default_rng(0), []
     for _ in range(40_000):
         low, high = (512 // 3, 512 + 1) if random.integers(0, 3) < 2 else (int(1.2 * 512), int(1.4 * 512))
         side = random.integers(low, high)
-        drawn.append(side + side % 2)
+        sampled.append(side + side % 2)
     ours = np.array([zoom.side for zoom in zooms(512)])
     assert (ours % 2 == 0).all()
     for quantile in np.linspace(0.02, 0.98, 25):
         # the size below which that share lies, by as much as one of 60 views is apart from the next
-        low, high = np.quantile(drawn, [max(0, quantile - 1 / 60), min(1, quantile + 1 / 60)])
+        low, high = np.quantile(sampled, [max(0, quantile - 1 / 60), min(1, quantile + 1 / 60)])
         assert low - 4 <= np.quantile(ours, quantile, method="inverted_cdf") <= high + 4
     kinds = [zoom.kind for zoom in zooms(512)]
-    shares = {"far": np.mean(np.array(drawn) < 0.6 * 512), "near": np.mean(np.array(drawn) > 512)}
+    shares = {"far": np.mean(np.array(sampled) < 0.6 * 512), "near": np.mean(np.array(sampled) > 512)}
     for kind, share in shares.items():
         assert abs(kinds.count(kind) / ZOOMS - share) < 1 / ZOOMS
 
@@ -133,13 +133,13 @@ def test_places_and_mirror_images_are_spread_evenly(kind):
     assert sum(zoom.mirrored for zoom in chosen) == len(chosen) / 2
 
 
-def test_the_first_view_is_the_photograph_as_it_stands():
-    photograph = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 20, 3), dtype=np.uint8))
-    expected = photograph.resize((16, 16), Image.Resampling.BICUBIC)
-    assert CustomDiffusion.preprocessing.views(photograph, 16)[0].tobytes() == expected.tobytes()
+def test_the_first_view_is_the_concept_image_as_it_stands():
+    concept_image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 20, 3), dtype=np.uint8))
+    expected = concept_image.resize((16, 16), Image.Resampling.BICUBIC)
+    assert CustomDiffusion.preprocessing.views(concept_image, 16)[0].tobytes() == expected.tobytes()
 
 
-def test_photographs_are_cropped_to_their_middle_square_and_not_squashed():
+def test_concept_images_are_cropped_to_their_middle_square_and_not_squashed():
     ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (32, 1))).convert("RGB")
     first = np.asarray(CustomDiffusion.preprocessing.views(ramp, 32)[0])
     assert first[0, :, 0].tolist() == list(range(16, 48))
@@ -148,18 +148,18 @@ def test_photographs_are_cropped_to_their_middle_square_and_not_squashed():
 def test_class_images_are_mirrored_and_never_zoomed():
     recipe = CustomDiffusion.preprocessing_for(Config()).of_class_images
     assert recipe == Preprocessing("centre", "bicubic", flip=True)
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    plain, mirrored = (np.asarray(view) for view in recipe.views(picture, 16))
-    assert np.array_equal(plain, np.asarray(picture)) and np.array_equal(mirrored, np.asarray(picture)[:, ::-1])
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    plain, mirrored = (np.asarray(view) for view in recipe.views(image, 16))
+    assert np.array_equal(plain, np.asarray(image)) and np.array_equal(mirrored, np.asarray(image)[:, ::-1])
 
 
-def test_without_zoom_photographs_are_prepared_as_class_images_are():
+def test_without_zoom_concept_images_are_prepared_as_class_images_are():
     assert CustomDiffusion.preprocessing_for(Config()) == Preprocessing("zoom", "bicubic", flip=True)
     assert CustomDiffusion.preprocessing_for(Config(zoom=False)) == Preprocessing("centre", "bicubic", flip=True)
 
 
 def test_an_image_too_small_to_leave_latents_inside_is_refused():
-    with pytest.raises(ValueError, match="a photograph of 6 pixels leaves nothing of 4 x 4 latents to learn from"):
+    with pytest.raises(ValueError, match="a concept image of 6 pixels leaves nothing of 4 x 4 latents to learn from"):
         loss_mask(Zoom("far", 6, 5, 5, False), 16, 4, 4)
 
 
@@ -195,7 +195,7 @@ def test_class_images_come_with_the_authors_caption(make, images):
     assert make().batch(images, 2, generator()).prompts[2:] == ["photo of a dog"] * 2
 
 
-def test_each_caption_stands_beside_its_own_picture(make, images):
+def test_each_caption_stands_beside_its_own_image(make, images):
     captioned = ConceptLatents(images.concept, images.class_images, ["a dog in the desert", ""])
     said, method = ["a dog in the desert", "photo of a dog"], make(regularization="real")
     orders = set()
@@ -395,7 +395,7 @@ def test_untrained_it_reads_as_that_word_before_the_class_noun(make, base):
         assert torch.equal(said, base.encode(["a photo of a sks dog"]).hidden)
 
 
-def test_it_trains_on_a_single_photograph(make, base, zoomed):
+def test_it_trains_on_a_single_concept_image(make, base, zoomed):
     method = make(batch_size=2)
     log = train(method, base, ConceptLatents(zoomed.concept[:1], zoomed.class_images), seed=0)
     assert len(log) == 3 and all(np.isfinite(row["diffusion"]) for row in log)
@@ -492,18 +492,18 @@ def test_it_asks_for_class_images_only_if_it_uses_them():
 KINDS: Any = ("generated", "real", "none")
 
 
-def test_real_class_images_are_photographs_from_a_folder_with_their_captions(tmp_path):
+def test_real_class_images_are_concept_images_from_a_folder_with_their_captions(tmp_path):
     store = tiny_workspace.make(tmp_path)
     values = tiny_workspace.params(tmp_path)
     recipe = {"steps": 2, "batch_size": 2, "regularization": "real"}
     values["methods"] = {"base_model": {}, "custom_diffusion": {values["base_model"]: recipe}}
     store = tiny_workspace.write_params(store.root, values)
     with pytest.raises(
-        InputError, match="regularization/dog does not exist; put photographs .* its caption in 'NAME.txt'"
+        InputError, match="regularization/dog does not exist; put concept images .* its caption in 'NAME.txt'"
     ):
         steps.check_inputs(store, ["rex"], ["custom_diffusion"])
 
-    tiny_workspace.draw_photographs(store.regularization("dog"), count=3, seed=4)
+    tiny_workspace.paint_concept_images(store.regularization("dog"), count=3, seed=4)
     (store.regularization("dog") / "1.txt").write_text("a dog in\nthe desert\n")
     steps.check_inputs(store, ["rex"], ["custom_diffusion"])
     assert not steps.train(store, "rex", "custom_diffusion").skipped

@@ -1,4 +1,4 @@
-"""DreamBooth trains every weight of the U-Net, and keeps the class by pictures of it."""
+"""DreamBooth trains every weight of the U-Net, and keeps the class by images of it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_the_recipe_is_diffusers_with_prior_preservation():
     assert c.prior_preservation and not c.train_text_encoder
 
 
-def test_photographs_are_cropped_and_not_mirrored():
+def test_concept_images_are_cropped_and_not_mirrored():
     """methods.md 0.7."""
     recipe = DreamBooth.preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("crop", "bilinear", False)

@@ -143,7 +143,7 @@ def test_a_region_of_nothing_is_the_base_model(name, chosen, base, concept, monk
 
 
 @of_confinable
-def test_a_picture_without_the_concept_is_left_to_the_base_model(name, chosen, base, concept):
+def test_a_image_without_the_concept_is_left_to_the_base_model(name, chosen, base, concept):
     method = learned(name, chosen, base, concept)
     context = guided(method, base)
     untouched = predict(base, context)
@@ -229,7 +229,7 @@ def test_training_ignores_lag(name, chosen, base, concept):
         context = method.condition(base, prompts)(torch.tensor([500, 500]))
     method.train()
     if name == "vico":
-        method._drawn = method.references.expand(2, -1, -1, -1)
+        method._sampled = method.references.expand(2, -1, -1, -1)
     assert torch.equal(answer(method, base, context, lag=True), answer(method, base, context))
 
 

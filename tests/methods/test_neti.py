@@ -418,7 +418,7 @@ def test_gradients_are_not_clipped(method):
     assert stage.max_gradient_norm == math.inf
 
 
-def test_it_trains_on_a_single_photograph(method, base, images):
+def test_it_trains_on_a_single_concept_image(method, base, images):
     log = train(method, base, ConceptLatents(images.concept[:1]), seed=0)
     assert len(log) == 3 and all(np.isfinite(row["diffusion"]) for row in log)
 
@@ -436,7 +436,7 @@ def test_the_recipe_is_the_codes():
     assert c.positional_encoding and c.bypass and c.rescale == "joint" and len(LAYERS) == 16
 
 
-def test_photographs_are_squashed_and_mirrored():
+def test_concept_images_are_squashed_and_mirrored():
     """methods.md 0.7."""
     recipe = NeTI.preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("squash", "bicubic", True)

@@ -93,11 +93,11 @@ def test_an_embedding_starts_from_a_copy_of_its_word():
 
 def test_an_embedding_says_how_long_it_is_and_how_far_from_its_start():
     embedding = ConceptEmbedding(torch.tensor([3.0, 0.0]))
-    assert embedding.numbers() == pytest.approx({"v_norm": 3, "v_cosine": 1})
+    assert embedding.metrics() == pytest.approx({"v_norm": 3, "v_cosine": 1})
     with torch.no_grad():
         embedding.vector.copy_(torch.tensor([3.0, 4.0]))
-    assert embedding.numbers() == pytest.approx({"v_norm": 5, "v_cosine": 0.6})
-    assert ConceptEmbedding(torch.ones(2), learned=False).numbers() == {}
+    assert embedding.metrics() == pytest.approx({"v_norm": 5, "v_cosine": 0.6})
+    assert ConceptEmbedding(torch.ones(2), learned=False).metrics() == {}
 
 
 def test_of_several_embeddings_the_means_are_said():

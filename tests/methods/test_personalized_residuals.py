@@ -220,9 +220,9 @@ def test_lag_leaves_a_prompt_without_the_concept_to_the_base_model(trained, base
     context = base.encode(["a photo of the desert", PROMPT], concept)
     expected = predict(base, context)
     with trained.attach(base):
-        drawn = predict(base, context)
-    assert torch.equal(drawn[0], expected[0])
-    assert not torch.equal(drawn[1], expected[1])
+        sampled = predict(base, context)
+    assert torch.equal(sampled[0], expected[0])
+    assert not torch.equal(sampled[1], expected[1])
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

@@ -99,7 +99,7 @@ def test_training_leaves_every_row_of_the_vocabulary_as_it_was(method, base, ima
     assert not torch.equal(method.embedding.vector, start)
 
 
-def test_the_embedding_in_the_vocabulary_draws_the_same_picture(method, base, concept):
+def test_the_embedding_in_the_vocabulary_draws_the_same_image(method, base, concept):
     """The row of a token that stands in the placeholder's place, instead of the hook."""
     disturbed(method)
     expected = draw(method, base, ["a photo of <v> on the beach"])
@@ -110,7 +110,7 @@ def test_the_embedding_in_the_vocabulary_draws_the_same_picture(method, base, co
     assert torch.equal(draw(plain, base, ["a photo of sks on the beach"]), expected)
 
 
-def test_photographs_are_squashed_and_mirrored():
+def test_concept_images_are_squashed_and_mirrored():
     """methods.md 0.7."""
     recipe = TextualInversion.preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("squash", "bicubic", True)

@@ -105,13 +105,13 @@ def test_the_unet_acts_on_every_prompt_and_the_embedding_on_the_concepts(make, b
         assert not torch.equal(predict(base, context), untouched)
 
 
-def test_it_trains_on_a_single_photograph(make, base, images):
+def test_it_trains_on_a_single_concept_image(make, base, images):
     method = make(batch_size=2)
     log = train(method, base, ConceptLatents(images.concept[:1]), seed=0)
     assert len(log) == 3 and all(np.isfinite(row["diffusion"]) for row in log)
 
 
-def test_photographs_are_prepared_as_for_attndreambooth_or_without_rotation():
+def test_concept_images_are_prepared_as_for_attndreambooth_or_without_rotation():
     """methods.md 0.7 and section 16, row 4: the rotation is in the code only; also run without."""
     assert TIDB.preprocessing_for(Config()) == Preprocessing("rotate", "bilinear", flip=True)
     assert TIDB.preprocessing_for(Config(rotate=False)) == Preprocessing("crop", "bilinear", flip=False)

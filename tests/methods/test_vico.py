@@ -1,4 +1,4 @@
-"""ViCo lets the picture attend to a reference photograph, where the reference looks at the placeholder."""
+"""ViCo lets the image attend to a reference concept image, where the reference looks at the placeholder."""
 
 from __future__ import annotations
 
@@ -357,7 +357,7 @@ def naive_region(features, layer: str, heads: int, words: np.ndarray, row: int) 
     return looked > np.sort(looked)[(len(looked) - 1) // 2]
 
 
-def test_under_lag_a_block_acts_where_the_picture_looks_at_the_placeholder_and_nowhere_else(method, base):
+def test_under_lag_a_block_acts_where_the_image_looks_at_the_placeholder_and_nowhere_else(method, base):
     """Eq. 3 of Personalized Residuals, with f' the block's answer and f what it was given."""
     method.sampling = Sampling(lag=True)
     context = guided(method, base)
@@ -558,13 +558,13 @@ def test_with_a_weight_of_zero_there_is_none(base, concept, images):
 # -- references ------------------------------------------------------------------------------------------------
 
 
-def test_in_training_the_reference_is_another_photograph(base, concept):
-    """Photograph n has all its latents equal to n, without deviation."""
-    photographs = [torch.stack([torch.full((1, 4, 8, 8), float(n)), torch.zeros(1, 4, 8, 8)], 1) for n in range(4)]
+def test_in_training_the_reference_is_another_concept_image(base, concept):
+    """Concept image n has all its latents equal to n, without deviation."""
+    concept_images = [torch.stack([torch.full((1, 4, 8, 8), float(n)), torch.zeros(1, 4, 8, 8)], 1) for n in range(4)]
     method, pairs = make(base, concept), []
     for seed in range(40):
-        batch = method.batch(ConceptLatents(photographs), 4, torch.Generator().manual_seed(seed))
-        shown, reference = batch.latents[:, 0, 0, 0].tolist(), method._drawn[:, 0, 0, 0].tolist()
+        batch = method.batch(ConceptLatents(concept_images), 4, torch.Generator().manual_seed(seed))
+        shown, reference = batch.latents[:, 0, 0, 0].tolist(), method._sampled[:, 0, 0, 0].tolist()
         assert sorted(shown) == [0, 1, 2, 3]
         pairs += list(zip(shown, reference, strict=True))
     counts = {pair: pairs.count(pair) for pair in set(pairs)}
@@ -572,14 +572,14 @@ def test_in_training_the_reference_is_another_photograph(base, concept):
     assert max(counts.values()) < 13.3 + 5 * 3  # binomial: 40 / 3, deviation 3
 
 
-def test_a_single_photograph_is_its_own_reference(base, concept, images):
+def test_a_single_concept_image_is_its_own_reference(base, concept, images):
     alone = ConceptLatents(images.concept[:1])
     method = make(base, concept, batch_size=2)
     train(method, base, alone, seed=0)
     assert torch.equal(method.references, images.concept[0][:, 0])
     batch = method.batch(alone, 2, torch.Generator().manual_seed(0))
     assert (batch.latents - images.concept[0][0, 0]).abs().max() < 0.6  # six deviations
-    assert (method._drawn - images.concept[0][0, 0]).abs().max() < 0.6
+    assert (method._sampled - images.concept[0][0, 0]).abs().max() < 0.6
     assert draw(method, base, ["a <v>"]).isfinite().all()
 
 
@@ -590,23 +590,23 @@ def test_the_concepts_rows_are_those_of_any_method_with_templates(base, concept,
     assert torch.equal(rows, images.instances(4, generator))
 
 
-def test_the_artifact_holds_every_photographs_latents_to_choose_from(base, concept, images, tmp_path):
+def test_the_artifact_holds_every_concept_images_latents_to_choose_from(base, concept, images, tmp_path):
     method = make(base, concept)
     train(method, base, images, seed=0)
     assert torch.equal(method.references, torch.stack([views[0, 0] for views in images.concept]))
     artifact.save(tmp_path, "vico", method, base, seed=0)
     restored: Any = artifact.restore(tmp_path, base)
-    pictures = []
+    sampled = []
     for reference in range(3):
         method.sampling = restored.sampling = Sampling(reference=reference)
-        pictures.append(draw(restored, base, ["a photo of a <v>"]))
-        assert torch.equal(draw(method, base, ["a photo of a <v>"]), pictures[-1])
-    assert not torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[1], pictures[2])
+        sampled.append(draw(restored, base, ["a photo of a <v>"]))
+        assert torch.equal(draw(method, base, ["a photo of a <v>"]), sampled[-1])
+    assert not torch.equal(sampled[0], sampled[1]) and not torch.equal(sampled[1], sampled[2])
 
 
-def test_a_photograph_that_is_not_there_is_refused(method, base):
+def test_a_concept_image_that_is_not_there_is_refused(method, base):
     method.sampling = Sampling(reference=3)
-    with pytest.raises(InputError, match="^there is no photograph 3 of 'v'; it was trained on 3, counted from 0$"):
+    with pytest.raises(InputError, match="^there is no concept image 3 of 'v'; it was trained on 3, counted from 0$"):
         draw(method, base, ["a <v>"])
 
 

@@ -1,4 +1,4 @@
-"""Foreground masks: where they come from, what they do to a picture, and when masked scores are absent."""
+"""Foreground masks: where they come from, what they do to an image, and when masked scores are absent."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class MeanColour:
     preprocessing: str = "none"
     broken: bool = False
 
-    def images(self, pictures):
-        rows = torch.stack([torch.tensor(np.asarray(p, dtype=np.float32).mean((0, 1)) / 255) for p in pictures])
+    def images(self, images):
+        rows = torch.stack([torch.tensor(np.asarray(p, dtype=np.float32).mean((0, 1)) / 255) for p in images])
         rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
         return torch.where(rows[:, :1] > 0.9, torch.nan, rows) if self.broken else rows
 
@@ -50,8 +50,8 @@ class NotWhite:
     weights_hash: str = "1" * 64
     preprocessing: str = "none"
 
-    def masks(self, pictures, class_noun):
-        return [np.asarray(picture).min(axis=2) < 250 for picture in pictures]
+    def masks(self, images, class_noun):
+        return [np.asarray(image).min(axis=2) < 250 for image in images]
 
 
 def encoders(**changes) -> Any:
@@ -61,19 +61,19 @@ def encoders(**changes) -> Any:
 
 def blot(share: float, colour: str = "red", size: int = 100) -> Image.Image:
     """White, with the upper rows in a colour."""
-    picture = Image.new("RGB", (size, size), "white")
-    picture.paste(colour, (0, 0, size, round(share * size)))
-    return picture
+    image = Image.new("RGB", (size, size), "white")
+    image.paste(colour, (0, 0, size, round(share * size)))
+    return image
 
 
 @pytest.fixture
 def workspace(tmp_path) -> Path:
-    """Two photographs, and a grid of three pictures: half red, all white, all red."""
-    photographs, grid = tmp_path / "rex", tmp_path / "grid" / "plain"
-    photographs.mkdir()
+    """Two concept images, and a grid of three images: half red, all white, all red."""
+    concept_images, grid = tmp_path / "rex", tmp_path / "grid" / "plain"
+    concept_images.mkdir()
     grid.mkdir(parents=True)
     for name, share in (("a", 0.5), ("b", 0.6)):
-        blot(share).save(photographs / f"{name}.png")
+        blot(share).save(concept_images / f"{name}.png")
     for image, share in enumerate((0.5, 0.0, 1.0)):
         blot(share).save(grid / f"00_{image:02d}.png")
     about = {"base_model": "mini", "concept": "rex", "class_noun": "dog", "method": "vico", "variants": ["plain"]}
@@ -82,36 +82,36 @@ def workspace(tmp_path) -> Path:
 
 
 def scored(workspace: Path, made: Any = None) -> scoring.Scored:
-    photographs = sorted((workspace / "rex").glob("*.png"))
-    return scoring.score_grid(workspace, workspace / "grid", DOG, photographs, made or encoders())
+    concept_images = sorted((workspace / "rex").glob("*.png"))
+    return scoring.score_grid(workspace, workspace / "grid", DOG, concept_images, made or encoders())
 
 
 # -- what a mask does ------------------------------------------------------------------------------------------
 
 
-def test_a_composite_is_the_picture_where_the_mask_is_and_mid_grey_elsewhere():
-    picture, mask = blot(0.7), np.zeros((100, 100), bool)
+def test_a_composite_is_the_image_where_the_mask_is_and_mid_grey_elsewhere():
+    image, mask = blot(0.7), np.zeros((100, 100), bool)
     mask[:30, 20:] = True
-    pixels = np.asarray(masks.composite(picture, mask))
+    pixels = np.asarray(masks.composite(image, mask))
     assert pixels.shape == (100, 100, 3)  # no crop
-    assert (pixels[mask] == np.asarray(picture)[mask]).all() and (pixels[~mask] == 128).all()
+    assert (pixels[mask] == np.asarray(image)[mask]).all() and (pixels[~mask] == 128).all()
 
 
 @pytest.mark.parametrize(("pixels", "grey"), [(99, True), (100, False)])
-def test_a_mask_of_less_than_a_hundredth_is_empty_and_leaves_a_grey_picture(pixels, grey):
+def test_a_mask_of_less_than_a_hundredth_is_empty_and_leaves_a_grey_image(pixels, grey):
     mask = np.zeros(10_000, bool)
     mask[:pixels] = True
     shown = np.asarray(masks.composite(blot(1.0), mask.reshape(100, 100)))
     assert (shown == 128).all() == grey
 
 
-def test_a_picture_without_the_concept_is_scored_counted_and_not_left_out(workspace):
+def test_a_image_without_the_concept_is_scored_counted_and_not_left_out(workspace):
     table = scored(workspace).table.filter(metric="dino_masked").sort("image_index")
     assert table["foreground"].to_list() == [0.5, 0.0, 1.0]
     grey, whole = torch.tensor([128.0] * 3) / 255, torch.tensor([1.0, 0, 0])
-    photographs = [torch.cat([s * whole + (1 - s) * grey, torch.ones(1)]) for s in (0.5, 0.6)]
+    concept_images = [torch.cat([s * whole + (1 - s) * grey, torch.ones(1)]) for s in (0.5, 0.6)]
     empty = torch.cat([grey, torch.ones(1)])
-    expected = np.mean([float(torch.cosine_similarity(empty, one, dim=0)) for one in photographs])
+    expected = np.mean([float(torch.cosine_similarity(empty, one, dim=0)) for one in concept_images])
     assert table["score"][1] == pytest.approx(expected, abs=1e-6)
     summary = tables.summarise(scored(workspace).table, draws=100).filter(metric="dino_masked")
     assert summary["n_empty"].to_list() == [1, 1] and summary["images"].to_list() == [3, 3]
@@ -127,7 +127,7 @@ def test_every_masked_row_names_the_mask_rule_and_no_other_does(workspace):
 # -- scores that cannot be computed ----------------------------------------------------------------------------
 
 
-def test_a_photograph_without_the_concept_leaves_masked_scores_out_and_says_why(workspace):
+def test_a_concept_image_without_the_concept_leaves_masked_scores_out_and_says_why(workspace):
     blot(0.0).save(workspace / "rex" / "c.png")
     found = scored(workspace)
     assert set(found.table["metric"]) & {"clip_i", "dino", "clip_i_masked", "dino_masked"} == {"clip_i", "dino"}
@@ -136,10 +136,10 @@ def test_a_photograph_without_the_concept_leaves_masked_scores_out_and_says_why(
     assert "c.png not-white finds no dog; put better masks beside" in reasons["dino_masked"]
 
 
-def test_features_that_are_no_numbers_leave_a_picture_out_and_say_why(workspace):
+def test_features_that_are_no_numbers_leave_a_image_out_and_say_why(workspace):
     found = scored(workspace, encoders(broken=True))  # red alone, and white, are as red as can be
     absent = [one for one in found.absent if one["metric"] == "dino"]
-    assert {one["reason"] for one in absent} == {"its features of a photograph are zero or not finite"}
+    assert {one["reason"] for one in absent} == {"its features of a concept image are zero or not finite"}
     for name in ("a", "b"):
         blot(1.0, "blue").save(workspace / "rex" / f"{name}.png")
     found = scored(workspace, encoders(broken=True))
@@ -157,14 +157,14 @@ def test_a_prompt_that_is_only_the_slot_has_no_score_with_the_slot_deleted(works
     assert len(found.table.filter(metric="clip_t")) == 3
 
 
-def test_one_photograph_alone_has_no_ceiling_and_says_why(workspace):
+def test_one_concept_image_alone_has_no_ceiling_and_says_why(workspace):
     found = scoring.score_references(workspace, DOG, [workspace / "rex" / "a.png"], encoders())
     assert found.table.is_empty()
     assert {one["metric"] for one in found.absent} == {"clip_i", "clip_i_masked", "dino", "dino_masked"}
-    assert {one["reason"] for one in found.absent} == {"there is one photograph, and none to compare it with"}
+    assert {one["reason"] for one in found.absent} == {"there is one concept image, and none to compare it with"}
 
 
-def test_a_picture_that_is_missing_from_its_grid_is_named(workspace):
+def test_a_image_that_is_missing_from_its_grid_is_named(workspace):
     (workspace / "grid" / "plain" / "00_01.png").unlink()
     with pytest.raises(InputError, match=r"00_01.png is missing from its grid \(1 of 3\); draw the grid again"):
         scored(workspace)
@@ -173,7 +173,7 @@ def test_a_picture_that_is_missing_from_its_grid_is_named(workspace):
 # -- masks that came with the concept --------------------------------------------------------------------------
 
 
-def test_masks_that_came_with_the_photographs_are_taken_before_the_segmenter(workspace):
+def test_masks_that_came_with_the_concept_images_are_taken_before_the_segmenter(workspace):
     (workspace / "rex" / "masks").mkdir()
     for name in ("a", "b"):
         Image.new("L", (100, 100), 255).save(workspace / "rex" / "masks" / f"{name}.png")
@@ -181,18 +181,18 @@ def test_masks_that_came_with_the_photographs_are_taken_before_the_segmenter(wor
     assert found.table.filter(metric="dino_masked")["foreground"].to_list() == [1.0, 1.0]
 
 
-def test_the_demo_concepts_have_a_mask_for_each_photograph():
+def test_the_demo_concepts_have_a_mask_for_each_concept_image():
     for folder in sorted((ROOT / "data" / "concepts").glob("*1")):
         found = own_masks(sorted(folder.glob("*.png")))
         assert found is not None and len(found) == 5
         assert all(0.1 < masks.share(mask) < 0.7 for mask in found)
 
 
-def test_masks_for_some_photographs_alone_are_refused(workspace):
+def test_masks_for_some_concept_images_alone_are_refused(workspace):
     (workspace / "rex" / "masks").mkdir()
     blot(0.5).save(workspace / "rex" / "masks" / "a.png")
     with pytest.raises(
-        InputError, match=r"masks lacks b.png; put a mask there for each photograph, or take them all out"
+        InputError, match=r"masks lacks b.png; put a mask there for each concept image, or take them all out"
     ):
         scored(workspace)
 
@@ -213,12 +213,12 @@ def mini():
     return masks.load_segmenter("mini-segmenter")
 
 
-def test_the_mini_segmenter_finds_the_demo_concepts_in_their_photographs(mini):
+def test_the_mini_segmenter_finds_the_demo_concepts_in_their_concept_images(mini):
     overlaps = []
     for folder in sorted((ROOT / "data" / "concepts").glob("*1")):
-        photographs = sorted(folder.glob("*.png"))
-        found = np.stack(mini.masks([Image.open(path).convert("RGB") for path in photographs], "thing"))
-        overlaps.append(segmenter.overlap(found, np.stack(own_masks(photographs) or [])).mean())
+        concept_images = sorted(folder.glob("*.png"))
+        found = np.stack(mini.masks([Image.open(path).convert("RGB") for path in concept_images], "thing"))
+        overlaps.append(segmenter.overlap(found, np.stack(own_masks(concept_images) or [])).mean())
     assert len(overlaps) == len(concepts.DESIGNS) and min(overlaps) > 0.8, overlaps
 
 
@@ -228,10 +228,10 @@ def test_the_mini_segmenter_finds_nothing_where_there_is_nothing(mini):
     assert sum(masks.share(mask) < tables.EMPTY for mask in mini.masks(empty, "dog")) >= 9
 
 
-def test_a_mask_is_as_large_as_its_picture_and_does_not_depend_on_the_batch(mini):
-    picture = Image.fromarray(world.draw(world.random_scene(np.random.default_rng(2)))[0])
-    wide = picture.resize((150, 90))
-    together = mini.masks([picture, wide, picture], "dog")
+def test_a_mask_is_as_large_as_its_image_and_does_not_depend_on_the_batch(mini):
+    image = Image.fromarray(world.draw(world.random_scene(np.random.default_rng(2)))[0])
+    wide = image.resize((150, 90))
+    together = mini.masks([image, wide, image], "dog")
     assert [mask.shape for mask in together] == [(64, 64), (90, 150), (64, 64)]
     assert (together[1] == mini.masks([wide], "dog")[0]).all()
 
@@ -246,8 +246,8 @@ def test_training_asks_an_empty_scene_for_an_empty_mask_and_a_whole_one_for_a_wh
 def test_a_moved_scene_and_its_mask_stay_together():
     masked = np.zeros((8, 64, 64), bool)
     masked[:, 20:40, 10:30] = True
-    pictures = np.repeat(masked[..., None], 3, axis=3).astype(np.uint8)
-    shown, moved = segmenter.moved(pictures, masked, np.random.default_rng(0))
+    images = np.repeat(masked[..., None], 3, axis=3).astype(np.uint8)
+    shown, moved = segmenter.moved(images, masked, np.random.default_rng(0))
     assert (shown[..., 0] == moved).all() and not (moved == masked).all()
 
 
@@ -293,14 +293,14 @@ def test_clipseg_is_the_librarys_own_answer_to_the_class_noun(given, clipseg_fol
     from transformers import AutoTokenizer, CLIPSegForImageSegmentation
 
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((48, 48), (60, 90))]
+    images = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((48, 48), (60, 90))]
     ours = masks.load_segmenter(given.format(clipseg_folder))
     model: Any = CLIPSegForImageSegmentation.from_pretrained(clipseg_folder).eval()
     words = AutoTokenizer.from_pretrained(clipseg_folder)(["red mug"], return_tensors="pt")
-    found = {noun: ours.masks(pictures, noun) for noun in ("red mug", "dog")}
+    found = {noun: ours.masks(images, noun) for noun in ("red mug", "dog")}
     mean, std = (np.array(one, np.float32) for one in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    for picture, mask in zip(pictures, found["red mug"], strict=True):
-        resized = np.asarray(picture.resize((48, 48), Image.Resampling.BILINEAR), np.float32) / 255
+    for image, mask in zip(images, found["red mug"], strict=True):
+        resized = np.asarray(image.resize((48, 48), Image.Resampling.BILINEAR), np.float32) / 255
         with torch.no_grad():
             pixels = torch.from_numpy(((resized - mean) / std).transpose(2, 0, 1)[None])
             logits = model(pixel_values=pixels, **words).logits.view(1, 1, 48, 48)

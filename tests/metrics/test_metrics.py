@@ -19,19 +19,19 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """Pictures of unlike shapes, smooth enough that resizing does not erase what tells them apart."""
+def images():
+    """Images of unlike shapes, smooth enough that resizing does not erase what tells them apart."""
     generator = np.random.default_rng(0)
     sizes = [(90, 60), (64, 64), (50, 121), (300, 257)]
     small = [Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)) for _ in sizes]
     return [image.resize(size, Image.Resampling.BICUBIC) for image, size in zip(small, sizes, strict=True)]
 
 
-def prepared(picture, size, crop, mean, std):
+def prepared(image, size, crop, mean, std):
     """Shorter side to `size`, centre crop, normalise, written without our code: (1, 3, crop, crop)."""
-    width, height = picture.size
+    width, height = image.size
     wide = (int(size * width / height), size) if width > height else (size, int(size * height / width))
-    resized = np.asarray(picture.resize(wide, Image.Resampling.BICUBIC), dtype=np.float64)
+    resized = np.asarray(image.resize(wide, Image.Resampling.BICUBIC), dtype=np.float64)
     top, left = round((resized.shape[0] - crop) / 2), round((resized.shape[1] - crop) / 2)
     values = resized[top : top + crop, left : left + crop] / 255
     return torch.tensor(((values - mean) / std).transpose(2, 0, 1)[None], dtype=torch.float32)
@@ -86,13 +86,13 @@ def vit_s16(tmp_path_factory):
     return folder, model
 
 
-def test_clip_b32_is_plain_open_clip_on_a_picture_prepared_by_hand(clip_b32, vit_b32, pictures):
+def test_clip_b32_is_plain_open_clip_on_a_image_prepared_by_hand(clip_b32, vit_b32, images):
     _, model = vit_b32
     with torch.no_grad():
-        plain = torch.cat([model.encode_image(prepared(p, 224, 224, CLIP_MEAN, CLIP_STD)) for p in pictures])
-    ours = clip_b32.images(pictures)
+        plain = torch.cat([model.encode_image(prepared(p, 224, 224, CLIP_MEAN, CLIP_STD)) for p in images])
+    ours = clip_b32.images(images)
     assert clip_b32.name == "clip-b32"
-    assert ours.shape == (len(pictures), 512)
+    assert ours.shape == (len(images), 512)
     torch.testing.assert_close(ours, of_length_one(plain), atol=1e-5, rtol=0)
 
 
@@ -107,19 +107,19 @@ def test_clip_b32_reads_texts_as_open_clip_does_and_cuts_long_ones_off(clip_b32,
     torch.testing.assert_close(ours[2], ours[3])  # both are 77 tokens of the same word
 
 
-def test_dino_s16_is_the_class_token_after_the_final_norm(vit_s16, pictures):
+def test_dino_s16_is_the_class_token_after_the_final_norm(vit_s16, images):
     folder, model = vit_s16
     entering = []
     handle = model.layernorm.register_forward_pre_hook(lambda module, args: entering.append(args[0]))
     with torch.no_grad():
-        model(torch.cat([prepared(p, 256, 224, IMAGENET_MEAN, IMAGENET_STD) for p in pictures]))
+        model(torch.cat([prepared(p, 256, 224, IMAGENET_MEAN, IMAGENET_STD) for p in images]))
         token = entering[0][:, 0].double()
         variance, mean = torch.var_mean(token, dim=1, correction=0, keepdim=True)
         normed = (token - mean) / (variance + model.config.layer_norm_eps).sqrt()
         plain = normed * model.layernorm.weight + model.layernorm.bias
     handle.remove()
-    ours = features.load_identity_encoder(f"dino-s16:{folder}").images(pictures)
-    assert ours.shape == (len(pictures), 384)
+    ours = features.load_identity_encoder(f"dino-s16:{folder}").images(images)
+    assert ours.shape == (len(images), 384)
     torch.testing.assert_close(ours.double(), of_length_one(plain), atol=1e-5, rtol=0)
 
 
@@ -137,7 +137,7 @@ def test_the_weights_hash_is_that_of_the_file(vit_s16):
     assert features.load_identity_encoder(folder).weights_hash == expected
 
 
-def test_a_network_that_was_saved_with_dropout_does_not_drop_anything_when_it_scores(pictures, tmp_path):
+def test_a_network_that_was_saved_with_dropout_does_not_drop_anything_when_it_scores(images, tmp_path):
     from transformers import ViTConfig, ViTModel
 
     sizes: dict[str, Any] = {
@@ -150,7 +150,7 @@ def test_a_network_that_was_saved_with_dropout_does_not_drop_anything_when_it_sc
     about = {"size": {"shortest_edge": 32}, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
     encoder = features.load_identity_encoder(tmp_path)
-    assert torch.equal(encoder.images(pictures), encoder.images(pictures))
+    assert torch.equal(encoder.images(images), encoder.images(images))
 
 
 # -- small encoders in folders, such as the mini ones ----------------------------------------------------------
@@ -194,7 +194,7 @@ def small_clip(tmp_path_factory):
     return folder
 
 
-def test_a_folder_is_fed_as_its_own_configuration_says(small_clip, pictures):
+def test_a_folder_is_fed_as_its_own_configuration_says(small_clip, images):
     import open_clip
 
     encoder = features.load_text_image_encoder(small_clip)
@@ -202,9 +202,9 @@ def test_a_folder_is_fed_as_its_own_configuration_says(small_clip, pictures):
     transform: Any
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{small_clip}")
     with torch.no_grad():
-        plain = model.eval().encode_image(torch.stack([transform(p) for p in pictures]))
+        plain = model.eval().encode_image(torch.stack([transform(p) for p in images]))
     assert encoder.name == small_clip.name
-    torch.testing.assert_close(encoder.images(pictures), of_length_one(plain), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.images(images), of_length_one(plain), atol=1e-5, rtol=0)
     assert "bilinear" in encoder.preprocessing and "0.25" in encoder.preprocessing
 
 
@@ -215,32 +215,32 @@ def test_texts_go_through_the_folders_own_tokenizer(small_clip):
     assert not torch.allclose(dog, cat)
 
 
-def test_a_picture_has_the_same_features_whatever_is_encoded_with_it(small_clip, pictures, monkeypatch):
+def test_a_image_has_the_same_features_whatever_is_encoded_with_it(small_clip, images, monkeypatch):
     encoder = features.load_text_image_encoder(small_clip)
-    together = encoder.images(pictures)
+    together = encoder.images(images)
     monkeypatch.setattr(features, "BATCH_SIZE", 3)
-    torch.testing.assert_close(encoder.images(pictures), together, atol=1e-6, rtol=0)
-    torch.testing.assert_close(torch.cat([encoder.images([p]) for p in pictures]), together, atol=1e-6, rtol=0)
+    torch.testing.assert_close(encoder.images(images), together, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.cat([encoder.images([p]) for p in images]), together, atol=1e-6, rtol=0)
 
 
-def test_features_are_float32_of_length_one_without_gradient(small_clip, pictures):
+def test_features_are_float32_of_length_one_without_gradient(small_clip, images):
     encoder = features.load_text_image_encoder(small_clip)
-    for rows in (encoder.images(pictures), encoder.texts(["a dog", "a cat"])):
+    for rows in (encoder.images(images), encoder.texts(["a dog", "a cat"])):
         assert rows.dtype == torch.float32 and not rows.requires_grad
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
 
 
-def test_grey_and_transparent_pictures_are_read_as_colour(small_clip, pictures):
+def test_grey_and_transparent_images_are_read_as_colour(small_clip, images):
     encoder = features.load_text_image_encoder(small_clip)
-    picture = pictures[1]
-    torch.testing.assert_close(encoder.images([picture.convert("RGBA")]), encoder.images([picture]))
-    grey = picture.convert("L")
+    image = images[1]
+    torch.testing.assert_close(encoder.images([image.convert("RGBA")]), encoder.images([image]))
+    grey = image.convert("L")
     torch.testing.assert_close(encoder.images([grey]), encoder.images([grey.convert("RGB")]))
 
 
 def test_there_is_nothing_to_encode_in_an_empty_list(small_clip):
     encoder = features.load_text_image_encoder(small_clip)
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         encoder.images([])
     with pytest.raises(ValueError, match="no texts"):
         encoder.texts([])

@@ -17,7 +17,7 @@ CONCEPTS = [f"concept{number}" for number in range(6)]
 
 
 def four(seed=0, spread=0.02):
-    """Two variants well above the floor and alike; one between them and it."""
+    """Two variants well above the baseline and alike; one between them and it."""
     levels = {"base_model": 0.2, "alike_a": 0.6, "alike_b": 0.6, "middle": 0.4}
     return tables.from_rows(
         [
@@ -46,7 +46,7 @@ def test_what_differs_is_told_and_what_does_not_cannot_be():
     assert ranked["alike_a"]["above"] == "base_model, middle"
 
 
-def test_a_pair_is_compared_picture_by_picture():
+def test_a_pair_is_compared_image_by_image():
     table = four()
     found = of(ranking.pairs(table), "alike_a", "middle")
     order = ["concept", "prompt_index", "image_index"]
@@ -77,14 +77,14 @@ def test_among_equal_methods_all_intervals_hold_in_95_of_100_tables(methods, spr
     level, held = ranking.level_of_one(0.05, methods), 0
     for seed in range(tables_drawn):
         generator = np.random.default_rng(seed)
-        drawn = [
+        sampled = [
             spread * (generator.normal(size=(8, 1)) + generator.normal(size=(1, 5)))
             + 0.77 * generator.normal(size=(8, 5))
             for _ in range(methods)
         ]
         held += all(
             (found := estimate_of(concepts, prompts, one - other, level)).low <= 0 <= found.high
-            for one, other in itertools.combinations(drawn, 2)
+            for one, other in itertools.combinations(sampled, 2)
         )
     assert held / tables_drawn >= 0.92
 
@@ -121,7 +121,7 @@ def test_cells_that_one_lacks_are_left_out_and_counted():
     assert (found["images"], found["concepts"], found["unpaired"]) == (50, 5, 10)
 
 
-def test_equal_scores_and_single_pictures_cannot_be_told_apart():
+def test_equal_scores_and_single_images_cannot_be_told_apart():
     equal = tables.from_rows(grid("a", lambda *_: 0.5) + grid("b", lambda *_: 0.5))
     assert ranking.pairs(equal)["verdict"].to_list() == ["cannot tell"]
     single = {"concepts": ["cat"], "prompts": 1, "images": 1}
@@ -176,7 +176,7 @@ def trainings(of_seeds=0.1, of_concepts=0.05, seeds=4, concepts=CONCEPTS):
 
 def test_the_noise_floor_is_the_standard_deviation_between_trainings():
     made, shifts = trainings()
-    floor = ranking.noise_floor(made)
+    floor = ranking.training_noise(made)
     assert set(floor["variant"]) == {"dreambooth", "oft"}  # the base model trains nothing
     whole = floor.filter(variant="oft", concept=tables.ALL_CONCEPTS).row(0, named=True)
     assert whole["between"] == pytest.approx(np.std([row.mean() for row in shifts], ddof=1))
@@ -204,24 +204,24 @@ def test_the_noise_of_training_turns_a_verdict_about_one_concept_into_cannot_tel
     table = tables.from_rows(
         [cell for name, level in levels.items() for cell in grid(name, noisy(level, seed=3, spread=1e-4), ["cat"])]
     )
-    before, after = ranking.pairs(table), ranking.pairs(table, ranking.noise_floor(made))
+    before, after = ranking.pairs(table), ranking.pairs(table, ranking.training_noise(made))
     assert of(before, "dreambooth", "oft")["verdict"] == "lower"
     assert of(after, "dreambooth", "oft")["verdict"] == "cannot tell"
-    floor = ranking.noise_floor(made).filter(variant="oft", concept="cat")["between"][0]
+    floor = ranking.training_noise(made).filter(variant="oft", concept="cat")["between"][0]
     assert of(after, "dreambooth", "oft")["training_noise"] == pytest.approx(2**0.5 * floor)
-    assert of(after, "base_model", "oft")["training_noise"] == pytest.approx(floor)  # the floor trains nothing
+    assert of(after, "base_model", "oft")["training_noise"] == pytest.approx(floor)  # the baseline trains nothing
     assert of(before, "dreambooth", "oft")["training_noise"] is None
 
 
 def test_noise_needs_two_trainings_that_made_the_same():
     made, _ = trainings(seeds=2)
     with pytest.raises(InputError, match="between two trainings at least"):
-        ranking.noise_floor({0: made[0]})
+        ranking.training_noise({0: made[0]})
     with pytest.raises(InputError, match="the training with seed 1 has no dino of oft"):
-        ranking.noise_floor({0: made[0], 1: made[1].filter(pl.col("variant") != "oft")})
+        ranking.training_noise({0: made[0], 1: made[1].filter(pl.col("variant") != "oft")})
     apart = {0: made[0].filter(concept="concept0"), 1: made[1].filter(concept="concept1")}
-    with pytest.raises(InputError, match="no picture of dreambooth has been drawn by all its trainings"):
-        ranking.noise_floor(apart)
+    with pytest.raises(InputError, match="no image of dreambooth has been drawn by all its trainings"):
+        ranking.training_noise(apart)
 
 
 # -- costs -------------------------------------------------------------------------------------------------------

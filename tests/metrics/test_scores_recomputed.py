@@ -1,4 +1,4 @@
-"""All metric variants on 50 pictures, against tests/recomputed_scores.py, which shares no code with ours."""
+"""All metric variants on 50 images, against tests/recomputed_scores.py, which shares no code with ours."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ TEXTS = ["class_phrase", "slot_deleted", "full_prompt"]
 CONCEPTS = {name: Concept(name, f"<{name}>", concepts.category(name)) for name in ("teapot1", "dog1")}
 
 
-def picture(rng: np.random.Generator, number: int) -> Image.Image:
+def noise_image(rng: np.random.Generator, number: int) -> Image.Image:
     """Of the mini world, of several shapes; every seventh is a place with nothing in it."""
-    drawn = world.draw(world.random_scene(rng))[0]
+    sampled = world.draw(world.random_scene(rng))[0]
     if number % 7 == 3:
-        drawn = (places.draw("beach", rng) * 255).astype(np.uint8)
+        sampled = (places.draw("beach", rng) * 255).astype(np.uint8)
     size = [(64, 64), (96, 80), (50, 121), (64, 64)][number % 4]
-    return Image.fromarray(drawn) if size == (64, 64) else Image.fromarray(drawn).resize(size)
+    return Image.fromarray(sampled) if size == (64, 64) else Image.fromarray(sampled).resize(size)
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """Two concepts with five photographs each, one with masks of its own, and a grid of 25 pictures of each."""
+    """Two concepts with five concept images each, one with masks of its own, and a grid of 25 images of each."""
     root, rng = tmp_path_factory.mktemp("workspace"), np.random.default_rng(3)
     tiny_workspace.tiny_encoders(root / "models")
     for number, concept in enumerate(CONCEPTS.values()):
@@ -53,7 +53,7 @@ def workspace(tmp_path_factory) -> Path:
         (grid / "plain").mkdir(parents=True)
         for prompt in range(len(TEMPLATES)):
             for image in range(IMAGES):
-                picture(rng, prompt * IMAGES + image).save(grid / "plain" / f"{prompt:02d}_{image:02d}.png")
+                noise_image(rng, prompt * IMAGES + image).save(grid / "plain" / f"{prompt:02d}_{image:02d}.png")
         about = {"base_model": "mini", "concept": concept.name, "class_noun": concept.class_noun, "method": "vico"}
         about |= {"variants": ["plain"], "templates": TEMPLATES, "images_per_prompt": IMAGES}
         (grid / "grid.json").write_text(json.dumps(about))
@@ -71,9 +71,9 @@ def ours(workspace) -> pl.DataFrame:
     )
     found = []
     for name, concept in CONCEPTS.items():
-        photographs = sorted((workspace / name).glob("*.png"))
-        found.append(scoring.score_grid(workspace, workspace / "grids" / name, concept, photographs, encoders))
-        found.append(scoring.score_references(workspace, concept, photographs, encoders))
+        concept_images = sorted((workspace / name).glob("*.png"))
+        found.append(scoring.score_grid(workspace, workspace / "grids" / name, concept, concept_images, encoders))
+        found.append(scoring.score_references(workspace, concept, concept_images, encoders))
     assert not [absence for one in found for absence in one.absent]
     return tables.concatenate([one.table for one in found])
 
@@ -103,7 +103,7 @@ def theirs(workspace):
 
 
 def place(row: dict) -> str:
-    """The picture as the other script names it: in its grid, or the photograph's file name."""
+    """The image as the other script names it: in its grid, or the concept image's file name."""
     return (
         row["image"].partition("/")[2].partition("/")[2] if row["prompt_index"] is not None else Path(row["image"]).name
     )
@@ -136,9 +136,9 @@ def test_empty_masks_are_the_other_scripts_and_stay_in_every_mean(ours, theirs):
     masked = ours.filter(metric="dino_masked", encoder="mini-identity")
     found = {(row["concept"], place(row)): row["foreground"] for row in masked.iter_rows(named=True)}
     assert found == pytest.approx(shares, abs=1e-12)
-    drawn = {key: share for key, share in shares.items() if key[1].startswith("plain/")}
-    empty = sum(share < 0.01 for share in drawn.values())
-    assert 0 < empty < len(drawn)
+    sampled = {key: share for key, share in shares.items() if key[1].startswith("plain/")}
+    empty = sum(share < 0.01 for share in sampled.values())
+    assert 0 < empty < len(sampled)
     rows = tables.summarise(ours, draws=100).filter(metric="dino_masked", encoder="mini-identity", variant="plain")
     everything = rows.filter(concept=tables.ALL_CONCEPTS).row(0, named=True)
     assert (everything["n_empty"], everything["images"]) == (empty, 50)

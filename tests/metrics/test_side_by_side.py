@@ -1,4 +1,4 @@
-"""Pictures of several concepts: each part is compared with each concept."""
+"""Images of several concepts: each part is compared with each concept."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from personalize_core.metrics.side_by_side import identity_of_parts, windows
 
 
 class Colours:
-    """An identity encoder whose features are the picture's mean colour, centred."""
+    """An identity encoder whose features are the image's mean colour, centred."""
 
     name = weights_hash = preprocessing = "colours"
 
-    def images(self, pictures):
-        means = np.stack([np.asarray(picture).astype(np.float64).mean((0, 1)) for picture in pictures])
+    def images(self, images):
+        means = np.stack([np.asarray(image).astype(np.float64).mean((0, 1)) for image in images])
         return torch.from_numpy(means - means.mean(axis=1, keepdims=True) + 1e-9)
 
 
@@ -25,21 +25,19 @@ def plain(colour, size=(64, 64)):
 
 
 def beside(left, right):
-    """A grey picture with a square of each colour, a quarter as wide as the picture, low in its half."""
-    picture = plain((128, 128, 128))
-    picture.paste(plain(left, (32, 32)), (0, 32))
-    picture.paste(plain(right, (32, 32)), (32, 32))
-    return picture
+    """A grey image with a square of each colour, a quarter as wide as the image, low in its half."""
+    image = plain((128, 128, 128))
+    image.paste(plain(left, (32, 32)), (0, 32))
+    image.paste(plain(right, (32, 32)), (32, 32))
+    return image
 
 
 @pytest.mark.parametrize(("size", "parts"), [((64, 64), 2), ((60, 90), 3), ((512, 512), 2), ((40, 20), 2)])
 def test_the_windows_are_squares_that_cover_every_column_from_top_to_bottom(size, parts):
     columns = np.arange(size[0])[None].repeat(size[1], 0)
     rows = np.arange(size[1])[:, None].repeat(size[0], 1)
-    picture = Image.fromarray(
-        np.stack([columns % 256, rows % 256, columns // 256 + 2 * (rows // 256)], -1).astype("u1")
-    )
-    for part, squares in enumerate(windows(picture, parts)):
+    image = Image.fromarray(np.stack([columns % 256, rows % 256, columns // 256 + 2 * (rows // 256)], -1).astype("u1"))
+    for part, squares in enumerate(windows(image, parts)):
         seen = np.zeros(size[1], bool)
         for square in squares:
             values = np.asarray(square).astype(int)
@@ -57,11 +55,11 @@ def test_each_part_is_most_like_the_concept_that_it_shows():
     assert torch.allclose(alike[1], alike[0].flip(0))
 
 
-def test_the_best_square_of_a_part_counts_as_the_mean_cosine_with_the_photographs():
-    picture, photographs = beside((200, 30, 30), (30, 30, 200)), [plain((250, 30, 80)), plain((90, 20, 70))]
-    found = identity_of_parts([picture], [photographs, [plain((0, 255, 0))]], Colours())[0, 0, 0]
-    rows = [np.asarray(square).astype(float).mean((0, 1)) for square in windows(picture, 2)[0]]
-    references = [np.asarray(photograph).astype(float).mean((0, 1)) for photograph in photographs]
+def test_the_best_square_of_a_part_counts_as_the_mean_cosine_with_the_concept_images():
+    image, concept_images = beside((200, 30, 30), (30, 30, 200)), [plain((250, 30, 80)), plain((90, 20, 70))]
+    found = identity_of_parts([image], [concept_images, [plain((0, 255, 0))]], Colours())[0, 0, 0]
+    rows = [np.asarray(square).astype(float).mean((0, 1)) for square in windows(image, 2)[0]]
+    references = [np.asarray(concept_image).astype(float).mean((0, 1)) for concept_image in concept_images]
     centred = [[v - v.mean() + 1e-9 for v in group] for group in (rows, references)]
     cosines = [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in centred[1]] for a in centred[0]]
     assert float(found) == pytest.approx(np.mean(cosines, axis=1).max(), abs=1e-6)

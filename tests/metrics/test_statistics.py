@@ -101,15 +101,15 @@ def test_where_concepts_and_prompts_do_not_differ_the_variance_is_that_of_indepe
 
 def test_with_cells_missing_the_variance_is_right_on_average():
     gone = np.random.default_rng(3).random((7, 6)) < 0.3
-    spreads, drawn = (1.0, 0.7, 0.5), []
+    spreads, sampled = (1.0, 0.7, 0.5), []
     for seed in range(700):
         y = table(7, 6, seed=seed, spreads=spreads)
         y[gone] = np.nan
         concept_of, prompt_of, cells = statistics.cell_means(*crossed(y))
-        drawn.append(
+        sampled.append(
             (estimate(*crossed(y), draws=2).mean, statistics.crossed_variance(concept_of, prompt_of, cells)[0])
         )
-    means, variances = np.array(drawn).T
+    means, variances = np.array(sampled).T
     assert variances.mean() == pytest.approx(means.var(), rel=0.15)  # the latter's own error is 5 %
 
 
@@ -162,10 +162,10 @@ def test_two_concepts_are_judged_over_their_prompts_and_say_so():
     assert (own.freedom, own.error) == (8, pytest.approx(by_hand**0.5))
 
 
-def test_two_concepts_in_one_prompt_are_judged_over_their_pictures():
+def test_two_concepts_in_one_prompt_are_judged_over_their_images():
     scores = np.random.default_rng(8).normal(size=(2, 6))
     found = estimate(np.repeat([0, 1], 6), np.zeros(12), scores.ravel())
-    assert found.over == "pictures"
+    assert found.over == "images"
     by_hand = (scipy.stats.sem(scores[0]) ** 2 + scipy.stats.sem(scores[1]) ** 2) ** 0.5 / 2
     assert found.error == pytest.approx(by_hand)
     assert estimate(np.array([0, 0, 1]), np.zeros(3), np.array([0.1, 0.2, 0.3])).low is None
@@ -175,14 +175,14 @@ def test_one_prompt_is_judged_over_concepts_and_says_so():
     assert estimate(*crossed(table(5, 1, seed=7), images=3, spread=0.1)).over == "concepts"
 
 
-def test_one_concept_in_one_prompt_is_judged_over_its_pictures_and_says_so():
+def test_one_concept_in_one_prompt_is_judged_over_its_images_and_says_so():
     scores = np.random.default_rng(8).normal(size=6)
     found = estimate(np.zeros(6), np.zeros(6), scores)
-    assert found.over == "pictures"
+    assert found.over == "images"
     assert found.error == pytest.approx(scipy.stats.sem(scores))
 
 
-def test_one_picture_has_a_mean_and_nothing_else():
+def test_one_image_has_a_mean_and_nothing_else():
     assert estimate(np.array([0]), np.array([0]), np.array([0.5])) == statistics.Estimate(0.5)
 
 
@@ -209,7 +209,7 @@ def test_neither_the_order_of_rows_nor_the_names_of_labels_nor_a_shift_or_scale_
     assert moved.error == pytest.approx(3 * before.error)
 
 
-def test_more_pictures_of_one_cell_do_not_give_it_more_weight():
+def test_more_images_of_one_cell_do_not_give_it_more_weight():
     y = table(3, 3, seed=10)
     concepts, prompts, scores = crossed(y)
     more = estimate(np.append(concepts, [0] * 9), np.append(prompts, [0] * 9), np.append(scores, [y[0, 0]] * 9))
@@ -217,7 +217,7 @@ def test_more_pictures_of_one_cell_do_not_give_it_more_weight():
     assert more.error == pytest.approx(estimate(concepts, prompts, scores).error)
 
 
-# -- noise and photographs ---------------------------------------------------------------------------------------
+# -- noise and concept images ---------------------------------------------------------------------------------------
 
 
 def test_the_noise_of_training_widens_the_interval_as_welch_and_satterthwaite_say():
@@ -228,7 +228,7 @@ def test_the_noise_of_training_widens_the_interval_as_welch_and_satterthwaite_sa
     assert found.freedom == pytest.approx((own + 0.3) ** 2 / (own**2 / 11 + 0.3**2 / 2))
 
 
-def test_photographs_compared_with_each_other_have_the_jackknifes_error():
+def test_concept_images_compared_with_each_other_have_the_jackknifes_error():
     features = np.random.default_rng(12).normal(size=(6, 3))
     alike = features @ features.T
     pairs = list(itertools.combinations(range(6), 2))
@@ -246,7 +246,7 @@ def test_photographs_compared_with_each_other_have_the_jackknifes_error():
 @pytest.mark.parametrize(
     ("design", "spreads"),
     [
-        ((8, 5), (1.0, 1.0, 1.2)),  # the spread of cells is that of two pictures, too
+        ((8, 5), (1.0, 1.0, 1.2)),  # the spread of cells is that of two images, too
         ((8, 5), (2.0, 0.5, 0.9)),
         ((8, 5), (0.5, 2.0, 0.9)),
         ((30, 25), (1.0, 1.0, 1.1)),

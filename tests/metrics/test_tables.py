@@ -98,7 +98,7 @@ def test_every_column_is_documented():
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
-def test_a_score_that_is_no_number_is_refused_with_the_picture_named(score):
+def test_a_score_that_is_no_number_is_refused_with_the_image_named(score):
     with pytest.raises(InputError, match=r"the dino of .*00_00.png is .*must be left out"):
         tables.from_rows([row(), row(prompt_index=1, score=score)])
 
@@ -137,7 +137,7 @@ def test_an_unknown_metric_is_answered_with_the_known_ones():
         tables.from_rows([row(metric="fid")])
 
 
-def test_two_scores_of_one_picture_by_one_encoder_are_refused():
+def test_two_scores_of_one_image_by_one_encoder_are_refused():
     with pytest.raises(InputError, match="two dino scores of .*00_00.png by 'mini-identity'"):
         tables.from_rows([row(), row(score=0.6)])
     tables.from_rows([row(), row(metric="clip_i"), row(image_index=1), row(prompt_index=1), row(concept="cat")])
@@ -266,7 +266,7 @@ def test_a_row_whose_contract_is_not_that_of_its_metric_is_refused(changes, said
         tables.from_rows([row(**changes)])
 
 
-def test_macro_and_micro_averages_weigh_pictures_differently():
+def test_macro_and_micro_averages_weigh_images_differently():
     scores = {("cat", 0): [0.1, 0.3], ("cat", 1): [0.7], ("dog7", 0): [0.9]}
     pairs = {"cat": 4, "dog7": 6}
     rows = [
@@ -287,7 +287,7 @@ def test_macro_and_micro_averages_weigh_pictures_differently():
     assert everything["micro"] == pytest.approx((4 * (0.1 + 0.3 + 0.7) + 6 * 0.9) / (3 * 4 + 6))
 
 
-def test_pictures_without_the_concept_are_counted_and_stay_in_the_mean():
+def test_images_without_the_concept_are_counted_and_stay_in_the_mean():
     shares = [0.3, 0.0099, 0.01, 0.0]
     rows = [
         row(metric="dino_masked", mask="grey", image_index=index, foreground=share, score=0.1 * index)
@@ -317,7 +317,7 @@ def test_two_metrics_may_have_an_encoder_each():
     assert len(tables.concatenate([one, other])) == 2
 
 
-def test_a_row_that_tables_share_stands_once_but_two_scores_of_one_picture_are_refused():
+def test_a_row_that_tables_share_stands_once_but_two_scores_of_one_image_are_refused():
     floor = row(method="base_model", variant="base_model")
     one, other = tables.from_rows([row(), floor]), tables.from_rows([row(variant="dreambooth_long"), floor])
     assert len(tables.concatenate([one, other])) == 3
@@ -339,7 +339,7 @@ def pick(summary, variant, metric="dino", concept=tables.ALL_CONCEPTS):
     return chosen.row(0, named=True)
 
 
-def test_means_are_over_pictures_then_prompts_then_concepts():
+def test_means_are_over_images_then_prompts_then_concepts():
     uneven = (
         grid("dreambooth", lambda c, p, i: 0.1 * i, concepts=["cat"], prompts=1, images=4)
         + [row(concept="cat", prompt_index=1, prompt="a photo of a {} in place 1", score=0.9)]
@@ -386,7 +386,7 @@ def test_the_difference_is_paired_and_its_interval_is_students(table):
     cell = ["concept", "prompt_index", "image_index"]
     dino = table.filter(metric="dino", concept="cat")
     both = dino.filter(variant="dreambooth").join(dino.filter(variant="base_model"), on=cell)
-    ours = pick(tables.difference_from_floor(table), "dreambooth", concept="cat")
+    ours = pick(tables.difference_from_baseline(table), "dreambooth", concept="cat")
     both = both.with_columns(difference=pl.col("score") - pl.col("score_right"))
     check_against_student(
         ours, both.group_by("prompt_index").agg(pl.col("difference").mean())["difference"].to_numpy(), "difference"
@@ -412,10 +412,10 @@ def test_a_prompt_is_its_text_wherever_it_stands_in_a_list():
     assert alone["prompts"] == 9 and alone["error"] != pytest.approx(before["error"])
 
 
-def test_pictures_of_two_prompts_are_no_pair_though_they_have_one_place():
+def test_images_of_two_prompts_are_no_pair_though_they_have_one_place():
     other = [cell | {"prompt": "a {} on the moon"} for cell in grid("base_model", lambda *_: 0.1)]
     table = tables.from_rows(other + grid("dreambooth", lambda *_: 0.5))
-    assert tables.difference_from_floor(table, draws=10).is_empty()
+    assert tables.difference_from_baseline(table, draws=10).is_empty()
 
 
 def test_a_constant_gain_shows_however_much_the_cells_vary():
@@ -424,7 +424,7 @@ def test_a_constant_gain_shows_however_much_the_cells_vary():
     table = tables.from_rows(
         grid("base_model", lambda *cell: scores[cell]) + grid("dreambooth", lambda *cell: scores[cell] + 0.01)
     )
-    gain = pick(tables.difference_from_floor(table), "dreambooth")
+    gain = pick(tables.difference_from_baseline(table), "dreambooth")
     assert gain["low"] == pytest.approx(0.01) and gain["high"] == pytest.approx(0.01)
     summary = tables.summarise(table)
     assert pick(summary, "dreambooth")["low"] < pick(summary, "base_model")["high"]  # unpaired, nothing shows
@@ -440,34 +440,34 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
 def test_the_order_of_the_rows_changes_nothing(table):
     shuffled = table.sample(fraction=1, shuffle=True, seed=8)
     assert tables.summarise(shuffled).equals(tables.summarise(table))
-    assert tables.difference_from_floor(shuffled).equals(tables.difference_from_floor(table))
+    assert tables.difference_from_baseline(shuffled).equals(tables.difference_from_baseline(table))
 
 
-def test_a_single_picture_has_a_score_and_no_interval():
+def test_a_single_image_has_a_score_and_no_interval():
     only = pick(tables.summarise(tables.from_rows([row()])), "dreambooth")
     assert only["mean"] == 0.5
     assert [only[name] for name in ("low", "high", "error", "freedom", "over")] == [None] * 5
 
 
-def test_photographs_of_one_concept_are_judged_by_leaving_each_out(table):
+def test_concept_images_of_one_concept_are_judged_by_leaving_each_out(table):
     real = pick(tables.summarise(table), "real_images", concept="dog7")
     expected = statistics.of_pairs([np.array([0.8, 0.81, 0.82, 0.83])])
     assert (real["low"], real["high"]) == pytest.approx((expected.low, expected.high))
-    assert real["over"] == "photographs"
+    assert real["over"] == "concept_images"
 
 
 def test_without_the_floor_there_is_no_difference():
     with pytest.raises(InputError, match="no variant 'base_model' to compare with; its variants are dreambooth"):
-        tables.difference_from_floor(tables.from_rows([row()]))
+        tables.difference_from_baseline(tables.from_rows([row()]))
 
 
-def test_pictures_without_a_counterpart_are_left_out_and_counted():
+def test_images_without_a_counterpart_are_left_out_and_counted():
     table = tables.from_rows(
         grid("base_model", lambda c, p, i: 0.2, images=1)
         + grid("dreambooth", lambda c, p, i: 0.5 + i, images=2)
         + grid("elsewhere", lambda c, p, i: 0.9, concepts=["vase"])
     )
-    differences = tables.difference_from_floor(table, draws=10)
+    differences = tables.difference_from_baseline(table, draws=10)
     ours = pick(differences, "dreambooth")
     assert (ours["images"], ours["unpaired"]) == (6, 6)
     assert ours["difference"] == pytest.approx(0.3)
@@ -476,19 +476,19 @@ def test_pictures_without_a_counterpart_are_left_out_and_counted():
 
 def test_a_metric_that_was_not_measured_has_no_row(table):
     assert tables.summarise(table, draws=10).filter(metric="clip_i").is_empty()
-    assert tables.difference_from_floor(table, draws=10).filter(metric="clip_t").is_empty()  # the floor has none
+    assert tables.difference_from_baseline(table, draws=10).filter(metric="clip_t").is_empty()  # the baseline has none
 
 
 def test_base_models_are_not_mixed():
-    floors = {"mini": 0.1, "sd15": 0.3}
+    baselines = {"mini": 0.1, "sd15": 0.3}
     table = tables.from_rows(
         [
             cell | {"base_model": base_model}
-            for base_model, level in floors.items()
+            for base_model, level in baselines.items()
             for cell in grid("base_model", lambda *_, level=level: level)
         ]
         + grid("dreambooth", lambda *_: 0.5, base_model="sd15")
     )
     assert len(tables.summarise(table, draws=10).filter(variant="base_model", concept=tables.ALL_CONCEPTS)) == 2
-    gain = pick(tables.difference_from_floor(table, draws=10), "dreambooth")
+    gain = pick(tables.difference_from_baseline(table, draws=10), "dreambooth")
     assert gain["base_model"] == "sd15" and gain["difference"] == pytest.approx(0.2) and gain["images"] == 24

@@ -291,7 +291,7 @@ def test_the_photographs_stand_before_pictures_on_places_that_they_do_not_show(t
     places = [place for place in PLACES if place]
     for prompt in range(len(places)):
         for image in range(2):
-            path = grid / steps.picture_name("dreambooth", prompt, image)
+            path = grid / steps.image_name("dreambooth", prompt, image)
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (64, 64), (prompt, image, 0)).save(path)
     row = personalization.row_of(store, name, grid)

@@ -23,13 +23,13 @@ COMMON = {"ops": {"class_nouns": {"config": {"nouns": "common"}}}}
 PAIR = dg.MultiPartitionKey({"concept": "rex", "method": "textual_inversion"})
 
 
-def folder_of_analyses(folder: Path, pictures: int) -> Path:
+def folder_of_analyses(folder: Path, images: int) -> Path:
     """As the step leaves it behind."""
-    files = [{"file": f"picture_{n:02d}.png", "caption": f"picture {n}"} for n in range(pictures)]
+    files = [{"file": f"image_{n:02d}.png", "caption": f"image {n}"} for n in range(images)]
     found = {
         "absence": {
-            "title": "Missing concepts", "how": "-", "numbers": {"core, share absent": 0.125, "pictures": 10},
-            "absent": {"steps": "no log"}, "pictures": files, "tables": [],
+            "title": "Missing concepts", "how": "-", "metrics": {"core, share absent": 0.125, "images": 10},
+            "absent": {"steps": "no log"}, "images": files, "tables": [],
         },
         "bare": {"title": "The bare placeholder", "how": "-", "not_defined": "nothing is learned"},
     }  # fmt: skip
@@ -43,13 +43,13 @@ def folder_of_analyses(folder: Path, pictures: int) -> Path:
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """What the steps were asked, in order."""
-    asked, folder = [], folder_of_analyses(tmp_path / "found", pictures=12)
-    pictures = {f"picture {n}": folder / f"picture_{n:02d}.png" for n in range(12)}
+    asked, folder = [], folder_of_analyses(tmp_path / "found", images=12)
+    images = {f"image {n}": folder / f"image_{n:02d}.png" for n in range(12)}
 
     def stand_in(name):
         def step(store, *what):
             asked.append((name, *(one for one in what if not callable(one))))
-            return steps.Report("the stamp", False, 1.0, folder, {"absence: core, share absent": 0.125}, pictures)
+            return steps.Report("the stamp", False, 1.0, folder, {"absence: core, share absent": 0.125}, images)
 
         return step
 
@@ -68,8 +68,8 @@ def test_all_that_were_analysed_and_no_others_stand_together(instance, asked, tm
     with pytest.raises(InputError, match="no method has been analysed on 'rex'"):
         steps.analysed(store, "rex")
     for method in ("core", "attn_dreambooth@without_stage_2", "together"):
-        folder_of_analyses(store.analyses(method, "rex"), pictures=0)
-    folder_of_analyses(store.analyses("dreambooth", "max"), pictures=0)
+        folder_of_analyses(store.analyses(method, "rex"), images=0)
+    folder_of_analyses(store.analyses("dreambooth", "max"), images=0)
     assert materialize(instance, tmp_path, [analyses.analyses_together], "rex").success
     assert asked == [("analyse_together", "rex", ["core", "attn_dreambooth@without_stage_2"])]
 
@@ -81,20 +81,20 @@ def test_the_nouns_to_choose_from_are_the_runs_configuration(instance, asked, tm
     assert asked == [("suggest_class", "rex", nouns)]
 
 
-def test_the_first_pictures_and_every_number_stand_in_the_page(instance, asked, tmp_path):
+def test_the_first_images_and_every_number_stand_in_the_page(instance, asked, tmp_path):
     result = materialize(instance, tmp_path, [analyses.analyses], PAIR)
     (event,) = result.get_asset_materialization_events()
     shown: Any = event.materialization.metadata
-    pictures = [f"picture_{n:02d}" for n in range(analyses.MOST_PICTURES)]
-    assert [name for name in shown if name.startswith("picture")] == [
-        name for one in pictures for name in (f"{one}_preview", one)
+    images = [f"image_{n:02d}" for n in range(analyses.MOST_IMAGES)]
+    assert [name for name in shown if name.startswith("image")] == [
+        name for one in images for name in (f"{one}_preview", one)
     ]
     assert all(shown[f"{name}_preview"].value.startswith("![") and len(shown[f"{name}_preview"].value) < 1000
-               for name in pictures)  # fmt: skip
-    rows = [tuple(record.data.values()) for record in shown["numbers"].value.records]
+               for name in images)  # fmt: skip
+    rows = [tuple(record.data.values()) for record in shown["metrics"].value.records]
     assert rows == [
         ("Missing concepts", "core, share absent", "0.1250"),
-        ("Missing concepts", "pictures", "10"),
+        ("Missing concepts", "images", "10"),
         ("Missing concepts", "steps", "no log"),
         ("The bare placeholder", "not defined", "nothing is learned"),
     ]
@@ -113,12 +113,12 @@ def test_no_job_and_no_condition_makes_them_and_they_train_nothing():
         assert not set(asset.keys) & {assets.artifact.key} and asset.group_names_by_key[asset.key] == "analysis"
 
 
-def test_the_class_nouns_of_real_photographs_are_shown(instance, tmp_path):
+def test_the_class_nouns_of_real_concept_images_are_shown(instance, tmp_path):
     store = tiny_workspace.make(tmp_path / "workspace")
     result = materialize(instance, store.root, [analyses.class_nouns], "rex", run_config=COMMON)
     (event,) = result.get_asset_materialization_events()
     shown: Any = event.materialization.metadata
-    rows = [record.data for record in shown["numbers"].value.records]
+    rows = [record.data for record in shown["metrics"].value.records]
     assert shown["path"].value == str(store.analyses("class_nouns", "rex"))
     assert "dog" in {row["what"] for row in rows} and len(rows) >= 15
     assert all(-1 <= float(row["value"]) <= 1 for row in rows)

@@ -38,7 +38,7 @@ def asked(monkeypatch, tmp_path):
         return step
 
     for name in (
-        "encode_images", "make_class_images", "train", "draw_grid", "score", "score_references", "compare", "report",
+        "encode_images", "make_class_images", "train", "sample_grid", "score", "score_references", "compare", "report",
     ):  # fmt: skip
         monkeypatch.setattr(steps, name, stand_in(name))
     for name in ("recipe_stamp", "sampling_stamp", "scoring_stamp"):
@@ -56,7 +56,7 @@ def asked(monkeypatch, tmp_path):
 def test_a_partition_trains_draws_and_scores_its_own_concept_with_its_own_method(instance, asked, tmp_path):
     result = materialize(instance, tmp_path, [assets.artifact, assets.image_grid, assets.metrics], PAIR)
     assert result.success
-    assert asked == [(step, "dog7", "textual_inversion") for step in ("train", "draw_grid", "score")]
+    assert asked == [(step, "dog7", "textual_inversion") for step in ("train", "sample_grid", "score")]
 
 
 def test_a_concept_partition_prepares_its_own_concept(instance, asked, tmp_path):
@@ -143,47 +143,47 @@ def test_every_asset_says_what_it_is_and_whose():
 # The metadata
 
 
-def noisy_picture(path: Path, size: tuple[int, int]) -> Path:
+def noisy_image(path: Path, size: tuple[int, int]) -> Path:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(path)
     return path
 
 
 @pytest.mark.parametrize("size", [(64, 64), (1800, 700), (300, 2000)])
-def test_a_picture_has_a_thumbnail_short_enough_to_stand_in_the_page(tmp_path, size):
-    shown = metadata.picture("grid", noisy_picture(tmp_path / "grid.png", size))
+def test_a_image_has_a_thumbnail_short_enough_to_stand_in_the_page(tmp_path, size):
+    shown = metadata.image("grid", noisy_image(tmp_path / "grid.png", size))
     preview, grid = str(shown["grid_preview"].value), str(shown["grid"].value)
     assert preview.startswith("![grid](data:image/webp;base64,") and len(preview) < 1000
     assert len(preview) < len(grid) < metadata.BEHIND_LINK * 4 / 3 + 100
 
 
 def test_a_comparison_of_many_concepts_does_not_bury_the_page(tmp_path):
-    path = noisy_picture(tmp_path / "any.png", (64, 64))
+    path = noisy_image(tmp_path / "any.png", (64, 64))
     names = [f"{kind}_c{i:03d}" for i in range(100) for kind in ("grid", "identity_vs_text")]
-    pictures = dict.fromkeys([*names, "identity_vs_text"], path)
-    report = steps.Report("stamp", False, 1.0, tmp_path, {}, pictures)
+    images = dict.fromkeys([*names, "identity_vs_text"], path)
+    report = steps.Report("stamp", False, 1.0, tmp_path, {}, images)
     shown = dict(metadata.overview(dg.build_asset_context(), report).metadata or {})
     assert list(shown)[:4] == ["identity_vs_text_preview", "identity_vs_text", "grid_c000_preview", "grid_c000"]
     assert len([name for name in shown if name.startswith("grid")]) == 2 * metadata.MOST_GRIDS
 
 
 @pytest.mark.parametrize(("stamp", "rewritten", "shrunk"), [("s", False, 1), ("s", True, 2), ("another", False, 2)])
-def test_a_picture_that_is_as_it_was_shown_is_not_shrunk_again(
+def test_a_image_that_is_as_it_was_shown_is_not_shrunk_again(
     stamp, rewritten, shrunk, instance, asked, tmp_path, monkeypatch
 ):
-    grid = noisy_picture(tmp_path / "grid.png", (64, 64))
-    pictures, counted = {"grid": grid}, []
-    small = metadata.picture("grid", grid)
-    monkeypatch.setattr(metadata, "picture", lambda *what: counted.append(what) or small)
+    grid = noisy_image(tmp_path / "grid.png", (64, 64))
+    images, counted = {"grid": grid}, []
+    small = metadata.image("grid", grid)
+    monkeypatch.setattr(metadata, "image", lambda *what: counted.append(what) or small)
 
     def materialized(report: steps.Report) -> dict:
-        monkeypatch.setattr(steps, "draw_grid", lambda *arguments: report)
+        monkeypatch.setattr(steps, "sample_grid", lambda *arguments: report)
         (event,) = materialize(instance, tmp_path, [assets.image_grid], PAIR).get_asset_materialization_events()
         return dict(event.materialization.metadata)
 
-    before = materialized(steps.Report("s", False, 1.0, tmp_path, {}, pictures))
+    before = materialized(steps.Report("s", False, 1.0, tmp_path, {}, images))
     if rewritten:
         grid.write_bytes(grid.read_bytes())
-    again = materialized(steps.Report(stamp, True, 0.0, tmp_path, {}, pictures))
+    again = materialized(steps.Report(stamp, True, 0.0, tmp_path, {}, images))
     assert len(counted) == shrunk
     assert all(again[name] == before[name] for name in ("grid", "grid_preview")) and list(again)[0] == "grid_preview"
 

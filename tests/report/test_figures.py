@@ -25,7 +25,7 @@ def plain(colour, size=(64, 64)):
 
 
 def share(path, colour, box=None):
-    """Portion of a picture's pixels that have about this colour."""
+    """Portion of an image's pixels that have about this colour."""
     pixels = np.asarray(Image.open(path).convert("RGB").crop(box) if box else Image.open(path).convert("RGB"))
     return (np.abs(pixels.astype(int) - np.array(colour)).max(axis=-1) < 8).mean()
 
@@ -34,10 +34,10 @@ RED, GREEN, BLUE, PURPLE = (200, 30, 30), (30, 160, 60), (30, 60, 200), (140, 40
 PROMPTS = ["a photo of a dog", "a dog in the snow with a mountain in the background"]
 
 
-# -- grids of pictures -----------------------------------------------------------------------------------------
+# -- grids of images -----------------------------------------------------------------------------------------
 
 
-def test_a_grid_shows_every_picture_large_enough_to_read(tmp_path):
+def test_a_grid_shows_every_image_large_enough_to_read(tmp_path):
     path = tmp_path / "grid.png"
     rows = {"base model": [[plain(RED)], [plain(GREEN)]], "DreamBooth": [[plain(BLUE)], [plain(PURPLE)]]}
     figures.comparison_grid([plain((250, 200, 0))], rows, PROMPTS, path)
@@ -60,7 +60,7 @@ def test_rows_are_variants_and_columns_are_prompts(tmp_path):
     assert middle["red"][0] == middle["blue"][0] and middle["green"][0] == middle["purple"][0]
 
 
-def test_several_pictures_share_a_cell_and_none_leaves_it_empty(tmp_path):
+def test_several_images_share_a_cell_and_none_leaves_it_empty(tmp_path):
     path = tmp_path / "grid.png"
     rows = {"base model": [[plain(RED), plain(GREEN), plain(BLUE)], []]}
     figures.comparison_grid([], rows, PROMPTS, path)
@@ -83,7 +83,7 @@ def test_many_references_do_not_make_the_grid_wider_than_two_cells(tmp_path):
         assert tiles.width <= 334 or count == 30
 
 
-def test_pictures_may_be_given_as_files_and_are_cut_to_their_middle(tmp_path):
+def test_images_may_be_given_as_files_and_are_cut_to_their_middle(tmp_path):
     tall = plain(RED, (40, 120))
     tall.paste(plain(GREEN, (40, 40)), (0, 40))
     tall.save(tmp_path / "tall.png")
@@ -146,7 +146,7 @@ LEVELS = {
 
 
 @pytest.fixture
-def drawn(monkeypatch):
+def sampled(monkeypatch):
     """Every figure that is drawn, before it becomes pixels."""
     kept: list[Figure] = []
     save = figures.save_figure
@@ -177,34 +177,34 @@ def test_a_title_of_a_plane_is_never_cut_off(title):
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
 
 
-def test_each_variant_has_a_point_at_its_scores_and_its_name(tmp_path, drawn):
+def test_each_variant_has_a_point_at_its_scores_and_its_name(tmp_path, sampled):
     figures.identity_against_text(summary(LEVELS), tmp_path / "a.png", "title", labels={"dreambooth": "DreamBooth"})
-    axes = drawn[0].axes[0]
+    axes = sampled[0].axes[0]
     points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"}
     assert points == {(m["clip_t"], m["dino"]) for v, m in LEVELS.items() if v != "real_images"}
-    assert {"base model", "DreamBooth", "Personalized Residuals"} <= set(words(drawn[0]))
+    assert {"base model", "DreamBooth", "Personalized Residuals"} <= set(words(sampled[0]))
     assert "mini-clip" in axes.get_xlabel() and "mini-identity" in axes.get_ylabel()
     assert (tmp_path / "a.png").stat().st_size and ElementTree.parse(tmp_path / "a.svg")
 
 
-def test_floor_and_ceiling_are_lines_at_their_identity(tmp_path, drawn):
+def test_floor_and_ceiling_are_lines_at_their_identity(tmp_path, sampled):
     figures.identity_against_text(summary(LEVELS), tmp_path / "a.png", "title")
-    levels = {line.get_ydata()[0] for line in drawn[0].axes[0].lines if list(line.get_xdata()) == [0, 1]}
+    levels = {line.get_ydata()[0] for line in sampled[0].axes[0].lines if list(line.get_xdata()) == [0, 1]}
     assert levels == {0.3, 0.8}
-    low, high = drawn[0].axes[0].get_ylim()
+    low, high = sampled[0].axes[0].get_ylim()
     assert low < 0.3 and high > 0.82
-    assert any("ceiling" in text for text in words(drawn[0])) and any("floor" in text for text in words(drawn[0]))
+    assert any("ceiling" in text for text in words(sampled[0])) and any("floor" in text for text in words(sampled[0]))
 
 
 @pytest.mark.parametrize(("count", "spread"), [(10, 0.03), (5, 0.001), (2, 0.0)])
-def test_labels_of_close_points_do_not_overlap_and_stay_inside(count, spread, tmp_path, drawn):
+def test_labels_of_close_points_do_not_overlap_and_stay_inside(count, spread, tmp_path, sampled):
     generator = np.random.default_rng(0)
     means = generator.normal(0.5, spread, (count, 2))
     levels = {
         f"method_{i}_with_quite_long_options": {"clip_t": float(x), "dino": float(y)} for i, (x, y) in enumerate(means)
     }
     figures.identity_against_text(summary(levels), tmp_path / "a.png", "title")
-    figure = drawn[0]
+    figure = sampled[0]
     figure.draw_without_rendering()
     axes = figure.axes[0]
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("method")]
@@ -227,17 +227,17 @@ def test_the_front_holds_what_no_other_reaches_in_both():
     assert figures.pareto_front({"a": (0.5, 0.5), "b": (0.5, 0.5)}) == ["a", "b"]
 
 
-def test_the_front_is_drawn_through_its_points(tmp_path, drawn):
+def test_the_front_is_drawn_through_its_points(tmp_path, sampled):
     figures.identity_against_text(summary(LEVELS), tmp_path / "a.png", "title")
     means = {v: (m["clip_t"], m["dino"]) for v, m in LEVELS.items() if v != "real_images"}
     corners = [means[variant] for variant in figures.pareto_front(means)]
-    lines = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in drawn[0].axes[0].lines]
+    lines = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in sampled[0].axes[0].lines]
     assert len(corners) > 1 and corners in lines
 
 
-def test_a_variant_without_one_of_the_metrics_is_not_drawn_and_no_variant_at_all_is_an_error(tmp_path, drawn):
+def test_a_variant_without_one_of_the_metrics_is_not_drawn_and_no_variant_at_all_is_an_error(tmp_path, sampled):
     figures.identity_against_text(summary(LEVELS | {"half": {"dino": 0.5}}), tmp_path / "a.png", "title")
-    assert "half" not in words(drawn[0])
+    assert "half" not in words(sampled[0])
     with pytest.raises(ValueError, match="no variant of 'vase' has both 'dino' and 'clip_t'"):
         figures.identity_against_text(summary(LEVELS), tmp_path / "b.png", "title", concept="vase")
     two = pl.concat([summary(LEVELS), summary(LEVELS, base_model="sd15")])
@@ -255,20 +255,20 @@ def log(steps=60):
     return first + second
 
 
-def test_a_loss_curve_shows_each_loss_and_where_a_stage_begins(tmp_path, drawn):
+def test_a_loss_curve_shows_each_loss_and_where_a_stage_begins(tmp_path, sampled):
     figures.loss_curve(log(), tmp_path / "loss.png", "title")
-    losses = drawn[0].axes[0]
+    losses = sampled[0].axes[0]
     legend = losses.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["diffusion loss", "attention loss"]
     assert 59.5 in [line.get_xdata()[0] for line in losses.lines]
-    assert {"embedding", "whole net"} <= set(words(drawn[0]))
+    assert {"embedding", "whole net"} <= set(words(sampled[0]))
 
 
-def test_the_average_stays_within_its_stage(tmp_path, drawn):
+def test_the_average_stays_within_its_stage(tmp_path, sampled):
     rows = [{"stage": stage, "step": i, "diffusion": level} for stage, level in (("a", 1), ("b", 5)) for i in range(40)]
     figures.loss_curve(rows, tmp_path / "loss.png")
-    curves = [line for line in drawn[0].axes[0].lines if len(line.get_xdata()) == 40]
+    curves = [line for line in sampled[0].axes[0].lines if len(line.get_xdata()) == 40]
     assert {y for line in curves for y in np.round(line.get_ydata(), 12)} == {1, 5}
 
 
@@ -290,10 +290,10 @@ def test_a_sparkline_is_small_valid_and_falls_where_the_loss_falls(count):
     svg = figures.loss_sparkline_svg(list(np.linspace(1, 0, count)))
     assert len(svg) < 700 and len(quote(svg)) < 900  # Dagster shows markdown of under 1,000 characters inline
     line = next(iter(ElementTree.fromstring(svg)))
-    numbers = [int(number) for number in line.attrib["points"].split(",")]
-    xs, ys = numbers[::2], numbers[1::2]
+    metrics = [int(number) for number in line.attrib["points"].split(",")]
+    xs, ys = metrics[::2], metrics[1::2]
     assert xs == sorted(xs) and ys == sorted(ys)  # in SVG, down is up
-    assert 0 <= min(numbers) and max(xs) <= 160 and max(ys) <= 32
+    assert 0 <= min(metrics) and max(xs) <= 160 and max(ys) <= 32
     assert len(xs) <= 40
 
 
@@ -308,9 +308,9 @@ def test_a_thumbnail_fits_and_keeps_the_shape(tmp_path):
     for name in ("noise", "plain"):
         thumbnail = figures.thumbnail_webp(tmp_path / f"{name}.png")
         assert len(thumbnail) <= 700
-        picture = Image.open(io.BytesIO(thumbnail))
-        assert picture.format == "WEBP" and picture.width == 2 * picture.height
-        sizes[name] = picture.width
+        image = Image.open(io.BytesIO(thumbnail))
+        assert image.format == "WEBP" and image.width == 2 * image.height
+        sizes[name] = image.width
     assert sizes["noise"] < sizes["plain"]
     with pytest.raises(ValueError, match="fits into 10 bytes"):
         figures.thumbnail_webp(tmp_path / "plain.png", limit_bytes=10)
@@ -319,7 +319,7 @@ def test_a_thumbnail_fits_and_keeps_the_shape(tmp_path):
 # -- equal bytes -----------------------------------------------------------------------------------------------
 
 
-def draw_everything(folder):
+def sample_everything(folder):
     rows = {"base model": [[plain(RED)], [plain(GREEN)]]}
     figures.comparison_grid([plain(BLUE)], rows, PROMPTS, folder / "grid.png", "title")
     figures.contact_sheet([plain(RED)], folder / "sheet.png", ["one"])
@@ -329,7 +329,7 @@ def draw_everything(folder):
 
 def test_another_process_at_another_time_draws_the_same_bytes(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
-    draw_everything(here)
+    sample_everything(here)
     program = (
         "import sys, pathlib; sys.path.insert(0, 'tests'); import test_figures;"
         "test_figures.draw_everything(pathlib.Path(sys.argv[1])); assert 'torch' not in sys.modules"

@@ -54,24 +54,24 @@ def test_nothing_is_wider_than_the_screen_folded_or_not(page):
         assert page.evaluate("document.body.scrollHeight") > 500
 
 
-def test_every_picture_is_there_before_anybody_scrolls_for_it(page):
+def test_every_image_is_there_before_anybody_scrolls_for_it(page):
     """Else print and screenshots have holes."""
     page.wait_for_load_state("load")
     assert page.evaluate("[...document.querySelectorAll('main img')].every((one) => one.complete && one.naturalWidth)")
     assert page.locator("main img").count() >= 2 * (3 + 3 * 8)
 
 
-def test_a_picture_is_enlarged_by_a_click_and_escape_closes_it(page):
+def test_a_image_is_enlarged_by_a_click_and_escape_closes_it(page):
     expect(page.locator("#large")).not_to_be_visible()
     small = page.locator("#grid-rex tbody tr").nth(1).locator("button").first
     before = small.locator("img").bounding_box()
     small.click()
-    large = page.locator("#large-picture")
+    large = page.locator("#large-image")
     expect(large).to_be_visible()
     assert large.get_attribute("src") == small.locator("img").get_attribute("src")
     after = large.bounding_box()
     assert before and after and after["width"] > 2 * before["width"]
-    assert page.locator("#large-references img").count() == 3, "the photographs stand beside it"
+    assert page.locator("#large-references img").count() == 3, "the concept images stand beside it"
     caption = page.locator("#large-caption")
     assert "DreamBooth: a photo of a dog, noise 1" in caption.inner_text()
     page.keyboard.press("ArrowDown")
@@ -87,15 +87,15 @@ def test_a_picture_is_enlarged_by_a_click_and_escape_closes_it(page):
     assert "noise 2" in page.evaluate("document.activeElement.dataset.caption"), "the hands are where the eyes were"
 
 
-def test_the_keyboard_alone_opens_a_picture_and_closes_it(page):
+def test_the_keyboard_alone_opens_a_image_and_closes_it(page):
     page.locator("#grid-cup .references button").first.focus()
     page.keyboard.press("Enter")
-    expect(page.locator("#large-picture")).to_be_visible()
-    assert "cup, photograph 1" in page.locator("#large-caption").inner_text()
+    expect(page.locator("#large-image")).to_be_visible()
+    assert "cup, concept image 1" in page.locator("#large-caption").inner_text()
     page.keyboard.press("ArrowRight")
-    assert "cup, photograph 2" in page.locator("#large-caption").inner_text()
+    assert "cup, concept image 2" in page.locator("#large-caption").inner_text()
     page.keyboard.press("ArrowDown")
-    assert "cup, photograph 2" in page.locator("#large-caption").inner_text(), "there is nothing below"
+    assert "cup, concept image 2" in page.locator("#large-caption").inner_text(), "there is nothing below"
     page.get_by_role("button", name="Close", exact=True).click()
     expect(page.locator("#large")).not_to_be_visible()
 

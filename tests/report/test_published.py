@@ -43,7 +43,7 @@ def test_under_the_same_contract_ours_stands_beside_theirs():
         ({"protocol": None}, "protocol: personalized_residuals there, none here"),
         ({"concepts": 8}, "concepts: 101 there, 8 here"),
         ({"prompts": 5}, "prompts: 20 there, 5 here"),
-        ({"images_per_prompt": 4}, "pictures of a prompt: 50 there, 4 here"),
+        ({"images_per_prompt": 4}, "images of a prompt: 50 there, 4 here"),
         ({"means": {("dreambooth", "dino", "mini-identity"): (0.5, None, None)}}, "dino-s16 there, mini-identity here"),
     ],
 )

@@ -94,7 +94,7 @@ def test_the_verdict_stands_on_top_and_the_warning_about_the_miniature_with_it(h
 def test_a_reviewer_finds_the_contract_and_what_is_missing(html):
     measured = html[html.index('id="measured"') :]
     for words in ("mini-identity", "d" * 12, "shorter side to 64, bicubic", "sampler ddim", "guidance 3.0", "seed 5",
-                  "rex (3)", "Tukey", "bootstrap", "48 pictures, 16 of each variant"):  # fmt: skip
+                  "rex (3)", "Tukey", "bootstrap", "48 images, 16 of each variant"):  # fmt: skip
         assert words in measured, words
     missing = html[html.index('id="missing"') :]
     assert "There are no scores of cup and rex by OFT." in missing
@@ -162,7 +162,7 @@ def test_the_means_of_prompts_are_those_of_the_scores(evidence):
         for row in evidence.scores.iter_rows(named=True)
         if (row["prompt"], row["variant"], row["metric"]) == (workspace.PROMPTS[2], "dreambooth", "dino")
     ]
-    assert found["mean"] == pytest.approx(sum(rows) / len(rows)) and found["pictures"] == len(rows) == 4
+    assert found["mean"] == pytest.approx(sum(rows) / len(rows)) and found["images"] == len(rows) == 4
 
 
 @pytest.mark.parametrize(
@@ -195,15 +195,15 @@ def test_a_figure_in_the_page_has_the_pages_colours_ids_of_its_own_and_words_for
 
 def test_a_long_log_is_thinned_and_keeps_its_ends():
     log = [{"stage": "a" if step < 900 else "b", "step": step, "diffusion": 1.0} for step in range(2000)]
-    steps_drawn, values = page_figures._line(log, "diffusion")
-    assert len(steps_drawn) == page_figures.MOST_POINTS and (steps_drawn[0], steps_drawn[-1]) == (0, 1999)
+    steps_sampled, values = page_figures._line(log, "diffusion")
+    assert len(steps_sampled) == page_figures.MOST_POINTS and (steps_sampled[0], steps_sampled[-1]) == (0, 1999)
     assert (values == 1.0).all() and page_figures._stages(log) == [(0, "a"), (900, "b")]
 
 
-# Pictures
+# Images
 
 
-def test_columns_share_prompt_and_noise_and_every_pixel_of_a_small_picture_is_kept(made, evidence):
+def test_columns_share_prompt_and_noise_and_every_pixel_of_a_small_image_is_kept(made, evidence):
     shown, left_out = page_images.grids(evidence)
     assert left_out == "" and [grid.concept.name for grid in shown] == ["cup", "rex"]
     grid = shown[1]
@@ -222,9 +222,9 @@ def decoded(uri: str) -> Image.Image:
 
 @pytest.mark.parametrize(
     ("pixels", "said", "concepts", "columns"),
-    [(30_000, "", 2, 8), (14_000, "first 1 of 2 pictures", 2, 4), (7_000, "first 1 of 2 concepts", 1, 4)],
+    [(30_000, "", 2, 8), (14_000, "first 1 of 2 images", 2, 4), (7_000, "first 1 of 2 concepts", 1, 4)],
 )
-def test_of_too_many_pictures_fewer_are_shown_and_the_page_says_so(evidence, pixels, said, concepts, columns):
+def test_of_too_many_images_fewer_are_shown_and_the_page_says_so(evidence, pixels, said, concepts, columns):
     shown, left_out = page_images.grids(evidence, pixels)
     assert said in left_out and (len(shown), len(shown[0].columns)) == (concepts, columns)
     assert ("The scores are of all." in left_out) == bool(said)
@@ -240,7 +240,7 @@ def test_nothing_compared_is_said(store):
 
 
 @pytest.mark.parametrize("spoil", ["gone", "other"])
-def test_a_picture_that_is_gone_or_another_stops_the_report_and_leaves_the_old_one(store, spoil):
+def test_a_image_that_is_gone_or_another_stops_the_report_and_leaves_the_old_one(store, spoil):
     path = store.grid("dreambooth", "rex") / "dreambooth" / "01_00.png"
     if spoil == "gone":
         path.unlink()
@@ -258,7 +258,7 @@ def test_a_single_variant_is_told_of_without_a_comparison(tmp_path):
     store = workspace.make(tmp_path / "alone", {"dreambooth": (0.5, 0.3)})
     steps.compare(store)
     html = steps.report(store).path.read_text()
-    assert "There is one variant alone." in html and "no floor to compare with" in html
+    assert "There is one variant alone." in html and "no baseline to compare with" in html
 
 
 # Where variants were not all scored on the same concepts

@@ -21,10 +21,10 @@ VARIANTS = ["base_model", "core", "dreambooth", "neti", "oft"]
 
 def compared(told: dict[tuple[str, str], str], **more: Any) -> Any:
     """Evidence with these verdicts: (variant, other) -> verdict, one for every two."""
-    numbers = {HIGHER: (0.2, 0.1, 0.3), LOWER: (-0.2, -0.3, -0.1), CANNOT_TELL: (0.0, -0.1, 0.1)}
+    metrics = {HIGHER: (0.2, 0.1, 0.3), LOWER: (-0.2, -0.3, -0.1), CANNOT_TELL: (0.0, -0.1, 0.1)}
     rows = [
         {"base_model": "mini", "metric": "dino", "encoder": "e", "variant": one, "other": other, "verdict": said}
-        | dict(zip(("difference", "low", "high"), numbers[said], strict=True))
+        | dict(zip(("difference", "low", "high"), metrics[said], strict=True))
         | {"comparisons": len(told), "over": "prompts", "training_noise": None, "concepts": 2}
         | more
         for (one, other), said in told.items()
@@ -59,13 +59,13 @@ def test_one_is_said_to_be_best_exactly_if_it_is_told_above_every_other():
         assert found.answer == (in_words(best[0]) if best else CANNOT_TELL)
         answers.add(found.answer)
         floor = " ".join(found.sentences).split("learned nothing: ")[1].rstrip(".")
-        of_floor = dict(part.split(": ") for part in floor.split("; "))
+        of_baseline = dict(part.split(": ") for part in floor.split("; "))
         words = {"above it": [], "cannot tell from it": [], "below it": []}
         for name in VARIANTS[1:]:
             way = "above it" if (name, "base_model") in above else "cannot tell from it"
             words["below it" if ("base_model", name) in above else way].append(name)
         expected = {way: [in_words(name) for name in names] for way, names in words.items() if names}
-        assert {way: names.replace(" and ", ", ").split(", ") for way, names in of_floor.items()} == expected
+        assert {way: names.replace(" and ", ", ").split(", ") for way, names in of_baseline.items()} == expected
     assert {CANNOT_TELL, "base model"} <= answers
 
 

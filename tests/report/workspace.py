@@ -1,4 +1,4 @@
-"""A workspace in which nothing was drawn or trained: pictures of noise, scores that we choose, a short log."""
+"""A workspace in which nothing was drawn or trained: images of noise, scores that we choose, a short log."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def make(root: Path, levels: dict[str, tuple[float, float]] | None = None, base_
     (root / "data" / "prompts" / "some.txt").write_text("\n".join(PROMPTS) + "\n")
     store = Store(root)
     for number, (concept, class_noun) in enumerate(CONCEPTS.items()):
-        photographs = root / "photographs" / concept
-        photographs.mkdir(parents=True)
+        concept_images = root / "concept_images" / concept
+        concept_images.mkdir(parents=True)
         for index in range(3):
-            picture([number, index], (32, 24)).save(photographs / f"{index}.png")
-        intake.add_concept(store.concepts, photographs, class_noun)
+            noise_image([number, index], (32, 24)).save(concept_images / f"{index}.png")
+        intake.add_concept(store.concepts, concept_images, class_noun)
         for method in levels:
             artifact(store, method, concept)
             grid(store, method, concept, base_model, levels[method])
@@ -58,7 +58,7 @@ def make(root: Path, levels: dict[str, tuple[float, float]] | None = None, base_
     return store
 
 
-def picture(seed: list[int], size: tuple[int, int]) -> Image.Image:
+def noise_image(seed: list[int], size: tuple[int, int]) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, size=(3, 4, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
@@ -76,7 +76,7 @@ def artifact(store: Store, method: str, concept: str) -> None:
 
 
 def grid(store: Store, method: str, concept: str, base_model: str, level: tuple[float, float]) -> None:
-    """Pictures, and scores around their level: prompts differ, and variants share what a cell adds."""
+    """Images, and scores around their level: prompts differ, and variants share what a cell adds."""
     about = {
         "concept": concept,
         "class_noun": CONCEPTS[concept],
@@ -94,7 +94,7 @@ def grid(store: Store, method: str, concept: str, base_model: str, level: tuple[
         (folder / method).mkdir()
         for place in places:
             seed = [len(method), list(CONCEPTS).index(concept), *place]
-            picture(seed, (24, 24)).save(folder / method / f"{place[0]:02d}_{place[1]:02d}.png")
+            noise_image(seed, (24, 24)).save(folder / method / f"{place[0]:02d}_{place[1]:02d}.png")
         write_json(folder / "grid.json", about)
     rows = []
     for prompt, image in places:
@@ -121,7 +121,7 @@ def grid(store: Store, method: str, concept: str, base_model: str, level: tuple[
 
 def references(store: Store, concept: str) -> None:
     rows = []
-    for index, path in enumerate(intake.photographs(store.concept_folder(concept))):
+    for index, path in enumerate(intake.concept_images(store.concept_folder(concept))):
         place = {"concept": concept, "method": REFERENCES, "variant": REFERENCES, "image_index": index}
         rows += [place | row(store, path, metric, 0.9 + 0.01 * index) for metric in ("clip_i", "dino")]
     scores(store, REFERENCES, concept, rows)
@@ -154,16 +154,16 @@ def analysed(store: Store, method: str, concept: str) -> None:
     about = {
         "title": "How far the embedding moved",
         "how": "Cosine with where it started.",
-        "numbers": {"cosine": 0.25},
+        "metrics": {"cosine": 0.25},
         "absent": {"nearest_words": "the vocabulary is not there."},
-        "pictures": [{"file": "drift.png", "caption": "The cosine while it learned"}],
+        "images": [{"file": "drift.png", "caption": "The cosine while it learned"}],
         "tables": [],
     }
     other = {"title": "The bare placeholder", "how": "By the base model.", "not_defined": "no embedding is learned."}
     found = {"order": ["embedding_drift", "bare"], "analyses": {"bare": other, "embedding_drift": about}}
     with whole_folder(store.analyses(method, concept), "analysed") as folder:
         write_json(folder / "analyses.json", found)
-        picture([1, 2], (200, 100)).save(folder / "drift.png")
+        noise_image([1, 2], (200, 100)).save(folder / "drift.png")
     with whole_folder(store.samples(method, concept, "0123456789abcdef"), "0123456789abcdef") as folder:
         write_json(folder / "heat_maps.json", {"prompt": f"a photo of <{concept}>"})
-        picture([3, 4], (300, 80)).save(folder / "heat_maps.png")
+        noise_image([3, 4], (300, 80)).save(folder / "heat_maps.png")

@@ -1,4 +1,4 @@
-"""A grid's folder holds the pictures that its description names, and is refused where it has none."""
+"""A grid's folder holds the images that its description names, and is refused where it has none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from personalize_core import steps
 from personalize_core.errors import InputError
-from personalize_core.sampling.grid import DESCRIPTION, PICTURE, pictures_in, read_grid
+from personalize_core.sampling.grid import DESCRIPTION, IMAGE, images_in, read_grid
 from personalize_core.steps import gates
 from tests import tiny_workspace
 
@@ -23,16 +23,16 @@ ABOUT = {
 }
 
 
-def test_every_picture_has_a_place_of_its_own_in_the_order_of_variant_prompt_and_image():
-    found = pictures_in(ABOUT)
+def test_every_image_has_a_place_of_its_own_in_the_order_of_variant_prompt_and_image():
+    found = images_in(ABOUT)
     assert len(found) == 12 and len(set(found.values())) == 12
     assert list(found)[:3] == ["plain/00_00.png", "plain/00_01.png", "plain/01_00.png"]
     assert found["lag/02_01.png"] == ("lag", 2, 1)
 
 
-def test_a_picture_tells_its_prompt_and_image_by_its_name_beyond_a_hundred_too():
-    for name, (_, prompt, image) in pictures_in(ABOUT | {"templates": ["{}"] * 101}).items():
-        place = PICTURE.fullmatch(name.partition("/")[2])
+def test_a_image_tells_its_prompt_and_image_by_its_name_beyond_a_hundred_too():
+    for name, (_, prompt, image) in images_in(ABOUT | {"templates": ["{}"] * 101}).items():
+        place = IMAGE.fullmatch(name.partition("/")[2])
         assert place and (int(place["prompt"]), int(place["image"])) == (prompt, image)
 
 
@@ -54,5 +54,5 @@ def test_a_grid_without_its_description_is_not_scored_and_passes_no_gate(tmp_pat
     for wants_it in (lambda: steps.score(store, "rex", "base_model"), lambda: gates.grid(store, "rex", "base_model")):
         with pytest.raises(InputError, match="draws the grid again"):
             wants_it()
-    steps.draw_grid(store, "rex", "base_model")
+    steps.sample_grid(store, "rex", "base_model")
     assert all(gate.passed for gate in gates.grid(store, "rex", "base_model"))

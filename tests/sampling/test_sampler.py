@@ -1,4 +1,4 @@
-"""The samplers are diffusers' own, guidance is what it says, and noise belongs to a picture."""
+"""The samplers are diffusers' own, guidance is what it says, and noise belongs to an image."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_it_draws_what_the_stock_pipeline_draws(linear, sampler, prediction_type
     base = tiny_base(linear, prediction_type)
     noise = initial_noise(base, 0, [(0, 0), (1, 0)])
     expected = stock_latents(linear, prediction_type, sampler, noise, steps=10)
-    drawn = sample(unpersonalized(base, concept), base, PROMPTS, noise, make_sampler(sampler, base), 10, 6.0)
-    torch.testing.assert_close(drawn, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    sampled = sample(unpersonalized(base, concept), base, PROMPTS, noise, make_sampler(sampler, base), 10, 6.0)
+    torch.testing.assert_close(sampled, expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_the_schedule_is_the_one_that_the_model_brings(tmp_path, concept):
@@ -55,7 +55,7 @@ def test_the_schedule_is_the_one_that_the_model_brings(tmp_path, concept):
         return base.denoise(x, t, base.encode(["a dog"]))
 
     noise = initial_noise(base, 0, [(0, 0)])
-    drawn = make_sampler("ddim", base)(denoise, noise, 50)
+    sampled = make_sampler("ddim", base)(denoise, noise, 50)
     assert seen == list(range(981, 0, -20))
 
     scheduler: Any = DDIMScheduler.from_pretrained(tmp_path)
@@ -65,7 +65,7 @@ def test_the_schedule_is_the_one_that_the_model_brings(tmp_path, concept):
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(base.denoise(x, t.expand(1), base.encode(["a dog"])), t, x).prev_sample
-    torch.testing.assert_close(drawn, x, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sampled, x, atol=1e-5, rtol=1e-5)
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones(base):
@@ -100,19 +100,19 @@ def test_with_eta_it_is_ddim_of_diffusers_with_the_same_noise(base, concept, eta
     denoise = guided(base, lambda t: base.encode(PROMPTS), lambda t: base.encode(["", ""]), 3.0)
     with torch.no_grad():
         for t in scheduler.timesteps:
-            drawn = torch.stack([torch.randn(4, 8, 8, generator=generator) for generator in generators])
-            x = scheduler.step(denoise(x, t.expand(2)), t, x, eta=eta, variance_noise=drawn).prev_sample
+            sampled = torch.stack([torch.randn(4, 8, 8, generator=generator) for generator in generators])
+            x = scheduler.step(denoise(x, t.expand(2)), t, x, eta=eta, variance_noise=sampled).prev_sample
     assert torch.equal(noisy(base, concept, places, eta), x)
     assert not torch.equal(noisy(base, concept, places, 0.0), x)
 
 
-def test_the_noise_of_the_steps_belongs_to_its_picture_and_not_to_its_batch(base, concept):
+def test_the_noise_of_the_steps_belongs_to_its_image_and_not_to_its_batch(base, concept):
     together, alone = noisy(base, concept, [(0, 0), (1, 0)]), noisy(base, concept, [(1, 0)])
     torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=1e-5)  # convolutions sum in another order
-    drawn = [
+    sampled = [
         step_generators(seed, [place])[0].initial_seed() for seed, place in ((0, (0, 0)), (1, (0, 0)), (0, (0, 1)))
     ]
-    assert len({*drawn, generator_for(0, "sample", 0, 0).initial_seed()}) == 4  # not the initial noise over again
+    assert len({*sampled, generator_for(0, "sample", 0, 0).initial_seed()}) == 4  # not the initial noise over again
 
 
 def test_every_row_needs_its_own_noise_and_only_ddim_adds_any(base):
@@ -129,23 +129,23 @@ def answers(base, concept, scale):
     prompt, empty = base.encode(PROMPTS, concept), base.encode(["", ""], concept)
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).expand(2, -1, -1, -1)
     with torch.no_grad():
-        drawn = guided(base, lambda t: prompt, lambda t: empty, scale)(x, torch.full((2,), 500))
-    return drawn, predict(base, prompt), predict(base, empty)
+        sampled = guided(base, lambda t: prompt, lambda t: empty, scale)(x, torch.full((2,), 500))
+    return sampled, predict(base, prompt), predict(base, empty)
 
 
 def test_guidance_of_one_is_the_prompt_alone(base, concept):
-    drawn, prompt, _ = answers(base, concept, 1.0)
-    torch.testing.assert_close(drawn, prompt, atol=1e-5, rtol=0)
+    sampled, prompt, _ = answers(base, concept, 1.0)
+    torch.testing.assert_close(sampled, prompt, atol=1e-5, rtol=0)
 
 
 def test_guidance_of_nought_is_no_prompt(base, concept):
-    drawn, _, empty = answers(base, concept, 0.0)
-    torch.testing.assert_close(drawn, empty, atol=1e-5, rtol=0)
+    sampled, _, empty = answers(base, concept, 0.0)
+    torch.testing.assert_close(sampled, empty, atol=1e-5, rtol=0)
 
 
 def test_more_guidance_goes_on_in_the_same_direction(base, concept):
-    drawn, prompt, empty = answers(base, concept, 6.0)
-    torch.testing.assert_close(drawn, empty + 6 * (prompt - empty), atol=1e-4, rtol=0)
+    sampled, prompt, empty = answers(base, concept, 6.0)
+    torch.testing.assert_close(sampled, empty + 6 * (prompt - empty), atol=1e-4, rtol=0)
 
 
 def test_a_conditioning_is_asked_at_every_timestep(base, concept):
@@ -164,15 +164,17 @@ def test_a_conditioning_is_asked_at_every_timestep(base, concept):
 # -- noise -----------------------------------------------------------------------------------------------------
 
 
-def test_noise_belongs_to_its_picture_and_not_to_its_batch(base):
+def test_noise_belongs_to_its_image_and_not_to_its_batch(base):
     together = initial_noise(base, 0, [(0, 0), (0, 1), (1, 0)])
     assert torch.equal(together[1:2], initial_noise(base, 0, [(0, 1)]))
     assert torch.equal(together[[2, 0]], initial_noise(base, 0, [(1, 0), (0, 0)]))
 
 
 def test_prompt_image_and_seed_each_give_other_noise(base):
-    drawn = [initial_noise(base, seed, [place]) for seed, place in ((0, (0, 0)), (1, (0, 0)), (0, (1, 0)), (0, (0, 1)))]
-    assert len({tuple(noise.flatten().tolist()) for noise in drawn}) == 4
+    sampled = [
+        initial_noise(base, seed, [place]) for seed, place in ((0, (0, 0)), (1, (0, 0)), (0, (1, 0)), (0, (0, 1)))
+    ]
+    assert len({tuple(noise.flatten().tolist()) for noise in sampled}) == 4
 
 
 def test_noise_is_standard_normal(base):
@@ -181,7 +183,7 @@ def test_noise_is_standard_normal(base):
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02  # five standard errors of 102,400 draws
 
 
-def test_a_picture_does_not_depend_on_what_was_drawn_before(base, concept):
+def test_a_image_does_not_depend_on_what_was_drawn_before(base, concept):
     method = unpersonalized(base, concept)
     torch.manual_seed(1)
     first = draw(method, base, PROMPTS)
@@ -193,8 +195,8 @@ def test_a_picture_does_not_depend_on_what_was_drawn_before(base, concept):
 def test_one_sampler_serves_several_batches(base, concept):
     method, sampler = unpersonalized(base, concept), make_sampler("dpm-solver++", base)
     noise = initial_noise(base, 0, [(0, 0)])
-    drawn = [sample(method, base, PROMPTS[:1], noise, sampler, 4, 6.0) for _ in range(2)]
-    assert torch.equal(drawn[0], drawn[1])
+    sampled = [sample(method, base, PROMPTS[:1], noise, sampler, 4, 6.0) for _ in range(2)]
+    assert torch.equal(sampled[0], sampled[1])
 
 
 def test_drawing_switches_training_off_and_asks_for_no_gradient(base, concept):

@@ -1,4 +1,4 @@
-"""Several artifacts in one picture: each acts where its own concept is looked at, and nowhere else."""
+"""Several artifacts in one image: each acts where its own concept is looked at, and nowhere else."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_no_location_has_two_owners_and_both_halves_of_guidance_agree(together, 
 
 
 def test_where_one_part_alone_would_act_both_act_when_the_other_learned_nothing(base):
-    """A part whose residuals are zero changes no picture but for the locations that it takes from the other."""
+    """A part whose residuals are zero changes no image but for the locations that it takes from the other."""
     zero = PersonalizedResiduals(Config(), base, SECOND).eval()
     pair: Any = Together([learned(base, FIRST), zero], base).eval()
     context = guided(pair, base, [PROMPT])
@@ -97,11 +97,11 @@ def test_where_one_part_alone_would_act_both_act_when_the_other_learned_nothing(
         assert torch.equal(predict(base, context), untouched)
 
 
-def test_the_order_of_the_parts_changes_no_picture(base):
+def test_the_order_of_the_parts_changes_no_image(base):
     """Ties apart, which random attention has none of."""
     parts = [learned(base, FIRST, 3), learned(base, SECOND, 4)]
-    pictures = [draw(Together(order, base), base, [PROMPT]) for order in (parts, parts[::-1])]
-    torch.testing.assert_close(pictures[0], pictures[1], atol=1e-5, rtol=0)
+    images = [draw(Together(order, base), base, [PROMPT]) for order in (parts, parts[::-1])]
+    torch.testing.assert_close(images[0], images[1], atol=1e-5, rtol=0)
 
 
 KINDS = {"residuals": (PersonalizedResiduals, Config), "lora": (LoRADreamBooth, LoRAConfig), "oft": (OFT, OFTConfig)}
@@ -146,7 +146,7 @@ def region_of_each(base, layer: str) -> list[torch.Tensor]:
     return [region(base.call, layer, place, "reuse") for place in (0, 1)]
 
 
-def test_a_picture_of_both_is_neither_ones_alone(together, base):
+def test_a_image_of_both_is_neither_ones_alone(together, base):
     both = draw(together, base, [PROMPT])
     for part in together.parts:
         context = guided(together, base, [PROMPT])
@@ -163,7 +163,7 @@ def test_the_base_model_comes_out_as_it_went_in(together, base):
     assert torch.equal(predict(base, base.encode([PROMPT], FIRST)), before)
 
 
-def test_what_cannot_share_a_picture_is_refused_in_a_sentence(base):
+def test_what_cannot_share_a_image_is_refused_in_a_sentence(base):
     one = learned(base, FIRST)
     with pytest.raises(InputError, match="need two artifacts at least"):
         Together([one], base)

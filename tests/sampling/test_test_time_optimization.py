@@ -416,9 +416,7 @@ def test_the_recipe_is_the_codes():
 
 
 @of_refinable
-def test_it_draws_another_picture_and_leaves_artifact_and_base_model_as_they_were(
-    name, base, concept, images, tmp_path
-):
+def test_it_draws_another_image_and_leaves_artifact_and_base_model_as_they_were(name, base, concept, images, tmp_path):
     method = make(name, base, concept)
     learned, model = {k: v.clone() for k, v in method.state_dict().items()}, snapshot(base)
     flags = [parameter.requires_grad for parameter in method.parameters()]
@@ -470,7 +468,7 @@ def test_a_step_is_adamws_on_the_two_losses_alone(base, concept, images):
     assert len(seen) == 1 and seen[0][0].shape == (2, 4, 8, 8)
 
 
-def test_a_picture_depends_on_seed_and_prompt_and_not_on_the_other_rows(base, concept, images, refined):
+def test_a_image_depends_on_seed_and_prompt_and_not_on_the_other_rows(base, concept, images, refined):
     other = "red <v> on the beach"
     alone = draw(refined, base, [PROMPT])
     fresh = ContextRefined(refined.method, images, 0, STEEP)
@@ -506,7 +504,7 @@ def test_a_text_that_is_read_at_each_timestep_is_read_with_the_refined_embedding
     assert torch.equal(draw(ContextRefined(late, images, 0, STEEP), base, [PROMPT]), draw(refined, base, [PROMPT]))
 
 
-def test_a_prompt_is_refined_once_for_all_its_pictures(base, refined):
+def test_a_prompt_is_refined_once_for_all_its_images(base, refined):
     two = draw(refined, base, [PROMPT, PROMPT])
     first = refined.refined[PROMPT]
     again = draw(refined, base, [PROMPT])

@@ -1,4 +1,4 @@
-"""The step of the analyses: one folder, whole, with numbers, tables and pictures, or why they are not defined."""
+"""The step of the analyses: one folder, whole, with numbers, tables and images, or why they are not defined."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from personalize_core import steps
 from personalize_core.analyses import learned_embedding
 from personalize_core.cli import main as command_line
-from personalize_core.concepts.images import load_picture
+from personalize_core.concepts.images import load_image
 from personalize_core.errors import InputError
 from personalize_core.metrics import tables
 from personalize_core.metrics.features import load_identity_encoder
@@ -33,7 +33,7 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which one concept has been trained, drawn, scored and analysed."""
     store = tiny_workspace.make(tmp_path_factory.mktemp("analysed"))
     for method in METHODS:
-        for one in (steps.train, steps.draw_grid, steps.score):
+        for one in (steps.train, steps.sample_grid, steps.score):
             one(store, "rex", method)
     for method in METHODS:
         assert not steps.analyse(store, "rex", method).skipped
@@ -51,9 +51,9 @@ def found(store: Store, method: str) -> dict[str, Any]:
     return json.loads((store.analyses(method, "rex") / steps.ANALYSES).read_text())["analyses"]
 
 
-def numbers_in(value: Any) -> list[float]:
+def metrics_in(value: Any) -> list[float]:
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [value] if isinstance(value, float) else [number for one in inside for number in numbers_in(one)]
+    return [value] if isinstance(value, float) else [number for one in inside for number in metrics_in(one)]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -64,17 +64,17 @@ def test_every_analysis_is_there_or_says_why_not_and_every_file_has_a_caption(me
     for one in analyses.values():
         assert one["title"] and one["how"]
         if "not_defined" in one:
-            assert len(one["not_defined"]) > 20 and "numbers" not in one
+            assert len(one["not_defined"]) > 20 and "metrics" not in one
             continue
-        assert one["tables"] and one["pictures"]
-        for file in one["tables"] + one["pictures"]:
+        assert one["tables"] and one["images"]
+        for file in one["tables"] + one["images"]:
             assert file["caption"]
             named.add(file["file"])
     assert {path.name for path in folder.iterdir()} == named
-    assert all(math.isfinite(number) for number in numbers_in(analyses))
+    assert all(math.isfinite(number) for number in metrics_in(analyses))
     for path in folder.glob("*.png"):
-        with Image.open(path) as picture:
-            assert picture.width > 200 and picture.height > 100
+        with Image.open(path) as image:
+            assert image.width > 200 and image.height > 100
     for path in folder.glob("*.parquet"):
         assert set(tables.meanings_in(path)) == set(tables.read_parquet(path).columns)
 
@@ -84,7 +84,7 @@ def test_what_is_not_defined_for_a_method_says_why(store: Store):
     floor = {"absence", "drift", "embedding_drift", "bare_placeholder", "context_tokens"}
     assert undefined["base_model"] == floor
     assert undefined["personalized_residuals"] - {"absence"} == {"embedding_drift", "bare_placeholder"}
-    assert undefined["textual_inversion"] <= {"absence"}  # a random encoder may not tell the two kinds of picture
+    assert undefined["textual_inversion"] <= {"absence"}  # a random encoder may not tell the two kinds of image
     assert "learns no embedding" in found(store, "personalized_residuals")["bare_placeholder"]["not_defined"]
 
 
@@ -99,25 +99,25 @@ def test_an_embedding_leaves_other_prompts_alone_and_weights_in_the_u_net_do_not
     assert confined.to_list() == [0.0] * 4  # LAG looks for the concept's words, and there are none
 
 
-def test_the_nearest_photograph_is_that_of_the_encoder_itself(store: Store):
-    """A second way through: pictures and photographs encoded here, and compared in a loop."""
+def test_the_nearest_concept_image_is_that_of_the_encoder_itself(store: Store):
+    """A second way through: sampled and concept images encoded here, and compared in a loop."""
     encoder, folder = load_identity_encoder(store.params.encoders.identity[0]), store.concept_folder("rex")
-    photographs = sorted(folder.glob("*.png"))
-    seen = encoder.images([load_picture(path) for path in photographs]).double().numpy()
+    concept_images = sorted(folder.glob("*.png"))
+    seen = encoder.images([load_image(path) for path in concept_images]).double().numpy()
     grid = store.grid("textual_inversion", "rex")
     table = tables.read_parquet(store.analyses("textual_inversion", "rex") / "copying.parquet")
     mine = table.filter(variant="textual_inversion", encoder=encoder.name)
     assert len(mine) == 4
     for row in mine.iter_rows(named=True):
-        picture = encoder.images([load_picture(grid / row["image"])]).double().numpy()[0]
-        cosines = [float(picture @ photograph) for photograph in seen]
+        image = encoder.images([load_image(grid / row["image"])]).double().numpy()[0]
+        cosines = [float(image @ concept_image) for concept_image in seen]
         assert row["similarity"] == pytest.approx(max(cosines), abs=1e-6)
-        assert row["nearest"] == photographs[int(np.argmax(cosines))].name
+        assert row["nearest"] == concept_images[int(np.argmax(cosines))].name
 
 
 def test_several_methods_stand_in_one_figure_those_without_an_embedding_in_the_first_alone(store: Store):
     report = steps.analyse_together(store, "rex", METHODS)
-    assert {path.name for path in report.pictures.values()} == {
+    assert {path.name for path in report.images.values()} == {
         "context_tokens_of_all.png",
         "embedding_drift_of_all.png",
     }
@@ -160,14 +160,14 @@ def test_analyses_are_made_once_and_again_when_what_they_look_at_changed(store: 
     assert "difference" in analyses["per_prompt"]["absent"]
 
 
-def test_a_concept_of_one_photograph_has_no_held_out_ones(store: Store):
+def test_a_concept_of_one_concept_image_has_no_held_out_ones(store: Store):
     folder = store.concept_folder("rex")
     for path in sorted(folder.glob("*.png"))[1:]:
         path.unlink()
     steps.analyse(store, "rex", "textual_inversion")
     analyses = found(store, "textual_inversion")
-    assert "one photograph" in analyses["copying"]["absent"]["held out"]
-    assert "one photograph" in analyses["absence"]["not_defined"]
+    assert "one concept image" in analyses["copying"]["absent"]["held out"]
+    assert "one concept image" in analyses["absence"]["not_defined"]
     table = tables.read_parquet(store.analyses("textual_inversion", "rex") / "copying.parquet")
     assert table["with_one_left_out"].null_count() == len(table)
 

@@ -60,26 +60,26 @@ def test_good_results_pass_and_every_declared_check_is_among_the_gates(store):
     assert {asset: [gate.name for gate in of] for asset, of in found.items()} == {
         asset: list(of) for asset, of in checks.OF_ASSETS.items()
     }
-    # random weights: the autoencoder cannot say photographs, and three steps need not make anything more alike
+    # random weights: the autoencoder cannot say concept images, and three steps need not make anything more alike
     assert {name for of in found.values() for name in failed(of)} <= {"latents_decode", "identity_above_base_model"}
     assert not [gate for of in found.values() for gate in of if not gate.passed and gate.serious]
 
 
-# Photographs
+# Concept images
 
 
-def test_photographs_that_can_be_read_and_are_enough_pass(store):
-    assert failed(gates.photographs(store, "rex")) == {}
+def test_concept_images_that_can_be_read_and_are_enough_pass(store):
+    assert failed(gates.concept_images(store, "rex")) == {}
 
 
-def test_few_photographs_are_a_warning(store):
+def test_few_concept_images_are_a_warning(store):
     (store.concept_folder("rex") / "0.png").unlink()
-    assert failed(gates.photographs(store, "rex")) == {"photographs_usable": False}
+    assert failed(gates.concept_images(store, "rex")) == {"concept_images_usable": False}
 
 
-def test_a_photograph_that_cannot_be_read_is_serious(store):
-    (store.concept_folder("rex") / "0.png").write_bytes(b"no picture")
-    (gate,) = gates.photographs(store, "rex")
+def test_a_concept_image_that_cannot_be_read_is_serious(store):
+    (store.concept_folder("rex") / "0.png").write_bytes(b"no image")
+    (gate,) = gates.concept_images(store, "rex")
     assert not gate.passed and gate.serious and "0.png" in gate.said
 
 
@@ -101,13 +101,13 @@ def test_latents_that_are_not_finite_are_serious(store):
     assert failed(gates.latents(store, "rex"))["latents_finite"]
 
 
-def test_latents_of_another_photograph_are_serious(store):
+def test_latents_of_another_concept_image_are_serious(store):
     change_latents(store, lambda tensors: {"000": tensors["001"], "001": tensors["000"], "002": tensors["002"]})
     (decode,) = [gate for gate in gates.latents(store, "rex") if gate.name == "latents_decode"]
     assert not decode.passed and decode.serious and "0.png" in decode.said
 
 
-def test_an_autoencoder_that_cannot_say_photographs_is_a_warning(store):
+def test_an_autoencoder_that_cannot_say_concept_images_is_a_warning(store):
     assert failed(gates.latents(store, "rex")) == {"latents_decode": False}
 
 
@@ -169,7 +169,7 @@ def test_the_base_model_alone_has_nothing_to_show(store):
 # Grids and scores
 
 
-def test_a_grid_with_a_picture_missing_or_of_one_colour_is_serious(store):
+def test_a_grid_with_a_image_missing_or_of_one_colour_is_serious(store):
     folder = store.grid(METHOD, "rex") / METHOD
     (folder / "00_00.png").unlink()
     assert failed(gates.grid(store, "rex", METHOD)) == {"grid_complete": True}
@@ -188,7 +188,7 @@ def test_a_score_that_cannot_be_is_serious(store, method):
     assert failed(gates.scores(store, "rex", method)) == {"scores_in_range": True}
 
 
-def test_a_picture_without_a_score_is_serious_unless_there_is_a_reason(store):
+def test_a_image_without_a_score_is_serious_unless_there_is_a_reason(store):
     change_scores(store, METHOD, lambda table: table.filter((pl.col("metric") != "dino") | (pl.col("image_index") > 0)))
     assert failed(gates.scores(store, "rex", METHOD)) == {"scores_complete": True}
     folder = store.scores(METHOD, "rex")
@@ -263,18 +263,18 @@ def test_a_warning_stops_nothing(store, instance):
     assert result.success and [check.check_name for check in warned] == ["identity_above_base_model"]
 
 
-def test_photographs_that_cannot_be_read_stop_the_run_before_their_latents(store, instance):
-    (store.concept_folder("rex") / "0.png").write_bytes(b"no picture")
-    selection = dg.AssetSelection.assets(assets.latents) | dg.AssetSelection.checks(checks.photographs_usable)
+def test_concept_images_that_cannot_be_read_stop_the_run_before_their_latents(store, instance):
+    (store.concept_folder("rex") / "0.png").write_bytes(b"no image")
+    selection = dg.AssetSelection.assets(assets.latents) | dg.AssetSelection.checks(checks.concept_images_usable)
     result = materialize(instance, store.root, selection, "rex", raise_on_error=False)
     assert not result.success and not result.get_asset_materialization_events()
     (check,) = result.get_asset_check_evaluations()
     assert "0.png" in (check.description or "")
 
 
-def test_the_job_that_prepares_a_concept_looks_at_its_photographs_first():
+def test_the_job_that_prepares_a_concept_looks_at_its_concept_images_first():
     job = defs.resolve_job_def("prepare")
-    assert "concept_images_photographs_usable" in {node.name for node in job.all_node_defs}
+    assert "concept_images_concept_images_usable" in {node.name for node in job.all_node_defs}
 
 
 def test_every_check_says_what_it_asks_and_every_asset_has_tags():

@@ -174,7 +174,7 @@ def test_nothing_changed_nothing_runs_and_nothing_is_shown_as_stale(pipeline):
     assert pipeline.shown_as_stale() == {}
 
 
-def test_one_photograph_changed_its_concept_alone_is_stale_and_is_made(pipeline):
+def test_one_concept_image_changed_its_concept_alone_is_stale_and_is_made(pipeline):
     Image.new("RGB", (20, 20), "red").save(pipeline.store.concept_folder("rex") / "0.png")
     pipeline.look()
     assert pipeline.shown_as_stale() == {"latents": {"rex"}, "metrics": cells("rex")}  # what hangs on these follows
@@ -230,7 +230,7 @@ def test_another_sampler_draws_and_scores_and_trains_nothing(pipeline):
 
 
 def test_a_concept_added_is_made_and_the_others_are_not(pipeline, tmp_path):
-    tiny_workspace.draw_photographs(tmp_path / "photos" / "max", count=2, seed=9)
+    tiny_workspace.paint_concept_images(tmp_path / "photos" / "max", count=2, seed=9)
     intake.add_concept(pipeline.store.concepts, tmp_path / "photos" / "max", "dog")
     made = pipeline.night()
     assert made["artifact"] == made["image_grid"] == made["metrics"] == cells("max")
@@ -277,7 +277,7 @@ def test_a_cell_that_waits_or_runs_already_is_not_asked_for_again(pipeline):
 
 
 def test_a_broken_concept_stops_no_other(pipeline):
-    (pipeline.store.concept_folder("cup") / "0.png").write_bytes(b"no picture")
+    (pipeline.store.concept_folder("cup") / "0.png").write_bytes(b"no image")
     Image.new("RGB", (20, 20), "red").save(pipeline.store.concept_folder("rex") / "0.png")
     made = pipeline.night()
     assert made["artifact"] == cells("rex")

@@ -48,7 +48,7 @@ def test_what_is_not_there_is_planned_from_its_first_step_on(store):
     assert [row[2:] for row in planned(store)] == [("train", "has not been trained")] * 4
 
 
-def test_a_concept_is_prepared_when_its_photographs_are_encoded_and_scored(store):
+def test_a_concept_is_prepared_when_its_concept_images_are_encoded_and_scored(store):
     shutil.rmtree(store.latents("cup"))
     shutil.rmtree(store.scores(REFERENCES, "rex"))
     for concept, step in (("cup", steps.encode_images), ("rex", steps.score_references)):
@@ -66,18 +66,18 @@ def test_a_wrong_recipe_leaves_its_own_cells_out_and_no_others(store):
     assert all("tempo" in cell.why and not cell.possible for cell in cells)
 
 
-def test_a_photograph_that_cannot_be_read_is_told_of_before_anything_would_train_on_it(store):
-    photograph = store.concept_folder("rex") / "1.png"
-    photograph.write_bytes(photograph.read_bytes()[:-200])
+def test_a_concept_image_that_cannot_be_read_is_told_of_before_anything_would_train_on_it(store):
+    concept_image = store.concept_folder("rex") / "1.png"
+    concept_image.write_bytes(concept_image.read_bytes()[:-200])
     cells = steps.plan(store)
     assert [(cell.concept, cell.possible) for cell in cells] == [("rex", False)] * 2
-    assert all("1.png cannot be read as a picture" in cell.why for cell in cells)
+    assert all("1.png cannot be read as an image" in cell.why for cell in cells)
 
 
-def test_a_changed_and_an_added_photograph_are_named(store):
+def test_a_changed_and_an_added_concept_image_are_named(store):
     Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
     Image.new("RGB", (20, 20), "blue").save(store.concept_folder("rex") / "9.png")
-    why = "photographs changed: 0.png and added 9.png"
+    why = "concept images changed: 0.png and added 9.png"
     assert planned(store) == [("rex", "base_model", "train", why), ("rex", "textual_inversion", "train", why)]
     assert not steps.is_prepared(store, "rex") and steps.is_prepared(store, "cup")
 
@@ -91,8 +91,8 @@ def test_a_changed_recipe_is_named_with_its_values(store):
 
 
 def test_other_sampling_is_drawn_and_other_encoders_are_scored_anew(store):
-    drawn = change(store, lambda values: values["sampling"].update(guidance=2.0))
-    assert {row[2:] for row in planned(drawn)} == {("draw", "sampling changed: guidance 3.0 -> 2.0")}
+    sampled = change(store, lambda values: values["sampling"].update(guidance=2.0))
+    assert {row[2:] for row in planned(sampled)} == {("draw", "sampling changed: guidance 3.0 -> 2.0")}
     scored = change(store, lambda values: values["encoders"].update(texts=["class_phrase"]))
     assert {row[2] for row in planned(scored)} == {"score"}
     assert all(row[3].startswith("encoders changed") for row in planned(scored))
@@ -107,7 +107,7 @@ def test_changed_code_is_named_by_its_file(store, monkeypatch):
     assert planned(store) == [(name, "textual_inversion", "train", why) for name in ("cup", "rex")]
 
 
-def test_a_plan_reads_every_photograph_and_every_weights_file_once_and_the_next_plan_again(store, monkeypatch):
+def test_a_plan_reads_every_concept_image_and_every_weights_file_once_and_the_next_plan_again(store, monkeypatch):
     from personalize_core.concepts import intake
     from personalize_core.metrics import scoring
 

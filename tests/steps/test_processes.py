@@ -59,7 +59,7 @@ def test_tasks_run_beside_each_other_are_heard_and_come_back_in_their_order(tmp_
     tasks = [partial(told, number, tmp_path) for number in range(4)]
     assert [done() for done in shared_out(tasks, 2, heard.append)] == [1, 11, 21, 31]
     assert sorted(event.what for event in heard) == [f"task {number}" for number in range(4)]
-    assert len({event.numbers["process"] for event in heard} - {os.getpid()}) == 2
+    assert len({event.metrics["process"] for event in heard} - {os.getpid()}) == 2
     assert OWN_DEVICE not in os.environ
 
 

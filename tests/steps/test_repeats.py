@@ -26,7 +26,7 @@ from tests import tiny_workspace
 from tests.steps.test_steps import bytes_under
 
 METHOD = "personalized_residuals"
-CHAIN = (steps.train, steps.draw_grid, steps.score)
+CHAIN = (steps.train, steps.sample_grid, steps.score)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def weights(store: Store) -> bytes:
 
 
 def noise(store: Store) -> dict[str, dict]:
-    rows = comparison.noise_floor(store.comparison()).filter(variant=METHOD)
+    rows = comparison.training_noise(store.comparison()).filter(variant=METHOD)
     return rows.rows_by_key("metric", named=True, unique=True)
 
 
@@ -111,7 +111,7 @@ def test_the_verdicts_count_the_noise_of_training(store: Store):
 
 
 def noise_is_gone(store: Store) -> bool:
-    return comparison.noise_floor(store.comparison()).is_empty()
+    return comparison.training_noise(store.comparison()).is_empty()
 
 
 def test_without_repeats_a_comparison_is_what_it_is_with_repeats_that_were_taken_away(repeated: Path, store: Store):
@@ -161,12 +161,12 @@ def test_what_has_no_seed_to_change_is_not_repeated(store: Store):
 
 
 def test_what_was_measured_stands_outside_of_all_that_is_the_same_every_time(store: Store):
-    training, drawing = (
-        json.loads(place(METHOD, "rex").read_text()) for place in (store.training_costs, store.drawing_costs)
+    training, sampling = (
+        json.loads(place(METHOD, "rex").read_text()) for place in (store.training_costs, store.sampling_costs)
     )
     assert training["training_seconds"] > 0 and training["peak_memory_bytes"] > 1e6
-    assert set(drawing["seconds_per_image"]) == {METHOD, f"{METHOD}_lag"}
-    assert all(seconds > 0 for seconds in drawing["seconds_per_image"].values())
+    assert set(sampling["seconds_per_image"]) == {METHOD, f"{METHOD}_lag"}
+    assert all(seconds > 0 for seconds in sampling["seconds_per_image"].values())
     assert training["memory_of"].startswith("resident set of the process") and "CPU" in training["device"]
     assert not store.training_costs("base_model", "rex").exists()  # it trains nothing
     for folder in (store.artifact(METHOD, "rex"), store.grid(METHOD, "rex"), store.comparison()):
@@ -203,7 +203,7 @@ def test_costs_stand_in_the_row_that_people_see(store: Store):
 
 
 def test_what_was_measured_of_another_result_counts_as_unknown(store: Store):
-    for place in (store.training_costs, store.drawing_costs):
+    for place in (store.training_costs, store.sampling_costs):
         path = place(METHOD, "rex")
         path.write_text(json.dumps(json.loads(path.read_text()) | {"stamp": "another"}))
     steps.compare(store)
@@ -217,7 +217,7 @@ def test_costs_are_said_as_far_as_they_are_known():
     row = dict.fromkeys(costs.ALL_COLUMNS)
     assert costs.in_words(row) == "-"
     row |= {"parameters": 1_210_000.0, "artifact_bytes": 4_840_000.0, "training_seconds": 41.4}
-    row |= {"seconds_per_image": 0.42, "training_memory_bytes": 1.2e9, "drawing_memory_bytes": 9e8}
+    row |= {"seconds_per_image": 0.42, "training_memory_bytes": 1.2e9, "sampling_memory_bytes": 9e8}
     assert costs.in_words(row) == "1.21 M trained, 4.84 MB, 41 s training, 0.42 s an image, 1.2 GB at most"
 
 

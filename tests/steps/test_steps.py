@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from personalize_core import steps
-from personalize_core.concepts.images import load_picture
+from personalize_core.concepts.images import load_image
 from personalize_core.errors import InputError
 from personalize_core.files import atomic
 from personalize_core.methods import ABLATIONS
@@ -35,7 +35,7 @@ def run_everything(store: Store) -> list[steps.Report]:
     reports = []
     for concept in store.concept_names():
         for method in store.params.method_names:
-            reports += [one(store, concept, method) for one in (steps.train, steps.draw_grid, steps.score)]
+            reports += [one(store, concept, method) for one in (steps.train, steps.sample_grid, steps.score)]
         reports.append(steps.score_references(store, concept))
     return [*reports, steps.compare(store)]
 
@@ -121,10 +121,10 @@ def test_another_list_of_training_prompts_trains_again_and_encodes_nothing(store
     assert not steps.train(store, "rex", "textual_inversion").skipped
 
 
-def test_changing_one_photograph_makes_only_what_depends_on_its_concept(store: Store):
+def test_changing_one_concept_image_makes_only_what_depends_on_its_concept(store: Store):
     Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
     results = {f"{kind}/{method}/rex" for kind in ("artifacts", "grids", "metrics") for method in METHODS}
-    # the base model learns nothing, but its scores compare with the photographs
+    # the base model learns nothing, but its scores compare with the concept images
     assert made_again(store) == results | {f"metrics/{REFERENCES}/rex", "comparison"}
 
 
@@ -139,7 +139,7 @@ def test_a_result_with_a_missing_file_is_made_again(store: Store):
 
 
 def test_class_images_are_made_once_for_concepts_of_one_class_noun(store: Store, tmp_path: Path):
-    tiny_workspace.draw_photographs(tmp_path / "photos" / "max", count=2, seed=9)
+    tiny_workspace.paint_concept_images(tmp_path / "photos" / "max", count=2, seed=9)
     from personalize_core.concepts import intake
 
     intake.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")
@@ -203,21 +203,21 @@ def test_another_method_makes_no_artifact_anew_whatever_it_asks_for(store: Store
 
 
 def test_class_images_are_the_same_bytes_whether_drawn_at_once_or_one_method_after_another(store: Store):
-    def pictures(store: Store) -> dict[str, bytes]:
+    def images(store: Store) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in store.class_images("dog").glob("*.png")}
 
     store = changed(store, lambda values: values["methods"]["dreambooth"][values["base_model"]].update(class_images=11))
-    assert len(pictures(store)) == BATCH
+    assert len(images(store)) == BATCH
     steps.make_class_images(store, "dog")
-    extended = pictures(store)
+    extended = images(store)
     assert len(extended) == 2 * BATCH  # whole batches
     shutil.rmtree(store.class_images("dog"))
     assert not steps.make_class_images(store, "dog").skipped
-    assert pictures(store) == extended
+    assert images(store) == extended
     assert steps.make_class_images(store, "dog").skipped
 
 
-def test_photographs_are_encoded_anew_for_none_but_the_method_that_prepares_them_otherwise(store: Store):
+def test_concept_images_are_encoded_anew_for_none_but_the_method_that_prepares_them_otherwise(store: Store):
     def stamps() -> dict[str, str]:
         found = store.latents("rex").glob("*/manifest.json")
         return {path.parent.name: json.loads(path.read_text())["stamp"] for path in found}
@@ -232,7 +232,7 @@ def test_photographs_are_encoded_anew_for_none_but_the_method_that_prepares_them
     assert all(steps.train(store, "rex", method).skipped for method in METHODS)
 
 
-def test_the_scores_of_a_grid_are_those_of_its_pictures(store: Store):
+def test_the_scores_of_a_grid_are_those_of_its_images(store: Store):
     """Recomputed with plain calls of open_clip and transformers and NumPy, from the files."""
     import open_clip
     from transformers import ViTModel
@@ -242,12 +242,12 @@ def test_the_scores_of_a_grid_are_those_of_its_pictures(store: Store):
     vit = ViTModel.from_pretrained(models / "identity", add_pooling_layer=False).eval()
 
     def pixels(path: Path) -> torch.Tensor:
-        picture = Image.open(path).convert("RGB")
-        short = min(picture.size)
-        width, height = (16 * side // short for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        image = Image.open(path).convert("RGB")
+        short = min(image.size)
+        width, height = (16 * side // short for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = round((width - 16) / 2), round((height - 16) / 2)
-        values = np.asarray(picture.crop((left, top, left + 16, top + 16)), dtype=np.float32) / 255
+        values = np.asarray(image.crop((left, top, left + 16, top + 16)), dtype=np.float32) / 255
         return torch.from_numpy((values - 0.5) / 0.5).permute(2, 0, 1)[None]
 
     def unit(features: torch.Tensor) -> np.ndarray:
@@ -255,11 +255,11 @@ def test_the_scores_of_a_grid_are_those_of_its_pictures(store: Store):
         return values / np.linalg.norm(values, axis=1, keepdims=True)
 
     path = store.grid("dreambooth", "rex") / "dreambooth" / "01_00.png"
-    photographs = torch.cat([pixels(store.concept_folder("rex") / f"{i}.png") for i in range(3)])
-    picture, text = pixels(path), open_clip.get_tokenizer("ViT-B-32")(["a photo of a dog on the beach"])
+    concept_images = torch.cat([pixels(store.concept_folder("rex") / f"{i}.png") for i in range(3)])
+    image, text = pixels(path), open_clip.get_tokenizer("ViT-B-32")(["a photo of a dog on the beach"])
     expected = {
-        "clip_t": float((unit(clip.encode_image(picture)) @ unit(clip.encode_text(text)).T).item()),
-        "clip_i": float((unit(clip.encode_image(picture)) @ unit(clip.encode_image(photographs)).T).mean()),
+        "clip_t": float((unit(clip.encode_image(image)) @ unit(clip.encode_text(text)).T).item()),
+        "clip_i": float((unit(clip.encode_image(image)) @ unit(clip.encode_image(concept_images)).T).mean()),
     }
     table = tables.read(store.scores("dreambooth", "rex") / "scores.parquet")
     rows = table.filter(table["image"] == path.relative_to(store.root).as_posix())
@@ -268,8 +268,8 @@ def test_the_scores_of_a_grid_are_those_of_its_pictures(store: Store):
     assert scores["clip_t_scaled"] == pytest.approx(2.5 * max(expected["clip_t"], 0), abs=1e-5)
 
     def squashed(path: Path) -> torch.Tensor:
-        picture = Image.open(path).convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
-        values = np.asarray(picture, dtype=np.float32) / 255
+        image = Image.open(path).convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
+        values = np.asarray(image, dtype=np.float32) / 255
         return torch.from_numpy((values - 0.5) / 0.5).permute(2, 0, 1)[None]
 
     references = torch.cat([squashed(store.concept_folder("rex") / f"{i}.png") for i in range(3)])
@@ -288,7 +288,7 @@ def test_the_comparison_lists_what_is_missing(store: Store):
 
 def test_an_ablation_that_was_scored_is_compared_though_params_do_not_name_it(store: Store):
     name = "personalized_residuals@kv"
-    for one in (steps.train, steps.draw_grid, steps.score):
+    for one in (steps.train, steps.sample_grid, steps.score):
         one(store, "rex", name)
     assert not steps.compare(store).skipped
     summary = json.loads((store.comparison() / "summary.json").read_text())
@@ -326,15 +326,15 @@ def test_a_comparison_shows_every_concept_and_all_of_them(store: Store):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda store: steps.draw_grid(store, "rex", "textual_inversion"),
-        lambda store: steps.draw_samples(store, "rex", "textual_inversion", ["<rex>"], 1),
+        lambda store: steps.sample_grid(store, "rex", "textual_inversion"),
+        lambda store: steps.sample_prompts(store, "rex", "textual_inversion", ["<rex>"], 1),
         lambda store: steps.heat_maps(store, "rex", "textual_inversion", "<rex>"),
         lambda store: steps.export(store, "rex", "textual_inversion", store.root / "out"),
     ],
     ids=["draw", "sample", "heat maps", "export"],
 )
 def test_an_artifact_that_lies_in_another_methods_folder_is_never_used(call, store: Store):
-    """Not even where the pictures that were drawn with it are there already."""
+    """Not even where the images that were drawn with it are there already."""
     folder, grid = (place("textual_inversion", "rex") for place in (store.artifact, store.grid))
     shutil.rmtree(folder)
     shutil.copytree(store.artifact("dreambooth", "rex"), folder)
@@ -364,36 +364,36 @@ def test_what_was_imported_for_something_else_is_refused_before_anything_is_trai
             refused()
 
 
-def test_samples_of_the_users_own_prompt_are_pictures_of_the_models_size(store: Store):
-    report = steps.draw_samples(store, "rex", "personalized_residuals", ["<rex> dog in the desert"], images=2)
-    assert [load_picture(path).size for path in report.pictures.values()] == [(16, 16)] * 2
+def test_samples_of_the_users_own_prompt_are_images_of_the_models_size(store: Store):
+    report = steps.sample_prompts(store, "rex", "personalized_residuals", ["<rex> dog in the desert"], images=2)
+    assert [load_image(path).size for path in report.images.values()] == [(16, 16)] * 2
     described = json.loads((report.path / "samples.json").read_text())
     assert described["prompts"] == ["<rex> dog in the desert"] * 2
 
 
-def test_two_concepts_in_one_picture_are_drawn_from_their_own_artifacts(store: Store):
+def test_two_concepts_in_one_image_are_drawn_from_their_own_artifacts(store: Store):
     cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
     prompt = f"a photo of <rex> next to {store.concept('cup').placeholder}"
-    report = steps.draw_together(store, cells, [prompt], images=2)
-    assert [load_picture(path).size for path in report.pictures.values()] == [(16, 16)] * 2
+    report = steps.sample_several_concepts(store, cells, [prompt], images=2)
+    assert [load_image(path).size for path in report.images.values()] == [(16, 16)] * 2
     described = json.loads((report.path / "samples.json").read_text())
     nouns = [store.concept(name).class_noun for name, _ in cells]
     assert described["said"] == [f"a photo of <rex> {nouns[0]} next to <cup> {nouns[1]}"] * 2
-    again = steps.draw_together(store, cells, [prompt], images=2)
-    assert again.skipped and again.numbers == report.numbers
-    assert set(report.numbers) == {f"{part}.{name}" for part in ("rex", "cup") for name in ("rex", "cup")}
+    again = steps.sample_several_concepts(store, cells, [prompt], images=2)
+    assert again.skipped and again.metrics == report.metrics
+    assert set(report.metrics) == {f"{part}.{name}" for part in ("rex", "cup") for name in ("rex", "cup")}
 
 
-def test_the_parts_of_a_picture_are_called_by_the_order_of_its_prompt(store: Store, monkeypatch):
-    alike = torch.tensor([[[1.0, 2], [3, 4]], [[5, 6], [7, 8]]])  # (pictures, parts from the left, concepts)
+def test_the_parts_of_a_image_are_called_by_the_order_of_its_prompt(store: Store, monkeypatch):
+    alike = torch.tensor([[[1.0, 2], [3, 4]], [[5, 6], [7, 8]]])  # (images, parts from the left, concepts)
     monkeypatch.setattr("personalize_core.metrics.side_by_side.identity_of_parts", lambda *given: alike)
     cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
     prompts = ["<rex> beside <cup>", "<cup> beside <rex>"]
-    numbers = steps.draw_together(store, cells, prompts, images=1).numbers
-    assert numbers == {"rex.rex": (1 + 7) / 2, "rex.cup": (2 + 8) / 2, "cup.rex": (3 + 5) / 2, "cup.cup": (4 + 6) / 2}
+    metrics = steps.sample_several_concepts(store, cells, prompts, images=1).metrics
+    assert metrics == {"rex.rex": (1 + 7) / 2, "rex.cup": (2 + 8) / 2, "cup.rex": (3 + 5) / 2, "cup.cup": (4 + 6) / 2}
 
 
-def test_heat_maps_are_of_the_picture_that_the_same_noise_draws_and_each_variant_has_a_row(store: Store):
+def test_heat_maps_are_of_the_image_that_the_same_noise_draws_and_each_variant_has_a_row(store: Store):
     method, prompt = "personalized_residuals", "<rex> in the desert"
     report = steps.heat_maps(store, "rex", method, prompt)
     kept = load_file(report.path / "maps.safetensors")
@@ -403,19 +403,19 @@ def test_heat_maps_are_of_the_picture_that_the_same_noise_draws_and_each_variant
     assert words == ["<rex>", "dog", "in", "the", "desert"]
     assert all(maps.shape == (5, 64, 64) and maps.min() >= 0 for maps in kept.values())
     assert (kept[method] != kept[f"{method}_lag"]).any()
-    assert report.pictures["heat maps"].is_file()
+    assert report.images["heat maps"].is_file()
     assert steps.heat_maps(store, "rex", method, prompt).skipped
     other = steps.heat_maps(store, "rex", method, prompt, image=1)
     assert (load_file(other.path / "maps.safetensors")[method] != kept[method]).any()
 
 
-def test_what_cannot_share_a_picture_is_refused(store: Store):
+def test_what_cannot_share_a_image_is_refused(store: Store):
     cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
     prompt = f"a photo of <rex> next to {store.concept('cup').placeholder}"
     with pytest.raises(InputError, match="does not mention the concept 'cup'"):
-        steps.draw_together(store, cells, ["a photo of <rex>"], images=2)
-    with pytest.raises(InputError, match="DreamBooth cannot share a picture"):
-        steps.draw_together(store, [cells[0], ("cup", "dreambooth")], [prompt], images=2)
+        steps.sample_several_concepts(store, cells, ["a photo of <rex>"], images=2)
+    with pytest.raises(InputError, match="DreamBooth cannot share an image"):
+        steps.sample_several_concepts(store, [cells[0], ("cup", "dreambooth")], [prompt], images=2)
 
 
 def test_lag_and_plain_sampling_draw_differently_from_one_artifact(store: Store):
@@ -423,7 +423,7 @@ def test_lag_and_plain_sampling_draw_differently_from_one_artifact(store: Store)
     weights = load_file(store.artifact("personalized_residuals", "rex") / "weights.safetensors")
     assert any(tensor.any() for name, tensor in weights.items() if name.endswith(".B"))  # something was learned
     plain, lag = (
-        np.stack([np.asarray(load_picture(path)) for path in sorted((grid / variant).glob("*.png"))])
+        np.stack([np.asarray(load_image(path)) for path in sorted((grid / variant).glob("*.png"))])
         for variant in ("personalized_residuals", "personalized_residuals_lag")
     )
     assert plain.shape == lag.shape and (plain != lag).any()
@@ -453,7 +453,7 @@ def test_gradient_checkpointing_beneath_a_loss_on_attention_is_refused_before_an
     assert not store.latents("rex").exists() and not store.artifact("vico", "rex").exists()
 
 
-def test_a_single_photograph_goes_through_the_whole_chain(store: Store, tmp_path: Path):
+def test_a_single_concept_image_goes_through_the_whole_chain(store: Store, tmp_path: Path):
     from personalize_core.concepts import intake
 
     def change(values):
@@ -464,7 +464,7 @@ def test_a_single_photograph_goes_through_the_whole_chain(store: Store, tmp_path
     store = changed(store, change)
     for name in store.concept_names():
         shutil.rmtree(store.concept_folder(name))
-    tiny_workspace.draw_photographs(tmp_path / "photos" / "solo", count=1, seed=9)
+    tiny_workspace.paint_concept_images(tmp_path / "photos" / "solo", count=1, seed=9)
     intake.add_concept(store.concepts, tmp_path / "photos" / "solo", "dog")
     run_everything(store)
     assert load_file(store.artifact("vico", "solo") / "weights.safetensors")["references"].shape == (1, 4, 8, 8)
@@ -485,45 +485,45 @@ def test_test_time_optimization_draws_otherwise_from_an_artifact_that_stays_as_i
     artifact, plain = (bytes_under(folder(name, concept)) for folder in (store.artifact, store.grid))
     store = with_refinement(store)
     assert steps.train(store, concept, name).skipped
-    report = steps.draw_grid(store, concept, name, heard.append)
+    report = steps.sample_grid(store, concept, name, heard.append)
     assert bytes_under(store.artifact(name, concept)) == artifact
-    drawn = bytes_under(report.path)
+    sampled = bytes_under(report.path)
     places = [path.removeprefix(f"{name}/") for path in plain if path.startswith(f"{name}/")]
-    assert len(places) == 4 and all(drawn[f"{name}/{place}"] == plain[f"{name}/{place}"] for place in places)
-    assert all(drawn[f"refined/{place}"] != plain[f"{name}/{place}"] for place in places)
+    assert len(places) == 4 and all(sampled[f"{name}/{place}"] == plain[f"{name}/{place}"] for place in places)
+    assert all(sampled[f"refined/{place}"] != plain[f"{name}/{place}"] for place in places)
     refining = [event for event in heard if event.what == "refining rex for the prompts of refined"]
     assert [(event.done, event.total) for event in refining] == [(n, 4) for n in (1, 2, 3, 4)]  # 2 prompts, 2 steps
-    assert all(event.numbers["loss"] > 0 for event in refining)
+    assert all(event.metrics["loss"] > 0 for event in refining)
     assert {event.what for event in heard} >= {"drawing rex by refined", "drawing rex by textual_inversion"}
-    assert steps.draw_grid(store, concept, name).skipped
+    assert steps.sample_grid(store, concept, name).skipped
 
 
 def test_samples_of_the_users_own_prompt_can_be_refined_too(store: Store):
     store = with_refinement(store)
-    prompt, drawn = ["<rex> in the desert"], []
+    prompt, sampled = ["<rex> in the desert"], []
     for variant in ("textual_inversion", "refined"):
-        report = steps.draw_samples(store, "rex", "textual_inversion", prompt, 1, variant)
-        drawn += [np.asarray(Image.open(path)) for path in report.pictures.values()]
-        assert steps.draw_samples(store, "rex", "textual_inversion", prompt, 1, variant).skipped
-    assert (drawn[0] != drawn[1]).any()
+        report = steps.sample_prompts(store, "rex", "textual_inversion", prompt, 1, variant)
+        sampled += [np.asarray(Image.open(path)) for path in report.images.values()]
+        assert steps.sample_prompts(store, "rex", "textual_inversion", prompt, 1, variant).skipped
+    assert (sampled[0] != sampled[1]).any()
 
 
-def test_only_grids_with_test_time_optimization_depend_on_its_source_and_on_the_photographs(
+def test_only_grids_with_test_time_optimization_depend_on_its_source_and_on_the_concept_images(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ):
     store = with_refinement(store)
-    steps.draw_grid(store, "rex", "textual_inversion")
+    steps.sample_grid(store, "rex", "textual_inversion")
     plain_hash = sampling.sources_hash
     with monkeypatch.context() as edited:
         edited.setattr(
             sampling, "sources_hash", lambda m: plain_hash(m) + "edited" * ("sampling/test_time_optimization" in m)
         )
-        assert steps.draw_grid(store, "rex", "dreambooth").skipped
-        assert not steps.draw_grid(store, "rex", "textual_inversion").skipped
-    assert not steps.draw_grid(store, "rex", "textual_inversion").skipped  # the source is what it was
+        assert steps.sample_grid(store, "rex", "dreambooth").skipped
+        assert not steps.sample_grid(store, "rex", "textual_inversion").skipped
+    assert not steps.sample_grid(store, "rex", "textual_inversion").skipped  # the source is what it was
     Image.new("RGB", (20, 20), "red").save(store.concept_folder("rex") / "0.png")
-    assert steps.draw_grid(store, "rex", "dreambooth").skipped  # its artifact is older, and not trained again here
-    assert not steps.draw_grid(store, "rex", "textual_inversion").skipped
+    assert steps.sample_grid(store, "rex", "dreambooth").skipped  # its artifact is older, and not trained again here
+    assert not steps.sample_grid(store, "rex", "textual_inversion").skipped
 
 
 def test_a_strategy_that_does_not_apply_is_refused_before_anything_is_trained(store: Store):
@@ -577,7 +577,7 @@ def test_methods_are_made_for_a_check_one_at_a_time_and_once_for_each_class_noun
     from personalize_core.concepts import intake
     from personalize_core.methods.oft import OFT
 
-    tiny_workspace.draw_photographs(tmp_path / "photos" / "max", count=2, seed=9)
+    tiny_workspace.paint_concept_images(tmp_path / "photos" / "max", count=2, seed=9)
     intake.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")
     made, at_once, start = [], [], OFT.__init__
 
@@ -599,7 +599,7 @@ def test_a_reference_that_a_concept_has_not_got_is_refused_before_anything_is_tr
     store = changed(store, change)
     steps.check_inputs(store, ["rex"], ["vico"])
     (store.concept_folder("rex") / "2.png").unlink()
-    with pytest.raises(InputError, match=r"variants\.vico\.third: it takes 3 photographs .*, and 'rex' has 2"):
+    with pytest.raises(InputError, match=r"variants\.vico\.third: it takes 3 concept images .*, and 'rex' has 2"):
         steps.check_inputs(store, ["cup", "rex"], ["dreambooth", "vico"])
 
 
@@ -622,15 +622,15 @@ def test_training_that_fails_leaves_nothing_behind(store: Store, monkeypatch: py
 @pytest.mark.parametrize(
     "call",
     [
-        lambda store: steps.draw_grid(store, "new", "dreambooth"),
+        lambda store: steps.sample_grid(store, "new", "dreambooth"),
         lambda store: steps.score(store, "new", "dreambooth"),
-        lambda store: steps.draw_samples(store, "new", "dreambooth", ["<new>"], 1),
+        lambda store: steps.sample_prompts(store, "new", "dreambooth", ["<new>"], 1),
         lambda store: steps.export(store, "new", "dreambooth", store.root / "out"),
     ],
     ids=["draw", "score", "sample", "export"],
 )
 def test_what_was_not_trained_cannot_be_used(call, store: Store, tmp_path: Path):
-    tiny_workspace.draw_photographs(tmp_path / "photos" / "new", count=2, seed=3)
+    tiny_workspace.paint_concept_images(tmp_path / "photos" / "new", count=2, seed=3)
     from personalize_core.concepts import intake
 
     intake.add_concept(store.concepts, tmp_path / "photos" / "new", "dog")

@@ -17,7 +17,7 @@ from personalize_core import steps
 from personalize_core.errors import InputError
 from personalize_core.files.typed_yaml import build
 from personalize_core.study import page
-from personalize_core.study.design import Key, Request, design, picture_path
+from personalize_core.study.design import Key, Request, design, image_path
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.study import workspace as small
@@ -46,31 +46,27 @@ def test_a_pair_is_one_cell_of_the_grids_drawn_by_two_variants(store):
     assert len(key.pairs()) == len(key.comparisons) * len(key.cells)
     for number, (first, second) in enumerate(key.pairs()):
         comparison, cell = key.comparisons[number // len(key.cells)], number % len(key.cells)
-        assert (key.pictures[first].variant, key.pictures[first].cell) == (comparison.first, cell)
-        assert (key.pictures[second].variant, key.pictures[second].cell) == (comparison.second, cell)
+        assert (key.images[first].variant, key.images[first].cell) == (comparison.first, cell)
+        assert (key.images[second].variant, key.images[second].cell) == (comparison.second, cell)
 
 
 def test_the_page_shows_every_pixel_that_was_drawn_under_a_number_that_tells_nothing(store):
     key = design(store, request())
     shown = embedded(page.render(store, key))
-    for number, picture in enumerate(key.pictures):
-        cell = key.cells[picture.cell]
-        kind, content = shown["pictures"][number].split(",")
+    for number, image in enumerate(key.images):
+        cell = key.cells[image.cell]
+        kind, content = shown["images"][number].split(",")
         assert kind == "data:image/webp;base64"
         opened = Image.open(io.BytesIO(base64.b64decode(content)))
-        expected = small.pixels_of(
-            picture.variant, key.concepts[cell.concept].name, cell.prompt_index, cell.image_index
-        )
+        expected = small.pixels_of(image.variant, key.concepts[cell.concept].name, cell.prompt_index, cell.image_index)
         assert np.array_equal(np.asarray(opened.convert("RGB")), expected)
-    runs = sum(one.variant == other.variant for one, other in zip(key.pictures, key.pictures[1:], strict=False))
-    assert runs < len(key.pictures) / 2, "pictures lie in the page in an order that was drawn, not variant by variant"
+    runs = sum(one.variant == other.variant for one, other in zip(key.images, key.images[1:], strict=False))
+    assert runs < len(key.images) / 2, "images lie in the page in an order that was drawn, not variant by variant"
 
 
 def test_the_page_names_no_variant_no_concept_and_no_file(store):
     html = page.render(store, design(store, request()))
-    decoded = html + "".join(
-        base64.b64decode(uri.split(",")[1]).decode("latin-1") for uri in embedded(html)["pictures"]
-    )
+    decoded = html + "".join(base64.b64decode(uri.split(",")[1]).decode("latin-1") for uri in embedded(html)["images"])
     for secret in [*small.VARIANTS, "Personalized Residuals", "DreamBooth", *small.CONCEPTS, ".png", str(store.root)]:
         assert not re.search(rf"(?<![A-Za-z0-9+/]){re.escape(secret)}(?![A-Za-z0-9+/])", decoded), secret
 
@@ -102,9 +98,9 @@ def test_a_rater_answers_no_more_than_asked_for_and_an_even_number_of_each(store
     assert design(store, request(pairs=9, per_rater=1000)).each == 4, "9 pairs give 4 to each of two questions"
 
 
-def test_as_many_photographs_as_asked_for_are_shown_and_all_where_there_are_fewer(store):
-    assert all(len(concept.photographs) == 3 for concept in design(store, request()).concepts)
-    assert all(len(concept.photographs) == 5 for concept in design(store, request(photographs=9)).concepts)
+def test_as_many_concept_images_as_asked_for_are_shown_and_all_where_there_are_fewer(store):
+    assert all(len(concept.concept_images) == 3 for concept in design(store, request()).concepts)
+    assert all(len(concept.concept_images) == 5 for concept in design(store, request(concept_images=9)).concepts)
 
 
 def test_the_same_request_gives_the_same_page_and_any_other_gives_another_study(store):
@@ -114,7 +110,7 @@ def test_the_same_request_gives_the_same_page_and_any_other_gives_another_study(
         {"seed": 1},
         {"pairs": 20},
         {"per_rater": 20},
-        {"photographs": 2},
+        {"concept_images": 2},
         {"title": "x"},
         {"questions": ["both"]},
     ]
@@ -125,8 +121,8 @@ def test_the_same_request_gives_the_same_page_and_any_other_gives_another_study(
 def test_another_pixel_makes_another_study(tmp_path):
     store = small.make(tmp_path)
     before = design(store, request())
-    picture = picture_path(store, before, before.pictures[0])
-    Image.new("RGB", (small.SIZE, small.SIZE)).save(picture)
+    image = image_path(store, before, before.images[0])
+    Image.new("RGB", (small.SIZE, small.SIZE)).save(image)
     assert design(store, request()).study != before.study
 
 
@@ -134,7 +130,7 @@ def test_the_key_comes_back_whole_and_one_that_was_changed_is_refused(store, tmp
     written = page.write(store, request(), tmp_path / "study")
     assert Key.read(written.key_file) == written.key
     values = json.loads(written.key_file.read_text())
-    values["pictures"][0]["variant"] = "dreambooth" if values["pictures"][0]["variant"] != "dreambooth" else "other"
+    values["images"][0]["variant"] = "dreambooth" if values["images"][0]["variant"] != "dreambooth" else "other"
     written.key_file.write_text(json.dumps(values))
     with pytest.raises(InputError, match="changed after it was written"):
         Key.read(written.key_file)
@@ -150,11 +146,11 @@ def test_a_study_of_what_the_steps_draw(tmp_path):
     store = tiny_workspace.make(tmp_path)
     for method in ("base_model", "textual_inversion"):
         steps.train(store, "rex", method)
-        steps.draw_grid(store, "rex", method)
+        steps.sample_grid(store, "rex", method)
     key = design(store, Request(variants=["textual_inversion", "base_model"], questions=["both"]))
     assert [concept.name for concept in key.concepts] == ["rex"] and key.left_out == ["cup"]
     assert {cell.text for cell in key.cells} == {"a photo of a dog", "a photo of a dog on the beach"}
-    assert len(key.cells) == 4 and all(picture_path(store, key, picture).is_file() for picture in key.pictures)
+    assert len(key.cells) == 4 and all(image_path(store, key, image).is_file() for image in key.images)
 
 
 def test_a_concept_that_some_variant_has_not_drawn_is_left_out_and_named(tmp_path):
@@ -169,7 +165,7 @@ def test_a_concept_that_some_variant_has_not_drawn_is_left_out_and_named(tmp_pat
     ("change", "said"),
     [
         ({"templates": ["a {}"]}, "different prompts"),
-        ({"images_per_prompt": 2}, "different numbers of pictures"),
+        ({"images_per_prompt": 2}, "different numbers of images"),
         ({"base_model": "sd-1.4"}, "different base models"),
         ({"sampling": {"sampler": "dpm-solver++"}}, "different sampling"),
         ({"seed": 6}, "different seeds"),
@@ -177,12 +173,12 @@ def test_a_concept_that_some_variant_has_not_drawn_is_left_out_and_named(tmp_pat
 )
 def test_grids_that_do_not_share_their_noise_and_prompts_make_no_pairs(change, said, tmp_path):
     store = small.make(tmp_path)
-    small.draw_grid(store, "rex", "dreambooth", **change)
+    small.sample_grid(store, "rex", "dreambooth", **change)
     with pytest.raises(InputError, match=said):
         design(store, request())
 
 
-def test_a_picture_that_is_missing_is_named(tmp_path):
+def test_a_image_that_is_missing_is_named(tmp_path):
     store = small.make(tmp_path)
     (store.grid("dreambooth", "rex") / "dreambooth" / "01_02.png").unlink()
     with pytest.raises(InputError, match=r"01_02\.png is missing from its grid"):
@@ -190,11 +186,11 @@ def test_a_picture_that_is_missing_is_named(tmp_path):
     assert not (tmp_path / "study").exists()
 
 
-def test_a_damaged_grid_and_a_damaged_picture_are_named_and_nothing_is_written(tmp_path):
+def test_a_damaged_grid_and_a_damaged_image_are_named_and_nothing_is_written(tmp_path):
     store = small.make(tmp_path)
-    picture = store.grid("dreambooth", "rex") / "dreambooth" / "01_02.png"
-    picture.write_bytes(picture.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"01_02\.png cannot be read as a picture"):
+    image = store.grid("dreambooth", "rex") / "dreambooth" / "01_02.png"
+    image.write_bytes(image.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"01_02\.png cannot be read as an image"):
         page.write(store, request(), tmp_path / "study")
     (store.grid("dreambooth", "rex") / "grid.json").write_text('{"variants":')
     with pytest.raises(InputError, match=r"grid\.json is damaged"):

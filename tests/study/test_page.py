@@ -72,7 +72,7 @@ def opened(context: BrowserContext, written: pages.Written) -> Page:
 
 
 def shown(page: Page, at: int) -> None:
-    """Wait until question `at` (from 0) may be answered: both pictures stand there, and not only just now."""
+    """Wait until question `at` (from 0) may be answered: both images stand there, and not only just now."""
     expect(page.locator("#place")).to_have_text(f"{at + 1} of {page.evaluate('plan.length')}", timeout=PATIENCE)
     until = time.monotonic() + PATIENCE / 1000
     while not page.evaluate("ready && performance.now() - shownAt > TOO_SOON"):  # wait_for_function needs eval
@@ -116,16 +116,16 @@ def test_a_whole_study_by_keyboard(rater, written, tmp_path):
         # what lies before the rater is what the key says, pixel for pixel
         row = page.evaluate("plan[state.answers.length]")
         for side in ("left", "right"):
-            picture = key.pictures[row[side]]
-            cell = key.cells[picture.cell]
+            image = key.images[row[side]]
+            cell = key.cells[image.cell]
             place = key.concepts[cell.concept].name, cell.prompt_index, cell.image_index
             source = page.locator(f"#{side} img").get_attribute("src")
-            assert source and np.array_equal(pixels(source), small.pixels_of(picture.variant, *place))
+            assert source and np.array_equal(pixels(source), small.pixels_of(image.variant, *place))
         question = written.key.questions[row["kind"]]
         assert page.locator("#text").is_visible() == (question == "text")
-        assert page.locator("#photographs img").count() == (0 if question == "text" else 3)
+        assert page.locator("#concept images img").count() == (0 if question == "text" else 3)
         chosen = {"ArrowLeft": row["left"], "ArrowRight": row["right"]}.get(press)
-        first_variant_chosen.append(chosen if chosen is None else key.pictures[chosen].variant == small.VARIANTS[0])
+        first_variant_chosen.append(chosen if chosen is None else key.images[chosen].variant == small.VARIANTS[0])
         page.keyboard.press(press)
     expect(page.get_by_role("heading", name="Thank you")).to_be_visible(timeout=PATIENCE)
 
@@ -155,12 +155,12 @@ def test_a_whole_study_by_touch_on_a_telephone_with_a_reload_in_the_middle(telep
         page.keyboard.press("ArrowDown")
         shown(page, at)
         inside = page.evaluate(
-            "[...document.querySelectorAll('.pair button, #photographs img, #text')].every((e) => {"
+            "[...document.querySelectorAll('.pair button, #concept images img, #text')].every((e) => {"
             "const b = e.getBoundingClientRect(); return b.left >= 0 && b.right <= innerWidth && b.width > 40 &&"
             "b.bottom <= innerHeight && b.top >= 0})"
         )
         assert inside, "everything that a choice needs stands on one screen"
-        page.get_by_role("button", name=["Left picture", "Right picture"][at % 2]).tap()
+        page.get_by_role("button", name=["Left image", "Right image"][at % 2]).tap()
     expect(page.get_by_role("heading", name="Thank you")).to_be_visible(timeout=PATIENCE)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     values = downloaded(page)
@@ -195,12 +195,12 @@ def test_every_plan_is_balanced_and_shows_no_pair_twice(rater, written):
     assert len(firsts) == 4 and min(firsts.values()) > 25, "which question and comparison comes first is drawn"
 
 
-def test_a_second_tap_meant_for_the_picture_before_and_a_held_key_are_no_answers(rater, written):
+def test_a_second_tap_meant_for_the_image_before_and_a_held_key_are_no_answers(rater, written):
     page = opened(rater, written)
     page.get_by_role("button", name="Begin").click()
     page.get_by_role("button", name="Continue").click()
     shown(page, 0)
-    page.get_by_role("button", name="Left picture").dblclick()
+    page.get_by_role("button", name="Left image").dblclick()
     shown(page, 1)
     page.keyboard.down("ArrowLeft")
     shown(page, 2)
@@ -275,14 +275,14 @@ def test_everything_is_named_for_those_who_do_not_see_the_layout(rater, written)
     page.get_by_role("button", name="Begin").click()
     page.get_by_role("button", name="Continue").click()
     shown(page, 0)
-    for name in ("Left picture", "Right picture", "Not sure", "Stop here"):
+    for name in ("Left image", "Right image", "Not sure", "Stop here"):
         assert page.get_by_role("button", name=name).is_visible()
     row = page.evaluate("plan[0]")
     said = page.locator("[aria-live]").inner_text()
     assert said.startswith("Question 1 of 8.") and page.get_by_role("heading", level=1).inner_text() in said
     if written.key.questions[row["kind"]] == "text":
         assert written.key.cells[row["cell"]].text in said
-    page.get_by_role("button", name="Left picture").focus()
+    page.get_by_role("button", name="Left image").focus()
     page.keyboard.press("Enter")
     shown(page, 1)
     assert page.evaluate("document.activeElement.id") == "left", "the hands stay where they were"

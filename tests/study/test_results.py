@@ -17,7 +17,7 @@ from personalize_core.cli import main as command_line
 from personalize_core.errors import InputError
 from personalize_core.study import answers as answer_files
 from personalize_core.study import results
-from personalize_core.study.design import Cell, Comparison, ConceptShown, Key, Picture
+from personalize_core.study.design import Cell, Comparison, ConceptShown, Key, StudyImage
 from tests.study import workspace as small
 
 CELLS = 12
@@ -25,18 +25,18 @@ OURS, OTHERS = small.VARIANTS[0], small.VARIANTS[1:]
 
 
 def make_key(questions: list, each: int = 4, seed: int = 0) -> Key:
-    """A study of two comparisons over twelve cells, without any picture."""
-    pictures = [Picture(variant=v, cell=cell, sha256="0" * 64) for cell in range(CELLS) for v in small.VARIANTS]
-    order = np.random.default_rng(seed).permutation(len(pictures))
+    """A study of two comparisons over twelve cells, without any image."""
+    images = [StudyImage(variant=v, cell=cell, sha256="0" * 64) for cell in range(CELLS) for v in small.VARIANTS]
+    order = np.random.default_rng(seed).permutation(len(images))
     return Key.of(
         title="A study",
         base_model="tiny",
         questions=questions,
         comparisons=[Comparison(first=OURS, second=other) for other in OTHERS],
-        concepts=[ConceptShown(name="rex", class_noun="dog", photographs=["0.png"])],
+        concepts=[ConceptShown(name="rex", class_noun="dog", concept_images=["0.png"])],
         left_out=[],
         cells=[Cell(concept=0, prompt_index=i, image_index=0, text=f"a dog {i}") for i in range(CELLS)],
-        pictures=[pictures[index] for index in order],
+        images=[images[index] for index in order],
         each=each,
         seed=seed,
     )
@@ -86,7 +86,7 @@ def raw(folder: Path) -> list[tuple[str, str, str, int, str]]:
     for path in sorted(folder.glob("rater_*.json")):
         values = json.loads(path.read_text())
         for given in values["answers"]:
-            variants = {side: PAPERS.pictures[given[side]].variant for side in ("left", "right")}
+            variants = {side: PAPERS.images[given[side]].variant for side in ("left", "right")}
             other = next(variant for variant in variants.values() if variant != OURS)
             chosen = variants.get(given["answer"])
             preference = "not sure" if chosen is None else "first" if chosen == OURS else "second"
@@ -120,8 +120,8 @@ def test_the_interval_over_raters_is_a_loop_that_draws_raters_with_all_their_ans
             of_rater[rater].append(preference == "first")
     generator, raters, shares = np.random.default_rng(99), list(of_rater.values()), []
     for _ in range(20_000):
-        drawn = [answer for index in generator.integers(len(raters), size=len(raters)) for answer in raters[index]]
-        shares.append(sum(drawn) / len(drawn))
+        sampled = [answer for index in generator.integers(len(raters), size=len(raters)) for answer in raters[index]]
+        shares.append(sum(sampled) / len(sampled))
     assert [row["low"], row["high"]] == pytest.approx(np.percentile(shares, [2.5, 97.5]), abs=0.012)
 
 
@@ -275,8 +275,8 @@ def test_what_cannot_be_computed_is_absent_with_a_reason_and_never_nan(tmp_path)
     )
     assert empty["share"] is None and empty["note"] == "no decided answer" and empty["n"] == 0
     assert "NaN" not in json.dumps(found.summary)
-    numbers = found.table.select(pl.selectors.float())
-    assert not any(numbers[name].is_nan().any() for name in numbers.columns)
+    metrics = found.table.select(pl.selectors.float())
+    assert not any(metrics[name].is_nan().any() for name in metrics.columns)
 
 
 def test_few_raters_are_said_to_give_too_narrow_an_interval(tmp_path):
@@ -307,7 +307,7 @@ def of_another_study(values: dict) -> str:
     return json.dumps(values | {"study": "0123456789abcdef"})
 
 
-def of_pictures_never_together(values: dict) -> str:
+def of_images_never_together(values: dict) -> str:
     values["answers"][2]["left"] += 1
     return json.dumps(values)
 
@@ -359,8 +359,8 @@ def nothing(values: dict) -> str:
     [
         (cut_off, "is damaged or no file of answers"),
         (of_another_study, "answers another study (0123456789abcdef"),
-        (of_pictures_never_together, "answer 3 is about pictures that the study never showed together"),
-        (of_a_pair_that_is_not_there, "answer 3 is about pictures that the study never showed together"),
+        (of_images_never_together, "answer 3 is about images that the study never showed together"),
+        (of_a_pair_that_is_not_there, "answer 3 is about images that the study never showed together"),
         (twice_the_same_pair, "answer 3 is about a pair that was answered before"),
         (of_a_question_never_asked, "answer 3 is to a question that the study never asked"),
         (of_no_choice, "at answers.2.answer"),

@@ -31,15 +31,15 @@ def make(root: Path) -> Store:
     root.mkdir(exist_ok=True)
     store = tiny_workspace.write_params(root, tiny_workspace.params(root))
     for number, (name, class_noun) in enumerate(CONCEPTS.items()):
-        tiny_workspace.draw_photographs(root / "photos" / name, count=5, seed=number)
+        tiny_workspace.paint_concept_images(root / "photos" / name, count=5, seed=number)
         intake.add_concept(store.concepts, root / "photos" / name, class_noun)
         for variant in VARIANTS:
-            draw_grid(store, name, variant)
+            sample_grid(store, name, variant)
     return store
 
 
-def draw_grid(store: Store, concept: str, variant: str, **changes: Any) -> Path:
-    """A grid in which every picture is a colour of its own, in a file that carries the variant's name."""
+def sample_grid(store: Store, concept: str, variant: str, **changes: Any) -> Path:
+    """A grid in which every image is a colour of its own, in a file that carries the variant's name."""
     folder = store.grid(variant, concept)
     (folder / variant).mkdir(parents=True, exist_ok=True)
     about = {

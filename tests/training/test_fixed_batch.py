@@ -1,4 +1,4 @@
-"""Whether training taught the model these photographs, on rows that stay the same."""
+"""Whether training taught the model these concept images, on rows that stay the same."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Offset(Method):
         return hooked(base.unet.conv_out.register_forward_hook(lambda module, args, output: output + self.bias))
 
 
-def test_there_is_a_loss_for_every_photograph_and_timestep(base, concept, images):
+def test_there_is_a_loss_for_every_concept_image_and_timestep(base, concept, images):
     losses = fixed_batch_losses(Nothing(None, base, concept), base, images, seed=0)
     assert losses.shape == (len(images), len(TIMESTEPS)) and losses.isfinite().all()
 

@@ -83,7 +83,7 @@ def test_every_row_has_the_rate_of_each_group_of_its_stage(method, base, images,
 
 
 def test_what_a_method_says_of_itself_after_a_step_stands_in_that_steps_row(method, base, images, monkeypatch):
-    monkeypatch.setattr(method, "numbers", lambda: {"first": method.direction[0].item()})
+    monkeypatch.setattr(method, "metrics", lambda: {"first": method.direction[0].item()})
     first = []
     rows = train(method, base, images, 0, lambda row: first.append({"first": method.direction[0].item()}))
     assert [row["learned"] for row in rows] == first
@@ -92,12 +92,12 @@ def test_what_a_method_says_of_itself_after_a_step_stands_in_that_steps_row(meth
 
 def test_by_default_a_method_says_what_its_parts_say(method):
     class Part(nn.Module):
-        def numbers(self):
+        def metrics(self):
             return {"size": 3.0}
 
-    assert method.numbers() == {}
+    assert method.metrics() == {}
     method.part = Part()
-    assert method.numbers() == {"size": 3.0}
+    assert method.metrics() == {"size": 3.0}
 
 
 def test_whoever_listens_hears_each_row_as_it_comes(method, base, images):
@@ -234,13 +234,13 @@ def test_timesteps_are_uniform_from_the_stages_first_to_the_last(first, method, 
         def condition(self, base, prompts):
             raise RuntimeError
 
-    drawn = []
+    sampled = []
     original = base.scheduler.add_noise
-    base.scheduler.add_noise = lambda latents, noise, t: drawn.append(t) or original(latents, noise, t)
+    base.scheduler.add_noise = lambda latents, noise, t: sampled.append(t) or original(latents, noise, t)
     for index in range(20):
         with pytest.raises(RuntimeError):
             denoising_step(Blind(base, method.concept), base, images, stage, 0, index)
-    t = torch.cat(drawn).numpy()
+    t = torch.cat(sampled).numpy()
     assert (t.min(), t.max()) == (first, 999)  # 10,000 draws: each end is missed with probability 5e-5
     counts, _ = np.histogram(t, bins=10, range=(first, 1000))
     assert abs(counts - 1000).max() < 150  # five standard deviations of a binomial count

@@ -126,12 +126,12 @@ def test_a_folder_whose_name_is_no_concept_is_reported_and_left_out(watch, conce
     assert watch.known() == set()
 
 
-def spoil_photograph(folder: Path) -> None:
+def spoil_concept_image(folder: Path) -> None:
     content = (folder / "00.png").read_bytes()
     (folder / "00.png").write_bytes(content[: len(content) // 2])
 
 
-def without_photographs(folder: Path) -> None:
+def without_concept_images(folder: Path) -> None:
     (folder / "00.png").unlink()
 
 
@@ -146,8 +146,8 @@ def damage_description(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (spoil_photograph, "00.png"),
-        (without_photographs, "holds no photographs"),
+        (spoil_concept_image, "00.png"),
+        (without_concept_images, "holds no concept images"),
         (without_description, "holds no concept.yaml"),
         (damage_description, "must hold two lines"),
     ],
@@ -186,7 +186,7 @@ def test_a_concept_that_is_damaged_later_keeps_its_partition_and_its_last_versio
 
 
 def test_the_check_can_be_run_by_hand(watch, concepts):
-    spoil_photograph(concept(concepts, "dog7"))
+    spoil_concept_image(concept(concepts, "dog7"))
     workspace = {"workspace": Workspace(root=str(watch.root))}
     result = arrival.folders_usable(**workspace)
     assert isinstance(result, dg.AssetCheckResult) and not result.passed
@@ -357,7 +357,7 @@ def test_one_that_cannot_be_used_is_reported_not_brought_and_not_fetched_again(
     watch, concepts, elsewhere, tmp_path, monkeypatch
 ):
     bad = concept(tmp_path / "own", "dog7")
-    spoil_photograph(bad)
+    spoil_concept_image(bad)
     elsewhere.put(bad)
     elsewhere.put(concept(tmp_path / "own", "cat2", shade=8))
     watch.tick()

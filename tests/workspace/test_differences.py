@@ -16,8 +16,8 @@ def recorded(of: dict[str, Any]) -> dict[str, Any]:
 
 
 def class_images(steps: int = 2, source: str = "f", images: int = 8) -> dict[str, Any]:
-    pictures = stamp_of({"drawing": {"steps": steps}, "sources": stamp_of({"sample": source})})
-    return {"class_images": stamp_of({"encoded": stamp_of({"pictures": pictures}), "images": images})}
+    sampled = stamp_of({"sampling": {"steps": steps}, "sources": stamp_of({"sample": source})})
+    return {"class_images": stamp_of({"encoded": stamp_of({"images": sampled}), "images": images})}
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def class_images(steps: int = 2, source: str = "f", images: int = 8) -> dict[str
          ["sampling changed: steps 2 -> 3 and eta 0 -> not there"]),
         ({"latents": stamp_of({"files": {"0.png": "a", "1.png": "b", "2.png": "c"}})},
          {"latents": stamp_of({"files": {"0.png": "x", "1.png": "b", "3.png": "d"}})},
-         ["photographs changed: 0.png, removed 2.png and added 3.png"]),
+         ["concept images changed: 0.png, removed 2.png and added 3.png"]),
         ({"sources": stamp_of({"train": "a", "methods/oft": "b", "names.yaml": "c"})},
          {"sources": stamp_of({"train": "a", "methods/oft": "x", "names.yaml": "y"})},
          ["code changed: methods/oft.py and names.yaml"]),

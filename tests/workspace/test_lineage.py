@@ -1,4 +1,4 @@
-"""From a picture or a number to the bytes behind it, and what is said when one of them is another by now."""
+"""From an image or a number to the bytes behind it, and what is said when one of them is another by now."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from personalize_core.workspace.lineage.records import is_genuine
 from personalize_core.workspace.store import SCORES, Store
 from tests import tiny_workspace
 
-METHOD, PICTURE = "dreambooth", "data/grids/dreambooth/rex/dreambooth/00_01.png"
+METHOD, IMAGE = "dreambooth", "data/grids/dreambooth/rex/dreambooth/00_01.png"
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +51,18 @@ def named(link: Link, what: str) -> Link:
 # The chain
 
 
-def test_a_picture_is_explained_down_to_the_photographs_and_the_base_model(store):
-    link = steps.explain(store, store.root / PICTURE)
-    chain = ["picture", "grid", "artifact", "latents", "photographs"]
+def test_a_image_is_explained_down_to_the_concept_images_and_the_base_model(store):
+    link = steps.explain(store, store.root / IMAGE)
+    chain = ["image", "grid", "artifact", "latents", "concept_images"]
     assert [each.what for each in links(link)][:5] == chain
     assert {each.what.partition(" (")[0] for each in links(link)} == {
         *chain, "latents of class images", "class images", "base model"
     }  # fmt: skip
     assert link.all_problems() == []
-    assert link.facts["sha256"] == sha256(store.root / PICTURE)
+    assert link.facts["sha256"] == sha256(store.root / IMAGE)
     assert link.facts["prompt"] == tiny_workspace.PROMPTS[0] and "prompt 0, image 1" in link.facts["noise"]
-    photographs = named(link, "photographs")
-    assert photographs.facts["sha256"]["0.png"] == sha256(store.concept_folder("rex") / "0.png")
+    concept_images = named(link, "concept_images")
+    assert concept_images.facts["sha256"]["0.png"] == sha256(store.concept_folder("rex") / "0.png")
     artifact = named(link, "artifact")
     assert artifact.facts["config"]["steps"] == 3 and artifact.facts["seed"] == 5
     assert (
@@ -73,7 +73,7 @@ def test_a_picture_is_explained_down_to_the_photographs_and_the_base_model(store
 
 def test_every_result_says_when_by_which_code_and_libraries_and_on_what(store):
     for what in ("grid", "artifact", "latents", "class images"):
-        found = named(steps.explain(store, store.root / PICTURE), what).making
+        found = named(steps.explain(store, store.root / IMAGE), what).making
         assert found["started"] <= found["finished"] and "CPU" in found["device"]
         assert {"torch", "diffusers"} < found["packages"].keys() and found["python"]
 
@@ -119,21 +119,21 @@ def test_what_differs_from_run_to_run_is_in_no_manifest(store):
 def test_a_result_from_before_manifests_said_so_is_explained_too(store):
     path = store.grid(METHOD, "rex") / MANIFEST
     write_json(path, {name: value for name, value in read_json(path).items() if name != "made_from"})
-    link = steps.explain(store, store.root / PICTURE)
-    assert link.all_problems() == [] and named(link, "photographs").facts["sha256"]
+    link = steps.explain(store, store.root / IMAGE)
+    assert link.all_problems() == [] and named(link, "concept_images").facts["sha256"]
 
 
 # What is another by now
 
 
-def problems(store: Store, path: str = PICTURE) -> list[str]:
+def problems(store: Store, path: str = IMAGE) -> list[str]:
     return steps.explain(store, store.root / path).all_problems()
 
 
-def test_a_picture_that_was_changed_is_told_apart_from_its_neighbours(store):
-    Image.new("RGB", (16, 16)).save(store.root / PICTURE)
+def test_a_image_that_was_changed_is_told_apart_from_its_neighbours(store):
+    Image.new("RGB", (16, 16)).save(store.root / IMAGE)
     told = problems(store)
-    assert any(words.startswith(f"picture {PICTURE}: has been changed") for words in told)
+    assert any(words.startswith(f"image {IMAGE}: has been changed") for words in told)
     assert all("00_01.png" in words for words in told)
     assert problems(store, "data/artifacts/dreambooth/rex") == []
 
@@ -144,7 +144,7 @@ def test_a_file_that_no_step_made_is_said_to_be_so(store):
     assert any("no step has made this file" in words for words in problems(store, str(stranger)))
 
 
-def test_a_picture_of_a_prompt_that_there_is_not_is_a_stranger_too(store):
+def test_a_image_of_a_prompt_that_there_is_not_is_a_stranger_too(store):
     stranger = store.grid(METHOD, "rex") / METHOD / "99_00.png"
     Image.new("RGB", (16, 16)).save(stranger)
     assert any("no step has made this file" in words for words in problems(store, str(stranger)))
@@ -159,7 +159,7 @@ def test_class_images_of_a_noun_with_capitals_are_not_taken_for_those_of_another
     assert problems(store, f"data/class_images/dog.latents/{key}") == []
 
 
-def test_photographs_of_the_class_noun_that_were_changed_make_their_latents_stale(store):
+def test_concept_images_of_the_class_noun_that_were_changed_make_their_latents_stale(store):
     values = tiny_workspace.params(Path(store.params.base_model).parents[1])
     values["methods"]["custom_diffusion"] = {store.params.base_model: {"regularization": "real", "steps": 3}}
     store = tiny_workspace.write_params(store.root, values)
@@ -167,16 +167,18 @@ def test_photographs_of_the_class_noun_that_were_changed_make_their_latents_stal
     made = encode_real_class_images(store, "dog", "custom_diffusion", steps.unheard).path
     assert problems(store, str(made)) == []
     (store.regularization("dog") / "0.txt").write_text("another caption")
-    assert [words.partition(": ")[2] for words in problems(store, str(made))] == ["stale: photographs changed: 0.png"]
+    assert [words.partition(": ")[2] for words in problems(store, str(made))] == [
+        "stale: concept images changed: 0.png"
+    ]
 
 
-def test_a_photograph_that_was_changed_makes_everything_behind_it_stale(store):
+def test_a_concept_image_that_was_changed_makes_everything_behind_it_stale(store):
     Image.new("RGB", (32, 24)).save(store.concept_folder("rex") / "0.png")
     told = problems(store)
-    assert "photographs data/concepts/rex: 0.png has been changed since" in told
+    assert "concept images data/concepts/rex: 0.png has been changed since" in told
     stale = [words.partition(" ")[0] for words in told if "stale" in words]
     assert stale == ["artifact", "latents"]  # the grid is of the artifact that is there
-    assert all(words.endswith("stale: photographs changed: 0.png") for words in told if "stale" in words)
+    assert all(words.endswith("stale: concept images changed: 0.png") for words in told if "stale" in words)
 
 
 def test_a_recipe_that_was_changed_is_named_with_both_its_values(store):
@@ -196,7 +198,7 @@ def test_what_is_gone_is_said_to_be_gone(store):
     assert "artifact data/artifacts/dreambooth/rex: is gone" in told
     assert any("cannot be made again" in words for words in told)
     table = problems(store, "data/metrics/dreambooth/rex")
-    assert "photographs data/concepts/rex: is gone" in table
+    assert "concept images data/concepts/rex: is gone" in table
 
 
 def test_a_manifest_that_was_edited_is_found_out(store):
@@ -222,7 +224,7 @@ def test_a_comparison_of_scores_that_were_made_again_is_stale(store):
 def test_the_command_that_is_named_makes_the_same_bytes_again(store, monkeypatch):
     monkeypatch.chdir(store.root)
     for what in ("grid", "latents"):
-        link = named(steps.explain(store, store.root / PICTURE), what)
+        link = named(steps.explain(store, store.root / IMAGE), what)
         folder = store.root / link.path
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         remove, _, make = link.again.partition(" && ")
@@ -234,9 +236,12 @@ def test_the_command_that_is_named_makes_the_same_bytes_again(store, monkeypatch
 
 
 @pytest.mark.parametrize("method", [METHOD, "base_model"])  # one says "<rex> dog" in its prompts, the other "dog"
-def test_the_command_that_asked_for_pictures_asks_for_the_same_again(store, method):
+def test_the_command_that_asked_for_images_asks_for_the_same_again(store, method):
     prompts = ["a photo of a <rex>", "<rex>'s photo", "a photo of a <rex>"]
-    made = [steps.draw_samples(store, "rex", method, prompts, images=2), steps.heat_maps(store, "rex", method, "<rex>")]
+    made = [
+        steps.sample_prompts(store, "rex", method, prompts, images=2),
+        steps.heat_maps(store, "rex", method, "<rex>"),
+    ]
     for report in made:
         link = steps.explain(store, report.path)
         assert link.all_problems() == [] and named(link, "artifact").path == f"data/artifacts/{method}/rex"
@@ -249,13 +254,13 @@ def test_the_command_that_asked_for_pictures_asks_for_the_same_again(store, meth
 # Numbers
 
 
-def test_a_number_is_explained_by_its_row_and_its_picture(store):
+def test_a_number_is_explained_by_its_row_and_its_image(store):
     table = tables.read(store.scores(METHOD, "rex") / SCORES)
     row = table.filter(metric="dino", prompt_index=1, image_index=0).row(0, named=True)
     link = steps.explain(store, None, Rows("rex", METHOD, prompt=1, image=0, metric="dino"))
     (found,) = link.facts["scores"]
     assert found["mean"] == row["score"] and found["encoder_sha256"] == row["encoder_sha256"]
-    assert link.inputs[0].what == "picture" and link.inputs[0].facts["sha256"] == row["image_sha256"]
+    assert link.inputs[0].what == "image" and link.inputs[0].facts["sha256"] == row["image_sha256"]
     assert link.inputs[1].what == "scores" and link.all_problems() == []
 
 
@@ -263,14 +268,14 @@ def test_a_mean_of_the_comparison_is_explained_by_what_it_is_the_mean_of(store):
     link = steps.explain(store, store.comparison(), Rows(method=METHOD, metric="clip_i"))
     (found,) = link.facts["scores"]
     rows = tables.read_parquet(store.comparison() / SCORES).filter(method=METHOD, metric="clip_i")
-    assert found["pictures"] == len(rows) == 4 and found["mean"] == pytest.approx(rows["score"].mean())
+    assert found["images"] == len(rows) == 4 and found["mean"] == pytest.approx(rows["score"].mean())
     assert [each.what for each in link.inputs] == ["scores", "comparison"]
 
 
-def test_a_picture_that_was_drawn_again_since_it_was_scored_is_said_to_be_another(store):
-    Image.new("RGB", (16, 16)).save(store.root / PICTURE)
+def test_a_image_that_was_drawn_again_since_it_was_scored_is_said_to_be_another(store):
+    Image.new("RGB", (16, 16)).save(store.root / IMAGE)
     link = steps.explain(store, None, Rows("rex", METHOD, prompt=0, image=1, metric="dino"))
-    assert any("another picture now than the one that was scored" in words for words in link.problems)
+    assert any("another image now than the one that was scored" in words for words in link.problems)
 
 
 @pytest.mark.parametrize(
@@ -300,15 +305,15 @@ def test_what_cannot_be_explained_is_refused_in_a_sentence(store, path, rows, sa
 
 def test_the_command_shows_the_chain_and_what_is_wrong_with_it(store):
     run = CliRunner().invoke
-    shown = run(app, ["--root", str(store.root), "explain", str(store.root / PICTURE)]).output
+    shown = run(app, ["--root", str(store.root), "explain", str(store.root / IMAGE)]).output
     assert "Every link is as it was made" in shown and "dreambooth" in shown
-    (store.root / PICTURE).unlink()
+    (store.root / IMAGE).unlink()
     shown = run(app, ["--root", str(store.root), "explain", str(store.grid(METHOD, "rex"))]).output
     assert "! grid data/grids/dreambooth/rex: dreambooth/00_01.png is gone" in shown
 
 
 def test_as_json_every_hash_is_whole(store):
-    said = CliRunner().invoke(app, ["--root", str(store.root), "explain", PICTURE, "--json"]).output
+    said = CliRunner().invoke(app, ["--root", str(store.root), "explain", IMAGE, "--json"]).output
     found = json.loads(said)
-    assert found["facts"]["sha256"] == sha256(store.root / PICTURE)
+    assert found["facts"]["sha256"] == sha256(store.root / IMAGE)
     assert found["inputs"][0]["what"] == "grid" and found["inputs"][0]["again"].startswith("rm -r data/grids")

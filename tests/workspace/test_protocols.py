@@ -42,18 +42,18 @@ def write_protocol(store: Store, name: str = "short", **changes) -> Store:
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One method on one of two concepts, drawn and scored as params.yaml says."""
-    store = tiny_workspace.make(tmp_path_factory.mktemp("drawn"))
-    for one in (steps.train, steps.draw_grid, steps.score):
+    store = tiny_workspace.make(tmp_path_factory.mktemp("sampled"))
+    for one in (steps.train, steps.sample_grid, steps.score):
         one(store, "rex", METHOD)
     return store.root
 
 
 @pytest.fixture
-def store(drawn: Path, tmp_path: Path) -> Store:
-    shutil.copytree(drawn / "data", tmp_path / "data")
-    shutil.copy(drawn / "params.yaml", tmp_path / "params.yaml")
+def store(sampled: Path, tmp_path: Path) -> Store:
+    shutil.copytree(sampled / "data", tmp_path / "data")
+    shutil.copy(sampled / "params.yaml", tmp_path / "params.yaml")
     return Store(tmp_path)
 
 
@@ -110,19 +110,19 @@ def refusal(store: Store, **changes) -> str:
         under = write_protocol(store, **changes)
         before["protocols/short.yaml"] = (store.data / "protocols" / "short.yaml").read_bytes()
         steps.check_inputs(under, ["rex"], [METHOD])
-        steps.draw_grid(under, "rex", METHOD)
+        steps.sample_grid(under, "rex", METHOD)
     assert bytes_under(store.data) == before  # nothing was made, and nothing overwritten
     return str(refused.value).removeprefix(f"{store.data / 'protocols' / 'short.yaml'}: ")
 
 
-def test_a_protocol_replaces_how_pictures_are_drawn_and_scored_and_nothing_else(store: Store):
+def test_a_protocol_replaces_how_images_are_drawn_and_scored_and_nothing_else(store: Store):
     measured = {"text_image": ["other-clip"], "identity": ["other-dino"], "segmenter": None, "texts": ["class_phrase"]}
     under = write_protocol(store, sampler="dpm-solver++", encoders=measured, seed=77)
     assert (under.params.sampling.sampler, under.params.sampling.steps) == ("dpm-solver++", 3)
     assert under.params.encoders.model_dump() == measured
     back = {"sampling": store.params.sampling, "encoders": store.params.encoders}
     assert under.params.model_copy(update=back) == store.params
-    assert (under.drawing_seed, under.training_seed) == (77, store.params.seed)
+    assert (under.sampling_seed, under.training_seed) == (77, store.params.seed)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_results_of_a_protocol_lie_beside_the_others_and_share_the_artifact(stor
     before = {name: bytes_under(store.data / name) for name in ("artifacts", "grids", "metrics")}
     under = write_protocol(store)
     assert steps.train(under, "rex", METHOD).skipped
-    steps.draw_grid(under, "rex", METHOD)
+    steps.sample_grid(under, "rex", METHOD)
     steps.score(under, "rex", METHOD)
     report = steps.compare(under)
     assert report.path == store.data / "under" / "short" / "comparison"
@@ -202,13 +202,13 @@ def test_results_of_a_protocol_lie_beside_the_others_and_share_the_artifact(stor
     table = tables.read(report.path / "scores.parquet")
     assert table["image"].str.starts_with("data/under/short/grids/").all()
     assert {name: bytes_under(store.data / name) for name in before} == before
-    assert steps.draw_grid(store, "rex", METHOD).skipped  # neither redraws the other
-    assert steps.draw_grid(under, "rex", METHOD).skipped
+    assert steps.sample_grid(store, "rex", METHOD).skipped  # neither redraws the other
+    assert steps.sample_grid(under, "rex", METHOD).skipped
     about = json.loads((under.grid(METHOD, "rex") / "grid.json").read_text())
     assert (about["protocol"], about["prompts"], about["sampling"]["eta"]) == ("short", "two", 0.0)
 
 
-def test_pictures_that_were_drawn_otherwise_stand_in_no_comparison(store: Store):
+def test_images_that_were_drawn_otherwise_stand_in_no_comparison(store: Store):
     steps.compare(store)
     values = yaml.safe_load((store.root / "params.yaml").read_text())
     values["sampling"]["guidance"] = 7.0
@@ -217,7 +217,7 @@ def test_pictures_that_were_drawn_otherwise_stand_in_no_comparison(store: Store)
     with pytest.raises(InputError, match="all that has been scored .* was drawn otherwise than params.yaml says now"):
         steps.compare(changed)
     assert bytes_under(store.comparison()) == before
-    for one in (steps.train, steps.draw_grid, steps.score):
+    for one in (steps.train, steps.sample_grid, steps.score):
         one(changed, "rex", "base_model")
     steps.compare(changed)
     summary = json.loads((changed.comparison() / "summary.json").read_text())
@@ -231,7 +231,7 @@ def test_identity_skips_the_prompts_that_the_protocol_excludes_and_text_does_not
     )
     scored = []
     for under in (whole, part):
-        steps.draw_grid(under, "rex", METHOD)
+        steps.sample_grid(under, "rex", METHOD)
         scored.append(tables.read(steps.score(under, "rex", METHOD).path).drop("image"))
     skipped = pl.col("metric").is_in(["clip_i", "dino"]) & (pl.col("prompt_index") == 1)
     assert len(scored[0].filter(skipped)) == 2
@@ -245,17 +245,17 @@ def test_identity_skips_the_prompts_that_the_protocol_excludes_and_text_does_not
 
 def test_another_exclusion_scores_again_and_draws_nothing(store: Store):
     under = write_protocol(store)
-    for one in (steps.draw_grid, steps.score):
+    for one in (steps.sample_grid, steps.score):
         one(under, "rex", METHOD)
     under = write_protocol(store, prompts=[{"name": "two", "without_identity": [1]}], notes=["said otherwise"])
-    assert steps.draw_grid(under, "rex", METHOD).skipped
+    assert steps.sample_grid(under, "rex", METHOD).skipped
     assert not steps.score(under, "rex", METHOD).skipped
 
 
 def test_a_protocols_seed_gives_other_noise_and_trains_nothing(store: Store):
     plain, seeded = write_protocol(store, "plain"), write_protocol(store, "seeded", seed=99)
     assert steps.train(seeded, "rex", METHOD).skipped
-    grids = [steps.draw_grid(under, "rex", METHOD).path / METHOD / "00_00.png" for under in (plain, seeded)]
+    grids = [steps.sample_grid(under, "rex", METHOD).path / METHOD / "00_00.png" for under in (plain, seeded)]
     assert grids[0].read_bytes() != grids[1].read_bytes()
 
 

@@ -2,7 +2,7 @@
 
 Wu et al., "CoRe: Context-Regularized Text Embedding Learning for Text-to-Image Personalization", AAAI 2025,
 arXiv:2408.15914. Equation numbers below are that paper's (version 1). The losses compare a prompt that names the
-concept with the same prompt that names its class, token by token, and need no picture of either. CoRe trains with
+concept with the same prompt that names its class, token by token, and need no image of either. CoRe trains with
 them; `ContextRefined` refines any learned embedding with them for one prompt ("test-time optimization").
 """
 

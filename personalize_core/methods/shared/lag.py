@@ -1,8 +1,8 @@
-"""Where in a picture a method's change may act: localized attention-guided (LAG) sampling.
+"""Where in an image a method's change may act: localized attention-guided (LAG) sampling.
 
 Ham et al., "Personalized Residuals for Concept-Driven Text-to-Image Generation", CVPR 2024, arXiv:2405.12978,
 sec. 3.3, for one concept and for residuals on output projections. Two things here are ours. The paper leaves several
-concepts in one picture for later (sec. 5); a location then belongs to a concept if LAG says so, and no other concept
+concepts in one image for later (sec. 5); a location then belongs to a concept if LAG says so, and no other concept
 is looked at more strongly there. And eq. 3 asks only for features f without and f' with the change, and for where the
 concept is looked at, so it serves every method whose changes inside the U-Net lie within its transformers: `attached`.
 """
@@ -24,7 +24,7 @@ from personalize_core.errors import InputError
 from personalize_core.methods.interface import Method, options
 
 Unconditional = Literal["reuse", "off", "full"]
-"""What the prompt-free half of guidance does, which the paper does not say: reuse the mask of the same picture's
+"""What the prompt-free half of guidance does, which the paper does not say: reuse the mask of the same image's
 prompted half, have the change off, or have it act in full."""
 
 
@@ -50,7 +50,7 @@ def attached(base: BaseModel, method: Method, inside: Callable[[str], AbstractCo
 
     There f and f' of eq. 3 are what a transformer answers to the same input without and with the change, so under LAG
     each runs twice. The region is that of the run without: it is known before any change acts, and it is one for all
-    concepts of a picture. A change to nothing but proj_out, the paper's, needs no second run; see `localized`.
+    concepts of an image. A change to nothing but proj_out, the paper's, needs no second run; see `localized`.
 
     Args:
         inside: path of a transformer -> the method's changes to it, which are taken out again on leaving.
@@ -100,7 +100,7 @@ def region(call: Call, layer: str, place: int, unconditional: Unconditional) -> 
 def belongs(attention: list[Tensor], place: int) -> Tensor:
     """(B, h*w) bool from how much each location looks at each concept, (B, h*w) each; a tie goes to the first.
 
-    Concepts are compared by attention relative to their own mean over the picture: a class noun of three tokens, or
+    Concepts are compared by attention relative to their own mean over the image: a class noun of three tokens, or
     a word that is looked at everywhere, would win every location by the plain sum.
     """
     inside = above_median(attention[place])

@@ -30,7 +30,7 @@ code takes the first."""
 MinTimestep = Annotated[int, Field(ge=0, lt=1000)]
 """The first of the base model's thousand timesteps that a word is trained on.
 
-With little noise the picture itself tells what it shows, and whatever a word adds there disturbs: of a thing as none
+With little noise the image itself tells what it shows, and whatever a word adds there disturbs: of a thing as none
 that the base model saw, the empty prompt predicts the noise best. A small model's word then learns to say nothing. The
 published methods train on all timesteps, which is 0.
 """
@@ -55,8 +55,8 @@ class ConceptEmbedding(nn.Module):
         else:
             self.register_buffer("vector", vector)
 
-    def numbers(self) -> dict[str, float]:
-        """See `Method.numbers`."""
+    def metrics(self) -> dict[str, float]:
+        """See `Method.metrics`."""
         return drift(self.vector, self.initial) if isinstance(self.vector, nn.Parameter) else {}
 
     @contextmanager
@@ -180,7 +180,7 @@ def from_templates(
 class EmbeddingAndUNet(Method):
     """A method that learns the placeholder's embedding and weights of the U-Net, and all that follows from that.
 
-    A subclass makes both; its Config says by `rotate` whether photographs are turned and mirrored.
+    A subclass makes both; its Config says by `rotate` whether concept images are turned and mirrored.
     """
 
     lacks = WHOLE_UNET

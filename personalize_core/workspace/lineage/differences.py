@@ -1,6 +1,6 @@
 """In what a result's origin differs from what it would be made from now, in the words of people.
 
-A stamp spelled out is a tree: photographs, recipe, sources, and stamps of other results with theirs. What differs deep
+A stamp spelled out is a tree: concept images, recipe, sources, and stamps of other results with theirs. What differs deep
 within is said once, under the name that a person has for it, with names and values where a person may know them.
 """
 
@@ -148,8 +148,8 @@ KINDS: dict[str, tuple[str, Callable[[Difference], list[str]]]] = {
     "vae": ("base model", _nothing),
     "image_size": ("base model", _nothing),
     "class_images": ("class images", _within),
-    "files": ("photographs", _file),
-    "photographs": ("photographs", _file),
+    "files": ("concept_images", _file),
+    "concept_images": ("concept_images", _file),
     "masks": ("masks", _file),
     "config": ("recipe", _options),
     "preprocessing": ("preprocessing", _value),
@@ -159,7 +159,6 @@ KINDS: dict[str, tuple[str, Callable[[Difference], list[str]]]] = {
     "variants": ("sampling options", _options),
     "refinement": ("sampling options", _options),
     "sampling": ("sampling", _value),
-    "drawing": ("sampling", _value),
     "seed": ("seed", _value),
     "precision": ("precision", _value),
     "gradient_checkpointing": ("gradient checkpointing", _value),
@@ -168,5 +167,5 @@ KINDS: dict[str, tuple[str, Callable[[Difference], list[str]]]] = {
     "lists": ("encoders", _nothing),
     "encoders": ("encoders", _nothing),
     "artifact": ("artifact", _nothing),
-    "grid": ("pictures", _nothing),
+    "grid": ("images", _nothing),
 }

@@ -10,7 +10,7 @@ from typing import Any
 class Link:
     """One thing of the chain."""
 
-    what: str  # "picture", "grid", "artifact", ...
+    what: str  # "image", "grid", "artifact", ...
     path: str  # relative to the workspace, where it lies within
     facts: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)  # changed since, gone, stale

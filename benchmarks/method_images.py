@@ -1,4 +1,4 @@
-"""Bring docs/pictures up to date: each method's grid of one concept, as `personalize run` drew it. No numbers here."""
+"""Bring docs/images up to date: each method's grid of one concept, as `personalize run` drew it. No numbers here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from personalize_core.workspace.store import Store
 
-COLOURS = 256  # of a picture in the docs, which is an eighth as large as the grid
+COLOURS = 256  # of an image in the docs, which is an eighth as large as the grid
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("concept", nargs="?", default="teapot1")
     parser.add_argument("--root", type=Path, default=Path("."))
     options = parser.parse_args()
-    store, to = Store(options.root), Path(__file__).parent.parent / "docs" / "pictures"
+    store, to = Store(options.root), Path(__file__).parent.parent / "docs" / "images"
     to.mkdir(exist_ok=True)
     for method in store.params.methods:
         with Image.open(store.grid(method, options.concept) / "grid.png") as grid:

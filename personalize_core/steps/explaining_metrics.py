@@ -1,4 +1,4 @@
-"""What is behind numbers of a table of scores: how each was measured, and the pictures that it is about."""
+"""What is behind numbers of a table of scores: how each was measured, and the images that it is about."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class Rows:
         return bool(self.asked.keys() - {"concept", "method"})
 
 
-def explain_numbers(chain: Chain, path: Path, rows: Rows) -> Link:
+def explain_metrics(chain: Chain, path: Path, rows: Rows) -> Link:
     """The rows of the table at `path`, and the chain behind them.
 
     Raises:
         InputError: it is no table of scores, or has no such rows.
     """
     store, found = chain.store, _rows_of(path, rows)
-    link = Link("numbers", chain.short(path), {"rows": len(found)})
+    link = Link("metrics", chain.short(path), {"rows": len(found)})
     link.facts["scores"] = [
         {
             **dict(zip(MEASURED, names, strict=True)),
             "mean": float(group["score"].to_numpy().mean()),
-            "pictures": len(group),
+            "images": len(group),
             **_same_in_all(group),
         }
         for names, group in found.group_by(MEASURED, maintain_order=True)
@@ -63,10 +63,10 @@ def explain_numbers(chain: Chain, path: Path, rows: Rows) -> Link:
     cells = found.select("method", "concept").unique(maintain_order=True).rows()
     if len(images) == 1 and cells[0][0] != REFERENCES:
         (name, digest), (method, concept) = images[0], cells[0]
-        picture = chain.file_in(chain.grid(method, concept), store.root / name)
-        if picture.facts.get("sha256") not in (None, digest):
-            link.problems.append(f"{name} is another picture now than the one that was scored")
-        link.inputs.append(picture)
+        image = chain.file_in(chain.grid(method, concept), store.root / name)
+        if image.facts.get("sha256") not in (None, digest):
+            link.problems.append(f"{name} is another image now than the one that was scored")
+        link.inputs.append(image)
     link.inputs += [chain.scores(*cell, deep=len(cells) <= DEEP) for cell in cells]
     if store.comparison() in path.parents:
         compared = chain.comparison()
