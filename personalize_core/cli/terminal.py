@@ -22,7 +22,7 @@ def progress() -> Iterator[steps.Listener]:
     """A bar for whatever is going on, with the time that is left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bars: dict[str, TaskID] = {}
-    with Progress(*columns, TextColumn("{task.fields[numbers]}"), console=console) as bar:
+    with Progress(*columns, TextColumn("{task.fields[metrics]}"), console=console) as bar:
 
         def listen(event: steps.Event) -> None:
             if event.what not in bars:
