@@ -24,8 +24,8 @@ OF_ASSETS: dict[str, dict[str, tuple[bool, str]]] = {  # asset -> check -> can i
         "latents_finite": (BLOCKING, "Every number of every latent is finite."),
         "latents_decode": (
             BLOCKING,
-            "Decoded, the latents are the concept images that they were made of, to 15 dB. Blocks where they are others' "
-            "or damaged; warns where the base model's autoencoder itself cannot say such concept images.",
+            "Decoded, the latents match the concept images they were encoded from, to 15 dB. Blocks where they belong "
+            "to other images or are damaged; warns where the base model's autoencoder cannot reproduce such images.",
         ),
     },
     "artifact": {
@@ -94,8 +94,8 @@ with warnings.catch_warnings():
         asset="concept_images",
         blocking=True,
         partitions_def=concepts,
-        description="Every concept image can be read, and there are as many as params.yaml's variants take. Warns below "
-        "three.",
+        description="Every concept image can be read, and there are as many as the variants in params.yaml use. Warns "
+        "below three.",
     )
     def concept_images_usable(context: dg.AssetCheckExecutionContext, workspace: Workspace) -> dg.AssetCheckResult:
         from personalize_core import steps

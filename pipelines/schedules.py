@@ -33,8 +33,8 @@ def due(context: dg.ScheduleEvaluationContext) -> str:
     default_status=dg.DefaultScheduleStatus.RUNNING,
     tags={"stage": "training"},
     description="Asks for one run for every concept and method that is not up to date: a new concept, a changed "
-    "concept image, recipe, base model or source. The methods are those that params.yaml lists. `personalize plan` prints "
-    "the same list.",
+    "concept image, recipe, base model or source. The methods are those listed in params.yaml. `personalize plan` "
+    "prints the same list.",
 )
 @or_skipped
 def nightly(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> list[dg.RunRequest] | dg.SkipReason:
@@ -61,8 +61,8 @@ def nightly(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> list
     cron_schedule=cron(),
     default_status=dg.DefaultScheduleStatus.RUNNING,
     tags={"stage": "training"},
-    description="Asks for one run for every concept that lacks latents, class images or the scores of its concept images; "
-    "what is stale of it is trained when that has succeeded.",
+    description="Asks for one run for every concept that lacks latents, class images or the scores of its concept "
+    "images; its stale methods are trained when that has succeeded.",
 )
 @or_skipped
 def nightly_preparation(

@@ -110,7 +110,7 @@ def scores_of(
     of_identity: dict[str, OfIdentity],
     segmenter: MiniSegmenter,
 ) -> tuple[dict[tuple[str, str, str], float], dict[str, float]]:
-    """(metric, encoder, file name) -> score, of a grid's images and of the concept images; file name -> mask's share."""
+    """(metric, encoder, file name) -> score, of sampled and concept images; file name -> the mask's share."""
     found: dict[tuple[str, str, str], float] = {}
     shares: dict[str, float] = {}
     described = json.loads((grid / "grid.json").read_text())

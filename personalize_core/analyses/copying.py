@@ -23,9 +23,10 @@ TITLE = "Copying"
 HOW = (
     "The nearest training concept image of each image, by the cosine of features: of the identity encoder, of the "
     "text-image encoder, and of the middle squares' pixels (32 x 32, mean taken off), which alone tells a literal copy "
-    "from a good likeness. The measure is each concept image held out against the others. For a fair mean, an image is "
-    "compared with as many concept images as a held-out one: the mean over all ways to leave one concept image out. Where a "
-    "prompt asks for a concept image's own place, and no two concept images share one, being nearer is no copy yet: look."
+    "from a good likeness. The yardstick: each concept image held out against the others. For a fair mean, an image is "
+    "compared with as many concept images as a held-out one: the mean over all ways to leave one of them out. A prompt "
+    "that asks for the scene of a concept image may bring an image nearer to it than the concept images are to each "
+    "other, without copying it: look at the pair."
 )
 SIDE = 32
 PAIRS = 6  # of the nearest pairs that an image shows
@@ -36,8 +37,9 @@ MEANINGS = {
     "prompt": "the template that was drawn; null for a concept image",
     "nearest": "the nearest concept image's file; a held-out concept image's is another one",
     "similarity": "cosine with it, in [-1, 1]",
-    "with_one_left_out": "mean over the concept images of the nearest cosine without it; null if there is one, or for one",
-    "nearer_than_any_concept_image": "is it nearer than any concept image is to another? null if there is one concept image",
+    "with_one_left_out": "mean over the concept images of the nearest cosine without that one; null for a concept "
+    "image, and if there is only one",
+    "nearer_than_any_concept_image": "nearer than any two concept images are to each other? null if there is only one",
 }
 
 

@@ -87,7 +87,7 @@ def vocabulary(base: BaseModel) -> tuple[list[str], np.ndarray]:
 
 def whole_words(base: BaseModel) -> tuple[list[str], list[int]]:
     """The same words, and their places in the table of input embeddings."""
-    # The tokenizer's own dictionary, which PromptTokenizer keeps to itself: every other entry point leads from word to id.
+    # The tokenizer's own dictionary, a private attribute: PromptTokenizer's public methods only lead from word to id.
     ids: dict[str, int] = base.tokenizer._tokenizer.get_vocab()
     there = base.text_encoder.get_input_embeddings().weight.detach().any(dim=1).tolist()
     found = {token.removesuffix("</w>"): i for token, i in ids.items() if token.endswith("</w>") and i < len(there)}

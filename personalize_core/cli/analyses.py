@@ -74,7 +74,7 @@ def suggest_class(
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
 ) -> None:
-    """Suggest class nouns: those that CLIP finds most like the concept images. Whichever you take goes to concept.yaml."""
+    """Suggest class nouns: those that CLIP finds most like the concept images. Put your choice into concept.yaml."""
     from personalize_core.metrics.tables import read_parquet
 
     store: Store = context.obj

@@ -30,7 +30,7 @@ DEMO = ("backpack1", "teapot1")  # two of the concepts that come with the projec
 DEMO_METHODS = ("base_model", "textual_inversion", "dreambooth", "personalized_residuals")  # a word, weights, modules
 
 app = typer.Typer(
-    help="Teach a text-to-image model a concept from a few concept images, draw it in new scenes, and measure how well.",
+    help="Teach a text-to-image model a concept from a few images, sample it in new scenes, and measure how well.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

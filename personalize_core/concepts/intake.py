@@ -89,7 +89,7 @@ def _caption(path: Path) -> str:
 
 @found_once
 def content(folder: Path) -> dict[str, str]:
-    """File name -> sha256, of the description and the concept images: what everything made from a concept depends on."""
+    """File name -> sha256, of the description and the concept images: all of a concept that results depend on."""
     from personalize_core.concepts.images import image_files
 
     return {path.name: sha256(path) for path in [folder / DESCRIPTION, *image_files(folder)]}

@@ -1,9 +1,9 @@
 """Foreground masks for the masked scores (methods.md 13.4): which pixels show the concept, and grey for the others.
 
-CoRe (Wu et al. 2024) removes the background before it measures identity, so that copying the concept images' background
-earns nothing; it does not say with what. Ours: masks that come with the concept for its concept images, else a segmenter;
-constant mid grey; no crop. A mask of less than `tables.EMPTY` of its image is empty: the concept is absent, and all
-of the image becomes grey. It is counted, never left out, or a missing concept would be rewarded.
+CoRe (Wu et al. 2024) removes the background before it measures identity, so that copying the background of a concept
+image earns nothing; it does not say how. Here: masks that come with the concept, for its concept images, else a
+segmenter; constant mid grey; no crop. A mask of less than `tables.EMPTY` of its image is empty: the concept is absent,
+and all of the image becomes grey. It is counted, never left out, or a missing concept would be rewarded.
 """
 
 from __future__ import annotations
@@ -206,8 +206,8 @@ def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
 def rule(segmenter: Segmenter) -> str:
     """The mask rule, in words, for every masked score."""
     return (
-        f"grey {GREY} but for the concept, no crop; concept images by masks that came with them, if any, else as images "
-        f"by {segmenter.name} ({segmenter.weights_hash}: {segmenter.preprocessing})"
+        f"grey {GREY} but for the concept, no crop; concept images by masks that came with them, if any, else, as "
+        f"sampled images, by {segmenter.name} ({segmenter.weights_hash}: {segmenter.preprocessing})"
     )
 
 

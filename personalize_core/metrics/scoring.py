@@ -258,7 +258,7 @@ class Seen:
         if not empty:
             return seen
         by = "the mask that came with it" if own or not encoders.segmenter else encoders.segmenter.name
-        why = f"in the concept image {empty[0].name} {by} finds no {class_noun}; put better masks beside the concept images"
+        why = f"in the concept image {empty[0].name} {by} finds no {class_noun}; put better masks beside the images"
         return cls({key: some for key, some in seen.features.items() if not key[2]}, seen.foreground, why)
 
 

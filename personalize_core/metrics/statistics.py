@@ -107,9 +107,9 @@ def estimate(
 def of_pairs(scores: list[np.ndarray], *, level: float = LEVEL) -> Estimate:
     """The mean over all pairs of a concept's images, then over one or two concepts.
 
-    Two scores share a pair, and every concept image is in every score: their mean is about twice as uncertain as if they
-    were independent. The standard error is the jackknife's, which leaves out a concept image with all its pairs (a
-    U-statistic of degree 2; Arvesen 1969). Two concept images make one pair, which has no spread.
+    Two scores share a pair, and every concept image is in several scores: their mean is about twice as uncertain as if
+    they were independent. The standard error is the jackknife's, which leaves out a concept image with all its pairs
+    (a U-statistic of degree 2; Arvesen 1969). Two concept images make one pair, which has no spread.
 
     Args:
         scores: an array for each concept; each score is a concept image's mean with the n - 1 others.

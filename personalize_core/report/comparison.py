@@ -78,7 +78,7 @@ def write(
 
 
 def draw(store: Store, concept: str, variants: Iterable[tuple[str, Path]], grid: dict[str, Any], path: Path) -> None:
-    """An image of grids: the concept images on the left, a row per (variant, folder of its grid), a column per prompt."""
+    """A grid of images: concept images on the left, a row per (variant, folder of its grid), a column per prompt."""
     rows = {
         in_words(variant): [
             [folder / image_name(variant, prompt, image) for image in range(grid["images_per_prompt"])]

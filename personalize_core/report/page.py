@@ -142,7 +142,7 @@ def measured(evidence: Evidence) -> list[tuple[str, str]]:
         (
             "Averages",
             "Over a prompt's images, then over prompts, then over concepts (macro). Likeness to the concept is the "
-            "mean cosine with all of its concept images; the concept images are compared with each other for the ceiling.",
+            "mean cosine with all of its concept images; their cosines with each other are the ceiling.",
         ),
         (
             "Intervals",

@@ -225,7 +225,7 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
                 texts = _noun_matrix(store, encoder, choice, stamp_of(encoded), listener)
                 seen = encoder.images(opened(intake.concept_images(concept_images))).numpy()
                 rows = class_nouns.ranked(choice, class_nouns.scores(seen, texts), described.class_noun)
-                how = f"Mean cosine of 'a photo of a NOUN' with the concept images, by {encoder.name}; {len(choice)} nouns"
+                how = f"Mean cosine of 'a photo of a NOUN' with the concept images, {encoder.name}; {len(choice)} nouns"
                 results = Results(new, class_nouns.TITLE, how)
                 results.table("class_nouns.parquet", rows, class_nouns.MEANINGS, "every noun, the best first")
                 shown = [row for row in rows if row["rank"] <= 15 or row["is_class_noun"]]

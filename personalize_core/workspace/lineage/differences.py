@@ -1,7 +1,7 @@
-"""In what a result's origin differs from what it would be made from now, in the words of people.
+"""What differs between the origin of a result and what it would be made from now, in plain words.
 
-A stamp spelled out is a tree: concept images, recipe, sources, and stamps of other results with theirs. What differs deep
-within is said once, under the name that a person has for it, with names and values where a person may know them.
+A stamp spelled out is a tree: concept images, recipe, sources, and the stamps of other results with theirs. A
+difference deep in the tree is reported once, under the name a user knows, with file names and values where they help.
 """
 
 from __future__ import annotations
