@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from pipelines import services
+from pipelines.guard import ALLOWED_HOSTS
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -24,6 +28,12 @@ def ui(
     home: Annotated[
         Path | None, typer.Option(help="A folder with another dagster.yaml than the one here, as deploy/ray.")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name besides those of the loopback address under which a proxy serves the UI. May be repeated."
+        ),
+    ] = None,
 ) -> None:
     """Open the Dagster UI with every concept of data/concepts as a partition."""
     if home:
@@ -35,10 +45,26 @@ def ui(
         if not Path(name).is_file():
             typer.echo(f"personalize: {name} is not here; run this in the project's folder", err=True)
             raise typer.Exit(2)
+    os.environ.setdefault("DAGSTER_HOME", str(Path.cwd()))
     prepare(gpus)
-    arguments = ["dev", "--workspace", "workspace.yaml", "--host", "127.0.0.1", "--port", str(port)]
-    quiet = ["-W", "ignore:Function `dev_command`"]  # Dagster would rather have `dg dev`, which brings telemetry along
-    os.execv(sys.executable, [sys.executable, *quiet, "-m", "dagster", *arguments])
+    with tempfile.TemporaryDirectory(prefix="personalize-") as folder:
+        code = services.run(
+            dagster_services(Path(folder), port), os.environ | {ALLOWED_HOSTS: ",".join(allow_host or [])}
+        )
+    raise typer.Exit(code)
+
+
+def dagster_services(folder: Path, port: int) -> list[services.Service]:
+    """The code server, Dagster's daemon and the guarded web server, which find the first by its socket in `folder`."""
+    socket, workspace = folder / "code.sock", folder / "workspace.yaml"
+    workspace.write_text(f"load_from:\n  - grpc_server: {{socket: {socket}, location_name: pipelines}}\n")
+    python, found = sys.executable, ["--workspace", str(workspace)]
+    serve = ["dagster", "code-server", "start", "--socket", str(socket), "--module-name", "pipelines.definitions"]
+    return [
+        services.Service("code server", [python, "-m", *serve, "--use-python-environment-entry-point"], False, socket),
+        services.Service("daemon", [str(Path(python).with_name("dagster-daemon")), "run", *found]),
+        services.Service("web server", [python, "-m", "pipelines.webserver", *found, "--port", str(port)]),
+    ]
 
 
 def prepare(gpus: int) -> None:
@@ -55,13 +81,12 @@ def prepare(gpus: int) -> None:
         if folder.problem:
             typer.echo(f"personalize: left out: {folder.problem}", err=True)
     good = [name for name, folder in found.items() if not folder.problem]
-    # as `dagster dev` does it: an instance named by DAGSTER_HOME, or else the one of dagster.yaml here
-    home = os.environ.get("DAGSTER_HOME")
-    with dg.DagsterInstance.from_config(home or str(Path.cwd())) as instance:
+    home = os.environ["DAGSTER_HOME"]
+    with dg.DagsterInstance.from_config(home) as instance:
         instance.add_dynamic_partitions(CONCEPT, good)
         instance.event_log_storage.set_concurrency_slots(GPU, gpus)
     typer.echo(f"Concepts: {', '.join(good) or 'none yet; add one with `personalize add`'}")
-    typer.echo(f"History is kept in {home or '.dagster'}; stop with Ctrl-C.")
+    typer.echo(f"History is kept in {home}; stop with Ctrl-C.")
 
 
 if __name__ == "__main__":
