@@ -105,4 +105,4 @@ def test_dagsters_web_server_is_behind_the_guard(monkeypatch):
     monkeypatch.setenv("PERSONALIZE_UI_HOSTS", "lab.example,other.example")
     middleware = GuardedWebserver(None, "").build_middleware()  # type: ignore[arg-type]
     assert middleware[0].cls is Guard
-    assert list(middleware[0].kwargs["hosts"]) == ["lab.example", "other.example"]
+    assert middleware[0].kwargs == {"hosts": ["lab.example", "other.example"]}
