@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Generator, Tensor
 
+from personalize_core.concepts.preprocessing import CENTRE_CROP, Preprocessing
 from personalize_core.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -22,60 +23,34 @@ ZOOMS = 60  # images that stand for a random zoom
 GOLDEN, SILVER = (math.sqrt(5) - 1) / 2, math.sqrt(2) - 1  # steps by which places are spread evenly
 
 
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a concept image becomes square training images (methods.md 0.7).
+def views_of(recipe: Preprocessing, image: Image.Image, size: int) -> list[Image.Image]:
+    """Every training image that one RGB concept image may become; all (size, size), equally likely."""
+    resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[recipe.interpolation]
+    match recipe.geometry:
+        case "rotate":
+            return _rotated(recipe, image, size, resample)
+        case "zoom":
+            square = _middle_square(image)
+            return [zoom.view(square, size, resample, recipe.flip) for zoom in zooms(size)]
+        case "squash":
+            views = [image.resize((size, size), resample)]
+        case "centre":
+            views = [_middle_square(image).resize((size, size), resample)]
+        case "crop":
+            resized = _shorter_side_to(size, image, resample)
+            views = [_crop(resized, size, corner) for corner in _corners(resized, size)]
+    return views + [ImageOps.mirror(view) for view in views] if recipe.flip else views
 
-    Latents are made once and cached, so the random choices of training are enumerated here, in equally likely
-    views: a random crop becomes `CROPS` evenly spaced positions along the longer side, a random flip two images, a
-    random rotation or zoom `ROTATIONS` or `ZOOMS` images with evenly spaced angles or sizes. Deviates from the
-    papers only in that: any of their crops lies within an eighth of the slack from one of ours, any of their
-    angles within 2 degrees. The first view is always the concept image as it stands.
-    """
 
-    # "squash": straight to a square; "centre": the middle square; "crop": shorter side to size, then a square crop;
-    # "rotate": three quarters turned by up to 45 degrees, then "crop" (AttnDreamBooth); "zoom": Custom Diffusion's
-    geometry: Literal["squash", "centre", "crop", "rotate", "zoom"]
-    interpolation: Literal["bicubic", "bilinear"]
-    flip: bool  # half of the rows are mirrored; a quarter with "rotate"
-
-    @property
-    def key(self) -> str:
-        """Names the folder of the cached latents."""
-        return f"{self.geometry}-{self.interpolation}" + ("-flip" if self.flip else "")
-
-    @property
-    def of_class_images(self) -> Preprocessing:
-        """How images of the class noun are prepared beside them: alike, but never zoomed."""
-        return Preprocessing("centre", self.interpolation, self.flip) if self.geometry == "zoom" else self
-
-    def views(self, image: Image.Image, size: int) -> list[Image.Image]:
-        """Every image that training may draw for one RGB concept image; all (size, size)."""
-        resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[self.interpolation]
-        match self.geometry:
-            case "rotate":
-                return self._rotated(image, size, resample)
-            case "zoom":
-                square = _middle_square(image)
-                return [zoom.view(square, size, resample, self.flip) for zoom in zooms(size)]
-            case "squash":
-                views = [image.resize((size, size), resample)]
-            case "centre":
-                views = [_middle_square(image).resize((size, size), resample)]
-            case "crop":
-                resized = _shorter_side_to(size, image, resample)
-                views = [_crop(resized, size, corner) for corner in _corners(resized, size)]
-        return views + [ImageOps.mirror(view) for view in views] if self.flip else views
-
-    def _rotated(self, image: Image.Image, size: int, resample: Image.Resampling) -> list[Image.Image]:
-        """As torchvision's RandomRotation(45, expand=True) with probability 0.75, Resize, flip 0.25, RandomCrop."""
-        views, angles = [], iter(np.linspace(-45, 45, ROTATIONS * 3 // 2 + 1)[1::2].tolist())  # middles of 24 parts
-        for k in range(ROTATIONS):
-            turned = image if k % 4 == 0 else image.rotate(next(angles), expand=True)
-            resized, place = _shorter_side_to(size, turned, resample), _spread(k, GOLDEN)
-            view = _crop(resized, size, _place(resized, size, place))
-            views.append(ImageOps.mirror(view) if self.flip and k // 4 % 4 == 3 else view)
-        return views
+def _rotated(recipe: Preprocessing, image: Image.Image, size: int, resample: Image.Resampling) -> list[Image.Image]:
+    """As torchvision's RandomRotation(45, expand=True) with probability 0.75, Resize, flip 0.25, RandomCrop."""
+    views, angles = [], iter(np.linspace(-45, 45, ROTATIONS * 3 // 2 + 1)[1::2].tolist())  # middles of 24 parts
+    for k in range(ROTATIONS):
+        turned = image if k % 4 == 0 else image.rotate(next(angles), expand=True)
+        resized, place = _shorter_side_to(size, turned, resample), _spread(k, GOLDEN)
+        view = _crop(resized, size, _place(resized, size, place))
+        views.append(ImageOps.mirror(view) if recipe.flip and k // 4 % 4 == 3 else view)
+    return views
 
 
 @dataclass(frozen=True)
@@ -160,9 +135,6 @@ def _crop(image: Image.Image, size: int, corner: tuple[int, int]) -> Image.Image
     return image.crop((x, y, x + size, y + size))
 
 
-CENTRE_CROP = Preprocessing("crop", "bicubic", flip=False)  # what reference images are shown and compared in
-
-
 def load_image(path: Path) -> Image.Image:
     """The concept image as RGB, upright by its EXIF orientation.
 
@@ -206,7 +178,7 @@ def to_pixels(views: Sequence[Image.Image]) -> Tensor:
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
     """The middle square of an image, resized."""
-    views = CENTRE_CROP.views(image, size)
+    views = views_of(CENTRE_CROP, image, size)
     return views[len(views) // 2]
 
 

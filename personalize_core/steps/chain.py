@@ -37,7 +37,7 @@ from personalize_core.workspace.recipes import preprocessing_of
 from personalize_core.workspace.store import REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
-    from personalize_core.concepts.images import Preprocessing
+    from personalize_core.concepts.preprocessing import Preprocessing
 
 DEEP = 2  # so many tables of scores are followed to their concept images; of more, only their state is told
 IS_GONE = "is gone"

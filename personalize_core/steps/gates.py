@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from personalize_core.base_model.model import BaseModel
-    from personalize_core.concepts.images import Preprocessing
+    from personalize_core.concepts.preprocessing import Preprocessing
 
 FEW = 3  # concept images; below it methods learn the pose too, and nothing tells how alike concept images are
 LEAST_PSNR = 15.0  # decibels, over pixels; Stable Diffusion's autoencoder keeps above 25, another image below 12
@@ -219,9 +219,9 @@ def _decoded(base: BaseModel, recipe: Preprocessing, path: Path, saved: Tensor |
     """How well the first view comes back, in dB, and whether these are what the autoencoder makes of it."""
     import torch
 
-    from personalize_core.concepts.images import load_image, to_pixels
+    from personalize_core.concepts.images import load_image, to_pixels, views_of
 
-    view = recipe.views(load_image(path), base.image_size)[:1]
+    view = views_of(recipe, load_image(path), base.image_size)[:1]
     fresh = base.moments(to_pixels(view))
     if saved is None or saved[:1].shape != fresh.shape:
         return -math.inf, False

@@ -17,7 +17,8 @@ from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
-    from personalize_core.concepts.images import ConceptLatents, Preprocessing
+    from personalize_core.concepts.images import ConceptLatents
+    from personalize_core.concepts.preprocessing import Preprocessing
 
 MOMENTS = "moments.safetensors"  # latents, as the autoencoder's moments
 CAPTIONS = "captions.json"  # beside the latents of concept images that have captions
@@ -56,12 +57,12 @@ def encode(
     """Write the moments of all images in one file; the tensor "000" holds the first image's views."""
     import torch
 
-    from personalize_core.concepts.images import load_image, to_pixels
+    from personalize_core.concepts.images import load_image, to_pixels, views_of
     from personalize_core.files.atomic import save_tensors
 
     moments = {}
     for index, path in enumerate(paths):
-        views = recipe.views(load_image(path), base.image_size)
+        views = views_of(recipe, load_image(path), base.image_size)
         moments[f"{index:03d}"] = base.moments(to_pixels(views))
         listener(Event(what, index + 1, len(paths)))
     if not all(torch.isfinite(tensor).all() for tensor in moments.values()):

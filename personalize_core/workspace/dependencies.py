@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from personalize_core.concepts.images import Preprocessing
+    from personalize_core.concepts.preprocessing import Preprocessing
     from personalize_core.workspace.params import Variant
 
 # Whose source a step's result depends on, besides the method's own file. Not proof.py: it can refuse an artifact, but
 # not change it.
-ENCODING = ("concepts/images", "base_model/loading")
+ENCODING = ("concepts/images", "concepts/preprocessing", "base_model/loading")
 SAMPLING = (
     "base_model/attention",
     "base_model/model",

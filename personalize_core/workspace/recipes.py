@@ -18,7 +18,7 @@ from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
-    from personalize_core.concepts.images import Preprocessing
+    from personalize_core.concepts.preprocessing import Preprocessing
 
 A_PROCESS = 2 * 2**30  # bytes, at most, that training, drawing and scoring beside the miniature take
 

@@ -15,12 +15,13 @@ from personalize_core.concepts.images import (
     CROPS,
     ROTATIONS,
     ConceptLatents,
-    Preprocessing,
     centre_crop,
     image_files,
     load_image,
     to_pixels,
+    views_of,
 )
+from personalize_core.concepts.preprocessing import Preprocessing
 from personalize_core.errors import InputError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -135,13 +136,13 @@ def test_a_folders_images_are_found_by_name_in_order(tmp_path):
 @pytest.mark.parametrize("size", [(40, 10), (10, 40), (17, 31), (5, 5)], ids=str)
 @pytest.mark.parametrize("recipe", [CROP, SQUASH], ids=lambda recipe: recipe.key)
 def test_every_view_is_square_whatever_the_concept_images_shape(recipe, size):
-    views = recipe.views(quarters(*size), 16)
+    views = views_of(recipe, quarters(*size), 16)
     assert {view.size for view in views} == {(16, 16)}
 
 
 def test_a_crop_keeps_proportions_and_slides_from_end_to_end():
     ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (16, 1))).convert("RGB")
-    views = [np.asarray(view)[8, :, 0] for view in CROP.views(ramp, 16)]
+    views = [np.asarray(view)[8, :, 0] for view in views_of(CROP, ramp, 16)]
     assert len(views) == CROPS
     assert [int(view[0]) for view in views] == [0, 12, 24, 36, 48]
     assert all(np.array_equal(np.diff(view), np.ones(15)) for view in views)
@@ -149,25 +150,25 @@ def test_a_crop_keeps_proportions_and_slides_from_end_to_end():
 
 def test_a_tall_concept_image_is_cropped_along_its_height():
     ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8)[:, None], (1, 16))).convert("RGB")
-    assert [int(np.asarray(view)[0, 8, 0]) for view in CROP.views(ramp, 16)] == [0, 12, 24, 36, 48]
+    assert [int(np.asarray(view)[0, 8, 0]) for view in views_of(CROP, ramp, 16)] == [0, 12, 24, 36, 48]
 
 
 def test_a_square_concept_image_has_one_crop():
-    assert len(CROP.views(quarters(16, 16), 8)) == 1
+    assert len(views_of(CROP, quarters(16, 16), 8)) == 1
 
 
 def test_squashing_keeps_the_whole_concept_image():
-    assert corners(SQUASH.views(quarters(64, 16), 16)[0]) == [RED, GREEN, BLUE, WHITE]
+    assert corners(views_of(SQUASH, quarters(64, 16), 16)[0]) == [RED, GREEN, BLUE, WHITE]
 
 
 def test_a_flip_doubles_the_views():
-    plain, flipped = SQUASH.views(quarters(64, 16), 16)
+    plain, flipped = views_of(SQUASH, quarters(64, 16), 16)
     assert corners(flipped) == [GREEN, RED, WHITE, BLUE]
     assert np.array_equal(np.asarray(plain)[:, ::-1], np.asarray(flipped))
 
 
 def test_the_middle_square_keeps_proportions():
-    (view,) = Preprocessing("centre", "bilinear", flip=False).views(quarters(64, 16), 16)
+    (view,) = views_of(Preprocessing("centre", "bilinear", flip=False), quarters(64, 16), 16)
     assert np.array_equal(np.asarray(view), np.asarray(quarters(64, 16).crop((24, 0, 40, 16))))
 
 
@@ -175,7 +176,7 @@ def test_the_middle_square_keeps_proportions():
 def test_rotated_views_are_outcomes_of_attndreambooths_code(size):
     """With torchvision's functions: three quarters turned by up to 45 degrees, a quarter mirrored, any crop."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
-    views, outcomes = Preprocessing("rotate", "bilinear", flip=True).views(noise, 16), []
+    views, outcomes = views_of(Preprocessing("rotate", "bilinear", flip=True), noise, 16), []
     assert len(views) == ROTATIONS
     for view in views:
         found = [
@@ -210,14 +211,14 @@ def is_a_crop(view: np.ndarray, whole: np.ndarray) -> bool:
 
 
 def test_the_first_of_the_rotated_views_stands_as_the_concept_image_does_and_its_corners_are_black():
-    upright, turned = Preprocessing("rotate", "bilinear", flip=True).views(quarters(40, 40), 16)[:2]
+    upright, turned = views_of(Preprocessing("rotate", "bilinear", flip=True), quarters(40, 40), 16)[:2]
     assert corners(upright) == [RED, GREEN, BLUE, WHITE]
     assert corners(turned) == [(0, 0, 0)] * 4
 
 
 def test_without_flip_no_rotated_view_is_mirrored():
     plain, flipped = (
-        Preprocessing("rotate", "bilinear", flip=flip).views(quarters(40, 40), 16) for flip in (False, True)
+        views_of(Preprocessing("rotate", "bilinear", flip=flip), quarters(40, 40), 16) for flip in (False, True)
     )
     differ = [index for index in range(ROTATIONS) if plain[index].tobytes() != flipped[index].tobytes()]
     assert len(differ) == ROTATIONS / 4
@@ -242,7 +243,7 @@ def test_the_interpolation_is_the_one_asked_for():
     filters: Any = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     for name, filter in filters.items():
         for geometry in geometries:
-            (view,) = Preprocessing(geometry, name, flip=False).views(noise, 16)
+            (view,) = views_of(Preprocessing(geometry, name, flip=False), noise, 16)
             assert np.array_equal(np.asarray(view), np.asarray(noise.resize((16, 16), filter)))
 
 

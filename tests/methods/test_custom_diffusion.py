@@ -16,7 +16,8 @@ from PIL import Image
 from personalize_core import steps
 from personalize_core.base_model.model import LAYERS
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import ZOOMS, ConceptLatents, Preprocessing, Zoom, to_pixels, zooms
+from personalize_core.concepts.images import ZOOMS, ConceptLatents, Zoom, to_pixels, views_of, zooms
+from personalize_core.concepts.preprocessing import Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import read_json
 from personalize_core.methods.custom_diffusion import (
@@ -92,7 +93,7 @@ def by_the_code(concept_image: Image.Image, zoom: Zoom, size: int) -> tuple[np.n
 def test_every_view_and_its_mask_are_an_outcome_of_the_authors_code(size):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     concept_image = Image.fromarray(pixels)
-    views = CustomDiffusion.preprocessing.views(concept_image, size)
+    views = views_of(CustomDiffusion.preprocessing, concept_image, size)
     found = zooms(size)
     assert len(views) == len(found) == ZOOMS
     for view, zoom in list(zip(views, found, strict=True))[:: 1 if size == 128 else 7]:
@@ -136,12 +137,12 @@ def test_places_and_mirror_images_are_spread_evenly(kind):
 def test_the_first_view_is_the_concept_image_as_it_stands():
     concept_image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 20, 3), dtype=np.uint8))
     expected = concept_image.resize((16, 16), Image.Resampling.BICUBIC)
-    assert CustomDiffusion.preprocessing.views(concept_image, 16)[0].tobytes() == expected.tobytes()
+    assert views_of(CustomDiffusion.preprocessing, concept_image, 16)[0].tobytes() == expected.tobytes()
 
 
 def test_concept_images_are_cropped_to_their_middle_square_and_not_squashed():
     ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (32, 1))).convert("RGB")
-    first = np.asarray(CustomDiffusion.preprocessing.views(ramp, 32)[0])
+    first = np.asarray(views_of(CustomDiffusion.preprocessing, ramp, 32)[0])
     assert first[0, :, 0].tolist() == list(range(16, 48))
 
 
@@ -149,7 +150,7 @@ def test_class_images_are_mirrored_and_never_zoomed():
     recipe = CustomDiffusion.preprocessing_for(Config()).of_class_images
     assert recipe == Preprocessing("centre", "bicubic", flip=True)
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    plain, mirrored = (np.asarray(view) for view in recipe.views(image, 16))
+    plain, mirrored = (np.asarray(view) for view in views_of(recipe, image, 16))
     assert np.array_equal(plain, np.asarray(image)) and np.array_equal(mirrored, np.asarray(image)[:, ::-1])
 
 
