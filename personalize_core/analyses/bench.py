@@ -16,7 +16,7 @@ from torch import Tensor
 
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import load_image
+from personalize_core.concepts.image_files import load_image
 from personalize_core.methods.interface import Method
 from personalize_core.metrics.features import Encoder, TextImageEncoder
 from personalize_core.metrics.tables import BASELINE

@@ -1,22 +1,19 @@
-"""Concept images become latents, and latents become training rows."""
+"""Concept images become views, views become latents, and latents become batch items."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Generator, Tensor
 
 from personalize_core.concepts.preprocessing import CENTRE_CROP, Preprocessing
-from personalize_core.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 CROPS = 5  # positions that stand for the random crop of an image that is not square
 ROTATIONS = 32  # images that stand for a random rotation
 ZOOMS = 60  # images that stand for a random zoom
@@ -133,41 +130,6 @@ def _corners(image: Image.Image, size: int) -> list[tuple[int, int]]:
 def _crop(image: Image.Image, size: int, corner: tuple[int, int]) -> Image.Image:
     x, y = corner
     return image.crop((x, y, x + size, y + size))
-
-
-def load_image(path: Path) -> Image.Image:
-    """The concept image as RGB, upright by its EXIF orientation.
-
-    Raises:
-        InputError: the file is missing, empty, damaged or no image.
-    """
-    try:
-        with Image.open(path) as opened:
-            return _as_rgb(ImageOps.exif_transpose(opened))
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        what = "is empty" if path.is_file() and path.stat().st_size == 0 else "cannot be read as an image"
-        raise InputError(f"{path} {what} ({type(error).__name__}); replace it or take it out of the folder") from None
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    """Where an image is transparent it becomes white, as viewers show it; sixteen bits become eight."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))  # Pillow would cut all at 255
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images of a folder by their names' endings, sorted; hidden files and subfolders are not looked at."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
 
 
 def to_pixels(views: Sequence[Image.Image]) -> Tensor:

@@ -52,7 +52,7 @@ def concept_images(folder: Path) -> list[Path]:
     Raises:
         InputError: there are none, or one cannot be read.
     """
-    from personalize_core.concepts.images import IMAGE_SUFFIXES, image_files, load_image
+    from personalize_core.concepts.image_files import IMAGE_SUFFIXES, image_files, load_image
 
     paths = image_files(folder)
     if not paths:
@@ -90,7 +90,7 @@ def _caption(path: Path) -> str:
 @found_once
 def content(folder: Path) -> dict[str, str]:
     """File name -> sha256, of the description and the concept images: all of a concept that results depend on."""
-    from personalize_core.concepts.images import image_files
+    from personalize_core.concepts.image_files import image_files
 
     return {path.name: sha256(path) for path in [folder / DESCRIPTION, *image_files(folder)]}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from personalize_core.concepts.images import load_image
+from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError, listed
 from personalize_core.files.stamps import sha256
 

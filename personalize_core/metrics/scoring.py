@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import load_image
+from personalize_core.concepts.image_files import load_image
 from personalize_core.concepts.masks import own_masks
 from personalize_core.errors import InputError
 from personalize_core.files.stamps import sha256

@@ -111,7 +111,7 @@ def grid(store: Store, concept: str, method: str) -> list[Gate]:
     """Is every image there, and does every one show something?"""
     import numpy as np
 
-    from personalize_core.concepts.images import load_image
+    from personalize_core.concepts.image_files import load_image
 
     folder = store.grid(method, concept)
     names = list(_images_of(folder))
@@ -219,7 +219,8 @@ def _decoded(base: BaseModel, recipe: Preprocessing, path: Path, saved: Tensor |
     """How well the first view comes back, in dB, and whether these are what the autoencoder makes of it."""
     import torch
 
-    from personalize_core.concepts.images import load_image, to_pixels, views_of
+    from personalize_core.concepts.image_files import load_image
+    from personalize_core.concepts.images import to_pixels, views_of
 
     view = views_of(recipe, load_image(path), base.image_size)[:1]
     fresh = base.moments(to_pixels(view))

@@ -57,7 +57,8 @@ def encode(
     """Write the moments of all images in one file; the tensor "000" holds the first image's views."""
     import torch
 
-    from personalize_core.concepts.images import load_image, to_pixels, views_of
+    from personalize_core.concepts.image_files import load_image
+    from personalize_core.concepts.images import to_pixels, views_of
     from personalize_core.files.atomic import save_tensors
 
     moments = {}

@@ -197,7 +197,7 @@ def _identity_of_parts(
     store: Store, concepts: Sequence[str], paths: Sequence[Path], prompts: Sequence[str]
 ) -> dict[str, float]:
     """Means over the images, of which each has the concepts from left to right as its prompt names them."""
-    from personalize_core.concepts.images import load_image
+    from personalize_core.concepts.image_files import load_image
     from personalize_core.metrics.features import load_identity_encoder
     from personalize_core.metrics.side_by_side import identity_of_parts
 

@@ -93,7 +93,7 @@ def _decode(folder: Path) -> None:
 
 
 def _look_at(store: Store, concept: str, method: str) -> Cell | None:
-    from personalize_core.concepts.images import image_files
+    from personalize_core.concepts.image_files import image_files
 
     try:
         recipe_of(store, method)

@@ -68,7 +68,7 @@ def render(store: Store, key: Key, progress: Progress = unseen) -> str:
 
 
 def _embedded(store: Store, key: Key, progress: Progress) -> dict[str, Any]:
-    from personalize_core.concepts.images import load_image
+    from personalize_core.concepts.image_files import load_image
 
     images = []
     for image in key.images:

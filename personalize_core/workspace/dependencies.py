@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Whose source a step's result depends on, besides the method's own file. Not proof.py: it can refuse an artifact, but
 # not change it.
-ENCODING = ("concepts/images", "concepts/preprocessing", "base_model/loading")
+ENCODING = ("concepts/image_files", "concepts/images", "concepts/preprocessing", "base_model/loading")
 SAMPLING = (
     "base_model/attention",
     "base_model/model",

@@ -11,16 +11,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from personalize_core.concepts.images import (
-    CROPS,
-    ROTATIONS,
-    ConceptLatents,
-    centre_crop,
-    image_files,
-    load_image,
-    to_pixels,
-    views_of,
-)
+from personalize_core.concepts.image_files import image_files, load_image
+from personalize_core.concepts.images import CROPS, ROTATIONS, ConceptLatents, centre_crop, to_pixels, views_of
 from personalize_core.concepts.preprocessing import Preprocessing
 from personalize_core.errors import InputError
 

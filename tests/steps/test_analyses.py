@@ -16,7 +16,7 @@ from PIL import Image
 from personalize_core import steps
 from personalize_core.analyses import learned_embedding
 from personalize_core.cli import main as command_line
-from personalize_core.concepts.images import load_image
+from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError
 from personalize_core.metrics import tables
 from personalize_core.metrics.features import load_identity_encoder

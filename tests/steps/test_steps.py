@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from personalize_core import steps
-from personalize_core.concepts.images import load_image
+from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError
 from personalize_core.files import atomic
 from personalize_core.methods import ABLATIONS
