@@ -42,13 +42,13 @@ ways = [recipe.get("rotate") for section in params["methods"].values() for recip
 out, content = {
     "encode-images": ("latents", [sorted(path.read_text() for path in Path("data/concepts").rglob("*.png")), ways]),
     "train": (f"artifacts/{method}", params["methods"].get(method)),
-    "draw": (f"grids/{method}", [params["sampling"], params["variants"].get(method), method]),
+    "sample": (f"grids/{method}", [params["sampling"], params["variants"].get(method), method]),
     "score": (f"metrics/{method}", params["encoders"]),
     "score-references": ("metrics/real_images", params["encoders"]),
     "compare": ("comparison", "all"),
     "report": ("report", "all"),
 }[name]
-inputs = {"draw": "artifacts", "score": "grids"}
+inputs = {"sample": "artifacts", "score": "grids"}
 if name in inputs:
     content = [content, Path(f"data/{inputs[name]}/{method}/out").read_text()]
 Path("data", out).mkdir(parents=True, exist_ok=True)
@@ -131,14 +131,14 @@ def workspace(tmp_path_factory):
         "score_references",
         "compare",
         "report",
-        *(f"{stage}@{method}" for stage in ("train", "draw", "score") for method in METHODS),
+        *(f"{stage}@{method}" for stage in ("train", "sample", "score") for method in METHODS),
     }
     return workspace
 
 
 def of(*methods: str) -> set[str]:
     """A change in these methods' results reaches their own stages, the comparison and the report."""
-    return {f"{stage}@{method}" for stage in ("train", "draw", "score") for method in methods} | {"compare", "report"}
+    return {f"{stage}@{method}" for stage in ("train", "sample", "score") for method in methods} | {"compare", "report"}
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_a_change_of_one_methods_parameters_runs_its_own_stages_and_the_comparis
 def test_another_way_to_prepare_concept_images_encodes_them_and_scores_its_own_method_alone(workspace):
     workspace.edit("methods", "ti_db", {"mini": {"rotate": True}})
     ran = workspace.repro()
-    everywhere = {f"{stage}@{method}" for stage in ("train", "draw") for method in METHODS}  # decide by their stamps
+    everywhere = {f"{stage}@{method}" for stage in ("train", "sample") for method in METHODS}  # decide by their stamps
     assert ran == everywhere | {"encode_images", "score@ti_db", "compare", "report"}
 
 
@@ -165,7 +165,7 @@ def test_a_change_of_one_methods_source_trains_no_other(workspace):
     source = workspace.root / "personalize_core" / "methods" / "textual_inversion.py"
     source.write_text(source.read_text() + "# changed\n")
     ran = workspace.repro()
-    assert {name for name in ran if "@" in name} == {"train@textual_inversion", "draw@textual_inversion"}
+    assert {name for name in ran if "@" in name} == {"train@textual_inversion", "sample@textual_inversion"}
 
 
 @pytest.mark.slow
@@ -325,8 +325,8 @@ def files(modules) -> set[str]:
         (
             "train",
             {*depends.TRAINING, *depends.SAMPLING, *depends.ENCODING},
-        ),  # class images are drawn while training
-        ("draw", {*depends.SAMPLING, *depends.REFINING}),
+        ),  # class images are sampled while training
+        ("sample", {*depends.SAMPLING, *depends.REFINING}),
         ("score", depends.SCORING),
         ("score_references", depends.SCORING),
         (
@@ -347,7 +347,7 @@ def test_a_stage_depends_on_the_sources_that_its_step_depends_on(stage, modules)
     depends = dependencies(stage, "dreambooth")
     missing = {name for name in files(modules) if name not in depends and str(Path(name).parent) not in depends}
     assert not missing
-    assert depends >= files(["methods/dreambooth"]) or stage not in {"train", "draw", "ablation"}
+    assert depends >= files(["methods/dreambooth"]) or stage not in {"train", "sample", "ablation"}
 
 
 def test_what_decides_how_concept_images_are_prepared_encodes_them_anew():

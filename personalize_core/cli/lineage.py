@@ -1,67 +1,81 @@
-"""The command that explains: parsing and a tree."""
+"""The command that explains a result: how it came to be, as a tree."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.text import Text
-from rich.tree import Tree
 
-from personalize_core import steps
-from personalize_core.cli.terminal import console
-from personalize_core.workspace.lineage.link import Link
-from personalize_core.workspace.store import Store
+from personalize_core.cli.terminal import print_line, print_rich
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from personalize_core.workspace.lineage.link import Link
 
 app = typer.Typer()
 
-HASH = 16  # letters of a sha256 that are shown; --json has all of them
+HASH = 16  # digits of a sha256 that are shown; --json has all of them
 
 
 @app.command()
 def explain(
     context: typer.Context,
     path: Annotated[
-        Path | None, typer.Argument(help="An image, grid, artifact, table: any file or folder of data/.")
+        Path | None, typer.Argument(help="An image, image grid, artifact or table: any file or folder of data/.")
     ] = None,
-    concept: Annotated[str | None, typer.Option("--concept", "-c", help="The rows of this concept.")] = None,
-    method: Annotated[str | None, typer.Option("--method", "-m", help="The rows of this method.")] = None,
-    variant: Annotated[str | None, typer.Option(help="The rows of this variant.")] = None,
-    prompt: Annotated[int | None, typer.Option(min=0, help="The rows of this prompt, by its place.")] = None,
-    image: Annotated[int | None, typer.Option(min=0, help="The rows of this image of a prompt.")] = None,
-    metric: Annotated[str | None, typer.Option(help="The rows of this metric: clip_t, clip_i, dino ...")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, with every hash in full.")] = False,
+    concept: Annotated[str | None, typer.Option("--concept", "-c", help="Only the scores of this concept.")] = None,
+    method: Annotated[str | None, typer.Option("--method", "-m", help="Only the scores of this method.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Only the scores of this variant.")] = None,
+    prompt: Annotated[int | None, typer.Option(min=0, help="Only the scores of this prompt, by its index.")] = None,
+    image: Annotated[
+        int | None, typer.Option(min=0, help="Only the scores of this image of a prompt, by its index.")
+    ] = None,
+    metric: Annotated[str | None, typer.Option(help="Only the scores by this metric: clip_t, clip_i, dino ...")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every hash in full.")] = False,
 ) -> None:
-    """Show what is behind a result or a number, down to the bytes, and whether it is still so.
+    """Explain how a result or a score came to be.
 
-    With options and no path, of the scores of that concept and method.
+    Shows every input down to the hashes of the concept images, and whether the result is still up to date. Options
+    choose scores: of the table at PATH, or, without PATH, of that concept and method.
     """
-    store: Store = context.obj
-    link = steps.explain(store, path, steps.Rows(concept, method, variant, prompt, image, metric))
+    from rich.text import Text
+
+    from personalize_core import steps
+
+    link = steps.explain(context.obj, path, steps.Rows(concept, method, variant, prompt, image, metric))
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(link), indent=2, ensure_ascii=False))
         return
-    console.print(_tree(link, None, {}, {}))
+    print_rich(_tree(link, None, {}, {}))
     problems = link.all_problems()
     for problem in problems:
-        console.print(Text(f"! {problem}", "bold red"))
+        print_rich(Text(f"! {problem}", "bold red"))
     if not problems:
-        console.print("Every link is as it was made, and as it would be made now.")
+        print_line("All of it is unchanged and up to date.")
 
 
 def _tree(link: Link, into: Tree | None, shown: dict[str, Link], before: dict[str, str]) -> Tree:
-    """before: how the result above came to be; what is the same here is not said again."""
+    """A link and its inputs, below `into`.
+
+    Args:
+        shown: links that the tree has already, by path; a second one refers to the first.
+        before: how the result above was made; what is the same here is left out.
+    """
+    from rich.text import Text
+    from rich.tree import Tree
+
     label = Text.assemble((link.what, "bold"), "  ", link.path)
     if shown.setdefault(link.path, link) is not link:
         label.append("  (as above)")
         return into.add(label) if into else Tree(label)
     making = _making(link.making)
-    rows = {name: _words(value) for name, value in link.facts.items()}
+    rows = {name: _text(value) for name, value in link.facts.items()}
     rows |= {name: words for name, words in making.items() if before.get(name) != words}
-    rows |= {"again": link.again} if link.again else {}
+    rows |= {"recompute": link.again} if link.again else {}
     width = max((len(name) for name in rows), default=0)
     for name, words in rows.items():
         label.append(f"\n  {name.replace('_', ' '):<{width}}  ", "dim").append(words)
@@ -86,13 +100,13 @@ def _making(making: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _words(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items())
     if isinstance(value, list):
         if value and all(isinstance(inner, dict) for inner in value):
-            return "".join(f"\n    {_words(inner)}" for inner in value)
-        return "; ".join(_words(inner) for inner in value)
+            return "".join(f"\n    {_text(inner)}" for inner in value)
+        return "; ".join(_text(inner) for inner in value)
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef"):

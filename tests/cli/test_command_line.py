@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from personalize_core import steps
 from personalize_core.cli import main as command_line
+from personalize_core.cli import running, terminal
 from personalize_core.concepts import intake
 from personalize_core.workspace.recipes import prompts_of
 from personalize_core.workspace.store import Store
@@ -107,8 +109,8 @@ def test_a_folder_with_something_wrong_is_refused_whole(spoil, said, photos, wor
         (["sample", "rex", "-m", "dreambooth", "--prompt", "a photo of a dog"], "Write '<rex>'"),
         (["sample", "rex", "-m", "dreambooth", "--prompt", "<rex>"], "has not been trained"),
         (["heat-maps", "rex", "-m", "dreambooth", "--prompt", "a dog"], "Write '<rex>'"),
-        (["together", "rex:oft", "cup:", "--prompt", "<rex> by <cup>"], "there is no method ''"),
-        (["analyse"], "no grids have been drawn yet"),
+        (["compose", "rex:oft", "cup:", "--prompt", "<rex> by <cup>"], "there is no method ''"),
+        (["analyse"], "there are no image grids to analyse yet"),
         (["analyse", "rex", "-m", "dreambooth"], "dreambooth has not been trained on 'rex'"),
         (["suggest-class", "rex", "--nouns", "nowhere"], "there is no list of nouns 'nowhere'"),
         (["compare"], "nothing has been scored"),
@@ -173,8 +175,6 @@ def test_a_class_noun_that_the_tokenizer_cannot_place_is_refused_before_training
         assert status == 2 and "shorten it" in complaint
         assert not Store(workspace).artifact("base_model", "odd").exists()
     finally:
-        import shutil
-
         shutil.rmtree(workspace / "data" / "concepts" / "odd")
 
 
@@ -187,9 +187,41 @@ def test_added_concept_images_are_copied_byte_for_byte(workspace, personalize, p
             assert (folder / path.name).read_bytes() == path.read_bytes()
         assert intake.read_concept(folder).placeholder == "<copied>"
     finally:
-        import shutil
-
         shutil.rmtree(folder)
+
+
+def test_brackets_in_names_of_files_are_printed_as_they_are(workspace, personalize, photos):
+    """Rich would take "[bold]" for markup and print nothing in its place."""
+    (photos / "0.png").rename(photos / "[bold]0.png")
+    status, printed, _ = personalize("add", str(photos), "--class-noun", "dog", "--name", "brackets")
+    try:
+        assert status == 0 and printed.count("[bold]0.png") == 2  # the image's name, and its path
+    finally:
+        shutil.rmtree(workspace / "data" / "concepts" / "brackets")
+    status, _, complaint = personalize("add", str(photos / "[bold]nowhere"), "--class-noun", "dog")
+    assert status == 2 and "[bold]nowhere" in complaint
+
+
+def test_every_line_that_is_printed_keeps_its_brackets(capsys):
+    with terminal.progress() as listener:
+        listener(steps.Event("[bold]training", 1, 1))
+    terminal.print_line("[bold]line")
+    terminal.print_table(["[bold]Name", "Path"], [["[bold]rex", "[bold]path"]])
+    printed = capsys.readouterr().out
+    for word in ("training", "line", "Name", "rex", "path"):
+        assert f"[bold]{word}" in printed
+
+
+def test_help_loads_no_library_but_typer():
+    check = "import sys, personalize_core.cli.main; print(*{name.partition('.')[0] for name in sys.modules})"
+    run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert "typer" in run.stdout.split()
+    assert not {"torch", "numpy", "rich", "polars", "matplotlib", "pydantic", "PIL"} & set(run.stdout.split())
+
+
+@pytest.mark.parametrize("command", [[], ["step"]])
+def test_the_help_of_no_command_is_cut_off(command, personalize):
+    assert "..." not in personalize(*command, "--help")[1].partition("Commands:")[2]
 
 
 def test_a_run_prints_the_path_of_every_image_that_it_made(workspace, personalize):
@@ -199,12 +231,12 @@ def test_a_run_prints_the_path_of_every_image_that_it_made(workspace, personaliz
     assert {Path(path).name for path in images} >= {"grid.png", "loss.png", "grid_rex.png", "identity_vs_text.png"}
     for path in images:
         Image.open(path).close()  # cut off or missing, it would raise
-    assert "made in" in printed and "DINO over the base model" in printed
+    assert "done in" in printed and "DINO over the base model" in printed
     page = next(Path(word) for word in printed.split() if word.endswith("report.html"))
     assert "Personalized Residuals with LAG" in page.read_text()
 
     again = personalize("run", "rex", "-m", "base_model", "-m", "personalized_residuals")[1]
-    assert "made in" not in again and "was there" in again
+    assert "done in" not in again and "up to date" in again
 
 
 def test_samples_are_listed_with_their_paths(workspace, personalize):
@@ -227,9 +259,9 @@ def test_concepts_in_one_image_may_be_learned_by_methods_of_their_own(workspace,
 
     monkeypatch.setattr(steps, "sample_several_concepts", sample_several_concepts)
     both = ["--prompt", "<rex> next to <cup>"]
-    assert personalize("together", "rex", "cup", *both)[0] == 0
-    assert personalize("together", "rex:oft@coft", "cup", *both, "-m", "lora_dreambooth")[0] == 0
-    status, printed, _ = personalize("together", "rex:oft", "cup:personalized_residuals", *both)
+    assert personalize("compose", "rex", "cup", *both)[0] == 0
+    assert personalize("compose", "rex:oft@coft", "cup", *both, "-m", "lora_dreambooth")[0] == 0
+    status, printed, _ = personalize("compose", "rex:oft", "cup:personalized_residuals", *both)
     assert status == 0 and "with rex" in printed and "0.500" in printed
     assert asked == [
         [("rex", "personalized_residuals"), ("cup", "personalized_residuals")],
@@ -249,8 +281,6 @@ def test_one_broken_concept_stops_no_other(workspace, personalize):
         latents = [set(Store(workspace).latents(name).glob("*/manifest.json")) for name in ("cup", "rex")]
         assert len(latents[0]) == len(latents[1]) > 1  # a folder for each way that concept images are prepared
     finally:
-        import shutil
-
         shutil.rmtree(folder)
 
 
@@ -271,7 +301,7 @@ def test_the_projects_own_params_and_prompts_are_sound():
 
 def test_the_demo_is_of_concepts_that_come_with_the_project():
     store = Store(REPOSITORY)
-    for name in command_line.DEMO:
+    for name in running.DEMO:
         assert len(intake.concept_images(store.concept_folder(store.concept(name).name))) >= 4
 
 
@@ -286,5 +316,5 @@ def test_importing_takes_over_an_embedding_and_refuses_a_pickle(workspace, perso
     assert status == 0 and "data/artifacts/textual_inversion/rex" in printed
     assert load_file(workspace / "data/artifacts/textual_inversion/rex/weights.safetensors")["embedding.vector"].all()
     status, printed, _ = personalize("train", "rex", "-m", "textual_inversion")
-    assert status == 0 and "was there" in printed  # kept
+    assert status == 0 and "up to date" in printed  # kept
     shutil.rmtree(workspace / "data" / "artifacts" / "textual_inversion")  # as the tests before it found it

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from personalize_core.cli.main import CELL
+from personalize_core import steps
 from personalize_core.errors import InputError
 from personalize_core.steps.events import Event, Listener, unheard
 from personalize_core.steps.processes import in_turn, shared_out
@@ -121,7 +121,10 @@ def forever(folder: Path, listener: Listener) -> None:
 def test_two_processes_leave_the_bytes_that_one_leaves(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as here: the tiny base model would else take all threads
     store = tiny_workspace.make(tmp_path)
-    tasks = [partial(in_turn, CELL, store, *cell) for cell in [("rex", "textual_inversion"), ("cup", "base_model")]]
+    tasks = [
+        partial(in_turn, (steps.train, steps.sample_grid, steps.score), store, *cell)
+        for cell in [("rex", "textual_inversion"), ("cup", "base_model")]
+    ]
     made = []
     for processes in (1, 2):
         reports = [report for done in shared_out(tasks, processes, unheard) for report in done()]
