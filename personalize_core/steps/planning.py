@@ -28,7 +28,7 @@ from personalize_core.workspace.recipes import (
 )
 from personalize_core.workspace.store import REFERENCES, Store
 
-TRAIN, DRAW, SCORE = "train", "draw", "score"
+TRAIN, SAMPLE, SCORE = "train", "sample", "score"
 CANNOT = "cannot"
 
 
@@ -38,7 +38,7 @@ class Cell:
 
     concept: str
     method: str
-    first: str  # the first step that has something to do, the later ones follow: train, draw, score; or it cannot
+    first: str  # the first step that has something to do, the later ones follow: train, sample, score; or it cannot
     why: str
 
     @property
@@ -105,8 +105,8 @@ def _look_at(store: Store, concept: str, method: str) -> Cell | None:
         elif why := _stale(artifact, train_stamp(store, concept, method), "has not been trained"):
             _decode(store.concept_folder(concept))  # only now: of what is up to date, that would be most of the work
             return Cell(concept, method, TRAIN, why)
-        if why := _stale(store.grid(method, concept), grid_stamp(store, concept, method), "has not been drawn"):
-            return Cell(concept, method, DRAW, why)
+        if why := _stale(store.grid(method, concept), grid_stamp(store, concept, method), "has not been sampled"):
+            return Cell(concept, method, SAMPLE, why)
         if why := _stale(store.scores(method, concept), score_stamp(store, concept, method), "has not been scored"):
             return Cell(concept, method, SCORE, why)
     except InputError as error:

@@ -92,7 +92,7 @@ def test_a_changed_recipe_is_named_with_its_values(store):
 
 def test_other_sampling_is_drawn_and_other_encoders_are_scored_anew(store):
     sampled = change(store, lambda values: values["sampling"].update(guidance=2.0))
-    assert {row[2:] for row in planned(sampled)} == {("draw", "sampling changed: guidance 3.0 -> 2.0")}
+    assert {row[2:] for row in planned(sampled)} == {("sample", "sampling changed: guidance 3.0 -> 2.0")}
     scored = change(store, lambda values: values["encoders"].update(texts=["class_phrase"]))
     assert {row[2] for row in planned(scored)} == {"score"}
     assert all(row[3].startswith("encoders changed") for row in planned(scored))
@@ -136,7 +136,7 @@ def test_a_lost_file_and_an_older_manifest_are_said(store):
     del content["made_from"]
     manifest.write_text(json.dumps(content | {"stamp": "of another time"}))
     rows = planned(store)
-    assert [row[:3] for row in rows] == [("cup", "textual_inversion", "train"), ("rex", "base_model", "draw")]
+    assert [row[:3] for row in rows] == [("cup", "textual_inversion", "train"), ("rex", "base_model", "sample")]
     assert "kept no list" in rows[0][3] and "missing or cut off" in rows[1][3]
 
 
