@@ -1,19 +1,19 @@
-"""How often 95 % intervals hold the truth: `python benchmarks/coverage.py [SIMULATIONS]` (1,000; some minutes).
+"""How often 95 % intervals cover the truth: `python benchmarks/coverage.py [SIMULATIONS]` (1,000; some minutes).
 
-Scores are simulated as mean + a(concept) + b(prompt) + c(prompt, noise) + e(cell) + f(image), normal or skewed, the
-truth being the mean: over all concepts and prompts, and where there are one or two concepts over all prompts of these.
-Beside `statistics.estimate` stand what it was chosen over, on the same scores:
+Scores are simulated as mean + a(concept) + b(prompt) + c(prompt, noise) + e(cell) + f(image), normal or skewed. The
+truth is the mean over all concepts and prompts; with one or two concepts, over all prompts for these.
+`statistics.estimate` is compared with the alternatives, on the same scores:
 
   percentile   the pigeonhole bootstrap's own percentiles (concepts and prompts resampled)
-  three levels the same with images resampled in their cells too
-  cells        cells resampled as if they were independent, which the tables did before
-  concepts     concepts alone resampled, percentiles (methods.md 13.6)
+  three levels the same, with images resampled within their cells too
+  cells        cells resampled as if they were independent
+  concepts     only concepts resampled, percentiles
 
-Then, of tables of equal methods, how many show a difference that is not there, by `ranking`'s level.
+Then: in how many tables of equal methods `ranking` reports a difference that does not exist.
 
-Measured with 1,000 simulations a line, ours: 93.3 to 96.0 % for one or two concepts, 94.4 to 96.9 % for 8 x 5 x 2,
-94.0 to 94.8 % for 30 x 25 x 4, 93.9 to 95.5 % for 101 x 20 x 50. More, on the safe side, where neither concepts nor
-prompts differ at all ("images alone": 96.5 to 98.9 %), and for three concepts (95.1 to 98.9 %).
+Measured with 1,000 simulations per line, `statistics.estimate` covers: 93.3 to 96.0 % for one or two concepts, 94.4 to
+96.9 % for 8 x 5 x 2, 94.0 to 94.8 % for 30 x 25 x 4, 93.9 to 95.5 % for 101 x 20 x 50. It covers
+more where neither concepts nor prompts differ at all ("images alone": 96.5 to 98.9 %), and for three concepts (95.1 to 98.9 %).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SPREADS = {  # standard deviations of concepts, prompts, prompt's noises, cells,
     "prompts alone": (0.0, 1.0, 0.0, 0.0, 1.0),
     "images alone": (0.0, 0.0, 0.0, 0.0, 1.0),
 }
-DRAWS = 1_000  # an interval's ends need 10,000 to be still; how often it covers does not
+DRAWS = 1_000  # the ends of an interval need 10,000 to be stable; its coverage does not
 
 
 def skewed(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

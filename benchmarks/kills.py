@@ -1,18 +1,18 @@
-"""A whole run killed at random moments: `python -m benchmarks.kills [--moments 20] [--by seconds|changes] [--seed 0]`.
+"""Kill a whole run at random moments: `python -m benchmarks.kills [--moments 20] [--by seconds|changes] [--seed 0]`.
 
-The chain of `personalize run` (train, draw, score, compare, report) runs in a process group of its own. At a random
-moment the whole group gets signal 9; then the same run is started again. What lies in the workspace then must be, byte
-for byte, what an undisturbed run leaves, with no half-written file and no checkpoint left over. A moment is one in
-time, or, by changes, just before one of the run's changes to its files: renames, openings for writing, removals.
-Checkpoints are written after every step, so that most moments of a training fall between two of them.
+The chain of `personalize run` (train, sample, score, compare, report) runs in a process group of its own. At a random
+moment the whole group gets signal 9; then the same run is started again. The workspace must then hold, byte for byte,
+what an undisturbed run leaves, with no partial file and no checkpoint. A moment is a time, or, with --by changes, the
+one before a change to a file: a rename, an opening for writing, a removal. Checkpoints are written after every step, so
+that most moments of a training fall between two of them.
 
-By default with the tests' tiny models: one concept, the base model and three methods, and artifacts proved in the same
-process, for a fresh one would mostly import libraries; --fresh proves them as the product does. With --mini CONCEPT...,
-with the embedded miniature and the recipes of params.yaml. Runs are forked from a process that has imported all
-libraries and computed nothing, so that moments fall into the work.
+By default it uses the tests' tiny models: one concept, the base model and three methods. Artifacts are checked in the
+same process, because a fresh one would spend most of its time on imports; --fresh checks them as the product does. With
+--mini CONCEPT... it uses the embedded miniature and the recipes of params.yaml. Runs are forked from a process that has
+imported all libraries and computed nothing, so that the moments fall into the work.
 
-Two undisturbed runs differ in the seconds they took: data/costs, and the report, whose page states them, are looked at
-only for being there.
+Two undisturbed runs differ in the seconds they took. Of data/costs, and of the report, which states them, only the
+presence is checked.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def whole(root: Path, concepts: list[str]) -> None:
 
 
 def count_changes(root: Path, kill_at: int | None = None) -> list[int]:
-    """Count the changes to files beneath the workspace from here on; before one of them, kill the whole group."""
+    """Count the changes to files in the workspace from now on; kill the whole group before one of them."""
     count, beneath = [0], str(root)
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
@@ -75,7 +75,7 @@ def count_changes(root: Path, kill_at: int | None = None) -> list[int]:
 
 
 def forked(do: Callable[[], None]) -> int:
-    """In a process group of its own; its number."""
+    """Start it in a process group of its own. Returns the process id."""
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -93,7 +93,7 @@ def forked(do: Callable[[], None]) -> int:
 
 
 def wait(process: int) -> int:
-    """Its exit status, negative for a signal."""
+    """Wait for it. Returns the exit status, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
@@ -113,7 +113,7 @@ def killed_after(process: int, seconds: float) -> bool:
 
 
 def made(root: Path) -> dict[str, bytes]:
-    """What a run leaves, by its path; of what states seconds, only that it is there."""
+    """What a run leaves: path -> content; for files that state seconds, only their presence."""
     data, found = root / "data", {}
     for path in sorted(data.rglob("*")):
         name = path.relative_to(data)
@@ -128,14 +128,14 @@ def difference(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str]
 
 
 def copied(source: Path, target: Path) -> None:
-    """A workspace in which nothing has been made, where the last one was: the base model's name is a path in it."""
+    """An empty workspace at the path of the last one, because the base model's name is a path in it."""
     if target.exists():
         shutil.rmtree(target)
     shutil.copytree(source, target)
 
 
 def prepare(root: Path, mini: list[str]) -> list[str]:
-    """Fill a workspace; the concepts to run."""
+    """Fill a workspace. Returns the concepts to run."""
     if not mini:
         finish(forked(lambda: tiny_workspace.make(root) and None))
         return ["rex"]
@@ -152,7 +152,7 @@ def main() -> None:
     arguments.add_argument("--moments", type=int, default=20)
     arguments.add_argument("--by", choices=["seconds", "changes"], default="seconds")
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--fresh", action="store_true", help="prove artifacts in fresh processes")
+    arguments.add_argument("--fresh", action="store_true", help="check artifacts in fresh processes")
     arguments.add_argument("--mini", nargs="+", default=[], metavar="CONCEPT")
     chosen = arguments.parse_args()
     generator, wrong = random.Random(chosen.seed), 0

@@ -1,4 +1,4 @@
-"""Bring docs/images up to date: each method's grid of one concept, as `personalize run` drew it. No numbers here."""
+"""Update docs/images: each method's image grid of one concept, as `personalize run` sampled it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from personalize_core.workspace.store import Store
 
-COLOURS = 256  # of an image in the docs, which is an eighth as large as the grid
+COLOURS = 256  # a palette makes the file an eighth as large
 
 
 def main() -> None:

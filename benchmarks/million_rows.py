@@ -1,10 +1,10 @@
 """A table of a million image rows, summarised and ranked: `python benchmarks/million_rows.py`.
 
 101 concepts x 10 variants x 20 prompts x 50 images of one metric. Asserts less than 60 seconds and 2 GB for means,
-differences to the baseline, all pairs and the ranking, each with its intervals; making the table is not counted.
+differences to the baseline, all pairs and the ranking, each with its intervals. Making the table is not included.
 
-On one hyperthread, which polars, OpenMP and OpenBLAS were held to (POLARS_MAX_THREADS=1 and so on), with other work
-beside it: 11.7 s in one run and 22.6 s in another, 1.44 GB at most.
+Measured on one hyperthread (POLARS_MAX_THREADS=1, and the same for OpenMP and OpenBLAS), with other work on the
+machine: 11.7 s in one run and 22.6 s in another, at most 1.44 GB.
 """
 
 from __future__ import annotations

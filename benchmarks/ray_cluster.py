@@ -2,10 +2,10 @@
 
 Needs the extra `ray`.
 
-A cluster of this machine alone, on which a resource "card" stands in for graphics cards, and the settings of
-deploy/ray with SQLite in the place of Postgres. Cells run there as a backfill; then one whose training is long enough
-to have a checkpoint, and is killed (signal 9) after it. All of what they leave must be, byte for byte, what the core
-alone makes here. The models are the tests' tiny ones.
+The cluster is this machine alone, with a resource "card" in place of GPUs and the settings of deploy/ray with SQLite in
+place of Postgres. Cells run as a backfill; then one cell whose training is long enough for a checkpoint, and which is
+killed (signal 9) after it. The results must be, byte for byte, those of the core alone. The models are the tests' tiny
+ones.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def compared(store: Store, cells: list[tuple[str, str]]) -> dict[str, bytes]:
 
 
 def by_the_core(store: Store, cells: list[tuple[str, str]]) -> dict[str, bytes]:
-    """Made here, looked at, and forgotten; in a process of its own, for the fork after it computes too."""
+    """The same cells by the core, in a process of its own, because the process must not compute before it forks."""
 
     def make() -> None:
         for concept, method in cells:
@@ -61,7 +61,7 @@ def by_the_core(store: Store, cells: list[tuple[str, str]]) -> dict[str, bytes]:
 
 
 def settings(root: Path) -> Path:
-    """deploy/ray for one machine without a card or a Postgres."""
+    """deploy/ray for one machine without GPU and Postgres."""
     described = yaml.safe_load((ROOT / "deploy" / "ray" / "dagster.yaml").read_text())
     described["storage"] = yaml.safe_load((ROOT / "dagster.yaml").read_text())["storage"]
     of_ray = described["run_launcher"]["config"]["ray"]

@@ -1,25 +1,26 @@
-"""Scoring against loops of one image at a time: `python benchmarks/scoring.py [--device cuda] [--processes 2]`.
+"""Batched scoring against loops over single images: `python benchmarks/scoring.py [--device cuda] [--processes 2]`.
 
-All take the same files to the same scores: read, prepared and encoded by the mini encoders, CLIP-T, CLIP-I and DINO,
-the concept images' and texts' features made once. "encoder" gives the encoders of our own, one image a call; "script"
-is what a script does with open_clip's and transformers' own functions; "functions" computes each score by itself, as
-functions of an image and its text do, so that CLIP sees an image twice. They take turns, and medians are compared.
-On a CPU the time is the process's own, for the machine may be busy with other things.
+All compute the same scores from the same files, with the mini encoders: CLIP-T, CLIP-I and DINO. Features of concept
+images and texts are computed once. "encoder" calls our encoders with one image at a time; "script" does what a script
+would do with open_clip's and transformers' own functions; "functions" computes each score separately, as functions of
+an image and its text do, so that CLIP encodes an image twice. They take turns, and medians are compared. On a CPU,
+process time is measured, because the machine may be busy with other work.
 
-With `--processes 2`, tables are also shared out as `personalize run` does on a CPU, and the whole machine is compared
-with one loop on it, on the clock. On two hyperthreads of one core, nothing else at work: 4.0 times the first loop, 3.9
-times the second, 5.9 times the third; two processes do 1.9 times the work of one.
+With `--processes 2`, tables are also distributed over processes as `personalize run` does on a CPU, and the whole
+machine is compared with one loop on it, in wall-clock time. On two hyperthreads of one core, with nothing else running:
+4.0 times as fast as the first loop, 3.9 as the second, 5.9 as the third; two processes do 1.9 times the work of one.
 
-On one thread of a CPU, with others at work on it: 2.8 times the first loop, 2.9 times the second, 4.4 times the third:
-less than five times. The features of mini-clip alone come 4.5 times as fast together as one by one (5.9 on an idle
-thread), those of mini-identity 1.7 times (2.2): an image is 65 tokens, enough to keep one thread's arithmetic busy by
-itself. Of a batch's 1.7 ms an image, 1.3 ms are what its multiplications take at this thread's greatest measured speed
-(91 GFLOP/s); so even a network of nothing else would be 2.4 times as fast as one by one. Preparing takes 0.04 ms.
+On one thread of a busy CPU: 2.8 times as fast as the first loop, 2.9 as the second, 4.4 as the third. The features of
+mini-clip alone are 4.5 times as fast in a batch as one by one (5.9 on an idle thread), those of mini-identity 1.7 times
+(2.2): one image is 65 tokens, enough to keep one thread busy. Of a batch's 1.7 ms per image, its multiplications take
+1.3 ms at this thread's greatest measured speed (91 GFLOP/s), so even a network of nothing else would be only 2.4 times
+as fast as one by one. Preprocessing takes 0.04 ms.
 
-Ways that were tried, with the time of an image in the network alone, from 1.68 ms: query, key and value as one
-product, 1.67; only the class token in the last block, 1.47 (features equal to 4e-8); that compiled by Inductor, 1.46
-in another run; preparing as one array, 0.02 ms in place of 0.04. Larger and smaller batches, channels_last, a frozen
-and optimised trace and the other attention did not help. None is worth a network of our own beside transformers'.
+What was tried, with the time per image in the network alone, which is 1.68 ms otherwise: query, key and value as one
+product, 1.67; only the class token in the last block, 1.47 (features equal to 4e-8); the same compiled by Inductor,
+1.46 in another run; preprocessing as one array, 0.02 ms instead of 0.04. Larger and smaller batches, channels_last, a
+frozen and optimised trace and the other attention did not help. None of it justifies a network of our own beside
+transformers'.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def make(folder: Path, prompts: int, images: int, size: int) -> None:
 
 
 class OneByOne:
-    """Through our encoders, one image a call."""
+    """Our encoders, one image per call."""
 
     def __init__(self, encoders: scoring.Encoders) -> None:
         self.clip, self.vit = encoders.text_image[0], encoders.identity[0]
@@ -89,7 +90,7 @@ class OneByOne:
 
 
 class ScoreByScore(OneByOne):
-    """Through our encoders, one score of one image a call, as functions do that take an image and its text."""
+    """Our encoders, one score of one image per call."""
 
     @torch.no_grad()
     def scores(self, grid: Path, concept_images: list[Path]) -> list[tuple[float, float, float]]:
@@ -109,7 +110,7 @@ class ScoreByScore(OneByOne):
 
 
 class Script(OneByOne):
-    """Through open_clip and transformers."""
+    """open_clip and transformers, one image per call."""
 
     def __init__(self, device: str) -> None:
         import open_clip
@@ -141,7 +142,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--processes", type=int, default=1, help="also share many tables out, as `personalize run` does"
+        "--processes", type=int, default=1, help="also distribute many tables, as `personalize run` does"
     )
     options = parser.parse_args()
     concept_images = sorted((ROOT / "data" / "concepts" / CONCEPT.name).glob("*.png"))
@@ -167,7 +168,7 @@ def main() -> None:
     wide = found.pivot("metric", index=["prompt_index", "image_index"], values="score")
     wide = wide.sort("prompt_index", "image_index").select("clip_t", "clip_i", "dino").to_numpy()
     ours = statistics.median(times["ours"])
-    print(f"ours: {1000 * ours / options.images:.2f} ms an image of {options.size} x {options.size}")
+    print(f"ours: {1000 * ours / options.images:.2f} ms per image of {options.size} x {options.size}")
     for loop, some in times.items():
         if loop != "ours":
             seconds, apart = statistics.median(some), np.abs(wide - np.array(expected[loop])).max(axis=0)
@@ -179,9 +180,9 @@ def main() -> None:
 
 
 def share(options: Any, folder: Path, concept_images: list[Path], loops: dict[str, OneByOne]) -> None:
-    """The whole machine against one loop on it, both on the clock."""
+    """The whole machine compared with one loop on it, in wall-clock time."""
     seconds = shared(folder, concept_images, 10 * options.processes, options.processes)
-    print(f"{options.processes} processes: {1000 * seconds / options.images:.2f} ms an image, on the clock")
+    print(f"{options.processes} processes: {1000 * seconds / options.images:.2f} ms per image, wall clock")
     for loop, one in loops.items():
         took = []
         for _ in range(options.rounds):
@@ -200,12 +201,12 @@ def loaded(device: str) -> scoring.Encoders:
 
 
 def score_copy(folder: Path, concept_images: list[Path], listener: steps.Listener) -> int:
-    """A whole table, as a process of `personalize run` makes it."""
+    """A whole table, as a process of `personalize run` computes it."""
     return len(scoring.score_grid(folder, folder, CONCEPT, concept_images, loaded("cpu")).table)
 
 
 def shared(folder: Path, concept_images: list[Path], tables: int, processes: int) -> float:
-    """Seconds of one table among many, on the clock, without what starting the processes takes."""
+    """Wall-clock seconds of one table among many, without starting the processes."""
     task = partial(score_copy, folder, concept_images)
     seconds = []
     for count in (tables, 3 * tables):
