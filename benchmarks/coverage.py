@@ -13,7 +13,8 @@ Then: in how many tables of equal methods `ranking` reports a difference that do
 
 Measured with 1,000 simulations per line, `statistics.estimate` covers: 93.3 to 96.0 % for one or two concepts, 94.4 to
 96.9 % for 8 x 5 x 2, 94.0 to 94.8 % for 30 x 25 x 4, 93.9 to 95.5 % for 101 x 20 x 50. It covers
-more where neither concepts nor prompts differ at all ("images alone": 96.5 to 98.9 %), and for three concepts (95.1 to 98.9 %).
+more where neither concepts nor prompts differ at all ("images alone": 96.5 to 98.9 %), and for three concepts (95.1 to
+98.9 %).
 """
 
 from __future__ import annotations

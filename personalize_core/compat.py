@@ -1,4 +1,4 @@
-"""The one workaround that this project needs for a library.
+"""Workarounds for libraries.
 
 torchvision's wheel carries operators compiled for the CUDA build of torch. Beside the CPU build they
 do not load, and `import torchvision`, hence diffusers, transformers and open_clip, fail while
@@ -22,6 +22,16 @@ def define_missing_torchvision_operators() -> None:
     """Arrange for the schemas to exist before torchvision is first imported, without importing torch now."""
     if "torchvision" not in sys.modules and not any(isinstance(f, _BeforeTorchvision) for f in sys.meta_path):
         sys.meta_path.insert(0, _BeforeTorchvision())
+
+
+def hide_bars_of_transformers() -> None:
+    """Keep transformers from printing a progress bar for weights that it reads from disk in a moment.
+
+    It would be printed into the bars of our own. Downloads have bars of another library, and keep them.
+    """
+    from transformers.utils import logging
+
+    logging.set_tqdm_hook(lambda factory, args, kwargs: logging.EmptyTqdm(*args, **kwargs))
 
 
 class _BeforeTorchvision:

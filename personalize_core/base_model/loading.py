@@ -113,7 +113,9 @@ def load_base_model(name: str, device: str = "auto", precision: str = "fp32") ->
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from personalize_core.base_model.model import BaseModel
+    from personalize_core.compat import hide_bars_of_transformers
 
+    hide_bars_of_transformers()
     where: dict[str, Any] = {"revision": identity.revision} if identity.revision != "local" else {}
     try:
         parts: dict[str, Any] = {

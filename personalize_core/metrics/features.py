@@ -276,6 +276,9 @@ def load_identity_encoder(name_or_folder: str | Path, device: str = "cpu") -> En
     name, path = find(name_or_folder, "mini-identity", MINI_WEIGHTS / "identity", IDENTITY)
     from transformers import ViTModel
 
+    from personalize_core.compat import hide_bars_of_transformers
+
+    hide_bars_of_transformers()
     known = IDENTITY.get(name)
     if known and path is None:
         path = fetched(name, known)

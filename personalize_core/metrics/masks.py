@@ -182,6 +182,9 @@ def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
 
     from transformers import AutoTokenizer, CLIPSegForImageSegmentation
 
+    from personalize_core.compat import hide_bars_of_transformers
+
+    hide_bars_of_transformers()
     if path is None:
         path = features.fetched(name, SEGMENTERS[name])
     folder = features.existing_folder(name, path, "config.json")

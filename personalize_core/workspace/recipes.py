@@ -109,7 +109,7 @@ def check_concepts_wanted(store: Store) -> None:
         raise InputError(
             f"protocol {store.protocol!r} is about {len(wanted)} concepts, and {store.concepts} lacks "
             f"{listed(lacking[:5])}{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}; add each with "
-            "`personalize add PHOTOS --class-noun NOUN --name NAME`, or name the concepts to draw"
+            "`personalize add FOLDER --class-noun NOUN --name NAME`, or name the concepts to draw"
         )
 
 

@@ -96,7 +96,7 @@ class Store:
         if not folder.is_dir():
             raise InputError(
                 f"there is no concept {name!r} in {self.concepts}; there are {listed(self.concept_names())}. "
-                "Add one with `personalize add PHOTOS --class-noun NOUN`"
+                "Add one with `personalize add FOLDER --class-noun NOUN`"
             )
         return read_concept(folder)
 
