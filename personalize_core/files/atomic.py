@@ -8,9 +8,10 @@ import os
 import platform
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+TICK = 20_000_000  # nanoseconds: a file system's times lag behind the clock by less
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -96,14 +98,43 @@ def whole_folder(folder: Path, stamp: str) -> Iterator[Path]:
 
 
 def is_up_to_date(folder: Path, stamp: str) -> bool:
-    """Does the folder hold, whole, what was made from just that?"""
+    """Does the folder hold, whole and unchanged, what was made from just that?"""
     try:
         manifest = read_json(folder / MANIFEST)
-        return manifest["stamp"] == stamp and all(
-            (folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items()
-        )
+        return manifest["stamp"] == stamp and not changed_files(folder, manifest["files"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def changed_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The files of a result that are gone, or hold other bytes than its step wrote.
+
+    A file that the system has not touched since its manifest was written needs no second look. One that it has touched
+    is hashed; where all bytes are the same, the manifest's time becomes that of this look, so that it happens once.
+
+    Args:
+        files: as the manifest of the folder lists them, with `bytes` and `sha256` of each.
+    """
+    now, looked_at = time.time_ns(), (folder / MANIFEST).stat().st_mtime_ns
+    if looked_at > now:  # a clock was set back, or the time was copied from elsewhere
+        looked_at = 0
+    changed, hashed = [], False
+    for name, entry in files.items():
+        try:
+            about = (folder / name).stat()
+        except OSError:
+            changed.append(name)
+            continue
+        touched = max(about.st_mtime_ns, about.st_ctime_ns)  # a file that is renamed or linked keeps the first of them
+        same = about.st_size == entry["bytes"]
+        if same and touched > looked_at - TICK:
+            same, hashed = sha256(folder / name) == entry["sha256"], True
+        if not same:
+            changed.append(name)
+    if hashed and not changed:
+        with suppress(OSError):  # of another user, or on a file system that is only read
+            os.utime(folder / MANIFEST, ns=(now, now))
+    return changed
 
 
 def _listing(folder: Path) -> dict[str, dict[str, Any]]:

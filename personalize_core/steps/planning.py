@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personalize_core.concepts import intake
-from personalize_core.errors import InputError
-from personalize_core.files.atomic import is_up_to_date
+from personalize_core.errors import InputError, listed
+from personalize_core.files.atomic import changed_files, is_up_to_date
 from personalize_core.files.memo import found_once, one_look
 from personalize_core.files.stamps import Stamp
 from personalize_core.steps.checks import check_concept_images
@@ -122,4 +122,6 @@ def _stale(folder: Path, stamp: Stamp, missing: str) -> str | None:
         return missing
     if not (manifest := manifest_of(folder)):
         return DAMAGED
-    return why_stale(manifest, stamp) or "some of its files are missing or cut off"
+    if why := why_stale(manifest, stamp):
+        return why
+    return f"changed since it was made, or gone: {listed(changed_files(folder, manifest['files']))}"

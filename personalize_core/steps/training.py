@@ -45,7 +45,8 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
     folder, described = store.artifact(method, concept), store.concept(concept)
     if imported(folder):
         check_artifact(store, concept, method)
-        return trained_report(manifest_stamp(folder, ""), True, started, folder)
+        again = f"import it again, after removing {folder}"
+        return trained_report(manifest_stamp(folder, f"{folder} has no manifest", again), True, started, folder)
     config = recipe_of(store, method)
     stamp = train_stamp(store, concept, method)  # first: what changes meanwhile then counts as new the next time
     encode_concept(store, concept, preprocessing_of(store, method), listener)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core.base_model.loading import Identity, identify
 from personalize_core.concepts import intake
-from personalize_core.errors import InputError
-from personalize_core.files.atomic import MANIFEST, read_json
+from personalize_core.errors import InputError, listed
+from personalize_core.files.atomic import MANIFEST, changed_files, read_json
 from personalize_core.files.memo import found_once
 from personalize_core.files.stamps import Stamp, sha256, sources_hash, stamp_of
 from personalize_core.methods import method_class, method_file
@@ -263,8 +263,17 @@ def check_artifact(store: Store, concept: str, method: str) -> None:
     artifact.check(store.artifact(method, concept), method, about.name, about.weights_hash)
 
 
-def manifest_stamp(folder: Path, what_is_missing: str) -> str:
+def manifest_stamp(folder: Path, what_is_missing: str, again: str = "`personalize run` makes it again") -> str:
+    """The stamp of a result that is there, whole and unchanged.
+
+    Raises:
+        InputError: it is not there, its manifest is damaged, or one of its files has been changed or removed since.
+    """
     try:
-        return read_json(folder / MANIFEST)["stamp"]
-    except (OSError, ValueError, KeyError):
-        raise InputError(f"{what_is_missing}; `personalize run` makes whatever is missing") from None
+        manifest = read_json(folder / MANIFEST)
+        stamp, changed = manifest["stamp"], changed_files(folder, manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{what_is_missing}; {again}") from None
+    if changed:
+        raise InputError(f"{folder}: {listed(changed)} changed since this was made, or is gone; {again}")
+    return stamp

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from personalize_core.files import atomic, stamps
 from personalize_core.files.atomic import (
     MANIFEST,
+    changed_files,
     is_up_to_date,
     read_json,
     read_record,
@@ -204,6 +206,52 @@ def test_a_folder_that_lost_or_changed_a_file_is_not_current(tmp_path):
         fill(tmp_path / "result", "s1")
         damage(tmp_path / "result" / "sub" / "file")
         assert not is_up_to_date(tmp_path / "result", "s1")
+
+
+def rewritten(folder, content: str = "CONTENT") -> None:
+    assert len(content) == (folder / "sub" / "file").stat().st_size
+    (folder / "sub" / "file").write_text(content)
+
+
+def swapped(folder) -> None:
+    """Renaming keeps a file's time of modification."""
+    (folder.parent / "other").write_text("CONTENT")
+    os.utime(folder.parent / "other", ns=(1, 1))
+    os.replace(folder.parent / "other", folder / "sub" / "file")
+
+
+@pytest.mark.parametrize("damage", [rewritten, swapped])
+def test_a_folder_with_other_bytes_of_the_same_size_is_not_up_to_date(damage, tmp_path):
+    folder = tmp_path / "result"
+    fill(folder, "s1")
+    assert is_up_to_date(folder, "s1")
+    damage(folder)
+    assert not is_up_to_date(folder, "s1")
+    assert changed_files(folder, read_json(folder / MANIFEST)["files"]) == ["sub/file"]
+    rewritten(folder, "content")
+    assert is_up_to_date(folder, "s1")
+
+
+def test_a_file_is_hashed_once_after_it_was_touched_and_not_otherwise(tmp_path, monkeypatch):
+    folder, hashed, later = tmp_path / "result", [], time.time_ns() + 10**9
+    fill(folder, "s1")
+    monkeypatch.setattr(atomic, "sha256", lambda path: hashed.append(path.name) or stamps.sha256(path))
+    monkeypatch.setattr(atomic.time, "time_ns", lambda: later)  # of the first look
+    assert is_up_to_date(folder, "s1")
+    hashed.clear()  # of a file as new as its manifest nobody knows which was there first
+    assert is_up_to_date(folder, "s1") and not hashed
+    os.utime(folder / "sub" / "file", ns=(later + 1, later + 1))
+    later += 10**9
+    assert is_up_to_date(folder, "s1") and is_up_to_date(folder, "s1") and hashed == ["file"]
+
+
+def test_a_manifest_from_the_future_vouches_for_nothing(tmp_path):
+    folder = tmp_path / "result"
+    fill(folder, "s1")
+    os.utime(folder / MANIFEST, ns=(2**62, 2**62))
+    assert is_up_to_date(folder, "s1")
+    rewritten(folder)
+    assert not is_up_to_date(folder, "s1")
 
 
 @pytest.mark.parametrize("manifest", ["", "{", "null", "[]", "{}", '{"stamp": "s1"}', '{"stamp": "s1", "files": [1]}'])

@@ -137,7 +137,7 @@ def test_a_lost_file_and_an_older_manifest_are_said(store):
     manifest.write_text(json.dumps(content | {"stamp": "of another time"}))
     rows = planned(store)
     assert [row[:3] for row in rows] == [("cup", "textual_inversion", "train"), ("rex", "base_model", "sample")]
-    assert "kept no list" in rows[0][3] and "missing or cut off" in rows[1][3]
+    assert "kept no list" in rows[0][3] and "changed since it was made, or gone" in rows[1][3]
 
 
 @pytest.mark.parametrize("edited", [{"stamp": "another"}, {"made_from": ["no", "names"]}, {"files": {"a": 1}}])

@@ -637,3 +637,45 @@ def test_what_was_not_trained_cannot_be_used(call, store: Store, tmp_path: Path)
     with pytest.raises(InputError, match="personalize run"):
         call(store)
     assert not (store.root / "out").exists()
+
+
+# Results whose files are other bytes of the same size
+
+
+def with_a_byte_changed(path: Path) -> bytes:
+    before = path.read_bytes()
+    path.write_bytes(before[:-20] + bytes([before[-20] ^ 1]) + before[-19:])
+    return before
+
+
+def test_weights_that_were_changed_are_neither_sampled_nor_certified_and_trained_again(store: Store):
+    weights = store.artifact("dreambooth", "rex") / "weights.safetensors"
+    before = with_a_byte_changed(weights)
+    (cell,) = steps.plan(store, ["rex"], ["dreambooth"])
+    assert (cell.first, cell.why) == ("train", "changed since it was made, or gone: weights.safetensors")
+    with pytest.raises(InputError, match=r"weights.safetensors changed since .* `personalize run` makes it again"):
+        steps.sample_grid(store, "rex", "dreambooth")
+    assert made_again(store) == {"artifacts/dreambooth/rex"}
+    assert weights.read_bytes() == before and not steps.plan(store)
+
+
+def test_an_image_that_was_changed_is_sampled_again_whatever_was_scored(store: Store):
+    image = next((store.grid("dreambooth", "rex") / "dreambooth").glob("*.png"))
+    before = with_a_byte_changed(image)
+    with pytest.raises(InputError, match=f"{image.name} changed since .* `personalize run` makes it again"):
+        steps.score(store, "rex", "dreambooth")
+    assert made_again(store) == {"grids/dreambooth/rex"}
+    assert image.read_bytes() == before and not steps.plan(store)
+
+
+def test_changed_weights_that_were_imported_are_refused_with_a_way_out(store: Store, tmp_path: Path):
+    steps.export(store, "rex", "dreambooth", tmp_path / "exported")
+    shutil.rmtree(folder := store.artifact("dreambooth", "rex"))
+    steps.import_artifact(store, "rex", "dreambooth", tmp_path / "exported")
+    with_a_byte_changed(folder / "weights.safetensors")
+    with pytest.raises(InputError, match="import it again, after removing") as refused:
+        steps.train(store, "rex", "dreambooth")
+    assert str(folder) in str(refused.value)
+    shutil.rmtree(folder)
+    steps.import_artifact(store, "rex", "dreambooth", tmp_path / "exported")
+    assert steps.train(store, "rex", "dreambooth").skipped
