@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 # isort: off
+import gc
+import os
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a prompt is too short for several threads
+
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
 
 # isort: on
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +30,7 @@ from personalize_core.methods.interface import Method, Step
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 from personalize_core.training import loop as training
 from personalize_core.training.loop import denoising_step
+from tests.copies import Copies
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -50,6 +57,12 @@ class ThisProcess:
 
     def answer(self) -> torch.Tensor:
         return proof.answer(artifact.restore(self.folder, self.base), self.base)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later search for garbage, of which each new model causes about twenty."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -142,8 +155,14 @@ def tiny_parts(linear: bool = False, prediction_type: Any = "epsilon") -> dict[s
 
 
 def tiny_base(linear: bool = False, prediction_type: Any = "epsilon", **options) -> BaseModel:
+    """A base model of its own for every caller, who may change it; copied, which takes a fifth of building it."""
+    return _copies_of_tiny_base(linear, prediction_type, **options)()
+
+
+@cache
+def _copies_of_tiny_base(linear: bool, prediction_type: str, **options) -> Copies[BaseModel]:
     parts = tiny_parts(linear, prediction_type)
-    return BaseModel(name="tiny", revision="local", weights_hash="tiny", **parts, **options)
+    return Copies(BaseModel(name="tiny", revision="local", weights_hash="tiny", **parts, **options))
 
 
 def stock_pipeline(parts: dict[str, Any]) -> Any:
