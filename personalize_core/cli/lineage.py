@@ -75,7 +75,8 @@ def _tree(link: Link, into: Tree | None, shown: dict[str, Link], before: dict[st
     making = _making(link.making)
     rows = {name: _text(value) for name, value in link.facts.items()}
     rows |= {name: words for name, words in making.items() if before.get(name) != words}
-    rows |= {"recompute": link.again} if link.again else {}
+    if link.again:  # a command; for what no step makes, where it comes from
+        rows["recompute" if "&&" in link.again else "origin"] = link.again
     width = max((len(name) for name in rows), default=0)
     for name, words in rows.items():
         label.append(f"\n  {name.replace('_', ' '):<{width}}  ", "dim").append(words)
