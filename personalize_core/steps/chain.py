@@ -85,7 +85,7 @@ class Chain:
     def concept(self, concept: str, recorded: Mapping[str, str] | None = None) -> Link:
         """recorded: the hashes of its files when what is explained was made from them, where that is known."""
         folder = self.store.concept_folder(concept)
-        link = Link("concept_images", self.short(folder), again="put there by a person, with `personalize add`")
+        link = Link("concept images", self.short(folder), again="put there by a person, with `personalize add`")
         if not folder.is_dir():
             link.problems.append(IS_GONE)
             return link
@@ -292,7 +292,7 @@ class Chain:
     def file_in(self, link: Link, path: Path) -> Link:
         """An image or another file of a result, before the result; the result itself if `path` is its folder."""
         folder = self.store.root / link.path
-        if path == folder or not path.is_relative_to(folder) or link.what == "concept_images" or path.is_dir():
+        if path == folder or not path.is_relative_to(folder) or link.what == "concept images" or path.is_dir():
             return link
         name = path.relative_to(folder).as_posix()
         entry = manifest_of(folder).get("files", {}).get(name)

@@ -53,7 +53,7 @@ def named(link: Link, what: str) -> Link:
 
 def test_a_image_is_explained_down_to_the_concept_images_and_the_base_model(store):
     link = steps.explain(store, store.root / IMAGE)
-    chain = ["image", "grid", "artifact", "latents", "concept_images"]
+    chain = ["image", "grid", "artifact", "latents", "concept images"]
     assert [each.what for each in links(link)][:5] == chain
     assert {each.what.partition(" (")[0] for each in links(link)} == {
         *chain, "latents of class images", "class images", "base model"
@@ -61,7 +61,7 @@ def test_a_image_is_explained_down_to_the_concept_images_and_the_base_model(stor
     assert link.all_problems() == []
     assert link.facts["sha256"] == sha256(store.root / IMAGE)
     assert link.facts["prompt"] == tiny_workspace.PROMPTS[0] and "prompt 0, image 1" in link.facts["noise"]
-    concept_images = named(link, "concept_images")
+    concept_images = named(link, "concept images")
     assert concept_images.facts["sha256"]["0.png"] == sha256(store.concept_folder("rex") / "0.png")
     artifact = named(link, "artifact")
     assert artifact.facts["config"]["steps"] == 3 and artifact.facts["seed"] == 5
@@ -120,7 +120,7 @@ def test_a_result_from_before_manifests_said_so_is_explained_too(store):
     path = store.grid(METHOD, "rex") / MANIFEST
     write_json(path, {name: value for name, value in read_json(path).items() if name != "made_from"})
     link = steps.explain(store, store.root / IMAGE)
-    assert link.all_problems() == [] and named(link, "concept_images").facts["sha256"]
+    assert link.all_problems() == [] and named(link, "concept images").facts["sha256"]
 
 
 # What is another by now
