@@ -6,8 +6,10 @@ A run that was cut off therefore resumes exactly, and two methods that share a s
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
-from torch import Generator
+if TYPE_CHECKING:
+    from torch import Generator
 
 
 def seed_for(*what: object) -> int:
@@ -18,4 +20,6 @@ def seed_for(*what: object) -> int:
 
 def generator_for(*what: object) -> Generator:
     """A CPU generator with that seed. Noise is drawn on the CPU, so no card and no batch size changes it."""
+    from torch import Generator
+
     return Generator().manual_seed(seed_for(*what))

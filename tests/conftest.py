@@ -21,7 +21,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from personalize_core.artifacts import artifact, proof
+from personalize_core.artifacts import proof, saving
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
@@ -56,7 +56,7 @@ class ThisProcess:
         self.folder = folder
 
     def answer(self) -> torch.Tensor:
-        return proof.answer(artifact.restore(self.folder, self.base), self.base)
+        return proof.answer(saving.restore(self.folder, self.base), self.base)
 
 
 def pytest_collection_finish() -> None:

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from personalize_core.artifacts.artifact import restore
+from personalize_core.artifacts.saving import restore
 from personalize_core.base_model.loading import load_base_model
 from personalize_core.base_model.model import BaseModel
 from personalize_core.files.atomic import save_tensors

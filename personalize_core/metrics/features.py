@@ -23,8 +23,8 @@ from torch import Tensor
 
 from personalize_core.errors import InputError, listed
 from personalize_core.files.stamps import sha256
+from personalize_core.metrics.encoder_names import MINI_WEIGHTS, PUBLISHED
 
-MINI_WEIGHTS = Path(__file__).resolve().parents[1] / "mini" / "weights"
 BATCH_SIZE = 32
 THREADS = min(8, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else min(8, os.cpu_count() or 1)
 INTERPOLATIONS = {
@@ -184,16 +184,14 @@ class Published:
 CLIP_PREPROCESSING = Preprocessing(224, 224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 TEXT_IMAGE = {
     "clip-b32": Published(
-        "timm/vit_base_patch32_clip_224.openai",
-        "a6f597a30f7b82c51704746581f9a4e41421e878",
+        *PUBLISHED["clip-b32"],
         ("open_clip_model.safetensors",),
         512,
         CLIP_PREPROCESSING,
         "ViT-B-32-quickgelu",
     ),
     "clip-l14": Published(
-        "timm/vit_large_patch14_clip_224.openai",
-        "18d0535469bb561bf468d76c1d73aa35156c922b",
+        *PUBLISHED["clip-l14"],
         ("open_clip_model.safetensors",),
         768,
         CLIP_PREPROCESSING,
@@ -204,15 +202,13 @@ IDENTITY = {
     # CustomConcept101's way to prepare an image, and that of the model's own processor, as in OFT's script: straight
     # to 224 x 224. What else it does, the file says that is saved beside the weights.
     "dino-s16": Published(
-        "facebook/dino-vits16",
-        "abe3b354cb6a9b6f146096b14a4a9d7eecbcb4bd",
+        *PUBLISHED["dino-s16"],
         ("pytorch_model.bin", "config.json"),
         384,
         Preprocessing(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ),
     "dino-s16-stock": Published(
-        "facebook/dino-vits16",
-        "abe3b354cb6a9b6f146096b14a4a9d7eecbcb4bd",
+        *PUBLISHED["dino-s16-stock"],
         ("pytorch_model.bin", "config.json", "preprocessor_config.json"),
         384,
         None,

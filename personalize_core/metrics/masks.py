@@ -22,15 +22,15 @@ from personalize_core.concepts.masks import Mask
 from personalize_core.errors import InputError
 from personalize_core.files.stamps import sha256
 from personalize_core.metrics import features
-from personalize_core.metrics.features import MINI_WEIGHTS, Preprocessing, Published
+from personalize_core.metrics.encoder_names import MINI_WEIGHTS, PUBLISHED
+from personalize_core.metrics.features import Preprocessing, Published
 from personalize_core.metrics.tables import EMPTY
 
 GREY = 128
 
 SEGMENTERS = {
     "clipseg": Published(  # Lueddecke & Ecker 2022, "Image Segmentation Using Text and Image Prompts"
-        "CIDAS/clipseg-rd64-refined",
-        "583b388deb98a04feb3e1f816dcdb8f3062ee205",
+        *PUBLISHED["clipseg"],
         (
             "pytorch_model.bin", "config.json", "preprocessor_config.json", "vocab.json", "merges.txt",
             "tokenizer_config.json", "special_tokens_map.json",

@@ -19,6 +19,7 @@ from personalize_core.concepts.masks import own_masks
 from personalize_core.errors import InputError
 from personalize_core.files.stamps import sha256
 from personalize_core.metrics import features, masks, similarity, tables
+from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.metrics.tables import EMPTY, MEASURES, SCALED
 from personalize_core.sampling.grid import images_in, read_grid
 
@@ -65,7 +66,7 @@ def load_encoders(
     Raises:
         InputError: one of them cannot be had, or two of a list go by one name.
     """
-    weights = tuple(which(name) for name in [*text_image, *identity, *([segmenter] if segmenter else [])])
+    weights = tuple(weights_of(name) for name in [*text_image, *identity, *([segmenter] if segmenter else [])])
     made = _loaded(tuple(text_image), tuple(identity), segmenter, tuple(texts), device, weights)
     for given, encoders in ((text_image, made.text_image), (identity, made.identity)):
         names = [encoder.name for encoder in encoders]
@@ -94,17 +95,6 @@ def _loaded(
         masks.load_segmenter(segmenter, device) if segmenter else None,
         texts,
     )
-
-
-def which(name: str) -> str:
-    """Names an encoder's weights without loading them: the hash of local ones, the commit of published ones."""
-    published = features.TEXT_IMAGE | features.IDENTITY | masks.SEGMENTERS
-    mini = {"mini-clip": "clip", "mini-identity": "identity", "mini-segmenter": "segmenter"}
-    if name in published:
-        return f"{name} {published[name].repository}@{published[name].revision}"
-    folder = features.MINI_WEIGHTS / mini[name] if name in mini else Path(name.partition(":")[2] or name)
-    weights = [folder] if folder.is_file() else sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")])
-    return f"{name} {' '.join(sha256(path) for path in weights)}"
 
 
 def texts_of(template: str, concept: Concept) -> dict[str, str]:
@@ -205,16 +195,6 @@ def score_references(root: Path, concept: Concept, concept_images: Sequence[Path
     for metric, encoder, headline in encoders.of_images:
         _compare(found, metric, encoder, headline, about, known, known, encoders.segmenter, _with_others)
     return found
-
-
-def means(table: pl.DataFrame) -> dict[str, float]:
-    """Mean of each metric over a table's images by its headline encoder, for reports; variants are told apart."""
-    table = table.filter("headline")
-    several = table["variant"].n_unique() > 1
-    return {
-        f"{variant}.{metric}" if several else metric: float(group["score"].to_numpy().mean())
-        for (variant, metric), group in table.group_by("variant", "metric", maintain_order=True)
-    }
 
 
 # -- images to features -------------------------------------------------------------------------------------

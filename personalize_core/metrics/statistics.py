@@ -25,9 +25,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.special import stdtrit
 
 DRAWS = 10_000
 LEVEL = 0.05  # of an interval that stands alone
@@ -138,6 +135,8 @@ def spread_around(
         terms = [(variance, freedom), (noise.variance, noise.freedom)]
         variance, freedom = variance + noise.variance, satterthwaite(terms)
     error = float(np.sqrt(variance))
+    from scipy.special import stdtrit
+
     width = 2 * float(stdtrit(freedom, 1 - level / 2)) * error
     return Estimate(mean, mean - width * lean, mean + width * (1 - lean), error, float(freedom), over)
 
@@ -225,6 +224,9 @@ def prompts_variance(concept_of: np.ndarray, prompt_of: np.ndarray, cells: np.nd
 def blocks(concept_of: np.ndarray, prompt_of: np.ndarray) -> int:
     """Into how many designs a design falls that share neither concepts nor prompts."""
     c, p = int(concept_of.max()) + 1, int(prompt_of.max()) + 1
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     shared = coo_array((np.ones(len(concept_of)), (concept_of, c + prompt_of)), (c + p, c + p))
     return int(connected_components(shared, directed=False, return_labels=False))
 

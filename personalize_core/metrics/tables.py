@@ -354,6 +354,16 @@ def meanings_in(path: str | Path) -> dict[str, str]:
 # -- summaries ------------------------------------------------------------------------------------------------
 
 
+def means(table: pl.DataFrame) -> dict[str, float]:
+    """Mean of each metric over a table's images by its headline encoder, for reports; variants are told apart."""
+    table = table.filter("headline")
+    several = table["variant"].n_unique() > 1
+    return {
+        f"{variant}.{metric}" if several else metric: float(group["score"].to_numpy().mean())
+        for (variant, metric), group in table.group_by("variant", "metric", maintain_order=True)
+    }
+
+
 def summarise(table: pl.DataFrame, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
     """Mean and 95 % interval of each variant and metric, per concept and over all of them.
 

@@ -23,9 +23,9 @@ from personalize_core.report import verdicts as told
 from personalize_core.report.display_names import each_in_words, in_words
 from personalize_core.report.evidence import METRICS, Evidence, MethodTold, Shown
 from personalize_core.report.figures import variant_colours
-from personalize_core.workspace.store import Store
+from personalize_core.workspace.store import FIGURES, PAGE, Store
 
-PAGE, FIGURES, TABLES = "report.html", "figures", "tables"
+TABLES = "tables"  # in the folder of a report
 MOST_HEAT_MAPS = 6  # of a method
 
 

@@ -17,6 +17,7 @@ from personalize_core.errors import InputError
 from personalize_core.files.atomic import MANIFEST, is_up_to_date, read_json, read_record, whole_folder, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.methods import ABLATION_NAMES, BASELINE, METHOD_NAMES, check_method, method_file
+from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.randomness import seed_for
 from personalize_core.sampling.grid import DESCRIPTION, image_name, read_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
@@ -48,6 +49,7 @@ ANALYSING = (
     *SAMPLING,
     *(f"analyses/{name}" for name in (*ALL, *SHARED)),
     *NAMING,
+    "metrics/encoder_names",
     "metrics/features",
     "metrics/similarity",
     "metrics/tables",
@@ -69,7 +71,6 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
         InputError: the method has not been trained on the concept, or its grid has not been drawn as params.yaml says.
     """
     from personalize_core.analyses.results import NotDefined, Results
-    from personalize_core.metrics import scoring
 
     check_method(method)
     started, params, folder = time.monotonic(), store.params, store.analyses(method, concept)
@@ -90,7 +91,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
             "beside": [manifest_stamp(place, "") if (place / MANIFEST).is_file() else None for place in beside],
             "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
             "concept_images": intake.content(store.concept_folder(concept)),
-            "encoders": [scoring.which(name) for name in _encoder_names(store)],
+            "encoders": [weights_of(name) for name in _encoder_names(store)],
             "sampling": params.sampling.how(),
             "precision": params.precision,
             "seed": store.sampling_seed,
@@ -196,7 +197,6 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
     from personalize_core.analyses import class_nouns, plots
     from personalize_core.analyses.bench import opened
     from personalize_core.analyses.results import Results
-    from personalize_core.metrics import scoring
     from personalize_core.metrics.features import load_text_image_encoder
 
     started, described = time.monotonic(), store.concept(concept)
@@ -205,7 +205,7 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
     choice = class_nouns.nouns_of(nouns)
     encoded = {
         "nouns": choice,
-        "encoder": scoring.which(encoder_name),
+        "encoder": weights_of(encoder_name),
         "sources": sources_hash(["analyses/class_nouns", "metrics/features"]),
     }
     concept_images = store.concept_folder(concept)
@@ -248,7 +248,7 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
 def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench:
     """Everything that analyses look at, read and loaded."""
     from personalize_core.analyses.bench import Bench
-    from personalize_core.artifacts.artifact import restore
+    from personalize_core.artifacts.saving import restore
     from personalize_core.metrics import tables
     from personalize_core.metrics.features import load_identity_encoder, load_text_image_encoder
     from personalize_core.training import training_log

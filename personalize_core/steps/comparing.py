@@ -35,7 +35,6 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         InputError: nothing has been scored, or the tables were made by different encoders.
     """
     from personalize_core.metrics import costs
-    from personalize_core.report import comparison
 
     started, folder = time.monotonic(), store.comparison()
     cells = [
@@ -71,6 +70,8 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
     with store.alone("comparison"):
         skipped = is_up_to_date(folder, stamp)
         if not skipped:
+            from personalize_core.report import comparison
+
             listener(Event("comparing", 0, 1))
             with making(store, folder, stamp) as new:
                 missing = [cell for cell in cells if cell not in there]

@@ -24,7 +24,7 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
     Raises:
         InputError: there is no artifact, no such format, or `to` exists.
     """
-    from personalize_core.artifacts.artifact import restore
+    from personalize_core.artifacts.saving import restore
 
     check_method(method)
     started = time.monotonic()
@@ -48,7 +48,7 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
     Raises:
         InputError: it cannot be read, does not fit the base model, or there is an artifact already.
     """
-    from personalize_core.artifacts import artifact
+    from personalize_core.artifacts import saving
     from personalize_core.methods.shared.interchange import refuse_pickle
     from personalize_core.training import training_log
 
@@ -74,6 +74,6 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
         }
     )
     with store.alone("artifact", method, concept), making(store, folder, stamp) as new:
-        artifact.save(new, method, learner, base, seed=None, imported=source.name)
+        saving.save(new, method, learner, base, seed=None, imported=source.name)
         training_log.write([], new)
     return trained_report(stamp, False, started, folder)

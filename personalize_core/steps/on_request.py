@@ -12,6 +12,7 @@ from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import is_up_to_date, read_json, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.methods import check_method
+from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.sampling.grid import image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import draw, ready_to_sample, refining
@@ -40,7 +41,7 @@ def sample_prompts(
     Raises:
         InputError: a prompt does not mention the concept, or there is no such variant or artifact.
     """
-    from personalize_core.artifacts.artifact import restore
+    from personalize_core.artifacts.saving import restore
 
     check_method(method)
     started, params, described = time.monotonic(), store.params, store.concept(concept)
@@ -91,7 +92,7 @@ def heat_maps(
         InputError: the prompt does not mention the concept, or there is no such artifact.
     """
     from personalize_core.analyses import heat_maps as analysis
-    from personalize_core.artifacts.artifact import restore
+    from personalize_core.artifacts.saving import restore
     from personalize_core.files.atomic import save_tensors
 
     check_method(method)
@@ -154,8 +155,7 @@ def sample_several_concepts(
     Raises:
         InputError: a prompt lacks a concept, there is no such artifact, or one that cannot be confined to a region.
     """
-    from personalize_core.artifacts.artifact import restore
-    from personalize_core.metrics import scoring
+    from personalize_core.artifacts.saving import restore
     from personalize_core.sampling.several_concepts import Together
 
     started, params = time.monotonic(), store.params
@@ -169,7 +169,7 @@ def sample_several_concepts(
         "images": images,
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
-        "encoder": scoring.which(params.encoders.identity[0]),
+        "encoder": weights_of(params.encoders.identity[0]),
         "concept_images": [intake.content(store.concept_folder(concept)) for concept, _ in cells],
         "sources": sources_hash([*SAMPLING, "sampling/several_concepts", "metrics/features", "metrics/side_by_side"]),
     }

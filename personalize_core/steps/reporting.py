@@ -11,7 +11,7 @@ from personalize_core.files.stamps import sha256, sources_hash, stamp_of
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.workspace.dependencies import REPORTING, manifest_stamp
 from personalize_core.workspace.lineage.making import making
-from personalize_core.workspace.store import SCORES, Store
+from personalize_core.workspace.store import FIGURES, PAGE, SCORES, Store
 
 SOURCES = Path(__file__).parents[1] / "report"
 
@@ -23,7 +23,6 @@ def report(store: Store, listener: Listener = unheard) -> Report:
         InputError: nothing has been compared, or an image that was scored is gone or another one by now.
     """
     from personalize_core.metrics import tables
-    from personalize_core.report import page
 
     started, folder, compared = time.monotonic(), store.report(), store.comparison()
     stamp_there = manifest_stamp(compared, f"nothing has been compared in {compared}")
@@ -41,12 +40,14 @@ def report(store: Store, listener: Listener = unheard) -> Report:
     with store.alone("report"):
         skipped = is_up_to_date(folder, stamp)
         if not skipped:
+            from personalize_core.report import page
+
             listener(Event("writing the report", 0, 1))
             with making(store, folder, stamp) as new:
                 page.write(store, new)
             listener(Event("writing the report", 1, 1))
-    images = {path.stem: path for path in sorted((folder / page.FIGURES).glob("*.png"))}
-    return Report(stamp, skipped, time.monotonic() - started, folder / page.PAGE, {}, images)
+    images = {path.stem: path for path in sorted((folder / FIGURES).glob("*.png"))}
+    return Report(stamp, skipped, time.monotonic() - started, folder / PAGE, {}, images)
 
 
 def _behind(store: Store, method: str, concept: str) -> list[Any]:

@@ -39,10 +39,6 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
     Raises:
         InputError: the method has not been trained on the concept, or not on this base model.
     """
-    from personalize_core.artifacts.artifact import restore
-    from personalize_core.report import comparison
-    from personalize_core.training.run_costs import PeakMemory
-
     check_method(method)
     started = time.monotonic()
     params, folder = store.params, store.grid(method, concept)
@@ -55,6 +51,10 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
             stamp, artifact = grid_stamp(store, concept, method), artifact_stamp(store, concept, method)
             if is_up_to_date(folder, stamp):
                 return Report(stamp, True, time.monotonic() - started, folder, {}, images)
+            from personalize_core.artifacts.saving import restore
+            from personalize_core.report import comparison
+            from personalize_core.training.run_costs import PeakMemory
+
             base = load_base(store)
             trained = restore(store.artifact(method, concept), base, method)
         places = [(p, i) for p in range(len(templates)) for i in range(how.images_per_prompt)]

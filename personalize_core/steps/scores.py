@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 def score(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
     """Every image of a grid against its text and the concept's images, a row per image and metric."""
-    from personalize_core.metrics import scoring
-
     check_method(method)
     grid, skipped = store.grid(method, concept), prompts_of(store, concept).without_identity
 
     def scored(concept_images: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
+        from personalize_core.metrics import scoring
+
         return scoring.score_grid(store.root, grid, store.concept(concept), concept_images, encoders, skipped)
 
     with store.alone("grid", method, concept):  # whoever draws it anew: what is named is what is scored
@@ -37,9 +37,10 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
 
 def score_references(store: Store, concept: str, listener: Listener = unheard) -> Report:
     """The concept's images against each other: what even real images reach."""
-    from personalize_core.metrics import scoring
 
     def scored(concept_images: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
+        from personalize_core.metrics import scoring
+
         return scoring.score_references(store.root, store.concept(concept), concept_images, encoders)
 
     return _score(store, concept, REFERENCES, scored, listener)
@@ -77,7 +78,7 @@ def _score(
     scored: Callable[..., scoring.Scored],
     listener: Listener,
 ) -> Report:
-    from personalize_core.metrics import scoring, tables
+    from personalize_core.metrics import tables
 
     started, stamp = time.monotonic(), score_stamp(store, concept, method)
     names, folder = store.params.encoders, store.scores(method, concept)
@@ -87,11 +88,13 @@ def _score(
             what = f"scoring {concept}, {method}"
             listener(Event(what, 0, 1))
             concept_images, device = intake.concept_images(store.concept_folder(concept)), device_of(store)
+            from personalize_core.metrics import scoring
+
             with making(store, folder, stamp) as new, store.device():
                 encoders = scoring.load_encoders(**names.model_dump(), device=device)
                 found = scored(concept_images, encoders)
                 tables.write(found.table, new / SCORES)
                 write_json(new / ABSENT, found.absent)
             listener(Event(what, 1, 1))
-    metrics = scoring.means(tables.read(folder / SCORES))
+    metrics = tables.means(tables.read(folder / SCORES))
     return Report(stamp, skipped, time.monotonic() - started, folder / SCORES, metrics)

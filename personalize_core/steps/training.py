@@ -13,6 +13,7 @@ from personalize_core.randomness import seed_for
 from personalize_core.steps.class_images import class_images_for, encode_real_class_images
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
+from personalize_core.training.run_costs import TimedCheckpoints
 from personalize_core.workspace.dependencies import check_artifact, manifest_stamp, train_stamp
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import load_base, preprocessing_of, recipe_of
@@ -21,7 +22,6 @@ from personalize_core.workspace.store import Store
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
     from personalize_core.methods.interface import Method
-    from personalize_core.training.run_costs import TimedCheckpoints
 
 LOSS_CURVE = "loss.png"
 PROOF = "proof.json"  # beside the weights: a fresh process drew with them what the trainer drew
@@ -38,8 +38,6 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
             and base model; nothing has been computed then.
         ProofFailed: the artifact, read from disk, draws something else.
     """
-    from personalize_core.training.run_costs import TimedCheckpoints
-
     check_method(method)
     started = time.monotonic()
     folder, described = store.artifact(method, concept), store.concept(concept)
@@ -90,7 +88,7 @@ def _train_into(
 ) -> dict[str, Any]:
     """Returns what the training took, as far as it is known; nothing where nothing was trained."""
     from personalize_core.analyses.learned_embedding import WhileTraining
-    from personalize_core.artifacts import artifact, proof
+    from personalize_core.artifacts import proof, saving
     from personalize_core.report import figures
     from personalize_core.training import loop as training
     from personalize_core.training import training_log
@@ -120,7 +118,7 @@ def _train_into(
             memory = PeakMemory(base.device)
             rows = training.train(learner, base, images, store.training_seed, log, checkpoints)
             taken = memory.costs() | ({} if watch.seconds is None else {"training_seconds": watch.seconds})
-        artifact.save(folder, method, learner, base, store.training_seed)
+        saving.save(folder, method, learner, base, store.training_seed)
         if fresh:
             fresh.restore(folder)
         after = fixed_batch_losses(learner, base, images, seed)

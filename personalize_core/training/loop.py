@@ -2,86 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from personalize_core.base_model.attention import AttentionMaps
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.images import ConceptLatents
-from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.interface import Method, Stage, Step
 from personalize_core.randomness import generator_for, seed_for
-
-LogRow = dict[str, Any]
-"""One step: "stage", "step", each loss under its name, "gradient_norm" before clipping, "lr" of each group of its
-stage, and "learned", where a method has any: the numbers that it says of itself after the step."""
+from personalize_core.training.checkpoints import Checkpoints, LogRow, Resumed
 
 Log = Callable[[LogRow], None]
 
 
 def unlogged(row: LogRow) -> None:
     """The log of those who only want the result."""
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """The state that a run goes on from."""
-
-    stage: int = 0
-    step: int = 0
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    history: list[LogRow] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Checkpoints:
-    """Where a run that may be cut off keeps its state, so that it resumes to the same result."""
-
-    folder: Path
-    stamp: str  # what the run depends on; a checkpoint of anything else is not read
-    every_seconds: float = 60.0
-
-    @property
-    def path(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
-
-    def save(
-        self, position: tuple[int, int], method: Method, optimizer: torch.optim.Optimizer, history: list[LogRow]
-    ) -> None:
-        """position: (stage, next step). history: the log so far."""
-        state = optimizer.state_dict()["state"]
-        tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
-        tensors |= {
-            f"optimizer.{index}.{name}": torch.as_tensor(value)
-            for index, values in state.items()
-            for name, value in values.items()
-        }
-        progress = json.dumps({"stamp": self.stamp, "position": position, "history": history})
-        save_tensors(self.path, tensors, {"progress": progress})
-
-    def load(self) -> Resumed:
-        """Where to go on; the very beginning, if there is nothing to resume."""
-        try:
-            with safe_open(self.path, framework="pt") as saved:
-                progress = json.loads(saved.metadata()["progress"])
-                if progress["stamp"] == self.stamp:
-                    stage, step = progress["position"]
-                    tensors = {name: saved.get_tensor(name) for name in saved.keys()}
-                    return Resumed(stage, step, tensors, progress["history"])
-        except (FileNotFoundError, SafetensorError):  # the second: a power cut may leave an empty file
-            pass
-        return Resumed()
-
-    def clear(self) -> None:
-        self.path.unlink(missing_ok=True)
 
 
 def train(

@@ -7,12 +7,13 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from personalize_core.files.atomic import read_json, write_json
-from personalize_core.training.loop import Checkpoints, Resumed
+from personalize_core.training.checkpoints import Checkpoints, Resumed
+
+if TYPE_CHECKING:
+    import torch
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux only
 
@@ -87,6 +88,8 @@ class PeakMemory:
     """The most memory that was held at once from here on."""
 
     def __init__(self, device: torch.device | str) -> None:
+        import torch
+
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -98,6 +101,8 @@ class PeakMemory:
 
     def costs(self) -> dict[str, Any]:
         """The bytes, what they are of, and on which device; without bytes where the system does not tell."""
+        import torch
+
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
             held, of = torch.cuda.max_memory_allocated(self.device), "tensors on the graphics card"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from personalize_core.artifacts.description import check as check_description
 from personalize_core.base_model.loading import Identity, identify
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError, listed
@@ -11,6 +12,7 @@ from personalize_core.files.atomic import MANIFEST, changed_files, read_json
 from personalize_core.files.memo import found_once
 from personalize_core.files.stamps import Stamp, sha256, sources_hash, stamp_of
 from personalize_core.methods import method_class, method_file
+from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.workspace.recipes import preprocessing_of, variants_of
 from personalize_core.workspace.store import Store
 
@@ -47,9 +49,11 @@ TRAINING = (
     "methods/shared/lag",
     "methods/shared/parts",
     "methods/training_prompts",  # a folder of lists, for all methods: which of them a method reads, its recipe decides
+    "training/checkpoints",
     "training/loop",
 )
 SCORING = (
+    "metrics/encoder_names",
     "metrics/features",
     "metrics/masks",
     "metrics/scoring",
@@ -167,12 +171,10 @@ def refinements(variants: Mapping[str, Variant]) -> dict[str, str]:
 @found_once
 def scored_by(store: Store) -> dict[str, Any]:
     """What every table of scores depends on, whatever it is of."""
-    from personalize_core.metrics import scoring
-
     names = store.params.encoders
     by_name = [*names.text_image, *names.identity, *([names.segmenter] if names.segmenter else [])]
     return {
-        "encoders": [scoring.which(name) for name in by_name],
+        "encoders": [weights_of(name) for name in by_name],
         "lists": names.model_dump(),
         "sources": sources_hash(SCORING),
     }
@@ -257,10 +259,8 @@ def artifact_stamp(store: Store, concept: str, method: str) -> str:
 
 def check_artifact(store: Store, concept: str, method: str) -> None:
     """Raise InputError unless the folder holds an artifact of this method and base model."""
-    from personalize_core.artifacts import artifact
-
     about = _base_model(store)
-    artifact.check(store.artifact(method, concept), method, about.name, about.weights_hash)
+    check_description(store.artifact(method, concept), method, about.name, about.weights_hash)
 
 
 def manifest_stamp(folder: Path, what_is_missing: str, again: str = "`personalize run` makes it again") -> str:

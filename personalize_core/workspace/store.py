@@ -22,6 +22,7 @@ from personalize_core.workspace.protocols import Protocol, read_protocol
 REFERENCES = "real_images"  # the table of the concept's own concept images, scored against each other
 SCORES = "scores.parquet"  # in a folder of scores
 OWN_DEVICE = "PERSONALIZE_OWN_DEVICE"  # the environment's variable: "1" where no other process uses this one's device
+PAGE, FIGURES = "report.html", "figures"  # in the folder of a report
 ABSENT = "absent.json"  # beside it: which scores could not be computed, and why
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from personalize_core.artifacts import artifact
+from personalize_core.artifacts import saving
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods import method_class
@@ -26,7 +26,7 @@ def base():
 def saved(base, tmp_path):
     kind: Any = method_class(NAME)
     method = disturbed(kind(kind.Config(steps=5, initial="gaussian"), base, Concept("bear", "<bear>", "teddy bear")))
-    artifact.save(tmp_path, NAME, method, base, seed=7)
+    saving.save(tmp_path, NAME, method, base, seed=7)
     return method
 
 
@@ -37,7 +37,7 @@ def change(folder, **changes) -> None:
 
 def refusal(folder, base) -> str:
     with pytest.raises(InputError) as refused:
-        artifact.restore(folder, base)
+        saving.restore(folder, base)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -60,7 +60,7 @@ def test_it_says_what_was_trained_on_what_and_how(saved, tmp_path):
 
 def test_it_comes_back_as_it_was_ready_to_draw(saved, base, tmp_path):
     torch.manual_seed(99)
-    restored = artifact.restore(tmp_path, base)
+    restored = saving.restore(tmp_path, base)
     assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in restored.state_dict().items())
     assert (restored.config, restored.concept) == (saved.config, saved.concept)
     assert not restored.training and not any(parameter.requires_grad for parameter in restored.parameters())
@@ -68,13 +68,13 @@ def test_it_comes_back_as_it_was_ready_to_draw(saved, base, tmp_path):
 
 def test_saving_twice_gives_the_same_bytes(saved, base, tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    artifact.save(tmp_path, NAME, saved, base, seed=7)
+    saving.save(tmp_path, NAME, saved, base, seed=7)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_restoring_does_not_touch_torchs_random_state(saved, base, tmp_path):
     before = torch.random.get_rng_state()
-    artifact.restore(tmp_path, base)
+    saving.restore(tmp_path, base)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -95,9 +95,9 @@ def test_an_artifact_of_another_base_model_that_was_imported(saved, base, tmp_pa
 
 
 def test_an_artifact_of_another_method(saved, base, tmp_path):
-    assert artifact.restore(tmp_path, base, NAME).phrase == saved.phrase
+    assert saving.restore(tmp_path, base, NAME).phrase == saved.phrase
     with pytest.raises(InputError) as refused:
-        artifact.restore(tmp_path, base, "oft")
+        saving.restore(tmp_path, base, "oft")
     assert str(refused.value) == (
         f"{tmp_path} holds what {NAME} has learned, not oft; put it where {NAME}'s artifacts lie, or remove it and "
         "train oft"
@@ -143,5 +143,5 @@ def test_an_artifact_whose_weights_are_damaged_or_gone(content, saved, base, tmp
 def test_weights_of_another_shape(saved, base, tmp_path):
     kind: Any = method_class(NAME)
     other = kind(kind.Config(rank_fraction=0.5), base, Concept("bear", "<bear>", "teddy bear"))
-    artifact.save_tensors(tmp_path / "weights.safetensors", other.state_dict())
+    saving.save_tensors(tmp_path / "weights.safetensors", other.state_dict())
     assert refusal(tmp_path, base) == f"{tmp_path} holds a damaged artifact; remove the folder and train again"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from personalize_core import steps
-from personalize_core.artifacts import artifact, proof
+from personalize_core.artifacts import proof, saving
 from personalize_core.methods import METHODS, method_class
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
@@ -57,7 +57,7 @@ def test_a_fresh_process_draws_from_disk_what_the_trainer_draws_from_memory(meth
 @pytest.mark.slow
 def test_what_a_fresh_process_cannot_restore_is_not_published(workspace, fresh, monkeypatch):
     store = store_for(workspace, "textual_inversion", seed=1)
-    monkeypatch.setattr(artifact, "save_tensors", lambda path, tensors: path.write_bytes(b"half a file"))
+    monkeypatch.setattr(saving, "save_tensors", lambda path, tensors: path.write_bytes(b"half a file"))
     with pytest.raises(proof.ProofFailed, match="cannot draw with the artifact .* holds a damaged artifact"):
         steps.train(store, "cup", "textual_inversion")
     assert not store.artifact("textual_inversion", "cup").exists()
@@ -150,14 +150,14 @@ def test_what_every_method_learns_comes_back_whole(method, workspace):
 
 
 def test_an_artifact_that_lost_a_little_precision_is_not_published(workspace, monkeypatch):
-    store, save = store_for(workspace, "dreambooth", seed=2), artifact.save_tensors
+    store, save = store_for(workspace, "dreambooth", seed=2), saving.save_tensors
     before = steps.train(store, "cup", "dreambooth")
     kept = {path.name: path.read_bytes() for path in before.path.iterdir()}
 
     def rounded(path, tensors):
         save(path, {name: tensor.bfloat16().float() for name, tensor in tensors.items()})
 
-    monkeypatch.setattr(artifact, "save_tensors", rounded)
+    monkeypatch.setattr(saving, "save_tensors", rounded)
     with pytest.raises(proof.ProofFailed, match="draws something else than the trainer: its latents differ by up to"):
         steps.train(store_for(workspace, "dreambooth", seed=3), "cup", "dreambooth")
     assert {path.name: path.read_bytes() for path in before.path.iterdir()} == kept

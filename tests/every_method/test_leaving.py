@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize_core.artifacts import artifact
+from personalize_core.artifacts import saving
 from personalize_core.errors import InputError
+from personalize_core.files.atomic import read_json
 from personalize_core.methods.shared.parts import count
 from tests.conftest import disturbed, draw, equal_bits, predict, snapshot
 from tests.every_method.cases import CutOff, of_all, of_default
@@ -38,8 +39,8 @@ def test_the_base_model_is_restored_when_the_block_fails(case, base, concept):
 @of_all
 def test_saved_and_restored_it_draws_the_same_image(case, base, concept, tmp_path):
     method = disturbed(case.make(base, concept))
-    artifact.save(tmp_path, case.name, method, base, seed=0)
-    restored = artifact.restore(tmp_path, base)
+    saving.save(tmp_path, case.name, method, base, seed=0)
+    restored = saving.restore(tmp_path, base)
     prompts = [method.say("a photo of {}"), "a red mug"]
     assert torch.equal(draw(restored, base, prompts), draw(method, base, prompts))
     assert restored.config == method.config and restored.concept == method.concept
@@ -49,8 +50,8 @@ def test_saved_and_restored_it_draws_the_same_image(case, base, concept, tmp_pat
 @of_all
 def test_the_count_of_what_is_learned_is_the_artifacts(case, base, concept, tmp_path):
     method = case.make(base, concept)
-    artifact.save(tmp_path, case.name, method, base, seed=0)
-    assert artifact.read_json(tmp_path / "config.json")["parameters"] == count(method)
+    saving.save(tmp_path, case.name, method, base, seed=0)
+    assert read_json(tmp_path / "config.json")["parameters"] == count(method)
     remembered = {name for name, _ in method.named_buffers()}
     assert count(method) == sum(t.numel() for name, t in method.state_dict().items() if name not in remembered)
 

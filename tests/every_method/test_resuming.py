@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize_core.training.loop import Checkpoints, train
+from personalize_core.training.checkpoints import Checkpoints
+from personalize_core.training.loop import train
 from tests.conftest import draw, equal_bits, snapshot
 from tests.every_method.cases import CutOff, of_learning
 

@@ -17,7 +17,8 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods.core import Config, CoRe, prompt_set
 from personalize_core.methods.shared.context_regularizer import PromptPair, context_losses
-from personalize_core.training.loop import Checkpoints, diffusion_loss, train
+from personalize_core.training.checkpoints import Checkpoints
+from personalize_core.training.loop import diffusion_loss, train
 from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import a_step, disturbed, draw, equal_bits, tiny_base
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from scipy.special import erf
 from skimage.filters import threshold_otsu
 
-from personalize_core.artifacts import artifact
+from personalize_core.artifacts import saving
 from personalize_core.base_model.attention import AttentionMaps
 from personalize_core.base_model.model import LAYERS, hooked
 from personalize_core.base_model.text import TextContext
@@ -594,8 +594,8 @@ def test_the_artifact_holds_every_concept_images_latents_to_choose_from(base, co
     method = make(base, concept)
     train(method, base, images, seed=0)
     assert torch.equal(method.references, torch.stack([views[0, 0] for views in images.concept]))
-    artifact.save(tmp_path, "vico", method, base, seed=0)
-    restored: Any = artifact.restore(tmp_path, base)
+    saving.save(tmp_path, "vico", method, base, seed=0)
+    restored: Any = saving.restore(tmp_path, base)
     sampled = []
     for reference in range(3):
         method.sampling = restored.sampling = Sampling(reference=reference)

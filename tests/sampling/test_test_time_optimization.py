@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from personalize_core.artifacts import artifact
+from personalize_core.artifacts import saving
 from personalize_core.base_model.attention import AttentionMaps
 from personalize_core.base_model.model import LAYERS, BaseModel
 from personalize_core.concepts.concept import Concept
@@ -566,7 +566,7 @@ def test_what_it_wraps_is_saved_as_if_it_had_not_been_wrapped(base, concept, ima
     method = make("textual_inversion", base, concept)
     for folder in ("before", "after"):
         (tmp_path / folder).mkdir()
-        artifact.save(tmp_path / folder, "textual_inversion", method, base, seed=0)
+        saving.save(tmp_path / folder, "textual_inversion", method, base, seed=0)
         draw(ContextRefined(method, images, 0, STEEP), base, [PROMPT])
     files = [(tmp_path / folder / "weights.safetensors").read_bytes() for folder in ("before", "after")]
     assert files[0] == files[1]

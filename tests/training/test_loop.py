@@ -13,7 +13,8 @@ from torch import nn
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.interface import Method, Stage
 from personalize_core.randomness import generator_for, seed_for
-from personalize_core.training.loop import Checkpoints, denoising_step, diffusion_loss, train
+from personalize_core.training.checkpoints import Checkpoints
+from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import equal_bits, snapshot, tiny_base
 
 

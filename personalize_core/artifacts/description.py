@@ -1,0 +1,54 @@
+"""What an artifact says of itself in config.json, read without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from personalize_core.errors import InputError
+from personalize_core.files.atomic import read_json
+
+FORMAT = 1
+CONFIG = "config.json"
+
+
+def check(folder: Path, method: str | None, base_model: str, weights_hash: str) -> dict[str, Any]:
+    """What the artifact's description says.
+
+    Raises:
+        InputError: there is no artifact, its description is damaged, or it is of another base model or method.
+    """
+    saved = _described(folder)
+    trained_on = saved["base_model"]
+    if saved["format"] != FORMAT:
+        raise InputError(
+            f"{folder} was written in format {saved['format']}, this version reads {FORMAT}; train it again"
+        )
+    if method is not None and saved["method"] != method:
+        raise InputError(
+            f"{folder} holds what {saved['method']} has learned, not {method}; put it where {saved['method']}'s "
+            f"artifacts lie, or remove it and train {method}"
+        )
+    if trained_on["weights_hash"] != weights_hash:
+        again = "remove it and import again" if saved.get("imported") else "train again"
+        raise InputError(
+            f"{folder} was trained on the base model {trained_on['name']!r} ({trained_on['weights_hash']}), not on "
+            f"{base_model!r} ({weights_hash}); load that one, or {again}"
+        )
+    return saved
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder} holds no artifact; train it first, with `personalize train`")
+    try:
+        saved = read_json(folder / CONFIG)
+    except ValueError:
+        raise damaged(folder) from None
+    if not isinstance(saved, dict) or not saved.keys() >= {"format", "method", "concept", "config", "base_model"}:
+        raise damaged(folder)
+    return saved
+
+
+def damaged(folder: Path) -> InputError:
+    return InputError(f"{folder} holds a damaged artifact; remove the folder and train again")
