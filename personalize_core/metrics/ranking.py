@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.special import ndtr
+from scipy.special import ndtr, stdtrit
 
 from personalize_core.errors import InputError
 from personalize_core.metrics import statistics, tables
@@ -234,7 +234,7 @@ def training_noise(trainings: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
         for name, values in [*zip(concepts, grid, strict=True), (ALL_CONCEPTS, grid.mean(axis=0))]:
             between = float(values.std(ddof=1))
             beyond = beyond_the_interval(grid) if name == ALL_CONCEPTS else between
-            t = float(statistics.stdtrit(len(trainings) - 1, 1 - LEVEL / 2))
+            t = float(stdtrit(len(trainings) - 1, 1 - LEVEL / 2))
             rows.append(
                 {**labels, "concept": name, "trainings": len(trainings), "mean": float(values.mean())}
                 | {"between": between, "least": t * 2**0.5 * between, "beyond": beyond}
