@@ -44,7 +44,7 @@ def nightly(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> list
     cells = stale(context.instance, store)
     ready = {name for name in {cell.concept for cell in cells} if steps.is_prepared(store, name)}
     refused = [f"{cell.method} on {cell.concept}: {cell.why}" for cell in cells if not cell.possible]
-    for reason in refused:
+    for reason in [*refused, *filter(None, [steps.earlier_version_notice(cells)])]:
         context.log.warning(reason)
     requests = [training(cell, due(context)) for cell in cells if cell.possible and cell.concept in ready]
     waiting = len({cell.concept for cell in cells if cell.possible} - ready)
@@ -87,11 +87,15 @@ def nightly_preparation(
 )
 @or_skipped
 def training_follows(context: dg.RunStatusSensorContext, workspace: Workspace) -> list[dg.RunRequest] | dg.SkipReason:
+    from personalize_core import steps
+
     run = context.dagster_run
     concept = run.tags.get("dagster/partition")
     if run.tags.get(THEN) != jobs.learn.name or not concept:
         return dg.SkipReason("a person started it")
     cells = stale(context.instance, workspace.store(), [concept])
+    if notice := steps.earlier_version_notice(cells):
+        context.log.warning(notice)
     requests = [training(cell, run.run_id) for cell in cells if cell.possible]
     return requests or dg.SkipReason(f"nothing of {concept} is stale")
 

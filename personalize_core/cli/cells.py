@@ -45,7 +45,10 @@ def over_cells(
     tasks = [partial(in_turn, what, store, concept, method) for concept, method in cells]
     if references:
         tasks += [partial(in_turn, [steps.score_references], store, concept) for concept in concepts]
-    processes = _processes(store, processes, concepts, methods)
+    plan = steps.plan(store, concepts, methods)
+    if notice := steps.earlier_version_notice(plan):
+        print_line(notice)
+    processes = _processes(store, processes, len(plan))
     with progress() as listener:
         reports = [result() for result in shared_out(tasks, processes, listener)]
     columns = ("Concept", "Method", "State", "Loss on a fixed batch, its decrease [95 % interval]", "Images")
@@ -64,7 +67,10 @@ def over_concepts(store: Store, step: Callable, *method: str) -> None:
     steps.check_concepts_wanted(store)
     steps.check_inputs(store, [], store.params.method_names)
     concepts = steps.concepts_wanted(store)
-    processes = _processes(store, None, concepts, list(method)) if method else 1
+    plan = steps.plan(store, concepts, list(method)) if method else []
+    if notice := steps.earlier_version_notice(plan):
+        print_line(notice)
+    processes = _processes(store, None, len(plan))
     each(concepts, [partial(step, store, concept, *method) for concept in concepts], processes)
 
 
@@ -88,11 +94,10 @@ def each(names: list[str], tasks: Sequence[Callable[[Listener], Report]], proces
         raise InputError("; ".join(failed))
 
 
-def _processes(store: Store, asked: int | None, concepts: list[str], methods: list[str]) -> int:
+def _processes(store: Store, asked: int | None, cells: int) -> int:
     """At most one for each cell that is not up to date: a process takes seconds to start."""
     from personalize_core import steps
 
-    cells = len(steps.plan(store, concepts, methods))
     return min(cells, asked or steps.processes_of(store)) if cells > 1 else 1
 
 

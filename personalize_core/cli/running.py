@@ -118,6 +118,8 @@ def plan(context: typer.Context, concepts: Concepts = None, methods: Methods = N
         print_table(
             ("Concept", "Method", "From", "Why"), [(cell.concept, cell.method, cell.first, cell.why) for cell in cells]
         )
+        if notice := steps.earlier_version_notice(cells):
+            print_line(notice)
     else:
         print_line("Everything is up to date.")
 

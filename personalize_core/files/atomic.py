@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 TICK = 20_000_000  # nanoseconds: a file system's times lag behind the clock by less
+FORMAT = 2  # of results; to be raised when keys of stamps or descriptions, or columns of tables, get other names
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -82,7 +83,7 @@ def whole_folder(folder: Path, stamp: str) -> Iterator[Path]:
     try:
         yield temporary
         made_from = {"made_from": spelled_out(stamp.of)} if isinstance(stamp, Stamp) else {}
-        write_json(temporary / MANIFEST, {"stamp": stamp, "files": _listing(temporary), **made_from})
+        write_json(temporary / MANIFEST, {"format": FORMAT, "stamp": stamp, "files": _listing(temporary), **made_from})
         replaced = _beside(folder)
         if folder.exists():
             os.rename(folder, replaced)
@@ -135,6 +136,14 @@ def changed_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[
         with suppress(OSError):  # of another user, or on a file system that is only read
             os.utime(folder / MANIFEST, ns=(now, now))
     return changed
+
+
+def has_this_format(folder: Path) -> bool:
+    """Is there a result in the folder whose files this version of the program can read?
+
+    Without it, the keys and columns of its files may have names that this version does not know.
+    """
+    return read_record(folder / MANIFEST).get("format") == FORMAT
 
 
 def _listing(folder: Path) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import polars as pl
 
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import read_json, read_record
+from personalize_core.files.atomic import has_this_format, read_json, read_record
 from personalize_core.methods import BASELINE, method_class
 from personalize_core.metrics import tables
 from personalize_core.metrics.concept_counts import Coverage
@@ -219,7 +219,7 @@ def _heat_maps(store: Store, method: str, concept: str) -> list[Shown]:
     found = []
     for path in sorted(store.samples(method, concept, "any").parent.glob("*/heat_maps.json")):
         image = path.with_suffix(".png")
-        if image.is_file():
+        if image.is_file() and has_this_format(path.parent):
             prompt = read_json(path)["prompt"]
             found.append(Shown(image, f"{concept}: where attention looked for each word of “{prompt}”"))
     return found
@@ -227,9 +227,9 @@ def _heat_maps(store: Store, method: str, concept: str) -> list[Shown]:
 
 def _analyses(store: Store, method: str, concept: str) -> list[Analysis]:
     folder = store.analyses(method, concept)
-    described = _json(folder / "analyses.json")
-    if not described:
+    if not has_this_format(folder):  # none, or one of an earlier version
         return []
+    described = read_json(folder / "analyses.json")
     return [_analysis(folder, described["analyses"][name]) for name in described["order"]]
 
 

@@ -17,7 +17,7 @@ from personalize_core.steps.explaining import explain
 from personalize_core.steps.explaining_metrics import Rows
 from personalize_core.steps.latents import encode_images
 from personalize_core.steps.on_request import heat_maps, sample_prompts, sample_several_concepts
-from personalize_core.steps.planning import Cell, is_prepared, plan
+from personalize_core.steps.planning import Cell, earlier_version_notice, is_prepared, plan
 from personalize_core.steps.repeating import check_repeatable
 from personalize_core.steps.reporting import report
 from personalize_core.steps.sampling import sample_grid
@@ -45,6 +45,7 @@ __all__ = [
     "check_repeatable",
     "class_images_wanted",
     "compare",
+    "earlier_version_notice",
     "concepts_wanted",
     "sample_grid",
     "sample_prompts",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import MANIFEST, is_up_to_date, read_json, read_record
+from personalize_core.files.atomic import MANIFEST, has_this_format, is_up_to_date, read_json, read_record
 from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.methods import ABLATION_NAMES
 from personalize_core.sampling.grid import DESCRIPTION
@@ -42,12 +42,12 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         for concept in _concepts(store)
         for method in (*store.params.method_names, *_further_ablations(store, concept), REFERENCES)
     ]
-    scored = [cell for cell in cells if (store.scores(*cell) / MANIFEST).is_file()]
+    scored = [cell for cell in cells if has_this_format(store.scores(*cell))]
     otherwise = [cell for cell in scored if cell[0] != REFERENCES and not sampled_as_now(store, *cell)]
     there = [cell for cell in scored if cell not in otherwise]
     if all(method == REFERENCES for method, _ in there):
         by = f"protocol {store.protocol!r}" if store.protocol else "params.yaml"
-        nothing = f"nothing has been scored in {store.sampled}"
+        nothing = f"nothing has been scored in {store.sampled} by this version of the program"
         if otherwise:
             nothing = f"all that has been scored in {store.sampled} was drawn otherwise than {by} says now"
         raise InputError(f"{nothing}; `personalize run` makes whatever is missing")

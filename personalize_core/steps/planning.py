@@ -8,7 +8,7 @@ from pathlib import Path
 
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError, listed
-from personalize_core.files.atomic import changed_files, is_up_to_date
+from personalize_core.files.atomic import changed_files, has_this_format, is_up_to_date
 from personalize_core.files.memo import found_once, one_look
 from personalize_core.files.stamps import Stamp
 from personalize_core.steps.checks import check_concept_images
@@ -40,6 +40,7 @@ class Cell:
     method: str
     first: str  # the first step that has something to do, the later ones follow: train, sample, score; or it cannot
     why: str
+    earlier: bool = False  # what is there was made by an earlier version of this program
 
     @property
     def possible(self) -> bool:
@@ -57,6 +58,20 @@ def plan(store: Store, concepts: Sequence[str] | None = None, methods: Sequence[
     methods = store.params.method_names if methods is None else methods
     cells = [_look_at(store, concept, method) for concept in concepts for method in methods]
     return [cell for cell in cells if cell]
+
+
+def earlier_version_notice(cells: Sequence[Cell]) -> str | None:
+    """What a person must know before results of an earlier version are replaced; None if a plan has none."""
+    earlier = [cell for cell in cells if cell.earlier]
+    if not earlier:
+        return None
+    trained = sum(cell.first == TRAIN for cell in earlier)
+    return (
+        f"{len(earlier)} of {len(cells)} results that are not up to date were made by an earlier version of this "
+        f"program. This version names sources and settings differently, so it cannot reuse them: they are "
+        f"made again ({trained} trained anew, {len(earlier) - trained} sampled or scored anew) and replaced. To keep "
+        "them, copy or move data/ to another place first, or keep using the earlier version in this folder."
+    )
 
 
 @one_look()
@@ -104,11 +119,12 @@ def _look_at(store: Store, concept: str, method: str) -> Cell | None:
             check_artifact(store, concept, method)
         elif why := _stale(artifact, train_stamp(store, concept, method), "has not been trained"):
             _decode(store.concept_folder(concept))  # only now: of what is up to date, that would be most of the work
-            return Cell(concept, method, TRAIN, why)
-        if why := _stale(store.grid(method, concept), grid_stamp(store, concept, method), "has not been sampled"):
-            return Cell(concept, method, SAMPLE, why)
-        if why := _stale(store.scores(method, concept), score_stamp(store, concept, method), "has not been scored"):
-            return Cell(concept, method, SCORE, why)
+            return Cell(concept, method, TRAIN, why, _is_of_earlier_version(artifact))
+        grid, scores = store.grid(method, concept), store.scores(method, concept)
+        if why := _stale(grid, grid_stamp(store, concept, method), "has not been sampled"):
+            return Cell(concept, method, SAMPLE, why, _is_of_earlier_version(grid))
+        if why := _stale(scores, score_stamp(store, concept, method), "has not been scored"):
+            return Cell(concept, method, SCORE, why, _is_of_earlier_version(scores))
     except InputError as error:
         return Cell(concept, method, CANNOT, str(error))
     return None
@@ -125,3 +141,7 @@ def _stale(folder: Path, stamp: Stamp, missing: str) -> str | None:
     if why := why_stale(manifest, stamp):
         return why
     return f"changed since it was made, or gone: {listed(changed_files(folder, manifest['files']))}"
+
+
+def _is_of_earlier_version(folder: Path) -> bool:
+    return bool(manifest_of(folder)) and not has_this_format(folder)

@@ -200,7 +200,7 @@ def encoded_stamp(store: Store, concept: str) -> Stamp:
 
 def class_encoded_stamp(store: Store, class_noun: str) -> Stamp:
     """The same of the images of a class noun, however many are wanted."""
-    return stamp_of({"images": images_stamp(store, class_noun), **_encoding(store, None)})
+    return stamp_of({"sampled": images_stamp(store, class_noun), **_encoding(store, None)})
 
 
 @found_once
@@ -222,7 +222,7 @@ def images_stamp(store: Store, class_noun: str) -> Stamp:
 @found_once
 def class_images_stamps(store: Store, class_noun: str, recipe: Preprocessing, wanted: int) -> tuple[Stamp, Stamp]:
     """Of the moments of these images, prepared in one way, and of the first `wanted` of them."""
-    encoded = stamp_of({"images": images_stamp(store, class_noun), **_encoding(store, recipe)})
+    encoded = stamp_of({"sampled": images_stamp(store, class_noun), **_encoding(store, recipe)})
     return encoded, stamp_of({"encoded": encoded, "images": wanted})
 
 

@@ -6,18 +6,19 @@ from typing import Any
 
 import pytest
 
+from personalize_core.files.atomic import FORMAT
 from personalize_core.files.stamps import spelled_out, stamp_of
 from personalize_core.workspace.lineage.differences import differences, why_stale
 from personalize_core.workspace.lineage.records import EDITED
 
 
 def recorded(of: dict[str, Any]) -> dict[str, Any]:
-    return {"stamp": str(stamp_of(of)), "made_from": spelled_out(of)}
+    return {"format": FORMAT, "stamp": str(stamp_of(of)), "made_from": spelled_out(of)}
 
 
 def class_images(steps: int = 2, source: str = "f", images: int = 8) -> dict[str, Any]:
     sampled = stamp_of({"sampling": {"steps": steps}, "sources": stamp_of({"sample": source})})
-    return {"class_images": stamp_of({"encoded": stamp_of({"images": sampled}), "images": images})}
+    return {"class_images": stamp_of({"encoded": stamp_of({"sampled": sampled}), "images": images})}
 
 
 @pytest.mark.parametrize(

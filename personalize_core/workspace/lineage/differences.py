@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from personalize_core.errors import listed
+from personalize_core.files.atomic import FORMAT
 from personalize_core.files.stamps import Stamp, spelled_out
 from personalize_core.workspace.lineage.records import EDITED
 
 MOST = 6  # details of one kind that are named one by one
+EARLIER = "an earlier version of this program made it, which gave its sources and settings other names"
 NOT_THERE = "not there"  # stands for a value that one of the two sides lacks
 
 
@@ -37,6 +39,8 @@ def why_stale(manifest: Mapping[str, Any], now: Stamp) -> str | None:
         return None
     if not manifest.get("made_from"):
         return "changed since; an earlier version of this program made it, which kept no list of what it depends on"
+    if manifest.get("format") != FORMAT:
+        return EARLIER
     return "; ".join(differences(manifest["made_from"], now.of)) or EDITED
 
 
