@@ -14,9 +14,10 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning, TextContext
 from personalize_core.methods.interface import Method
 from personalize_core.randomness import generator_for
+from personalize_core.sampling.frozen import frozen
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, 4, h, w), t (B,)) -> the model's answer, same shape as x_t. All that a sampler knows of it."""
+"""(x_t (B, 4, h, w), t (B,)) -> the model's prediction, same shape as x_t. All that a sampler knows of it."""
 
 Sampler = Callable[[Denoiser, Tensor, int], Tensor]
 """(denoiser, pure noise (B, 4, h, w), steps) -> latents, same shape."""
@@ -41,7 +42,7 @@ def make_sampler(
 
     Args:
         eta: of DDIM, how much new noise each step adds (Song et al. 2021, eq. 16): 0 none, 1 as much as DDPM.
-        generators: with eta > 0, one for each row, from `step_generators`; the sampler then serves that one batch.
+        generators: with eta > 0, one for each batch item, from `step_generators`; the sampler then serves that one batch.
     """
     scheduler: Any
     options: dict[str, Any]
@@ -61,7 +62,7 @@ def make_sampler(
         x = x * scheduler.init_noise_sigma
         for done, t in enumerate(scheduler.timesteps, start=1):
             if eta:
-                options["variance_noise"] = _noise_of_rows(x, generators)
+                options["variance_noise"] = _noise_of_items(x, generators)
             x = scheduler.step(denoise(x, t.to(x.device).expand(len(x))), t, x, **options).prev_sample
             progress(done, steps)
         return x
@@ -69,14 +70,14 @@ def make_sampler(
     return run
 
 
-def _noise_of_rows(x: Tensor, generators: Sequence[Generator]) -> Tensor:
-    """Of x's shape: the next draw of every row's own generator."""
-    rows = [torch.randn(row.shape, generator=generator) for row, generator in zip(x, generators, strict=True)]
-    return torch.stack(rows).to(x)
+def _noise_of_items(x: Tensor, generators: Sequence[Generator]) -> Tensor:
+    """Of x's shape: the next noise of every item's own generator."""
+    noise = [torch.randn(item.shape, generator=generator) for item, generator in zip(x, generators, strict=True)]
+    return torch.stack(noise).to(x)
 
 
 def unwatched(maps: AttentionMaps) -> None:
-    """Where nobody looks at the cross-attention."""
+    """The `look` of those who do not need the attention maps."""
 
 
 def guided(
@@ -89,7 +90,7 @@ def guided(
     """Classifier-free guidance (Ho & Salimans 2022), both halves in one U-Net call.
 
     Args:
-        look: is shown every call's attention maps, of 2B rows, the empty prompt's first.
+        look: gets the attention maps of every call, of 2B batch items, those of the empty prompt first.
     """
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ def guided(
 
 
 def initial_noise(base: BaseModel, seed: int, images: Sequence[tuple[int, int]]) -> Tensor:
-    """(B, 4, h, w): one draw per (prompt index, image index), the same for every concept and every method."""
+    """(B, 4, h, w): one sample of noise per (prompt index, image index), the same for every concept and method."""
     return torch.stack(
         [
             torch.randn(base.latent_shape, generator=generator_for(seed, "sample", prompt, image))
@@ -112,7 +113,7 @@ def initial_noise(base: BaseModel, seed: int, images: Sequence[tuple[int, int]])
 
 
 def step_generators(seed: int, images: Sequence[tuple[int, int]]) -> list[Generator]:
-    """What the steps of DDIM with eta > 0 draw from: one generator per (prompt index, image index)."""
+    """The sources of noise for the steps of DDIM with eta > 0: one generator per (prompt index, image index)."""
     return [generator_for(seed, "step", prompt, image) for prompt, image in images]
 
 
@@ -126,13 +127,12 @@ def sample(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """Draw one image per prompt: latents (B, 4, h, w).
+    """Sample one image per prompt: latents (B, 4, h, w). The method is frozen meanwhile, as a restored one is.
 
     Args:
         prompts: B prompts as the method says them (`Method.say`).
         noise: (B, 4, h, w), from `initial_noise`.
     """
-    method.to(base.device).eval()
-    with method.attach(base):
+    with frozen(method.to(base.device)), method.attach(base):
         denoise = guided(base, method.condition(base, prompts), method.condition(base, [""] * len(prompts)), guidance)
         return sampler(denoise, noise.to(base.device), steps)

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import MANIFEST, is_up_to_date, read_json, read_record, whole_folder, write_json
+from personalize_core.files.atomic import (
+    MANIFEST,
+    has_this_format,
+    is_up_to_date,
+    read_json,
+    read_record,
+    whole_folder,
+    write_json,
+)
 from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.methods import ABLATION_NAMES, BASELINE, METHOD_NAMES, check_method, method_file
 from personalize_core.metrics.encoder_names import weights_of
@@ -178,7 +186,7 @@ def analysed(store: Store, concept: str) -> list[str]:
     Raises:
         InputError: there is none.
     """
-    names = [name for name in (*METHOD_NAMES, *ABLATION_NAMES) if (store.analyses(name, concept) / MANIFEST).is_file()]
+    names = [name for name in (*METHOD_NAMES, *ABLATION_NAMES) if has_this_format(store.analyses(name, concept))]
     if not names:
         raise InputError(f"no method has been analysed on {concept!r}; `personalize analyse` does it")
     return names

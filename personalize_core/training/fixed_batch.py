@@ -1,7 +1,7 @@
-"""Did training teach the model these concept images? The diffusion loss on rows that stay the same.
+"""Did training teach the model these concept images? The diffusion loss on a batch that stays the same.
 
 A training log cannot tell: its noise and timesteps change with every step. Here every concept image is noised to the
-same timesteps with the same noise before training and after, so that the two losses of a row are a pair.
+same timesteps with the same noise before training and after, so that the two losses of an item are a pair.
 """
 
 from __future__ import annotations
@@ -10,29 +10,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.interface import Method
 from personalize_core.randomness import generator_for
+from personalize_core.sampling.frozen import frozen
 
 TIMESTEPS = tuple(range(50, 1000, 100))
 
 
 def timesteps_of(method: Method) -> tuple[int, ...]:
-    """As many as `TIMESTEPS`, which they are for a method that trains on all; else of those that it trains on."""
+    """`TIMESTEPS` for a method that trains on all timesteps; else as many, of those that it trains on."""
     first = min((stage.min_timestep for stage in method.stages()), default=0)
     return tuple(first + (1000 - first) * t // 1000 for t in TIMESTEPS)
 
 
 @torch.no_grad()
 def fixed_batch_losses(method: Method, base: BaseModel, images: ConceptLatents, seed: int) -> Tensor:
-    """(concept images, timesteps): mean squared error of the U-Net's answer, under "a photo of" the concept."""
-    method.to(base.device).eval()
+    """(concept images, timesteps): mean squared error of the U-Net's prediction, under "a photo of" the concept."""
     losses, timesteps = [], timesteps_of(method)
-    with method.attach(base):
+    with frozen(method.to(base.device)), method.attach(base):
         prompts = [method.say("a photo of a {}")] * len(timesteps)
         t = torch.tensor(timesteps)
         context = method.condition(base, prompts)(t.to(base.device))
@@ -47,7 +46,9 @@ def fixed_batch_losses(method: Method, base: BaseModel, images: ConceptLatents, 
 
 
 def improvement(before: Tensor, after: Tensor, seed: int) -> dict[str, Any]:
-    """The two mean losses, and by how much each row fell, with a 95 % bootstrap interval over the rows."""
+    """The two mean losses, and how much each item's loss fell, with a 95 % bootstrap interval over the items."""
+    from scipy import stats
+
     fell = (before - after).flatten().double().numpy()
     result = stats.bootstrap((fell,), np.mean, n_resamples=10_000, method="percentile", rng=seed)
     return {

@@ -34,6 +34,7 @@ SAMPLING = (
     "methods/interface",
     "methods/shared/lag",
     "methods/shared/parts",
+    "sampling/frozen",
     "sampling/sampler",
 )
 # On top, for test-time optimization.
