@@ -1,4 +1,4 @@
-"""The command line: what a person types, what they read, and what their mistakes cost them (nothing)."""
+"""The command line: what the commands print, and that wrong input ends in one sentence and changes nothing."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def text_called_jpg(photos: Path) -> None:
     (photos / "a.jpg").write_text("not an image")
 
 
-def half_a_image(photos: Path) -> None:
+def half_an_image(photos: Path) -> None:
     whole = (photos / "0.png").read_bytes()
     (photos / "0.png").write_bytes(whole[: len(whole) // 2])
 
@@ -81,7 +81,7 @@ def raw_concept_image(photos: Path) -> None:
     [
         (empty_file, "0.png is empty"),
         (text_called_jpg, "a.jpg cannot be read as an image"),
-        (half_a_image, "0.png cannot be read as an image"),
+        (half_an_image, "0.png cannot be read as an image"),
         (no_images, "holds no concept images"),
         (raw_concept_image, "b.heic"),
     ],

@@ -1,4 +1,4 @@
-"""README and docs: the commands that they tell exist, and their links lead somewhere."""
+"""README and docs: the commands and options on them exist, and their links lead to a file and a heading."""
 
 from __future__ import annotations
 
