@@ -42,7 +42,7 @@ def make_sampler(
 
     Args:
         eta: of DDIM, how much new noise each step adds (Song et al. 2021, eq. 16): 0 none, 1 as much as DDPM.
-        generators: with eta > 0, one for each batch item, from `step_generators`; the sampler then serves that one batch.
+        generators: with eta > 0, one per batch item, from `step_generators`; the sampler then serves that one batch.
     """
     scheduler: Any
     options: dict[str, Any]
