@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from personalize_core.metrics import ranking, tables
+from personalize_core.metrics import ranking, summaries, tables
 
 CONCEPTS, VARIANTS, PROMPTS, IMAGES = 101, 10, 20, 50
 MOST_SECONDS, MOST_BYTES = 60, 2e9
@@ -68,8 +68,8 @@ def measure(path: Path) -> None:
     print(f"{len(table):,} rows read and checked in {time.monotonic() - started:.1f} s")
     began, found = time.monotonic(), {}
     for words, function in (
-        ("means", tables.summarise),
-        ("differences to the baseline", tables.difference_from_baseline),
+        ("means", summaries.summarise),
+        ("differences to the baseline", summaries.difference_from_baseline),
         ("all pairs", ranking.pairs),
     ):
         since = time.monotonic()

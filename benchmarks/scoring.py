@@ -41,7 +41,9 @@ from PIL import Image
 
 from personalize_core import steps
 from personalize_core.concepts.concept import Concept
-from personalize_core.metrics import features, scoring
+from personalize_core.metrics import scoring
+from personalize_core.metrics.encoder_names import MINI_WEIGHTS
+from personalize_core.metrics.encoders import Encoder
 from personalize_core.steps.processes import shared_out
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +118,7 @@ class Script(OneByOne):
         import open_clip
         from transformers import ViTImageProcessor, ViTModel
 
-        clip, identity = features.MINI_WEIGHTS / "clip", features.MINI_WEIGHTS / "identity"
+        clip, identity = MINI_WEIGHTS / "clip", MINI_WEIGHTS / "identity"
         made: Any = open_clip.create_model_and_transforms(f"local-dir:{clip}")
         self.clip, self.prepare = made[0].eval().to(device), made[2]
         self.read, self.device = open_clip.get_tokenizer(f"local-dir:{clip}"), device
@@ -216,7 +218,7 @@ def shared(folder: Path, concept_images: list[Path], tables: int, processes: int
     return (seconds[1] - seconds[0]) / (2 * tables)
 
 
-def alone(encoder: features.Encoder, paths: list[Path], rounds: int, clock: Callable[[], float]) -> str:
+def alone(encoder: Encoder, paths: list[Path], rounds: int, clock: Callable[[], float]) -> str:
     """Features of the same images in one call and one by one; nothing is read or compared."""
     images = [Image.open(path).convert("RGB") for path in paths] * 20
     together, single = [], []

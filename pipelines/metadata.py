@@ -80,7 +80,7 @@ def shown_before(record: dg.EventLogRecord, name: str, path: Path) -> Metadata:
 
 def image(name: str, path: Path) -> Metadata:
     """A thumbnail in the page, and the image itself behind a link."""
-    from personalize_core.report.figures import thumbnail_webp
+    from personalize_core.report.figures.images import thumbnail_webp
 
     return {
         f"{name}_preview": _image(name, "webp", thumbnail_webp(path, THUMBNAIL)),
@@ -90,7 +90,7 @@ def image(name: str, path: Path) -> Metadata:
 
 def loss_curve(report: Report) -> Metadata:
     """The diffusion loss over training: a line in the page, in place of its image's thumbnail, and numbers."""
-    from personalize_core.report.figures import loss_sparkline_svg
+    from personalize_core.report.figures.losses import loss_sparkline_svg
     from personalize_core.training import training_log
 
     losses = [row["diffusion"] for row in training_log.read(report.path)]

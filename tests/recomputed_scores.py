@@ -1,6 +1,7 @@
 """Every score again, from the files, by other means: open_clip, transformers, Pillow and NumPy, and nothing of ours.
 
-tests/metrics/test_scores_recomputed.py compares. Written from methods.md 13, image by image and pair by pair.
+tests/metrics/test_scores_recomputed.py compares. Written from the papers' definitions (Gal et al. 2022, Ruiz et al.
+2023, Hessel et al. 2021), image by image and pair by pair.
 """
 
 from __future__ import annotations

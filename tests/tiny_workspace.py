@@ -1,4 +1,4 @@
-"""A whole workspace in a temporary folder: a tiny random base model, tiny random encoders, two drawn concepts."""
+"""A whole workspace in a temporary folder: a tiny random base model, tiny random encoders, two synthetic concepts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def params_of(root: Path, methods: Sequence[str]) -> dict:
 
 
 def finished(root: Path, concepts: Sequence[str], methods: Sequence[str]) -> Store:
-    """A workspace of these concepts and methods alone, in which each is trained, drawn and scored."""
+    """A workspace of these concepts and methods alone, in which each is trained, sampled and scored."""
     store = make(root)
     for name in set(store.concept_names()) - set(concepts):
         shutil.rmtree(store.concept_folder(name))

@@ -1,1 +1,1 @@
-"""The papers' analyses of what was learned: images and numbers to look at, none of which changes an artifact."""
+"""Analyses of what was learned: metrics, images and tables to look at. None of them changes an artifact."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from personalize_core.analyses import plots
-from personalize_core.analyses.bench import Bench
-from personalize_core.analyses.results import NotDefined, Results
+from personalize_core.analyses import shared_plots
+from personalize_core.analyses.findings import Findings, NotDefined
+from personalize_core.analyses.inputs import Inputs
 from personalize_core.metrics.similarity import real_alignment_per_image
 from personalize_core.metrics.tables import BASELINE
 from personalize_core.report.display_names import in_words
@@ -23,7 +23,7 @@ LEAST_ACCURACY = 0.8  # of the threshold; below, the encoder cannot tell the two
 MEANINGS = {
     "variant": "the sampling variant",
     "prompt_index": "place in the prompt list, from 0",
-    "prompt": "the template that was drawn",
+    "prompt": "the prompt template",
     "image": "the image's file in the grid's folder",
     "identity": "mean cosine with the concept images, by the identity encoder",
     "absent": "is it below the threshold?",
@@ -49,55 +49,58 @@ def threshold(without: np.ndarray, with_concept: np.ndarray) -> tuple[float, flo
     return float(places[chosen]), float(accuracy[chosen])
 
 
-def analyse(bench: Bench, into: Results) -> None:
-    if bench.is_baseline:
+def analyse(inputs: Inputs, findings: Findings) -> None:
+    if inputs.is_baseline:
         raise NotDefined("its images are what the threshold is set from: they show another thing of the kind")
-    if not bench.floor:
+    if not inputs.baseline:
         raise NotDefined(
-            "the base model has drawn no grid of this concept in these prompts, and its images set the threshold; "
-            f"`personalize evaluate {bench.concept.name} -m {BASELINE}` draws it"
+            "there is no grid of the base model for this concept and these prompts, and its images set the threshold; "
+            f"`personalize evaluate {inputs.concept.name} -m {BASELINE}` draws it"
         )
-    if len(bench.concept_images) < 2:
+    if len(inputs.concept_images) < 2:
         raise NotDefined("the concept has one concept image, and the threshold takes concept images against each other")
-    concept_images = torch.from_numpy(bench.features(bench.identity, bench.concept_images))
+    concept_images = torch.from_numpy(inputs.features(inputs.identity, inputs.concept_images))
     present = real_alignment_per_image(concept_images).numpy()
-    other = bench.identities(bench.features(bench.identity, bench.floor.paths(bench.floor.variants[0])))
+    other = inputs.identities(inputs.features(inputs.identity, inputs.baseline.paths(inputs.baseline.variants[0])))
     value, accuracy = threshold(other, present)
     if accuracy < LEAST_ACCURACY:
         raise NotDefined(
-            f"by {bench.identity.name} the concept images and the base model's images of a {bench.concept.class_noun} "
-            f"cannot be told apart: the best threshold is right for {accuracy:.0%} of them, less than "
-            f"{LEAST_ACCURACY:.0%}"
+            f"by {inputs.identity.name} the concept images and the base model's images of a "
+            f"{inputs.concept.class_noun} cannot be told apart: the best threshold is right for {accuracy:.0%} "
+            f"of them, less than {LEAST_ACCURACY:.0%}"
         )
-    into.metrics |= {"threshold": value, "balanced accuracy of the threshold": accuracy}
-    into.metrics |= {"concept_images": len(present), "images of the class noun": len(other)}
-    rows, groups = [], {"concept_images": present.tolist(), f"base model, a {bench.concept.class_noun}": other.tolist()}
-    for variant in bench.grid.variants:
-        identities = bench.identities(bench.features(bench.identity, bench.grid.paths(variant)))
+    findings.metrics |= {"threshold": value, "balanced accuracy of the threshold": accuracy}
+    findings.metrics |= {"concept_images": len(present), "images of the class noun": len(other)}
+    rows, groups = (
+        [],
+        {"concept_images": present.tolist(), f"base model, a {inputs.concept.class_noun}": other.tolist()},
+    )
+    for variant in inputs.grid.variants:
+        identities = inputs.identities(inputs.features(inputs.identity, inputs.grid.paths(variant)))
         missing = identities < value
-        into.metrics[f"{variant}, share absent"] = float(missing.mean())
-        into.metrics[f"{variant}, images"] = len(missing)
+        findings.metrics[f"{variant}, share absent"] = float(missing.mean())
+        findings.metrics[f"{variant}, images"] = len(missing)
         groups[in_words(variant)] = identities.tolist()
-        places = zip(bench.grid.places, bench.grid.names[variant], identities, missing, strict=True)
+        places = zip(inputs.grid.places, inputs.grid.names[variant], identities, missing, strict=True)
         rows += [
             {
                 "variant": variant,
                 "prompt_index": prompt,
-                "prompt": bench.grid.templates[prompt],
+                "prompt": inputs.grid.templates[prompt],
                 "image": name,
                 "identity": float(identity),
                 "absent": bool(below),
             }
             for (prompt, _), name, identity, below in places
         ]
-    into.table("absence.parquet", rows, MEANINGS, "every image's identity, and whether it is below")
+    findings.table("absence.parquet", rows, MEANINGS, "every image's identity, and whether it is below")
     shares = ", ".join(
-        f"{in_words(variant)} {into.metrics[f'{variant}, share absent']:.0%}" for variant in bench.grid.variants
+        f"{in_words(variant)} {findings.metrics[f'{variant}, share absent']:.0%}" for variant in inputs.grid.variants
     )
     caption = f"identity of each image, and the threshold below which the concept counts as absent: {shares}"
-    path = into.image("absence_threshold.png", caption)
-    panel = plots.Panel(
-        f"identity, by {bench.identity.name}", {"one image": list(groups.values())}, {"threshold": value}
+    path = findings.image("absence_threshold.png", caption)
+    panel = shared_plots.Panel(
+        f"identity, by {inputs.identity.name}", {"one image": list(groups.values())}, {"threshold": value}
     )
-    title = f"{bench.concept.name} is missing in: {shares}"
-    plots.dots([panel], list(groups), path, title, "pale: single images; strong: their mean")
+    title = f"{inputs.concept.name} is missing in: {shares}"
+    shared_plots.dots([panel], list(groups), path, title, "pale: single images; strong: their mean")

@@ -1,6 +1,6 @@
 """The placeholder alone as a prompt, by the base model's own U-Net, with v before and after training.
 
-AttnDreamBooth, figure 4b (methods.md 15.2): what the embedding itself says, without what was learned in the U-Net.
+AttnDreamBooth (Pang et al. 2024), figure 4b: what the embedding itself says, without what was learned in the U-Net.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from personalize_core.analyses.bench import Bench
-from personalize_core.analyses.results import Results
+from personalize_core.analyses.findings import Findings
+from personalize_core.analyses.inputs import Inputs
 from personalize_core.base_model.model import BaseModel
 from personalize_core.methods.interface import Method
-from personalize_core.report import figures
+from personalize_core.report.figures.image_grids import comparison_grid
 from personalize_core.sampling.sampler import Sampler, guided
 
 TITLE = "The bare placeholder"
@@ -50,33 +50,33 @@ def with_base_unet(
     return sampler(guided(base, condition, empty, guidance), noise.to(base.device), steps)
 
 
-def draw(images: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+def save_grid(images: Mapping[str, np.ndarray], path: Path, title: str) -> None:
     """A row for each of BEFORE, AFTER and WHOLE; (B, H, W, 3) uint8 each."""
     rows = {name: [[Image.fromarray(one)] for one in sampled] for name, sampled in images.items()}
     count = len(next(iter(images.values())))
-    figures.comparison_grid([], rows, [f"noise {n + 1}" for n in range(count)], path, title)
+    comparison_grid([], rows, [f"noise {n + 1}" for n in range(count)], path, title)
 
 
-def analyse(bench: Bench, into: Results) -> None:
-    _ = bench.learned  # not defined where there is none
-    how, places = bench.how, [(0, image) for image in range(IMAGES)]
-    noise = bench.noise(places)
+def analyse(inputs: Inputs, findings: Findings) -> None:
+    _ = inputs.learned  # not defined where there is none
+    how, places = inputs.how, [(0, image) for image in range(IMAGES)]
+    noise = inputs.noise(places)
     images = {
-        name: bench.base.decode(
-            with_base_unet(method, bench.base, noise, bench.sampler(places), how.steps, how.guidance)
+        name: inputs.base.decode(
+            with_base_unet(method, inputs.base, noise, inputs.sampler(places), how.steps, how.guidance)
         ).numpy()
-        for name, method in {BEFORE: bench.start, AFTER: bench.trained}.items()
+        for name, method in {BEFORE: inputs.start, AFTER: inputs.trained}.items()
     }
-    whole = bench.draw(bench.trained, [bench.concept.placeholder] * len(places), places)
+    whole = inputs.sample(inputs.trained, [inputs.concept.placeholder] * len(places), places)
     if (whole != images[AFTER]).any():
         images[WHOLE] = whole
     else:
-        into.absent[WHOLE] = "the method learns nothing beside the embedding: the images are the same"
+        findings.absent[WHOLE] = "the method learns nothing beside the embedding: the images are the same"
     rows = []
     for name, sampled in images.items():
-        identities = bench.identities(bench.features_of(bench.identity, sampled))
-        into.metrics[f"identity, {name}"] = float(identities.mean())
+        identities = inputs.identities(inputs.features_of(inputs.identity, sampled))
+        findings.metrics[f"identity, {name}"] = float(identities.mean())
         rows += [{"sampled_by": name, "image_index": n, "identity": float(x)} for n, x in enumerate(identities)]
-    into.table("bare_placeholder.parquet", rows, MEANINGS, "every image's identity")
-    caption = f"the prompt '{bench.concept.placeholder}' alone, with the embedding before and after training"
-    draw(images, into.image("bare_placeholder.png", caption), f"'{bench.concept.placeholder}'")
+    findings.table("bare_placeholder.parquet", rows, MEANINGS, "every image's identity")
+    caption = f"the prompt '{inputs.concept.placeholder}' alone, with the embedding before and after training"
+    save_grid(images, findings.image("bare_placeholder.png", caption), f"'{inputs.concept.placeholder}'")

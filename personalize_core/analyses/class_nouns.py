@@ -1,4 +1,4 @@
-"""Which noun names a concept best? Macro-class selection over WordNet's nouns by CLIP (methods.md 15.5).
+"""Which noun names a concept best? Macro-class selection over WordNet's nouns by CLIP.
 
 Personalized Residuals (Ham et al. 2024) takes the noun that CLIP finds most like the concept. Its supplement could not
 be read; the text "a photo of a NOUN" and the mean over the concept images are ours.
@@ -14,7 +14,7 @@ import numpy as np
 
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
-from personalize_core.metrics.features import TextImageEncoder
+from personalize_core.metrics.encoders import TextImageEncoder
 
 TITLE = "Class nouns"
 # Plain things that the mini world draws and every other base model knows too.
@@ -26,7 +26,7 @@ COMMON, WORDNET = "common", "wordnet"
 CHUNK = 1024  # texts encoded between two signs of life
 MEANINGS = {
     "rank": "1 is the most like the concept",
-    "noun": "what may be said after 'a photo of a'",
+    "noun": "the noun, as it follows 'a photo of a'",
     "score": "mean over the concept images of the cosine with the text 'a photo of a NOUN', by the text-image encoder",
     "is_class_noun": "is it the concept's class noun now?",
 }

@@ -1,6 +1,6 @@
 """Context-token drift: what the concept's embedding does to the words around it in the text encoder.
 
-CoRe (Wu et al. 2025), figures 2 and 8 (methods.md 15.3): a good embedding leaves the output embeddings of the other
+CoRe (Wu et al. 2025), figures 2 and 8: a good embedding leaves the output embeddings of the other
 words as the class noun leaves them; an overfitted one bends them.
 """
 
@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from personalize_core.analyses import plots
-from personalize_core.analyses.bench import Bench
+from personalize_core.analyses import shared_plots
 from personalize_core.analyses.class_nouns import COMMON_NOUNS
+from personalize_core.analyses.findings import Findings, NotDefined
+from personalize_core.analyses.inputs import Inputs
 from personalize_core.analyses.learned_embedding import MIDDLE
-from personalize_core.analyses.results import NotDefined, Results
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import SLOT, Concept
@@ -103,35 +103,35 @@ def others(base: BaseModel, class_noun: str, nouns: Sequence[str] = COMMON_NOUNS
     return [(nouns[index], kind) for index, kind in kinds]
 
 
-def draw(table: pl.DataFrame, path: Path, class_noun: str) -> None:
+def plot(table: pl.DataFrame, path: Path, class_noun: str) -> None:
     """A row for each filler, a column for each word. table: rows of MEANINGS, every word for every filler."""
     wide = table.pivot("word", index=["filler", "kind"], values="cosine", maintain_order=True)
     labels = [f"{filler} ({kind})" for filler, kind in wide.select("filler", "kind").iter_rows()]
     columns = wide.columns[2:]
     label = f"cosine with the word's output behind '{class_noun}'"
-    plots.shaded(wide.select(columns).to_numpy(), labels, columns, path, TEMPLATE, label)
+    shared_plots.shaded(wide.select(columns).to_numpy(), labels, columns, path, TEMPLATE, label)
 
 
-def analyse(bench: Bench, into: Results) -> None:
-    base, concept = bench.base, bench.concept
+def analyse(inputs: Inputs, findings: Findings) -> None:
+    base, concept = inputs.base, inputs.concept
     mine, reference = (
-        of_concept(bench.trained, base, MIDDLE),
+        of_concept(inputs.trained, base, MIDDLE),
         of_noun(base, concept.class_noun, concept),
     )
     fillers = [(concept.class_noun, "class noun", reference)]
     for noun, kind in others(base, concept.class_noun):
         fillers.append((noun, kind, of_noun(base, noun, concept)))
-    fillers.append((f"{bench.trained.phrase}, {in_words(bench.method)}", "concept", mine))
+    fillers.append((f"{inputs.trained.phrase}, {in_words(inputs.method)}", "concept", mine))
     columns = words(base, concept)
-    metrics = np.stack([cosines(outputs, reference) for _, _, outputs in fillers])
+    alike = np.stack([cosines(outputs, reference) for _, _, outputs in fillers])
     rows = [
-        {"filler": filler, "kind": kind, "word": word, "cosine": float(metrics[row, column])}
+        {"filler": filler, "kind": kind, "word": word, "cosine": float(alike[row, column])}
         for row, (filler, kind, _) in enumerate(fillers)
         for column, word in enumerate(columns)
     ]
-    into.table("context_tokens.parquet", rows, MEANINGS, "every word behind every filler")
-    into.metrics |= {
-        f"mean over the words, {filler}": float(metrics[row].mean()) for row, (filler, *_) in enumerate(fillers)
+    findings.table("context_tokens.parquet", rows, MEANINGS, "every word behind every filler")
+    findings.metrics |= {
+        f"mean over the words, {filler}": float(alike[row].mean()) for row, (filler, *_) in enumerate(fillers)
     }
     caption = f"how the words of '{TEMPLATE}' change with what stands in the slot"
-    draw(pl.DataFrame(rows), into.image("context_tokens.png", caption), concept.class_noun)
+    plot(pl.DataFrame(rows), findings.image("context_tokens.png", caption), concept.class_noun)

@@ -1,6 +1,6 @@
 """Copying audit: is an image nearer to a training concept image than concept images are to each other?
 
-Ours; no paper of methods.md measures it, and identity scores reward a copy. A concept image that was held out is the
+No paper measures it, and identity scores reward a copy. A concept image that was held out is the
 measure of what an honest new image reaches: each in turn is compared with all the others. That says nothing about
 the method, so none has to be trained without it.
 """
@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from personalize_core.analyses.bench import Bench, opened
-from personalize_core.analyses.results import Results
-from personalize_core.report import figures
+from personalize_core.analyses.findings import Findings
+from personalize_core.analyses.inputs import Inputs, opened
 from personalize_core.report.display_names import in_words
+from personalize_core.report.figures.image_grids import comparison_grid
+from personalize_core.report.figures.images import square
 
 TITLE = "Copying"
 HOW = (
@@ -31,10 +32,10 @@ HOW = (
 SIDE = 32
 PAIRS = 6  # of the nearest pairs that an image shows
 MEANINGS = {
-    "variant": "the sampling variant that drew the image; 'held out' for a concept image",
+    "variant": "the sampling variant of the image; 'held out' for a concept image",
     "encoder": "whose features were compared; 'pixels' are 32 x 32 values with their mean taken off",
     "image": "the image's file: in the grid's folder, or a concept image",
-    "prompt": "the template that was drawn; null for a concept image",
+    "prompt": "the prompt template; null for a concept image",
     "nearest": "the nearest concept image's file; a held-out concept image's is another one",
     "similarity": "cosine with it, in [-1, 1]",
     "with_one_left_out": "mean over the concept images of the nearest cosine without that one; null for a concept "
@@ -74,55 +75,57 @@ def held_out(concept_images: np.ndarray) -> Nearest:
 
 def pixel_features(images: Sequence[Image.Image]) -> np.ndarray:
     """(N, D) rows of length one; the cosine of two is the correlation of their pixels. An image of one colour is 0."""
-    small = [np.asarray(figures.square(image, SIDE), dtype=np.float64).ravel() for image in images]
+    small = [np.asarray(square(image, SIDE), dtype=np.float64).ravel() for image in images]
     centred = [row - row.mean() for row in small]
     return np.stack([row / (np.linalg.norm(row) or 1.0) for row in centred])
 
 
-def draw(pairs: Sequence[tuple[Path, Path, float, str]], path: Path, title: str) -> None:
+def save_pairs(pairs: Sequence[tuple[Path, Path, float, str]], path: Path, title: str) -> None:
     """The nearest pairs: each image above its concept image, under its similarity and prompt."""
     columns = [f"{similarity:.3f}  {prompt}" for _, _, similarity, prompt in pairs]
     rows = {"sampled": [[sampled] for sampled, *_ in pairs], "nearest concept image": [[near] for _, near, *_ in pairs]}
-    figures.comparison_grid([], rows, columns, path, title)
+    comparison_grid([], rows, columns, path, title)
 
 
-def analyse(bench: Bench, into: Results) -> None:
+def analyse(inputs: Inputs, findings: Findings) -> None:
     kinds: dict[str, Callable[[Sequence[Path]], np.ndarray]] = {
-        "identity": lambda paths: bench.features(bench.identity, paths),
-        "text_image": lambda paths: bench.features(bench.text_image, paths),
+        "identity": lambda paths: inputs.features(inputs.identity, paths),
+        "text_image": lambda paths: inputs.features(inputs.text_image, paths),
         "pixels": lambda paths: pixel_features(opened(paths)),
     }
-    rows, images, several = [], {}, len(bench.concept_images) > 1
+    rows, images, several = [], {}, len(inputs.concept_images) > 1
     if not several:
-        into.absent["held out"] = "the concept has one concept image, so none can be held out and compared with another"
+        findings.absent["held out"] = (
+            "the concept has one concept image, so none can be held out and compared with another"
+        )
     for kind, features in kinds.items():
-        encoder = {"identity": bench.identity.name, "text_image": bench.text_image.name}.get(kind, kind)
-        concept_images = features(bench.concept_images)
+        encoder = {"identity": inputs.identity.name, "text_image": inputs.text_image.name}.get(kind, kind)
+        concept_images = features(inputs.concept_images)
         most = 1.0
         if several:
             held = held_out(concept_images)
             most = float(held.similarity.max())
-            into.metrics[f"held out, {encoder}"] = float(held.similarity.mean())
-            for path, index, similarity in zip(bench.concept_images, held.index, held.similarity, strict=True):
+            findings.metrics[f"held out, {encoder}"] = float(held.similarity.mean())
+            for path, index, similarity in zip(inputs.concept_images, held.index, held.similarity, strict=True):
                 rows.append(
                     {
                         "variant": "held out",
                         "encoder": encoder,
                         "image": path.name,
                         "prompt": None,
-                        "nearest": bench.concept_images[index].name,
+                        "nearest": inputs.concept_images[index].name,
                         "similarity": float(similarity),
                         "with_one_left_out": None,
                         "nearer_than_any_concept_image": None,
                     }
                 )
-        for variant in bench.grid.variants:
-            found = nearest(features(bench.grid.paths(variant)), concept_images)
+        for variant in inputs.grid.variants:
+            found = nearest(features(inputs.grid.paths(variant)), concept_images)
             pairs = []
-            for n, ((prompt, _), name) in enumerate(zip(bench.grid.places, bench.grid.names[variant], strict=True)):
-                near, template = bench.concept_images[found.index[n]], bench.grid.templates[prompt]
+            for n, ((prompt, _), name) in enumerate(zip(inputs.grid.places, inputs.grid.names[variant], strict=True)):
+                near, template = inputs.concept_images[found.index[n]], inputs.grid.templates[prompt]
                 similarity, left_out = float(found.similarity[n]), found.with_one_left_out
-                pairs.append((bench.grid.folder / name, near, similarity, template))
+                pairs.append((inputs.grid.folder / name, near, similarity, template))
                 rows.append(
                     {
                         "variant": variant,
@@ -135,15 +138,15 @@ def analyse(bench: Bench, into: Results) -> None:
                         "nearer_than_any_concept_image": similarity > most if several else None,
                     }
                 )
-            into.metrics[f"{variant}, {encoder}"] = float(found.similarity.mean())
+            findings.metrics[f"{variant}, {encoder}"] = float(found.similarity.mean())
             if found.with_one_left_out is not None:
-                into.metrics[f"{variant}, {encoder}, one left out"] = float(found.with_one_left_out.mean())
+                findings.metrics[f"{variant}, {encoder}, one left out"] = float(found.with_one_left_out.mean())
                 share = float((found.similarity > most).mean())
-                into.metrics[f"{variant}, {encoder}, share nearer than any concept image to another"] = share
+                findings.metrics[f"{variant}, {encoder}, share nearer than any concept image to another"] = share
             images[f"nearest_pairs_{kind}_{variant}.png"] = (
                 sorted(pairs, key=lambda pair: -pair[2])[:PAIRS],
                 f"{in_words(variant)}: the images nearest to a training concept image, by {encoder}",
             )
-    into.table("copying.parquet", rows, MEANINGS, "every image with its nearest concept image")
+    findings.table("copying.parquet", rows, MEANINGS, "every image with its nearest concept image")
     for name, (pairs, caption) in images.items():
-        draw(pairs, into.image(name, caption), caption)
+        save_pairs(pairs, findings.image(name, caption), caption)

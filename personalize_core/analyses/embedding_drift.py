@@ -1,6 +1,6 @@
-"""Embedding drift: how far the placeholder's embedding went, and which words it is near (methods.md 15.2).
+"""Embedding drift: how far the placeholder's embedding went, and which words it is near.
 
-AttnDreamBooth (Pang et al. 2024): tuned together with the U-Net it hardly moves, tuned alone it moves far.
+AttnDreamBooth (Pang et al. 2024, sec. 3): tuned together with the U-Net it hardly moves, tuned alone it moves far.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from personalize_core.analyses import plots
-from personalize_core.analyses.bench import Bench
+from personalize_core.analyses import shared_plots
+from personalize_core.analyses.findings import Findings
+from personalize_core.analyses.inputs import Inputs
 from personalize_core.analyses.learned_embedding import LOOKS, WORDS, cosines, nearest_words, vocabulary
-from personalize_core.analyses.results import Results
 from personalize_core.base_model.model import LAYERS
 from personalize_core.report.display_names import in_words
-from personalize_core.report.figures import COLOURS, GREY, INK, PALE, STYLE, save_figure
+from personalize_core.report.figures.style import COLOURS, GREY, INK, PALE, STYLE, save_figure
 
 TITLE = "Embedding drift"
 HOW = (
@@ -108,7 +108,7 @@ def steps(log: Sequence[Mapping[str, Any]], norm_before: float) -> list[dict[str
     ]
 
 
-def draw(methods: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
+def plot(methods: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
     """Cosine and norm ratio over the steps, a line for each method; of one alone, dashed lines part its stages.
 
     Args:
@@ -145,15 +145,15 @@ def draw(methods: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: 
         save_figure(figure, path)
 
 
-def analyse(bench: Bench, into: Results) -> None:
-    before, after = bench.learned
+def analyse(inputs: Inputs, findings: Findings) -> None:
+    before, after = inputs.learned
     layers: list[str | None] = [None] if len(before) == 1 else list(LAYERS)
     norms = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
-    into.metrics["embeddings"] = len(before)
-    into.metrics["cosine with the start"] = float(cosines(before, after).diagonal().mean())
-    into.metrics["norm ratio"] = float((norms[1] / norms[0]).mean())
+    findings.metrics["embeddings"] = len(before)
+    findings.metrics["cosine with the start"] = float(cosines(before, after).diagonal().mean())
+    findings.metrics["norm ratio"] = float((norms[1] / norms[0]).mean())
 
-    words, table = vocabulary(bench.base)
+    words, table = vocabulary(inputs.base)
     near = {when: nearest_words(end, table, words) for when, end in (("before", before), ("after", after))}
     rows = [
         {"when": when, "layer": layer, "rank": rank, "word": word, "cosine": cosine}
@@ -161,31 +161,33 @@ def analyse(bench: Bench, into: Results) -> None:
         for layer, some in zip(layers, found, strict=True)
         for rank, (word, cosine) in enumerate(some, start=1)
     ]
-    into.table("nearest_words.parquet", rows, WORD_MEANINGS, "the nearest words at both ends")
+    findings.table("nearest_words.parquet", rows, WORD_MEANINGS, "the nearest words at both ends")
     groups = {
         f"{when} training": dict(found[0])
         if len(found) == 1
         else {f"{layer}: {some[0][0]}": some[0][1] for layer, some in zip(layers, found, strict=True)}
         for when, found in near.items()
     }
-    path = into.image("nearest_words.png", "the words whose input embeddings are nearest to the placeholder's")
-    strong = bench.concept.class_noun.split()[-1]
-    plots.bars(groups, path, f"{bench.concept.placeholder} is near to", "cosine", strong)
+    path = findings.image("nearest_words.png", "the words whose input embeddings are nearest to the placeholder's")
+    strong = inputs.concept.class_noun.split()[-1]
+    shared_plots.bars(groups, path, f"{inputs.concept.placeholder} is near to", "cosine", strong)
 
-    if during := steps(bench.log, float(norms[0].mean())):
-        into.table("embedding_steps.parquet", during, STEP_MEANINGS, "the embedding after each step")
-        path = into.image("embedding_drift.png", "the embedding's cosine with its start and its norm, step by step")
-        draw({bench.method: during}, path, f"{bench.concept.placeholder} by {in_words(bench.method)}")
+    if during := steps(inputs.log, float(norms[0].mean())):
+        findings.table("embedding_steps.parquet", during, STEP_MEANINGS, "the embedding after each step")
+        path = findings.image("embedding_drift.png", "the embedding's cosine with its start and its norm, step by step")
+        plot({inputs.method: during}, path, f"{inputs.concept.placeholder} by {in_words(inputs.method)}")
     else:
-        into.absent["steps"] = (
-            "the training log says nothing of the embedding" if bench.log else "it was not trained here, so no log"
+        findings.absent["steps"] = (
+            "the training log says nothing of the embedding" if inputs.log else "it was not trained here, so no log"
         )
-    if words_then := words_during(bench.log):
+    if words_then := words_during(inputs.log):
         layer = f", as the layer {words_then[0]['layer']} reads it" if words_then[0]["layer"] else ""
-        into.table("words_during_training.parquet", words_then, DURING_MEANINGS, "the nearest words during training")
-        path = into.image("words_during_training.png", f"the nearest words while it was trained{layer}")
-        plot_words(words_then, path, f"{bench.concept.placeholder} by {in_words(bench.method)} is near to")
-    elif bench.log:
-        into.absent["nearest words during training"] = (
+        findings.table(
+            "words_during_training.parquet", words_then, DURING_MEANINGS, "the nearest words during training"
+        )
+        path = findings.image("words_during_training.png", f"the nearest words while it was trained{layer}")
+        plot_words(words_then, path, f"{inputs.concept.placeholder} by {in_words(inputs.method)} is near to")
+    elif inputs.log:
+        findings.absent["nearest words during training"] = (
             "the training log is of before it held them; train again for them"
         )

@@ -1,6 +1,6 @@
 """Where an image's cross-attention looked for each word: DAAM (Tang et al. 2023, arXiv:2210.04885).
 
-As AttnDreamBooth uses it for each of its stages, and CoRe (methods.md 15.1).
+AttnDreamBooth shows such maps for each of its stages; CoRe does, too.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 from personalize_core.base_model.attention import AttentionMaps
 from personalize_core.base_model.model import LAYERS, BaseModel
 from personalize_core.methods.interface import Method
-from personalize_core.report import figures
 from personalize_core.report.display_names import in_words
+from personalize_core.report.figures.image_grids import comparison_grid
 from personalize_core.sampling.sampler import Sampler, guided
 
 SIDE = 64  # of every map
@@ -118,13 +118,13 @@ def metrics(maps: HeatMaps) -> dict[str, Any]:
     return {"words": words, "overlap of concept and class noun": overlaps[0] if overlaps else None}
 
 
-def draw(found: Mapping[str, HeatMaps], images: Mapping[str, np.ndarray], path: Path, title: str) -> None:
+def save_grid(found: Mapping[str, HeatMaps], images: Mapping[str, np.ndarray], path: Path, title: str) -> None:
     """A row per variant: its image, (H, W, 3) uint8, and that image under each word's map."""
     rows = {}
     for name, maps in found.items():
         image = Image.fromarray(images[name])
         rows[in_words(name)] = [[image], *([overlay(image, share)] for share in maps.shares())]
-    figures.comparison_grid([], rows, ["the image", *next(iter(found.values())).words], path, title)
+    comparison_grid([], rows, ["the image", *next(iter(found.values())).words], path, title)
 
 
 def overlay(image: Image.Image, share: Tensor, side: int = 256) -> Image.Image:

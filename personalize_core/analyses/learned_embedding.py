@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from personalize_core.analyses.results import NotDefined
+from personalize_core.analyses.findings import NotDefined
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.methods.interface import Method
 
@@ -28,16 +28,18 @@ def what_is_read(method: Method, base: BaseModel, t: int = MIDDLE) -> Tensor:
     shows here, so none is asked for by name. Known to rounding, since position embeddings are taken off again.
 
     Raises:
-        NotDefined: the method says no placeholder.
+        NotDefined: the method's prompts have no placeholder.
     """
-    if not speaks_of_it(method):
-        raise NotDefined("the method speaks of the concept by its class noun alone, so there is no placeholder to read")
+    if not has_placeholder(method):
+        raise NotDefined(
+            "the method's prompts name the concept by its class noun alone, so there is no placeholder to read"
+        )
     with method.attach(base):
         return _read_attached(method, base, t)
 
 
-def speaks_of_it(method: Method) -> bool:
-    """Is there a placeholder in what the method says?"""
+def has_placeholder(method: Method) -> bool:
+    """Does the phrase of the method hold the placeholder?"""
     return method.concept.placeholder in method.phrase
 
 
@@ -50,8 +52,8 @@ def _read_attached(method: Method, base: BaseModel, t: int = MIDDLE) -> Tensor:
     embeddings = next(modules[name] for name in modules if name.rpartition(".")[2] == "embeddings")
     position = embeddings.position_embedding.weight[place]
 
-    def look(module: Any, args: Any, answer: Tensor) -> None:
-        seen.append(answer[:, place] - position)
+    def look(module: Any, args: Any, output: Tensor) -> None:
+        seen.append(output[:, place] - position)
 
     with hooked(embeddings.register_forward_hook(look)):
         method.condition(base, prompt)(torch.full((1,), t, device=base.device))
@@ -105,8 +107,8 @@ def nearest_words(
 
 
 @contextmanager
-def _still(method: Method) -> Iterator[None]:
-    """Within it the method is as when it draws: nothing is dropped out, and no random number taken."""
+def _in_eval_mode(method: Method) -> Iterator[None]:
+    """Within it the method is in eval mode: nothing is dropped out, and no random number is taken."""
     learning = method.training
     method.eval()
     try:
@@ -126,8 +128,8 @@ class WhileTraining:
         self.method, self.base, self.total = method, base, total
         self.every = max(1, -(-total // LOOKS))
         self.start: Tensor | None = None
-        if speaks_of_it(method):
-            with method.attach(base), _still(method):
+        if has_placeholder(method):
+            with method.attach(base), _in_eval_mode(method):
                 self.start = _read_attached(method, base)
         self.words: list[str] = []
         self.norms = self.ids = torch.empty(0)
@@ -141,7 +143,7 @@ class WhileTraining:
         """
         if self.start is None or (done % self.every and done != self.total):
             return None
-        with _still(self.method):
+        with _in_eval_mode(self.method):
             read = _read_attached(self.method, self.base)
         if torch.allclose(read, self.start, rtol=0, atol=TOLERANCE * float(self.start.abs().max())):
             return None

@@ -8,24 +8,24 @@ from typing import Any
 
 import polars as pl
 
-from personalize_core.analyses.bench import Bench
-from personalize_core.analyses.plots import Panel, dots
-from personalize_core.analyses.results import NotDefined, Results
+from personalize_core.analyses.findings import Findings, NotDefined
+from personalize_core.analyses.inputs import Inputs
+from personalize_core.analyses.shared_plots import Panel, dots
 from personalize_core.metrics.tables import BASELINE, CEILING
-from personalize_core.report.figures import METRIC_WORDS
+from personalize_core.report.figures.style import METRIC_WORDS
 
 TITLE = "Prompt by prompt"
 HOW = (
     "The mean over each prompt's images, from the table of scores; the difference from the base model is the mean "
     "over the images that share prompt and noise with one of its. Few images a prompt: a look, not a verdict."
 )
-DRAWN = ("clip_t", "dino")  # the panels of the plot
+PLOTTED = ("clip_t", "dino")  # the panels of the plot
 MEANINGS = {
     "variant": "the sampling variant",
     "metric": "what was measured, as in the table of scores",
     "encoder": "the network whose features were compared",
     "prompt_index": "place in the prompt list, from 0",
-    "prompt": "the template that was drawn",
+    "prompt": "the prompt template",
     "images": "how many images",
     "mean": "of their scores",
     "least": "the least of them",
@@ -36,15 +36,15 @@ WAY = ["metric", "encoder"]
 CELL = ["prompt_index", "prompt", "image_index"]
 
 
-def breakdown(scores: pl.DataFrame, floor: pl.DataFrame | None) -> list[dict[str, Any]]:
+def breakdown(scores: pl.DataFrame, baseline: pl.DataFrame | None) -> list[dict[str, Any]]:
     """Rows of MEANINGS from a method's table of scores and the base model's, of one concept."""
     sampled = scores.filter(pl.col("variant") != CEILING)
-    if floor is None:
+    if baseline is None:
         paired = sampled.with_columns(difference=pl.lit(None, pl.Float64))
     else:
-        under = floor.filter(variant=BASELINE).select(*WAY, *CELL, pl.col("score").alias("floor"))
+        under = baseline.filter(variant=BASELINE).select(*WAY, *CELL, pl.col("score").alias("baseline"))
         paired = sampled.join(under, on=[*WAY, *CELL], how="left", nulls_equal=True)
-        paired = paired.with_columns(difference=pl.col("score") - pl.col("floor"))
+        paired = paired.with_columns(difference=pl.col("score") - pl.col("baseline"))
     return (
         paired.group_by("variant", *WAY, "prompt_index", "prompt", maintain_order=True)
         .agg(
@@ -60,7 +60,7 @@ def breakdown(scores: pl.DataFrame, floor: pl.DataFrame | None) -> list[dict[str
     )
 
 
-def draw(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
+def plot(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
     """A row for each prompt, each variant's images as dots. scores: tables of one concept, the base model's too."""
     table = pl.concat(
         [one.filter("headline", pl.col("variant") != CEILING).select("variant", *WAY, *CELL, "score") for one in scores]
@@ -68,7 +68,7 @@ def draw(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
     prompts = table.select("prompt_index", "prompt").unique().sort("prompt_index")["prompt"].to_list()
     variants = sorted(table["variant"].unique().to_list(), key=lambda name: (name != BASELINE, name))
     panels = []
-    for metric in DRAWN:
+    for metric in PLOTTED:
         rows = table.filter(metric=metric)
         for encoder in sorted(rows["encoder"].unique().to_list()):
             mine = rows.filter(encoder=encoder)
@@ -80,13 +80,13 @@ def draw(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
     dots(panels, prompts, path, title, "pale: single images; strong: their mean")
 
 
-def analyse(bench: Bench, into: Results) -> None:
-    scores, floor, name = bench.scores, bench.baseline_scores, bench.concept.name
+def analyse(inputs: Inputs, findings: Findings) -> None:
+    scores, baseline, name = inputs.scores, inputs.baseline_scores, inputs.concept.name
     if scores is None:
-        raise NotDefined(f"its images have not been scored; `personalize evaluate {name} -m {bench.method}` does it")
-    if floor is None:
-        into.absent["difference"] = "the base model's images of this concept have not been scored"
-    into.table("per_prompt.parquet", breakdown(scores, floor), MEANINGS, "every prompt's mean of every metric")
-    shown = [scores] if floor is None or bench.is_baseline else [floor, scores]
-    path = into.image("per_prompt_scores.png", "each prompt's scores; pale dots are single images")
-    draw(shown, path, f"{name}, prompt by prompt")
+        raise NotDefined(f"its images have not been scored; `personalize evaluate {name} -m {inputs.method}` does it")
+    if baseline is None:
+        findings.absent["difference"] = "the base model's images of this concept have not been scored"
+    findings.table("per_prompt.parquet", breakdown(scores, baseline), MEANINGS, "every prompt's mean of every metric")
+    shown = [scores] if baseline is None or inputs.is_baseline else [baseline, scores]
+    path = findings.image("per_prompt_scores.png", "each prompt's scores; pale dots are single images")
+    plot(shown, path, f"{name}, prompt by prompt")

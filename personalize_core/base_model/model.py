@@ -16,8 +16,8 @@ from personalize_core.base_model.attention import AttentionMaps, Call, CrossAtte
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
 from personalize_core.concepts.concept import Concept
 
-# The transformer blocks in the order they run (methods.md 12.1). Walking the modules would list the middle
-# block last, because the U-Net registers its up blocks before it.
+# The transformer blocks of the U-Net of Stable Diffusion 1.x and 2.x (Rombach et al. 2022), in the order they run.
+# Walking the modules would list the middle block last, because the U-Net registers its up blocks before it.
 LAYERS = (
     *(f"down_blocks.{block}.attentions.{layer}" for block in (0, 1, 2) for layer in (0, 1)),
     "mid_block.attentions.0",
@@ -134,7 +134,7 @@ class BaseModel:
         )
 
     def denoise(self, x_t: Tensor, t: Tensor, context: TextContext, maps: AttentionMaps | None = None) -> Tensor:
-        """The U-Net's answer, (B, 4, h, w) float32: noise or velocity, by `prediction_type`.
+        """The U-Net's prediction, (B, 4, h, w) float32: noise or velocity, by `prediction_type`.
 
         Args:
             x_t: (B, 4, h, w) noisy latents.
@@ -147,10 +147,10 @@ class BaseModel:
         self._call, before = call, self._call
         try:
             with self._precision():
-                answer = self.unet(x_t, t, context.hidden, cross_attention_kwargs={"call": call}).sample
+                prediction = self.unet(x_t, t, context.hidden, cross_attention_kwargs={"call": call}).sample
         finally:
             self._call = before
-        return answer.float()
+        return prediction.float()
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:
@@ -169,7 +169,7 @@ class BaseModel:
         return self._call
 
     def target(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the U-Net should answer (methods.md 12.6)."""
+        """What the U-Net should predict: the noise, or the velocity (Salimans & Ho 2022), by `prediction_type`."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "v_prediction":

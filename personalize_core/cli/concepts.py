@@ -52,7 +52,7 @@ def suggest_class(
     concept.yaml.
     """
     from personalize_core import steps
-    from personalize_core.metrics.tables import read_parquet
+    from personalize_core.metrics.parquet import read_parquet
 
     with progress() as listener:
         report = steps.suggest_class(context.obj, concept, nouns, listener)

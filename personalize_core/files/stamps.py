@@ -38,10 +38,13 @@ def spelled_out(what: Any) -> Any:
 
 
 def sources_hash(modules: Sequence[str]) -> Stamp:
-    """Of this package's modules, e.g. "train" or "methods/dreambooth", its folders of text, and "a/file.yaml"."""
+    """Of this package's modules and packages, e.g. "training/loop" or "report/figures", and of other files.
+
+    Those are folders of text and "a/file.yaml".
+    """
     root, hashes = Path(__file__).parents[1], {}
     for module in modules:
-        texts = sorted((root / module).glob("*.txt"))
+        within = sorted(path for kind in ("*.py", "*.txt") for path in (root / module).rglob(kind))
         source = root / (module if module.endswith(".yaml") else f"{module}.py")
-        hashes |= {f"{module}/{path.name}": sha256(path) for path in texts} or {module: sha256(source)}
+        hashes |= {path.relative_to(root).as_posix(): sha256(path) for path in within} or {module: sha256(source)}
     return stamp_of(hashes)

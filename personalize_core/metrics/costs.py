@@ -14,13 +14,14 @@ from typing import Any
 import polars as pl
 
 from personalize_core.files.atomic import read_json, read_record, record_of_result
-from personalize_core.metrics.tables import ALL_CONCEPTS, write_parquet
+from personalize_core.metrics.parquet import write_parquet
+from personalize_core.metrics.tables import ALL_CONCEPTS
 from personalize_core.sampling.grid import DESCRIPTION
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 
 COLUMNS: dict[str, str] = {
-    "parameters": "how many numbers were trained; over all concepts the mean; null where not recorded, as all costs",
+    "parameters": "number of trained parameters; over all concepts the mean; null where not recorded, as all costs",
     "artifact_bytes": "size of the artifact's weights file; over all concepts the mean",
 }
 LABELS = ["method", "concept"]
@@ -28,9 +29,9 @@ SCHEMA = pl.Schema(dict.fromkeys(LABELS, pl.String()) | dict.fromkeys(COLUMNS, p
 
 MEASURED: dict[str, str] = {
     "training_seconds": "time of the training steps, over all sessions of a resumed run; over all concepts the mean",
-    "seconds_per_image": "time to draw one image by this variant, with what it refines; over all concepts the mean",
+    "seconds_per_image": "time to sample one image, with test-time optimization if any; over all concepts the mean",
     "training_memory_bytes": "the most memory held at once in training; over all concepts the most",
-    "sampling_memory_bytes": "the most memory held at once in drawing; over all concepts the most",
+    "sampling_memory_bytes": "the most memory held at once in sampling; over all concepts the most",
 }
 WORDS: dict[str, str] = {
     "memory_of": "whose memory that is: tensors on the graphics card, or all that the process held",
@@ -80,7 +81,7 @@ def beside(summary: pl.DataFrame, costs: pl.DataFrame) -> pl.DataFrame:
     """The rows of a summary with the costs of their method and concept; variants of a method share its costs.
 
     Args:
-        summary: what `tables.summarise` or `tables.difference_from_baseline` returned.
+        summary: what `summaries.summarise` or `summaries.difference_from_baseline` returned.
         costs: LABELS and COLUMNS, a row per method and concept.
     """
     everywhere = costs.group_by("method").agg(pl.col(name).mean() for name in COLUMNS)

@@ -1,4 +1,4 @@
-"""Foreground masks for the masked scores (methods.md 13.4): which pixels show the concept, and grey for the others.
+"""Foreground masks for the masked scores: which pixels show the concept, and grey for the others.
 
 CoRe (Wu et al. 2024) removes the background before it measures identity, so that copying the background of a concept
 image earns nothing; it does not say how. Here: masks that come with the concept, for its concept images, else a
@@ -21,24 +21,14 @@ from torch import Tensor, nn
 from personalize_core.concepts.masks import Mask
 from personalize_core.errors import InputError
 from personalize_core.files.stamps import sha256
-from personalize_core.metrics import features
-from personalize_core.metrics.encoder_names import MINI_WEIGHTS, PUBLISHED
-from personalize_core.metrics.features import Preprocessing, Published
+from personalize_core.metrics import weights as published
+from personalize_core.metrics.encoder_names import MINI_WEIGHTS
+from personalize_core.metrics.encoders import BATCH_SIZE
+from personalize_core.metrics.preprocessing import Preprocessing, preprocessing_of_transformers
 from personalize_core.metrics.tables import EMPTY
+from personalize_core.metrics.weights import SEGMENTERS
 
 GREY = 128
-
-SEGMENTERS = {
-    "clipseg": Published(  # Lueddecke & Ecker 2022, "Image Segmentation Using Text and Image Prompts"
-        *PUBLISHED["clipseg"],
-        (
-            "pytorch_model.bin", "config.json", "preprocessor_config.json", "vocab.json", "merges.txt",
-            "tokenizer_config.json", "special_tokens_map.json",
-        ),
-        64,
-        None,
-    )
-}  # fmt: skip
 
 
 class Segmenter(Protocol):
@@ -148,8 +138,8 @@ class ClipSeg:
 def _in_batches(logits: Any, images: Sequence[Image.Image]) -> list[Mask]:
     """(B, h, w) logits of a few images at a time, as masks of each image's own size."""
     found: list[Mask] = []
-    for start in range(0, len(images), features.BATCH_SIZE):
-        some = images[start : start + features.BATCH_SIZE]
+    for start in range(0, len(images), BATCH_SIZE):
+        some = images[start : start + BATCH_SIZE]
         maps = logits(some).float().cpu()
         for image, one in zip(some, maps, strict=True):
             size = (image.height, image.width)
@@ -171,13 +161,13 @@ def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
         InputError: no such name, weights that cannot be had, or a folder that holds something else.
     """
     mini = "mini-segmenter"
-    name, path = features.find(name_or_folder, mini, MINI_WEIGHTS / "segmenter", SEGMENTERS)
+    name, path = published.find(name_or_folder, mini, MINI_WEIGHTS / "segmenter", SEGMENTERS)
     if name == mini:
         from safetensors.torch import load_file
 
-        weights, network = features.the_weights(MINI_WEIGHTS / "segmenter", ("model.safetensors",)), MiniNetwork()
+        weights, network = published.the_weights(MINI_WEIGHTS / "segmenter", ("model.safetensors",)), MiniNetwork()
         tensors = {key: tensor.float() for key, tensor in load_file(weights).items()}
-        features.readable(name, weights, lambda: network.load_state_dict(tensors))
+        published.readable(name, weights, lambda: network.load_state_dict(tensors))
         return MiniSegmenter(sha256(weights), network.eval().requires_grad_(False).to(device), device)
 
     from transformers import AutoTokenizer, CLIPSegForImageSegmentation
@@ -186,10 +176,10 @@ def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
 
     hide_bars_of_transformers()
     if path is None:
-        path = features.fetched(name, SEGMENTERS[name])
-    folder = features.existing_folder(name, path, "config.json")
-    weights = features.the_weights(folder, ("model.safetensors", "pytorch_model.bin"))
-    model, report = features.readable(
+        path = published.fetched(name, SEGMENTERS[name])
+    folder = published.existing_folder(name, path, "config.json")
+    weights = published.the_weights(folder, ("model.safetensors", "pytorch_model.bin"))
+    model, report = published.readable(
         name,
         weights,
         lambda: CLIPSegForImageSegmentation.from_pretrained(
@@ -198,10 +188,10 @@ def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
     )
     if report["missing_keys"]:
         raise InputError(f"{weights} lacks weights of a CLIPSeg, among them {sorted(report['missing_keys'])[0]!r}")
-    prepare = features.preprocessing_of_transformers(folder, model.config.vision_config.image_size)
+    prepare = preprocessing_of_transformers(folder, model.config.vision_config.image_size)
     if not prepare.squash:
         raise InputError(f"{folder / 'preprocessor_config.json'} asks for a crop, where a mask of all is wanted")
-    tokenizer = features.readable(name, folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    tokenizer = published.readable(name, folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
     model = model.eval().requires_grad_(False).to(device)
     return ClipSeg(name, sha256(weights), replace(prepare, crop=prepare.size), model, tokenizer, device)
 

@@ -25,7 +25,7 @@ import polars as pl
 from scipy.special import ndtr, stdtrit
 
 from personalize_core.errors import InputError
-from personalize_core.metrics import statistics, tables
+from personalize_core.metrics import parquet, statistics, summaries, tables
 from personalize_core.metrics.statistics import DRAWS, LEVEL, Noise
 from personalize_core.metrics.tables import ALL_CONCEPTS, BASELINE, CEILING, CELL
 
@@ -41,9 +41,9 @@ PAIR_COLUMNS: dict[str, str] = {
     "difference": "mean score of the variant less the other's on the same cells; null where they share none",
     "low": "lower end; all intervals of this base model and metric hold together in 95 % of tables",
     "high": "upper end",
-    "error": tables.SUMMARY_COLUMNS["error"],
-    "freedom": tables.SUMMARY_COLUMNS["freedom"],
-    "over": tables.SUMMARY_COLUMNS["over"],
+    "error": summaries.SUMMARY_COLUMNS["error"],
+    "freedom": summaries.SUMMARY_COLUMNS["freedom"],
+    "over": summaries.SUMMARY_COLUMNS["over"],
     "training_noise": "standard deviation that training again adds to the difference, in error; null: not measured",
     "level": "how often this interval alone may miss, so that together they hold",
     "comparisons": "how many pairs of this base model and metric were compared",
@@ -69,12 +69,12 @@ RANK_COLUMNS: dict[str, str] = {
 
 NOISE_COLUMNS: dict[str, str] = {
     "base_model": tables.COLUMNS["base_model"].meaning,
-    "concept": tables.SUMMARY_COLUMNS["concept"],
+    "concept": summaries.SUMMARY_COLUMNS["concept"],
     "method": tables.COLUMNS["method"].meaning,
     "variant": tables.COLUMNS["variant"].meaning,
     "metric": tables.COLUMNS["metric"].meaning,
     "encoder": tables.COLUMNS["encoder"].meaning,
-    "trainings": "how many times it was trained, each with a seed of its own, and drawn on the same cells",
+    "trainings": "how many times it was trained, each with a seed of its own, and sampled on the same cells",
     "concepts": "how many concepts that was done for; it may be fewer than are compared",
     "mean": "mean over these trainings",
     "between": "standard deviation of the mean between trainings: the training noise",
@@ -105,7 +105,7 @@ def pairs(
     measured = {} if noise is None else _noise_of(noise)
     rows = []
     for labels, group in tables.groups(
-        tables.with_prompts(sampled, "image_index"), ["base_model", "metric", "encoder"]
+        summaries.with_prompts(sampled, "image_index"), ["base_model", "metric", "encoder"]
     ):
         variants = group["variant"].unique().sort().to_list()
         if len(variants) < 2:
@@ -129,7 +129,7 @@ def pairs(
                     concepts, prompts, (scores[one] - scores[other])[there],
                     draws=draws, seed=seed, level=alone, noise=added, cautious=True,
                 )  # fmt: skip
-                row |= {"difference": found.mean, **tables.spread(found)}
+                row |= {"difference": found.mean, **summaries.spread(found)}
                 row["training_noise"] = None if added is None else float(np.sqrt(added.variance))
             rows.append({**row, "verdict": verdict(row.get("low"), row.get("high"))})
     schema = {name: pl.Float64() for name in PAIR_COLUMNS} | dict.fromkeys(
@@ -165,7 +165,7 @@ def rank(compared: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
 
     Args:
         compared: what `pairs` returned.
-        summary: what `tables.summarise` returned for the same table.
+        summary: what `summaries.summarise` returned for the same table.
     """
     above: dict[tuple, list[str]] = {}
     unclear: dict[tuple, list[str]] = {}
@@ -202,7 +202,7 @@ def training_noise(trainings: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
     """How much a method's means vary between trainings that differ in their seed alone.
 
     Args:
-        trainings: training seed -> table of scores. Images must be drawn from the same noise in all of them. Cells
+        trainings: training seed -> table of scores. Images must be sampled from the same noise in all of them. Cells
             that not every table has are left out.
 
     Returns:
@@ -225,7 +225,7 @@ def training_noise(trainings: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
             raise InputError(f"the training with seed {lacking[0]} has no {labels['metric']} of {labels['variant']}")
         everywhere = group.filter(pl.col("training").n_unique().over(CELL) == len(trainings))
         if everywhere.is_empty():
-            raise InputError(f"no image of {labels['variant']} has been drawn by all its trainings")
+            raise InputError(f"no image of {labels['variant']} has been sampled from all its trainings")
         text = pl.coalesce("prompt", pl.col("prompt_index").cast(pl.String)).alias("text_of")
         prompts = everywhere.group_by("training", "concept", text).agg(pl.col("score").mean())
         means = prompts.group_by("training", "concept").agg(pl.col("score").mean()).sort("concept", "training")
@@ -262,17 +262,17 @@ def beyond_the_interval(means: np.ndarray) -> float:
 
 def write(compared: pl.DataFrame, ranked: pl.DataFrame, folder: Path) -> None:
     """pairs.parquet and rank.parquet, with the meaning of their columns."""
-    tables.write_parquet(compared, folder / "pairs.parquet", PAIR_COLUMNS)
-    tables.write_parquet(ranked, folder / "rank.parquet", RANK_COLUMNS)
+    parquet.write_parquet(compared, folder / "pairs.parquet", PAIR_COLUMNS)
+    parquet.write_parquet(ranked, folder / "rank.parquet", RANK_COLUMNS)
 
 
 def _on_cells(group: pl.DataFrame, variants: Sequence[str]) -> tuple[pl.DataFrame, np.ndarray]:
     """The cells of all variants together, and (variants, cells) scores; NaN where a variant has none."""
-    metrics = pl.DataFrame({"variant": variants}, schema={"variant": pl.String}).with_row_index("row")
+    numbered = pl.DataFrame({"variant": variants}, schema={"variant": pl.String}).with_row_index("row")
     place = [*CELL, "prompt_number"]  # images of two prompts are no pair, whatever their place in their lists
     cells = group.select(place).unique().sort(place).with_row_index("column")
     cells = cells.with_columns(concept_number=pl.col("concept").rank("dense"))
-    found = group.join(metrics, on="variant").join(cells.select(*place, "column"), on=place)
+    found = group.join(numbered, on="variant").join(cells.select(*place, "column"), on=place)
     scores = np.full((len(variants), len(cells)), np.nan)
     scores[found["row"].to_numpy(), found["column"].to_numpy()] = found["score"].to_numpy()
     return cells, scores

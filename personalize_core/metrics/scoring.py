@@ -1,4 +1,4 @@
-"""Score images: which is compared with what (methods.md 13.1), and the rows that come of it."""
+"""Score images: which features are compared with which, and the rows of the table of scores."""
 
 from __future__ import annotations
 
@@ -18,8 +18,15 @@ from personalize_core.concepts.image_files import load_image
 from personalize_core.concepts.masks import own_masks
 from personalize_core.errors import InputError
 from personalize_core.files.stamps import sha256
-from personalize_core.metrics import features, masks, similarity, tables
+from personalize_core.metrics import masks, similarity, tables
 from personalize_core.metrics.encoder_names import weights_of
+from personalize_core.metrics.encoders import (
+    Encoder,
+    TextImageEncoder,
+    load_identity_encoder,
+    load_text_image_encoder,
+)
+from personalize_core.metrics.preprocessing import in_threads
 from personalize_core.metrics.tables import EMPTY, MEASURES, SCALED
 from personalize_core.sampling.grid import images_in, read_grid
 
@@ -30,13 +37,13 @@ CHUNK = 256  # images that are held in memory at once
 class Encoders:
     """What a table is measured with; of each list the first is the headline."""
 
-    text_image: Sequence[features.TextImageEncoder]  # CLIP-T and CLIP-I
-    identity: Sequence[features.Encoder]  # DINO
+    text_image: Sequence[TextImageEncoder]  # CLIP-T and CLIP-I
+    identity: Sequence[Encoder]  # DINO
     segmenter: masks.Segmenter | None = None  # masked CLIP-I and DINO; None: not measured
     texts: Sequence[str] = ("class_phrase", "slot_deleted")  # CLIP-T; of tables.TEXTS
 
     @property
-    def of_images(self) -> list[tuple[str, features.Encoder, bool]]:
+    def of_images(self) -> list[tuple[str, Encoder, bool]]:
         """(metric without masks, encoder, is it the headline) of all that compare images with images."""
         lists = (("clip_i", self.text_image), ("dino", self.identity))
         return [(metric, one, number == 0) for metric, some in lists for number, one in enumerate(some)]
@@ -90,15 +97,15 @@ def _loaded(
 ) -> Encoders:
     """weights: others by now are loaded anew, though their names are the same."""
     return Encoders(
-        [features.load_text_image_encoder(name, device) for name in text_image],
-        [features.load_identity_encoder(name, device) for name in identity],
+        [load_text_image_encoder(name, device) for name in text_image],
+        [load_identity_encoder(name, device) for name in identity],
         masks.load_segmenter(segmenter, device) if segmenter else None,
         texts,
     )
 
 
 def texts_of(template: str, concept: Concept) -> dict[str, str]:
-    """Text variant -> what CLIP-T compares an image with that was drawn for this template (methods.md 13.1)."""
+    """Text variant -> the text that CLIP-T compares an image of this prompt template with."""
     slots = {"class_phrase": concept.class_noun, "slot_deleted": "", "full_prompt": concept.placeholder}
     return {variant: template.replace("{}", words) for variant, words in slots.items()}
 
@@ -111,7 +118,7 @@ def score_grid(
     encoders: Encoders,
     without_identity: Set[int] = frozenset(),
 ) -> Scored:
-    """Every image of a grid: CLIP-T with its prompt, CLIP-I and DINO with the concept's images.
+    """Every image of a grid: CLIP-T with its prompt, CLIP-I and DINO with the concept images.
 
     Args:
         without_identity: places of prompts that change the look of the concept, so that a protocol wants no likeness
@@ -125,7 +132,9 @@ def score_grid(
     images = images_in(described)
     cells, paths = list(images.values()), [grid / name for name in images]
     if lacking := [path for path in paths if not path.is_file()]:
-        raise InputError(f"{lacking[0]} is missing from its grid ({len(lacking)} of {len(paths)}); draw the grid again")
+        raise InputError(
+            f"{lacking[0]} is missing from its grid ({len(lacking)} of {len(paths)}); sample the grid again"
+        )
     about = [
         {
             "base_model": described["base_model"],
@@ -138,7 +147,7 @@ def score_grid(
             "image": path.relative_to(root).as_posix(),
             "image_sha256": digest,
         }
-        for (variant, prompt, image), path, digest in zip(cells, paths, features.in_threads(sha256, paths), strict=True)
+        for (variant, prompt, image), path, digest in zip(cells, paths, in_threads(sha256, paths), strict=True)
     ]
     noun, found = concept.class_noun, Scored()
     sampled, known = Seen.of(paths, noun, None, encoders), Seen.of_concept_images(concept_images, noun, encoders)
@@ -177,7 +186,7 @@ def score_grid(
 
 
 def score_references(root: Path, concept: Concept, concept_images: Sequence[Path], encoders: Encoders) -> Scored:
-    """The concept's images, each with all the others: CLIP-I and DINO. One alone has no others, and no row."""
+    """The concept images, each with all the others: CLIP-I and DINO. One alone has no others, and no row."""
     found = Scored()
     if len(concept_images) < 2:
         for metric, encoder, _ in encoders.of_images:
@@ -244,7 +253,7 @@ class Seen:
 
 def _chunks(paths: Sequence[Path]) -> Iterator[tuple[int, list[Any]]]:
     for start in range(0, len(paths), CHUNK):
-        yield start, list(features.in_threads(load_image, paths[start : start + CHUNK]))
+        yield start, list(in_threads(load_image, paths[start : start + CHUNK]))
 
 
 # -- features to rows -----------------------------------------------------------------------------------------
@@ -262,7 +271,7 @@ def _with_others(images: Tensor, references: Tensor) -> tuple[Tensor, int]:
 def _compare(
     found: Scored,
     metric: str,
-    encoder: features.Encoder,
+    encoder: Encoder,
     headline: bool,
     about: Sequence[dict[str, Any]],
     sampled: Seen,
@@ -292,7 +301,7 @@ def _compare(
 def _add(
     found: Scored,
     metric: str,
-    encoder: features.Encoder,
+    encoder: Encoder,
     headline: bool,
     about: Mapping[str, Any],
     score: float | None,
@@ -313,7 +322,7 @@ def _add(
     found.rows.append({**about, **measured})
 
 
-def _absence(metric: str, encoder: features.Encoder | None, image: str | None, reason: str) -> dict[str, Any]:
+def _absence(metric: str, encoder: Encoder | None, image: str | None, reason: str) -> dict[str, Any]:
     return {"metric": metric, "encoder": encoder.name if encoder else None, "image": image, "reason": reason}
 
 
@@ -327,5 +336,5 @@ def _spread(values: Tensor, usable: Tensor) -> list[float | None]:
     """The values in their places among all N; None elsewhere."""
     places = np.full(len(usable), -1)
     places[usable.numpy()] = np.arange(int(usable.sum()))
-    metrics = values.tolist()
-    return [None if place < 0 else float(metrics[place]) for place in places]
+    cosines = values.tolist()
+    return [None if place < 0 else float(cosines[place]) for place in places]

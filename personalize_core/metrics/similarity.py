@@ -1,6 +1,6 @@
 """Alignment scores: how alike two sets of features are. Cosines in [-1, 1], higher is more alike.
 
-All return float64 and take features of any norm. Definitions: methods.md 13.1, after Gal et al. 2022 (CLIP-T,
+All return float64 and take features of any norm. Definitions after Gal et al. 2022 (CLIP-T,
 CLIP-I), Ruiz et al. 2023 (DINO, the average over pairs) and Hessel et al. 2021 (CLIPScore's factor).
 """
 
@@ -59,7 +59,7 @@ def real_alignment(references: Tensor) -> Tensor:
 
 
 def text_alignment_per_image(images: Tensor, texts: Tensor) -> Tensor:
-    """Cosine of each image with the text it was drawn for (CLIP-T, plain).
+    """Cosine of each image with the text it was sampled for (CLIP-T, plain).
 
     Args:
         images: (N, D) image features.

@@ -88,17 +88,17 @@ def estimate(
                 return Estimate(mean)
             over, terms = "images", [(float(values.var(ddof=1)) / len(values), len(values) - 1.0) for values in own]
             variance, freedom = mean_of(terms)
-            sampled = counts(len(own[0]), draws, seed, False) @ own[0] / len(own[0]) if count == 1 else np.empty(0)
+            drawn = counts(len(own[0]), draws, seed, False) @ own[0] / len(own[0]) if count == 1 else np.empty(0)
         else:
-            sampled = crossed_draws(concept_of, prompt_of, cells, draws, seed, of_concepts=False)
+            drawn = crossed_draws(concept_of, prompt_of, cells, draws, seed, of_concepts=False)
     elif several > 1 and len(cells) > several:
         over, variance, freedom = "concepts and prompts", *crossed_variance(concept_of, prompt_of, cells, cautious)
-        sampled = crossed_draws(concept_of, prompt_of, cells, draws, seed)
+        drawn = crossed_draws(concept_of, prompt_of, cells, draws, seed)
     else:  # prompts that no two concepts share come and go with their concept
         over = "concepts" if several == 1 else "concepts and prompts"
         variance, freedom = float(means.var(ddof=1)) / count, count - 1.0
-        sampled = counts(count, draws, seed, True) @ means / count
-    return spread_around(mean, variance, freedom, over, level, noise, lean(mean, sampled))
+        drawn = counts(count, draws, seed, True) @ means / count
+    return spread_around(mean, variance, freedom, over, level, noise, lean(mean, drawn))
 
 
 def of_pairs(scores: list[np.ndarray], *, level: float = LEVEL) -> Estimate:
@@ -264,16 +264,16 @@ def crossed_draws(
 def counts(n: int, draws: int, seed: int, concepts: bool) -> np.ndarray:
     """(draws, n): how often each of n things is drawn, when n are drawn with replacement. Same for every variant."""
     generator = np.random.default_rng([seed, int(concepts)])
-    sampled = generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
-    sampled.flags.writeable = False
-    return sampled
+    drawn = generator.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+    drawn.flags.writeable = False
+    return drawn
 
 
-def lean(mean: float, sampled: np.ndarray) -> float:
+def lean(mean: float, drawn: np.ndarray) -> float:
     """The share of the bootstrap's 95 % that lies below the mean: 1/2 if the draws are symmetric, or all alike."""
-    if len(sampled) == 0:
+    if len(drawn) == 0:
         return 0.5
-    low, high = np.quantile(sampled, [LEVEL / 2, 1 - LEVEL / 2])
+    low, high = np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2])
     if high - low <= 1e-12 * max(abs(low), abs(high), 1e-300):
         return 0.5
     return float(np.clip((mean - low) / (high - low), 0.0, 1.0))

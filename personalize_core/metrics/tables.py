@@ -1,4 +1,4 @@
-"""The tables of scores: which columns they have and what those mean, on disk and summarised.
+"""The tables of scores: their columns and what those mean, how they are checked and joined, and on disk.
 
 One row is one score of one image, so that every average can be taken later, and taken differently. A score that
 could not be computed has no row. Every row says how it was measured, which is its contract: encoder, weights,
@@ -8,19 +8,15 @@ were measured in different ways never join.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from personalize_core.errors import InputError, listed
-from personalize_core.files.atomic import write_bytes
-from personalize_core.metrics import statistics
-from personalize_core.metrics.statistics import DRAWS, Estimate
+from personalize_core.metrics.parquet import read_parquet, write_parquet
 
 BASELINE = "base_model"  # the variant that learned nothing
 CEILING = "real_images"  # method and variant of the rows that compare the real images with each other
@@ -60,7 +56,7 @@ def _measures() -> dict[str, Measure]:
         scaled = f"CLIPScore: 2.5 * max({name}, 0), in [0, 2.5]; as published near 0.7 to 0.8"
         found[f"{name}_scaled"] = Measure(scaled, variant, SCALED)
     for name, encoder in (("clip_i", "text-image"), ("dino", "identity")):
-        words = f"mean cosine with the concept's images, by the {encoder} encoder, in [-1, 1]"
+        words = f"mean cosine with the concept images, by the {encoder} encoder, in [-1, 1]"
         found[name] = Measure(words)
         found[f"{name}_masked"] = Measure(f"{words}; all of them grey where they do not show the concept", masked=True)
     return found
@@ -91,12 +87,12 @@ def text(meaning: str, nullable: bool = False) -> Column:
 
 
 COLUMNS: dict[str, Column] = {
-    "base_model": text("name of the base model that drew the image; null for a real image", nullable=True),
+    "base_model": text("name of the base model that the image was sampled from; null for a real image", nullable=True),
     "concept": text("name of the concept"),
     "method": text(f"how the concept was learned; {BASELINE!r} learned nothing, {CEILING!r} is no method"),
     "variant": text("the method with its sampling options; a method's plain variant has the method's name"),
     "prompt_index": Column(pl.Int64(), "place in the prompt list, from 0; null for a real image", nullable=True),
-    "prompt": text("the template that was drawn, with {} for the concept; null for a real image", nullable=True),
+    "prompt": text("the prompt template, with {} for the concept; null for a real image", nullable=True),
     "image_index": Column(pl.Int64(), "which image of this prompt, from 0; equal indices share their first noise"),
     "image": text("path of the image, relative to the workspace, with '/'"),
     "image_sha256": text("sha256 of the image's file"),
@@ -112,8 +108,8 @@ COLUMNS: dict[str, Column] = {
         nullable=True,
     ),
     "scaling": text(f"{PLAIN}: the cosine itself; {SCALED}: CLIPScore, 2.5 * max(cosine, 0)"),
-    "pairing": text(f"{OWN_TEXT}; {ALL_PAIRS}: with all images of the concept; {OTHER_REAL}: with all its others"),
-    "mask": text(f"{UNMASKED}, or what was made grey in the image and in the concept's images, and who found it"),
+    "pairing": text(f"{OWN_TEXT}; {ALL_PAIRS}: with all concept images; {OTHER_REAL}: with all its others"),
+    "mask": text(f"{UNMASKED}, or what was made grey in the image and in the concept images, and by which segmenter"),
     "headline": Column(pl.Boolean(), "by the first encoder of its list, which rankings and figures show"),
     "pairs": Column(pl.Int64(), "how many cosines the score is the mean of"),
     "foreground": Column(
@@ -130,42 +126,7 @@ CELL = ["concept", "prompt_index", "image_index"]  # one place in the grid, the 
 CONTRACT = [  # all must agree before scores of one metric by one encoder may be compared
     "encoder_sha256", "preprocessing", "text_variant", "scaling", "mask", "headline"
 ]  # fmt: skip
-LABELS = ["base_model", "method", "variant", "metric", "encoder", "headline"]  # what a summary tells apart
 KEY = ["metric", "base_model", "method", "variant", *CELL]  # what makes a row the only one of its kind
-
-SUMMARY_COLUMNS: dict[str, str] = {
-    "base_model": COLUMNS["base_model"].meaning,
-    "concept": f"name of the concept, or {ALL_CONCEPTS!r}: the macro average over them",
-    "method": COLUMNS["method"].meaning,
-    "variant": COLUMNS["variant"].meaning,
-    "metric": COLUMNS["metric"].meaning,
-    "encoder": COLUMNS["encoder"].meaning,
-    "headline": COLUMNS["headline"].meaning,
-    "mean": "macro average: mean over a prompt's images, then over prompts, then over concepts",
-    "micro": "micro average: mean over all cosines of all images, of whatever prompt and concept",
-    "difference": f"the same mean, of the variant's score less the score of {BASELINE!r} on the same cell and prompt",
-    "low": "lower end of the 95 % interval; null where nothing was repeated, so that nothing is known",
-    "high": "upper end of the 95 % interval; null where nothing was repeated",
-    "error": "standard error of the mean; null where nothing was repeated",
-    "freedom": "degrees of freedom of the standard error: with few, the interval is many standard errors wide",
-    "over": (
-        "what the interval lets vary; what is not named is held fixed: 'prompts' is about these concepts alone (one "
-        "or two), 'images' about these concepts in one prompt; null where nothing was repeated"
-    ),
-    "images": "how many images the mean is over",
-    "n_empty": "how many of them do not show the concept: their mask is empty; null for metrics without masks",
-    "prompts": "how many different prompts; 0 for real images",
-    "concepts": "how many concepts",
-    "unpaired": f"images left out because {BASELINE!r} has none on the same cell and prompt",
-}
-
-SPREAD: dict[str, pl.DataType] = {  # what a summary says of an Estimate, besides its mean
-    "low": pl.Float64(),
-    "high": pl.Float64(),
-    "error": pl.Float64(),
-    "freedom": pl.Float64(),
-    "over": pl.String(),
-}
 
 
 # -- making and checking --------------------------------------------------------------------------------------
@@ -243,6 +204,11 @@ def _check_rows(table: pl.DataFrame, where: str) -> None:
         raise InputError(f"{where}: pairs is {table['pairs'][first(wrong)]} in row {first(wrong)}; it must be positive")
 
 
+def groups(table: pl.DataFrame, by: list[str]) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
+    for key, group in table.group_by(by, maintain_order=True):
+        yield dict(zip(by, key, strict=True)), group
+
+
 def first(mask: pl.Series) -> int:
     return int(mask.arg_true()[0])
 
@@ -316,44 +282,6 @@ def read(path: str | Path) -> pl.DataFrame:
     return checked(read_parquet(path), str(path))
 
 
-def write_summary(summary: pl.DataFrame, path: str | Path, more: Mapping[str, str] | None = None) -> None:
-    """Write what `summarise` or `difference_from_baseline` returned, with the meaning of its columns.
-
-    more: the meaning of columns that were put beside them.
-    """
-    meanings = SUMMARY_COLUMNS | dict(more or {})
-    write_parquet(summary, path, {name: meanings[name] for name in summary.columns})
-
-
-def write_parquet(table: pl.DataFrame, path: str | Path, meanings: Mapping[str, str]) -> None:
-    """The meanings go into the file's metadata as "column:NAME", for whoever opens it without this program."""
-    buffer = io.BytesIO()
-    table.rechunk().write_parquet(
-        buffer,
-        row_group_size=max(len(table), 1),  # one group: its place in the file cannot depend on the threads
-        metadata={f"column:{name}": meaning for name, meaning in meanings.items()},
-    )
-    write_bytes(Path(path), buffer.getvalue())
-
-
-def read_parquet(path: str | Path) -> pl.DataFrame:
-    if not Path(path).is_file():
-        raise InputError(f"there is no table {path}")
-    try:
-        return pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}") from error
-
-
-def meanings_in(path: str | Path) -> dict[str, str]:
-    """Column name to meaning, as stored in a file."""
-    stored = pl.read_parquet_metadata(path)
-    return {key.removeprefix("column:"): value for key, value in stored.items() if key.startswith("column:")}
-
-
-# -- summaries ------------------------------------------------------------------------------------------------
-
-
 def means(table: pl.DataFrame) -> dict[str, float]:
     """Mean of each metric over a table's images by its headline encoder, for reports; variants are told apart."""
     table = table.filter("headline")
@@ -362,116 +290,3 @@ def means(table: pl.DataFrame) -> dict[str, float]:
         f"{variant}.{metric}" if several else metric: float(group["score"].to_numpy().mean())
         for (variant, metric), group in table.group_by("variant", "metric", maintain_order=True)
     }
-
-
-def summarise(table: pl.DataFrame, draws: int = DRAWS, seed: int = 0) -> pl.DataFrame:
-    """Mean and 95 % interval of each variant and metric, per concept and over all of them.
-
-    Means are macro averages: over a prompt's images, then over prompts, then over concepts. Intervals are those of
-    `statistics.estimate`. Over three concepts or more they tell how other concepts and other prompts of the kind would
-    come out; for one or two, how other prompts would, of these. A prompt is its text, wherever it stands in its list.
-    Concept images of one or two concepts, compared with each other, have the interval of `statistics.of_pairs`.
-
-    Returns:
-        the columns base_model, concept, method, variant, metric, encoder, headline, mean, micro, low, high, error,
-        freedom, over, images, prompts, concepts, n_empty; the last rows are those of ALL_CONCEPTS.
-    """
-    check_contract(table := checked(table))
-    rows = []
-    for labels, group in groups(with_prompts(table), LABELS):
-        for concept, cells in per_concept_and_all(group):
-            if labels["method"] == CEILING and cells["concept"].n_unique() < statistics.FEWEST_CONCEPTS:
-                found = statistics.of_pairs([own["score"].to_numpy() for _, own in groups(cells, ["concept"])])
-            else:
-                found = estimate_of(cells, "score", draws, seed)
-            means = {"mean": found.mean, "micro": micro(cells)}
-            rows.append({**labels, "concept": concept, **means, **spread(found), **counts(cells)})
-    return summary_of(rows, ["mean", "micro"], ["images", "prompts", "concepts", "n_empty"])
-
-
-def difference_from_baseline(
-    table: pl.DataFrame, floor: str = BASELINE, draws: int = DRAWS, seed: int = 0
-) -> pl.DataFrame:
-    """What each variant adds to the baseline, with a 95 % interval, per concept and over all of them.
-
-    Paired: an image's score less the baseline's score on the same cell (concept, prompt_index, image_index) and base
-    model, which shares prompt and first noise. Averages and intervals are those of `summarise`, over the
-    differences; an interval that does not hold 0 shows a difference. Each stands alone: `ranking` corrects for
-    looking at many. Variants without any pair have no row.
-
-    Raises:
-        InputError: no row has the variant `floor`.
-    """
-    check_contract(table := checked(table))
-    is_baseline = pl.col("variant") == floor
-    if table.filter(is_baseline).is_empty():
-        raise InputError(
-            f"the table has no variant {floor!r} to compare with; its variants are "
-            f"{listed(table['variant'].unique().sort())}"
-        )
-    # images of two prompts are no pair, whatever their place in their lists
-    on = ["base_model", "metric", "encoder", *CELL, "prompt_number"]
-    # real images have no prompt, so nothing of theirs shares a cell with a drawn image
-    sampled = with_prompts(table.filter(pl.col("prompt_index").is_not_null()), "image_index")
-    baselines = sampled.filter(is_baseline).select(*on, pl.col("score").alias("baseline_score"))
-    others = sampled.filter(~is_baseline).join(baselines, on=on, how="left", nulls_equal=True, maintain_order="left")
-    others = others.with_columns(difference=pl.col("score") - pl.col("baseline_score"))
-    rows = []
-    for labels, group in groups(others, LABELS):
-        for concept, cells in per_concept_and_all(group):
-            pairs = cells.drop_nulls("difference")
-            if pairs.is_empty():
-                continue
-            found = estimate_of(pairs, "difference", draws, seed)
-            metrics = {"difference": found.mean, **spread(found), "unpaired": len(cells) - len(pairs)}
-            rows.append({**labels, "concept": concept, **metrics, **counts(pairs)})
-    return summary_of(rows, ["difference"], ["images", "prompts", "concepts", "n_empty", "unpaired"])
-
-
-def with_prompts(table: pl.DataFrame, *also: str) -> pl.DataFrame:
-    """What the statistics need of a table, with numbers for its prompts: equal texts are one prompt, -1 is none."""
-    text = pl.coalesce("prompt", pl.col("prompt_index").cast(pl.String))
-    number = (text.rank("dense").cast(pl.Int64) - 1).fill_null(-1).alias("prompt_number")
-    needed = [*LABELS, "concept", "prompt_index", *also, "pairs", "foreground", "score"]
-    return table.select(*needed, number)
-
-
-def estimate_of(cells: pl.DataFrame, column: str, draws: int, seed: int) -> Estimate:
-    concepts = cells["concept"].rank("dense").to_numpy()
-    values = cells[column].to_numpy()
-    return statistics.estimate(concepts, cells["prompt_number"].to_numpy(), values, draws=draws, seed=seed)
-
-
-def spread(found: Estimate) -> dict[str, Any]:
-    return {name: getattr(found, name) for name in SPREAD}
-
-
-def groups(table: pl.DataFrame, by: list[str]) -> Iterator[tuple[dict[str, Any], pl.DataFrame]]:
-    for key, group in table.group_by(by, maintain_order=True):
-        yield dict(zip(by, key, strict=True)), group
-
-
-def per_concept_and_all(group: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
-    for labels, cells in groups(group, ["concept"]):
-        yield labels["concept"], cells
-    yield ALL_CONCEPTS, group
-
-
-def micro(cells: pl.DataFrame) -> float:
-    """The mean over all cosines, as OFT's script takes it: each image weighs as many as it was compared with."""
-    return float(np.average(cells["score"].to_numpy(), weights=cells["pairs"].to_numpy()))
-
-
-def counts(cells: pl.DataFrame) -> dict[str, int | None]:
-    prompts = cells.filter(pl.col("prompt_number") >= 0)["prompt_number"].n_unique()
-    masked = cells["foreground"].drop_nulls()
-    empty = int((masked < EMPTY).sum()) if len(masked) else None
-    return {"images": len(cells), "prompts": prompts, "concepts": cells["concept"].n_unique(), "n_empty": empty}
-
-
-def summary_of(rows: list[dict[str, Any]], metrics: list[str], integers: list[str]) -> pl.DataFrame:
-    labels = ["base_model", "concept", "method", "variant", "metric", "encoder"]
-    schema = dict.fromkeys(labels, pl.String()) | {"headline": pl.Boolean()}
-    schema |= dict.fromkeys(metrics, pl.Float64()) | SPREAD
-    summary = pl.DataFrame(rows, schema=schema | dict.fromkeys(integers, pl.Int64()))
-    return summary.sort(pl.col("concept") == ALL_CONCEPTS, "concept", "metric", maintain_order=True)

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from personalize_core.files.stamps import sha256, stamp_of
-from personalize_core.metrics.features import load_identity_encoder
+from personalize_core.metrics.encoders import load_identity_encoder
 from personalize_core.mini import classifier, clip, concepts, loop, personalization, world
 from personalize_core.mini.autoencoder import psnr, scenes
 from personalize_core.mini.diffusion import encoded, held_out, judged_pairs, judged_scenes, swap_table

@@ -11,7 +11,7 @@ from PIL import Image
 
 from personalize_core import steps
 from personalize_core.methods import BASELINE
-from personalize_core.metrics import tables
+from personalize_core.metrics import summaries, tables
 from personalize_core.mini import concepts
 from personalize_core.mini.names import PLACES
 from personalize_core.workspace.store import SCORES, Store
@@ -50,7 +50,7 @@ def run(workspace: Path) -> tuple[dict[str, float], str, np.ndarray]:
             steps.score(store, name, method)
         print(f"personalized {name}", flush=True)
     table = tables.concatenate([tables.read(store.scores(m, n) / SCORES) for n in names for m in (BASELINE, METHOD)])
-    gains = tables.difference_from_floor(table).filter(pl.col("metric") == "dino", pl.col("variant") == METHOD)
+    gains = summaries.difference_from_baseline(table).filter(pl.col("metric") == "dino", pl.col("variant") == METHOD)
     rows = {row["concept"]: row for row in gains.iter_rows(named=True)}
     figures = {f"identity above the base model's, {name}": float(rows[name]["difference"]) for name in names}
     figures["concepts whose 95 % interval lies above the base model"] = float(

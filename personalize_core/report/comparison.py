@@ -11,10 +11,11 @@ import polars as pl
 from personalize_core.concepts import intake
 from personalize_core.files.atomic import read_json, write_json
 from personalize_core.methods import BASELINE
-from personalize_core.metrics import costs, ranking, tables
-from personalize_core.metrics.concept_counts import Coverage
-from personalize_core.report import figures
+from personalize_core.metrics import costs, parquet, ranking, summaries, tables
+from personalize_core.metrics.concept_coverage import ConceptCoverage
 from personalize_core.report.display_names import in_words
+from personalize_core.report.figures.identity_vs_text import save_scatter_plot
+from personalize_core.report.figures.image_grids import comparison_grid
 from personalize_core.sampling.grid import image_name, read_grid
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 
@@ -33,27 +34,27 @@ def write(
     """Compare what was scored.
 
     Args:
-        cells: (method, concept) with scores, the concepts' own concept images among them.
+        cells: (method, concept) with scores, those of the concept images among them.
         missing: (method, concept) of the experiment without scores; they are listed.
         trainings: of each method that was trained again, seed -> scores; for the noise of its training.
         left_out: trainings again that are not of what is compared here; they are listed.
     """
     table = tables.concatenate([tables.read(store.scores(*cell) / SCORES) for cell in cells])
-    summary = tables.summarise(table)
+    summary = summaries.summarise(table)
     headline = summary.filter("headline")
     tables.write(table, folder / SCORES)
     artifacts = [(*cell, store.artifact(*cell)) for cell in cells if cell[0] != REFERENCES]
     with_costs = costs.beside(summary, costs.table(artifacts))
-    tables.write_summary(with_costs, folder / "summary.parquet", costs.COLUMNS)
+    summaries.write_summary(with_costs, folder / "summary.parquet", costs.COLUMNS)
     write_json(folder / ABSENT, [one for cell in cells for one in _absent(store, *cell)])
     noise = pl.concat([ranking.training_noise(by_seed) for by_seed in trainings]) if trainings else None
     if noise is not None:
-        tables.write_parquet(noise, folder / NOISE, ranking.NOISE_COLUMNS)
+        parquet.write_parquet(noise, folder / NOISE, ranking.NOISE_COLUMNS)
     compared = ranking.pairs(table, noise)
     ranking.write(compared, ranking.rank(compared, summary), folder)
     differences = _differences(table)
     if differences is not None:
-        tables.write_summary(differences, folder / "differences.parquet")
+        summaries.write_summary(differences, folder / "differences.parquet")
     write_json(
         folder / "summary.json",
         {
@@ -67,17 +68,19 @@ def write(
     concepts = sorted({concept for method, concept in cells if method != REFERENCES})
     for concept in concepts:
         title = f"{concept}: identity against text alignment"
-        figures.identity_against_text(headline, folder / f"identity_vs_text_{concept}.png", title, concept)
-    whole = Coverage.of_summary(headline).whole
+        save_scatter_plot(headline, folder / f"identity_vs_text_{concept}.png", title, concept)
+    whole = ConceptCoverage.of_summary(headline).whole
     over = f"{len(concepts)} concepts" if whole else f"the concepts that each has, of {len(concepts)}"
     title = f"Identity against text alignment, mean over {over}"
-    figures.identity_against_text(headline, folder / "identity_vs_text.png", title)
+    save_scatter_plot(headline, folder / "identity_vs_text.png", title)
     for concept in concepts:
         grids = [store.grid(method, concept) for method, other in cells if other == concept and method != REFERENCES]
         _compare_grids(store, concept, grids, folder / f"grid_{concept}.png")
 
 
-def draw(store: Store, concept: str, variants: Iterable[tuple[str, Path]], grid: dict[str, Any], path: Path) -> None:
+def save_grid(
+    store: Store, concept: str, variants: Iterable[tuple[str, Path]], grid: dict[str, Any], path: Path
+) -> None:
     """A grid of images: concept images on the left, a row per (variant, folder of its grid), a column per prompt."""
     rows = {
         in_words(variant): [
@@ -87,7 +90,7 @@ def draw(store: Store, concept: str, variants: Iterable[tuple[str, Path]], grid:
         for variant, folder in variants
     }
     columns = [template.replace("{}", grid["class_noun"]) for template in grid["templates"]]
-    figures.comparison_grid(intake.concept_images(store.concept_folder(concept)), rows, columns, path, title=concept)
+    comparison_grid(intake.concept_images(store.concept_folder(concept)), rows, columns, path, title=concept)
 
 
 def table(folder: Path, measured: Path) -> list[list[str]]:
@@ -118,7 +121,7 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
             for metric in METRICS
         ]
         gained = _interval(gains[variant], "difference") if variant in gains else "-"
-        lines.append([in_words(variant) + coverage.said(variant), *cells, gained, cost.get(variant, "-")])
+        lines.append([in_words(variant) + coverage.note(variant), *cells, gained, cost.get(variant, "-")])
     return lines
 
 
@@ -157,8 +160,8 @@ def gaps(folder: Path) -> str:
     )
 
 
-def _coverage(folder: Path) -> Coverage:
-    return Coverage.of_summary(pl.read_parquet(folder / "summary.parquet").filter("headline"))
+def _coverage(folder: Path) -> ConceptCoverage:
+    return ConceptCoverage.of_summary(pl.read_parquet(folder / "summary.parquet").filter("headline"))
 
 
 def intervals_are_over(folder: Path) -> str:
@@ -181,7 +184,7 @@ def _headline(path: Path) -> pl.DataFrame:
 
 
 def _compare_grids(store: Store, concept: str, folders: Sequence[Path], path: Path) -> None:
-    """All grids that were drawn from the same prompts as the first."""
+    """All grids of the same prompts as the first."""
     described = {folder: read_grid(folder) for folder in folders}
     first = described[folders[0]]
     same = [
@@ -190,14 +193,14 @@ def _compare_grids(store: Store, concept: str, folders: Sequence[Path], path: Pa
         if (grid["templates"], grid["images_per_prompt"]) == (first["templates"], first["images_per_prompt"])
         for variant in grid["variants"]
     ]
-    draw(store, concept, same, first, path)
+    save_grid(store, concept, same, first, path)
 
 
 def _differences(table: pl.DataFrame) -> pl.DataFrame | None:
     """What each variant adds to the base model; None where the base model itself was not scored."""
     if table.filter(pl.col("variant") == BASELINE).is_empty():
         return None
-    return tables.difference_from_baseline(table)
+    return summaries.difference_from_baseline(table)
 
 
 def _nested(summary: pl.DataFrame) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""All that a report tells of, read from a workspace. What somebody did not make is simply not there."""
+"""All that a report shows, read from a workspace. What was not made is absent."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from personalize_core.concepts import intake
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import has_this_format, read_json, read_record
 from personalize_core.methods import BASELINE, method_class
-from personalize_core.metrics import tables
-from personalize_core.metrics.concept_counts import Coverage
+from personalize_core.metrics import parquet, tables
+from personalize_core.metrics.concept_coverage import ConceptCoverage
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.training import training_log
@@ -28,7 +28,7 @@ ASKED = {IDENTITY: "keeps the concept", "clip_i": "keeps the concept", TEXT: "fo
 
 @dataclass(frozen=True)
 class Shown:
-    """An image that somebody made of a method, and what it shows."""
+    """An image about a method, and what it shows."""
 
     path: Path
     caption: str
@@ -41,12 +41,12 @@ class Learned:
     concept: str
     described: Mapping[str, Any]  # config.json
     log: Sequence[Mapping[str, Any]]  # a row per training step; empty if nothing was trained here
-    fixed_batch: Mapping[str, Any] | None  # the loss on the same rows before and after
+    fixed_batch: Mapping[str, Any] | None  # the loss on the same batch before and after
 
 
 @dataclass(frozen=True)
 class MethodTold:
-    """A method as the report tells of it."""
+    """A method as the report shows it."""
 
     name: str
     summary: str  # one line
@@ -82,12 +82,12 @@ class ConceptTold:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A comparison and what it came of."""
+    """A comparison and what it is based on."""
 
     root: Path
     protocol: str | None
     base_model: str
-    scores: pl.DataFrame  # by the first encoder of each list, as is all that is not said to be of every one
+    scores: pl.DataFrame  # by the first encoder of each list, as is everything below, unless it says otherwise
     every_score: pl.DataFrame
     summary: pl.DataFrame
     every_mean: pl.DataFrame
@@ -98,7 +98,7 @@ class Evidence:
     absent: Sequence[Mapping[str, Any]]  # scores that could not be computed, each with its reason
     concepts: Sequence[ConceptTold]
     methods: Sequence[MethodTold]
-    sampling: Sequence[Mapping[str, Any]]  # the ways in which the images were drawn; one, if all is well
+    sampling: Sequence[Mapping[str, Any]]  # the settings the images were sampled with; one, if all is well
     seeds: Sequence[int]
     costs: Mapping[str, Mapping[str, Any]]  # variant -> what it cost on the mean of all concepts, as far as recorded
     variants: Sequence[str] = field(default=())  # the base model first, without the real images
@@ -109,9 +109,9 @@ class Evidence:
         return {row["variant"]: row for row in rows.iter_rows(named=True)}
 
     @property
-    def coverage(self) -> Coverage:
+    def coverage(self) -> ConceptCoverage:
         """Over how many concepts each variant's means are."""
-        return Coverage.of_summary(self.summary)
+        return ConceptCoverage.of_summary(self.summary)
 
     @property
     def metrics(self) -> list[str]:
@@ -129,13 +129,13 @@ def read(store: Store) -> Evidence:
     folder = store.comparison()
     if not (folder / SCORES).is_file():
         raise InputError(f"nothing has been compared in {folder}; `personalize compare` compares what was scored")
-    every_score, every_mean = tables.read(folder / SCORES), tables.read_parquet(folder / "summary.parquet")
+    every_score, every_mean = tables.read(folder / SCORES), parquet.read_parquet(folder / "summary.parquet")
     scores = headline(every_score)
     bases = sorted(scores["base_model"].drop_nulls().unique())
     if len(bases) != 1:
         raise InputError(
             f"{folder} compares images of the base models {', '.join(bases)}; a report is about one, so evaluate "
-            "again what was drawn by another"
+            "again what was sampled from another"
         )
     sampled = scores.filter(pl.col("method") != CEILING)
     names = sampled["variant"].unique().sort().to_list()
@@ -150,9 +150,9 @@ def read(store: Store) -> Evidence:
         every_score=every_score,
         summary=headline(every_mean),
         every_mean=every_mean,
-        pairs=tables.read_parquet(folder / "pairs.parquet"),
-        rank=tables.read_parquet(folder / "rank.parquet"),
-        differences=headline(tables.read_parquet(differences)) if differences.is_file() else None,
+        pairs=parquet.read_parquet(folder / "pairs.parquet"),
+        rank=parquet.read_parquet(folder / "rank.parquet"),
+        differences=headline(parquet.read_parquet(differences)) if differences.is_file() else None,
         missing=[name for name in read_json(folder / "summary.json")["missing"] if not _is_concept_images(name)],
         absent=_json(folder / "absent.json") or [],
         concepts=[_concept(store, name) for name in sorted(sampled["concept"].unique())],

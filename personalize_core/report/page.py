@@ -17,12 +17,13 @@ from markupsafe import Markup
 from personalize_core.errors import listed
 from personalize_core.files.atomic import write_bytes
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
+from personalize_core.report import embedded_images, inline_figures, published, tables
 from personalize_core.report import evidence as read_evidence
-from personalize_core.report import page_figures, page_images, published, tables
 from personalize_core.report import verdicts as told
 from personalize_core.report.display_names import each_in_words, in_words
 from personalize_core.report.evidence import METRICS, Evidence, MethodTold, Shown
-from personalize_core.report.figures import variant_colours
+from personalize_core.report.figures.images import opened
+from personalize_core.report.figures.style import variant_colours
 from personalize_core.workspace.store import FIGURES, PAGE, Store
 
 TABLES = "tables"  # in the folder of a report
@@ -31,23 +32,23 @@ MOST_HEAT_MAPS = 6  # of a method
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """One image of a method that somebody made, embedded."""
+    """One image of a method, embedded."""
 
     uri: str
     caption: str
 
 
 def write(store: Store, folder: Path) -> None:
-    """Tell of the last comparison: report.html, figures/NAME.png and .svg, tables/NAME.parquet, .csv and .tex.
+    """Report the last comparison: report.html, figures/NAME.png and .svg, tables/NAME.parquet, .csv and .tex.
 
     Raises:
         InputError: nothing has been compared, or an image that was scored is gone.
     """
     evidence = read_evidence.read(store)
-    shown = page_images.grids(evidence)  # first: an image that is gone stops it at once
-    sampled, made = page_figures.every(evidence), tables.every(evidence)
-    page = render(evidence, shown, sampled, made)
-    for figure in sampled.values():
+    shown = embedded_images.grids(evidence)  # first: an image that is gone stops it at once
+    figures, made = inline_figures.every(evidence), tables.every(evidence)
+    page = render(evidence, shown, figures, made)
+    for figure in figures.values():
         write_bytes(folder / FIGURES / f"{figure.name}.svg", figure.svg)
         write_bytes(folder / FIGURES / f"{figure.name}.png", figure.png)
     for table in made.values():
@@ -57,8 +58,8 @@ def write(store: Store, folder: Path) -> None:
 
 def render(
     evidence: Evidence,
-    shown: tuple[Sequence[page_images.Grid], str],
-    sampled: dict[str, page_figures.SampledGrid],
+    shown: tuple[Sequence[embedded_images.Grid], str],
+    figures: dict[str, inline_figures.InlineFigure],
     made: dict[str, tables.Table],
 ) -> str:
     """The whole page."""
@@ -81,10 +82,10 @@ def render(
         notes=told.notes(evidence),
         caution=told.caution(evidence),
         metric_names=METRICS,
-        figures=sampled,
-        narrow=page_figures.narrow(evidence),
+        figures=figures,
+        narrow=inline_figures.narrow(evidence),
         tables=made,
-        swatches={variant: page_figures.THEMED[colour] for variant, colour in colours.items()},
+        swatches={variant: inline_figures.THEMED[colour] for variant, colour in colours.items()},
         grids=grids,
         left_out=left_out,
         methods=[_told(method, evidence) for method in evidence.methods],
@@ -95,7 +96,7 @@ def render(
 
 
 def _by_question(verdicts: Sequence[told.Verdict]) -> dict[str, list[told.Verdict]]:
-    """Two scores may answer one question."""
+    """Two metrics may answer one question."""
     found: dict[str, list[told.Verdict]] = {}
     for verdict in verdicts:
         found.setdefault(verdict.question, []).append(verdict)
@@ -108,13 +109,13 @@ def title(evidence: Evidence) -> str:
 
 
 def counted(evidence: Evidence) -> str:
-    """What was drawn, in a line."""
+    """What was sampled, in a line."""
     sampled = evidence.scores.filter(pl.col("method") != CEILING)
     total = sampled["image"].n_unique()
     overall = evidence.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("method") != CEILING)
     images = sorted(set(overall["images"]))
     each = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
-    protocol = f"protocol {evidence.protocol}" if evidence.protocol else "drawn as params.yaml says"
+    protocol = f"protocol {evidence.protocol}" if evidence.protocol else "sampled as in params.yaml"
     return f"Base model {evidence.base_model}; {protocol}; {total:,} images, {each} of each variant"
 
 
@@ -130,7 +131,7 @@ def measured(evidence: Evidence) -> list[tuple[str, str]]:
     return [
         ("Base model", evidence.base_model),
         ("Protocol", evidence.protocol or "none by name: the section “sampling” of params.yaml"),
-        ("Drawn with", f"{sampling or 'not recorded'}; seed {seeds or 'not recorded'}"),
+        ("Sampled with", f"{sampling or 'not recorded'}; seed {seeds or 'not recorded'}"),
         ("Concepts (concept images)", concept_images),
         (f"Prompts ({len(prompts)})", "; ".join(prompt.replace("{}", "…") for prompt in prompts)),
         ("Images", counted(evidence)),
@@ -166,10 +167,12 @@ def missing(evidence: Evidence) -> list[str]:
     if alone := [concept.name for concept in evidence.concepts if concept.name not in scored]:
         found.append(f"Concept images were not compared with each other for {', '.join(alone)}: no ceiling there.")
     if evidence.differences is None:
-        found.append("The base model alone was not scored, so there is no baseline to compare with.")
+        found.append("The base model alone was not scored, so there is no baseline.")
     lacking = evidence.pairs.filter(pl.col("unpaired") > 0)
     if len(lacking):
-        found.append(f"In {len(lacking)} comparisons of two, some images had no partner and were left out.")
+        found.append(
+            f"In {len(lacking)} comparisons of two variants, some images had no counterpart and were left out."
+        )
     known = [evidence.costs.get(variant, {}) for variant in evidence.variants]
     costs = [words for name, words in tables.COSTS.items() if any(one.get(name) is None for one in known)]
     if costs:
@@ -177,8 +180,8 @@ def missing(evidence: Evidence) -> list[str]:
     if len(evidence.pairs) and evidence.pairs["training_noise"].null_count():
         found.append("The noise of training (the same method, another seed) is not measured for some or all variants.")
     if not any(method.heat_maps for method in evidence.methods):
-        found.append("Nobody made heat maps; `personalize heat-maps` does.")
-    found.append("No person was asked here; `personalize study` builds the page that asks.")
+        found.append("There are no heat maps; `personalize heat-maps` makes them.")
+    found.append("No human study was made; `personalize study` builds its page.")
     return found
 
 
@@ -233,14 +236,14 @@ def _told(method: MethodTold, evidence: Evidence) -> dict[str, Any]:
 
 
 def _fell(fixed: Any) -> str:
-    """How far the loss on a fixed batch fell; said only where its interval says so."""
+    """How far the loss on a fixed batch fell; stated only where its interval excludes 0."""
     low, high = fixed["interval_95"]
-    metrics = f"{fixed['before']:.4f} before, {fixed['after']:.4f} after"
-    return f"{metrics}; fell by {fixed['fell_by']:.4f} [{low:.4f}, {high:.4f}]" + ("" if low > 0 else ": cannot tell")
+    losses = f"{fixed['before']:.4f} before, {fixed['after']:.4f} after"
+    return f"{losses}; fell by {fixed['fell_by']:.4f} [{low:.4f}, {high:.4f}]" + ("" if low > 0 else ": cannot tell")
 
 
 def _embedded(shown: Sequence[Shown]) -> list[EmbeddedImage]:
-    return [EmbeddedImage(page_images.data_uri(page_images.opened(one.path)), one.caption) for one in shown]
+    return [EmbeddedImage(embedded_images.data_uri(opened(one.path)), one.caption) for one in shown]
 
 
 def _value(value: Any) -> str:

@@ -1,6 +1,6 @@
-"""Published numbers, beside ours only where both were measured under one contract; else, in what the two differ.
+"""Published scores, beside ours only where both were measured under one contract; else, what differs.
 
-published_results.csv holds numbers of published tables with their citations; contracts.yaml, how they were measured.
+published_results.csv holds scores of published tables with their citations; contracts.yaml, how they were measured.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Ours:
 
 @dataclass(frozen=True)
 class Beside:
-    """A published number, and ours if the contracts match."""
+    """A published score, and ours if the contracts match."""
 
     paper: str
     table: str
@@ -81,8 +81,8 @@ def beside(ours: Ours) -> list[Beside]:
         differs = differences(contract, row, ours)
         variant, measured = contract["methods"].get(row["method"]), contract["metrics"][row["metric"]]
         which = (variant, measured["metric"], measured["encoder"])
-        metrics = ours.means.get(which) if not differs else None
-        mean, low, high = metrics or (None, None, None)
+        measured_here = ours.means.get(which) if not differs else None
+        mean, low, high = measured_here or (None, None, None)
         found.append(
             Beside(row["paper"], row["table"], row["method"], row["metric"], row["value"], differs, mean, low, high)
         )
@@ -90,7 +90,7 @@ def beside(ours: Ours) -> list[Beside]:
 
 
 def differences(contract: Mapping[str, Any], row: Mapping[str, Any], ours: Ours) -> list[str]:
-    """In what a published number's contract differs from ours, or leaves open; nothing if it is the same."""
+    """What differs between the contract of a published score and ours, or is not stated; empty if they agree."""
     measured, encoders = contract["metrics"][row["metric"]], ours.encoders(contract["metrics"][row["metric"]]["metric"])
     there = measured["encoder"]
     pairs = {

@@ -14,7 +14,7 @@ import polars as pl
 from tabulate import tabulate
 
 from personalize_core.files.atomic import write_bytes
-from personalize_core.metrics import costs, ranking, tables
+from personalize_core.metrics import costs, parquet, ranking, summaries, tables
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.report import published
 from personalize_core.report.display_names import in_words
@@ -24,12 +24,12 @@ from personalize_core.report.verdicts import interval
 NOT_RECORDED = "not recorded"
 NUMBER = re.compile(r"-?[\d,]+(\.\d+)?( (s|MB|kB|bytes))?( \[.*\])?|\d+ to \d+")
 COSTS = {
-    "parameters": "Trained numbers",
+    "parameters": "Trained parameters",
     "artifact_bytes": "Artifact",
     "training_seconds": "Training",
     "seconds_per_image": "One image",
     "training_memory_bytes": "Memory in training",
-    "sampling_memory_bytes": "Memory in drawing",
+    "sampling_memory_bytes": "Memory in sampling",
 }
 MEASURED_ON = {"memory_of": "Memory of", "device": "Measured on"}
 
@@ -47,14 +47,14 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """For each column: does it hold numbers, with or without units and intervals?"""
+        """For each column: does it hold values, with or without units and intervals?"""
         columns = zip(*self.shown[1:], strict=True)
         empty = {"-", NOT_RECORDED}
         return [all(c in empty or NUMBER.fullmatch(c) for c in column) and set(column) != empty for column in columns]
 
     def write(self, folder: Path) -> None:
-        """NAME.parquet and NAME.csv hold the numbers, NAME.tex what people read."""
-        tables.write_parquet(self.frame, folder / f"{self.name}.parquet", self.meanings)
+        """NAME.parquet and NAME.csv hold the values, NAME.tex the text of the page."""
+        parquet.write_parquet(self.frame, folder / f"{self.name}.parquet", self.meanings)
         buffer = io.BytesIO()
         self.frame.write_csv(buffer)
         write_bytes(folder / f"{self.name}.csv", buffer.getvalue())
@@ -130,7 +130,9 @@ def verdicts(evidence: Evidence) -> Table:
     ]  # fmt: skip
     heading = ["Score", "Variant", "Beside", "Verdict", "Difference [together 95 %]", "Pairs of images"]
     heading += [] if whole else ["Concepts that both have"]
-    return Table("verdicts", "Any two, paired by prompt and noise", frame, ranking.PAIR_COLUMNS, [heading, *shown])
+    return Table(
+        "verdicts", "Any two variants, paired by prompt and noise", frame, ranking.PAIR_COLUMNS, [heading, *shown]
+    )
 
 
 def over_the_baseline(evidence: Evidence) -> Table:
@@ -150,9 +152,9 @@ def over_the_baseline(evidence: Evidence) -> Table:
     heading = ["Variant", *_concepts(evidence), *(f"{METRICS[metric]} [95 %]" for metric in evidence.metrics)]
     return Table(
         "over_the_base_model",
-        "What each adds to the base model",
+        "What each variant adds to the base model",
         frame,
-        {name: tables.SUMMARY_COLUMNS[name] for name in frame.columns},
+        {name: summaries.SUMMARY_COLUMNS[name] for name in frame.columns},
         [heading, *shown],
         "Each interval stands alone; the verdicts correct for looking at many.",
     )
@@ -161,7 +163,7 @@ def over_the_baseline(evidence: Evidence) -> Table:
 def every_measure(evidence: Evidence) -> Table:
     """All scores by all encoders, texts, scalings and masks, over all concepts."""
     frame = evidence.every_mean.filter(concept=ALL_CONCEPTS).select(
-        name for name in evidence.every_mean.columns if name in tables.SUMMARY_COLUMNS
+        name for name in evidence.every_mean.columns if name in summaries.SUMMARY_COLUMNS
     )
     further = {"micro": "Over all pairs", "n_empty": "Without the concept", "concepts": "Concepts"}
     there = [name for name in further if name in frame.columns]
@@ -178,7 +180,7 @@ def every_measure(evidence: Evidence) -> Table:
         "every_measure",
         "Every measure side by side",
         frame,
-        {name: tables.SUMMARY_COLUMNS[name] for name in frame.columns},
+        {name: summaries.SUMMARY_COLUMNS[name] for name in frame.columns},
         [["Score", "Encoder", "Variant", "Mean [95 %]", *(further[name] for name in there)], *shown],
         "Means over concepts; rows of different scores or encoders cannot be compared.",
     )
@@ -193,7 +195,7 @@ def by_concept(evidence: Evidence) -> Table:
             cells = [interval(of.get(metric), "mean") for metric in evidence.metrics]
             shown.append([concept.name, in_words(variant), *cells])
     heading = ["Concept", "Variant", *(f"{METRICS[metric]} [95 %]" for metric in evidence.metrics)]
-    meanings = tables.SUMMARY_COLUMNS | costs.COLUMNS
+    meanings = summaries.SUMMARY_COLUMNS | costs.COLUMNS
     frame_meanings = {name: meanings[name] for name in frame.columns}
     return Table("by_concept", "By concept", frame, frame_meanings, [heading, *shown])
 
@@ -227,12 +229,12 @@ def by_prompt(evidence: Evidence) -> Table:
         for (prompt, variant), of in found.items()
     ]
     meanings = {
-        "prompt": "the template that was drawn, with {} for the concept",
+        "prompt": "the prompt template, with {} for the concept",
         "variant": tables.COLUMNS["variant"].meaning,
         "metric": tables.COLUMNS["metric"].meaning,
         "mean": "mean over a concept's images of this prompt, then over concepts",
         "images": "how many images",
-        "concepts": "how many concepts were drawn in it",
+        "concepts": "how many concepts were sampled with it",
     }
     heading = ["Prompt", "Variant", *_concepts(evidence), *(METRICS[metric] for metric in evidence.metrics)]
     return Table("by_prompt", "By prompt", frame, meanings, [heading, *shown], "Means without intervals.")
@@ -253,7 +255,7 @@ def recipes(evidence: Evidence) -> Table:
         "published": "value of the published recipe where another was used; else null",
     }
     shown = [[in_words(row["method"]), row["option"], row["value"], row["published"] or "-"] for row in rows]
-    heading = ["Method", "Option", "Value", "Published, where other"]
+    heading = ["Method", "Option", "Value", "Published, if different"]
     return Table("recipes", "Recipes", pl.DataFrame(rows, schema=schema), meanings, [heading, *shown])
 
 
@@ -310,11 +312,11 @@ def beside_published(evidence: Evidence) -> Table:
         "value": "as it is printed there",
         "differs": "in what its contract differs from ours, or leaves open; empty where both are the same",
         "mean": "ours, where nothing differs and we have that method",
-        "low": tables.SUMMARY_COLUMNS["low"],
-        "high": tables.SUMMARY_COLUMNS["high"],
+        "low": summaries.SUMMARY_COLUMNS["low"],
+        "high": summaries.SUMMARY_COLUMNS["high"],
     }
     heading = ["Paper", "Table", "Method", "Score", "Published", "Ours [95 %]"]
-    return Table("published", "Published numbers under the same contract", frame, meanings, [heading, *shown])
+    return Table("published", "Published scores under the same contract", frame, meanings, [heading, *shown])
 
 
 def for_people(cost: str, value: float | None) -> str:
@@ -371,4 +373,4 @@ def _meaning(name: str) -> str:
     if name == "concepts":
         return "how many concepts the means are over"
     metric, _, what = next((m, "_", name.removeprefix(f"{m}_")) for m in METRICS if name.startswith(f"{m}_"))
-    return f"{METRICS[metric]}: {(tables.SUMMARY_COLUMNS | ranking.RANK_COLUMNS)[what]}"
+    return f"{METRICS[metric]}: {(summaries.SUMMARY_COLUMNS | ranking.RANK_COLUMNS)[what]}"

@@ -1,4 +1,4 @@
-"""The verdict in words. It says what ranking.py's verdicts say, and nothing that they do not."""
+"""The verdicts of metrics/ranking.py in words, and nothing beyond them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _verdict(evidence: Evidence, metric: str) -> Verdict:
     ranked = list(evidence.rank.filter(metric=metric).iter_rows(named=True))
     question = f"Which {ASKED[metric]} best?"
     if len(ranked) < 2:
-        return Verdict(metric, question, CANNOT_TELL, ["There is one variant alone."], False)
+        return Verdict(metric, question, CANNOT_TELL, ["There is only one variant."], False)
     first = ranked[0]
     told = first["place_from"] == first["place_to"] == 1
     sentences = [_surely_best(first, ranked, evidence, metric) if told else _not_sure(ranked)]
@@ -102,17 +102,17 @@ def between(evidence: Evidence, metric: str, variant: str, other: str) -> dict[s
 
 def _turned(row: dict[str, Any]) -> dict[str, Any]:
     turned = {HIGHER: LOWER, LOWER: HIGHER, CANNOT_TELL: CANNOT_TELL}
-    metrics = {"difference": row["difference"], "low": row["high"], "high": row["low"]}
+    values = {"difference": row["difference"], "low": row["high"], "high": row["low"]}
     return {
         "variant": row["other"],
         "other": row["variant"],
         "verdict": turned[row["verdict"]],
-        **{name: None if value is None else -value for name, value in metrics.items()},
+        **{name: None if value is None else -value for name, value in values.items()},
     }
 
 
 def notes(evidence: Evidence) -> list[str]:
-    """What all verdicts rest on, and what they cannot speak of."""
+    """What all verdicts rest on, and what they do not cover."""
     if evidence.pairs.is_empty():
         return []
     found = []
@@ -122,7 +122,7 @@ def notes(evidence: Evidence) -> list[str]:
         together = "" if pairs == 1 else f", for all {pairs} pairs of a score together"
         found.append(f"Verdicts hold with 95 %{together}; they are over {listed(over)}.")
     else:
-        found.append("Nothing was repeated, so no difference has an interval and nothing can be told.")
+        found.append("Nothing was repeated, so no difference has an interval and no verdict is possible.")
     if over and not any("concepts" in name for name in over):
         these = "this concept" if len(evidence.concepts) == 1 else "these concepts"
         found.append(f"They are about {these} alone: how others of the kind would come out is not known.")
@@ -155,7 +155,7 @@ def caution(evidence: Evidence) -> str:
     if evidence.base_model != "mini":
         return ""
     return (
-        "Drawn by the embedded miniature, 64 x 64 pixels of a drawn world, which shows that the machinery works: "
+        "Sampled by the embedded miniature, 64 x 64 pixels of a synthetic world. It shows that the software works: "
         "its scores are no evidence about Stable Diffusion."
     )
 

@@ -30,17 +30,17 @@ from personalize_core.randomness import seed_for
 from personalize_core.sampling.grid import DESCRIPTION, image_name, read_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import ready_to_sample, refining, sampled_as_now
-from personalize_core.workspace.dependencies import NAMING, SAMPLING, artifact_stamp, manifest_stamp
+from personalize_core.workspace.dependencies import ENCODERS, NAMING, SAMPLING, artifact_stamp, manifest_stamp
 from personalize_core.workspace.recipes import device_of, load_base
 from personalize_core.workspace.store import SCORES, Store
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from personalize_core.analyses.bench import Bench, SampledGrid
+    from personalize_core.analyses.inputs import Inputs, SampledGrid
     from personalize_core.base_model.model import BaseModel
     from personalize_core.methods.interface import Method
-    from personalize_core.metrics.features import TextImageEncoder
+    from personalize_core.metrics.encoders import TextImageEncoder
 
 ALL = (  # files of analyses/, in the order in which they are shown
     "per_prompt",
@@ -52,13 +52,12 @@ ALL = (  # files of analyses/, in the order in which they are shown
     "bare_placeholder",
     "context_tokens",
 )
-SHARED = ("bench", "class_nouns", "learned_embedding", "plots", "results")  # files of analyses/ that these use
+SHARED = ("class_nouns", "findings", "inputs", "learned_embedding", "shared_plots")  # files of analyses/ that these use
 ANALYSING = (
     *SAMPLING,
     *(f"analyses/{name}" for name in (*ALL, *SHARED)),
     *NAMING,
-    "metrics/encoder_names",
-    "metrics/features",
+    *ENCODERS,
     "metrics/similarity",
     "metrics/tables",
     "report/figures",
@@ -78,7 +77,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
     Raises:
         InputError: the method has not been trained on the concept, or its grid has not been drawn as params.yaml says.
     """
-    from personalize_core.analyses.results import NotDefined, Results
+    from personalize_core.analyses.findings import Findings, NotDefined
 
     check_method(method)
     started, params, folder = time.monotonic(), store.params, store.analyses(method, concept)
@@ -110,24 +109,24 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
     with store.alone("analyses", method, concept):
         if not (skipped := is_up_to_date(folder, stamp)):
             with whole_folder(folder, stamp) as new, store.device():
-                bench, found = _bench(store, concept, method, listener), {}
+                inputs, found = _inputs(store, concept, method, listener), {}
                 for done, name in enumerate(ALL):
                     listener(Event(f"analysing {concept}, {method}", done, len(ALL)))
                     analysis: Any = importlib.import_module(f"personalize_core.analyses.{name}")
-                    results = Results(new, analysis.TITLE, analysis.HOW)
+                    findings = Findings(new, analysis.TITLE, analysis.HOW)
                     try:
-                        analysis.analyse(bench, results)
-                        found[name] = results.described()
+                        analysis.analyse(inputs, findings)
+                        found[name] = findings.described()
                     except NotDefined as reason:
-                        found[name] = results.not_defined(str(reason))
+                        found[name] = findings.not_defined(str(reason))
                 listener(Event(f"analysing {concept}, {method}", len(ALL), len(ALL)))
                 about = {
                     "concept": concept,
                     "method": method,
-                    "base_model": bench.base.name,
+                    "base_model": inputs.base.name,
                     "seed": store.sampling_seed,
                 }
-                about["encoders"] = {"identity": bench.identity.name, "text_image": bench.text_image.name}
+                about["encoders"] = {"identity": inputs.identity.name, "text_image": inputs.text_image.name}
                 write_json(new / ANALYSES, about | {"order": list(ALL), "analyses": found})
     return _report(folder, stamp, skipped, started)
 
@@ -144,8 +143,8 @@ def analyse_together(store: Store, concept: str, methods: Sequence[str]) -> Repo
     import polars as pl
 
     from personalize_core.analyses import context_tokens, embedding_drift
-    from personalize_core.analyses.results import Results
-    from personalize_core.metrics import tables
+    from personalize_core.analyses.findings import Findings
+    from personalize_core.metrics import parquet
 
     started, described, folder = time.monotonic(), store.concept(concept), store.analyses(TOGETHER, concept)
     folders = {method: store.analyses(method, concept) for method in sorted(methods)}
@@ -158,24 +157,24 @@ def analyse_together(store: Store, concept: str, methods: Sequence[str]) -> Repo
         if not (skipped := is_up_to_date(folder, stamp)):
             with whole_folder(folder, stamp) as new:
                 found = {}
-                results = Results(new, context_tokens.TITLE, context_tokens.HOW)
+                findings = Findings(new, context_tokens.TITLE, context_tokens.HOW)
                 paths = [place / "context_tokens.parquet" for place in folders.values()]
-                if words := [tables.read_parquet(path) for path in paths if path.is_file()]:
+                if words := [parquet.read_parquet(path) for path in paths if path.is_file()]:
                     joined = pl.concat(words).unique(["filler", "kind", "word"], keep="first", maintain_order=True)
                     order = pl.col("kind").replace_strict({kind: n for n, kind in enumerate(context_tokens.KINDS)})
                     joined = joined.sort(order, maintain_order=True)
                     caption = f"how the words of '{context_tokens.TEMPLATE}' change, method by method"
-                    path = results.image("context_tokens_of_all.png", caption)
-                    context_tokens.draw(joined, path, described.class_noun)
-                    results.table("context_tokens.parquet", joined.to_dicts(), context_tokens.MEANINGS, caption)
-                    found["context_tokens"] = results.described()
-                results = Results(new, embedding_drift.TITLE, embedding_drift.HOW)
+                    path = findings.image("context_tokens_of_all.png", caption)
+                    context_tokens.plot(joined, path, described.class_noun)
+                    findings.table("context_tokens.parquet", joined.to_dicts(), context_tokens.MEANINGS, caption)
+                    found["context_tokens"] = findings.described()
+                findings = Findings(new, embedding_drift.TITLE, embedding_drift.HOW)
                 logged = {method: place / "embedding_steps.parquet" for method, place in folders.items()}
-                if steps := {m: tables.read_parquet(path).to_dicts() for m, path in logged.items() if path.is_file()}:
+                if steps := {m: parquet.read_parquet(path).to_dicts() for m, path in logged.items() if path.is_file()}:
                     caption = "each embedding's cosine with its start and its norm, step by step"
-                    path = results.image("embedding_drift_of_all.png", caption)
-                    embedding_drift.draw(steps, path, described.placeholder)
-                    found["embedding_drift"] = results.described()
+                    path = findings.image("embedding_drift_of_all.png", caption)
+                    embedding_drift.plot(steps, path, described.placeholder)
+                    found["embedding_drift"] = findings.described()
                 write_json(new / ANALYSES, {"concept": concept, "methods": list(folders), "analyses": found})
     return _report(folder, stamp, skipped, started)
 
@@ -202,10 +201,10 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
     Raises:
         InputError: there is no such list of nouns, or no WordNet on this machine.
     """
-    from personalize_core.analyses import class_nouns, plots
-    from personalize_core.analyses.bench import opened
-    from personalize_core.analyses.results import Results
-    from personalize_core.metrics.features import load_text_image_encoder
+    from personalize_core.analyses import class_nouns, shared_plots
+    from personalize_core.analyses.findings import Findings
+    from personalize_core.analyses.inputs import opened
+    from personalize_core.metrics.encoders import load_text_image_encoder
 
     started, described = time.monotonic(), store.concept(concept)
     encoder_name, _ = _encoder_names(store)
@@ -214,7 +213,7 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
     encoded = {
         "nouns": choice,
         "encoder": weights_of(encoder_name),
-        "sources": sources_hash(["analyses/class_nouns", "metrics/features"]),
+        "sources": sources_hash(["analyses/class_nouns", *ENCODERS]),
     }
     concept_images = store.concept_folder(concept)
     stamp = stamp_of(
@@ -222,7 +221,9 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
             **encoded,
             "class_noun": described.class_noun,
             "concept_images": intake.content(concept_images),
-            "more_sources": sources_hash(["analyses/plots", "analyses/results", "report/figures", "steps/analyses"]),
+            "more_sources": sources_hash(
+                ["analyses/shared_plots", "analyses/findings", "report/figures", "steps/analyses"]
+            ),
         }
     )
     folder = store.analyses("class_nouns", concept)
@@ -234,31 +235,31 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
                 seen = encoder.images(opened(intake.concept_images(concept_images))).numpy()
                 rows = class_nouns.ranked(choice, class_nouns.scores(seen, texts), described.class_noun)
                 how = f"Mean cosine of 'a photo of a NOUN' with the concept images, {encoder.name}; {len(choice)} nouns"
-                results = Results(new, class_nouns.TITLE, how)
-                results.table("class_nouns.parquet", rows, class_nouns.MEANINGS, "every noun, the best first")
+                findings = Findings(new, class_nouns.TITLE, how)
+                findings.table("class_nouns.parquet", rows, class_nouns.MEANINGS, "every noun, the best first")
                 shown = [row for row in rows if row["rank"] <= 15 or row["is_class_noun"]]
-                results.metrics = {row["noun"]: row["score"] for row in shown}
+                findings.metrics = {row["noun"]: row["score"] for row in shown}
                 if described.class_noun not in choice:
-                    results.absent[described.class_noun] = "the class noun is not in this list of nouns"
+                    findings.absent[described.class_noun] = "the class noun is not in this list of nouns"
                 caption = f"the nouns most like {concept}; orange: its class noun"
-                path = results.image("class_nouns.png", caption)
+                path = findings.image("class_nouns.png", caption)
                 title = f"What is {concept}?"
-                plots.bars(
-                    {"": results.metrics}, path, title, "mean cosine with the concept images", described.class_noun
+                shared_plots.bars(
+                    {"": findings.metrics}, path, title, "mean cosine with the concept images", described.class_noun
                 )
-                write_json(new / ANALYSES, {"concept": concept, "analyses": {"class_nouns": results.described()}})
+                write_json(new / ANALYSES, {"concept": concept, "analyses": {"class_nouns": findings.described()}})
     return _report(folder, stamp, skipped, started)
 
 
 # -- inside ---------------------------------------------------------------------------------------------------
 
 
-def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench:
+def _inputs(store: Store, concept: str, method: str, listener: Listener) -> Inputs:
     """Everything that analyses look at, read and loaded."""
-    from personalize_core.analyses.bench import Bench
+    from personalize_core.analyses.inputs import Inputs
     from personalize_core.artifacts.saving import restore
     from personalize_core.metrics import tables
-    from personalize_core.metrics.features import load_identity_encoder, load_text_image_encoder
+    from personalize_core.metrics.encoders import load_identity_encoder, load_text_image_encoder
     from personalize_core.training import training_log
 
     params, artifact, base = store.params, store.artifact(method, concept), load_base(store)
@@ -271,7 +272,7 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
     def ready(variant: str, prompts: Sequence[str]) -> Method:
         return ready_to_sample(variants[variant], store, concept, method, base, trained, prompts, listener)
 
-    return Bench(
+    return Inputs(
         method=method,
         concept=store.concept(concept),
         base=base,
@@ -281,7 +282,7 @@ def _bench(store: Store, concept: str, method: str, listener: Listener) -> Bench
         text_image=load_text_image_encoder(text_image, device),
         concept_images=intake.concept_images(store.concept_folder(concept)),
         grid=_grid(store.grid(method, concept)),
-        floor=_grid(store.grid(BASELINE, concept)) if _sampled_as_asked(store, concept, BASELINE) else None,
+        baseline=_grid(store.grid(BASELINE, concept)) if _sampled_as_asked(store, concept, BASELINE) else None,
         scores=tables.read(scores[0]) if scores[0].is_file() else None,
         baseline_scores=tables.read(scores[1]) if scores[1].is_file() else None,
         log=training_log.read(artifact) if (artifact / training_log.LOG).is_file() else [],
@@ -307,7 +308,7 @@ def _before_training(base: BaseModel, trained: Method, method: str, seed: int) -
 
 
 def _grid(folder: Path) -> SampledGrid:
-    from personalize_core.analyses.bench import SampledGrid
+    from personalize_core.analyses.inputs import SampledGrid
 
     described = read_grid(folder)
     templates, images = described["templates"], described["images_per_prompt"]

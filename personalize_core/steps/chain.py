@@ -193,13 +193,13 @@ class Chain:
         return link
 
     def comparison(self) -> Link:
-        from personalize_core.metrics import tables
+        from personalize_core.metrics import parquet
 
         folder = self.store.comparison()
         link, made_from = self._result("comparison", folder, None, self._again(folder, "compare"))
         link.facts |= _some(made_from, "protocol", "trainings_left_out")
         if (folder / SCORES).is_file():
-            table = tables.read_parquet(folder / SCORES)
+            table = parquet.read_parquet(folder / SCORES)
             link.facts["scores"] = len(table)
             cells = table.select("method", "concept").unique().sort("method", "concept").rows()
             link.inputs = [self.scores(method, concept, deep=len(cells) <= DEEP) for method, concept in cells]

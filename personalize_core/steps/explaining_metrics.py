@@ -78,10 +78,10 @@ def explain_metrics(chain: Chain, path: Path, rows: Rows) -> Link:
 def _rows_of(path: Path, rows: Rows) -> pl.DataFrame:
     import polars as pl
 
-    from personalize_core.metrics import tables
+    from personalize_core.metrics import parquet
 
     try:
-        table = tables.read_parquet(path)
+        table = parquet.read_parquet(path)
     except Exception as error:  # polars and pyarrow raise what they like
         raise InputError(f"{path} is no table of scores: {error}") from None
     if lacking := {*rows.asked, *MEASURED, *HOW, *ABOUT} - set(table.columns):

@@ -135,10 +135,10 @@ def grid(store: Store, concept: str, method: str) -> list[Gate]:
 
 def scores(store: Store, concept: str, method: str) -> list[Gate]:
     """Does every image have every score, or a reason why not, and is every score one that there can be?"""
-    from personalize_core.metrics import tables
+    from personalize_core.metrics import parquet, tables
 
     folder = store.scores(method, concept)
-    table, absent = tables.read_parquet(folder / SCORES), read_json(folder / ABSENT)
+    table, absent = parquet.read_parquet(folder / SCORES), read_json(folder / ABSENT)
     ranges = {tables.SCALED: (0.0, 2.5), tables.PLAIN: (-1.0, 1.0)}
     out = []
     for row in table.select("metric", "image", "score", "scaling").iter_rows(named=True):
@@ -156,7 +156,7 @@ def scores(store: Store, concept: str, method: str) -> list[Gate]:
 
 def identity(store: Store, concept: str, method: str) -> list[Gate]:
     """Are the images more like the concept than those of the base model, which has never seen it?"""
-    from personalize_core.metrics import tables
+    from personalize_core.metrics import parquet
 
     name, floor = "identity_above_base_model", store.scores(BASELINE, concept) / SCORES
     if method == BASELINE:
@@ -165,7 +165,7 @@ def identity(store: Store, concept: str, method: str) -> list[Gate]:
         return [Gate(name, True, "not compared: the base model has no scores of this concept yet", False)]
     found = {}
     for who, path in ((BASELINE, floor), (method, store.scores(method, concept) / SCORES)):
-        table = tables.read_parquet(path).filter(metric="dino", headline=True)
+        table = parquet.read_parquet(path).filter(metric="dino", headline=True)
         for (variant,), group in table.group_by("variant", maintain_order=True):
             found[who if who == BASELINE else str(variant)] = float(group["score"].to_numpy().mean())
     if BASELINE not in found or len(found) == 1:

@@ -16,7 +16,7 @@ from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.sampling.grid import image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import draw, ready_to_sample, refining
-from personalize_core.workspace.dependencies import SAMPLING, artifact_stamp, sampling_sources
+from personalize_core.workspace.dependencies import ENCODERS, SAMPLING, artifact_stamp, sampling_sources
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import device_of, load_base
 from personalize_core.workspace.store import Store
@@ -127,7 +127,7 @@ def heat_maps(
         read = {name: analysis.metrics(maps) for name, maps in found.items()}
         write_json(new / "heat_maps.json", {"prompt": said, **request, "maps": read})
         imaged = {name: base.decode(maps.latents)[0].numpy() for name, maps in found.items()}
-        analysis.draw(found, imaged, new / "heat_maps.png", title=said)
+        analysis.save_grid(found, imaged, new / "heat_maps.png", title=said)
     return Report(stamp, False, time.monotonic() - started, folder, {}, images)
 
 
@@ -171,7 +171,7 @@ def sample_several_concepts(
         "seed": store.sampling_seed,
         "encoder": weights_of(params.encoders.identity[0]),
         "concept_images": [intake.content(store.concept_folder(concept)) for concept, _ in cells],
-        "sources": sources_hash([*SAMPLING, "sampling/several_concepts", "metrics/features", "metrics/side_by_side"]),
+        "sources": sources_hash([*SAMPLING, *ENCODERS, "sampling/several_concepts", "metrics/several_concepts"]),
     }
     stamp = stamp_of(request)
     folder = store.samples("together", "+".join(concept for concept, _ in cells), stamp)
@@ -198,8 +198,8 @@ def _identity_of_parts(
 ) -> dict[str, float]:
     """Means over the images, of which each has the concepts from left to right as its prompt names them."""
     from personalize_core.concepts.image_files import load_image
-    from personalize_core.metrics.features import load_identity_encoder
-    from personalize_core.metrics.side_by_side import identity_of_parts
+    from personalize_core.metrics.encoders import load_identity_encoder
+    from personalize_core.metrics.several_concepts import identity_of_parts
 
     encoder = load_identity_encoder(store.params.encoders.identity[0], device_of(store))
     references = [[load_image(p) for p in intake.concept_images(store.concept_folder(name))] for name in concepts]

@@ -22,11 +22,11 @@ def report(store: Store, listener: Listener = unheard) -> Report:
     Raises:
         InputError: nothing has been compared, or an image that was scored is gone or another one by now.
     """
-    from personalize_core.metrics import tables
+    from personalize_core.metrics import parquet
 
     started, folder, compared = time.monotonic(), store.report(), store.comparison()
     stamp_there = manifest_stamp(compared, f"nothing has been compared in {compared}")
-    scores = tables.read_parquet(compared / SCORES)
+    scores = parquet.read_parquet(compared / SCORES)
     cells = scores.select("method", "concept").unique().sort("method", "concept").rows()
     stamp = stamp_of(
         {

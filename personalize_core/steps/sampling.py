@@ -84,7 +84,7 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
                 "artifact": artifact,
             }
             write_json(new / DESCRIPTION, about)
-            comparison.draw(store, concept, [(name, new) for name in variants], about, new / "grid.png")
+            comparison.save_grid(store, concept, [(name, new) for name in variants], about, new / "grid.png")
         write_json(store.sampling_costs(method, concept), taken)
     return Report(stamp, False, time.monotonic() - started, folder, {}, images)
 

@@ -89,7 +89,7 @@ def _train_into(
     """Returns what the training took, as far as it is known; nothing where nothing was trained."""
     from personalize_core.analyses.learned_embedding import WhileTraining
     from personalize_core.artifacts import proof, saving
-    from personalize_core.report import figures
+    from personalize_core.report.figures.losses import loss_curve
     from personalize_core.training import loop as training
     from personalize_core.training import training_log
     from personalize_core.training.fixed_batch import fixed_batch_losses, improvement
@@ -125,7 +125,7 @@ def _train_into(
         write_json(folder / "fixed_batch.json", improvement(before, after, seed))
         training_log.write(rows, folder)
         if rows:
-            figures.loss_curve(rows, folder / LOSS_CURVE)
+            loss_curve(rows, folder / LOSS_CURVE)
         if fresh:
             write_json(folder / PROOF, proof.compare(proof.answer(learner, base), fresh.answer(), base))
     return taken if total else {}

@@ -14,7 +14,7 @@ from personalize_core.study.design import QUESTIONS, Answer, Key, QuestionName
 
 COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "study": (pl.String(), "which study: a hash of all that it shows"),
-    "rater": (pl.String(), "random name of the rater, drawn by the page"),
+    "rater": (pl.String(), "random name of the rater, chosen by the page"),
     "order": (pl.Int64(), "place among the rater's own answers, from 0"),
     "question": (pl.String(), "text (fits the text), image (looks like the concept), or both (one forced choice)"),
     "first": (pl.String(), "the variant that the study compares with each of the others"),

@@ -1,10 +1,10 @@
 """What a study shows: which images stand against each other, under which question.
 
-The questions are those of the papers (methods.md, 15.6). Personalized Residuals (arXiv:2405.12978, sec. 4.3) asks two,
+The questions are those of the papers. Personalized Residuals (arXiv:2405.12978, sec. 4.3) asks two,
 each with "not sure" as a third answer: a prompt and two images, and three concept images and two images.
 AttnDreamBooth (arXiv:2406.05000) asks one, a forced choice on identity and text together.
 
-A pair is two images of one cell (concept, prompt, image index), so both grew from the same first noise.
+A pair is two images of one cell (concept, prompt, image index), so both start from the same noise.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ QUESTIONS: dict[QuestionName, Question] = {
         may_be_unsure=True,
     ),
     "image": Question(
-        "Which image looks more like the {} in the concept images?",
-        "You see concept images of one thing and two images. Say in which of the two it looks more like the thing in "
-        "the concept images; where it is and what is around it does not matter.",
+        "Which image looks more like the {} in the reference images?",
+        "You see reference images of one thing, and two other images. Say in which of the two it looks more like the "
+        "thing in the reference images; where it is and what is around it does not matter.",
         shows_text=False,
         shows_concept_images=True,
         may_be_unsure=True,
     ),
     "both": Question(
         "Which image better shows this {} as the text says?",
-        "You see concept images of one thing, a text, and two images. Choose the image that you find better, both in "
-        "likeness to the thing in the concept images and in what the text says.",
+        "You see reference images of one thing, a text, and two other images. Choose the image that you find better, "
+        "both in likeness to the thing in the reference images and in following the text.",
         shows_text=True,
         shows_concept_images=True,
         may_be_unsure=False,
@@ -79,7 +79,7 @@ class Request(BaseModel):
 
     variants: list[str]  # the first is compared with each of the others
     questions: list[QuestionName] = ["text", "image"]
-    concepts: list[str] = []  # empty: every concept that all variants have drawn
+    concepts: list[str] = []  # empty: every concept for which all variants have a grid
     pairs: Annotated[int, Field(gt=0)] = 40  # of each comparison, in the page; a rater sees some of them
     per_rater: Annotated[int, Field(gt=0)] = 40  # questions that one rater answers, at most
     concept_images: Annotated[int, Field(gt=0)] = 3  # of the concept, shown beside the images; the papers show three
@@ -127,8 +127,8 @@ class Comparison(_Strict):
 class Key(_Strict):
     """Everything about a study, and above all which image is whose: what the page must not say.
 
-    A pair's number is comparison * len(cells) + cell; an image's number is its place in `images`, whose order was
-    drawn, so that it tells nothing.
+    A pair's number is comparison * len(cells) + cell; an image's number is its place in `images`, whose order is
+    random, so that it tells nothing.
     """
 
     format: Literal["personalize study 1"]
@@ -138,7 +138,7 @@ class Key(_Strict):
     questions: list[QuestionName]
     comparisons: list[Comparison]
     concepts: list[ConceptShown]
-    left_out: list[str]  # concepts of the workspace that not every variant has drawn
+    left_out: list[str]  # concepts of the workspace without a grid of every variant
     cells: list[Cell]
     images: list[StudyImage]
     each: Annotated[int, Field(gt=0, multiple_of=2)]  # pairs of a comparison that a rater sees under one question
@@ -198,10 +198,10 @@ class Key(_Strict):
 
 
 def design(store: Store, request: Request) -> Key:
-    """Choose what is shown. Concepts take turns; what is chosen of each is drawn from the seed.
+    """Choose what is shown. Concepts take turns; what is chosen of each follows from the seed.
 
     Raises:
-        InputError: a variant or concept is unknown or not drawn, grids were drawn differently, an image is missing,
+        InputError: a variant or concept is unknown or has no grid, grids were sampled differently, an image is missing,
             or there is too little for even one pair on either side.
     """
     grids, left_out = _grids(store, request)
@@ -231,8 +231,8 @@ def design(store: Store, request: Request) -> Key:
     ]
     if missing := [path for _, _, path in paths if not path.is_file()]:
         raise InputError(
-            f"{missing[0]} is missing from its grid; remove {missing[0].parents[1]} and `personalize evaluate` draws "
-            "it again"
+            f"{missing[0]} is missing from its grid; remove {missing[0].parents[1]} and `personalize evaluate` "
+            "samples it again"
         )
     images = [StudyImage(variant=variant, cell=number, sha256=sha256(path)) for variant, number, path in paths]
     return Key.of(
@@ -275,7 +275,7 @@ def _method_of(store: Store) -> dict[str, str]:
 
 
 def _grids(store: Store, request: Request) -> tuple[dict[str, dict[str, _Grid]], list[str]]:
-    """Concept -> variant -> grid, of every concept that all variants have drawn alike; and the other concepts."""
+    """Concept -> variant -> grid, of concepts with a grid of each variant, sampled alike; and the other concepts."""
     methods = _method_of(store)
     if unknown := [variant for variant in request.variants if variant not in methods]:
         raise InputError(f"params.yaml has no variant {unknown[0]!r}; its variants are {listed(methods)}")
@@ -290,12 +290,12 @@ def _grids(store: Store, request: Request) -> tuple[dict[str, dict[str, _Grid]],
             grids[concept] = there
         elif request.concepts:
             lacking = next(variant for variant, grid in found.items() if grid is None)
-            raise InputError(f"no grid of {concept!r} has been drawn by {lacking!r}; `personalize run` draws it")
+            raise InputError(f"there is no grid of {concept!r} by {lacking!r}; `personalize run` samples it")
         else:
             left_out.append(concept)
     if not grids:
         raise InputError(
-            f"no concept has been drawn by all of {listed(request.variants)}; `personalize run` draws what is missing"
+            f"no concept has a grid of all of {listed(request.variants)}; `personalize run` samples what is missing"
         )
     _check_alike([by_variant[request.variants[0]] for by_variant in grids.values()])
     return grids, left_out
@@ -311,12 +311,12 @@ def _read(folder: Path, variant: str) -> _Grid | None:
             return None
         {name: about[name] for name in ("templates", "images_per_prompt", "base_model")}
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is damaged; remove {folder} and `personalize evaluate` draws it again") from None
+        raise InputError(f"{path} is damaged; remove {folder} and `personalize evaluate` samples it again") from None
     return _Grid(folder, variant, about)
 
 
 def _check_alike(grids: list[_Grid]) -> None:
-    """Raise unless they were drawn of the same prompts, from the same noise, in the same way."""
+    """Raise unless they were sampled from the same prompts, from the same noise, in the same way."""
     named = {
         "templates": "prompts",
         "images_per_prompt": "numbers of images",
@@ -328,16 +328,16 @@ def _check_alike(grids: list[_Grid]) -> None:
         for name, plural in named.items():
             if grid.about.get(name) != grids[0].about.get(name):
                 raise InputError(
-                    f"{grids[0].folder} and {grid.folder} were drawn from different {plural}, so their images make "
-                    "no pairs; `personalize evaluate` draws both by params.yaml"
+                    f"{grids[0].folder} and {grid.folder} were sampled from different {plural}, so their images "
+                    "make no pairs; `personalize evaluate` samples both as in params.yaml"
                 )
 
 
 def _taking_turns(cells: list[list[Cell]], generator: np.random.Generator) -> list[Cell]:
-    """Each concept's cells in a drawn order, one concept after the other, so that any beginning is balanced."""
-    sampled = [[own[index] for index in generator.permutation(len(own))] for own in cells]
-    longest = max(len(own) for own in sampled)
-    return [own[turn] for turn in range(longest) for own in sampled if turn < len(own)]
+    """Each concept's cells in a random order, one concept after the other, so that any beginning is balanced."""
+    shuffled = [[own[index] for index in generator.permutation(len(own))] for own in cells]
+    longest = max(len(own) for own in shuffled)
+    return [own[turn] for turn in range(longest) for own in shuffled if turn < len(own)]
 
 
 def _each(request: Request, cells: int) -> int:
@@ -352,6 +352,6 @@ def _each(request: Request, cells: int) -> int:
     if not by_images:
         raise InputError(
             f"{cells} pairs of each comparison are too few: no rater sees a pair twice, and every question needs two; "
-            "draw more prompts or more images per prompt, or raise --pairs"
+            "sample more prompts or more images per prompt, or raise --pairs"
         )
     return min(by_patience, by_images)

@@ -96,7 +96,7 @@ def _embedded(store: Store, key: Key, progress: Progress) -> dict[str, Any]:
 
 
 def _sampled(image: Image.Image) -> str:
-    """Every pixel as it was drawn, and nothing else that its file may have carried."""
+    """Every pixel as it was sampled, and nothing else that its file may have carried."""
     return _data_uri(image, lossless=True, exact=True)
 
 

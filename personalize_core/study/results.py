@@ -1,9 +1,10 @@
-"""What a study says: shares with intervals, and how far the raters agree.
+"""Results of a study: shares with intervals, and how far the raters agree.
 
-The procedure is that of methods.md, 15.6: drop "not sure", take the share that prefers the first variant, resample
-10,000 times, give the central 95 % and n. Where a rater answered several times, answers are not independent: raters
-are resampled, each with all of their answers (cluster bootstrap), and that interval is the primary one. The intervals
-tell how far these raters settle the shares for these images; other concepts and prompts are not in them.
+The procedure is that of Personalized Residuals (arXiv:2405.12978, sec. 4.3), as far as it is stated there: drop "not
+sure", take the share that prefers the first variant, resample 10,000 times, give the central 95 % and n. Where a rater
+answered several times, answers are not independent: raters are resampled, each with all of their answers (cluster
+bootstrap), and that interval is the primary one. The intervals tell how far these raters settle the shares for these
+images; other concepts and prompts are not in them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import polars as pl
 from scipy.stats import binomtest
 
 from personalize_core.files.atomic import write_json
-from personalize_core.metrics.tables import write_parquet
+from personalize_core.metrics.parquet import write_parquet
 from personalize_core.report.display_names import in_words
 from personalize_core.study import answers as answer_files
 from personalize_core.study.answers import AnswerFile
@@ -232,8 +233,8 @@ def resampled_shares(wins: np.ndarray, n: np.ndarray, draws: int, seed: int) -> 
     shares = np.empty(draws)
     rows = max(1, 2_000_000 // len(n))  # at most this many indices in memory at once
     for start in range(0, draws, rows):
-        sampled = generator.integers(len(n), size=(min(rows, draws - start), len(n)))
-        shares[start : start + len(sampled)] = wins[sampled].sum(axis=1) / n[sampled].sum(axis=1)
+        drawn = generator.integers(len(n), size=(min(rows, draws - start), len(n)))
+        shares[start : start + len(drawn)] = wins[drawn].sum(axis=1) / n[drawn].sum(axis=1)
     return shares
 
 

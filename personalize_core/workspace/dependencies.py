@@ -53,10 +53,11 @@ TRAINING = (
     "training/checkpoints",
     "training/loop",
 )
+ENCODERS = ("metrics/encoder_names", "metrics/encoders", "metrics/preprocessing", "metrics/weights")
 SCORING = (
-    "metrics/encoder_names",
-    "metrics/features",
+    *ENCODERS,
     "metrics/masks",
+    "metrics/parquet",
     "metrics/scoring",
     "metrics/similarity",
     "metrics/tables",
@@ -64,17 +65,27 @@ SCORING = (
 )
 NAMING = ("report/display_names", "methods/names.yaml")  # what people read instead of identifiers
 COMPARING = (
-    "metrics/concept_counts",
+    "metrics/concept_coverage",
     "metrics/costs",
+    "metrics/parquet",
     "metrics/ranking",
     "metrics/statistics",
+    "metrics/summaries",
     "metrics/tables",
     "report/comparison",
     "report/figures",
     *NAMING,
 )
 # And all of report/, its page among it.
-REPORTING = ("metrics/concept_counts", "metrics/ranking", "metrics/tables", *NAMING)
+REPORTING = (
+    "metrics/concept_coverage",
+    "metrics/parquet",
+    "metrics/ranking",
+    "metrics/summaries",
+    "metrics/tables",
+    "report/figures",
+    *NAMING,
+)
 
 
 def train_stamp(store: Store, concept: str, method: str) -> Stamp:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from personalize_core.analyses import absence, copying, diversity, drift, per_prompt
-from personalize_core.analyses.results import Results
-from personalize_core.metrics import tables
+from personalize_core.analyses.findings import Findings
+from personalize_core.metrics import parquet, tables
 
 
 def rows(count: int, width: int, seed: int) -> np.ndarray:
@@ -98,12 +98,12 @@ def test_one_image_has_no_diversity():
 
 def test_drift_prompts_never_mention_the_concept_and_name_three_different_things():
     templates = ["a photo of a {}", "a {} on the beach", "{} at night", "a {} in snow", "a {} left out"]
-    asked = drift.prompts(templates, "cat")
+    asked = drift.asked_prompts(templates, "cat")
     assert len(asked) == 12 and not any("<" in prompt or "{}" in prompt for prompt, _ in asked)
     assert asked[0] == ("a photo of a cat", "class noun") and asked[4] == ("a photo of a car", "other noun")
     assert [kind for _, kind in asked].count("class noun") == 4
     assert not any("left out" in prompt for prompt, _ in asked)
-    assert len({prompt for prompt, _ in drift.prompts(templates, "teddy bear")}) == 12
+    assert len({prompt for prompt, _ in drift.asked_prompts(templates, "teddy bear")}) == 12
 
 
 def test_images_that_are_the_same_do_not_differ_and_others_by_the_root_mean_square():
@@ -159,8 +159,8 @@ def table(variant: str, scores: dict[tuple[int, int], float]) -> pl.DataFrame:
 
 def test_each_prompts_mean_and_its_difference_from_the_base_models_images_of_the_same_noise():
     mine = table("oft", {(0, 0): 0.5, (0, 1): 0.7, (1, 0): 0.9})
-    floor = table("base_model", {(0, 0): 0.4, (0, 1): 0.2})
-    first, second = per_prompt.breakdown(mine, floor)
+    baseline = table("base_model", {(0, 0): 0.4, (0, 1): 0.2})
+    first, second = per_prompt.breakdown(mine, baseline)
     assert first["prompt"] == "{} 0" and first["images"] == 2
     assert (first["mean"], first["least"], first["greatest"]) == pytest.approx((0.6, 0.5, 0.7))
     assert first["difference"] == pytest.approx(((0.5 - 0.4) + (0.7 - 0.2)) / 2)
@@ -172,18 +172,18 @@ def test_each_prompts_mean_and_its_difference_from_the_base_models_images_of_the
 
 
 def test_a_number_that_is_not_finite_enters_no_table(tmp_path):
-    results = Results(tmp_path, "T", "how")
+    findings = Findings(tmp_path, "T", "how")
     meanings = {"name": "of it", "value": "its value; null where there is none"}
     good = [{"name": "a", "value": 0.5}, {"name": "b", "value": None}]
-    results.table("good.parquet", good, meanings, "two")
-    assert tables.meanings_in(tmp_path / "good.parquet") == meanings
-    assert tables.read_parquet(tmp_path / "good.parquet").to_dicts() == good
+    findings.table("good.parquet", good, meanings, "two")
+    assert parquet.meanings_in(tmp_path / "good.parquet") == meanings
+    assert parquet.read_parquet(tmp_path / "good.parquet").to_dicts() == good
     for wrong in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="column 'value' holds a number that is not finite"):
-            results.table("bad.parquet", [{"name": "a", "value": wrong}], meanings, "one")
+            findings.table("bad.parquet", [{"name": "a", "value": wrong}], meanings, "one")
     with pytest.raises(ValueError, match="has the columns"):
-        results.table("bad.parquet", [{"name": "a"}], meanings, "one")
-    assert not (tmp_path / "bad.parquet").exists() and list(results.tables) == ["good.parquet"]
+        findings.table("bad.parquet", [{"name": "a"}], meanings, "one")
+    assert not (tmp_path / "bad.parquet").exists() and list(findings.tables) == ["good.parquet"]
     with pytest.raises(RuntimeError, match="wrote files before"):
-        results.not_defined("it learns nothing")
-    assert Results(tmp_path, "T", "h").not_defined("why")["not_defined"] == "why"
+        findings.not_defined("it learns nothing")
+    assert Findings(tmp_path, "T", "h").not_defined("why")["not_defined"] == "why"

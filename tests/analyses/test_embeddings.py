@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from personalize_core.analyses import bare_placeholder, context_tokens, embedding_drift, learned_embedding
-from personalize_core.analyses.results import NotDefined
+from personalize_core.analyses.findings import NotDefined
 from personalize_core.base_model.model import hooked
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods import METHODS
@@ -149,8 +149,8 @@ def test_the_words_of_the_log_become_rows_and_a_image(tmp_path):
 # The bare placeholder
 
 
-def test_the_bare_placeholder_is_drawn_by_the_base_models_own_u_net(concept):
-    """As Textual Inversion with the same embedding draws it, whatever the method changed in the U-Net."""
+def test_the_bare_placeholder_is_sampled_by_the_base_models_own_u_net(concept):
+    """As Textual Inversion with the same embedding samples it, whatever the method changed in the U-Net."""
     base = tiny_base()
     tuned = disturbed(TIDB(TIDBConfig(), base, concept)).eval()
     alone = TextualInversion(Config(), base, concept).eval()

@@ -1,4 +1,4 @@
-"""Heat maps: the same as attention computed by hand beside the U-Net, and the image is the one drawn unwatched."""
+"""Heat maps: the same as attention computed by hand beside the U-Net, and the image is the one sampled unwatched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from personalize_core.analyses.heat_maps import SIDE, HeatMaps, draw, heat_maps, metrics, overlay
+from personalize_core.analyses.heat_maps import SIDE, HeatMaps, heat_maps, metrics, overlay, save_grid
 from personalize_core.base_model.model import LAYERS, hooked
 from personalize_core.methods.textual_inversion import Config, TextualInversion
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
@@ -128,7 +128,7 @@ def test_the_numbers_name_their_words_and_compare_the_concept_with_its_class_nou
     assert read["overlap of concept and class noun"] == 1.0
     alone = HeatMaps(maps.latents, ["a", "<v>"], maps.maps[:2], [1], [])
     assert metrics(alone)["overlap of concept and class noun"] is None
-    draw(
+    save_grid(
         {"one": maps, "two": maps},
         dict.fromkeys(("one", "two"), np.zeros((16, 16, 3), np.uint8)),
         tmp_path / "m.png",

@@ -40,7 +40,7 @@ def refusal(act) -> str:
 
 
 @pytest.mark.parametrize("linear", [False, True], ids=["convolutional", "linear"])
-def test_a_folder_that_a_stock_pipeline_saved_draws_the_same(linear, tmp_path, concept):
+def test_a_folder_that_a_stock_pipeline_saved_samples_the_same(linear, tmp_path, concept):
     stock_pipeline(tiny_parts(linear)).save_pretrained(tmp_path / "tiny")
     loaded, built = load_base_model(str(tmp_path / "tiny"), "cpu"), tiny_base(linear)
     prompts = ["a photo of the <v> dog", "a red mug"]
@@ -147,7 +147,7 @@ def test_the_scheduler_belongs_to_the_identity(folder):
 
 
 def test_the_names_stand_for_the_published_models_at_a_fixed_revision():
-    """The hub ids are methods.md 0.3's."""
+    """The hub ids of Stable Diffusion 1.4, 1.5, 2.1-base and 2.1."""
     assert {name: published.hub_id for name, published in PUBLISHED.items()} == {
         "sd-1.4": "CompVis/stable-diffusion-v1-4",
         "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",

@@ -17,7 +17,7 @@ def test_nothing_of_it_can_be_trained(base):
         assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_the_layers_are_the_table_of_methods_md(base):
+def test_the_layers_are_those_of_stable_diffusion_in_the_order_they_run(base):
     """Section 12.1: execution order, the middle block between down and up; no attention in down 3 and up 0."""
     assert LAYERS[:2] == ("down_blocks.0.attentions.0", "down_blocks.0.attentions.1")
     assert (LAYERS[6], len(LAYERS)) == ("mid_block.attentions.0", 16)
@@ -107,7 +107,7 @@ def test_a_call_inside_a_call_gives_the_outer_one_back(base, concept):
     assert seen == [context]
 
 
-# -- the target of training (methods.md 12.6) -------------------------------------------------------------------
+# -- the target of training -------------------------------------------------------------------------------------
 
 
 def a_step(prediction_type, images, concept):

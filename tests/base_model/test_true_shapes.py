@@ -15,7 +15,7 @@ from personalize_core.methods import method_class
 from personalize_core.methods.shared.parts import count
 from tests.conftest import tiny_tokenizer
 
-# The config.json of the published repositories (methods.md 0.3), as far as it differs from the libraries' defaults.
+# The config.json of the published repositories, as far as it differs from the libraries' defaults.
 UNET: dict[str, dict[str, Any]] = {
     "sd-1.4": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sd-2.1": {
@@ -87,7 +87,7 @@ def expected(name: str, sd14: int, sd21: int) -> int:
 
 
 def test_the_shapes_are_the_published_ones(full, name):
-    """methods.md 0.3: parameters of the U-Net and of the text encoder; native sizes."""
+    """Parameters of the U-Net and of the text encoder of Rombach et al. (2022); native sizes."""
     assert count(full.unet) == expected(name, 859_520_964, 865_910_724)
     assert count(full.text_encoder) == expected(name, 123_060_480, 340_387_840)
     assert full.image_size == expected(name, 512, 768)
@@ -125,7 +125,7 @@ def test_neti_learns_a_small_network_on_both(full, name):
 
 
 def test_attndreambooth_learns_more_from_stage_to_stage(full, name):
-    """methods.md section 8: the embedding, the cross-attention, the whole U-Net."""
+    """Its three stages (Pang et al. 2024): the embedding, the cross-attention, the whole U-Net."""
     none: Any = {"embedding_steps": 0, "attention_steps": 0, "unet_steps": 0}
     alone = [learned(full, "attn_dreambooth", **(none | {f"{s}_steps": 1})) for s in ("embedding", "attention", "unet")]
     assert alone == [expected(name, 768, 1_024), expected(name, 43_962_560, 50_352_320), count(full.unet)]
@@ -143,7 +143,7 @@ def test_personalized_residuals_learn_the_papers_count_on_both(full):
 
 
 def test_their_ranks_are_a_twentieth_of_the_channels(full):
-    """methods.md section 9: 320 -> 16, 640 -> 32, 1280 -> 64."""
+    """Ham et al. 2024, 5 % of the channels: 320 -> 16, 640 -> 32, 1280 -> 64."""
     kind: Any = method_class("personalized_residuals")
     with torch.device("meta"):
         residuals = kind(kind.Config(), full, Concept("v", "<v>", "dog")).residuals
@@ -151,7 +151,7 @@ def test_their_ranks_are_a_twentieth_of_the_channels(full):
 
 
 def test_oft_learns_as_many_numbers_as_its_blocks_hold(full, name):
-    """methods.md section 6: stored values, and those that are free, the strict upper triangles."""
+    """Stored values, and the free ones of skew-symmetric blocks: the strict upper triangles (Qiu et al. 2023)."""
     assert learned(full, "oft") == expected(name, 23_304_192, 26_974_208)
     kind: Any = method_class("oft")
     with torch.device("meta"):
@@ -174,23 +174,23 @@ def test_rescaled_oft_learns_a_factor_for_each_output_neuron(full):
 
 
 def test_vico_learns_four_blocks_and_an_embedding(full, name):
-    """methods.md section 7."""
+    """The image cross-attention of every other decoder block (Hao et al. 2023), and the embedding."""
     assert learned(full, "vico") == 51_248_960 + expected(name, 768, 1024)
     assert learned(full, "vico", image_attention=False) == expected(name, 768, 1024)
 
 
 def test_lora_learns_two_factors_for_each_projection(full, name):
-    """methods.md section 11."""
+    """Rank 4 at the four projections of both attentions of each block (Hu et al. 2021)."""
     assert learned(full, "lora_dreambooth") == expected(name, 797_184, 829_952)
 
 
 def test_xti_learns_sixteen_embeddings(full, name):
-    """methods.md section 11."""
+    """One for each cross-attention layer (Voynov et al. 2023)."""
     assert learned(full, "xti") == expected(name, 12_288, 16_384)
 
 
 def test_every_layer_of_the_table_is_there_with_its_channels_heads_and_width(full, name):
-    """methods.md 12.1."""
+    """The cross-attention layers of the U-Net in the order they run, with their channels, heads and widths."""
     channels = [320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320]
     heads = {"sd-1.4": {320: 8, 640: 8, 1280: 8}, "sd-2.1": {320: 5, 640: 10, 1280: 20}}[name]
     for block, c in zip(full.transformers.values(), channels, strict=True):

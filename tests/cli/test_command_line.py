@@ -222,7 +222,7 @@ def test_help_loads_no_library_but_typer():
 def test_loading_weights_prints_nothing_into_our_bars():
     load = (
         "from personalize_core.base_model.loading import load_base_model as load; load('mini', 'cpu');"
-        "from personalize_core.metrics.features import load_identity_encoder as load; load('mini-identity')"
+        "from personalize_core.metrics.encoders import load_identity_encoder as load; load('mini-identity')"
     )
     run = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True, check=True)
     assert run.stdout == "" and "Loading weights" not in run.stderr

@@ -119,6 +119,18 @@ def test_the_hash_of_sources_follows_their_text(tmp_path, monkeypatch):
     assert sources_hash(["train", "methods/one"]) != before
 
 
+def test_the_hash_of_a_package_follows_each_of_its_files_wherever_it_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(stamps, "__file__", str(tmp_path / "files" / "stamps.py"))
+    (tmp_path / "figures" / "deep").mkdir(parents=True)
+    (tmp_path / "figures" / "__init__.py").write_text("")
+    hashes = [sources_hash(["figures"])]
+    for name, text in (("style.py", "1"), ("style.py", "2"), ("deep/grid.py", "1"), ("deep/grid.py", "2")):
+        (tmp_path / "figures" / name).write_text(text)
+        hashes.append(sources_hash(["figures"]))
+    (tmp_path / "figures" / "style.py").rename(tmp_path / "figures" / "deep" / "style.py")
+    assert len({*hashes, sources_hash(["figures"])}) == 6
+
+
 def test_the_hash_of_a_folder_of_texts_follows_each_of_them_and_their_names(tmp_path, monkeypatch):
     monkeypatch.setattr(stamps, "__file__", str(tmp_path / "files" / "stamps.py"))
     (tmp_path / "lists").mkdir()

@@ -16,7 +16,8 @@ from PIL import Image
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.masks import own_masks
 from personalize_core.errors import InputError
-from personalize_core.metrics import features, masks, scoring, tables
+from personalize_core.metrics import masks, scoring, summaries, tables
+from personalize_core.metrics.encoder_names import MINI_WEIGHTS
 from personalize_core.mini import concepts, places, segmenter, world
 
 torch.set_num_threads(1)
@@ -113,7 +114,7 @@ def test_a_image_without_the_concept_is_scored_counted_and_not_left_out(workspac
     empty = torch.cat([grey, torch.ones(1)])
     expected = np.mean([float(torch.cosine_similarity(empty, one, dim=0)) for one in concept_images])
     assert table["score"][1] == pytest.approx(expected, abs=1e-6)
-    summary = tables.summarise(scored(workspace).table, draws=100).filter(metric="dino_masked")
+    summary = summaries.summarise(scored(workspace).table, draws=100).filter(metric="dino_masked")
     assert summary["n_empty"].to_list() == [1, 1] and summary["images"].to_list() == [3, 3]
 
 
@@ -166,7 +167,7 @@ def test_one_concept_image_alone_has_no_ceiling_and_says_why(workspace):
 
 def test_a_image_that_is_missing_from_its_grid_is_named(workspace):
     (workspace / "grid" / "plain" / "00_01.png").unlink()
-    with pytest.raises(InputError, match=r"00_01.png is missing from its grid \(1 of 3\); draw the grid again"):
+    with pytest.raises(InputError, match=r"00_01.png is missing from its grid \(1 of 3\); sample the grid again"):
         scored(workspace)
 
 
@@ -266,7 +267,7 @@ def clipseg_folder(tmp_path_factory) -> Path:
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, ViTImageProcessor
 
     folder = tmp_path_factory.mktemp("clipseg")
-    shutil.copytree(features.MINI_WEIGHTS / "base" / "tokenizer", folder, dirs_exist_ok=True)
+    shutil.copytree(MINI_WEIGHTS / "base" / "tokenizer", folder, dirs_exist_ok=True)
     vocabulary = len(json.loads((folder / "vocab.json").read_text()))
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
     text = small | {"vocab_size": vocabulary, "eos_token_id": vocabulary - 1, "bos_token_id": vocabulary - 2}
@@ -321,6 +322,6 @@ def test_a_segmenter_that_is_not_there_is_answered_with_those_that_are(tmp_path)
 
 
 def test_two_encoders_of_one_name_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "load_text_image_encoder", lambda name, device: MeanColour())
+    monkeypatch.setattr(scoring, "load_text_image_encoder", lambda name, device: MeanColour())
     with pytest.raises(InputError, match="a/clip and b/clip both go by the name 'mean-colour'"):
         scoring.load_encoders(["a/clip", "b/clip"], [], None, ["class_phrase"], "cpu")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from personalize_core.errors import InputError
-from personalize_core.metrics import features, similarity
+from personalize_core.metrics import encoders, similarity
 
 torch.set_num_threads(1)
 
@@ -61,7 +61,7 @@ def vit_b32(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip_b32(vit_b32):
-    return features.load_text_image_encoder(f"clip-b32:{vit_b32[0]}")
+    return encoders.load_text_image_encoder(f"clip-b32:{vit_b32[0]}")
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +118,14 @@ def test_dino_s16_is_the_class_token_after_the_final_norm(vit_s16, images):
         normed = (token - mean) / (variance + model.config.layer_norm_eps).sqrt()
         plain = normed * model.layernorm.weight + model.layernorm.bias
     handle.remove()
-    ours = features.load_identity_encoder(f"dino-s16:{folder}").images(images)
+    ours = encoders.load_identity_encoder(f"dino-s16:{folder}").images(images)
     assert ours.shape == (len(images), 384)
     torch.testing.assert_close(ours.double(), of_length_one(plain), atol=1e-5, rtol=0)
 
 
 def test_the_same_weights_as_a_plain_folder_are_fed_as_their_own_processor_says(vit_s16):
     folder, _ = vit_s16
-    published, own = features.load_identity_encoder(f"dino-s16:{folder}"), features.load_identity_encoder(folder)
+    published, own = encoders.load_identity_encoder(f"dino-s16:{folder}"), encoders.load_identity_encoder(folder)
     assert published.weights_hash == own.weights_hash
     assert "shorter side to 256" in published.preprocessing
     assert "both sides to 224" in own.preprocessing
@@ -134,7 +134,7 @@ def test_the_same_weights_as_a_plain_folder_are_fed_as_their_own_processor_says(
 def test_the_weights_hash_is_that_of_the_file(vit_s16):
     folder, _ = vit_s16
     expected = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert features.load_identity_encoder(folder).weights_hash == expected
+    assert encoders.load_identity_encoder(folder).weights_hash == expected
 
 
 def test_a_network_that_was_saved_with_dropout_does_not_drop_anything_when_it_scores(images, tmp_path):
@@ -149,7 +149,7 @@ def test_a_network_that_was_saved_with_dropout_does_not_drop_anything_when_it_sc
     ViTModel(ViTConfig(**sizes, image_size=32, hidden_dropout_prob=0.5)).save_pretrained(tmp_path)
     about = {"size": {"shortest_edge": 32}, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))
-    encoder = features.load_identity_encoder(tmp_path)
+    encoder = encoders.load_identity_encoder(tmp_path)
     assert torch.equal(encoder.images(images), encoder.images(images))
 
 
@@ -197,7 +197,7 @@ def small_clip(tmp_path_factory):
 def test_a_folder_is_fed_as_its_own_configuration_says(small_clip, images):
     import open_clip
 
-    encoder = features.load_text_image_encoder(small_clip)
+    encoder = encoders.load_text_image_encoder(small_clip)
     model: Any
     transform: Any
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{small_clip}")
@@ -209,29 +209,29 @@ def test_a_folder_is_fed_as_its_own_configuration_says(small_clip, images):
 
 
 def test_texts_go_through_the_folders_own_tokenizer(small_clip):
-    encoder = features.load_text_image_encoder(small_clip)
+    encoder = encoders.load_text_image_encoder(small_clip)
     dog, dog_again, cat = encoder.texts(["a dog", "a  dog", "a cat"])
     torch.testing.assert_close(dog, dog_again)
     assert not torch.allclose(dog, cat)
 
 
 def test_a_image_has_the_same_features_whatever_is_encoded_with_it(small_clip, images, monkeypatch):
-    encoder = features.load_text_image_encoder(small_clip)
+    encoder = encoders.load_text_image_encoder(small_clip)
     together = encoder.images(images)
-    monkeypatch.setattr(features, "BATCH_SIZE", 3)
+    monkeypatch.setattr(encoders, "BATCH_SIZE", 3)
     torch.testing.assert_close(encoder.images(images), together, atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.cat([encoder.images([p]) for p in images]), together, atol=1e-6, rtol=0)
 
 
 def test_features_are_float32_of_length_one_without_gradient(small_clip, images):
-    encoder = features.load_text_image_encoder(small_clip)
+    encoder = encoders.load_text_image_encoder(small_clip)
     for rows in (encoder.images(images), encoder.texts(["a dog", "a cat"])):
         assert rows.dtype == torch.float32 and not rows.requires_grad
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
 
 
 def test_grey_and_transparent_images_are_read_as_colour(small_clip, images):
-    encoder = features.load_text_image_encoder(small_clip)
+    encoder = encoders.load_text_image_encoder(small_clip)
     image = images[1]
     torch.testing.assert_close(encoder.images([image.convert("RGBA")]), encoder.images([image]))
     grey = image.convert("L")
@@ -239,7 +239,7 @@ def test_grey_and_transparent_images_are_read_as_colour(small_clip, images):
 
 
 def test_there_is_nothing_to_encode_in_an_empty_list(small_clip):
-    encoder = features.load_text_image_encoder(small_clip)
+    encoder = encoders.load_text_image_encoder(small_clip)
     with pytest.raises(ValueError, match="no images"):
         encoder.images([])
     with pytest.raises(ValueError, match="no texts"):
@@ -249,7 +249,7 @@ def test_there_is_nothing_to_encode_in_an_empty_list(small_clip):
 # -- what a user can get wrong ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("load", [features.load_text_image_encoder, features.load_identity_encoder])
+@pytest.mark.parametrize("load", [encoders.load_text_image_encoder, encoders.load_identity_encoder])
 def test_an_unknown_encoder_is_answered_with_the_known_ones(load):
     with pytest.raises(InputError, match="no encoder 'clip-b33': known are mini-"):
         load("clip-b33")
@@ -264,9 +264,9 @@ def test_without_a_network_one_sentence_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
     monkeypatch.setattr(huggingface_hub, "get_session", unreachable)
     with pytest.raises(InputError, match="copy its open_clip_model.safetensors into a folder .* 'clip-b32:FOLDER'"):
-        features.load_text_image_encoder("clip-b32")
+        encoders.load_text_image_encoder("clip-b32")
     with pytest.raises(InputError, match="or use the mini encoders"):
-        features.load_identity_encoder("dino-s16")
+        encoders.load_identity_encoder("dino-s16")
 
 
 def test_published_weights_are_asked_for_at_one_commit(monkeypatch, vit_s16):
@@ -279,7 +279,7 @@ def test_published_weights_are_asked_for_at_one_commit(monkeypatch, vit_s16):
         return str(vit_s16[0] / file.replace("pytorch_model.bin", "model.safetensors"))
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    encoder = features.load_identity_encoder("dino-s16")
+    encoder = encoders.load_identity_encoder("dino-s16")
     assert encoder.name == "dino-s16"
     assert {repository for repository, _ in asked} == {"facebook/dino-vits16"}
     assert all(len(revision) == 40 for _, revision in asked)
@@ -288,27 +288,27 @@ def test_published_weights_are_asked_for_at_one_commit(monkeypatch, vit_s16):
 def test_an_empty_folder_and_one_with_two_weights_files_are_refused(small_clip, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="does not hold open_clip_config.json"):
-        features.load_text_image_encoder(tmp_path / "empty")
+        encoders.load_text_image_encoder(tmp_path / "empty")
     with pytest.raises(InputError, match="holds no weights: put open_clip_model.safetensors there"):
-        features.load_text_image_encoder(f"clip-b32:{tmp_path / 'empty'}")
+        encoders.load_text_image_encoder(f"clip-b32:{tmp_path / 'empty'}")
     twins = tmp_path / "twins"
     twins.mkdir()
     for name, source in (("a.safetensors", "model.safetensors"), ("b.safetensors", "model.safetensors")):
         (twins / name).write_bytes((small_clip / source).read_bytes())
     (twins / "open_clip_config.json").write_bytes((small_clip / "open_clip_config.json").read_bytes())
     with pytest.raises(InputError, match="several weights files"):
-        features.load_text_image_encoder(twins)
+        encoders.load_text_image_encoder(twins)
 
 
 def test_other_weights_than_the_name_says_are_refused(small_clip, tmp_path):
     from transformers import ViTConfig, ViTModel
 
     with pytest.raises(InputError, match="could not be read as the encoder 'clip-b32'"):
-        features.load_text_image_encoder(f"clip-b32:{small_clip}")
+        encoders.load_text_image_encoder(f"clip-b32:{small_clip}")
     small = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32)
     ViTModel(small).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="is not dino-s16: its features have width 32"):
-        features.load_identity_encoder(f"dino-s16:{tmp_path}")
+        encoders.load_identity_encoder(f"dino-s16:{tmp_path}")
 
 
 def test_weights_that_are_only_half_there_are_refused_rather_than_filled_with_noise(vit_s16, tmp_path):
@@ -320,7 +320,7 @@ def test_weights_that_are_only_half_there_are_refused_rather_than_filled_with_no
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / name).write_bytes((vit_s16[0] / name).read_bytes())
     with pytest.raises(InputError, match="lacks weights of a ViTModel, among them 'layernorm.bias'"):
-        features.load_identity_encoder(tmp_path)
+        encoders.load_identity_encoder(tmp_path)
 
 
 # -- scores ----------------------------------------------------------------------------------------------------

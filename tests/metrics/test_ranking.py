@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 from personalize_core.errors import InputError
-from personalize_core.metrics import costs, ranking, statistics, tables
+from personalize_core.metrics import costs, parquet, ranking, statistics, summaries, tables
 from personalize_core.report import comparison
 from tests.metrics.test_tables import grid, noisy
 
@@ -38,7 +38,7 @@ def test_what_differs_is_told_and_what_does_not_cannot_be():
     assert of(compared, "alike_a", "alike_b")["verdict"] == "cannot tell"
     assert of(compared, "alike_a", "base_model")["verdict"] == "higher"
     assert of(compared, "base_model", "middle")["verdict"] == "lower"
-    ranked = ranking.rank(compared, tables.summarise(four())).rows_by_key("variant", named=True, unique=True)
+    ranked = ranking.rank(compared, summaries.summarise(four())).rows_by_key("variant", named=True, unique=True)
     assert set(compared["level"]) == {ranking.level_of_one(0.05, 4)}
     places = {name: (row["place_from"], row["place_to"]) for name, row in ranked.items()}
     assert places == {"alike_a": (1, 2), "alike_b": (1, 2), "middle": (3, 3), "base_model": (4, 4)}
@@ -70,12 +70,12 @@ def test_the_level_is_tukeys(variants):
     assert 0.05 / (variants * (variants - 1) / 2) <= ranking.level_of_one(0.05, variants) <= 0.05
 
 
-@pytest.mark.parametrize(("methods", "spread", "tables_drawn"), [(4, 1.0, 300), (8, 0.3, 150)])
-def test_among_equal_methods_all_intervals_hold_in_95_of_100_tables(methods, spread, tables_drawn):
+@pytest.mark.parametrize(("methods", "spread", "tables_tried"), [(4, 1.0, 300), (8, 0.3, 150)])
+def test_among_equal_methods_all_intervals_hold_in_95_of_100_tables(methods, spread, tables_tried):
     """Or more, where concepts and prompts differ little (`cautious`). Without it the second holds in 84 of 100."""
     concepts, prompts = (index.ravel() for index in np.indices((8, 5)))
     level, held = ranking.level_of_one(0.05, methods), 0
-    for seed in range(tables_drawn):
+    for seed in range(tables_tried):
         generator = np.random.default_rng(seed)
         sampled = [
             spread * (generator.normal(size=(8, 1)) + generator.normal(size=(1, 5)))
@@ -86,7 +86,7 @@ def test_among_equal_methods_all_intervals_hold_in_95_of_100_tables(methods, spr
             (found := estimate_of(concepts, prompts, one - other, level)).low <= 0 <= found.high
             for one, other in itertools.combinations(sampled, 2)
         )
-    assert held / tables_drawn >= 0.92
+    assert held / tables_tried >= 0.92
 
 
 def estimate_of(concepts, prompts, cells, level) -> Any:
@@ -133,13 +133,13 @@ def test_a_table_of_one_variant_has_a_rank_and_no_pair():
     table = tables.from_rows(grid("a", noisy(0.5, seed=1)))
     compared = ranking.pairs(table)
     assert compared.is_empty() and list(compared.columns) == list(ranking.PAIR_COLUMNS)
-    only = ranking.rank(compared, tables.summarise(table)).row(0, named=True)
+    only = ranking.rank(compared, summaries.summarise(table)).row(0, named=True)
     assert (only["place_from"], only["place_to"]) == (1, 1)
 
 
 def test_the_terminal_says_what_cannot_be_told(tmp_path):
     compared = ranking.pairs(table := four())
-    ranking.write(compared, ranking.rank(compared, tables.summarise(table)), tmp_path)
+    ranking.write(compared, ranking.rank(compared, summaries.summarise(table)), tmp_path)
     heading, *rows = comparison.verdicts(tmp_path)
     assert heading == ["By", "Place", "Variant", "Verdict"]
     verdicts = {variant: (by, place, words) for by, place, variant, words in rows}
@@ -150,9 +150,9 @@ def test_the_terminal_says_what_cannot_be_told(tmp_path):
 
 def test_the_columns_are_documented_in_the_files(tmp_path):
     compared = ranking.pairs(table := four())
-    ranking.write(compared, ranked := ranking.rank(compared, tables.summarise(table)), tmp_path)
-    assert set(tables.meanings_in(tmp_path / "pairs.parquet")) == set(compared.columns)
-    assert set(tables.meanings_in(tmp_path / "rank.parquet")) == set(ranked.columns)
+    ranking.write(compared, ranked := ranking.rank(compared, summaries.summarise(table)), tmp_path)
+    assert set(parquet.meanings_in(tmp_path / "pairs.parquet")) == set(compared.columns)
+    assert set(parquet.meanings_in(tmp_path / "rank.parquet")) == set(ranked.columns)
 
 
 # -- training again ----------------------------------------------------------------------------------------------
@@ -174,15 +174,15 @@ def trainings(of_seeds=0.1, of_concepts=0.05, seeds=4, concepts=CONCEPTS):
     return made, shared[:, None] + own
 
 
-def test_the_noise_floor_is_the_standard_deviation_between_trainings():
+def test_the_training_noise_is_the_standard_deviation_between_trainings():
     made, shifts = trainings()
-    floor = ranking.training_noise(made)
-    assert set(floor["variant"]) == {"dreambooth", "oft"}  # the base model trains nothing
-    whole = floor.filter(variant="oft", concept=tables.ALL_CONCEPTS).row(0, named=True)
+    noise = ranking.training_noise(made)
+    assert set(noise["variant"]) == {"dreambooth", "oft"}  # the base model trains nothing
+    whole = noise.filter(variant="oft", concept=tables.ALL_CONCEPTS).row(0, named=True)
     assert whole["between"] == pytest.approx(np.std([row.mean() for row in shifts], ddof=1))
     assert whole["least"] == pytest.approx(scipy.stats.t.ppf(0.975, 3) * 2**0.5 * whole["between"])
     assert whole["trainings"] == 4
-    one = floor.filter(variant="oft", concept="concept2").row(0, named=True)
+    one = noise.filter(variant="oft", concept="concept2").row(0, named=True)
     assert one["between"] == one["beyond"] == pytest.approx(np.std(shifts[:, 2], ddof=1))
 
 
@@ -207,9 +207,9 @@ def test_the_noise_of_training_turns_a_verdict_about_one_concept_into_cannot_tel
     before, after = ranking.pairs(table), ranking.pairs(table, ranking.training_noise(made))
     assert of(before, "dreambooth", "oft")["verdict"] == "lower"
     assert of(after, "dreambooth", "oft")["verdict"] == "cannot tell"
-    floor = ranking.training_noise(made).filter(variant="oft", concept="cat")["between"][0]
-    assert of(after, "dreambooth", "oft")["training_noise"] == pytest.approx(2**0.5 * floor)
-    assert of(after, "base_model", "oft")["training_noise"] == pytest.approx(floor)  # the baseline trains nothing
+    noise = ranking.training_noise(made).filter(variant="oft", concept="cat")["between"][0]
+    assert of(after, "dreambooth", "oft")["training_noise"] == pytest.approx(2**0.5 * noise)
+    assert of(after, "base_model", "oft")["training_noise"] == pytest.approx(noise)  # the baseline trains nothing
     assert of(before, "dreambooth", "oft")["training_noise"] is None
 
 
@@ -220,7 +220,7 @@ def test_noise_needs_two_trainings_that_made_the_same():
     with pytest.raises(InputError, match="the training with seed 1 has no dino of oft"):
         ranking.training_noise({0: made[0], 1: made[1].filter(pl.col("variant") != "oft")})
     apart = {0: made[0].filter(concept="concept0"), 1: made[1].filter(concept="concept1")}
-    with pytest.raises(InputError, match="no image of dreambooth has been drawn by all its trainings"):
+    with pytest.raises(InputError, match="no image of dreambooth has been sampled from all its trainings"):
         ranking.training_noise(apart)
 
 
@@ -234,7 +234,7 @@ def test_costs_stand_beside_the_means_and_what_is_unknown_is_empty(tmp_path):
         (tmp_path / name / "weights.safetensors").write_bytes(b"0" * parameters * 4)
     found = costs.table([("dreambooth", name, tmp_path / name) for name in ("cat", "dog7", "vase")])
     assert found.row(2)[2:] == (None, None)
-    summary = tables.summarise(tables.from_rows(grid("dreambooth", noisy(0.5, seed=1))), draws=10)
+    summary = summaries.summarise(tables.from_rows(grid("dreambooth", noisy(0.5, seed=1))), draws=10)
     rows = costs.beside(summary, found).rows_by_key("concept", named=True, unique=True)
     assert (rows["cat"]["parameters"], rows["cat"]["artifact_bytes"]) == (10, 40)
     whole = rows[tables.ALL_CONCEPTS]

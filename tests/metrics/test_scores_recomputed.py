@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from personalize_core.concepts.concept import Concept
-from personalize_core.metrics import features, scoring, tables
+from personalize_core.metrics import scoring, summaries, tables
+from personalize_core.metrics.encoder_names import MINI_WEIGHTS
 from personalize_core.mini import concepts, places, world
 from tests import recomputed_scores, tiny_workspace
 
-WEIGHTS = features.MINI_WEIGHTS
+WEIGHTS = MINI_WEIGHTS
 TEMPLATES = [
     "a photo of a {}",
     "a photo of a {} on the beach",
@@ -139,14 +140,14 @@ def test_empty_masks_are_the_other_scripts_and_stay_in_every_mean(ours, theirs):
     sampled = {key: share for key, share in shares.items() if key[1].startswith("plain/")}
     empty = sum(share < 0.01 for share in sampled.values())
     assert 0 < empty < len(sampled)
-    rows = tables.summarise(ours, draws=100).filter(metric="dino_masked", encoder="mini-identity", variant="plain")
+    rows = summaries.summarise(ours, draws=100).filter(metric="dino_masked", encoder="mini-identity", variant="plain")
     everything = rows.filter(concept=tables.ALL_CONCEPTS).row(0, named=True)
     assert (everything["n_empty"], everything["images"]) == (empty, 50)
 
 
 def test_macro_and_micro_averages_are_those_of_the_other_scripts_scores(ours, theirs):
     scores, _ = theirs
-    summary = tables.summarise(ours, draws=100).filter(concept=tables.ALL_CONCEPTS)
+    summary = summaries.summarise(ours, draws=100).filter(concept=tables.ALL_CONCEPTS)
     for row in summary.iter_rows(named=True):
         by_prompt: dict[tuple, list[float]] = {}
         for (name, metric, encoder, where), score in scores.items():

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from personalize_core.errors import InputError
-from personalize_core.metrics import ranking, statistics, tables
+from personalize_core.metrics import parquet, ranking, statistics, summaries, tables
 
 ROOT = Path(tables.__file__).parents[2]
 
@@ -181,10 +181,10 @@ def test_a_refused_table_leaves_the_old_file_and_nothing_else(table, tmp_path):
 
 def test_the_meaning_of_the_columns_travels_in_the_file(table, tmp_path):
     tables.write(table, tmp_path / "scores.parquet")
-    assert tables.meanings_in(tmp_path / "scores.parquet") == {n: c.meaning for n, c in tables.COLUMNS.items()}
-    summary = tables.summarise(table, draws=10)
-    tables.write_summary(summary, tmp_path / "summary.parquet")
-    assert set(tables.meanings_in(tmp_path / "summary.parquet")) == set(summary.columns)
+    assert parquet.meanings_in(tmp_path / "scores.parquet") == {n: c.meaning for n, c in tables.COLUMNS.items()}
+    summary = summaries.summarise(table, draws=10)
+    summaries.write_summary(summary, tmp_path / "summary.parquet")
+    assert set(parquet.meanings_in(tmp_path / "summary.parquet")) == set(summary.columns)
 
 
 def test_what_is_no_table_of_scores_is_refused_in_one_sentence(table, tmp_path):
@@ -215,7 +215,7 @@ def test_scores_of_different_encoders_do_not_join_and_the_difference_is_named(ch
     with pytest.raises(InputError, match=f"cannot be joined, for their dino .*{named}"):
         tables.concatenate([one, other])
     with pytest.raises(InputError, match="cannot be joined"):
-        tables.summarise(pl.concat([one, other]))
+        summaries.summarise(pl.concat([one, other]))
 
 
 def test_masked_scores_by_different_masks_do_not_join():
@@ -237,7 +237,7 @@ def test_tables_by_one_encoder_and_by_two_do_not_join():
 def test_one_encoder_of_a_metric_is_the_headline():
     for one, other in ((True, True), (False, False)):
         with pytest.raises(InputError, match="one encoder of dino must be the headline, and only one"):
-            tables.summarise(tables.from_rows([row(headline=one), row(encoder="dino-s16", headline=other)]))
+            summaries.summarise(tables.from_rows([row(headline=one), row(encoder="dino-s16", headline=other)]))
 
 
 def test_a_metric_that_a_concept_lacks_altogether_hinders_no_join():
@@ -281,7 +281,7 @@ def test_macro_and_micro_averages_weigh_images_differently():
         for (concept, prompt), found in scores.items()
         for index, score in enumerate(found)
     ]
-    summary = tables.summarise(tables.from_rows(rows), draws=100)
+    summary = summaries.summarise(tables.from_rows(rows), draws=100)
     everything = summary.filter(concept=tables.ALL_CONCEPTS).row(0, named=True)
     assert everything["mean"] == pytest.approx(((0.2 + 0.7) / 2 + 0.9) / 2)
     assert everything["micro"] == pytest.approx((4 * (0.1 + 0.3 + 0.7) + 6 * 0.9) / (3 * 4 + 6))
@@ -293,7 +293,7 @@ def test_images_without_the_concept_are_counted_and_stay_in_the_mean():
         row(metric="dino_masked", mask="grey", image_index=index, foreground=share, score=0.1 * index)
         for index, share in enumerate(shares)
     ]
-    summary = tables.summarise(tables.from_rows([*rows, row()]), draws=100).filter(concept=tables.ALL_CONCEPTS)
+    summary = summaries.summarise(tables.from_rows([*rows, row()]), draws=100).filter(concept=tables.ALL_CONCEPTS)
     found = {one["metric"]: one for one in summary.iter_rows(named=True)}
     assert (found["dino_masked"]["n_empty"], found["dino_masked"]["images"]) == (2, 4)
     assert found["dino_masked"]["mean"] == pytest.approx(0.15)
@@ -301,13 +301,13 @@ def test_images_without_the_concept_are_counted_and_stay_in_the_mean():
 
 
 def test_the_ranking_goes_by_the_headline_encoder_alone():
-    floor, better = noisy(0.3, seed=1), noisy(0.6, seed=2)
+    baseline, better = noisy(0.3, seed=1), noisy(0.6, seed=2)
     second = {"encoder": "dino-s16", "headline": False}
-    rows = grid("base_model", floor) + grid("dreambooth", better)
-    rows += grid("base_model", better, **second) + grid("dreambooth", floor, **second)
+    rows = grid("base_model", baseline) + grid("dreambooth", better)
+    rows += grid("base_model", better, **second) + grid("dreambooth", baseline, **second)
     compared = ranking.pairs(table := tables.from_rows(rows), draws=200)
     assert compared["encoder"].to_list() == ["mini-identity"] and compared["difference"][0] < 0
-    ranked = ranking.rank(compared, tables.summarise(table, draws=200))
+    ranked = ranking.rank(compared, summaries.summarise(table, draws=200))
     assert ranked["variant"].to_list() == ["dreambooth", "base_model"]
 
 
@@ -318,8 +318,8 @@ def test_two_metrics_may_have_an_encoder_each():
 
 
 def test_a_row_that_tables_share_stands_once_but_two_scores_of_one_image_are_refused():
-    floor = row(method="base_model", variant="base_model")
-    one, other = tables.from_rows([row(), floor]), tables.from_rows([row(variant="dreambooth_long"), floor])
+    baseline = row(method="base_model", variant="base_model")
+    one, other = tables.from_rows([row(), baseline]), tables.from_rows([row(variant="dreambooth_long"), baseline])
     assert len(tables.concatenate([one, other])) == 3
     with pytest.raises(InputError, match="two dino scores"):
         tables.concatenate([one, tables.from_rows([row(score=0.51)])])
@@ -345,7 +345,7 @@ def test_means_are_over_images_then_prompts_then_concepts():
         + [row(concept="cat", prompt_index=1, prompt="a photo of a {} in place 1", score=0.9)]
         + grid("dreambooth", lambda c, p, i: 0.5 + 0.1 * p, concepts=["dog7"], prompts=3, images=2)
     )
-    summary = tables.summarise(tables.from_rows(uneven), draws=10)
+    summary = summaries.summarise(tables.from_rows(uneven), draws=10)
     cat = ((0.0 + 0.1 + 0.2 + 0.3) / 4 + 0.9) / 2
     dog = (0.5 + 0.6 + 0.7) / 3
     assert pick(summary, "dreambooth", concept="cat")["mean"] == pytest.approx(cat)
@@ -356,13 +356,13 @@ def test_means_are_over_images_then_prompts_then_concepts():
 
 
 def test_real_images_are_averaged_though_they_have_no_prompt(table):
-    real = pick(tables.summarise(table, draws=10), "real_images", concept="dog7")
+    real = pick(summaries.summarise(table, draws=10), "real_images", concept="dog7")
     assert real["mean"] == pytest.approx(np.mean([0.8, 0.81, 0.82, 0.83]))
     assert (real["images"], real["prompts"]) == (4, 0)
 
 
 def test_the_interval_of_one_concept_is_over_its_prompts(table):
-    ours = pick(tables.summarise(table), "dreambooth", concept="cat")
+    ours = pick(summaries.summarise(table), "dreambooth", concept="cat")
     means = (
         table.filter(variant="dreambooth", metric="dino", concept="cat")
         .group_by("prompt_index")
@@ -374,7 +374,7 @@ def test_the_interval_of_one_concept_is_over_its_prompts(table):
 
 def test_the_interval_of_several_concepts_is_over_concepts_and_prompts():
     table = tables.from_rows(grid("dreambooth", noisy(0.6, seed=2), ["cat", "dog7", "vase"]))
-    ours = pick(tables.summarise(table), "dreambooth")
+    ours = pick(summaries.summarise(table), "dreambooth")
     y = table["score"].to_numpy().reshape(3, 3, 4).mean(axis=2)
     concepts, prompts = (index.ravel() for index in np.indices((3, 3)))
     variance, freedom = statistics.crossed_variance(concepts, prompts, y.ravel())
@@ -386,7 +386,7 @@ def test_the_difference_is_paired_and_its_interval_is_students(table):
     cell = ["concept", "prompt_index", "image_index"]
     dino = table.filter(metric="dino", concept="cat")
     both = dino.filter(variant="dreambooth").join(dino.filter(variant="base_model"), on=cell)
-    ours = pick(tables.difference_from_baseline(table), "dreambooth", concept="cat")
+    ours = pick(summaries.difference_from_baseline(table), "dreambooth", concept="cat")
     both = both.with_columns(difference=pl.col("score") - pl.col("score_right"))
     check_against_student(
         ours, both.group_by("prompt_index").agg(pl.col("difference").mean())["difference"].to_numpy(), "difference"
@@ -405,60 +405,60 @@ def test_a_prompt_is_its_text_wherever_it_stands_in_a_list():
     generator = np.random.default_rng(5)
     rows = grid("dreambooth", lambda *_: generator.normal(), concepts=["cat", "dog7", "vase"])
     moved = [cell | {"prompt_index": 2 - cell["prompt_index"]} if cell["concept"] == "cat" else cell for cell in rows]
-    before, after = (pick(tables.summarise(tables.from_rows(cells)), "dreambooth") for cells in (rows, moved))
+    before, after = (pick(summaries.summarise(tables.from_rows(cells)), "dreambooth") for cells in (rows, moved))
     assert before["error"] == pytest.approx(after["error"]) and before["prompts"] == after["prompts"] == 3
     own = [cell | {"prompt": f"{cell['prompt']} of {cell['concept']}"} for cell in rows]
-    alone = pick(tables.summarise(tables.from_rows(own)), "dreambooth")
+    alone = pick(summaries.summarise(tables.from_rows(own)), "dreambooth")
     assert alone["prompts"] == 9 and alone["error"] != pytest.approx(before["error"])
 
 
 def test_images_of_two_prompts_are_no_pair_though_they_have_one_place():
     other = [cell | {"prompt": "a {} on the moon"} for cell in grid("base_model", lambda *_: 0.1)]
     table = tables.from_rows(other + grid("dreambooth", lambda *_: 0.5))
-    assert tables.difference_from_baseline(table, draws=10).is_empty()
+    assert summaries.difference_from_baseline(table, draws=10).is_empty()
 
 
 def test_a_constant_gain_shows_however_much_the_cells_vary():
-    floor = noisy(0.4, seed=7, spread=0.3)
-    scores = {(c, p, i): floor() for c in range(2) for p in range(3) for i in range(4)}
+    baseline = noisy(0.4, seed=7, spread=0.3)
+    scores = {(c, p, i): baseline() for c in range(2) for p in range(3) for i in range(4)}
     table = tables.from_rows(
         grid("base_model", lambda *cell: scores[cell]) + grid("dreambooth", lambda *cell: scores[cell] + 0.01)
     )
-    gain = pick(tables.difference_from_baseline(table), "dreambooth")
+    gain = pick(summaries.difference_from_baseline(table), "dreambooth")
     assert gain["low"] == pytest.approx(0.01) and gain["high"] == pytest.approx(0.01)
-    summary = tables.summarise(table)
+    summary = summaries.summarise(table)
     assert pick(summary, "dreambooth")["low"] < pick(summary, "base_model")["high"]  # unpaired, nothing shows
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
     names = [f"concept{number}" for number in range(8)]
     table = tables.from_rows(grid("dreambooth", noisy(0.5, seed=9), names, prompts=5, images=1))
-    assert tables.summarise(table, seed=3).equals(tables.summarise(table, seed=3))
-    assert not tables.summarise(table, seed=3).equals(tables.summarise(table, seed=4))
+    assert summaries.summarise(table, seed=3).equals(summaries.summarise(table, seed=3))
+    assert not summaries.summarise(table, seed=3).equals(summaries.summarise(table, seed=4))
 
 
 def test_the_order_of_the_rows_changes_nothing(table):
     shuffled = table.sample(fraction=1, shuffle=True, seed=8)
-    assert tables.summarise(shuffled).equals(tables.summarise(table))
-    assert tables.difference_from_baseline(shuffled).equals(tables.difference_from_baseline(table))
+    assert summaries.summarise(shuffled).equals(summaries.summarise(table))
+    assert summaries.difference_from_baseline(shuffled).equals(summaries.difference_from_baseline(table))
 
 
 def test_a_single_image_has_a_score_and_no_interval():
-    only = pick(tables.summarise(tables.from_rows([row()])), "dreambooth")
+    only = pick(summaries.summarise(tables.from_rows([row()])), "dreambooth")
     assert only["mean"] == 0.5
     assert [only[name] for name in ("low", "high", "error", "freedom", "over")] == [None] * 5
 
 
 def test_concept_images_of_one_concept_are_judged_by_leaving_each_out(table):
-    real = pick(tables.summarise(table), "real_images", concept="dog7")
+    real = pick(summaries.summarise(table), "real_images", concept="dog7")
     expected = statistics.of_pairs([np.array([0.8, 0.81, 0.82, 0.83])])
     assert (real["low"], real["high"]) == pytest.approx((expected.low, expected.high))
     assert real["over"] == "concept_images"
 
 
-def test_without_the_floor_there_is_no_difference():
+def test_without_the_baseline_there_is_no_difference():
     with pytest.raises(InputError, match="no variant 'base_model' to compare with; its variants are dreambooth"):
-        tables.difference_from_baseline(tables.from_rows([row()]))
+        summaries.difference_from_baseline(tables.from_rows([row()]))
 
 
 def test_images_without_a_counterpart_are_left_out_and_counted():
@@ -467,7 +467,7 @@ def test_images_without_a_counterpart_are_left_out_and_counted():
         + grid("dreambooth", lambda c, p, i: 0.5 + i, images=2)
         + grid("elsewhere", lambda c, p, i: 0.9, concepts=["vase"])
     )
-    differences = tables.difference_from_baseline(table, draws=10)
+    differences = summaries.difference_from_baseline(table, draws=10)
     ours = pick(differences, "dreambooth")
     assert (ours["images"], ours["unpaired"]) == (6, 6)
     assert ours["difference"] == pytest.approx(0.3)
@@ -475,8 +475,9 @@ def test_images_without_a_counterpart_are_left_out_and_counted():
 
 
 def test_a_metric_that_was_not_measured_has_no_row(table):
-    assert tables.summarise(table, draws=10).filter(metric="clip_i").is_empty()
-    assert tables.difference_from_baseline(table, draws=10).filter(metric="clip_t").is_empty()  # the baseline has none
+    assert summaries.summarise(table, draws=10).filter(metric="clip_i").is_empty()
+    differences = summaries.difference_from_baseline(table, draws=10)
+    assert differences.filter(metric="clip_t").is_empty()  # the baseline has none
 
 
 def test_base_models_are_not_mixed():
@@ -489,6 +490,6 @@ def test_base_models_are_not_mixed():
         ]
         + grid("dreambooth", lambda *_: 0.5, base_model="sd15")
     )
-    assert len(tables.summarise(table, draws=10).filter(variant="base_model", concept=tables.ALL_CONCEPTS)) == 2
-    gain = pick(tables.difference_from_baseline(table, draws=10), "dreambooth")
+    assert len(summaries.summarise(table, draws=10).filter(variant="base_model", concept=tables.ALL_CONCEPTS)) == 2
+    gain = pick(summaries.difference_from_baseline(table, draws=10), "dreambooth")
     assert gain["base_model"] == "sd15" and gain["difference"] == pytest.approx(0.2) and gain["images"] == 24

@@ -4,7 +4,7 @@ import pytest
 
 from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES
 from personalize_core.report.display_names import NAMES, each_in_words, in_words
-from personalize_core.report.figures import font, wrapped
+from personalize_core.report.figures.image_grids import font, wrapped
 
 
 @pytest.mark.parametrize(

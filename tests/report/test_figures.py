@@ -15,9 +15,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from personalize_core.metrics.tables import ALL_CONCEPTS
-from personalize_core.report import figures
+from personalize_core.report.figures import identity_vs_text, image_grids, images, label_placement, style
+from personalize_core.report.figures import losses as loss_figures
+from personalize_core.report.figures.identity_vs_text import save_scatter_plot
 
-ROOT = Path(figures.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def plain(colour, size=(64, 64)):
@@ -40,7 +42,7 @@ PROMPTS = ["a photo of a dog", "a dog in the snow with a mountain in the backgro
 def test_a_grid_shows_every_image_large_enough_to_read(tmp_path):
     path = tmp_path / "grid.png"
     rows = {"base model": [[plain(RED)], [plain(GREEN)]], "DreamBooth": [[plain(BLUE)], [plain(PURPLE)]]}
-    figures.comparison_grid([plain((250, 200, 0))], rows, PROMPTS, path)
+    image_grids.comparison_grid([plain((250, 200, 0))], rows, PROMPTS, path)
     whole = Image.open(path)
     for colour in (RED, GREEN, BLUE, PURPLE, (250, 200, 0)):
         assert share(path, colour) * whole.width * whole.height == 160 * 160
@@ -49,7 +51,7 @@ def test_a_grid_shows_every_image_large_enough_to_read(tmp_path):
 def test_rows_are_variants_and_columns_are_prompts(tmp_path):
     path = tmp_path / "grid.png"
     rows = {"base model": [[plain(RED)], [plain(GREEN)]], "DreamBooth": [[plain(BLUE)], [plain(PURPLE)]]}
-    figures.comparison_grid([plain((250, 200, 0))], rows, PROMPTS, path)
+    image_grids.comparison_grid([plain((250, 200, 0))], rows, PROMPTS, path)
     middle = {}
     pixels = np.asarray(Image.open(path)).astype(int)
     for name, colour in {"red": RED, "green": GREEN, "blue": BLUE, "purple": PURPLE, "real": (250, 200, 0)}.items():
@@ -63,19 +65,19 @@ def test_rows_are_variants_and_columns_are_prompts(tmp_path):
 def test_several_images_share_a_cell_and_none_leaves_it_empty(tmp_path):
     path = tmp_path / "grid.png"
     rows = {"base model": [[plain(RED), plain(GREEN), plain(BLUE)], []]}
-    figures.comparison_grid([], rows, PROMPTS, path)
+    image_grids.comparison_grid([], rows, PROMPTS, path)
     assert share(path, RED) == share(path, GREEN) == share(path, BLUE) > 0
 
 
 def test_a_row_with_too_few_cells_is_refused(tmp_path):
     with pytest.raises(ValueError, match="row 'base model' has 1 cells, but there are 2 prompts"):
-        figures.comparison_grid([], {"base model": [[plain(RED)]]}, PROMPTS, tmp_path / "grid.png")
+        image_grids.comparison_grid([], {"base model": [[plain(RED)]]}, PROMPTS, tmp_path / "grid.png")
     assert not any(tmp_path.iterdir())
 
 
 def test_many_references_do_not_make_the_grid_wider_than_two_cells(tmp_path):
     for count in (1, 4, 10, 30):
-        tiles = figures.Tiles.within(count, height=334, tile=160, gap=14, most_wide=334)
+        tiles = image_grids.Tiles.within(count, height=334, tile=160, gap=14, most_wide=334)
         places = [tiles.place(index) for index in range(count)]
         assert len(set(places)) == count
         assert max(x for x, _ in places) + tiles.tile == tiles.width
@@ -87,25 +89,25 @@ def test_images_may_be_given_as_files_and_are_cut_to_their_middle(tmp_path):
     tall = plain(RED, (40, 120))
     tall.paste(plain(GREEN, (40, 40)), (0, 40))
     tall.save(tmp_path / "tall.png")
-    figures.contact_sheet([tmp_path / "tall.png"], tmp_path / "sheet.png")
+    image_grids.contact_sheet([tmp_path / "tall.png"], tmp_path / "sheet.png")
     assert share(tmp_path / "sheet.png", GREEN) > 0.5
     assert share(tmp_path / "sheet.png", RED) < 0.02  # only what the enlarged edge blends
 
 
 def test_a_contact_sheet_holds_every_image_once(tmp_path):
     colours = [RED, GREEN, BLUE, PURPLE, (0, 200, 200)]
-    figures.contact_sheet([plain(colour) for colour in colours], tmp_path / "sheet.png", labels=list("abcde"))
+    image_grids.contact_sheet([plain(colour) for colour in colours], tmp_path / "sheet.png", labels=list("abcde"))
     assert len({share(tmp_path / "sheet.png", colour) for colour in colours}) == 1
     with pytest.raises(ValueError, match="no images"):
-        figures.contact_sheet([], tmp_path / "sheet.png")
+        image_grids.contact_sheet([], tmp_path / "sheet.png")
     with pytest.raises(ValueError, match="1 labels for 2 images"):
-        figures.contact_sheet([plain(RED)] * 2, tmp_path / "sheet.png", labels=["a"])
+        image_grids.contact_sheet([plain(RED)] * 2, tmp_path / "sheet.png", labels=["a"])
 
 
 def test_no_wrapped_line_is_wider_than_asked_and_no_word_is_lost():
-    font = figures.font(14)
+    font = image_grids.font(14)
     text = "a dog painted in the style of Van Gogh's Starry Night, seen from the bottom"
-    lines = figures.wrapped(text, font, 160).split("\n")
+    lines = image_grids.wrapped(text, font, 160).split("\n")
     assert " ".join(lines) == text
     assert len(lines) > 1 and all(font.getlength(line) <= 160 for line in lines)
 
@@ -146,16 +148,17 @@ LEVELS = {
 
 
 @pytest.fixture
-def sampled(monkeypatch):
+def kept_figures(monkeypatch):
     """Every figure that is drawn, before it becomes pixels."""
     kept: list[Figure] = []
-    save = figures.save_figure
+    save = style.save_figure
 
     def keep(figure, *args, **options):
         kept.append(figure)
         save(figure, *args, **options)
 
-    monkeypatch.setattr(figures, "save_figure", keep)
+    for module in (identity_vs_text, loss_figures):
+        monkeypatch.setattr(module, "save_figure", keep)
     return kept
 
 
@@ -169,7 +172,7 @@ NAMED = f"{'a_very_long_name_of_a_concept_' * 3}: identity against text alignmen
 
 @pytest.mark.parametrize("title", ["Identity against text", LONG, NAMED])
 def test_a_title_of_a_plane_is_never_cut_off(title):
-    figure = figures.plane(summary(LEVELS), title)
+    figure = identity_vs_text.scatter_plot(summary(LEVELS), title)
     figure.draw_without_rendering()
     (written,) = [text for text in figure.findobj(Text) if text.get_text().startswith(title[:20])]
     assert "".join(written.get_text().split()) == "".join(title.split())
@@ -177,40 +180,44 @@ def test_a_title_of_a_plane_is_never_cut_off(title):
     assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
 
 
-def test_each_variant_has_a_point_at_its_scores_and_its_name(tmp_path, sampled):
-    figures.identity_against_text(summary(LEVELS), tmp_path / "a.png", "title", labels={"dreambooth": "DreamBooth"})
-    axes = sampled[0].axes[0]
+def test_each_variant_has_a_point_at_its_scores_and_its_name(tmp_path, kept_figures):
+    save_scatter_plot(summary(LEVELS), tmp_path / "a.png", "title", labels={"dreambooth": "DreamBooth"})
+    axes = kept_figures[0].axes[0]
     points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"}
     assert points == {(m["clip_t"], m["dino"]) for v, m in LEVELS.items() if v != "real_images"}
-    assert {"base model", "DreamBooth", "Personalized Residuals"} <= set(words(sampled[0]))
+    assert {"base model", "DreamBooth", "Personalized Residuals"} <= set(words(kept_figures[0]))
     assert "mini-clip" in axes.get_xlabel() and "mini-identity" in axes.get_ylabel()
     assert (tmp_path / "a.png").stat().st_size and ElementTree.parse(tmp_path / "a.svg")
 
 
-def test_floor_and_ceiling_are_lines_at_their_identity(tmp_path, sampled):
-    figures.identity_against_text(summary(LEVELS), tmp_path / "a.png", "title")
-    levels = {line.get_ydata()[0] for line in sampled[0].axes[0].lines if list(line.get_xdata()) == [0, 1]}
+def test_baseline_and_ceiling_are_lines_at_their_identity(tmp_path, kept_figures):
+    save_scatter_plot(summary(LEVELS), tmp_path / "a.png", "title")
+    levels = {line.get_ydata()[0] for line in kept_figures[0].axes[0].lines if list(line.get_xdata()) == [0, 1]}
     assert levels == {0.3, 0.8}
-    low, high = sampled[0].axes[0].get_ylim()
+    low, high = kept_figures[0].axes[0].get_ylim()
     assert low < 0.3 and high > 0.82
-    assert any("ceiling" in text for text in words(sampled[0])) and any("floor" in text for text in words(sampled[0]))
+    assert any("ceiling" in text for text in words(kept_figures[0])) and any(
+        "baseline" in text for text in words(kept_figures[0])
+    )
 
 
 @pytest.mark.parametrize(("count", "spread"), [(10, 0.03), (5, 0.001), (2, 0.0)])
-def test_labels_of_close_points_do_not_overlap_and_stay_inside(count, spread, tmp_path, sampled):
+def test_labels_of_close_points_do_not_overlap_and_stay_inside(count, spread, tmp_path, kept_figures):
     generator = np.random.default_rng(0)
     means = generator.normal(0.5, spread, (count, 2))
     levels = {
         f"method_{i}_with_quite_long_options": {"clip_t": float(x), "dino": float(y)} for i, (x, y) in enumerate(means)
     }
-    figures.identity_against_text(summary(levels), tmp_path / "a.png", "title")
-    figure = sampled[0]
+    save_scatter_plot(summary(levels), tmp_path / "a.png", "title")
+    figure = kept_figures[0]
     figure.draw_without_rendering()
     axes = figure.axes[0]
     boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("method")]
     assert len(boxes) == count
-    assert sum(figures.overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i]) == 0
-    assert all(figures.overlap(box, axes.get_window_extent()) == pytest.approx(box.width * box.height) for box in boxes)
+    assert sum(label_placement.overlap(a, b) for i, a in enumerate(boxes) for b in boxes[:i]) == 0
+    assert all(
+        label_placement.overlap(box, axes.get_window_extent()) == pytest.approx(box.width * box.height) for box in boxes
+    )
 
 
 def test_the_front_holds_what_no_other_reaches_in_both():
@@ -223,26 +230,26 @@ def test_the_front_holds_what_no_other_reaches_in_both():
         "d": (0.2, 0.9),
     }
     naive = [n for n, p in points.items() if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points.values())]
-    assert figures.pareto_front(points) == sorted(naive, key=points.get) == ["d", "b", "c"]  # type: ignore[arg-type]
-    assert figures.pareto_front({"a": (0.5, 0.5), "b": (0.5, 0.5)}) == ["a", "b"]
+    assert identity_vs_text.pareto_front(points) == sorted(naive, key=points.get) == ["d", "b", "c"]  # type: ignore[arg-type]
+    assert identity_vs_text.pareto_front({"a": (0.5, 0.5), "b": (0.5, 0.5)}) == ["a", "b"]
 
 
-def test_the_front_is_drawn_through_its_points(tmp_path, sampled):
-    figures.identity_against_text(summary(LEVELS), tmp_path / "a.png", "title")
+def test_the_front_is_drawn_through_its_points(tmp_path, kept_figures):
+    save_scatter_plot(summary(LEVELS), tmp_path / "a.png", "title")
     means = {v: (m["clip_t"], m["dino"]) for v, m in LEVELS.items() if v != "real_images"}
-    corners = [means[variant] for variant in figures.pareto_front(means)]
-    lines = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in sampled[0].axes[0].lines]
+    corners = [means[variant] for variant in identity_vs_text.pareto_front(means)]
+    lines = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in kept_figures[0].axes[0].lines]
     assert len(corners) > 1 and corners in lines
 
 
-def test_a_variant_without_one_of_the_metrics_is_not_drawn_and_no_variant_at_all_is_an_error(tmp_path, sampled):
-    figures.identity_against_text(summary(LEVELS | {"half": {"dino": 0.5}}), tmp_path / "a.png", "title")
-    assert "half" not in words(sampled[0])
+def test_a_variant_without_one_of_the_metrics_is_not_drawn_and_no_variant_at_all_is_an_error(tmp_path, kept_figures):
+    save_scatter_plot(summary(LEVELS | {"half": {"dino": 0.5}}), tmp_path / "a.png", "title")
+    assert "half" not in words(kept_figures[0])
     with pytest.raises(ValueError, match="no variant of 'vase' has both 'dino' and 'clip_t'"):
-        figures.identity_against_text(summary(LEVELS), tmp_path / "b.png", "title", concept="vase")
+        save_scatter_plot(summary(LEVELS), tmp_path / "b.png", "title", concept="vase")
     two = pl.concat([summary(LEVELS), summary(LEVELS, base_model="sd15")])
     with pytest.raises(ValueError, match="several base models"):
-        figures.identity_against_text(two, tmp_path / "b.png", "title")
+        save_scatter_plot(two, tmp_path / "b.png", "title")
 
 
 # -- losses ----------------------------------------------------------------------------------------------------
@@ -255,39 +262,39 @@ def log(steps=60):
     return first + second
 
 
-def test_a_loss_curve_shows_each_loss_and_where_a_stage_begins(tmp_path, sampled):
-    figures.loss_curve(log(), tmp_path / "loss.png", "title")
-    losses = sampled[0].axes[0]
+def test_a_loss_curve_shows_each_loss_and_where_a_stage_begins(tmp_path, kept_figures):
+    loss_figures.loss_curve(log(), tmp_path / "loss.png", "title")
+    losses = kept_figures[0].axes[0]
     legend = losses.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["diffusion loss", "attention loss"]
     assert 59.5 in [line.get_xdata()[0] for line in losses.lines]
-    assert {"embedding", "whole net"} <= set(words(sampled[0]))
+    assert {"embedding", "whole net"} <= set(words(kept_figures[0]))
 
 
-def test_the_average_stays_within_its_stage(tmp_path, sampled):
+def test_the_average_stays_within_its_stage(tmp_path, kept_figures):
     rows = [{"stage": stage, "step": i, "diffusion": level} for stage, level in (("a", 1), ("b", 5)) for i in range(40)]
-    figures.loss_curve(rows, tmp_path / "loss.png")
-    curves = [line for line in sampled[0].axes[0].lines if len(line.get_xdata()) == 40]
+    loss_figures.loss_curve(rows, tmp_path / "loss.png")
+    curves = [line for line in kept_figures[0].axes[0].lines if len(line.get_xdata()) == 40]
     assert {y for line in curves for y in np.round(line.get_ydata(), 12)} == {1, 5}
 
 
 def test_a_moving_average_is_of_the_values_around_and_of_fewer_at_the_ends():
-    averages = figures.moving_average(np.array([1.0, 2.0, 6.0, 3.0, 5.0, 4.0]), reach=1)
+    averages = loss_figures.moving_average(np.array([1.0, 2.0, 6.0, 3.0, 5.0, 4.0]), reach=1)
     np.testing.assert_allclose(averages, [(1 + 2) / 2, (1 + 2 + 6) / 3, (2 + 6 + 3) / 3, (6 + 3 + 5) / 3, 4, 4.5])
 
 
 def test_without_losses_there_is_no_curve(tmp_path):
     for rows in ([], [{"stage": "a", "step": 0, "gradient_norm": 1.0}]):
         with pytest.raises(ValueError, match="no losses were logged"):
-            figures.loss_curve(rows, tmp_path / "loss.png")
+            loss_figures.loss_curve(rows, tmp_path / "loss.png")
     with pytest.raises(ValueError, match="no losses"):
-        figures.loss_sparkline_svg([float("nan")])
+        loss_figures.loss_sparkline_svg([float("nan")])
 
 
 @pytest.mark.parametrize("count", [1, 2, 39, 41, 5000])
 def test_a_sparkline_is_small_valid_and_falls_where_the_loss_falls(count):
-    svg = figures.loss_sparkline_svg(list(np.linspace(1, 0, count)))
+    svg = loss_figures.loss_sparkline_svg(list(np.linspace(1, 0, count)))
     assert len(svg) < 700 and len(quote(svg)) < 900  # Dagster shows markdown of under 1,000 characters inline
     line = next(iter(ElementTree.fromstring(svg)))
     metrics = [int(number) for number in line.attrib["points"].split(",")]
@@ -306,33 +313,33 @@ def test_a_thumbnail_fits_and_keeps_the_shape(tmp_path):
     plain(RED, (300, 150)).save(tmp_path / "plain.png")
     sizes = {}
     for name in ("noise", "plain"):
-        thumbnail = figures.thumbnail_webp(tmp_path / f"{name}.png")
+        thumbnail = images.thumbnail_webp(tmp_path / f"{name}.png")
         assert len(thumbnail) <= 700
         image = Image.open(io.BytesIO(thumbnail))
         assert image.format == "WEBP" and image.width == 2 * image.height
         sizes[name] = image.width
     assert sizes["noise"] < sizes["plain"]
     with pytest.raises(ValueError, match="fits into 10 bytes"):
-        figures.thumbnail_webp(tmp_path / "plain.png", limit_bytes=10)
+        images.thumbnail_webp(tmp_path / "plain.png", limit_bytes=10)
 
 
 # -- equal bytes -----------------------------------------------------------------------------------------------
 
 
-def sample_everything(folder):
+def make_everything(folder):
     rows = {"base model": [[plain(RED)], [plain(GREEN)]]}
-    figures.comparison_grid([plain(BLUE)], rows, PROMPTS, folder / "grid.png", "title")
-    figures.contact_sheet([plain(RED)], folder / "sheet.png", ["one"])
-    figures.identity_against_text(summary(LEVELS), folder / "scores.png", "title")
-    figures.loss_curve(log(), folder / "loss.png", "title")
+    image_grids.comparison_grid([plain(BLUE)], rows, PROMPTS, folder / "grid.png", "title")
+    image_grids.contact_sheet([plain(RED)], folder / "sheet.png", ["one"])
+    save_scatter_plot(summary(LEVELS), folder / "scores.png", "title")
+    loss_figures.loss_curve(log(), folder / "loss.png", "title")
 
 
 def test_another_process_at_another_time_draws_the_same_bytes(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
-    sample_everything(here)
+    make_everything(here)
     program = (
-        "import sys, pathlib; sys.path.insert(0, 'tests'); import test_figures;"
-        "test_figures.draw_everything(pathlib.Path(sys.argv[1])); assert 'torch' not in sys.modules"
+        "import sys, pathlib; sys.path.insert(0, 'tests/report'); import test_figures;"
+        "test_figures.make_everything(pathlib.Path(sys.argv[1])); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program, str(there)], check=True, cwd=ROOT)
     names = sorted(path.name for path in here.iterdir())

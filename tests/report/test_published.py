@@ -1,4 +1,4 @@
-"""Published numbers stand beside ours under one contract alone."""
+"""Published scores stand beside ours only under the same contract."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_nothing_of_the_miniature_matches():
 
 def test_every_published_likeness_to_concept_or_text_has_a_contract():
     scores = {"CLIP_text", "CLIP_image", "DINO_image", "CLIP_T", "CLIP_I", "DINO", "CLIP_I_masked", "DINO_masked"}
-    alone = {"Two concepts, 200 DDPM steps", "Two concepts, 50 DDPM steps"}  # we draw no benchmark of pairs
+    alone = {"Two concepts, 200 DDPM steps", "Two concepts, 50 DDPM steps"}  # we sample no benchmark of pairs
     rows = [row for row in published.results().iter_rows(named=True) if row["metric"] in scores]
     known = {(row.paper, row.table, row.method, row.metric) for row in published.beside(OURS)}
     lacking = {(row["paper"], row["table"], row["method"], row["metric"]) for row in rows} - known

@@ -14,8 +14,8 @@ from PIL import Image
 
 from personalize_core import steps
 from personalize_core.errors import InputError
-from personalize_core.metrics import tables as score_tables
-from personalize_core.report import comparison, page, page_figures, page_images, tables, verdicts
+from personalize_core.metrics.parquet import meanings_in
+from personalize_core.report import comparison, embedded_images, inline_figures, page, tables, verdicts
 from personalize_core.report import evidence as read_evidence
 from personalize_core.workspace.store import Store
 from tests.report import workspace
@@ -133,7 +133,7 @@ def test_every_table_is_the_same_in_parquet_and_csv_and_names_its_columns(made):
         parquet = pl.read_parquet(folder / f"{name}.parquet")
         csv = pl.read_csv(folder / f"{name}.csv", schema=parquet.schema)
         assert parquet.equals(csv), name
-        assert set(score_tables.meanings_in(folder / f"{name}.parquet")) == set(parquet.columns), name
+        assert set(meanings_in(folder / f"{name}.parquet")) == set(parquet.columns), name
         assert all(not parquet[c].is_nan().any() for c in parquet.columns if parquet[c].dtype.is_float()), name
 
 
@@ -189,22 +189,22 @@ def test_a_figure_in_the_page_has_the_pages_colours_ids_of_its_own_and_words_for
     assert len(svgs) >= 4 and len(ids) == len(set(ids))
     for svg in svgs:
         assert re.search(r'role="img" aria-label="[^"]{20,}"', svg)
-        assert not [colour for colour in page_figures.THEMED if colour in svg]
+        assert not [colour for colour in inline_figures.THEMED if colour in svg]
         assert {name[1:] for name in re.findall(r'href="(#[^"]+)"', svg)} <= set(re.findall(r'\bid="([^"]+)"', svg))
 
 
 def test_a_long_log_is_thinned_and_keeps_its_ends():
     log = [{"stage": "a" if step < 900 else "b", "step": step, "diffusion": 1.0} for step in range(2000)]
-    steps_sampled, values = page_figures._line(log, "diffusion")
-    assert len(steps_sampled) == page_figures.MOST_POINTS and (steps_sampled[0], steps_sampled[-1]) == (0, 1999)
-    assert (values == 1.0).all() and page_figures._stages(log) == [(0, "a"), (900, "b")]
+    steps_sampled, values = inline_figures._line(log, "diffusion")
+    assert len(steps_sampled) == inline_figures.MOST_POINTS and (steps_sampled[0], steps_sampled[-1]) == (0, 1999)
+    assert (values == 1.0).all() and inline_figures._stages(log) == [(0, "a"), (900, "b")]
 
 
 # Images
 
 
 def test_columns_share_prompt_and_noise_and_every_pixel_of_a_small_image_is_kept(made, evidence):
-    shown, left_out = page_images.grids(evidence)
+    shown, left_out = embedded_images.grids(evidence)
     assert left_out == "" and [grid.concept.name for grid in shown] == ["cup", "rex"]
     grid = shown[1]
     assert list(grid.rows) == ["base_model", "dreambooth", "textual_inversion"]
@@ -225,7 +225,7 @@ def decoded(uri: str) -> Image.Image:
     [(30_000, "", 2, 8), (14_000, "first 1 of 2 images", 2, 4), (7_000, "first 1 of 2 concepts", 1, 4)],
 )
 def test_of_too_many_images_fewer_are_shown_and_the_page_says_so(evidence, pixels, said, concepts, columns):
-    shown, left_out = page_images.grids(evidence, pixels)
+    shown, left_out = embedded_images.grids(evidence, pixels)
     assert said in left_out and (len(shown), len(shown[0].columns)) == (concepts, columns)
     assert ("The scores are of all." in left_out) == bool(said)
 
@@ -249,7 +249,7 @@ def test_a_image_that_is_gone_or_another_stops_the_report_and_leaves_the_old_one
     manifest = store.report() / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"stamp"', '"was"'))  # out of date
     before = bytes_under(store.report())
-    with pytest.raises(InputError, match="01_00.png (was scored, but is gone|is another one than was scored)"):
+    with pytest.raises(InputError, match="01_00.png (was scored, but is missing now|has changed since it was scored)"):
         steps.report(store)
     assert bytes_under(store.report()) == before
 
@@ -258,7 +258,7 @@ def test_a_single_variant_is_told_of_without_a_comparison(tmp_path):
     store = workspace.make(tmp_path / "alone", {"dreambooth": (0.5, 0.3)})
     steps.compare(store)
     html = steps.report(store).path.read_text()
-    assert "There is one variant alone." in html and "no baseline to compare with" in html
+    assert "There is only one variant." in html and "there is no baseline" in html
 
 
 # Where variants were not all scored on the same concepts
@@ -314,15 +314,15 @@ def test_the_plane_says_which_points_are_over_fewer_concepts_and_draws_no_front(
 def titles(told: read_evidence.Evidence) -> list[str]:
     """Of the planes that are drawn."""
     made: list[str] = []
-    draw = page_figures.plane
+    draw = inline_figures.scatter_plot
 
     def noted(summary, title, *rest, **more):
         made.append(title)
         return draw(summary, title, *rest, **more)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(page_figures, "plane", noted)
-        page_figures.every(told)
+        patched.setattr(inline_figures, "scatter_plot", noted)
+        inline_figures.every(told)
     return made
 
 

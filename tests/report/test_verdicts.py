@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from personalize_core.metrics import ranking
-from personalize_core.metrics.concept_counts import Coverage
+from personalize_core.metrics.concept_coverage import ConceptCoverage
 from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
 from personalize_core.report import verdicts
 from personalize_core.report.display_names import in_words
@@ -41,7 +41,7 @@ def compared(told: dict[tuple[str, str], str], **more: Any) -> Any:
     ranked = ranking.rank(pairs, summary)
     return SimpleNamespace(
         pairs=pairs, rank=ranked, variants=names, metrics=["dino"], base_model="mini", concepts=[1, 2],
-        coverage=Coverage.of_summary(summary),
+        coverage=ConceptCoverage.of_summary(summary),
     )  # fmt: skip
 
 
@@ -58,8 +58,8 @@ def test_one_is_said_to_be_best_exactly_if_it_is_told_above_every_other():
         assert found.told == bool(best)
         assert found.answer == (in_words(best[0]) if best else CANNOT_TELL)
         answers.add(found.answer)
-        floor = " ".join(found.sentences).split("learned nothing: ")[1].rstrip(".")
-        of_baseline = dict(part.split(": ") for part in floor.split("; "))
+        against = " ".join(found.sentences).split("learned nothing: ")[1].rstrip(".")
+        of_baseline = dict(part.split(": ") for part in against.split("; "))
         words = {"above it": [], "cannot tell from it": [], "below it": []}
         for name in VARIANTS[1:]:
             way = "above it" if (name, "base_model") in above else "cannot tell from it"

@@ -18,8 +18,8 @@ from personalize_core.analyses import learned_embedding
 from personalize_core.cli import main as command_line
 from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError
-from personalize_core.metrics import tables
-from personalize_core.metrics.features import load_identity_encoder
+from personalize_core.metrics import parquet
+from personalize_core.metrics.encoders import load_identity_encoder
 from personalize_core.steps.analyses import ALL
 from personalize_core.training import training_log
 from personalize_core.workspace.store import Store
@@ -76,7 +76,7 @@ def test_every_analysis_is_there_or_says_why_not_and_every_file_has_a_caption(me
         with Image.open(path) as image:
             assert image.width > 200 and image.height > 100
     for path in folder.glob("*.parquet"):
-        assert set(tables.meanings_in(path)) == set(tables.read_parquet(path).columns)
+        assert set(parquet.meanings_in(path)) == set(parquet.read_parquet(path).columns)
 
 
 def test_what_is_not_defined_for_a_method_says_why(store: Store):
@@ -89,10 +89,10 @@ def test_what_is_not_defined_for_a_method_says_why(store: Store):
 
 
 def test_an_embedding_leaves_other_prompts_alone_and_weights_in_the_u_net_do_not(store: Store):
-    untouched = tables.read_parquet(store.analyses("textual_inversion", "rex") / "drift.parquet")
+    untouched = parquet.read_parquet(store.analyses("textual_inversion", "rex") / "drift.parquet")
     assert untouched["pixel_difference"].to_list() == [0.0] * 6  # two templates, three nouns
     assert untouched["feature_distance"].to_list() == pytest.approx([0.0] * 6, abs=1e-6)
-    moved = tables.read_parquet(store.analyses("personalized_residuals", "rex") / "drift.parquet")
+    moved = parquet.read_parquet(store.analyses("personalized_residuals", "rex") / "drift.parquet")
     plain = moved.filter(variant="personalized_residuals")["pixel_difference"]
     assert plain.max() > 0  # type: ignore[operator]
     confined = moved.filter(variant="personalized_residuals_lag", kind="other noun")["pixel_difference"]
@@ -105,7 +105,7 @@ def test_the_nearest_concept_image_is_that_of_the_encoder_itself(store: Store):
     concept_images = sorted(folder.glob("*.png"))
     seen = encoder.images([load_image(path) for path in concept_images]).double().numpy()
     grid = store.grid("textual_inversion", "rex")
-    table = tables.read_parquet(store.analyses("textual_inversion", "rex") / "copying.parquet")
+    table = parquet.read_parquet(store.analyses("textual_inversion", "rex") / "copying.parquet")
     mine = table.filter(variant="textual_inversion", encoder=encoder.name)
     assert len(mine) == 4
     for row in mine.iter_rows(named=True):
@@ -121,7 +121,7 @@ def test_several_methods_stand_in_one_figure_those_without_an_embedding_in_the_f
         "context_tokens_of_all.png",
         "embedding_drift_of_all.png",
     }
-    rows = tables.read_parquet(report.path / "context_tokens.parquet")
+    rows = parquet.read_parquet(report.path / "context_tokens.parquet")
     concept = rows.filter(kind="concept")["filler"].unique().sort().to_list()
     assert concept == ["<rex> dog, Personalized Residuals", "<rex>, Textual Inversion"]
     assert len(rows) == (1 + 2 + 1 + 2) * 4  # the class noun, two near nouns, a far one, two methods; four words
@@ -168,7 +168,7 @@ def test_a_concept_of_one_concept_image_has_no_held_out_ones(store: Store):
     analyses = found(store, "textual_inversion")
     assert "one concept image" in analyses["copying"]["absent"]["held out"]
     assert "one concept image" in analyses["absence"]["not_defined"]
-    table = tables.read_parquet(store.analyses("textual_inversion", "rex") / "copying.parquet")
+    table = parquet.read_parquet(store.analyses("textual_inversion", "rex") / "copying.parquet")
     assert table["with_one_left_out"].null_count() == len(table)
 
 
@@ -193,9 +193,9 @@ def test_the_log_of_a_training_holds_the_nearest_words_and_the_weights_are_as_wi
     rows, weights = training_log.read(folder), (folder / "weights.safetensors").read_bytes()
     read = [row["learned"]["read"] for row in rows if "read" in row["learned"]]
     assert read and all(len(one["near"][0]) == learned_embedding.WORDS for one in read)
-    during = tables.read_parquet(store.analyses("textual_inversion", "rex") / "words_during_training.parquet")
+    during = parquet.read_parquet(store.analyses("textual_inversion", "rex") / "words_during_training.parquet")
     assert during["step"].n_unique() == len(read)
-    last = tables.read_parquet(store.analyses("textual_inversion", "rex") / "nearest_words.parquet")
+    last = parquet.read_parquet(store.analyses("textual_inversion", "rex") / "nearest_words.parquet")
     mine = during.filter(step=len(rows) - 1).sort("rank")["word"].to_list()
     assert mine == last.filter(when="after").sort("rank")["word"].to_list()
     assert "learned" not in training_log.read(store.artifact("personalized_residuals", "rex"))[-1]
@@ -208,7 +208,7 @@ def test_the_log_of_a_training_holds_the_nearest_words_and_the_weights_are_as_wi
 
 def test_suggested_nouns_are_ranked_and_their_texts_encoded_once(store: Store, monkeypatch: pytest.MonkeyPatch):
     report = steps.suggest_class(store, "rex", "common")
-    rows = tables.read_parquet(report.path / "class_nouns.parquet")
+    rows = parquet.read_parquet(report.path / "class_nouns.parquet")
     assert len(rows) == 16 and rows["score"].is_sorted(descending=True)
     assert rows.filter(is_class_noun=True)["noun"].to_list() == ["dog"]
     assert (report.path / "class_nouns.png").is_file()

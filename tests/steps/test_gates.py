@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from personalize_core import steps
 from personalize_core.files.atomic import read_json, write_json
-from personalize_core.metrics import tables
+from personalize_core.metrics import parquet
 from personalize_core.steps import gates
 from personalize_core.steps.gates import Gate
 from personalize_core.steps.latents import MOMENTS
@@ -179,7 +179,7 @@ def test_a_grid_with_a_image_missing_or_of_one_colour_is_serious(store):
 
 def change_scores(store: Store, method: str, change) -> None:
     path = store.scores(method, "rex") / SCORES
-    tables.write_parquet(change(tables.read_parquet(path)), path, tables.meanings_in(path))
+    parquet.write_parquet(change(parquet.read_parquet(path)), path, parquet.meanings_in(path))
 
 
 @pytest.mark.parametrize("method", [METHOD, REFERENCES])
@@ -192,7 +192,7 @@ def test_a_image_without_a_score_is_serious_unless_there_is_a_reason(store):
     change_scores(store, METHOD, lambda table: table.filter((pl.col("metric") != "dino") | (pl.col("image_index") > 0)))
     assert failed(gates.scores(store, "rex", METHOD)) == {"scores_complete": True}
     folder = store.scores(METHOD, "rex")
-    lost = tables.read_parquet(folder / SCORES).filter(metric="clip_i", image_index=0)["image"].to_list()
+    lost = parquet.read_parquet(folder / SCORES).filter(metric="clip_i", image_index=0)["image"].to_list()
     reasons = [{"metric": "dino", "encoder": None, "image": image, "reason": "lost"} for image in lost]
     write_json(folder / ABSENT, read_json(folder / ABSENT) + reasons)
     assert failed(gates.scores(store, "rex", METHOD)) == {}
@@ -213,7 +213,7 @@ def test_only_the_prompts_that_identity_leaves_out_are_excused_where_there_are_m
 
 @pytest.mark.parametrize(("better", "expected"), [(0.3, {}), (-0.3, {"identity_above_base_model": False})])
 def test_identity_below_the_base_models_is_a_warning(store, better, expected):
-    floor = tables.read_parquet(store.scores("base_model", "rex") / SCORES).filter(metric="dino")["score"].mean()
+    floor = parquet.read_parquet(store.scores("base_model", "rex") / SCORES).filter(metric="dino")["score"].mean()
     assert isinstance(floor, float)
     change_scores(store, METHOD, lambda table: table.with_columns(score=pl.lit(floor + better)))
     assert failed(gates.identity(store, "rex", METHOD)) == expected

@@ -15,7 +15,7 @@ from torch import nn
 
 from personalize_core import steps
 from personalize_core.errors import InputError
-from personalize_core.metrics import costs, ranking, tables
+from personalize_core.metrics import costs, parquet, ranking, tables
 from personalize_core.report import comparison
 from personalize_core.report.display_names import in_words
 from personalize_core.steps.repeating import check_repeatable, find_trainings
@@ -101,11 +101,11 @@ def test_the_comparison_holds_the_noise_between_trainings_by_metric(store: Store
 
 
 def test_the_verdicts_count_the_noise_of_training(store: Store):
-    pairs = tables.read_parquet(store.comparison() / "pairs.parquet").filter(metric="dino", other=METHOD)
+    pairs = parquet.read_parquet(store.comparison() / "pairs.parquet").filter(metric="dino", other=METHOD)
     assert pairs["training_noise"].to_list() == pytest.approx([noise(store)["dino"]["between"]])
     shutil.rmtree(store.data / "repeats")
     steps.compare(store)
-    without = tables.read_parquet(store.comparison() / "pairs.parquet").filter(metric="dino", other=METHOD)
+    without = parquet.read_parquet(store.comparison() / "pairs.parquet").filter(metric="dino", other=METHOD)
     assert without["training_noise"].null_count() == 1 and without["error"][0] < pairs["error"][0]
     assert noise_is_gone(store)
 
@@ -192,7 +192,7 @@ def test_the_same_run_twice_gives_the_same_bytes_though_it_takes_another_time(re
 
 
 def test_costs_stand_in_the_row_that_people_see(store: Store):
-    found = tables.read_parquet(store.costs())
+    found = parquet.read_parquet(store.costs())
     row = found.filter(variant=METHOD, concept=tables.ALL_CONCEPTS).row(0, named=True)
     assert row["training_seconds"] > 0 and row["seconds_per_image"] > 0 and row["parameters"] > 0
     heading, *lines = comparison.table(store.comparison(), store.costs())
@@ -207,7 +207,7 @@ def test_what_was_measured_of_another_result_counts_as_unknown(store: Store):
         path = place(METHOD, "rex")
         path.write_text(json.dumps(json.loads(path.read_text()) | {"stamp": "another"}))
     steps.compare(store)
-    row = tables.read_parquet(store.costs()).filter(variant=METHOD, concept="rex").row(0, named=True)
+    row = parquet.read_parquet(store.costs()).filter(variant=METHOD, concept="rex").row(0, named=True)
     assert all(row[name] is None for name in (*costs.MEASURED, *costs.WORDS)) and row["parameters"] > 0
     store.training_costs(METHOD, "rex").write_text("{")
     steps.compare(store)
@@ -283,4 +283,4 @@ def test_the_peak_counts_what_was_held_and_let_go():
 
 def test_noise_is_of_no_more_concepts_than_were_repeated(store: Store):
     assert "concepts" in ranking.NOISE_COLUMNS
-    assert tables.meanings_in(store.comparison() / comparison.NOISE)["concepts"] == ranking.NOISE_COLUMNS["concepts"]
+    assert parquet.meanings_in(store.comparison() / comparison.NOISE)["concepts"] == ranking.NOISE_COLUMNS["concepts"]

@@ -386,7 +386,7 @@ def test_two_concepts_in_one_image_are_drawn_from_their_own_artifacts(store: Sto
 
 def test_the_parts_of_a_image_are_called_by_the_order_of_its_prompt(store: Store, monkeypatch):
     alike = torch.tensor([[[1.0, 2], [3, 4]], [[5, 6], [7, 8]]])  # (images, parts from the left, concepts)
-    monkeypatch.setattr("personalize_core.metrics.side_by_side.identity_of_parts", lambda *given: alike)
+    monkeypatch.setattr("personalize_core.metrics.several_concepts.identity_of_parts", lambda *given: alike)
     cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
     prompts = ["<rex> beside <cup>", "<cup> beside <rex>"]
     metrics = steps.sample_several_concepts(store, cells, prompts, images=1).metrics

@@ -38,7 +38,7 @@ def embedded(html: str) -> dict:
     return json.loads(found[1])
 
 
-def test_a_pair_is_one_cell_of_the_grids_drawn_by_two_variants(store):
+def test_a_pair_is_one_cell_of_the_grids_of_two_variants(store):
     key = design(store, request())
     assert [(c.first, c.second) for c in key.comparisons] == [
         (small.VARIANTS[0], other) for other in small.VARIANTS[1:]
@@ -50,7 +50,7 @@ def test_a_pair_is_one_cell_of_the_grids_drawn_by_two_variants(store):
         assert (key.images[second].variant, key.images[second].cell) == (comparison.second, cell)
 
 
-def test_the_page_shows_every_pixel_that_was_drawn_under_a_number_that_tells_nothing(store):
+def test_the_page_shows_every_pixel_that_was_sampled_under_a_number_that_tells_nothing(store):
     key = design(store, request())
     shown = embedded(page.render(store, key))
     for number, image in enumerate(key.images):
@@ -61,7 +61,7 @@ def test_the_page_shows_every_pixel_that_was_drawn_under_a_number_that_tells_not
         expected = small.pixels_of(image.variant, key.concepts[cell.concept].name, cell.prompt_index, cell.image_index)
         assert np.array_equal(np.asarray(opened.convert("RGB")), expected)
     runs = sum(one.variant == other.variant for one, other in zip(key.images, key.images[1:], strict=False))
-    assert runs < len(key.images) / 2, "images lie in the page in an order that was drawn, not variant by variant"
+    assert runs < len(key.images) / 2, "images lie in the page in a random order, not variant by variant"
 
 
 def test_the_page_names_no_variant_no_concept_and_no_file(store):
@@ -141,7 +141,7 @@ def test_the_key_comes_back_whole_and_one_that_was_changed_is_refused(store, tmp
         Key.read(tmp_path / "nowhere.json")
 
 
-def test_a_study_of_what_the_steps_draw(tmp_path):
+def test_a_study_of_what_the_steps_sample(tmp_path):
     """The contract with grid.json: nothing of it is made up here."""
     store = tiny_workspace.make(tmp_path)
     for method in ("base_model", "textual_inversion"):
@@ -153,11 +153,11 @@ def test_a_study_of_what_the_steps_draw(tmp_path):
     assert len(key.cells) == 4 and all(image_path(store, key, image).is_file() for image in key.images)
 
 
-def test_a_concept_that_some_variant_has_not_drawn_is_left_out_and_named(tmp_path):
+def test_a_concept_that_some_variant_has_not_sampled_is_left_out_and_named(tmp_path):
     store = small.make(tmp_path)
     (store.grid("dreambooth", "cup") / "grid.json").unlink()
     assert design(store, request()).left_out == ["cup"]
-    with pytest.raises(InputError, match="no grid of 'cup' has been drawn by 'dreambooth'"):
+    with pytest.raises(InputError, match="there is no grid of 'cup' by 'dreambooth'"):
         design(store, request(concepts=["cup"]))
 
 

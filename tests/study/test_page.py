@@ -192,7 +192,7 @@ def test_every_plan_is_balanced_and_shows_no_pair_twice(rater, written):
         firsts[plan[0]["kind"], plan[0]["pair"] // cells] += 1
     # over raters: 200 x 8 answers over 48 pairs, 33.3 expected of each; 0 to 5.5 standard deviations away
     assert len(places) == 2 * cells and 33.3 - 30 < min(places.values()) and max(places.values()) < 33.3 + 30
-    assert len(firsts) == 4 and min(firsts.values()) > 25, "which question and comparison comes first is drawn"
+    assert len(firsts) == 4 and min(firsts.values()) > 25, "which question and comparison comes first is random"
 
 
 def test_a_second_tap_meant_for_the_image_before_and_a_held_key_are_no_answers(rater, written):

@@ -27,7 +27,7 @@ SIZE = 24
 
 
 def make(root: Path) -> Store:
-    """Three methods have drawn two concepts."""
+    """Three methods have grids of two concepts."""
     root.mkdir(exist_ok=True)
     store = tiny_workspace.write_params(root, tiny_workspace.params(root))
     for number, (name, class_noun) in enumerate(CONCEPTS.items()):

@@ -17,7 +17,7 @@ from personalize_core.cli.main import app
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import MANIFEST, read_json, write_json
 from personalize_core.files.stamps import sha256
-from personalize_core.metrics import tables
+from personalize_core.metrics import parquet, tables
 from personalize_core.steps import Link, Rows, make_class_images
 from personalize_core.steps.class_images import encode_real_class_images
 from personalize_core.workspace.lineage import making
@@ -267,7 +267,7 @@ def test_a_number_is_explained_by_its_row_and_its_image(store):
 def test_a_mean_of_the_comparison_is_explained_by_what_it_is_the_mean_of(store):
     link = steps.explain(store, store.comparison(), Rows(method=METHOD, metric="clip_i"))
     (found,) = link.facts["scores"]
-    rows = tables.read_parquet(store.comparison() / SCORES).filter(method=METHOD, metric="clip_i")
+    rows = parquet.read_parquet(store.comparison() / SCORES).filter(method=METHOD, metric="clip_i")
     assert found["images"] == len(rows) == 4 and found["mean"] == pytest.approx(rows["score"].mean())
     assert [each.what for each in link.inputs] == ["scores", "comparison"]
 

@@ -12,7 +12,7 @@ import yaml
 
 from personalize_core import steps
 from personalize_core.errors import InputError
-from personalize_core.metrics import tables
+from personalize_core.metrics import parquet, tables
 from personalize_core.workspace.protocols import Protocol
 from personalize_core.workspace.recipes import check_concepts_wanted, concepts_wanted, prompts_of
 from personalize_core.workspace.store import Store
@@ -237,7 +237,7 @@ def test_identity_skips_the_prompts_that_the_protocol_excludes_and_text_does_not
     assert len(scored[0].filter(skipped)) == 2
     assert scored[1].equals(scored[0].filter(~skipped))
     steps.compare(part)
-    summary = tables.read_parquet(part.comparison() / "summary.parquet")
+    summary = parquet.read_parquet(part.comparison() / "summary.parquet")
     means = summary.filter(pl.col("concept") == "rex").select("metric", "prompts").rows()
     texts = ["clip_t", "clip_t_scaled", "clip_t_slot_deleted", "clip_t_slot_deleted_scaled"]
     assert dict(means) == dict.fromkeys(texts, 2) | {"clip_i": 1, "dino": 1}

@@ -1,4 +1,4 @@
-"""The drawn images as the page shows them: all variants of one prompt and noise in a column, and no more than fit."""
+"""The sampled images as the page shows them: all variants of one prompt and noise in a column, and no more than fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from personalize_core.files.stamps import sha256
 from personalize_core.metrics.tables import CEILING
 from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import METRICS, ConceptTold, Evidence
-from personalize_core.report.figures import opened
+from personalize_core.report.figures.images import opened
 
 PIXELS = 120_000_000  # of all images in a page together: some 15 MB
 SIDES = (768, 512, 384, 256, 192, 128)  # pixels of an image's longer side, at most; the largest that fits
@@ -46,12 +46,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Grid:
-    """What all variants made of one concept."""
+    """The images of one concept by all variants."""
 
     concept: ConceptTold
     concept_images: Sequence[str]  # as data URIs
     columns: Sequence[Column]
-    rows: Mapping[str, Sequence[Cell | None]]  # variant -> a cell for each column; None was not drawn
+    rows: Mapping[str, Sequence[Cell | None]]  # variant -> a cell for each column; None: not sampled
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _grid(root: Path, concept: ConceptTold, evidence: Evidence, sampled: pl.Data
 def _cell(root: Path, row: Mapping[str, Any], concept: ConceptTold, side: int) -> Cell:
     path, variant = root / row["image"], in_words(row["variant"])
     if sha256(_there(path)) != row["image_sha256"]:
-        raise InputError(f"the image {path} is another one than was scored; `personalize evaluate` scores it again")
+        raise InputError(f"the image {path} has changed since it was scored; `personalize evaluate` scores it again")
     prompt = (row["prompt"] or "").replace("{}", concept.class_noun)
     own = row["scores"]
     scores = ", ".join(
@@ -163,5 +163,5 @@ def _size(path: Path) -> tuple[int, int]:
 
 def _there(path: Path) -> Path:
     if not path.is_file():
-        raise InputError(f"the image {path} was scored, but is gone; `personalize run` makes whatever is missing")
+        raise InputError(f"the image {path} was scored, but is missing now; `personalize run` makes what is missing")
     return path

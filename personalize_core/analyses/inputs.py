@@ -18,12 +18,12 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.image_files import load_image
 from personalize_core.methods.interface import Method
-from personalize_core.metrics.features import Encoder, TextImageEncoder
+from personalize_core.metrics.encoders import Encoder, TextImageEncoder
 from personalize_core.metrics.tables import BASELINE
 from personalize_core.sampling.sampler import Sampler, initial_noise, make_sampler, sample, step_generators
 from personalize_core.workspace.params import SamplerSettings
 
-BATCH = 8  # images drawn at once; no image depends on it
+BATCH = 8  # images sampled at once; no image depends on it
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SampledGrid:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Inputs:
     """One method, one concept."""
 
     method: str  # its name, or METHOD@ABLATION
@@ -61,13 +61,13 @@ class Bench:
     text_image: TextImageEncoder
     concept_images: Sequence[Path]
     grid: SampledGrid
-    floor: SampledGrid | None  # the base model's grid of the same prompts, if it has been drawn
+    baseline: SampledGrid | None  # the base model's grid of the same prompts, if there is one
     scores: pl.DataFrame | None
     baseline_scores: pl.DataFrame | None
     log: Sequence[Mapping[str, Any]]  # of its training; empty if there was none here
     how: SamplerSettings
     seed: int
-    ready: Callable[[str, Sequence[str]], Method]  # (variant, prompts) -> what was learned, to draw them so
+    ready: Callable[[str, Sequence[str]], Method]  # (variant, prompts) -> the trained method, ready to sample them
 
     @property
     def is_baseline(self) -> bool:
@@ -111,13 +111,13 @@ class Bench:
         """(N, 4, h, w)."""
         return initial_noise(self.base, self.seed, places)
 
-    def draw(self, method: Method, said: Sequence[str], places: Sequence[tuple[int, int]]) -> np.ndarray:
+    def sample(self, method: Method, prompts: Sequence[str], places: Sequence[tuple[int, int]]) -> np.ndarray:
         """(N, H, W, 3) uint8: an image for each prompt; places choose the noise."""
         parts = []
-        for start in range(0, len(said), BATCH):
-            rows = slice(start, start + BATCH)
-            noise, sampler = self.noise(places[rows]), self.sampler(places[rows])
-            latents = sample(method, self.base, said[rows], noise, sampler, self.how.steps, self.how.guidance)
+        for start in range(0, len(prompts), BATCH):
+            batch = slice(start, start + BATCH)
+            noise, sampler = self.noise(places[batch]), self.sampler(places[batch])
+            latents = sample(method, self.base, prompts[batch], noise, sampler, self.how.steps, self.how.guidance)
             parts.append(self.base.decode(latents))
         return torch.cat(parts).numpy()
 

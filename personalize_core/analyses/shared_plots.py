@@ -1,4 +1,4 @@
-"""Two kinds of figure that several analyses share: dots in rows, and a table of shaded numbers."""
+"""Plots that several analyses share: dots in rows, a table of shaded values, and bars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from personalize_core.metrics.tables import BASELINE
 from personalize_core.report.display_names import in_words
-from personalize_core.report.figures import COLOURS, GREY, INK, PALE, STYLE, save_figure
+from personalize_core.report.figures.style import COLOURS, GREY, INK, PALE, STYLE, save_figure
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Panel:
 def dots(panels: Sequence[Panel], rows: Sequence[str], path: Path, title: str, note: str = "") -> None:
     """Panels side by side that share their rows; several values in a row are pale dots with their mean beside.
 
-    A series called as the base model is grey; lines are drawn down all rows.
+    A series called as the base model is grey; lines cross all rows.
     """
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
     others = [name for name in names if name != BASELINE]
@@ -66,22 +66,20 @@ def dots(panels: Sequence[Panel], rows: Sequence[str], path: Path, title: str, n
         save_figure(figure, path)
 
 
-def shaded(
-    metrics: np.ndarray, rows: Sequence[str], columns: Sequence[str], path: Path, title: str, label: str
-) -> None:
-    """A table of numbers, each cell the darker the higher it is.
+def shaded(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], path: Path, title: str, label: str) -> None:
+    """A table of values, each cell the darker the higher it is.
 
     Args:
-        metrics: (rows, columns), at most 1; shades reach from the least of them to 1.
-        label: what the numbers are.
+        values: (rows, columns), at most 1; shades reach from the least of them to 1.
+        label: what the values are.
     """
-    low = float(min(metrics.min(), 0.99))
+    low = float(min(values.min(), 0.99))
     with matplotlib.rc_context(STYLE):
         size = (2.8 + 0.95 * len(columns), 1.5 + 0.42 * len(rows))
         figure = Figure(figsize=size, dpi=130, layout="constrained")
         axes = figure.add_subplot()
-        axes.imshow(metrics, vmin=low, vmax=1, cmap="Blues", aspect="auto")
-        for (row, column), value in np.ndenumerate(metrics):
+        axes.imshow(values, vmin=low, vmax=1, cmap="Blues", aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
             dark = (value - low) / (1 - low) > 0.6
             axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=9, color="white" if dark else INK)
         axes.set_xticks(range(len(columns)), columns)

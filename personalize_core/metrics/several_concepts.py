@@ -1,6 +1,7 @@
 """Images of several concepts side by side: how much each part of an image looks like each concept.
 
-Ours; no paper measures it. The whole image's score would not tell two half-right things from one right thing.
+No paper measures this. A score of the whole image could not distinguish two concepts half right from one that is
+fully right and one that is missing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from personalize_core.metrics.features import Encoder
+from personalize_core.metrics.encoders import Encoder
 from personalize_core.metrics.similarity import image_alignment_per_image
 
 

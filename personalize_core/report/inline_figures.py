@@ -1,4 +1,4 @@
-"""The report's figures: drawn once, kept as PNG and SVG, and the SVG put into the page in the page's own colours."""
+"""The report's figures: rendered once as PNG and SVG, and the SVG placed inline in the page, in its colours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from personalize_core.metrics.tables import ALL_CONCEPTS
 from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import Evidence, Learned
-from personalize_core.report.figures import COLOURS, GREY, INK, NO_LOSS, NO_METADATA, PALE, STYLE, moving_average, plane
+from personalize_core.report.figures.identity_vs_text import scatter_plot
+from personalize_core.report.figures.losses import NO_LOSS, moving_average
+from personalize_core.report.figures.style import COLOURS, GREY, INK, NO_METADATA, PALE, STYLE
 
 # What the page's style sheet gives other values in the dark.
 THEMED = {INK: "ink", GREY: "quiet", PALE: "line", "#ffffff": "card"} | {
@@ -27,7 +29,7 @@ STYLED = {**STYLE, "font.size": 10}
 
 
 @dataclass(frozen=True)
-class SampledGrid:
+class InlineFigure:
     """A figure, ready for the page and for files."""
 
     name: str  # of its files
@@ -51,7 +53,7 @@ class SampledGrid:
         return Markup(opening + ">" + inside)
 
 
-def every(evidence: Evidence) -> dict[str, SampledGrid]:
+def every(evidence: Evidence) -> dict[str, InlineFigure]:
     """The plane over all concepts and of each, and the losses of each method that was trained."""
     made = []
     if _in_the_plane(evidence):
@@ -63,23 +65,23 @@ def every(evidence: Evidence) -> dict[str, SampledGrid]:
     return {one.name: one for one in made}
 
 
-def narrow(evidence: Evidence) -> tuple[SampledGrid, dict[str, str]] | None:
-    """The plane over all concepts for a telephone: its points have numbers, whose meaning comes with it."""
+def narrow(evidence: Evidence) -> tuple[InlineFigure, dict[str, str]] | None:
+    """The plane over all concepts for a narrow screen: its points are numbered, and the key is returned with it."""
     if not (variants := _in_the_plane(evidence)):
         return None
-    metrics = {variant: str(number) for number, variant in enumerate(variants, start=1)}
-    figure = plane(evidence.summary, "", labels=metrics, size=(4.4, 5.0))
-    return sampled(figure, "identity_vs_text_narrow", _said(evidence, ALL_CONCEPTS)), metrics
+    numbers = {variant: str(number) for number, variant in enumerate(variants, start=1)}
+    figure = scatter_plot(evidence.summary, "", labels=numbers, size=(4.4, 5.0))
+    return rendered(figure, "identity_vs_text_narrow", _said(evidence, ALL_CONCEPTS)), numbers
 
 
-def sampled(figure: Figure, name: str, alt: str) -> SampledGrid:
+def rendered(figure: Figure, name: str, alt: str) -> InlineFigure:
     content = {}
     with matplotlib.rc_context(STYLED):  # else an SVG's ids are random
         for kind in ("svg", "png"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, metadata=NO_METADATA[kind], facecolor="white")
             content[kind] = buffer.getvalue()
-    return SampledGrid(name.replace("@", "-"), alt, **content)
+    return InlineFigure(name.replace("@", "-"), alt, **content)
 
 
 def _in_the_plane(evidence: Evidence) -> list[str]:
@@ -88,20 +90,20 @@ def _in_the_plane(evidence: Evidence) -> list[str]:
     return [variant for variant in evidence.variants if all(variant in of for of in both)]
 
 
-def _plane(evidence: Evidence, name: str, concept: str) -> SampledGrid:
+def _plane(evidence: Evidence, name: str, concept: str) -> InlineFigure:
     names = [one.name for one in evidence.concepts]
     several = concept == ALL_CONCEPTS and len(names) > 1
     over = f"{len(names)} concepts" if evidence.coverage.whole else f"the concepts that each has, of {len(names)}"
     about = f"mean over {over}" if several else names[0] if concept == ALL_CONCEPTS else concept
-    figure = plane(evidence.summary, f"Identity against text, {about}", concept)
-    return sampled(figure, name, _said(evidence, concept))
+    figure = scatter_plot(evidence.summary, f"Identity against text, {about}", concept)
+    return rendered(figure, name, _said(evidence, concept))
 
 
 def _said(evidence: Evidence, concept: str) -> str:
     """The plane's points in words."""
     rows = evidence.summary.filter(concept=concept)
     means = {(row["variant"], row["metric"]): row["mean"] for row in rows.iter_rows(named=True)}
-    coverage = {v: evidence.coverage.said(v) if concept == ALL_CONCEPTS else "" for v in evidence.variants}
+    coverage = {v: evidence.coverage.note(v) if concept == ALL_CONCEPTS else "" for v in evidence.variants}
     points = [
         f"{in_words(variant)}{coverage[variant]} {means[variant, 'clip_t']:.3f}, {means[variant, 'dino']:.3f}"
         for variant in evidence.variants
@@ -110,7 +112,7 @@ def _said(evidence: Evidence, concept: str) -> str:
     return f"Text alignment (CLIP-T) and identity (DINO) of {concept}: {'; '.join(points)}."
 
 
-def _losses(method: str, learned: Sequence[Learned]) -> SampledGrid:
+def _losses(method: str, learned: Sequence[Learned]) -> InlineFigure:
     """A panel for each loss, a line for each concept, as moving averages."""
     logs = {one.concept: one.log for one in learned if one.log}
     names = list(dict.fromkeys(name for log in logs.values() for row in log for name in row if name not in NO_LOSS))
@@ -135,7 +137,7 @@ def _losses(method: str, learned: Sequence[Learned]) -> SampledGrid:
         panels[-1].set_xlabel("training step")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     concepts = ", ".join(logs)
-    return sampled(figure, f"losses_{method}", f"Losses of {in_words(method)} while it learned {concepts}.")
+    return rendered(figure, f"losses_{method}", f"Losses of {in_words(method)} while it learned {concepts}.")
 
 
 def _line(log: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""What an analysis hands back: numbers, tables and images; or why it is not defined for a method or a concept."""
+"""What an analysis returns: metrics, tables and images; or why it is not defined for a method or a concept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from personalize_core.metrics.tables import write_parquet
+from personalize_core.metrics.parquet import write_parquet
 
 
 class NotDefined(Exception):
@@ -17,14 +17,14 @@ class NotDefined(Exception):
 
 
 @dataclass
-class Results:
+class Findings:
     """Of one analysis, filled while it writes into `folder`.
 
     Attributes:
         title: as a heading.
-        how: how the numbers were taken, and how to read them.
+        how: how the metrics were computed, and how to read them.
         metrics: by name; never NaN. What could not be computed is left out, with its reason in `absent`.
-        absent: name -> why there is no such number, table or image.
+        absent: name -> why there is no such metric, table or image.
         images, tables: file name in the folder -> caption.
     """
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from personalize_core.metrics.side_by_side import identity_of_parts, windows
+from personalize_core.metrics.several_concepts import identity_of_parts, windows
 
 
 class Colours:

@@ -11,15 +11,15 @@ from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 
 
 @dataclass(frozen=True)
-class Coverage:
+class ConceptCoverage:
     """`total` concepts in all; `of` each variant the fewest and the most that one of its means is over."""
 
     total: int
     of: Mapping[str, tuple[int, int]]
 
     @classmethod
-    def of_summary(cls, summary: pl.DataFrame) -> Coverage:
-        """summary: what tables.summarise returned, or its headline."""
+    def of_summary(cls, summary: pl.DataFrame) -> ConceptCoverage:
+        """summary: what summaries.summarise returned, or its headline."""
         overall = summary.filter(pl.col("concept") == ALL_CONCEPTS)
         names = set(summary["concept"]) - {ALL_CONCEPTS}
         counted = overall.group_by("variant").agg(
@@ -41,6 +41,6 @@ class Coverage:
         fewest, most = self.of[variant]
         return str(most) if fewest == most else f"{fewest} to {most}"
 
-    def said(self, variant: str) -> str:
+    def note(self, variant: str) -> str:
         """Behind a variant's name: "" where it is whole, else " (5 of 8 concepts)"."""
         return "" if self.is_whole(variant) else f" ({self.count(variant)} of {self.total} concepts)"

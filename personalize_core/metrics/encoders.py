@@ -1,0 +1,206 @@
+"""The encoders that scores compare with: images or texts in, rows of length one out.
+
+Each encoder is one set of weights, one way of preparing an image and one feature, as in Radford et al. 2021
+(CLIP), Caron et al. 2021 (DINO) and the evaluation script of Kumari et al. 2023 (CustomConcept101), whose
+preprocessing of DINO we follow. Scores of two encoders never compare, so an encoder says exactly what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from personalize_core.errors import InputError
+from personalize_core.files.stamps import sha256
+from personalize_core.metrics.encoder_names import MINI_WEIGHTS
+from personalize_core.metrics.preprocessing import (
+    Preprocessing,
+    preprocessing_of_open_clip,
+    preprocessing_of_transformers,
+)
+from personalize_core.metrics.weights import (
+    IDENTITY,
+    TEXT_IMAGE,
+    existing_folder,
+    fetched,
+    find,
+    readable,
+    the_weights,
+)
+
+BATCH_SIZE = 32
+
+
+class Encoder(Protocol):
+    """Turns images into features. The three properties are written beside every score."""
+
+    @property
+    def name(self) -> str:
+        """Such as "dino-s16"; or the name of the folder it came from."""
+        ...
+
+    @property
+    def weights_hash(self) -> str:
+        """sha256 of the weights file."""
+        ...
+
+    @property
+    def preprocessing(self) -> str:
+        """What happens to an image before the network sees it, in words."""
+        ...
+
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        """(N, D) float32 on the CPU, each row of length one."""
+        ...
+
+
+class TextImageEncoder(Encoder, Protocol):
+    """An encoder that puts texts into the same space."""
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(N, D) float32 on the CPU, each row of length one. What exceeds the context length is cut off."""
+        ...
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model of open_clip. Implements TextImageEncoder; the features are the projected embeddings."""
+
+    name: str
+    weights_hash: str
+    prepare: Preprocessing
+    model: Any
+    tokenizer: Callable[[list[str]], Tensor]  # (N, L) token ids, cut off at the model's context length
+    device: str
+
+    @property
+    def preprocessing(self) -> str:
+        return str(self.prepare)
+
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        return in_batches(lambda some: self.model.encode_image(self.prepare(some).to(self.device)), images, "images")
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        return in_batches(
+            lambda some: self.model.encode_text(self.tokenizer(list(some)).to(self.device)), texts, "texts"
+        )
+
+
+@dataclass(frozen=True)
+class VisionTransformer:
+    """A ViTModel of transformers. Implements Encoder; the feature is the class token after the final norm."""
+
+    name: str
+    weights_hash: str
+    prepare: Preprocessing
+    model: Any
+    device: str
+
+    @property
+    def preprocessing(self) -> str:
+        return str(self.prepare)
+
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        def class_token(some: Sequence[Image.Image]) -> Tensor:
+            return self.model(self.prepare(some).to(self.device)).last_hidden_state[:, 0]
+
+        return in_batches(class_token, images, "images")
+
+
+@torch.inference_mode()
+def in_batches(encode: Callable[[Sequence], Tensor], items: Sequence, what: str) -> Tensor:
+    """Encode a few at a time, so that memory does not grow with the number of images."""
+    if not len(items):
+        raise ValueError(f"there are no {what} to encode")
+    features = [encode(items[start : start + BATCH_SIZE]).float().cpu() for start in range(0, len(items), BATCH_SIZE)]
+    return F.normalize(torch.cat(features), dim=1).clone()
+
+
+def load_text_image_encoder(name_or_folder: str | Path, device: str = "cpu") -> TextImageEncoder:
+    """The encoder of CLIP-T and CLIP-I.
+
+    Args:
+        name_or_folder: "mini-clip", which comes with this package; "clip-b32" or "clip-l14", fetched from the
+            hub; "clip-b32:PATH", the same from a local weights file or folder; or a folder that open_clip wrote
+            (open_clip_config.json and weights), fed as its own configuration says.
+        device: where the network runs; features come back to the CPU.
+
+    Raises:
+        InputError: no such name, weights that cannot be had, or a folder that holds something else.
+    """
+    name, path = find(name_or_folder, "mini-clip", MINI_WEIGHTS / "clip", TEXT_IMAGE)
+    import open_clip  # two seconds: only who scores pays them
+
+    if name in TEXT_IMAGE:
+        known = TEXT_IMAGE[name]
+        weights = the_weights(path or fetched(name, known), known.files)
+        model = readable(name, weights, lambda: open_clip.create_model(known.architecture, pretrained=str(weights)))
+        return Clip(
+            name,
+            sha256(weights),
+            known.prepare or preprocessing_of_open_clip(weights.parent, model.visual.image_size),
+            model.eval().requires_grad_(False).to(device),
+            open_clip.get_tokenizer(known.architecture),
+            device,
+        )
+
+    folder = existing_folder(name, path, "open_clip_config.json")
+    weights = the_weights(folder, TEXT_IMAGE["clip-b32"].files)
+    model = readable(name, weights, lambda: open_clip.create_model(f"local-dir:{folder}"))
+    return Clip(
+        name,
+        sha256(weights),
+        preprocessing_of_open_clip(folder, model.visual.image_size),
+        model.eval().requires_grad_(False).to(device),
+        open_clip.get_tokenizer(f"local-dir:{folder}"),
+        device,
+    )
+
+
+def load_identity_encoder(name_or_folder: str | Path, device: str = "cpu") -> Encoder:
+    """The encoder of the identity score, called DINO after its usual weights.
+
+    Args:
+        name_or_folder: "mini-identity", which comes with this package; "dino-s16" or "dino-s16-stock", fetched from the
+            hub; "dino-s16:PATH", the same from a local folder; or a folder with a ViTModel that transformers wrote
+            (config.json, weights, preprocessor_config.json), fed as its own configuration says.
+        device: where the network runs; features come back to the CPU.
+
+    Raises:
+        InputError: no such name, weights that cannot be had, or a folder that holds something else.
+    """
+    name, path = find(name_or_folder, "mini-identity", MINI_WEIGHTS / "identity", IDENTITY)
+    from transformers import ViTModel
+
+    from personalize_core.compat import hide_bars_of_transformers
+
+    hide_bars_of_transformers()
+
+    known = IDENTITY.get(name)
+    if known and path is None:
+        path = fetched(name, known)
+    folder = existing_folder(name, path, "config.json")
+    weights = the_weights(folder, ("model.safetensors", "pytorch_model.bin"))
+    model, report = readable(
+        name,
+        weights,
+        lambda: ViTModel.from_pretrained(
+            folder, add_pooling_layer=False, output_loading_info=True, local_files_only=True, dtype=torch.float32
+        ),
+    )
+    if report["missing_keys"]:
+        # transformers would fill them with random numbers and only log it
+        raise InputError(f"{weights} lacks weights of a ViTModel, among them {sorted(report['missing_keys'])[0]!r}")
+    if known and model.config.hidden_size != known.width:
+        raise InputError(
+            f"{folder} is not {name}: its features have width {model.config.hidden_size}, not {known.width}"
+        )
+    prepare = (known and known.prepare) or preprocessing_of_transformers(folder, model.config.image_size)
+    return VisionTransformer(name, sha256(weights), prepare, model.eval().requires_grad_(False).to(device), device)

@@ -1,0 +1,115 @@
+"""How an image is prepared before an encoder or a segmenter sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from personalize_core.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+THREADS = min(8, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else min(8, os.cpu_count() or 1)
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """An image of any size to (3, crop, crop)."""
+
+    size: int  # pixels; the shorter side after resizing
+    crop: int  # pixels; the central square that is kept
+    mean: tuple[float, ...]  # per channel, of values in [0, 1]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    squash: bool = False  # both sides become `size`, whatever the image's shape
+
+    def __str__(self) -> str:
+        resize = f"both sides to {self.size}" if self.squash else f"shorter side to {self.size}"
+        return (
+            f"RGB; {resize}, {self.interpolation}; centre crop {self.crop}; "
+            f"values in [0, 1]; mean {list(self.mean)}; std {list(self.std)}"
+        )
+
+    def __call__(self, images: Iterable[Image.Image]) -> Tensor:
+        """Images to (N, 3, crop, crop). Resizing is Pillow's, on 8-bit values, as in the original tools."""
+        import torch  # not at the top: which preprocessing a published encoder has is asked without computing features
+
+        pixels = np.stack(list(in_threads(self._square, images)))
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        return (x - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
+
+    def _square(self, image: Image.Image) -> np.ndarray:
+        """(crop, crop, 3) uint8."""
+        image = image.convert("RGB")
+        width, height = image.size
+        if self.squash:
+            width = height = self.size
+        else:
+            short = min(width, height)
+            width, height = self.size * width // short, self.size * height // short
+        image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
+        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+        return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
+
+
+def in_threads(function: Callable[[Any], Any], items: Iterable) -> Iterable:
+    """As map, in order, but in several threads: Pillow reads and resizes without holding Python's lock."""
+    items = list(items)
+    if len(items) == 1 or THREADS == 1:
+        return map(function, items)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(function, items))
+
+
+CLIP_PREPROCESSING = Preprocessing(224, 224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def preprocessing_of_open_clip(folder: Path, image_size: int | tuple[int, int]) -> Preprocessing:
+    """As open_clip would prepare an image for scoring: its defaults, overlaid by the folder's own."""
+    own = json.loads((folder / "open_clip_config.json").read_text()).get("preprocess_cfg", {})
+    side = image_size if isinstance(image_size, int) else image_size[0]
+    resize_mode, interpolation = own.get("resize_mode", "shortest"), own.get("interpolation", "bicubic")
+    if resize_mode not in ("shortest", "squash") or interpolation not in INTERPOLATIONS:
+        raise InputError(
+            f"{folder / 'open_clip_config.json'} asks for resize_mode {resize_mode!r} and interpolation "
+            f"{interpolation!r}: only 'shortest' or 'squash', and {', '.join(INTERPOLATIONS)} are known here"
+        )
+    return Preprocessing(
+        side,
+        side,
+        tuple(own.get("mean", CLIP_PREPROCESSING.mean)),
+        tuple(own.get("std", CLIP_PREPROCESSING.std)),
+        interpolation,
+        squash=resize_mode == "squash",
+    )
+
+
+def preprocessing_of_transformers(folder: Path, image_size: int) -> Preprocessing:
+    """As transformers' ViT image processor would prepare an image, from its preprocessor_config.json."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        raise InputError(f"{folder} does not hold preprocessor_config.json, which says how to prepare an image")
+    own = json.loads(path.read_text())
+    size = own.get("size", image_size)
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else None
+    side = shortest or (size["height"] if isinstance(size, dict) else size)
+    interpolation = {int(filter): name for name, filter in INTERPOLATIONS.items()}.get(own.get("resample", 2))
+    if interpolation is None or abs(own.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+        raise InputError(f"{path} asks for a resampling or rescaling that is not known here")
+    return Preprocessing(
+        side, image_size, tuple(own["image_mean"]), tuple(own["image_std"]), interpolation, squash=shortest is None
+    )

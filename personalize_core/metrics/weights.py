@@ -1,0 +1,140 @@
+"""Published encoders and segmenters: which files they have, how they are fed, and how weights are found and read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from personalize_core.errors import InputError, listed
+from personalize_core.metrics.encoder_names import PUBLISHED
+from personalize_core.metrics.preprocessing import CLIP_PREPROCESSING, Preprocessing
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that others published: where they lie on the hub, and how our protocol feeds them."""
+
+    repository: str
+    revision: str  # a commit, so that the weights cannot change under us
+    files: tuple[str, ...]  # the weights first
+    width: int  # D, to tell a wrong local folder at once
+    prepare: Preprocessing | None  # None: as the folder's own configuration says
+    architecture: str = ""  # open_clip's name of it; "-quickgelu" is the activation that OpenAI trained with
+
+
+TEXT_IMAGE = {
+    "clip-b32": Published(
+        *PUBLISHED["clip-b32"],
+        ("open_clip_model.safetensors",),
+        512,
+        CLIP_PREPROCESSING,
+        "ViT-B-32-quickgelu",
+    ),
+    "clip-l14": Published(
+        *PUBLISHED["clip-l14"],
+        ("open_clip_model.safetensors",),
+        768,
+        CLIP_PREPROCESSING,
+        "ViT-L-14-quickgelu",
+    ),
+}
+IDENTITY = {
+    # CustomConcept101's way to prepare an image, and that of the model's own processor, as in OFT's script: straight
+    # to 224 x 224. What else it does, the file says that is saved beside the weights.
+    "dino-s16": Published(
+        *PUBLISHED["dino-s16"],
+        ("pytorch_model.bin", "config.json"),
+        384,
+        Preprocessing(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ),
+    "dino-s16-stock": Published(
+        *PUBLISHED["dino-s16-stock"],
+        ("pytorch_model.bin", "config.json", "preprocessor_config.json"),
+        384,
+        None,
+    ),
+}
+SEGMENTERS = {
+    "clipseg": Published(  # Lueddecke & Ecker 2022, "Image Segmentation Using Text and Image Prompts"
+        *PUBLISHED["clipseg"],
+        (
+            "pytorch_model.bin", "config.json", "preprocessor_config.json", "vocab.json", "merges.txt",
+            "tokenizer_config.json", "special_tokens_map.json",
+        ),
+        64,
+        None,
+    )
+}  # fmt: skip
+
+
+def find(
+    name_or_folder: str | Path, mini: str, mini_folder: Path, published: dict[str, Published]
+) -> tuple[str, Path | None]:
+    """(name, local path). The path is None for published weights that have to be fetched."""
+    text = str(name_or_folder)
+    if text == mini:
+        return mini, mini_folder
+    name, _, local = text.partition(":")
+    if name in published:
+        return name, Path(local) if local else None
+    path = Path(text)
+    if path.is_dir():
+        return path.resolve().name, path
+    raise InputError(
+        f"there is no encoder {text!r}: known are {listed([mini, *published])}; or write the path of a folder "
+        f"with weights, or {next(iter(published))}:PATH for the published weights if they lie on this machine"
+    )
+
+
+def existing_folder(name: str, path: Path | None, config: str) -> Path:
+    if path is None or not (path / config).is_file():
+        raise InputError(f"no weights for the encoder {name!r}: {path} does not hold {config}")
+    return path
+
+
+def the_weights(path: Path, preferred: Sequence[str]) -> Path:
+    """The one weights file in a folder: it is hashed, so it must be certain which one is loaded."""
+    if path.is_file():
+        return path
+    found = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+    chosen = [path / name for name in preferred if path / name in found] or found
+    if not chosen:
+        raise InputError(f"{path} holds no weights: put {preferred[0]} there")
+    if len(chosen) > 1:
+        raise InputError(f"{path} holds several weights files ({', '.join(p.name for p in chosen)}): keep one")
+    return chosen[0]
+
+
+def fetched(name: str, known: Published) -> Path:
+    """The folder on this machine that holds the published files; fetched from the hub at their pinned commit."""
+    from huggingface_hub import constants, get_session, hf_hub_download
+
+    def folder(local_files_only: bool) -> Path:
+        return [
+            Path(hf_hub_download(known.repository, file, revision=known.revision, local_files_only=local_files_only))
+            for file in known.files
+        ][0].parent
+
+    try:
+        return folder(local_files_only=True)
+    except OSError:
+        pass  # not in the hub's cache yet
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)  # without a network hf_hub_download retries for 20 s
+        return folder(local_files_only=False)
+    except Exception as error:  # the hub's client raises a dozen unrelated classes
+        raise InputError(
+            f"the weights of {name!r} could not be fetched from the hub ({known.repository}): copy its "
+            f"{listed(known.files)} into a folder and write '{name}:FOLDER', or use the mini encoders"
+        ) from error
+
+
+def readable(name: str, weights: Path, load: Callable[[], Any]) -> Any:
+    """What `load` returns; or one sentence instead of a library's screen of mismatched tensors."""
+    try:
+        return load()
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(f"{weights} could not be read as the encoder {name!r}: {first_line}") from error
