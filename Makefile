@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test ui repro lint install clean-state help
+.PHONY: demo test ui repro docs lint install clean-state help
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,6 +33,9 @@ lint: $(INSTALLED)  ## check formatting, types, the direction of imports, and th
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -W 'ignore:Function' -m dagster definitions validate
+
+docs: $(INSTALLED)  ## the tables of methods in README.md and docs/methods.md, from the methods' recipes
+	$(BIN)/python docs/generate.py
 
 install: $(INSTALLED)  ## install the environment only
 

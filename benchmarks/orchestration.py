@@ -32,7 +32,7 @@ from typing import Any
 
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
 from personalize_core.files.atomic import read_json, write_json
-from personalize_core.methods import METHOD_NAMES, method_class
+from personalize_core.methods import METHOD_NAMES, recipe_class
 from personalize_core.workspace.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -97,9 +97,9 @@ def workspace(root: Path, cells: int) -> Store:
 
 
 def _short(method: str) -> dict[str, Any]:
-    kind = method_class(method)
-    short = {name: 1 for name in vars(kind.Config()) if name.endswith(("steps", "batch_size"))}
-    return short | ({"class_images": 2} if kind.class_images(kind.Config()) else {})
+    recipe = recipe_class(method)()
+    short = {name: 1 for name in vars(recipe) if name.endswith(("steps", "batch_size"))}
+    return short | ({"class_images": 2} if recipe.class_images_needed else {})
 
 
 # In one process

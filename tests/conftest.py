@@ -27,6 +27,7 @@ from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.interface import Method, Step
+from personalize_core.methods.recipe import Recipe
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 from personalize_core.training import loop as training
 from personalize_core.training.loop import denoising_step
@@ -209,7 +210,7 @@ def draw(method: Method, base: BaseModel, prompts: Sequence[str], steps: int = 2
 
 def unpersonalized(base: BaseModel, concept: Concept) -> Method:
     """The interface's own defaults: it learns nothing and changes nothing."""
-    return Method(None, base, concept)
+    return Method(Recipe(), base, concept)
 
 
 def disturbed(module: Any, starting: str = "", seed: int = 11) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import re
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
@@ -15,7 +16,7 @@ from pydantic import TypeAdapter
 from personalize_core.base_model.loading import load_base_model
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
-from personalize_core.methods import ABLATION_NAMES, MARK, METHODS, method_class
+from personalize_core.methods import ABLATION_NAMES, MARK, METHOD_NAMES, method_class, recipe_class
 from personalize_core.methods.interface import Method
 from personalize_core.methods.shared.parts import count
 from tests.base_model.test_true_shapes import expected, full, learned, name  # noqa: F401  two of them are fixtures
@@ -23,14 +24,15 @@ from tests.conftest import tiny_base
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "methods.md"
+generate: Any = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "generate.py")))
 TEXT = PAGE.read_text()
-of_methods = pytest.mark.parametrize("method", METHODS)
+of_methods = pytest.mark.parametrize("method", METHOD_NAMES)
 
 
 def sections() -> dict[str, str]:
     """Method -> its section: those that name a method, in backticks, in the line behind the heading."""
     parts = re.split(r"^## .*\n\n", TEXT, flags=re.M)[1:]
-    return {found[1]: part for part in parts if (found := re.match(r"`(\w+)`, \[\1\.py\]\(", part))}
+    return {found[1]: part for part in parts if (found := re.match(r"`(\w+)`, \[\1\]\(", part))}
 
 
 def rows(text: str) -> list[list[str]]:
@@ -46,7 +48,7 @@ def rows(text: str) -> list[list[str]]:
 
 def overview() -> dict[str, list[str]]:
     """Method -> its row in the first table."""
-    return {found[1]: row for row in rows(TEXT) if (found := re.match(r"\[(\w+)\.py\]", row[-1]))}
+    return {found[1]: row for row in rows(TEXT) if (found := re.match(r"\[(\w+)\]", row[-1]))}
 
 
 def metrics(text: str) -> list[int]:
@@ -84,13 +86,19 @@ def base() -> BaseModel:
 
 
 def test_every_method_has_a_section_and_a_row_and_no_other_has():
-    assert set(sections()) == set(overview()) == set(METHODS)
+    assert set(sections()) == set(overview()) == set(METHOD_NAMES)
 
 
 def test_every_method_stands_in_the_readme():
     readme = (ROOT / "README.md").read_text()
-    assert set(re.findall(r"\(personalize_core/methods/(\w+)\.py\)", readme)) == set(METHODS)
+    assert set(re.findall(r"\(personalize_core/methods/(\w+)\)", readme)) == set(METHOD_NAMES)
     assert "(docs/methods.md)" in readme
+
+
+@pytest.mark.parametrize("page", [generate.README, generate.PAGE], ids=lambda page: page.name)
+def test_generated_tables_are_what_the_recipes_say(page):
+    assert page.read_text() == generate.written(page), f"{page.name} is stale: run `make docs`"
+    assert len(re.findall(r"<!-- \w+:begin -->", page.read_text())) == {"README.md": 1, "methods.md": 2}[page.name]
 
 
 @of_methods
@@ -124,7 +132,7 @@ def test_a_section_shows_its_own_image(method):
 
 @of_methods
 def test_a_recipe_table_has_every_switch_of_the_config_with_its_default(method):
-    config = method_class(method).Config()
+    config: Any = recipe_class(method)()
     real = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     real = {switch: ", ".join(value) if isinstance(value, tuple) else value for switch, value in real.items()}
     assert {switch: as_value(said) for switch, said in recipe(sections()[method]).items()} == real
@@ -134,7 +142,7 @@ def test_a_recipe_table_has_every_switch_of_the_config_with_its_default(method):
 def test_what_a_section_tells_to_write_is_a_switch_with_a_value_that_it_takes(method):
     """`rotate: false` and the like, of Config or Sampling."""
     kind: Any = method_class(method)
-    hints = get_type_hints(kind.Config, include_extras=True) | get_type_hints(kind.Sampling, include_extras=True)
+    hints = get_type_hints(kind.Config, include_extras=True) | get_type_hints(kind.Config.Sampling, include_extras=True)
     for switch, value in re.findall(r"`(\w+): ([^`]+)`", sections()[method]):
         assert switch in hints
         TypeAdapter(hints[switch]).validate_python(as_value(value))
@@ -143,7 +151,7 @@ def test_what_a_section_tells_to_write_is_a_switch_with_a_value_that_it_takes(me
 @of_methods
 def test_sampling_options_are_named_in_the_section_or_in_the_table_of_strategies(method):
     kind: Any = method_class(method)
-    options = {field.name for field in dataclasses.fields(kind.Sampling)}
+    options = {field.name for field in dataclasses.fields(kind.Config.Sampling)}
     shared = TEXT.partition("| strategy |")[2].partition("\n\n")[0]
     assert options <= set(re.findall(r"`(\w+)(?:: \w+)?`", shared + sections()[method]))
 
@@ -156,7 +164,7 @@ def test_the_overview_has_the_steps_rates_and_class_images_of_the_recipe(method,
     assert length == ", ".join(f"{stage.steps:,} x {stage.batch_size}" for stage in stages)
     of_groups = dict.fromkeys(group["lr"] for stage in stages for group in stage.param_groups)
     assert [float(rate) for rate in rates.split(", ") if rate] == list(of_groups)
-    assert int(class_images) == kind.class_images(kind.Config())
+    assert int(class_images) == kind.Config().class_images_needed
     assert metrics(parameters) == counts(sections()[method])[:1]
 
 
@@ -167,7 +175,7 @@ def test_the_counts_at_published_shapes_are_right(method, full, name):  # noqa: 
 
 def test_the_counts_on_the_miniature_are_right():
     base, concept = load_base_model("mini", device="cpu"), Concept("v", "<v>", "dog")
-    kinds: dict[str, Any] = {method: method_class(method) for method in METHODS}
+    kinds: dict[str, Any] = {method: method_class(method) for method in METHOD_NAMES}
     real = {method: count(kind(kind.Config(), base, concept)) for method, kind in kinds.items()}
     assert {method: counts(section)[2] for method, section in sections().items()} == real
 
@@ -181,7 +189,6 @@ def test_where_export_is_refused_the_section_says_so(method):
 
 
 @of_methods
-def test_the_citation_of_the_page_is_the_files(method):
-    source = inspect.getsource(inspect.getmodule(method_class(method)))  # type: ignore[arg-type]
+def test_the_citation_of_the_page_is_the_recipes(method):
     cited = re.findall(r"\[(\d{4}\.\d{5})\]\(https://arxiv\.org/abs/\1\)", overview()[method][1])
-    assert cited == re.findall(r"arXiv:(\d{4}\.\d{5})", source)[:1]
+    assert cited == [number for number in [recipe_class(method).arxiv] if number]

@@ -16,6 +16,7 @@ from personalize_core.analyses.findings import Findings, NotDefined
 from personalize_core.analyses.inputs import Inputs
 from personalize_core.concepts.concept import SLOT
 from personalize_core.methods.interface import Method
+from personalize_core.methods.recipe import Recipe
 from personalize_core.metrics.tables import BASELINE
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.image_grids import comparison_grid
@@ -68,7 +69,7 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
         raise NotDefined("the method learns nothing, so it is the base model")
     asked = asked_prompts(inputs.grid.templates, inputs.concept.class_noun)
     prompts, places = [prompt for prompt, _ in asked], [(place, 0) for place in range(len(asked))]
-    untouched = Method(None, inputs.base, inputs.concept)  # the interface's defaults change nothing
+    untouched = Method(Recipe(), inputs.base, inputs.concept)  # the interface's defaults change nothing
     sampled = {BASELINE: inputs.sample(untouched, prompts, places)}
     sampled |= {
         variant: inputs.sample(inputs.ready(variant, prompts), prompts, places) for variant in inputs.grid.variants

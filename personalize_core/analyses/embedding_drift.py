@@ -17,7 +17,7 @@ from personalize_core.analyses import shared_plots
 from personalize_core.analyses.findings import Findings
 from personalize_core.analyses.inputs import Inputs
 from personalize_core.analyses.learned_embedding import LOOKS, WORDS, cosines, nearest_words, vocabulary
-from personalize_core.base_model.model import LAYERS
+from personalize_core.base_model.layers import LAYERS
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.style import COLOURS, GREY, INK, PALE, STYLE, save_figure
 

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.model import LAYERS, BaseModel
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import BaseModel
 from personalize_core.methods.interface import Method
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.image_grids import comparison_grid

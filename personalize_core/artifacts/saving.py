@@ -16,7 +16,7 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.files.atomic import save_tensors, write_json
 from personalize_core.files.typed_yaml import build
-from personalize_core.methods import method_class
+from personalize_core.methods import method_class, recipe_class
 from personalize_core.methods.interface import Method
 from personalize_core.methods.shared.parts import count
 
@@ -71,7 +71,7 @@ def restore(folder: Path, base: BaseModel, method: str | None = None) -> Method:
     """
     saved = check(folder, method, base.name, base.weights_hash)
     kind = method_class(saved["method"])
-    config = build(kind.Config, saved["config"], str(folder / CONFIG))
+    config = build(recipe_class(saved["method"]), saved["config"], str(folder / CONFIG))
     with torch.random.fork_rng():  # what a method starts from is drawn at random, and replaced at once
         trained = kind(config, base, Concept(**saved["concept"]))
     try:

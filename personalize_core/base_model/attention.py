@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from personalize_core.base_model.layers import Pool
 from personalize_core.base_model.text import TextContext
-
-Pool = Literal["layer", "all"]
 
 
 class AttentionMaps:

@@ -13,16 +13,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from personalize_core.base_model.attention import AttentionMaps, Call, CrossAttention, SelfAttention, check_plain
+from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
 from personalize_core.concepts.concept import Concept
-
-# The transformer blocks of the U-Net of Stable Diffusion 1.x and 2.x (Rombach et al. 2022), in the order they run.
-# Walking the modules would list the middle block last, because the U-Net registers its up blocks before it.
-LAYERS = (
-    *(f"down_blocks.{block}.attentions.{layer}" for block in (0, 1, 2) for layer in (0, 1)),
-    "mid_block.attentions.0",
-    *(f"up_blocks.{block}.attentions.{layer}" for block in (1, 2, 3) for layer in (0, 1, 2)),
-)
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""The methods, by name. A new method is one file here and one line below."""
+"""The methods, by name: each is a folder here with `recipe.py` and `method.py`, and is found by being there.
+
+docs/adding_a_method.md says how to add one.
+"""
 
 from __future__ import annotations
 
@@ -6,61 +9,70 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from personalize_core.errors import InputError, listed
 
 if TYPE_CHECKING:
     from personalize_core.methods.interface import Method
+    from personalize_core.methods.recipe import Recipe
 
-METHODS = {  # name, which is also the file's, -> class; imported when asked for, because that takes torch
-    "base_model": "BaseModelAlone",
-    "textual_inversion": "TextualInversion",
-    "dreambooth": "DreamBooth",
-    "custom_diffusion": "CustomDiffusion",
-    "ti_db": "TIDB",
-    "neti": "NeTI",
-    "attn_dreambooth": "AttnDreamBooth",
-    "personalized_residuals": "PersonalizedResiduals",
-    "oft": "OFT",
-    "vico": "ViCo",
-    "core": "CoRe",
-    "lora_dreambooth": "LoRADreamBooth",
-    "xti": "XTI",
-}
 
-METHOD_NAMES = tuple(METHODS)
+def _found() -> dict[str, type[Recipe]]:
+    """Folder -> its recipe, in the order of their papers; what has no paper comes first."""
+    names = [path.parent.name for path in Path(__file__).parent.glob("*/recipe.py")]
+    recipes = {name: importlib.import_module(f"{__name__}.{name}.recipe").Config for name in names}
+    return dict(sorted(recipes.items(), key=lambda item: (item[1].arxiv, item[0])))
+
+
+RECIPES: dict[str, type[Recipe]] = _found()
+METHOD_NAMES = tuple(RECIPES)
 BASELINE = "base_model"  # learns nothing: what every method must beat
-MARK = "@"  # METHOD@ABLATION is a method with something changed, and stands wherever a method's name does
-
-ABLATIONS: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load((Path(__file__).parent / "ablations.yaml").read_text())
-"""Method -> ablation -> what it changes in the method's Config."""
-
-ABLATION_NAMES = tuple(f"{method}{MARK}{ablation}" for method, changes in ABLATIONS.items() for ablation in changes)
+MARK = "@"  # METHOD@ABLATION is a method with some of its configuration changed, and is used like a method's name
+ABLATION_NAMES = tuple(f"{name}{MARK}{ablation}" for name, recipe in RECIPES.items() for ablation in recipe.ablations)
 
 
 def check_method(name: str) -> None:
-    """Raise InputError unless there is such a method, or such an ablation of it; without importing it."""
+    """Raise InputError unless there is such a method, or such an ablation of it."""
     method, _, ablation = name.partition(MARK)
-    if method not in METHODS:
-        raise InputError(f"there is no method {name!r}; the methods are {listed(METHODS)}")
-    if MARK in name and ablation not in ABLATIONS.get(method, {}):
-        raise InputError(f"{method} has no ablation {ablation!r}; it has {listed(ABLATIONS.get(method, {})) or 'none'}")
+    if method not in RECIPES:
+        raise InputError(f"there is no method {method!r}; the methods are {listed(METHOD_NAMES)}")
+    known = RECIPES[method].ablations
+    if MARK in name and ablation not in known:
+        raise InputError(f"{method} has no ablation {ablation!r}; it has {listed(known) or 'none'}")
 
 
-def method_file(name: str) -> str:
-    """The name of the file, in this folder, that holds a method or the method that an ablation changes."""
+def method_of(name: str) -> str:
+    """The method itself, or the one that an ablation changes."""
     return name.partition(MARK)[0]
+
+
+def method_source(name: str) -> str:
+    """The module, by its path within this package, whose source an artifact depends on.
+
+    The recipe's source is not among them: what training computes with are the values of its fields.
+    """
+    return f"methods/{method_of(name)}/method"
 
 
 def ablation_changes(name: str) -> dict[str, Any]:
     """What an ablation changes in its method's Config; nothing for a method itself."""
     method, _, ablation = name.partition(MARK)
-    return ABLATIONS[method][ablation] if ablation else {}
+    return dict(RECIPES[method].ablations[ablation].changes) if ablation else {}
+
+
+def recipe_class(name: str) -> type[Recipe]:
+    """The Config of a method, or of the method that an ablation changes; torch is not imported for it."""
+    check_method(name)
+    return RECIPES[method_of(name)]
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method, or of the method that an ablation changes."""
+    """The class of a method, or of the method that an ablation changes; imports its module, and torch."""
+    from personalize_core.methods.interface import Method
+
     check_method(name)
-    file = method_file(name)
-    return getattr(importlib.import_module(f"{__name__}.{file}"), METHODS[file])
+    module = importlib.import_module(f"{__name__}.{method_of(name)}.method")
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Method)]
+    own = [kind for kind in kinds if kind.__module__ == module.__name__]
+    if len(own) != 1:
+        raise TypeError(f"{module.__file__} must define one subclass of Method; it defines {len(own)}")
+    return own[0]

@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar
 
 import torch
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Generator, Tensor, nn
 
 from personalize_core.base_model.attention import AttentionMaps
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning, TextContext
 from personalize_core.concepts.concept import SLOT, Concept
-from personalize_core.concepts.images import ConceptLatents, Preprocessing
-from personalize_core.errors import InputError, listed
-
-T = TypeVar("T")
-
-
-@dataclass_transform(frozen_default=True)
-def options(kind: type[T]) -> type[T]:
-    """A frozen dataclass whose values are checked when it is made: for a method's Config and Sampling."""
-    checked: Any = validated_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-    return checked(kind)
-
-
-def refuse_idle(chosen: Any, *switches: str, off: str) -> None:
-    """Raise InputError if one of these switches is set, although another leaves it nothing to do.
-
-    A switch counts as set when it differs from its default: that it was written out cannot be seen.
-
-    Args:
-        chosen: a Config or Sampling.
-        off: the other, as a person writes it.
-    """
-    defaults = {field.name: field.default for field in fields(chosen)}
-    idle = [f"{name} = {getattr(chosen, name)!r}" for name in switches if getattr(chosen, name) != defaults[name]]
-    if idle:
-        one = len(idle) == 1
-        raise InputError(
-            f"{listed(idle)} {'does' if one else 'do'} nothing with {off}; take {'it' if one else 'them'} out"
-        )
+from personalize_core.concepts.images import ConceptLatents
+from personalize_core.errors import InputError
+from personalize_core.methods.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -94,11 +66,6 @@ class Stage:
     min_timestep: int = 0  # timesteps are drawn uniformly from here to the last
 
 
-@options
-class NoOptions:
-    """The sampling options of a method that has none."""
-
-
 class Method(nn.Module):
     """One way to teach a frozen text-to-image model a concept.
 
@@ -107,16 +74,12 @@ class Method(nn.Module):
     between steps of a stage must be a buffer, so that a run that was cut off resumes exactly.
     """
 
-    Config: ClassVar[type]  # how it is trained; saved in the artifact
-    Sampling: ClassVar[type] = NoOptions  # how it is used; chosen for each sampling run
-    # Sampling options of other methods -> why this one has not got them, where there is more to say than that.
-    lacks: ClassVar[Mapping[str, str]] = {"lag": "nothing that it learns acts inside the U-Net"}
-    starts_as_base_model: ClassVar[bool] = True  # untrained, does it draw what the base model draws?
-    preprocessing: ClassVar[Preprocessing]  # how concept images become its training images; see preprocessing_for
+    Config: ClassVar[type[Recipe]]  # its recipe's class, which says all that can be known of it without tensors
 
-    def __init__(self, config: Any, base: BaseModel, concept: Concept) -> None:
+    def __init__(self, config: Recipe, base: BaseModel, concept: Concept) -> None:
         super().__init__()
-        self.config, self.concept, self.sampling = config, concept, self.Sampling()
+        self.config: Any = config
+        self.concept, self.sampling = concept, config.Sampling()
         self.place = 0  # which of the context's concepts is this method's, where images show several
 
     @property
@@ -160,52 +123,13 @@ class Method(nn.Module):
         raise InputError(f"there is no public format for what {type(self).__name__} learns, so it cannot be exported")
 
     @classmethod
-    def imported(cls, config: Any, base: BaseModel, concept: Concept, path: Path) -> Method:
+    def imported(cls, config: Recipe, base: BaseModel, concept: Concept, path: Path) -> Method:
         """The method with what another program learned: `path` is a file or folder like those that `export` writes.
 
         Raises:
             InputError: it cannot be read, does not fit, or this method has no such format.
         """
         raise InputError(f"nothing can be imported for {cls.__name__}: no public format holds all that it learns")
-
-    @classmethod
-    def preprocessing_for(cls, config: Any) -> Preprocessing:
-        """How concept images become its training images under this config."""
-        return cls.preprocessing
-
-    @classmethod
-    def lacks_under(cls, config: Any) -> Mapping[str, str]:
-        """`lacks`, as it is under this config."""
-        return cls.lacks
-
-    @classmethod
-    def check(cls, config: Any, sampling: Any) -> None:
-        """Raise InputError if what is trained by `config` cannot be sampled by `sampling`."""
-
-    @classmethod
-    def images_needed(cls, config: Any, sampling: Any) -> int:
-        """How many concept images there must be, so that what learned it can be sampled by `sampling`."""
-        return 1
-
-    @classmethod
-    def losses_read_attention(cls, config: Any) -> bool:
-        """Does a loss of its training look at attention maps? Then the U-Net cannot be checkpointed beneath it."""
-        return False
-
-    @classmethod
-    def text_embeddings(cls, config: Any) -> int:
-        """How many input embeddings of the text encoder it holds for the concept; one can be refined for a prompt."""
-        return 0
-
-    @classmethod
-    def class_images(cls, config: Any) -> int:
-        """How many images of the class noun training needs beside the concept's; drawn by the base model."""
-        return 0
-
-    @classmethod
-    def real_class_images(cls, config: Any) -> bool:
-        """Are they concept images instead, all those of data/regularization?"""
-        return False
 
 
 def equal_shares(rows: int, total: float = 1.0) -> Tensor:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
 
-import yaml
+from personalize_core.methods import ABLATION_NAMES, MARK, METHOD_NAMES, RECIPES
+from personalize_core.methods.shared.options import STRATEGY_NAMES
 
-from personalize_core.methods import ABLATION_NAMES, MARK, METHOD_NAMES
-
-FILE = "methods/names.yaml"
-_READ: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parents[1] / FILE).read_text())
-NAMES: dict[str, str] = _READ["methods"] | _READ["ablations"]
-SAMPLING: dict[str, str] = _READ["sampling"]
+NAMES: dict[str, str] = {name: recipe.display_name for name, recipe in RECIPES.items()} | {
+    f"{name}{MARK}{ablation}": described.display_name
+    for name, recipe in RECIPES.items()
+    for ablation, described in recipe.ablations.items()
+    if described.display_name
+}
 
 
 def in_words(name: str) -> str:
@@ -27,7 +27,8 @@ def in_words(name: str) -> str:
     if owners:
         owner = max(owners, key=len)
         how = name.removeprefix(f"{owner}_")
-        return f"{in_words(owner)} with {SAMPLING[how]}" if how in SAMPLING else f"{in_words(owner)}: {_spaced(how)}"
+        strategy = STRATEGY_NAMES.get(how)
+        return f"{in_words(owner)} with {strategy}" if strategy else f"{in_words(owner)}: {_spaced(how)}"
     method, mark, ablation = name.partition(MARK)
     if not mark:
         return _spaced(name)
@@ -35,8 +36,13 @@ def in_words(name: str) -> str:
 
 
 def each_in_words(names: str) -> str:
-    """The same for each of several that ", " parts, as the numbers of an analysis are called: "core_tto, dino"."""
+    """The same for each of several that ", " separates, as the metrics of an analysis are called: "core_tto, dino"."""
     return ", ".join(map(in_words, names.split(", ")))
+
+
+def of(names: Iterable[str]) -> dict[str, str]:
+    """Name -> what people call it, of each once: for stamps of what shows them."""
+    return {name: in_words(name) for name in dict.fromkeys(names)}
 
 
 def _spaced(name: str) -> str:

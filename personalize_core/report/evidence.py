@@ -13,7 +13,7 @@ import polars as pl
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import has_this_format, read_json, read_record
-from personalize_core.methods import BASELINE, method_class
+from personalize_core.methods import BASELINE, recipe_class
 from personalize_core.metrics import parquet, tables
 from personalize_core.metrics.concept_coverage import ConceptCoverage
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
@@ -193,15 +193,12 @@ def _concept(store: Store, name: str) -> ConceptTold:
 
 def _method(store: Store, name: str, sampled: pl.DataFrame, cells: Sequence[tuple[str, str]]) -> MethodTold:
     concepts = [concept for method, concept in cells if method == name]
-    kind = method_class(name)
-    module = inspect.getdoc(inspect.getmodule(kind)) or ""
-    paragraphs = module.split("\n\n")
-    cited = next((one for one in paragraphs[1:] if "arXiv" in one or '"' in one), "")
+    recipe = recipe_class(name)
     return MethodTold(
         name=name,
-        summary=(inspect.getdoc(kind) or module).split("\n\n")[0].replace("\n", " "),
-        source=" ".join(cited.split()),
-        published={key: _plain(value) for key, value in vars(kind.Config()).items()},
+        summary=(inspect.getdoc(recipe) or "").split("\n\n")[0].replace("\n", " "),
+        source=recipe.citation(),
+        published={key: _plain(value) for key, value in vars(recipe()).items()},
         variants=sampled.filter(method=name)["variant"].unique().sort().to_list(),
         learned=[_learned(store.artifact(name, concept), concept) for concept in concepts],
         heat_maps=[one for concept in concepts for one in _heat_maps(store, name, concept)],

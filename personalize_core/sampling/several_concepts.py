@@ -20,7 +20,8 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning, TextContext
 from personalize_core.errors import InputError, listed
 from personalize_core.methods.interface import Method
-from personalize_core.methods.shared.lag import LAG
+from personalize_core.methods.recipe import Recipe
+from personalize_core.methods.shared.options import LAG
 
 
 class Together(Method):
@@ -33,7 +34,7 @@ class Together(Method):
     def __init__(self, parts: Sequence[Method], base: BaseModel) -> None:
         if len(parts) < 2:
             raise InputError("images of several concepts need two artifacts at least")
-        super().__init__(None, base, parts[0].concept)
+        super().__init__(Recipe(), base, parts[0].concept)
         twice = [name for name, times in Counter(part.concept.name for part in parts).items() if times > 1]
         if twice:
             raise InputError(f"{listed(twice)} is named twice; one artifact of each concept can be in an image")
@@ -75,19 +76,19 @@ class Together(Method):
 
 def _confined(part: Method) -> Any:
     """The part's sampling options with LAG on."""
-    kind: Any = type(part)
-    if not issubclass(kind.Sampling, LAG):
-        why = part.lacks_under(part.config).get("lag", "it cannot be confined to a region")
+    recipe = part.config
+    if not issubclass(recipe.Sampling, LAG):
+        why = recipe.lacks.get("lag", "it cannot be confined to a region")
         raise InputError(
-            f"{kind.__name__} cannot share an image with another concept: {why}; what acts inside the U-Net's "
+            f"{type(part).__name__} cannot share an image with another concept: {why}; what acts inside the U-Net's "
             "transformers alone, such as personalized_residuals, can be confined to a region"
         )
-    if kind.text_embeddings(part.config):
+    if recipe.text_embeddings:
         raise InputError(
             f"{part.concept.name!r} has learned an embedding for its placeholder; in an image of several concepts "
             "every placeholder reads the same rare word, so it takes a method that learns none, such as "
             "personalized_residuals as it is published"
         )
-    sampling = kind.Sampling(lag=True)
-    kind.check(part.config, sampling)
+    sampling = recipe.Sampling(lag=True)
+    recipe.check(sampling)
     return sampling

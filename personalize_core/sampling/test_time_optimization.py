@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from personalize_core.base_model.model import BaseModel
@@ -19,27 +18,14 @@ from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import SLOT
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.errors import InputError
-from personalize_core.methods.interface import Method, options
-from personalize_core.methods.shared.context_regularizer import ContextLosses, PromptPair, context_losses
+from personalize_core.methods.interface import Method
+from personalize_core.methods.shared.context_regularizer import PromptPair, context_losses
+from personalize_core.methods.shared.options import Refinement
 from personalize_core.methods.shared.parts import ConceptEmbedding
 from personalize_core.randomness import generator_for
 
 Progress = Callable[[int, int, float], None]
 """(steps done, steps, the loss before the last of them) -> None"""
-
-
-@options
-class Refinement(ContextLosses):
-    """Test-time optimization; defaults are the paper's and the code's for Stable Diffusion 2.1-base."""
-
-    steps: Annotated[int, Field(gt=0)] = 10
-    batch_size: Annotated[int, Field(gt=0)] = 6
-    lr: Annotated[float, Field(gt=0)] = 5e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.cer_weight or self.car_weight):
-            raise InputError("cer_weight and car_weight are both 0, so test-time optimization would refine nothing")
 
 
 class ContextRefined(Method):

@@ -24,7 +24,7 @@ from personalize_core.files.atomic import (
     write_json,
 )
 from personalize_core.files.stamps import sources_hash, stamp_of
-from personalize_core.methods import ABLATION_NAMES, BASELINE, METHOD_NAMES, check_method, method_file
+from personalize_core.methods import ABLATION_NAMES, BASELINE, METHOD_NAMES, check_method, method_of, method_source
 from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.randomness import seed_for
 from personalize_core.sampling.grid import DESCRIPTION, image_name, read_grid
@@ -78,6 +78,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
         InputError: the method has not been trained on the concept, or its grid has not been drawn as params.yaml says.
     """
     from personalize_core.analyses.findings import Findings, NotDefined
+    from personalize_core.report import display_names
 
     check_method(method)
     started, params, folder = time.monotonic(), store.params, store.analyses(method, concept)
@@ -102,7 +103,8 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
             "sampling": params.sampling.how(),
             "precision": params.precision,
             "seed": store.sampling_seed,
-            "sources": sources_hash([*ANALYSING, f"methods/{method_file(method)}"]),
+            "names": display_names.of([method, BASELINE]),
+            "sources": sources_hash([*ANALYSING, method_source(method)]),
             **refining(store, concept, method, variants, listener),
         }
     )
@@ -302,7 +304,7 @@ def _before_training(base: BaseModel, trained: Method, method: str, seed: int) -
     import torch
 
     with torch.random.fork_rng():
-        torch.manual_seed(seed_for(seed, method_file(method), "start"))
+        torch.manual_seed(seed_for(seed, method_of(method), "start"))
         start = type(trained)(trained.config, base, trained.concept)
     return start.requires_grad_(False).eval().to(base.device)
 

@@ -8,7 +8,7 @@ from personalize_core.base_model.loading import identify
 from personalize_core.concepts import intake
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import is_up_to_date
-from personalize_core.methods import check_method, method_class
+from personalize_core.methods import check_method
 from personalize_core.steps.training import imported, untrained
 from personalize_core.workspace.dependencies import check_artifact, train_stamp
 from personalize_core.workspace.recipes import check_prompts, load_base, prompts_of, recipe_of, variants_of
@@ -31,7 +31,7 @@ def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) 
         described = store.concept(concept)
         prompts_of(store, concept)
         concept_images = len(intake.concept_images(store.concept_folder(concept)))
-        if any(method_class(name).real_class_images(store.params.config(name)) for name in methods):
+        if any(store.params.config(name).real_class_images for name in methods):
             intake.captioned(store.regularization(described.class_noun))
         for method in methods:
             if imported(store.artifact(method, concept)):
@@ -43,9 +43,9 @@ def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) 
 
 def check_concept_images(store: Store, concept: str, concept_images: int, method: str) -> None:
     """Raise InputError where a variant of the method takes more concept images than the concept has."""
-    kind, config = method_class(method), store.params.config(method)
+    config = store.params.config(method)
     for name, variant in variants_of(store, method).items():
-        needed = kind.images_needed(config, variant.sampling)
+        needed = config.images_needed(variant.sampling)
         if needed > concept_images:
             raise InputError(
                 f"params.yaml, variants.{method}.{name}: it takes {needed} concept images, and {concept!r} "

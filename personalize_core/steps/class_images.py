@@ -8,7 +8,7 @@ from pathlib import Path
 
 from personalize_core.concepts import intake
 from personalize_core.files.atomic import is_up_to_date, write_json
-from personalize_core.methods import method_class
+from personalize_core.methods import method_class, recipe_class
 from personalize_core.steps.events import Listener, Report, report_over, unheard
 from personalize_core.steps.latents import CAPTIONS, encode, images_encoded
 from personalize_core.steps.sampling import BATCH, draw
@@ -97,7 +97,7 @@ def _sample_class_images(store: Store, class_noun: str, wanted: int, listener: L
     if len(kept) == len(names):
         return first, False
     base, kind = load_base(store), method_class(BASELINE)
-    speaker = kind(kind.Config(), base, Concept.named("class", class_noun))
+    speaker = kind(recipe_class(BASELINE)(), base, Concept.named("class", class_noun))
     # the prior prompt of DreamBooth's recipe; prompt index -1 keeps its noise apart from every grid's
     places = [(-1, image) for image in range(len(kept), len(names))]
     with making(store, folder, stamp) as new, store.device():

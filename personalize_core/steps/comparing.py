@@ -35,6 +35,7 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         InputError: nothing has been scored, or the tables were made by different encoders.
     """
     from personalize_core.metrics import costs
+    from personalize_core.report import display_names
 
     started, folder = time.monotonic(), store.comparison()
     cells = [
@@ -64,6 +65,7 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
             "tables": [read_json(store.scores(*cell) / MANIFEST)["stamp"] for cell in there],
             "cells": cells,
             "protocol": store.protocol,
+            "names": display_names.of(method for method, _ in cells),
             "sources": sources_hash(COMPARING),
         }
     )

@@ -15,7 +15,7 @@ from personalize_core.concepts import intake
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_json, write_json
 from personalize_core.files.stamps import sha256, sources_hash, stamp_of
-from personalize_core.methods import BASELINE, method_class
+from personalize_core.methods import BASELINE
 from personalize_core.sampling.grid import images_in, read_grid
 from personalize_core.steps.latents import MOMENTS
 from personalize_core.steps.training import PROOF, imported
@@ -57,9 +57,9 @@ def concept_images(store: Store, concept: str) -> list[Gate]:
         return [Gate(name, False, str(error))]
     metrics = {"concept_images": float(found)}
     for method in store.params.method_names:
-        kind, config = method_class(method), store.params.config(method)
+        config = store.params.config(method)
         for variant in store.params.sampling_variants(method).values():
-            if (needed := kind.images_needed(config, variant.sampling)) > found:
+            if (needed := config.images_needed(variant.sampling)) > found:
                 return [
                     Gate(name, False, f"{variant.name} takes {needed} concept images; there are {found}", True, metrics)
                 ]

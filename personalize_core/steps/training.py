@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.files.atomic import is_up_to_date, read_json, write_json
-from personalize_core.methods import check_method, method_class, method_file
+from personalize_core.methods import check_method, method_class, method_of
 from personalize_core.randomness import seed_for
 from personalize_core.steps.class_images import class_images_for, encode_real_class_images
 from personalize_core.steps.events import Event, Listener, Report, unheard
@@ -48,9 +48,9 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
     config = recipe_of(store, method)
     stamp = train_stamp(store, concept, method)  # first: what changes meanwhile then counts as new the next time
     encode_concept(store, concept, preprocessing_of(store, method), listener)
-    prior, kind = None, method_class(method)
-    if kind.class_images(config):
-        class_images = encode_real_class_images if kind.real_class_images(config) else class_images_for
+    prior = None
+    if config.class_images_needed:
+        class_images = encode_real_class_images if config.real_class_images else class_images_for
         prior = class_images(store, described.class_noun, method, listener).path
     checkpoints = TimedCheckpoints(store.checkpoints(method, concept), stamp)
     with store.alone("artifact", method, concept):
@@ -72,7 +72,7 @@ def untrained(store: Store, base: BaseModel, concept: str, method: str) -> Metho
     import torch
 
     with torch.random.fork_rng():
-        torch.manual_seed(seed_for(store.training_seed, method_file(method), "start"))  # an ablation's as its method's
+        torch.manual_seed(seed_for(store.training_seed, method_of(method), "start"))  # an ablation's as its method's
         return method_class(method)(recipe_of(store, method), base, store.concept(concept))
 
 

@@ -11,7 +11,7 @@ from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import MANIFEST, changed_files, read_json
 from personalize_core.files.memo import found_once
 from personalize_core.files.stamps import Stamp, sha256, sources_hash, stamp_of
-from personalize_core.methods import method_class, method_file
+from personalize_core.methods import method_source
 from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.workspace.recipes import preprocessing_of, variants_of
 from personalize_core.workspace.store import Store
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ENCODING = ("concepts/image_files", "concepts/images", "concepts/preprocessing", "base_model/loading")
 SAMPLING = (
     "base_model/attention",
+    "base_model/layers",
     "base_model/model",
     "base_model/text",
     "concepts/images",
@@ -41,6 +42,7 @@ SAMPLING = (
 REFINING = ("methods/shared/context_regularizer", "sampling/test_time_optimization", "randomness")
 TRAINING = (
     "base_model/attention",
+    "base_model/layers",
     "base_model/model",
     "base_model/text",
     "concepts/images",
@@ -63,7 +65,8 @@ SCORING = (
     "metrics/tables",
     "sampling/grid",
 )
-NAMING = ("report/display_names", "methods/names.yaml")  # what people read instead of identifiers
+# What people read instead of identifiers; the methods' own display names are stamped by their values.
+NAMING = ("report/display_names", "methods/shared/options")
 COMPARING = (
     "metrics/concept_coverage",
     "metrics/costs",
@@ -92,12 +95,12 @@ def train_stamp(store: Store, concept: str, method: str) -> Stamp:
     """Names everything that an artifact depends on: of the latents, only what this method sees."""
     if store.repeat:
         return repeat_stamp(train_stamp(store.again(0), concept, method), store.training_seed)
-    described, kind, config = store.concept(concept), method_class(method), store.params.config(method)
+    described, config = store.concept(concept), store.params.config(method)
     recipe = preprocessing_of(store, method)
     class_images = ""
-    if kind.real_class_images(config):
+    if config.real_class_images:
         class_images = real_class_images_stamp(store, described.class_noun, recipe.of_class_images)
-    elif wanted := kind.class_images(config):
+    elif wanted := config.class_images_needed:
         _, class_images = class_images_stamps(store, described.class_noun, recipe.of_class_images, wanted)
     return stamp_of(
         {
@@ -112,7 +115,7 @@ def train_stamp(store: Store, concept: str, method: str) -> Stamp:
 def recipe_stamp(store: Store, method: str) -> Stamp:
     """Names what an artifact depends on besides the concept: the same for all concepts of a method."""
     params = store.params
-    asks = method_class(method).class_images(params.config(method))
+    asks = params.config(method).class_images_needed
     return stamp_of(
         {
             **_trained_by(store, method),
@@ -154,7 +157,7 @@ def _trained_by(store: Store, method: str) -> dict[str, Any]:
         "precision": params.precision,
         "gradient_checkpointing": params.gradient_checkpointing,
         "seed": params.seed,
-        "sources": sources_hash([*TRAINING, f"methods/{method_file(method)}"]),
+        "sources": sources_hash([*TRAINING, method_source(method)]),
     }
 
 
@@ -172,7 +175,7 @@ def sampled_by(store: Store, method: str) -> dict[str, Any]:
 
 @found_once
 def sampling_sources(method: str, *more: str) -> Stamp:
-    return sources_hash([*SAMPLING, f"methods/{method_file(method)}", *more])
+    return sources_hash([*SAMPLING, method_source(method), *more])
 
 
 def refinements(variants: Mapping[str, Variant]) -> dict[str, str]:

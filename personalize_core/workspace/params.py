@@ -15,15 +15,16 @@ from personalize_core.methods import (
     ABLATION_NAMES,
     MARK,
     METHOD_NAMES,
+    RECIPES,
     ablation_changes,
     check_method,
-    method_class,
-    method_file,
+    method_of,
+    recipe_class,
 )
+from personalize_core.methods.shared.options import Refinement
 
 if TYPE_CHECKING:
     from personalize_core.concepts.concept import Concept
-    from personalize_core.sampling.test_time_optimization import Refinement
 
 TextVariant = Literal["class_phrase", "slot_deleted", "full_prompt"]
 _VARIANT = re.compile(r"[a-z0-9][a-z0-9_.@-]{0,99}")
@@ -206,13 +207,13 @@ class Params(_Strict):
     def config(self, method: str) -> Any:
         """The method's recipe on this base model: its published defaults, and what params.yaml changes.
 
-        That of an ablation is its method's, with what methods/ablations.yaml changes and then its own section.
+        That of an ablation is its method's, with what the ablation changes and then its own section.
 
         Raises:
             InputError: an option is unknown or contradicts another, or an ablation is its method itself on this base
                 model, so that the two would be one experiment under two names.
         """
-        config, plain = self._recipe(method), method_file(method)
+        config, plain = self._recipe(method), method_of(method)
         if plain != method and config == self._recipe(plain):
             switches = ablation_changes(method) | self.ablations.get(method, {}).get(self.base_model, {})
             already = listed(f"{name} = {as_written(value)}" for name, value in switches.items())
@@ -220,12 +221,12 @@ class Params(_Strict):
         return config
 
     def _recipe(self, method: str) -> Any:
-        kind, base, plain = method_class(method), self.base_model, method_file(method)
+        kind, base, plain = recipe_class(method), self.base_model, method_of(method)
         changes, where = self.methods.get(plain, {}).get(base, {}), f"params.yaml, methods.{plain}.{base}"
         if plain != method:
             changes = changes | ablation_changes(method) | self.ablations.get(method, {}).get(base, {})
-            where = f"{method} ({where}, ablations.yaml and ablations.{method}.{base})"
-        return build(kind.Config, changes, where)
+            where = f"{method} ({where}, the ablation and ablations.{method}.{base})"
+        return build(kind, changes, where)
 
     def sampling_variants(self, method: str) -> dict[str, Variant]:
         """Variant -> how it samples; a method without an entry has one variant of its own name.
@@ -233,7 +234,7 @@ class Params(_Strict):
         Its options are the method's own, and test-time optimization for any method that holds one text embedding.
 
         The options of all other methods are looked at too, as far as they do not depend on a recipe: a misspelled
-        one is refused whatever is run. (Not when the file is read: that would import every method, and torch.)
+        one is refused whatever is run.
 
         Raises:
             InputError: an option is unknown or does not apply to this method, or to the way it is trained.
@@ -249,7 +250,7 @@ class Params(_Strict):
 def _variant(name: str, method: str, config: Any, options: Values) -> Variant:
     variant = _sampling(name, method, config, options)
     try:
-        method_class(method).check(config, variant.sampling)
+        config.check(variant.sampling)
     except InputError as error:
         raise InputError(f"{_place(method, name)}: {error}") from None
     return variant
@@ -260,12 +261,12 @@ def _sampling(name: str, method: str, config: Any, options: Values, spelling_alo
 
     With `spelling_alone` test-time optimization is known whether it applies under this config or not.
     """
-    kind, where = method_class(method), _place(method, name)
-    known = [*keys_of(kind.Sampling), *([REFINE] if kind.text_embeddings(config) == 1 else [])]
+    kind, where = config.Sampling, _place(method, name)
+    known = [*keys_of(kind), *([REFINE] if config.text_embeddings == 1 else [])]
     for option in options:
         if option not in known and not (spelling_alone and option == REFINE):
             raise InputError(f"{where}: {_inapplicable(option, method, config) or unknown_key(option, known)}")
-    sampling = build(kind.Sampling, {key: value for key, value in options.items() if key != REFINE}, where)
+    sampling = build(kind, {key: value for key, value in options.items() if key != REFINE}, where)
     return Variant(name, sampling, _refinement(options[REFINE], f"{where}.{REFINE}") if REFINE in options else None)
 
 
@@ -274,8 +275,6 @@ def _place(method: str, variant: str) -> str:
 
 
 def _refinement(values: Any, where: str) -> Refinement:
-    from personalize_core.sampling.test_time_optimization import Refinement
-
     if not isinstance(values, dict):
         raise InputError(f"{where} = {values!r}: it should be options, or {{}} for the published ones")
     return build(Refinement, values, where)
@@ -283,15 +282,15 @@ def _refinement(values: Any, where: str) -> Refinement:
 
 def _inapplicable(option: str, method: str, config: Any) -> str | None:
     """What a sampling option of other methods does, why it does not apply to this one, and which have it."""
-    kinds = {name: method_class(name) for name in METHOD_NAMES}
+    published = {name: recipe() for name, recipe in RECIPES.items()}
     if option == REFINE:
-        having = [name for name, kind in kinds.items() if kind.text_embeddings(kind.Config()) == 1]
+        having = [name for name, recipe in published.items() if recipe.text_embeddings == 1]
         does = "refines the one text embedding that was learned, for each prompt"
-        why = f"it learns {method_class(method).text_embeddings(config) or 'none'}"
+        why = f"it learns {config.text_embeddings or 'none'}"
     else:
-        having = [name for name, kind in kinds.items() if option in keys_of(kind.Sampling)]
+        having = [name for name, recipe in published.items() if option in keys_of(recipe.Sampling)]
         if not having:
             return None
-        fields: Any = kinds[having[0]].Sampling
-        does, why = fields.__pydantic_fields__[option].description, method_class(method).lacks_under(config).get(option)
+        fields: Any = published[having[0]].Sampling
+        does, why = fields.__pydantic_fields__[option].description, config.lacks.get(option)
     return f"{option} {does}, and does not apply to {method}{f': {why}' if why else ''}; it applies to {listed(having)}"

@@ -11,7 +11,6 @@ import psutil
 from personalize_core.base_model.loading import choose_device, load_base_model
 from personalize_core.errors import InputError, listed
 from personalize_core.files.memo import found_once
-from personalize_core.methods import method_class
 from personalize_core.workspace.params import PromptList, Variant
 from personalize_core.workspace.protocols import Prompts, read_collection, read_prompts
 from personalize_core.workspace.store import Store
@@ -53,7 +52,7 @@ def processes_of(store: Store) -> int:
 def recipe_of(store: Store, method: str) -> Any:
     """The method's Config, where it can be trained as params.yaml says."""
     config = store.params.config(method)
-    if store.params.gradient_checkpointing and method_class(method).losses_read_attention(config):
+    if store.params.gradient_checkpointing and config.losses_read_attention:
         raise InputError(
             f"gradient_checkpointing runs the U-Net again for the gradient, and a loss of {method} looks at the "
             "attention of the first run, so it would teach nothing; write `gradient_checkpointing: false` in "
@@ -115,7 +114,7 @@ def check_concepts_wanted(store: Store) -> None:
 
 @found_once
 def preprocessing_of(store: Store, method: str) -> Preprocessing:
-    return method_class(method).preprocessing_for(store.params.config(method))
+    return store.params.config(method).preprocessing
 
 
 @found_once
@@ -133,9 +132,9 @@ def class_images_wanted(store: Store) -> int:
 
 def asking_for_class_images(store: Store, methods: Sequence[str]) -> list[str]:
     """Those of the methods that want images of the class noun by the base model."""
-    recipes = [(name, method_class(name), store.params.config(name)) for name in methods]
-    return [name for name, kind, c in recipes if kind.class_images(c) and not kind.real_class_images(c)]
+    recipes = {name: store.params.config(name) for name in methods}
+    return [name for name, recipe in recipes.items() if recipe.class_images_needed and not recipe.real_class_images]
 
 
 def asked_for(store: Store, method: str) -> int:
-    return method_class(method).class_images(store.params.config(method))
+    return store.params.config(method).class_images_needed

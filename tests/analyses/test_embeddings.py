@@ -13,14 +13,14 @@ from personalize_core.analyses import bare_placeholder, context_tokens, embeddin
 from personalize_core.analyses.findings import NotDefined
 from personalize_core.base_model.model import hooked
 from personalize_core.concepts.concept import Concept
-from personalize_core.methods import METHODS
-from personalize_core.methods.base_model import BaseModelAlone
-from personalize_core.methods.base_model import Config as NoConfig
-from personalize_core.methods.textual_inversion import Config, TextualInversion
-from personalize_core.methods.ti_db import TIDB
-from personalize_core.methods.ti_db import Config as TIDBConfig
-from personalize_core.methods.xti import XTI
-from personalize_core.methods.xti import Config as XTIConfig
+from personalize_core.methods import METHOD_NAMES
+from personalize_core.methods.base_model.method import BaseModelAlone
+from personalize_core.methods.base_model.method import Config as NoConfig
+from personalize_core.methods.textual_inversion.method import Config, TextualInversion
+from personalize_core.methods.ti_db.method import TIDB
+from personalize_core.methods.ti_db.method import Config as TIDBConfig
+from personalize_core.methods.xti.method import XTI
+from personalize_core.methods.xti.method import Config as XTIConfig
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 from tests.conftest import disturbed, tiny_base
 from tests.every_method.cases import Case
@@ -44,7 +44,7 @@ def test_what_is_read_for_the_placeholder_is_the_embedding(method, base, concept
     torch.testing.assert_close(learned_embedding.what_is_read(sixteen, base), sixteen.embeddings, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHOD_NAMES)
 def test_drift_is_defined_for_the_methods_that_learn_an_embedding_and_for_no_other(name, concept):
     case = Case(name, linear=False)
     base = case.base()
@@ -98,7 +98,7 @@ def test_the_steps_are_the_logs_with_the_norm_as_a_ratio():
 # While it is trained
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHOD_NAMES)
 def test_a_look_finds_what_both_ends_would_and_leaves_the_training_as_it_was(name, concept):
     case = Case(name, linear=False)
     base = case.base()

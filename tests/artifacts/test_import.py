@@ -17,7 +17,7 @@ from personalize_core import steps
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
-from personalize_core.methods import METHODS, method_class
+from personalize_core.methods import method_class
 from personalize_core.workspace.recipes import load_base
 from tests import tiny_workspace
 from tests.artifacts.test_export import fresh_pipeline, trained
@@ -45,7 +45,7 @@ def check_same(one: Any, other: Any, base: BaseModel) -> None:
 
 
 def type_name(method: Any) -> str:
-    return next(name for name, kind in METHODS.items() if kind == type(method).__name__)
+    return type(method).__module__.split(".")[-2]
 
 
 def refusal(name: str, base: BaseModel, path: Path, **chosen: Any) -> str:

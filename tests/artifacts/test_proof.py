@@ -14,7 +14,7 @@ import torch
 
 from personalize_core import steps
 from personalize_core.artifacts import proof, saving
-from personalize_core.methods import METHODS, method_class
+from personalize_core.methods import METHOD_NAMES, method_class
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.conftest import disturbed, tiny_base
@@ -32,7 +32,7 @@ def store_for(workspace: Path, method: str, **more: Any) -> Store:
     values = tiny_workspace.params(workspace) | more
     kind = method_class(method)
     short = {name: 2 for name in vars(kind.Config()) if name.endswith(("steps", "batch_size"))}
-    if kind.class_images(kind.Config()):
+    if kind.Config().class_images_needed:
         short["class_images"] = 2
     values["methods"] = {"base_model": {}, method: {values["base_model"]: short}}
     return tiny_workspace.write_params(workspace, values)
@@ -139,7 +139,7 @@ def test_a_fork_that_was_killed_says_nothing_of_the_artifact(tmp_path, monkeypat
     assert ended(process)
 
 
-LEARNING = [name for name in METHODS if name != "base_model"]
+LEARNING = [name for name in METHOD_NAMES if name != "base_model"]
 
 
 @pytest.mark.parametrize("method", LEARNING)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from personalize_core.base_model.model import LAYERS
+from personalize_core.base_model.layers import LAYERS
 from personalize_core.methods.interface import Stage
 from personalize_core.training.loop import denoising_step
 from tests.conftest import predict, tiny_base, tiny_parts, unpersonalized

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
-from personalize_core.methods import METHODS, method_class
+from personalize_core.methods import METHOD_NAMES, method_class, recipe_class
 from personalize_core.methods.interface import Method
 from tests.conftest import tiny_base
 
@@ -44,7 +44,7 @@ class Case:
         return tiny_base(self.linear, **options)
 
     def make(self, base: BaseModel, concept: Concept, seed: int = 0) -> Method:
-        kind = method_class(self.name)
+        kind: Any = method_class(self.name)
         fields = [field.name for field in dataclasses.fields(kind.Config)]
         short = {name: STEPS for name in fields if name.endswith("steps")}
         short |= {name: ROWS for name in fields if name.endswith("batch_size")}
@@ -55,7 +55,7 @@ class Case:
 
 def cases_of(name: str) -> list[Case]:
     """The defaults on both kinds of projection, then every other value of every switch, one at a time."""
-    config = method_class(name).Config
+    config = recipe_class(name)
     choices = [(option, value) for option, values in options_of(config).items() for value in values]
     others = [(option, value) for option, value in choices if getattr(config(), option) != value]
     return [Case(name, False), Case(name, True), *(Case(name, False, (other,)) for other in others)]
@@ -63,7 +63,7 @@ def cases_of(name: str) -> list[Case]:
 
 def samplings_of(name: str) -> list[dict[str, Any]]:
     """Every combination of a method's sampling options, but those that contradict each other."""
-    kind: Any = method_class(name).Sampling
+    kind: Any = recipe_class(name).Sampling
     options, combinations = options_of(kind), []
     for values in itertools.product(*options.values()):
         with contextlib.suppress(ValidationError):
@@ -74,9 +74,9 @@ def samplings_of(name: str) -> list[dict[str, Any]]:
 
 
 CONCEPT = Concept("v", "<v>", "dog")
-DEFAULT = [Case(name, linear) for name in METHODS for linear in (False, True)]
-ALL = [case for name in METHODS for case in cases_of(name)]
-STARTING = [case for case in DEFAULT if method_class(case.name).starts_as_base_model]
+DEFAULT = [Case(name, linear) for name in METHOD_NAMES for linear in (False, True)]
+ALL = [case for name in METHOD_NAMES for case in cases_of(name)]
+STARTING = [case for case in DEFAULT if recipe_class(case.name)().starts_as_base_model]
 TRAINED = {case.name for case in DEFAULT if case.make(case.base(), CONCEPT).stages()}
 LEARNING = [case for case in ALL if case.name in TRAINED]
 SAMPLINGS = [(case, options) for case in DEFAULT for options in samplings_of(case.name)]

@@ -39,7 +39,7 @@ def test_each_learned_tensor_has_a_part_in_the_answer(case, base, concept):
 @of_samplings
 def test_a_row_does_not_depend_on_the_other_rows(case, options, base, concept):
     method = disturbed(case.make(base, concept))
-    method.sampling = method.Sampling(**options)
+    method.sampling = method.config.Sampling(**options)
     prompts = [method.say("a photo of {}"), method.say("red {} on the beach"), "the jungle"]
     together, first_two = draw(method, base, prompts), draw(method, base, prompts[:2])
     torch.testing.assert_close(together[:1], draw(method, base, prompts[:1]), atol=1e-4, rtol=1e-4)

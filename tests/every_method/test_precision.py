@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from personalize_core.base_model.model import BaseModel
-from personalize_core.methods import method_class
 from personalize_core.methods.interface import Method
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, draw, equal_bits, snapshot
@@ -66,7 +65,7 @@ def test_gradient_checkpointing_changes_no_loss_and_no_gradient_or_is_refused(ca
     expected = losses_and_gradients(method, base, images)
     with base.recomputing():
         assert base.unet.is_gradient_checkpointing
-        if method_class(case.name).losses_read_attention(method.config):
+        if method.config.losses_read_attention:
             with pytest.raises(RuntimeError, match="gradient checkpointing"):
                 losses_and_gradients(method, base, images)
             return

@@ -63,7 +63,7 @@ def test_after_each_step_the_log_has_the_rates_and_how_far_a_learned_embedding_h
     """methods.md 12.7 and 15.2: the norm of v, and its cosine to what it started as."""
     method, cosines = case.make(base, concept), []
     stages = {stage.name: stage for stage in method.stages()}
-    width, held = base.text_width, type(method).text_embeddings(method.config)
+    width, held = base.text_width, method.config.text_embeddings
     learned = [parameter for name, parameter in method.named_parameters() if name.startswith("embedding")]
     starts = [parameter.detach().double().numpy().reshape(-1, width).copy() for parameter in learned]
     assert sum(map(len, starts)) == held

@@ -13,10 +13,12 @@ from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.model import LAYERS, BaseModel
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
-from personalize_core.methods.attn_dreambooth import AttnDreamBooth, Config, Sampling
+from personalize_core.methods.attn_dreambooth.method import AttnDreamBooth, Config
+from personalize_core.methods.attn_dreambooth.recipe import Sampling
 from personalize_core.training.loop import diffusion_loss, train
 from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import a_step, disturbed, draw, equal_bits, predict, states_of_stages, tiny_base
@@ -425,9 +427,9 @@ def test_it_starts_from_the_class_noun_by_the_token_that_is_chosen(base, bear):
 
 def test_concept_images_are_turned_and_mirrored_unless_the_paper_is_followed():
     """methods.md 0.7."""
-    recipe = AttnDreamBooth.preprocessing_for(Config())
+    recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("rotate", "bilinear", True)
-    plain = AttnDreamBooth.preprocessing_for(Config(rotate=False))
+    plain = Config(rotate=False).preprocessing
     assert (plain.geometry, plain.interpolation, plain.flip) == ("crop", "bilinear", False)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from personalize_core.errors import InputError
-from personalize_core.methods.base_model import BaseModelAlone, Config
+from personalize_core.methods.base_model.method import BaseModelAlone, Config
 from personalize_core.training.loop import train
 from tests.conftest import draw, unpersonalized
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
-from personalize_core.methods.core import Config, CoRe, prompt_set
+from personalize_core.methods.core.method import Config, CoRe, prompt_set
 from personalize_core.methods.shared.context_regularizer import PromptPair, context_losses
 from personalize_core.training.checkpoints import Checkpoints
 from personalize_core.training.loop import diffusion_loss, train
@@ -123,9 +123,9 @@ def test_it_starts_from_the_class_noun_by_the_token_that_is_chosen(base):
 
 def test_concept_images_are_turned_and_mirrored_unless_the_paper_is_followed():
     """methods.md 0.7."""
-    recipe = CoRe.preprocessing_for(Config())
+    recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("rotate", "bilinear", True)
-    plain = CoRe.preprocessing_for(Config(rotate=False))
+    plain = Config(rotate=False).preprocessing
     assert (plain.geometry, plain.interpolation, plain.flip) == ("crop", "bilinear", False)
 
 
@@ -350,9 +350,9 @@ def test_another_list_can_be_chosen_and_an_unknown_one_is_refused(make):
 def test_templates_that_this_base_model_has_no_room_for_are_left_out(base, concept, make, monkeypatch):
     """The tiny tokenizer spells unknown words, letter by letter."""
     short_enough, too_long = "a red {} in the jungle", "a {} " + "incomprehensibilities " * 4
-    monkeypatch.setattr("personalize_core.methods.core.read_list", lambda path: [short_enough, too_long])
+    monkeypatch.setattr("personalize_core.methods.core.method.read_list", lambda path: [short_enough, too_long])
     assert make().templates == [short_enough]
-    monkeypatch.setattr("personalize_core.methods.core.read_list", lambda path: [too_long])
+    monkeypatch.setattr("personalize_core.methods.core.method.read_list", lambda path: [too_long])
     with pytest.raises(InputError, match="prompt_set = 'core_mini': this base model can read none of its prompts"):
         make()
 

@@ -14,20 +14,20 @@ from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
 from PIL import Image
 
 from personalize_core import steps
-from personalize_core.base_model.model import LAYERS
+from personalize_core.base_model.layers import LAYERS
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ZOOMS, ConceptLatents, Zoom, to_pixels, views_of, zooms
 from personalize_core.concepts.preprocessing import Preprocessing
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import read_json
-from personalize_core.methods.custom_diffusion import (
+from personalize_core.methods.custom_diffusion.method import (
     Config,
     CustomDiffusion,
-    Sampling,
     cross_attention,
     leading,
     loss_mask,
 )
+from personalize_core.methods.custom_diffusion.recipe import Sampling
 from personalize_core.methods.interface import Batch
 from personalize_core.steps.latents import read_latents
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
@@ -93,7 +93,7 @@ def by_the_code(concept_image: Image.Image, zoom: Zoom, size: int) -> tuple[np.n
 def test_every_view_and_its_mask_are_an_outcome_of_the_authors_code(size):
     pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     concept_image = Image.fromarray(pixels)
-    views = views_of(CustomDiffusion.preprocessing, concept_image, size)
+    views = views_of(Config().preprocessing, concept_image, size)
     found = zooms(size)
     assert len(views) == len(found) == ZOOMS
     for view, zoom in list(zip(views, found, strict=True))[:: 1 if size == 128 else 7]:
@@ -137,17 +137,17 @@ def test_places_and_mirror_images_are_spread_evenly(kind):
 def test_the_first_view_is_the_concept_image_as_it_stands():
     concept_image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 20, 3), dtype=np.uint8))
     expected = concept_image.resize((16, 16), Image.Resampling.BICUBIC)
-    assert views_of(CustomDiffusion.preprocessing, concept_image, 16)[0].tobytes() == expected.tobytes()
+    assert views_of(Config().preprocessing, concept_image, 16)[0].tobytes() == expected.tobytes()
 
 
 def test_concept_images_are_cropped_to_their_middle_square_and_not_squashed():
     ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (32, 1))).convert("RGB")
-    first = np.asarray(views_of(CustomDiffusion.preprocessing, ramp, 32)[0])
+    first = np.asarray(views_of(Config().preprocessing, ramp, 32)[0])
     assert first[0, :, 0].tolist() == list(range(16, 48))
 
 
 def test_class_images_are_mirrored_and_never_zoomed():
-    recipe = CustomDiffusion.preprocessing_for(Config()).of_class_images
+    recipe = Config().preprocessing.of_class_images
     assert recipe == Preprocessing("centre", "bicubic", flip=True)
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     plain, mirrored = (np.asarray(view) for view in views_of(recipe, image, 16))
@@ -155,8 +155,8 @@ def test_class_images_are_mirrored_and_never_zoomed():
 
 
 def test_without_zoom_concept_images_are_prepared_as_class_images_are():
-    assert CustomDiffusion.preprocessing_for(Config()) == Preprocessing("zoom", "bicubic", flip=True)
-    assert CustomDiffusion.preprocessing_for(Config(zoom=False)) == Preprocessing("centre", "bicubic", flip=True)
+    assert Config().preprocessing == Preprocessing("zoom", "bicubic", flip=True)
+    assert Config(zoom=False).preprocessing == Preprocessing("centre", "bicubic", flip=True)
 
 
 def test_an_image_too_small_to_leave_latents_inside_is_refused():
@@ -484,10 +484,10 @@ def test_it_loads_as_attention_processors_and_answers_the_same(trained, keep, ba
 
 
 def test_it_asks_for_class_images_only_if_it_uses_them():
-    asked = {which: CustomDiffusion.class_images(Config(regularization=which)) for which in KINDS}
+    asked = {which: Config(regularization=which).class_images_needed for which in KINDS}
     assert asked == {"generated": 200, "real": 200, "none": 0}
-    assert CustomDiffusion.class_images(Config(class_images=30)) == 30
-    assert [CustomDiffusion.real_class_images(Config(regularization=which)) for which in KINDS] == [False, True, False]
+    assert Config(class_images=30).class_images_needed == 30
+    assert [Config(regularization=which).real_class_images for which in KINDS] == [False, True, False]
 
 
 KINDS: Any = ("generated", "real", "none")
@@ -508,7 +508,7 @@ def test_real_class_images_are_concept_images_from_a_folder_with_their_captions(
     (store.regularization("dog") / "1.txt").write_text("a dog in\nthe desert\n")
     steps.check_inputs(store, ["rex"], ["custom_diffusion"])
     assert not steps.train(store, "rex", "custom_diffusion").skipped
-    made = store.real_class_latents("dog", CustomDiffusion.preprocessing.of_class_images.key)
+    made = store.real_class_latents("dog", Config().preprocessing.of_class_images.key)
     assert read_json(made / "captions.json") == ["", "a dog in the desert", ""]
     assert not store.class_images("dog").exists()  # the base model drew nothing
     images = read_latents(store, "rex", "custom_diffusion", made)

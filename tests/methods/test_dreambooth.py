@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from personalize_core.concepts.images import ConceptLatents
-from personalize_core.methods.dreambooth import Config, DreamBooth
+from personalize_core.methods.dreambooth.method import Config, DreamBooth
 from personalize_core.training.loop import denoising_step, diffusion_loss
 from tests.conftest import disturbed, predict
 
@@ -69,8 +69,8 @@ def test_the_concepts_rows_are_the_same_with_and_without_prior(make, images):
 
 
 def test_it_asks_for_class_images_only_if_it_uses_them():
-    assert DreamBooth.class_images(Config(class_images=30)) == 30
-    assert DreamBooth.class_images(Config(prior_preservation=False)) == 0
+    assert Config(class_images=30).class_images_needed == 30
+    assert Config(prior_preservation=False).class_images_needed == 0
 
 
 def test_every_weight_of_the_unet_is_trained_and_no_other(make, base):
@@ -114,5 +114,5 @@ def test_the_recipe_is_diffusers_with_prior_preservation():
 
 def test_concept_images_are_cropped_and_not_mirrored():
     """methods.md 0.7."""
-    recipe = DreamBooth.preprocessing
+    recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("crop", "bilinear", False)

@@ -13,13 +13,16 @@ import torch
 from pydantic import ValidationError
 
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.model import LAYERS, BaseModel, hooked
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
-from personalize_core.methods import METHODS, method_class
+from personalize_core.methods import METHOD_NAMES, method_class, recipe_class
 from personalize_core.methods.interface import Method
+from personalize_core.methods.recipe import NOTHING_INSIDE
 from personalize_core.methods.shared import lag as localized_module
-from personalize_core.methods.shared.lag import LAG, above_median, belongs, localized
+from personalize_core.methods.shared.lag import above_median, belongs, localized
+from personalize_core.methods.shared.options import LAG
 from tests.conftest import disturbed, predict, tiny_base
 
 
@@ -82,7 +85,7 @@ VARIED = {  # what acts in other places than the method's default does
     "custom_diffusion": [{"trained": "attn2"}],
     "oft": [{"rescaled": True}],
 }
-CONFINABLE = [name for name in METHODS if issubclass(method_class(name).Sampling, LAG)]
+CONFINABLE = [name for name in METHOD_NAMES if issubclass(recipe_class(name).Sampling, LAG)]
 CASES = [(name, chosen) for name in CONFINABLE for chosen in ({}, *VARIED.get(name, []))]
 of_confinable = pytest.mark.parametrize(("name", "chosen"), CASES, ids=str)
 
@@ -98,7 +101,7 @@ def learned(name: str, chosen: dict[str, Any], base: BaseModel, concept: Concept
 
 
 def answer(method: Any, base: BaseModel, context: TextContext, **sampling) -> torch.Tensor:
-    method.sampling = method.Sampling(**sampling)
+    method.sampling = method.config.Sampling(**sampling)
     with method.attach(base):
         return predict(base, context)
 
@@ -185,9 +188,9 @@ def test_each_transformer_answers_eq_3_as_a_plain_loop_computes_it(name, chosen,
     """f where the run without the change looks less than the median at the concept, f' elsewhere."""
     method = learned(name, chosen, base, concept)
     context = guided(method, base)
-    method.sampling = method.Sampling(lag=True)
+    method.sampling = method.config.Sampling(lag=True)
     seen = watched(base, lambda: method.attach(base), context)
-    method.sampling = method.Sampling()
+    method.sampling = method.config.Sampling()
     words = context.concept.numpy()
     inside = 0
     for layer, (args, kwargs, output) in seen.items():
@@ -210,7 +213,7 @@ def test_the_maps_of_a_pass_are_those_of_the_run_without_the_change(name, chosen
     """The first transformer is given what the base model's is given, and looks where that looks."""
     method = learned(name, chosen, base, concept)
     context = guided(method, base)
-    method.sampling = method.Sampling(lag=True)
+    method.sampling = method.config.Sampling(lag=True)
     noise, t = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.full((4,), 500)
     maps, untouched = AttentionMaps(), AttentionMaps()
     with torch.no_grad():
@@ -247,12 +250,12 @@ def test_what_lag_is_to_do_without_lag_is_refused():
         LAG(lag_unconditional="full")
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in CONFINABLE])
+@pytest.mark.parametrize("name", [name for name in METHOD_NAMES if name not in CONFINABLE])
 def test_a_method_that_lag_cannot_confine_says_why(name, base, concept):
     """A method that changes nothing inside the U-Net has the common reason; any other gives its own."""
     kind: Any = method_class(name)
     inside = kind.attach is not Method.attach
-    assert (kind.lacks["lag"] != Method.lacks["lag"]) == inside
+    assert (recipe_class(name)().lacks["lag"] != NOTHING_INSIDE["lag"]) == inside
     if inside:  # and it is true: weights outside of the transformers are tuned
         method = kind(kind.Config(), base, concept)
         tuned = [n for n, _ in method.named_parameters() if "unet" in n]

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from personalize_core.methods.lora_dreambooth import Config, LoRADreamBooth, LowRank
+from personalize_core.methods.lora_dreambooth.method import Config, LoRADreamBooth, LowRank
 from personalize_core.methods.shared.parts import attention_projections
 from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import disturbed, predict
@@ -86,8 +86,8 @@ def test_it_trains_on_the_concept_alone_or_with_prior_preservation(make, images)
     assert make().batch(images, 2, torch.Generator()).prompts == ["a photo of <v> dog"] * 2
     batch = make(prior_preservation=True).batch(images, 1, torch.Generator())
     assert batch.prompts == ["a photo of <v> dog", "a photo of dog"]
-    assert LoRADreamBooth.class_images(Config()) == 0
-    assert LoRADreamBooth.class_images(Config(prior_preservation=True)) == 200
+    assert Config().class_images_needed == 0
+    assert Config(prior_preservation=True).class_images_needed == 200
 
 
 def test_the_recipe_is_diffusers():

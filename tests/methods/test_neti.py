@@ -11,13 +11,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from personalize_core.base_model.model import LAYERS
+from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.errors import InputError
-from personalize_core.methods import neti
-from personalize_core.methods.neti import HIDDEN, Config, Mapper, NeTI, Sampling, Scaled, final_norm, with_bypass
+from personalize_core.methods.neti import method as neti
+from personalize_core.methods.neti.method import HIDDEN, Config, Mapper, NeTI, Scaled, final_norm, with_bypass
+from personalize_core.methods.neti.recipe import Sampling
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, draw, predict
 
@@ -185,7 +186,7 @@ def test_truncation_is_chosen_when_sampling(method, base):
     method.sampling = Sampling(truncation=20)
     assert not torch.equal(draw(method, base, [PROMPT]), expected)
     with pytest.raises(ValidationError):
-        Sampling(truncation=129)
+        Sampling(truncation=HIDDEN + 1)
 
 
 def kept_units(config: Config, rows: int, seed: int) -> np.ndarray:
@@ -438,7 +439,7 @@ def test_the_recipe_is_the_codes():
 
 def test_concept_images_are_squashed_and_mirrored():
     """methods.md 0.7."""
-    recipe = NeTI.preprocessing
+    recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("squash", "bicubic", True)
 
 

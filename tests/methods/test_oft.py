@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from personalize_core.errors import InputError
-from personalize_core.methods.oft import OFT, Config, Rotation
+from personalize_core.methods.oft.method import OFT, Config, Rotation
 from personalize_core.methods.shared.parts import attention_projections
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.artifacts.test_export import check_same, fresh_pipeline
@@ -304,7 +304,7 @@ def test_the_recipe_is_the_papers():
     c = Config()
     assert (c.r, c.block_share, c.coft, c.eps, c.rescaled) == (4, False, False, 6e-5, False)
     assert (c.steps, c.batch_size, c.lr, c.class_images, c.prior_weight) == (1000, 1, 6e-5, 200, 1.0)
-    recipe = OFT.preprocessing
+    recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("crop", "bilinear", False)
 
 
@@ -313,7 +313,7 @@ def test_it_trains_with_prior_preservation(base, concept, images):
     batch = method.batch(images, 1, torch.Generator())
     assert batch.prompts == ["a photo of <v> dog", "a photo of dog"]
     assert batch.weight.flatten().tolist() == [1.0, 0.5]
-    assert OFT.class_images(Config()) == 200 and OFT.class_images(Config(prior_preservation=False)) == 0
+    assert Config().class_images_needed == 200 and Config(prior_preservation=False).class_images_needed == 0
     alone = make(base, concept, prior_preservation=False).batch(images, 1, torch.Generator())
     assert alone.prompts == ["a photo of <v> dog"] and torch.equal(alone.latents, batch.latents[:1])
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from personalize_core.base_model.model import LAYERS, hooked
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import hooked
 from personalize_core.base_model.text import TextContext
 from personalize_core.methods import personalized_residuals
-from personalize_core.methods.personalized_residuals import Config, PersonalizedResiduals, Residual
+from personalize_core.methods.personalized_residuals.method import Config, PersonalizedResiduals, Residual
 from personalize_core.methods.shared import lag
-from personalize_core.methods.shared.lag import LAG
+from personalize_core.methods.shared.options import LAG
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, predict, tiny_base
 
@@ -148,7 +149,7 @@ def test_without_the_macro_class_prompts_say_the_placeholder_alone(base, concept
 
 def test_with_regularization_images_two_means_are_added(base, concept, images):
     method: Any = PersonalizedResiduals(Config(class_images=3, prior_weight=0.5, batch_size=2), base, concept)
-    assert PersonalizedResiduals.class_images(method.config) == 3
+    assert method.config.class_images_needed == 3
     step = denoising_step(method.train(), base, images, method.stages()[0], seed=0, index=0)
     assert step.batch.prompts == [PROMPT] * 2 + ["a photo of a dog"] * 2
     errors = (step.prediction - step.target).detach().double().numpy() ** 2

@@ -10,8 +10,8 @@ import torch
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
-from personalize_core.methods.shared.parts import TokenRule
-from personalize_core.methods.textual_inversion import Config, TextualInversion
+from personalize_core.methods.shared.options import TokenRule
+from personalize_core.methods.textual_inversion.method import Config, TextualInversion
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, draw
 
@@ -112,7 +112,7 @@ def test_the_embedding_in_the_vocabulary_draws_the_same_image(method, base, conc
 
 def test_concept_images_are_squashed_and_mirrored():
     """methods.md 0.7."""
-    recipe = TextualInversion.preprocessing
+    recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("squash", "bicubic", True)
 
 

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents, Preprocessing
-from personalize_core.methods.ti_db import TIDB, Config
+from personalize_core.methods.ti_db.method import TIDB, Config
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import disturbed, draw, predict
@@ -36,7 +36,7 @@ def test_the_loss_is_the_plain_mean_without_class_images(make, base, images):
     error = step.prediction.detach().double().numpy() - step.target.double().numpy()
     assert len(error) == 3
     np.testing.assert_allclose(diffusion_loss(step).item(), np.mean(error**2), rtol=1e-5)
-    assert TIDB.class_images(Config()) == 0
+    assert Config().class_images_needed == 0
 
 
 @pytest.mark.parametrize(("rule", "word"), [("last", "bear"), ("first", "teddy")])
@@ -113,8 +113,8 @@ def test_it_trains_on_a_single_concept_image(make, base, images):
 
 def test_concept_images_are_prepared_as_for_attndreambooth_or_without_rotation():
     """methods.md 0.7 and section 16, row 4: the rotation is in the code only; also run without."""
-    assert TIDB.preprocessing_for(Config()) == Preprocessing("rotate", "bilinear", flip=True)
-    assert TIDB.preprocessing_for(Config(rotate=False)) == Preprocessing("crop", "bilinear", flip=False)
+    assert Config().preprocessing == Preprocessing("rotate", "bilinear", flip=True)
+    assert Config(rotate=False).preprocessing == Preprocessing("crop", "bilinear", flip=False)
 
 
 def test_embedding_and_unet_load_in_diffusers_and_answer_the_same(base, tmp_path: Path):

@@ -15,17 +15,26 @@ from skimage.filters import threshold_otsu
 
 from personalize_core.artifacts import saving
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.model import LAYERS, hooked
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import hooked
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.errors import InputError
 from personalize_core.files.typed_yaml import build
-from personalize_core.methods import vico
-from personalize_core.methods.personalized_residuals import Config as ResidualsConfig
-from personalize_core.methods.personalized_residuals import PersonalizedResiduals
-from personalize_core.methods.shared.lag import LAG
-from personalize_core.methods.vico import LAYERS_WITH_IMAGES, Config, Sampling, ViCo, image_block, of_reference, otsu
+from personalize_core.methods.personalized_residuals.method import Config as ResidualsConfig
+from personalize_core.methods.personalized_residuals.method import PersonalizedResiduals
+from personalize_core.methods.shared.options import LAG
+from personalize_core.methods.vico import method as vico
+from personalize_core.methods.vico.method import (
+    LAYERS_WITH_IMAGES,
+    Config,
+    ViCo,
+    image_block,
+    of_reference,
+    otsu,
+)
+from personalize_core.methods.vico.recipe import Sampling
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, draw, predict, tiny_base
 
@@ -678,7 +687,7 @@ def test_the_recipe_is_the_authors_codes(base, concept):
     assert [group["lr"] for group in stage.param_groups] == [2e-2, 1e-5]
     assert stage.param_groups[0]["params"] == [method.embedding.vector]
     assert Config().regularizer == 5e-4
-    recipe = ViCo.preprocessing
+    recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("squash", "bicubic", False)
 
 
@@ -718,11 +727,11 @@ def test_sampling_options_that_the_artifact_has_no_use_for_are_refused():
     without, unmasked = Config(image_attention=False), Config(mask=False)
     for sampling in (Sampling(reference=1), Sampling(uncond_mask="from_cond")):
         with pytest.raises(InputError, match="without image attention there is no reference"):
-            ViCo.check(without, sampling)
+            without.check(sampling)
     with pytest.raises(InputError, match="uncond_mask: from_cond chooses a mask, but it was trained with mask: false"):
-        ViCo.check(unmasked, Sampling(uncond_mask="from_cond"))
+        unmasked.check(Sampling(uncond_mask="from_cond"))
     for config, sampling in ((without, Sampling()), (unmasked, Sampling(reference=1)), (Config(), Sampling())):
-        ViCo.check(config, sampling)
+        config.check(sampling)
 
 
 def test_an_untrained_one_can_be_copied_with_its_references(method):

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from personalize_core.base_model.model import LAYERS, hooked
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import hooked
 from personalize_core.concepts.concept import Concept
-from personalize_core.methods.textual_inversion import Config as InversionConfig
-from personalize_core.methods.textual_inversion import TextualInversion
-from personalize_core.methods.xti import XTI, Config
+from personalize_core.methods.textual_inversion.method import Config as InversionConfig
+from personalize_core.methods.textual_inversion.method import TextualInversion
+from personalize_core.methods.xti.method import XTI, Config
 from personalize_core.training.loop import denoising_step, diffusion_loss
 from tests.conftest import disturbed, draw
 
@@ -87,7 +88,7 @@ def test_in_all_else_it_is_textual_inversion(method, base, concept, images):
     inversion = TextualInversion(InversionConfig(), base, concept)
     ours, theirs = (m.batch(images, 4, torch.Generator().manual_seed(2)) for m in (method, inversion))
     assert ours.prompts == theirs.prompts and torch.equal(ours.latents, theirs.latents)
-    assert method.phrase == inversion.phrase and XTI.preprocessing == TextualInversion.preprocessing
+    assert method.phrase == inversion.phrase and Config().preprocessing == InversionConfig().preprocessing
 
 
 def test_the_recipe_is_the_papers_as_far_as_it_is_known():

@@ -9,22 +9,24 @@ import pytest
 import torch
 
 from personalize_core.base_model.attention import Call
-from personalize_core.base_model.model import LAYERS, hooked
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import hooked
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
-from personalize_core.methods.dreambooth import Config as DreamBoothConfig
-from personalize_core.methods.dreambooth import DreamBooth
-from personalize_core.methods.lora_dreambooth import Config as LoRAConfig
-from personalize_core.methods.lora_dreambooth import LoRADreamBooth
-from personalize_core.methods.oft import OFT
-from personalize_core.methods.oft import Config as OFTConfig
-from personalize_core.methods.personalized_residuals import Config, PersonalizedResiduals
-from personalize_core.methods.shared.lag import LAG, localized, region
-from personalize_core.methods.textual_inversion import Config as TextualInversionConfig
-from personalize_core.methods.textual_inversion import TextualInversion
-from personalize_core.methods.vico import Config as ViCoConfig
-from personalize_core.methods.vico import ViCo
+from personalize_core.methods.dreambooth.method import Config as DreamBoothConfig
+from personalize_core.methods.dreambooth.method import DreamBooth
+from personalize_core.methods.lora_dreambooth.method import Config as LoRAConfig
+from personalize_core.methods.lora_dreambooth.method import LoRADreamBooth
+from personalize_core.methods.oft.method import OFT
+from personalize_core.methods.oft.method import Config as OFTConfig
+from personalize_core.methods.personalized_residuals.method import Config, PersonalizedResiduals
+from personalize_core.methods.shared.lag import localized, region
+from personalize_core.methods.shared.options import LAG
+from personalize_core.methods.textual_inversion.method import Config as TextualInversionConfig
+from personalize_core.methods.textual_inversion.method import TextualInversion
+from personalize_core.methods.vico.method import Config as ViCoConfig
+from personalize_core.methods.vico.method import ViCo
 from personalize_core.sampling.several_concepts import Together
 from tests.conftest import disturbed, draw, predict
 

@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from personalize_core.artifacts import saving
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.model import LAYERS, BaseModel
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
-from personalize_core.methods import ABLATIONS, METHODS, method_class
+from personalize_core.methods import METHOD_NAMES, method_class, recipe_class
 from personalize_core.methods.shared.context_regularizer import (
     Axis,
     ContextLosses,
@@ -25,7 +26,7 @@ from personalize_core.methods.shared.context_regularizer import (
     context_embedding_loss,
     context_losses,
 )
-from personalize_core.methods.textual_inversion import TextualInversion
+from personalize_core.methods.textual_inversion.method import TextualInversion
 from personalize_core.sampling.test_time_optimization import ContextRefined, Refinement, embedding_name
 from tests.conftest import disturbed, draw, equal_bits, snapshot, tiny_base
 
@@ -363,18 +364,18 @@ def learns_an_embedding(name: str) -> bool:
     return True
 
 
-REFINABLE = [name for name in METHODS if learns_an_embedding(name)]
+REFINABLE = [name for name in METHOD_NAMES if learns_an_embedding(name)]
 of_refinable = pytest.mark.parametrize("name", REFINABLE)
-of_others = pytest.mark.parametrize("name", [name for name in METHODS if name not in REFINABLE])
+of_others = pytest.mark.parametrize("name", [name for name in METHOD_NAMES if name not in REFINABLE])
 
 
 def recipes(name: str) -> list[Any]:
     """A method's own recipe, and that of each of its ablations."""
-    kind: Any = method_class(name)
-    return [kind.Config(), *(kind.Config(**changes) for changes in ABLATIONS.get(name, {}).values())]
+    kind: Any = recipe_class(name)
+    return [kind(), *(kind(**dict(ablation.changes)) for ablation in kind.ablations.values())]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", METHOD_NAMES)
 def test_what_a_method_says_of_its_embeddings_is_what_there_is_to_refine(name, concept):
     """`text_embeddings` answers before anything is built; here everything is."""
     base, kind = tiny_base(), method_class(name)
@@ -383,7 +384,7 @@ def test_what_a_method_says_of_its_embeddings_is_what_there_is_to_refine(name, c
             found = bool(embedding_name(kind(config, base, concept)))
         except InputError:
             found = False
-        assert found == (kind.text_embeddings(config) == 1), config
+        assert found == (config.text_embeddings == 1), config
 
 
 @pytest.fixture
@@ -546,7 +547,7 @@ def test_it_refines_under_the_weights_that_draw_and_not_under_the_base_models(ba
 def test_sampling_options_go_to_the_method(base, concept, images):
     method = make("attn_dreambooth", base, concept)
     wrapper = ContextRefined(method, images, 0, STEEP)
-    wrapper.sampling = method.Sampling(after_stage="embedding")
+    wrapper.sampling = method.config.Sampling(after_stage="embedding")
     assert method.sampling.after_stage == "embedding"
     assert wrapper.say("{}") == "<v> dog" and wrapper.concept is concept
 

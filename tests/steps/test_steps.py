@@ -18,7 +18,8 @@ from personalize_core import steps
 from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError
 from personalize_core.files import atomic
-from personalize_core.methods import ABLATIONS
+from personalize_core.methods import recipe_class
+from personalize_core.methods.recipe import Ablation
 from personalize_core.metrics import tables
 from personalize_core.report import comparison
 from personalize_core.steps import checks, sampling
@@ -172,7 +173,7 @@ def test_an_ablation_that_params_do_not_name_trains_on_what_it_asks_for_itself(s
     assert not steps.train(store, "rex", name).skipped  # without its class images training would stop
     assert len(seen(store, "rex", name).class_images) == 200
     short = {"regularization": "none", "steps": 2, "batch_size": 2}
-    monkeypatch.setitem(ABLATIONS["custom_diffusion"], "without_regularization", short)
+    monkeypatch.setitem(recipe_class("custom_diffusion").ablations, "without_regularization", Ablation(short))
     assert not steps.train(store, "rex", "custom_diffusion@without_regularization").skipped
 
 
@@ -575,7 +576,7 @@ def test_methods_are_made_for_a_check_one_at_a_time_and_once_for_each_class_noun
     import weakref
 
     from personalize_core.concepts import intake
-    from personalize_core.methods.oft import OFT
+    from personalize_core.methods.oft.method import OFT
 
     tiny_workspace.paint_concept_images(tmp_path / "photos" / "max", count=2, seed=9)
     intake.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")

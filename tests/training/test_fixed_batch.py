@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from personalize_core.methods import method_class
 from personalize_core.methods.interface import Method, Stage
+from personalize_core.methods.recipe import Recipe
 from personalize_core.training.fixed_batch import TIMESTEPS, fixed_batch_losses, improvement, timesteps_of
 from personalize_core.training.loop import train
 from tests.conftest import snapshot, tiny_base
@@ -30,7 +33,7 @@ class Offset(Method):
     """Learns what to add to the U-Net's answer: surely enough to bring the loss down."""
 
     def __init__(self, base, concept) -> None:
-        super().__init__(None, base, concept)
+        super().__init__(Recipe(), base, concept)
         self.bias = nn.Parameter(torch.zeros(4, 8, 8))
 
     def stages(self):
@@ -43,12 +46,12 @@ class Offset(Method):
 
 
 def test_there_is_a_loss_for_every_concept_image_and_timestep(base, concept, images):
-    losses = fixed_batch_losses(Nothing(None, base, concept), base, images, seed=0)
+    losses = fixed_batch_losses(Nothing(Recipe(), base, concept), base, images, seed=0)
     assert losses.shape == (len(images), len(TIMESTEPS)) and losses.isfinite().all()
 
 
 def test_a_row_is_the_squared_error_at_its_timestep(base, concept, images):
-    losses = fixed_batch_losses(Nothing(None, base, concept), base, images, seed=0)
+    losses = fixed_batch_losses(Nothing(Recipe(), base, concept), base, images, seed=0)
     from personalize_core.randomness import generator_for
 
     z = images.concept[1][0, 0]
@@ -65,12 +68,12 @@ def test_a_row_is_the_squared_error_at_its_timestep(base, concept, images):
 @pytest.mark.parametrize(("first", "timesteps"), [(0, TIMESTEPS), (800, tuple(range(810, 1000, 20)))])
 def test_they_are_timesteps_that_the_method_trains_on(first, timesteps, base, concept):
     for name in ("textual_inversion", "xti", "neti"):
-        kind = method_class(name)
+        kind: Any = method_class(name)
         assert timesteps_of(kind(kind.Config(min_timestep=first), base, concept)) == timesteps
 
 
 def test_the_rows_stay_the_same_whatever_happens_between(base, concept, images):
-    method = Nothing(None, base, concept)
+    method = Nothing(Recipe(), base, concept)
     before, tensors = fixed_batch_losses(method, base, images, seed=0), snapshot(base)
     torch.manual_seed(5)
     torch.randn(3)

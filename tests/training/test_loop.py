@@ -12,6 +12,7 @@ from torch import nn
 
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.interface import Method, Stage
+from personalize_core.methods.recipe import Recipe
 from personalize_core.randomness import generator_for, seed_for
 from personalize_core.training.checkpoints import Checkpoints
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
@@ -24,7 +25,7 @@ class TwoStages(Method):
     steps_seen: torch.Tensor
 
     def __init__(self, base, concept) -> None:
-        super().__init__(None, base, concept)
+        super().__init__(Recipe(), base, concept)
         self.direction = nn.Parameter(torch.zeros(base.text_width))
         self.scale = nn.Parameter(torch.ones(base.text_width))
         self.register_buffer("steps_seen", torch.zeros(2))
@@ -135,7 +136,7 @@ def test_a_method_without_stages_has_nothing_to_train(base, concept, images):
         def stages(self):
             return []
 
-    assert train(Nothing(None, base, concept), base, images, seed=0) == []
+    assert train(Nothing(Recipe(), base, concept), base, images, seed=0) == []
 
 
 # -- a step ----------------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ def versions() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("source", "changed"),
     [
-        ("methods/oft.py", {"recipe oft", "sampling oft"}),
+        ("methods/oft/method.py", {"recipe oft", "sampling oft"}),
+        ("methods/oft/recipe.py", set()),
         ("training/loop.py", {f"recipe {method}" for method in METHODS}),
         ("base_model/loading.py", {f"recipe {method}" for method in METHODS}),
         ("sampling/sampler.py", {f"sampling {method}" for method in METHODS}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ import yaml
 from personalize_core import methods
 from personalize_core.errors import InputError
 from personalize_core.files.typed_yaml import build
-from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES, ablation_changes, check_method, method_class
+from personalize_core.methods import (
+    ABLATION_NAMES,
+    METHOD_NAMES,
+    ablation_changes,
+    check_method,
+    method_class,
+    recipe_class,
+)
 from personalize_core.workspace.params import Params
 
 GOOD: dict[str, Any] = {
@@ -61,9 +69,10 @@ def test_the_projects_own_file_is_read(request):
 
 def test_a_recipe_is_the_published_one_and_what_params_change_for_this_base_model(read):
     params = read()
-    default = method_class("dreambooth").Config()
-    assert params.config("dreambooth") == method_class("dreambooth").Config(steps=7)
-    assert params.config("textual_inversion") == method_class("textual_inversion").Config()
+    kind: Any = recipe_class("dreambooth")
+    default = kind()
+    assert params.config("dreambooth") == kind(steps=7)
+    assert params.config("textual_inversion") == recipe_class("textual_inversion")()
     assert read("base_model", value="sd-1.4").config("dreambooth") == default
 
 
@@ -148,7 +157,10 @@ def test_a_value_of_the_wrong_kind_with_what_it_should_be(keys, value, said, rea
 def test_an_unknown_method_with_the_known_ones(section, read):
     said = refusal(lambda: read(section, "dreamboth", value={}))
     assert f"{section} = " in said or section in said
-    assert "there is no method 'dreamboth'; the methods are base_model, textual_inversion, dreambooth" in said
+    assert (
+        "there is no method 'dreamboth'; the methods are base_model, lora_dreambooth, textual_inversion, dreambooth"
+        in said
+    )
 
 
 def test_an_unknown_option_of_a_method_with_the_known_ones(read):
@@ -194,7 +206,7 @@ def with_variant(read, method: str, **options: Any) -> Any:
 def test_test_time_optimization_stands_beside_the_options_of_any_method_with_one_embedding(method, read):
     variant = with_variant(read, method, test_time_optimization={"steps": 7, "cer_axis": "feature"})
     assert (variant.refinement.steps, variant.refinement.cer_axis, variant.refinement.batch_size) == (7, "feature", 6)
-    assert variant.sampling == method_class(method).Sampling() and variant.name == "chosen"
+    assert variant.sampling == recipe_class(method).Sampling() and variant.name == "chosen"
     assert with_variant(read, method).refinement is None
     assert with_variant(read, method, test_time_optimization={}).refinement is not None
 
@@ -211,7 +223,7 @@ def test_test_time_optimization_is_refused_where_there_is_not_one_embedding(meth
     assert refusal(lambda: with_variant(read, method, test_time_optimization={})) == (
         f"params.yaml, variants.{method}.chosen: test_time_optimization refines the one text embedding that was "
         f"learned, for each prompt, and does not apply to {method}: it learns {held}; it applies to "
-        "textual_inversion, custom_diffusion, ti_db, attn_dreambooth, vico and core"
+        "textual_inversion, custom_diffusion, vico, attn_dreambooth, ti_db and core"
     )
 
 
@@ -242,8 +254,8 @@ def test_what_test_time_optimization_does_not_know_is_refused_with_what_it_knows
 def test_lag_is_refused_where_it_means_nothing_with_where_it_does(method, why, read):
     assert refusal(lambda: with_variant(read, method, lag=True)) == (
         f"params.yaml, variants.{method}.chosen: lag keeps what was learned to the region that looks at the concept, "
-        f"and does not apply to {method}: {why}; it applies to custom_diffusion, personalized_residuals, oft, vico and "
-        "lora_dreambooth"
+        f"and does not apply to {method}: {why}; it applies to lora_dreambooth, custom_diffusion, vico, oft and "
+        "personalized_residuals"
     )
 
 
@@ -260,7 +272,7 @@ def test_lag_is_refused_where_it_means_nothing_with_where_it_does(method, why, r
 def test_an_option_of_one_method_is_refused_for_the_others_with_what_it_does(option, value, owner, read):
     variant = with_variant(read, owner, **{option: value})
     assert getattr(variant.sampling, option) == value
-    does = method_class(owner).Sampling.__pydantic_fields__[option].description  # type: ignore[attr-defined]
+    does = recipe_class(owner).Sampling.__pydantic_fields__[option].description  # type: ignore[attr-defined]
     for method in METHOD_NAMES:
         if method != owner:
             assert refusal(lambda method=method: with_variant(read, method, **{option: value})) == (
@@ -271,7 +283,7 @@ def test_an_option_of_one_method_is_refused_for_the_others_with_what_it_does(opt
 
 def test_every_sampling_option_says_what_it_does():
     for name in METHOD_NAMES:
-        kind: Any = method_class(name).Sampling
+        kind: Any = recipe_class(name).Sampling
         assert all(field.description for field in kind.__pydantic_fields__.values()), name
 
 
@@ -353,7 +365,7 @@ def test_a_name_of_two_variants_is_refused(read):
 
 
 def test_options_may_be_left_out_altogether():
-    kind = method_class("dreambooth").Config
+    kind = recipe_class("dreambooth")
     assert build(kind, {}, "here") == kind()
 
 
@@ -362,10 +374,10 @@ def test_options_may_be_left_out_altogether():
 
 @pytest.mark.parametrize("name", ABLATION_NAMES)
 def test_every_ablation_is_a_recipe_of_its_method_that_differs_from_the_methods_own(name):
-    kind = method_class(name)
-    changed = build(kind.Config, ablation_changes(name), name)
-    assert changed != kind.Config()
-    assert isinstance(changed, kind.Config) and kind is method_class(name.partition("@")[0])
+    kind = recipe_class(name)
+    changed = build(kind, ablation_changes(name), name)
+    assert changed != kind()
+    assert isinstance(changed, kind) and kind is recipe_class(name.partition("@")[0])
 
 
 ROOT = Path(methods.__file__).parents[2]
@@ -419,7 +431,7 @@ def test_an_ablation_that_its_own_section_undoes_is_refused_with_all_its_switche
     ids=str,
 )
 def test_a_switch_that_another_leaves_nothing_to_do_is_refused(method, off, idle, said, read):
-    kind = method_class(method).Config
+    kind = recipe_class(method)
     build(kind, off, "here")
     named = " and ".join(f"{name} = {value!r}" for name, value in idle.items())
     does, it = ("does", "it") if len(idle) == 1 else ("do", "them")
@@ -427,12 +439,17 @@ def test_a_switch_that_another_leaves_nothing_to_do_is_refused(method, off, idle
     assert refused == f"params.yaml, methods.{method}.mini: {named} {does} nothing with {said}; take {it} out"
 
 
-def test_no_ablation_is_written_twice():
-    """YAML would keep the last of them, without a word."""
-    lines = (Path(methods.__file__).parent / "ablations.yaml").read_text().splitlines()
-    assert len([line for line in lines if line and line[0].isalpha()]) == len(methods.ABLATIONS)
-    names = [line.split(":")[0].strip() for line in lines if line.startswith("  ") and line[2].isalpha()]
-    assert len(names) == len(ABLATION_NAMES)
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_no_ablation_is_written_twice(method):
+    """Python would keep the last of them, without a word."""
+    tree = ast.parse((Path(methods.__file__).parent / method / "recipe.py").read_text())
+    tables: list[Any] = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "ablations"
+    ]
+    written = [ast.literal_eval(key) for table in tables for key in table.keys if key]
+    assert written == list(recipe_class(method).ablations)
 
 
 def test_an_ablation_stands_on_its_methods_recipe_for_the_base_model(read):

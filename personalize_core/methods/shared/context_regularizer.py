@@ -10,48 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from personalize_core.base_model.attention import AttentionMaps, Pool
-from personalize_core.base_model.model import LAYERS, BaseModel
+from personalize_core.base_model.attention import AttentionMaps
+from personalize_core.base_model.layers import LAYERS, Pool
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import SLOT, Concept
 from personalize_core.errors import InputError
-from personalize_core.methods.interface import options
+from personalize_core.methods.shared.options import Axis, ContextLosses, Reduction
 
-Weight = Annotated[float, Field(ge=0)]
-Axis = Literal["token", "feature"]
-Reduction = Literal["sum", "mean"]
 Progress = Callable[[int, int, float], None]
 """(steps done, steps, the loss before the last of them) -> None"""
-
-
-@options
-class ContextLosses:
-    """How the two losses are taken. Defaults are the released code's, with which the paper's weights were tuned."""
-
-    cer_weight: Weight = 1.5e-4  # lambda_emb
-    car_weight: Weight = 0.05  # lambda_attn
-    cer_axis: Axis = "token"  # see context_embedding_loss; the paper's is "feature"
-    car_pool: Pool = "layer"  # see context_attention_loss; the paper's is "all"
-    car_batch: Reduction = "sum"
-
-    def __post_init__(self) -> None:
-        if self.cer_axis != "token" and not self.cer_weight:
-            raise InputError(
-                f"cer_axis = {self.cer_axis!r} shapes the context embedding loss, which is off; take it out, or give "
-                "cer_weight a value above 0"
-            )
-        if (self.car_pool, self.car_batch) != ("layer", "sum") and not self.car_weight:
-            raise InputError(
-                f"car_pool = {self.car_pool!r} and car_batch = {self.car_batch!r} shape the context attention loss, "
-                "which is off; take them out, or give car_weight a value above 0"
-            )
 
 
 @dataclass(frozen=True)

@@ -12,36 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from personalize_core.base_model.attention import AttentionMaps, Call
 from personalize_core.base_model.model import BaseModel, hooked
-from personalize_core.errors import InputError
-from personalize_core.methods.interface import Method, options
-
-Unconditional = Literal["reuse", "off", "full"]
-"""What the prompt-free half of guidance does, which the paper does not say: reuse the mask of the same image's
-prompted half, have the change off, or have it act in full."""
-
-
-@options
-class LAG:
-    """The sampling options of a method that can be confined to where its concept is looked at."""
-
-    lag: Annotated[bool, Field(description="keeps what was learned to the region that looks at the concept")] = False
-    lag_unconditional: Annotated[
-        Unconditional, Field(description="says what lag does in the prompt-free half of guidance")
-    ] = "reuse"
-
-    def __post_init__(self) -> None:
-        if self.lag_unconditional != "reuse" and not self.lag:
-            raise InputError(
-                f"lag_unconditional = {self.lag_unconditional!r} says what lag does, which is off; add `lag: true`"
-            )
+from personalize_core.methods.interface import Method
+from personalize_core.methods.shared.options import Unconditional
 
 
 @contextmanager

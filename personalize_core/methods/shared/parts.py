@@ -5,35 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from personalize_core.base_model.model import LAYERS, BaseModel
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import SLOT
-from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.interface import Batch, Method, equal_shares
 from personalize_core.methods.shared.interchange import elsewhere, save_embedding
-
-WHOLE_UNET = {"lag": "it changes the whole U-Net, and between the transformers no location looks at words"}
-"""Why a method that tunes all weights lacks LAG; for `Method.lacks`."""
-
-TokenRule = Literal["last", "first", "mean"]
-"""Which of a class noun's tokens stands for it. English heads come last ("stuffed animal"); AttnDreamBooth's and CoRe's
-code takes the first."""
-
-MinTimestep = Annotated[int, Field(ge=0, lt=1000)]
-"""The first of the base model's thousand timesteps that a word is trained on.
-
-With little noise the image itself tells what it shows, and whatever a word adds there disturbs: of a thing as none
-that the base model saw, the empty prompt predicts the noise best. A small model's word then learns to say nothing. The
-published methods train on all timesteps, which is 0.
-"""
+from personalize_core.methods.shared.options import TokenRule
 
 
 class ConceptEmbedding(nn.Module):
@@ -180,11 +166,9 @@ def from_templates(
 class EmbeddingAndUNet(Method):
     """A method that learns the placeholder's embedding and weights of the U-Net, and all that follows from that.
 
-    A subclass makes both; its Config says by `rotate` whether concept images are turned and mirrored.
+    A subclass creates both; its recipe inherits EmbeddingAndUNetRecipe.
     """
 
-    lacks = WHOLE_UNET
-    preprocessing = Preprocessing("rotate", "bilinear", flip=True)
     embedding: ConceptEmbedding
     unet: TunedWeights
 
@@ -205,14 +189,6 @@ class EmbeddingAndUNet(Method):
             steps.append('Load the pipeline with unet=UNet2DConditionModel.from_pretrained("unet").')
         steps.append(save_embedding(self.embedding.vector, self.concept, folder))
         return f"{' '.join(steps)}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
-
-    @classmethod
-    def text_embeddings(cls, config: Any) -> int:
-        return 1
-
-    @classmethod
-    def preprocessing_for(cls, config: Any) -> Preprocessing:
-        return cls.preprocessing if config.rotate else Preprocessing("crop", "bilinear", flip=False)
 
 
 def class_embedding(base: BaseModel, class_noun: str, rule: TokenRule) -> Tensor:

@@ -9,23 +9,20 @@ code, since the weights were tuned with it; the paper's readings are `cer_axis: 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import SLOT, Concept
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
-from personalize_core.methods.interface import Method, Stage, Step, options
-from personalize_core.methods.shared.context_regularizer import ContextLosses, PromptPair, context_losses
+from personalize_core.methods.core.recipe import Config
+from personalize_core.methods.interface import Stage, Step
+from personalize_core.methods.shared.context_regularizer import PromptPair, context_losses
 from personalize_core.methods.shared.parts import (
     ConceptEmbedding,
     EmbeddingAndUNet,
-    TokenRule,
     TunedWeights,
     class_embedding,
     parameter_names,
@@ -40,57 +37,6 @@ ANIMATE = frozenset(
     "otter owl panda parrot pegasus penguin person pet pig pigeon pony puppy rabbit raccoon rat robot rooster shark "
     "sheep sloth snake squirrel swan tiger toucan turtle unicorn walrus whale wolf woman zebra".split()
 )
-WINDOW = (120, 180)
-
-
-@options
-class Config(ContextLosses):
-    """Defaults are the paper's with the code's reading of them, for Stable Diffusion 2.1-base.
-
-    A stage of 0 steps is left out, and the other stays as it is. Without context regularization both weights are 0.
-    """
-
-    # A list of regularization prompts by its name, or "by_kind": "core_animate" or "core_inanimate", as the class
-    # noun is. "training_prompt" is the ablation without a prompt set; "core_universal" is the authors' third list.
-    prompt_set: str = "by_kind"
-    rescale: bool = True  # see CoRe.rescale
-    rescale_after: Annotated[int, Field(gt=0)] = WINDOW[0]
-    rescale_until: Annotated[int, Field(gt=0)] = WINDOW[1]
-
-    embedding_steps: Annotated[int, Field(ge=0)] = 300
-    embedding_batch_size: Annotated[int, Field(gt=0)] = 6
-    embedding_lr: Annotated[float, Field(gt=0)] = 5e-3
-
-    unet_steps: Annotated[int, Field(ge=0)] = 1000
-    unet_batch_size: Annotated[int, Field(gt=0)] = 4
-    unet_lr: Annotated[float, Field(gt=0)] = 2e-6
-
-    class_token_rule: TokenRule = "last"  # which token of the class noun the embedding starts from; the code: first
-    rotate: bool = True  # concept images turned and mirrored: in the code, not in the paper
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (self.embedding_steps or self.unet_steps):
-            raise InputError(
-                "embedding_steps and unet_steps are both 0, so nothing would be learned; give at least one stage "
-                "some steps"
-            )
-        if self.prompt_set != "by_kind" and not (self.cer_weight or self.car_weight):
-            raise InputError(
-                f"prompt_set = {self.prompt_set!r} is for context regularization, which is off; take it out, or give "
-                "cer_weight or car_weight a value above 0"
-            )
-        window = (self.rescale_after, self.rescale_until)
-        if window[0] >= window[1]:
-            raise InputError(
-                f"the rescaling window begins after step {window[0]} and ends with step {window[1]}, so it is empty; "
-                "for no rescaling write `rescale: false`"
-            )
-        if window != WINDOW and not self.rescale:
-            raise InputError(
-                f"rescale_after = {window[0]} and rescale_until = {window[1]} set a window for rescaling, which is "
-                "off; take them out, or write `rescale: true`"
-            )
 
 
 class CoRe(EmbeddingAndUNet):
@@ -154,14 +100,6 @@ class CoRe(EmbeddingAndUNet):
             self.norm.copy_(self.embedding.vector.norm())
         elif c.rescale and done <= c.rescale_until:
             self.embedding.vector.mul_(self.norm / self.embedding.vector.norm())
-
-    @classmethod
-    def lacks_under(cls, config: Config) -> Mapping[str, str]:
-        return cls.lacks if config.unet_steps else Method.lacks
-
-    @classmethod
-    def losses_read_attention(cls, config: Config) -> bool:
-        return config.embedding_steps > 0 and config.car_weight > 0
 
     def _readable(self, base: BaseModel, templates: list[str]) -> list[str]:
         """Those that a prompt has room for: all, but for base models that know few words and so need many tokens."""

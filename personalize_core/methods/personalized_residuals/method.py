@@ -10,20 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Generator, Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from personalize_core.base_model.model import LAYERS, BaseModel, hooked
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.files.atomic import save_tensors
-from personalize_core.methods.interface import Batch, Method, Stage, equal_shares, options, refuse_idle
+from personalize_core.methods.interface import Batch, Method, Stage, equal_shares
+from personalize_core.methods.personalized_residuals.recipe import Config
 from personalize_core.methods.shared.interchange import (
     LORA,
     elsewhere,
@@ -33,33 +34,10 @@ from personalize_core.methods.shared.interchange import (
     save_embedding,
     with_rank,
 )
-from personalize_core.methods.shared.lag import LAG, attached, localized, region
+from personalize_core.methods.shared.lag import attached, localized, region
 from personalize_core.methods.shared.parts import ConceptEmbedding
 
 Target = Literal["proj_out", "proj_in", "to_k", "to_v"]
-
-
-@options
-class Config:
-    """Defaults are the paper's (sec. 4.1), for Stable Diffusion 1.4; the rest are its ablations (sec. 4.4)."""
-
-    rank_fraction: Annotated[float, Field(gt=0, le=1)] = 0.05  # rank of a residual, as a share of its output channels
-    initial: Literal["base_model", "gaussian"] = "base_model"  # see Residual
-    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("proj_out",)  # of every transformer block
-    macro_class: bool = True  # is the class noun said behind the placeholder?
-    train_embedding: bool = False  # is the placeholder's embedding learned too?
-    # The paper's regularization images are LAION's; ours are the base model's own, as DreamBooth's (eq. 2 there).
-    class_images: Annotated[int, Field(ge=0)] = 0
-    prior_weight: Annotated[float, Field(ge=0)] = 1.0
-    steps: Annotated[int, Field(gt=0)] = 150
-    batch_size: Annotated[int, Field(gt=0)] = 4  # as many class images come on top
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-
-    def __post_init__(self) -> None:
-        if len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"targets names a projection twice: {', '.join(self.targets)}")
-        if not self.class_images:
-            refuse_idle(self, "prior_weight", off="class_images: 0")
 
 
 class Residual(nn.Module):
@@ -85,8 +63,6 @@ class PersonalizedResiduals(Method):
     """A residual on a projection of every transformer block, by default on its output projection (eq. 1)."""
 
     Config = Config
-    Sampling = LAG
-    preprocessing = Preprocessing("crop", "bilinear", flip=False)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
@@ -179,11 +155,3 @@ class PersonalizedResiduals(Method):
             tensors["embedding.vector"] = read_embedding(path, base.text_width)
         fill(method.named_parameters(), tensors, path)
         return method
-
-    @classmethod
-    def class_images(cls, config: Config) -> int:
-        return config.class_images
-
-    @classmethod
-    def text_embeddings(cls, config: Config) -> int:
-        return int(config.train_embedding)

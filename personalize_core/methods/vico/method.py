@@ -10,23 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from personalize_core.base_model.attention import AttentionMaps, Call
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import Conditioning, TextContext
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
-from personalize_core.methods.interface import Batch, Method, Stage, Step, equal_shares, options, refuse_idle
-from personalize_core.methods.shared.lag import LAG, localized, region
-from personalize_core.methods.shared.parts import ConceptEmbedding, TokenRule, class_embedding
+from personalize_core.methods.interface import Batch, Method, Stage, Step, equal_shares
+from personalize_core.methods.shared.lag import localized, region
+from personalize_core.methods.shared.parts import ConceptEmbedding, class_embedding
+from personalize_core.methods.vico.recipe import Config
 
 LAYERS_WITH_IMAGES = (  # every second transformer of the decoder
     "up_blocks.1.attentions.1",
@@ -35,46 +35,6 @@ LAYERS_WITH_IMAGES = (  # every second transformer of the decoder
     "up_blocks.3.attentions.1",
 )
 CANDIDATES = tuple(tenth / 10 for tenth in range(10))  # thresholds that Otsu's method tries
-
-
-@options
-class Config:
-    """Defaults are those of the authors' code, for Stable Diffusion 1.4.
-
-    Its rate for the embedding is 5e-3 x cards x images on each, here for the README's 4 x 1. Its limit is 510 steps;
-    the checkpoints it publishes and samples are those of 300 to 400.
-    """
-
-    image_attention: bool = True  # the blocks that attend to the reference
-    mask: bool = True  # attend to the concept in the reference alone
-    regularizer: Annotated[float, Field(ge=0)] = 5e-4  # weight of the loss that lets the placeholder look where
-    # the end-of-text token looks
-    steps: Annotated[int, Field(gt=0)] = 400
-    batch_size: Annotated[int, Field(gt=0)] = 4
-    embedding_lr: Annotated[float, Field(gt=0)] = 2e-2
-    lr: Annotated[float, Field(gt=0)] = 1e-5  # of the blocks
-    templates: str = "ti_object_81"  # training prompts; the concept alone stands in their slot
-    class_token_rule: TokenRule = "last"  # the embedding starts from this token of the class noun
-
-    def __post_init__(self) -> None:
-        if not self.mask and not self.image_attention:
-            raise InputError("mask: false leaves the mask out of image attention, which image_attention: false has not")
-        if not self.image_attention:
-            refuse_idle(self, "lr", off="image_attention: false")
-
-
-@options
-class Sampling(LAG):
-    """How a trained artifact is used."""
-
-    # Of the concept's images in their files' order, from 0.
-    reference: Annotated[int, Field(ge=0, description="chooses the concept image that is attended to")] = 0
-    # Its "own" map, at the placeholder's position in the prompt, where it has padding, as in the authors' code; or the
-    # mask of the prompted half.
-    uncond_mask: Annotated[
-        Literal["own", "from_cond"],
-        Field(description="says by which map the prompt-free half of guidance masks the reference"),
-    ] = "own"
 
 
 class ViCo(Method):
@@ -92,9 +52,6 @@ class ViCo(Method):
     """
 
     Config = Config
-    Sampling = Sampling
-    preprocessing = Preprocessing("squash", "bicubic", flip=False)
-    starts_as_base_model = False
 
     references: Tensor  # (concept images, 4, h, w)
 
@@ -113,29 +70,7 @@ class ViCo(Method):
     def phrase(self) -> str:
         return self.concept.placeholder
 
-    @classmethod
-    def text_embeddings(cls, config: Config) -> int:
-        return 1
-
-    @classmethod
-    def check(cls, config: Config, sampling: Sampling) -> None:
-        if sampling != Sampling() and not config.image_attention:
-            raise InputError(
-                "without image attention there is no reference to choose or to mask, and nothing for lag to confine; "
-                "leave these options out"
-            )
-        if sampling.uncond_mask != "own" and not config.mask:
-            raise InputError(f"uncond_mask: {sampling.uncond_mask} chooses a mask, but it was trained with mask: false")
-
-    @classmethod
-    def images_needed(cls, config: Config, sampling: Sampling) -> int:
-        return sampling.reference + 1
-
     # Training
-
-    @classmethod
-    def losses_read_attention(cls, config: Config) -> bool:
-        return config.regularizer > 0
 
     def stages(self) -> list[Stage]:
         c = self.config

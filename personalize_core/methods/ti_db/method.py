@@ -8,36 +8,21 @@ stated there, so they are AttnDreamBooth's own.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 from diffusers import UNet2DConditionModel
-from pydantic import Field
 
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
-from personalize_core.methods.interface import Stage, options
+from personalize_core.methods.interface import Stage
 from personalize_core.methods.shared.interchange import fill, read_embedding, read_network
 from personalize_core.methods.shared.parts import (
     ConceptEmbedding,
     EmbeddingAndUNet,
-    TokenRule,
     TunedWeights,
     class_embedding,
     parameter_names,
 )
-
-
-@options
-class Config:
-    """Defaults are the paper's (appendix A), for Stable Diffusion 2.1-base: AttnDreamBooth's steps and batch."""
-
-    steps: Annotated[int, Field(gt=0)] = 660  # 60 + 100 + 500
-    batch_size: Annotated[int, Field(gt=0)] = 8
-    lr: Annotated[float, Field(gt=0)] = 2e-6
-    # One rate for both is the point of this baseline: the embedding hardly moves (a cosine of 0.9997 to its start).
-    lr_embedding: Annotated[float, Field(gt=0)] | None = None  # a rate of the embedding's own; `lr` if None
-    class_token_rule: TokenRule = "last"  # the embedding starts from this token of the class noun
-    rotate: bool = True  # AttnDreamBooth's code turns and mirrors concept images; its paper does not say so
+from personalize_core.methods.ti_db.recipe import Config
 
 
 class TIDB(EmbeddingAndUNet):

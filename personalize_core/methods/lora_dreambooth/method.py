@@ -10,40 +10,23 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.files.atomic import save_tensors
-from personalize_core.methods.interface import Batch, Method, Stage, options, refuse_idle
+from personalize_core.methods.interface import Batch, Method, Stage
+from personalize_core.methods.lora_dreambooth.recipe import Config
 from personalize_core.methods.shared.interchange import LORA, fill, read_lora, with_rank
-from personalize_core.methods.shared.lag import LAG, attached
+from personalize_core.methods.shared.lag import attached
 from personalize_core.methods.shared.parts import attention_projections, with_prior
 
 TEMPLATE = "a photo of {}"
-
-
-@options
-class Config:
-    """Defaults are diffusers' recipe, for Stable Diffusion 1.5. Its alpha is the rank, so that nothing is scaled."""
-
-    rank: Annotated[int, Field(gt=0)] = 4
-    prior_preservation: bool = False
-    prior_weight: Annotated[float, Field(ge=0)] = 1.0
-    class_images: Annotated[int, Field(gt=0)] = 200
-    steps: Annotated[int, Field(gt=0)] = 500
-    batch_size: Annotated[int, Field(gt=0)] = 1  # as many class images come on top, with prior preservation
-    lr: Annotated[float, Field(gt=0)] = 1e-4
-
-    def __post_init__(self) -> None:
-        if not self.prior_preservation:
-            refuse_idle(self, "prior_weight", "class_images", off="prior_preservation: false")
 
 
 class LowRank(nn.Module):
@@ -63,8 +46,6 @@ class LoRADreamBooth(Method):
     """A low-rank change to every attention projection of the U-Net; the placeholder reads a rare word's embedding."""
 
     Config = Config
-    Sampling = LAG
-    preprocessing = Preprocessing("crop", "bilinear", flip=False)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
@@ -117,10 +98,6 @@ class LoRADreamBooth(Method):
             tensors |= {f"{layer.replace('.', '/')}.A": A, f"{layer.replace('.', '/')}.B": B}
         fill(method.changes.named_parameters(), tensors, path)
         return method
-
-    @classmethod
-    def class_images(cls, config: Config) -> int:
-        return config.class_images if config.prior_preservation else 0
 
 
 def _adding(change: nn.Module) -> Callable:

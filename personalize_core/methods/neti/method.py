@@ -10,67 +10,25 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from personalize_core.base_model.model import LAYERS, BaseModel, hooked
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import Conditioning, TextContext
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
-from personalize_core.methods.interface import Batch, Method, Stage, options, refuse_idle
-from personalize_core.methods.shared.parts import MinTimestep, TokenRule, class_embedding, from_templates
+from personalize_core.methods.interface import Batch, Method, Stage
+from personalize_core.methods.neti.recipe import Config
+from personalize_core.methods.shared.parts import class_embedding, from_templates
 
 FREQUENCIES = 1024  # random Fourier features of (t, l)
 HIDDEN = 128  # units that nested dropout orders
 BYPASS = 0.2  # length of the bypass, as a share of the hidden state's
-
-
-@options
-class Config:
-    """Defaults are the code's, for Stable Diffusion 1.4; the first four switches are its own ablations."""
-
-    nested_dropout: Annotated[float, Field(ge=0, le=1)] = 0.5  # probability per layer; 0 switches it off
-    positional_encoding: bool = True  # Fourier features; else t and l themselves, each scaled to [-1, 1]
-    bypass: bool = True  # does the mapper add to the text encoder's output too?
-    # To the norm of the class noun's embedding: the code scales what the mapper says as one vector, so that with a
-    # bypass the embedding alone is shorter; "per_half" scales embedding and bypass each.
-    rescale: Literal["joint", "per_half", "none"] = "joint"
-    sigma_t: Annotated[float, Field(gt=0)] = 0.03
-    sigma_l: Annotated[float, Field(gt=0)] = 2.0
-    time_anchors: Annotated[int, Field(gt=0, le=1000)] = 10
-    class_token_rule: TokenRule = "last"  # whose norm is meant, where the class noun has several tokens
-    templates: str = "ti_object_27"  # training prompts; the concept alone stands in their slot
-    steps: Annotated[int, Field(gt=0)] = 1000
-    batch_size: Annotated[int, Field(gt=0)] = 8  # the code's 2, accumulated 4 times
-    dropout_rows: Annotated[int, Field(gt=0)] = 2  # rows that share a draw of nested dropout: the code's batch
-    lr: Annotated[float, Field(gt=0)] = 8e-3  # 1e-3, scaled by batch and accumulation
-    min_timestep: MinTimestep = 0
-
-    def __post_init__(self) -> None:
-        if self.rescale == "per_half" and not self.bypass:
-            raise ValueError("rescale = 'per_half' needs the bypass: without it there is one half; write 'joint'")
-        if not self.nested_dropout:
-            refuse_idle(self, "dropout_rows", off="nested_dropout: 0")
-        if not self.positional_encoding:
-            refuse_idle(self, "sigma_t", "sigma_l", "time_anchors", off="positional_encoding: false")
-        if self.rescale == "none":
-            refuse_idle(self, "class_token_rule", off="rescale: none")
-
-
-@options
-class Sampling:
-    """How a trained artifact is used."""
-
-    # Fewer are easier to edit, all keep most identity.
-    truncation: Annotated[
-        Annotated[int, Field(ge=0, le=HIDDEN)] | None, Field(description="silences the mapper's units from this one on")
-    ] = None
 
 
 class FourierFeatures(nn.Module):
@@ -181,8 +139,6 @@ class NeTI(Method):
     """A small network in the placeholder's place: another word for every timestep and cross-attention layer."""
 
     Config = Config
-    Sampling = Sampling
-    preprocessing = Preprocessing("squash", "bicubic", flip=True)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)

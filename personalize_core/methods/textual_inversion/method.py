@@ -8,44 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
 from torch import Generator
 
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
-from personalize_core.methods.interface import Batch, Method, Stage, options
+from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, save_embedding
 from personalize_core.methods.shared.parts import (
     ConceptEmbedding,
-    MinTimestep,
-    TokenRule,
     class_embedding,
     from_templates,
 )
-
-
-@options
-class Config:
-    """Defaults are diffusers' recipe for Stable Diffusion 1.5: 5e-4, scaled by its 4 accumulation steps."""
-
-    steps: Annotated[int, Field(gt=0)] = 3000
-    batch_size: Annotated[int, Field(gt=0)] = 4
-    lr: Annotated[float, Field(gt=0)] = 2e-3
-    min_timestep: MinTimestep = 0
-    templates: str = "ti_object_27"  # training prompts; the concept alone stands in their slot
-    class_token_rule: TokenRule = "last"  # the embedding starts from this token of the class noun
+from personalize_core.methods.textual_inversion.recipe import Config
 
 
 class TextualInversion(Method):
     """One input embedding, read in the placeholder's place (sec. 4.1); nothing else moves."""
 
     Config = Config
-    preprocessing = Preprocessing("squash", "bicubic", flip=True)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
@@ -67,10 +51,6 @@ class TextualInversion(Method):
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
         context = base.encode(prompts, self.concept, self.embedding.vector)
         return lambda t: context
-
-    @classmethod
-    def text_embeddings(cls, config: Config) -> int:
-        return 1
 
     def export(self, base: BaseModel, folder: Path) -> str:
         how = save_embedding(self.embedding.vector, self.concept, folder)

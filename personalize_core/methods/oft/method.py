@@ -11,52 +11,24 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_json, save_tensors, write_json
-from personalize_core.methods.interface import Batch, Method, Stage, options, refuse_idle
+from personalize_core.methods.interface import Batch, Method, Stage
+from personalize_core.methods.oft.recipe import Config
 from personalize_core.methods.shared.interchange import fill, read_tensors
-from personalize_core.methods.shared.lag import LAG, attached
+from personalize_core.methods.shared.lag import attached
 from personalize_core.methods.shared.parts import attention_projections, with_prior
 
 TEMPLATE = "a photo of {}"
 ADAPTER, IN_PEFT = "adapter_model.safetensors", "base_model.model."
-EPS = 6e-5
-
-
-@options
-class Config:
-    """Defaults are the paper's, for Stable Diffusion 1.5.
-
-    Of the steps the paper says about 1,000; the authors' script trains 10,005 and keeps the checkpoint with the best
-    validation score. We follow the paper, and select nothing.
-    """
-
-    r: Annotated[int, Field(gt=0)] = 4  # diagonal blocks of a rotation: how many, not how large
-    coft: bool = False  # keep every block near the identity
-    eps: Annotated[float, Field(ge=0)] = EPS  # how near; see Rotation.constrain
-    block_share: bool = False  # one block, repeated r times
-    rescaled: bool = False  # also learn a positive factor for each output neuron
-    prior_preservation: bool = True
-    prior_weight: Annotated[float, Field(ge=0)] = 1.0
-    class_images: Annotated[int, Field(gt=0)] = 200
-    steps: Annotated[int, Field(gt=0)] = 1000
-    batch_size: Annotated[int, Field(gt=0)] = 1  # as many class images come on top
-    lr: Annotated[float, Field(gt=0)] = 6e-5
-
-    def __post_init__(self) -> None:
-        if self.eps != EPS and not self.coft:
-            raise InputError(f"eps = {self.eps} bounds the rotations of COFT, which is off; add `coft: true`")
-        if not self.prior_preservation:
-            refuse_idle(self, "prior_weight", "class_images", off="prior_preservation: false")
 
 
 class Rotation(nn.Module):
@@ -116,8 +88,6 @@ class OFT(Method):
     """
 
     Config = Config
-    Sampling = LAG
-    preprocessing = Preprocessing("crop", "bilinear", flip=False)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
@@ -201,7 +171,7 @@ class OFT(Method):
         if not about.get("r"):  # the size of the blocks is given instead
             raise InputError(f"{folder} has blocks of one size, which number differently in wide and narrow layers")
         changes = {"r": about["r"], "block_share": bool(about.get("block_share")), "rescaled": False}
-        method, found = cls(dataclasses.replace(config, **changes, coft=False, eps=EPS), base, concept), {}
+        method, found = cls(dataclasses.replace(config, **changes, coft=False, eps=Config().eps), base, concept), {}
         for layer, above in stored.items():
             n = round((1 + (1 + 8 * above.shape[1]) ** 0.5) / 2)  # above.shape[1] = n (n - 1) / 2
             S = above.new_zeros(len(above), n, n)
@@ -211,10 +181,6 @@ class OFT(Method):
             found.setdefault(name, torch.zeros_like(start))  # a layer without one is not turned
         fill(method.rotations.named_parameters(), found, folder)
         return method
-
-    @classmethod
-    def class_images(cls, config: Config) -> int:
-        return config.class_images if config.prior_preservation else 0
 
 
 def _adapter(folder: Path) -> dict[str, Any]:

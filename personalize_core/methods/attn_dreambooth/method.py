@@ -8,97 +8,27 @@ since the recipe was tuned with it; the paper's readings are `reg_pool: all` and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from personalize_core.base_model.attention import Pool
-from personalize_core.base_model.model import LAYERS, BaseModel
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
-from personalize_core.errors import InputError
-from personalize_core.methods.interface import Method, Stage, Step, options
+from personalize_core.methods.attn_dreambooth.recipe import Config
+from personalize_core.methods.interface import Stage, Step
 from personalize_core.methods.shared.parts import (
     ConceptEmbedding,
     EmbeddingAndUNet,
     KeptWeights,
-    TokenRule,
     TunedWeights,
     class_embedding,
     parameter_names,
 )
-
-Steps = Annotated[int, Field(ge=0)]
-Rows = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
-
-CROSS_ATTENTION = {"lag": "without its last stage it changes the cross-attention alone, for which LAG is not built"}
-
-
-@options
-class Config:
-    """Defaults are the paper's, with which its script agrees, for Stable Diffusion 2.1-base.
-
-    A stage of 0 steps is left out, and the others stay as they are. The authors' "fast" recipe is unet_steps 200,
-    unet_batch_size 4 and unet_lr 1e-5.
-    """
-
-    embedding_steps: Steps = 60
-    embedding_batch_size: Rows = 8
-    embedding_lr: Rate = 1e-3
-    embedding_mean_weight: Weight = 0.1  # lambda_mu of eq. 2
-    embedding_variance_weight: Weight = 0.0  # lambda_sigma of eq. 2
-
-    attention_steps: Steps = 100
-    attention_batch_size: Rows = 8
-    attention_lr: Rate = 2e-5
-    attention_mean_weight: Weight = 2.0
-    attention_variance_weight: Weight = 5.0
-
-    unet_steps: Steps = 500
-    unet_batch_size: Rows = 8
-    unet_lr: Rate = 2e-6
-    unet_mean_weight: Weight = 2.0
-    unet_variance_weight: Weight = 5.0
-
-    reg_pool: Pool = "layer"  # see attention_penalty, also for the next
-    reg_batch: Literal["sum", "mean"] = "sum"
-    # The token of the class noun that the embedding starts from. The regularizer looks at all of them, but with
-    # "first", as the authors' code does, at that one alone.
-    class_token_rule: TokenRule = "last"
-    rotate: bool = True  # concept images turned and mirrored: in the code, not in the paper
-
-    def __post_init__(self) -> None:
-        if not any((self.embedding_steps, self.attention_steps, self.unet_steps)):
-            raise InputError(
-                "embedding_steps, attention_steps and unet_steps are all 0, so nothing would be learned; "
-                "give at least one stage some steps"
-            )
-        weights = (
-            self.embedding_steps and (self.embedding_mean_weight or self.embedding_variance_weight),
-            self.attention_steps and (self.attention_mean_weight or self.attention_variance_weight),
-            self.unet_steps and (self.unet_mean_weight or self.unet_variance_weight),
-        )
-        if not any(weights) and (self.reg_pool, self.reg_batch) != ("layer", "sum"):
-            raise InputError(
-                f"reg_pool = {self.reg_pool!r} and reg_batch = {self.reg_batch!r} shape the attention regularizer, "
-                "which no stage has; take them out, or give a stage a mean_weight or a variance_weight"
-            )
-
-
-@options
-class Sampling:
-    """How a trained artifact is used."""
-
-    # For analyses stage by stage.
-    after_stage: Annotated[
-        Literal["embedding", "attention", "unet"], Field(description="takes the weights as they were after that stage")
-    ] = "unet"
 
 
 class AttnDreamBooth(EmbeddingAndUNet):
@@ -109,7 +39,6 @@ class AttnDreamBooth(EmbeddingAndUNet):
     """
 
     Config = Config
-    Sampling = Sampling
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
@@ -194,29 +123,6 @@ class AttnDreamBooth(EmbeddingAndUNet):
         if stage == "attention" and self.config.unet_steps:
             return self.after_attention.placed_in(base.unet)
         return super().attach(base)
-
-    @classmethod
-    def lacks_under(cls, config: Config) -> Mapping[str, str]:
-        if config.unet_steps:
-            return cls.lacks
-        return CROSS_ATTENTION if config.attention_steps else Method.lacks
-
-    @classmethod
-    def check(cls, config: Config, sampling: Sampling) -> None:
-        stage = sampling.after_stage
-        if stage != "unet" and not getattr(config, f"{stage}_steps"):  # "unet" is the end, whatever the last stage is
-            raise InputError(
-                f"after_stage: {stage} takes the weights as they were after a stage that was left out "
-                f"({stage}_steps = 0); choose another stage"
-            )
-
-    @classmethod
-    def losses_read_attention(cls, config: Config) -> bool:
-        return any(
-            getattr(config, f"{stage}_steps")
-            and (getattr(config, f"{stage}_mean_weight") or getattr(config, f"{stage}_variance_weight"))
-            for stage in ("embedding", "attention", "unet")
-        )
 
 
 def _shares(tokens: Tensor) -> Tensor:

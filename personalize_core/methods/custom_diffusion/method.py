@@ -13,21 +13,21 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import ConceptLatents, Preprocessing, Zoom, zooms
+from personalize_core.concepts.images import ConceptLatents, Zoom, zooms
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import save_tensors
-from personalize_core.methods.interface import Batch, Method, Stage, equal_shares, options, refuse_idle
+from personalize_core.methods.custom_diffusion.recipe import Config
+from personalize_core.methods.interface import Batch, Method, Stage, equal_shares
 from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, read_tensors, save_embedding
-from personalize_core.methods.shared.lag import LAG, attached
+from personalize_core.methods.shared.lag import attached
 from personalize_core.methods.shared.parts import ConceptEmbedding, TunedWeights
 
 TEMPLATE = "photo of a {}"
@@ -41,51 +41,10 @@ _IN_PROCESSOR = re.compile(r"(?P<layer>.+\.attn2)\.processor\.(?P<projection>.+)
 RARE = "ktn"  # the word that the first concept starts from, in diffusers' script
 
 
-@options
-class Config:
-    """Defaults are the authors' for Stable Diffusion 1.4, on one GPU with their two GPUs' batch and rate.
-
-    For faces with few images they advise `trained: attn2`, a rate of 4e-5 and 750 steps.
-    """
-
-    trained: Literal["kv", "attn2"] = "kv"  # of the cross-attention: keys and values, or all of it
-    # Class images: drawn by the base model, concept images from data/regularization with their captions, or none.
-    regularization: Literal["generated", "real", "none"] = "generated"
-    class_images: Annotated[int, Field(gt=0)] = 200  # how many are drawn
-    prior_weight: Annotated[float, Field(ge=0)] = 1.0
-    # Both codes divide by the sum of a mask of one channel, which makes a masked loss of four channels 4 times its
-    # mean. The authors' code does so in all rows; diffusers' in the concept's alone, which is 4 here.
-    instance_scale: Literal[1, 4] = 1
-    zoom: bool = True  # the augmentation, with its mask and its words
-    detach_start: bool = True  # does the start-of-text token give the keys and values no gradient?
-    initial_word: str | None = None  # one token; if None, "ktn" where the tokenizer has it, else its rare word
-    steps: Annotated[int, Field(gt=0)] = 250
-    batch_size: Annotated[int, Field(gt=0)] = 4  # as many class images come on top
-    lr: Annotated[float, Field(gt=0)] = 8e-5  # 1e-5, scaled by 2 GPUs with 4 images each
-
-    def __post_init__(self) -> None:
-        if self.regularization == "none":
-            refuse_idle(self, "class_images", "prior_weight", off="regularization: none")
-        if self.regularization == "real":  # all concept images of the folder, however many
-            refuse_idle(self, "class_images", off="regularization: real")
-
-
-@options
-class Sampling(LAG):
-    """How a trained artifact is used."""
-
-    # As many as make up this share of their sum (the authors' compress.py takes 0.6); 1 leaves each change whole.
-    keep: Annotated[float, Field(gt=0, le=1, description="cuts each learned change to its leading singular values")] = (
-        1.0
-    )
-
-
 class CustomDiffusion(Method):
     """Keys and values of every cross-attention layer, and the embedding of one new word."""
 
     Config = Config
-    Sampling = Sampling
-    preprocessing = Preprocessing("zoom", "bicubic", flip=True)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
@@ -193,23 +152,6 @@ class CustomDiffusion(Method):
         fill(method.weights.items(), tensors, path)
         fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
         return method
-
-    @classmethod
-    def text_embeddings(cls, config: Config) -> int:
-        return 1
-
-    @classmethod
-    def preprocessing_for(cls, config: Config) -> Preprocessing:
-        """The authors' centre crop; diffusers' port squashes concept images instead."""
-        return cls.preprocessing if config.zoom else cls.preprocessing.of_class_images
-
-    @classmethod
-    def class_images(cls, config: Config) -> int:
-        return config.class_images if config.regularization != "none" else 0
-
-    @classmethod
-    def real_class_images(cls, config: Config) -> bool:
-        return config.regularization == "real"
 
 
 def cross_attention(base: BaseModel) -> dict[str, Any]:

@@ -8,30 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated
 
-from pydantic import Field
 from torch import Generator, Tensor, nn
 
-from personalize_core.base_model.model import LAYERS, BaseModel
+from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import ConceptLatents, Preprocessing
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
-from personalize_core.methods.interface import Batch, Method, Stage, options
-from personalize_core.methods.shared.parts import MinTimestep, TokenRule, class_embedding, drift, from_templates
-
-
-@options
-class Config:
-    """Defaults are the paper's for Stable Diffusion 1.4 as they are recalled (methods.md section 11)."""
-
-    steps: Annotated[int, Field(gt=0)] = 500
-    batch_size: Annotated[int, Field(gt=0)] = 8
-    lr: Annotated[float, Field(gt=0)] = 5e-3
-    min_timestep: MinTimestep = 0
-    templates: str = "ti_object_27"  # training prompts; the concept alone stands in their slot
-    class_token_rule: TokenRule = "last"  # the embeddings start from this token of the class noun
+from personalize_core.methods.interface import Batch, Method, Stage
+from personalize_core.methods.shared.parts import class_embedding, drift, from_templates
+from personalize_core.methods.xti.recipe import Config
 
 
 class XTI(Method):
@@ -42,7 +30,6 @@ class XTI(Method):
 
     Config = Config
     initial: Tensor  # (D,)
-    preprocessing = Preprocessing("squash", "bicubic", flip=True)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
@@ -54,10 +41,6 @@ class XTI(Method):
     @property
     def phrase(self) -> str:
         return self.concept.placeholder
-
-    @classmethod
-    def text_embeddings(cls, config: Config) -> int:
-        return len(LAYERS)
 
     def stages(self) -> list[Stage]:
         c = self.config

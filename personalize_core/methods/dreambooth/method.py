@@ -10,42 +10,22 @@ from __future__ import annotations
 import dataclasses
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from pydantic import Field
 from torch import Generator
 from transformers import CLIPTextModel
 
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
-from personalize_core.concepts.images import ConceptLatents, Preprocessing
-from personalize_core.methods.interface import Batch, Method, Stage, options, refuse_idle
+from personalize_core.concepts.images import ConceptLatents
+from personalize_core.methods.dreambooth.recipe import Config
+from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.shared.interchange import fill, read_network
-from personalize_core.methods.shared.parts import WHOLE_UNET, TunedWeights, parameter_names, with_prior
+from personalize_core.methods.shared.parts import TunedWeights, parameter_names, with_prior
 
 TEMPLATE = "a photo of {}"  # sec. 3.2: "a [V] [class noun]"; the wording is the recipe's
-
-
-@options
-class Config:
-    """Defaults are diffusers' recipe with prior preservation, for Stable Diffusion 1.4.
-
-    Its recipe without prior preservation is 400 steps.
-    """
-
-    prior_preservation: bool = True
-    prior_weight: Annotated[float, Field(ge=0)] = 1.0  # lambda of eq. 2
-    class_images: Annotated[int, Field(gt=0)] = 200
-    train_text_encoder: bool = False
-    steps: Annotated[int, Field(gt=0)] = 800
-    batch_size: Annotated[int, Field(gt=0)] = 1  # as many class images come on top
-    lr: Annotated[float, Field(gt=0)] = 5e-6
-
-    def __post_init__(self) -> None:
-        if not self.prior_preservation:
-            refuse_idle(self, "prior_weight", "class_images", off="prior_preservation: false")
 
 
 class DreamBooth(Method):
@@ -56,8 +36,6 @@ class DreamBooth(Method):
     """
 
     Config = Config
-    lacks = WHOLE_UNET
-    preprocessing = Preprocessing("crop", "bilinear", flip=False)
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
@@ -108,7 +86,3 @@ class DreamBooth(Method):
                 encoder,
             )
         return method
-
-    @classmethod
-    def class_images(cls, config: Config) -> int:
-        return config.class_images if config.prior_preservation else 0
