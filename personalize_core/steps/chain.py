@@ -20,14 +20,14 @@ from personalize_core.files.atomic import read_record, record_of_result
 from personalize_core.files.stamps import Stamp, sha256
 from personalize_core.methods import check_method
 from personalize_core.sampling.grid import DESCRIPTION, IMAGE
-from personalize_core.steps.sampling import grid_stamp
-from personalize_core.steps.scores import score_stamp
 from personalize_core.steps.training import PROOF
 from personalize_core.workspace.dependencies import (
     class_images_stamps,
     images_stamp,
     latents_stamp,
     real_class_images_stamp,
+    sampling_inputs,
+    score_stamp,
     train_stamp,
 )
 from personalize_core.workspace.lineage.differences import why_stale
@@ -170,7 +170,7 @@ class Chain:
     def grid(self, method: str, concept: str) -> Link:
         folder = self.store.grid(method, concept)
         command = self._again(folder, f"evaluate {concept} -m {method}")
-        now = lambda: grid_stamp(self.store, concept, method)  # noqa: E731
+        now = lambda: sampling_inputs(self.store, concept, method).stamp  # noqa: E731
         link, made_from = self._result("grid", folder, now, command)
         described = read_record(folder / DESCRIPTION)
         link.facts |= _some(described, "protocol", "prompts", "templates", "images_per_prompt", "sampling", "seed")

@@ -10,7 +10,7 @@ from personalize_core.errors import InputError
 from personalize_core.files.atomic import is_up_to_date
 from personalize_core.methods import check_method
 from personalize_core.steps.training import imported, untrained
-from personalize_core.workspace.dependencies import check_artifact, train_stamp
+from personalize_core.workspace.dependencies import check_artifact, train_stamp, training_inputs
 from personalize_core.workspace.recipes import check_prompts, load_base, prompts_of, recipe_of, variants_of
 from personalize_core.workspace.store import Store
 
@@ -74,6 +74,6 @@ def _check_on_base(store: Store, cells: Sequence[tuple[str, str]]) -> None:
         if (method, described.class_noun) not in made:
             made.add((method, described.class_noun))
             try:
-                untrained(store, base, concept, method)  # and given up at once
+                untrained(store, training_inputs(store, concept, method), base)  # and given up at once
             except InputError as error:
                 raise InputError(f"{method} cannot be trained on {concept!r}: {error}") from None

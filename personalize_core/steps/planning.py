@@ -13,10 +13,14 @@ from personalize_core.files.memo import found_once, one_look
 from personalize_core.files.stamps import Stamp
 from personalize_core.steps.checks import check_concept_images
 from personalize_core.steps.class_images import class_images_are_there
-from personalize_core.steps.sampling import grid_stamp
-from personalize_core.steps.scores import score_stamp
 from personalize_core.steps.training import imported
-from personalize_core.workspace.dependencies import check_artifact, latents_stamp, train_stamp
+from personalize_core.workspace.dependencies import (
+    check_artifact,
+    latents_stamp,
+    sampling_inputs,
+    score_stamp,
+    train_stamp,
+)
 from personalize_core.workspace.lineage.differences import why_stale
 from personalize_core.workspace.lineage.records import DAMAGED, manifest_of
 from personalize_core.workspace.recipes import (
@@ -121,7 +125,7 @@ def _look_at(store: Store, concept: str, method: str) -> Cell | None:
             _decode(store.concept_folder(concept))  # only now: of what is up to date, that would be most of the work
             return Cell(concept, method, TRAIN, why, _is_of_earlier_version(artifact))
         grid, scores = store.grid(method, concept), store.scores(method, concept)
-        if why := _stale(grid, grid_stamp(store, concept, method), "has not been sampled"):
+        if why := _stale(grid, sampling_inputs(store, concept, method).stamp, "has not been sampled"):
             return Cell(concept, method, SAMPLE, why, _is_of_earlier_version(grid))
         if why := _stale(scores, score_stamp(store, concept, method), "has not been scored"):
             return Cell(concept, method, SCORE, why, _is_of_earlier_version(scores))

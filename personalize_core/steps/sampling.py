@@ -8,19 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.files.atomic import is_up_to_date, read_json, write_json
-from personalize_core.files.stamps import Stamp, sources_hash, stamp_of
 from personalize_core.methods import check_method
 from personalize_core.sampling.grid import DESCRIPTION, image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
-from personalize_core.workspace.dependencies import (
-    REFINING,
-    artifact_stamp,
-    latents_stamp,
-    refinements,
-    sampled_by,
-    sampling_sources,
-)
+from personalize_core.workspace.dependencies import refined_by, sampling_inputs
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import load_base, preprocessing_of, prompts_of, variants_of
 from personalize_core.workspace.store import Store
@@ -41,26 +33,25 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
     """
     check_method(method)
     started = time.monotonic()
-    params, folder = store.params, store.grid(method, concept)
-    how, prompt_list, variants = params.sampling, prompts_of(store, concept), params.sampling_variants(method)
-    templates = prompt_list.templates
-    refining(store, concept, method, variants, listener)
+    folder, how = store.grid(method, concept), store.params.sampling
+    refining(store, concept, method, variants_of(store, method), listener)
     images = {"grid": folder / "grid.png"}
     with store.alone("grid", method, concept):
         with store.alone("artifact", method, concept):  # whoever trains it anew: what is named is what draws
-            stamp, artifact = grid_stamp(store, concept, method), artifact_stamp(store, concept, method)
-            if is_up_to_date(folder, stamp):
-                return Report(stamp, True, time.monotonic() - started, folder, {}, images)
+            inputs = sampling_inputs(store, concept, method)
+            if is_up_to_date(folder, inputs.stamp):
+                return Report(inputs.stamp, True, time.monotonic() - started, folder, {}, images)
             from personalize_core.artifacts.saving import restore
             from personalize_core.report import comparison
             from personalize_core.training.run_costs import PeakMemory
 
             base = load_base(store)
             trained = restore(store.artifact(method, concept), base, method)
+        templates = inputs.prompts.templates
         places = [(p, i) for p in range(len(templates)) for i in range(how.images_per_prompt)]
-        with making(store, folder, stamp) as new, store.device():
+        with making(store, folder, inputs.stamp) as new, store.device():
             memory, each = PeakMemory(base.device), {}
-            for name, variant in variants.items():
+            for name, variant in inputs.variants.items():
                 begun = time.monotonic()
                 paths = [new / image_name(name, prompt, image) for prompt, image in places]
                 prompts = [trained.say(templates[prompt]) for prompt, _ in places]
@@ -68,7 +59,7 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
                 what = f"drawing {concept} by {name}"
                 draw(how, store.sampling_seed, base, sampled, prompts, places, paths, what, listener)
                 each[name] = (time.monotonic() - begun) / len(places)
-            taken = {"stamp": stamp, "seconds_per_image": each, **memory.costs()}
+            taken = {"stamp": inputs.stamp, "seconds_per_image": each, **memory.costs()}
             about = {
                 "concept": concept,
                 "class_noun": trained.concept.class_noun,
@@ -76,34 +67,17 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
                 "base_model": base.name,
                 "templates": templates,
                 "images_per_prompt": how.images_per_prompt,
-                "variants": list(variants),
+                "variants": list(inputs.variants),
                 "protocol": store.protocol,
-                "prompts": prompt_list.name,
+                "prompts": inputs.prompts.name,
                 "sampling": how.how(),
                 "seed": store.sampling_seed,
-                "artifact": artifact,
+                "artifact": inputs.artifact,
             }
             write_json(new / DESCRIPTION, about)
-            comparison.save_grid(store, concept, [(name, new) for name in variants], about, new / "grid.png")
+            comparison.save_grid(store, concept, [(name, new) for name in inputs.variants], about, new / "grid.png")
         write_json(store.sampling_costs(method, concept), taken)
-    return Report(stamp, False, time.monotonic() - started, folder, {}, images)
-
-
-def grid_stamp(store: Store, concept: str, method: str) -> Stamp:
-    """Names everything that the method's images of the concept depend on.
-
-    Raises:
-        InputError: the method has not been trained on the concept, or not on this base model.
-    """
-    return stamp_of(
-        {
-            "artifact": artifact_stamp(store, concept, method),
-            "templates": prompts_of(store, concept).templates,
-            **sampled_by(store, method),
-            "sources": sampling_sources(method),
-            **_refined_by(store, concept, method, variants_of(store, method)),
-        }
-    )
+    return Report(inputs.stamp, False, time.monotonic() - started, folder, {}, images)
 
 
 def draw(
@@ -174,14 +148,7 @@ def refining(
     """
     if any(variant.refinement for variant in variants.values()):
         encode_concept(store, concept, preprocessing_of(store, method), listener)
-    return _refined_by(store, concept, method, variants)
-
-
-def _refined_by(store: Store, concept: str, method: str, variants: Mapping[str, Variant]) -> dict[str, Any]:
-    if not (refined := refinements(variants)):
-        return {}
-    latents = latents_stamp(store, concept, preprocessing_of(store, method))
-    return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
+    return refined_by(store, concept, method, variants)
 
 
 def sampled_as_now(store: Store, method: str, concept: str) -> bool:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from personalize_core.concepts import intake
 from personalize_core.files.atomic import is_up_to_date, write_json
-from personalize_core.files.stamps import Stamp, stamp_of
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.workspace.dependencies import manifest_stamp, scored_by
+from personalize_core.workspace.dependencies import score_stamp
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import device_of, prompts_of
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
@@ -44,31 +43,6 @@ def score_references(store: Store, concept: str, listener: Listener = unheard) -
         return scoring.score_references(store.root, store.concept(concept), concept_images, encoders)
 
     return _score(store, concept, REFERENCES, scored, listener)
-
-
-def score_stamp(store: Store, concept: str, method: str) -> Stamp:
-    """Names everything that a table of scores depends on; method may be REFERENCES.
-
-    Raises:
-        InputError: there is no grid of the method.
-    """
-    from personalize_core.concepts.masks import own_content
-
-    sampled: dict[str, Any] = {}
-    if method != REFERENCES:
-        missing = f"no grid of {concept!r} has been drawn by {method}"
-        sampled["grid"] = manifest_stamp(store.grid(method, concept), missing)
-        sampled["without_identity"] = sorted(prompts_of(store, concept).without_identity)
-    photos = store.concept_folder(concept)
-    return stamp_of(
-        {
-            **sampled,
-            **scored_by(store),
-            "concept": vars(store.concept(concept)),
-            "concept_images": intake.content(photos),
-            "masks": own_content(photos) if store.params.encoders.segmenter else {},
-        }
-    )
 
 
 def _score(

@@ -14,13 +14,19 @@ from personalize_core.steps.class_images import class_images_for, encode_real_cl
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
 from personalize_core.training.run_costs import TimedCheckpoints
-from personalize_core.workspace.dependencies import check_artifact, manifest_stamp, train_stamp
+from personalize_core.workspace.dependencies import (
+    TrainingInputs,
+    check_artifact,
+    manifest_stamp,
+    training_inputs,
+)
 from personalize_core.workspace.lineage.making import making
-from personalize_core.workspace.recipes import load_base, preprocessing_of, recipe_of
+from personalize_core.workspace.recipes import load_base
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
+    from personalize_core.concepts.images import ConceptLatents
     from personalize_core.methods.interface import Method
 
 LOSS_CURVE = "loss.png"
@@ -40,69 +46,103 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
     """
     check_method(method)
     started = time.monotonic()
-    folder, described = store.artifact(method, concept), store.concept(concept)
+    folder = store.artifact(method, concept)
     if imported(folder):
         check_artifact(store, concept, method)
         again = f"import it again, after removing {folder}"
         return trained_report(manifest_stamp(folder, f"{folder} has no manifest", again), True, started, folder)
-    config = recipe_of(store, method)
-    stamp = train_stamp(store, concept, method)  # first: what changes meanwhile then counts as new the next time
-    encode_concept(store, concept, preprocessing_of(store, method), listener)
-    prior = None
-    if config.class_images_needed:
-        class_images = encode_real_class_images if config.real_class_images else class_images_for
-        prior = class_images(store, described.class_noun, method, listener).path
-    checkpoints = TimedCheckpoints(store.checkpoints(method, concept), stamp)
+    inputs = training_inputs(store, concept, method)  # first: what changes meanwhile counts as new the next time
+    class_images = _prepare(store, inputs, listener)
+    checkpoints = TimedCheckpoints(store.checkpoints(method, concept), inputs.stamp)
     with store.alone("artifact", method, concept):
-        if is_up_to_date(folder, stamp):
-            checkpoints.clear()  # where the run that made it was killed before it could
-            return trained_report(stamp, True, started, folder)
+        if is_up_to_date(folder, inputs.stamp):
+            checkpoints.clear()  # the run that trained it may have been killed before it could
+            return trained_report(inputs.stamp, True, started, folder)
         base = load_base(store)
-        base.tokenizer.check_class_noun(described)
-        with making(store, folder, stamp) as new, store.device():
-            taken = _train_into(new, store, base, concept, method, prior, checkpoints, listener)
-            if taken:  # while the artifact is still to appear: a run killed just after it would never write them
-                write_json(store.training_costs(method, concept), {"stamp": stamp, **taken})
+        base.tokenizer.check_class_noun(inputs.concept)
+        with making(store, folder, inputs.stamp) as new, store.device():
+            costs = _train_into(new, store, inputs, base, class_images, checkpoints, listener)
+            if costs:  # before the artifact appears: a run killed just after that would never write them
+                write_json(store.training_costs(method, concept), {"stamp": inputs.stamp, **costs})
         checkpoints.clear()
-    return trained_report(stamp, False, started, folder)
+    return trained_report(inputs.stamp, False, started, folder)
 
 
-def untrained(store: Store, base: BaseModel, concept: str, method: str) -> Method:
+def untrained(store: Store, inputs: TrainingInputs, base: BaseModel) -> Method:
     """The method as its training starts."""
     import torch
 
     with torch.random.fork_rng():
-        torch.manual_seed(seed_for(store.training_seed, method_of(method), "start"))  # an ablation's as its method's
-        return method_class(method)(recipe_of(store, method), base, store.concept(concept))
+        # an ablation starts as its method does
+        torch.manual_seed(seed_for(store.training_seed, method_of(inputs.method), "start"))
+        return method_class(inputs.method)(inputs.config, base, inputs.concept)
+
+
+def _prepare(store: Store, inputs: TrainingInputs, listener: Listener) -> Path | None:
+    """Latents of the concept's images, and of class images where the method wants some; returns the folder of these."""
+    noun, config = inputs.concept.class_noun, inputs.config
+    encode_concept(store, inputs.concept.name, inputs.preprocessing, listener)
+    if not config.class_images_needed:
+        return None
+    encode = encode_real_class_images if config.real_class_images else class_images_for
+    return encode(store, noun, inputs.method, listener).path
 
 
 def _train_into(
     folder: Path,
     store: Store,
+    inputs: TrainingInputs,
     base: BaseModel,
-    concept: str,
-    method: str,
     class_images: Path | None,
     checkpoints: TimedCheckpoints,
     listener: Listener,
 ) -> dict[str, Any]:
-    """Returns what the training took, as far as it is known; nothing where nothing was trained."""
-    from personalize_core.analyses.learned_embedding import WhileTraining
+    """Train, save and prove.
+
+    Returns:
+        the costs of the training, as far as they are known; nothing where nothing was trained.
+    """
     from personalize_core.artifacts import proof, saving
     from personalize_core.report.figures.losses import loss_curve
-    from personalize_core.training import loop as training
     from personalize_core.training import training_log
     from personalize_core.training.fixed_batch import fixed_batch_losses, improvement
+
+    learner, seed = untrained(store, inputs, base), store.params.seed
+    images = read_latents(store, inputs.concept.name, inputs.method, class_images)
+    before = fixed_batch_losses(learner, base, images, seed)
+    trains = any(stage.steps for stage in learner.stages())
+    with proof.FreshProcess(base) if trains else nullcontext() as fresh:  # else there is nothing to prove
+        log, costs = _trained(learner, store, inputs, base, images, checkpoints, listener)
+        saving.save(folder, inputs.method, learner, base, store.training_seed)
+        if fresh:
+            fresh.restore(folder)
+        after = fixed_batch_losses(learner, base, images, seed)
+        write_json(folder / "fixed_batch.json", improvement(before, after, seed))
+        training_log.write(log, folder)
+        if log:
+            loss_curve(log, folder / LOSS_CURVE)
+        if fresh:
+            write_json(folder / PROOF, proof.compare(proof.answer(learner, base), fresh.answer(), base))
+    return costs if trains else {}
+
+
+def _trained(
+    learner: Method,
+    store: Store,
+    inputs: TrainingInputs,
+    base: BaseModel,
+    images: ConceptLatents,
+    checkpoints: TimedCheckpoints,
+    listener: Listener,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Run all stages. Returns the log and the costs."""
+    from personalize_core.analyses.learned_embedding import WhileTraining
+    from personalize_core.training.loop import train as run_stages
     from personalize_core.training.run_costs import PeakMemory
 
-    learner, seed = untrained(store, base, concept, method), store.params.seed
-    images = read_latents(store, concept, method, class_images)
-    stages = learner.stages()
+    stages, what = learner.stages(), f"training {inputs.method} on {inputs.concept.name}"
     total = sum(stage.steps for stage in stages)
-    before = fixed_batch_losses(learner, base, images, seed)
-
     done = {stage.name: sum(earlier.steps for earlier in stages[:number]) for number, stage in enumerate(stages)}
-
     watch, look = checkpoints.watch, WhileTraining(learner.to(base.device), base, total)
 
     def log(row: dict[str, Any]) -> None:
@@ -111,24 +151,13 @@ def _train_into(
             row["learned"] = row.get("learned", {}) | {"read": read}
         watch.skip()
         metrics = {name: value for name, value in row.items() if isinstance(value, float)}
-        listener(Event(f"training {method} on {concept}", done[row["stage"]] + row["step"] + 1, total, metrics))
+        listener(Event(what, done[row["stage"]] + row["step"] + 1, total, metrics))
 
-    with proof.FreshProcess(base) if total else nullcontext() as fresh:  # without training there is nothing to prove
-        with base.recomputing() if store.params.gradient_checkpointing else nullcontext():
-            memory = PeakMemory(base.device)
-            rows = training.train(learner, base, images, store.training_seed, log, checkpoints)
-            taken = memory.costs() | ({} if watch.seconds is None else {"training_seconds": watch.seconds})
-        saving.save(folder, method, learner, base, store.training_seed)
-        if fresh:
-            fresh.restore(folder)
-        after = fixed_batch_losses(learner, base, images, seed)
-        write_json(folder / "fixed_batch.json", improvement(before, after, seed))
-        training_log.write(rows, folder)
-        if rows:
-            loss_curve(rows, folder / LOSS_CURVE)
-        if fresh:
-            write_json(folder / PROOF, proof.compare(proof.answer(learner, base), fresh.answer(), base))
-    return taken if total else {}
+    with base.recomputing() if store.params.gradient_checkpointing else nullcontext():
+        memory = PeakMemory(base.device)
+        rows = run_stages(learner, base, images, store.training_seed, log, checkpoints)
+        costs = memory.costs() | ({} if watch.seconds is None else {"training_seconds": watch.seconds})
+    return rows, costs
 
 
 def imported(folder: Path) -> bool:

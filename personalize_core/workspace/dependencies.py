@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.artifacts.description import check as check_description
@@ -13,15 +14,17 @@ from personalize_core.files.memo import found_once
 from personalize_core.files.stamps import Stamp, sha256, sources_hash, stamp_of
 from personalize_core.methods import method_source
 from personalize_core.metrics.encoder_names import weights_of
-from personalize_core.workspace.recipes import preprocessing_of, variants_of
-from personalize_core.workspace.store import Store
+from personalize_core.workspace.recipes import preprocessing_of, prompts_of, recipe_of, variants_of
+from personalize_core.workspace.store import REFERENCES, Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from personalize_core.concepts.concept import Concept
     from personalize_core.concepts.preprocessing import Preprocessing
     from personalize_core.workspace.params import Variant
+    from personalize_core.workspace.protocols import Prompts
 
 # Whose source a step's result depends on, besides the method's own file. Not proof.py: it can refuse an artifact, but
 # not change it.
@@ -89,6 +92,78 @@ REPORTING = (
     "report/figures",
     *NAMING,
 )
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What one training depends on: looked up once, then handed on."""
+
+    concept: Concept
+    method: str  # or METHOD@ABLATION
+    config: Any  # the method's recipe on this base model
+    preprocessing: Preprocessing
+    stamp: Stamp
+
+
+@dataclass(frozen=True)
+class SamplingInputs:
+    """What one image grid depends on: looked up once, then handed on."""
+
+    prompts: Prompts
+    variants: Mapping[str, Variant]
+    artifact: str  # its stamp
+    stamp: Stamp
+
+
+def training_inputs(store: Store, concept: str, method: str) -> TrainingInputs:
+    """Raises InputError where the method cannot be trained on the concept as params.yaml says."""
+    config, preprocessing = recipe_of(store, method), preprocessing_of(store, method)
+    return TrainingInputs(store.concept(concept), method, config, preprocessing, train_stamp(store, concept, method))
+
+
+def sampling_inputs(store: Store, concept: str, method: str) -> SamplingInputs:
+    """What the method's images of the concept depend on.
+
+    Raises:
+        InputError: the method has not been trained on the concept, or not on this base model.
+    """
+    prompts, variants = prompts_of(store, concept), variants_of(store, method)
+    artifact = artifact_stamp(store, concept, method)
+    stamp = stamp_of(
+        {
+            "artifact": artifact,
+            "templates": prompts.templates,
+            **sampled_by(store, method),
+            "sources": sampling_sources(method),
+            **refined_by(store, concept, method, variants),
+        }
+    )
+    return SamplingInputs(prompts, variants, artifact, stamp)
+
+
+def score_stamp(store: Store, concept: str, method: str) -> Stamp:
+    """Names everything that a table of scores depends on; method may be REFERENCES.
+
+    Raises:
+        InputError: there is no grid of the method.
+    """
+    from personalize_core.concepts.masks import own_content
+
+    sampled: dict[str, Any] = {}
+    if method != REFERENCES:
+        missing = f"{method} has sampled no grid of {concept!r}"
+        sampled["grid"] = manifest_stamp(store.grid(method, concept), missing)
+        sampled["without_identity"] = sorted(prompts_of(store, concept).without_identity)
+    folder = store.concept_folder(concept)
+    return stamp_of(
+        {
+            **sampled,
+            **scored_by(store),
+            "concept": vars(store.concept(concept)),
+            "concept_images": intake.content(folder),
+            "masks": own_content(folder) if store.params.encoders.segmenter else {},
+        }
+    )
 
 
 def train_stamp(store: Store, concept: str, method: str) -> Stamp:
@@ -181,6 +256,14 @@ def sampling_sources(method: str, *more: str) -> Stamp:
 def refinements(variants: Mapping[str, Variant]) -> dict[str, str]:
     """Variant -> its test-time optimization, of those that ask for it."""
     return {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
+
+
+def refined_by(store: Store, concept: str, method: str, variants: Mapping[str, Variant]) -> dict[str, Any]:
+    """What images depend on besides, where a variant asks for test-time optimization; else nothing."""
+    if not (refined := refinements(variants)):
+        return {}
+    latents = latents_stamp(store, concept, preprocessing_of(store, method))
+    return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
 
 
 @found_once
