@@ -34,7 +34,7 @@ concept_images = ours.source(
     check_specs=checks.of("latents"),
 )
 def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """The concept images as the base model's autoencoder sees them, every crop and flip that training may draw."""
+    """The concept images as the base model's autoencoder sees them, every crop and flip that training may sample."""
     from personalize_core import steps
 
     store, concept = workspace.store(), concept_of(context)

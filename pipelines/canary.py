@@ -24,7 +24,7 @@ CHECK = "scores_within_noise"
     ],
 )
 def canary(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """The cells of params.yaml (automation.canary), trained, drawn and scored again apart from all results."""
+    """The cells of params.yaml (automation.canary), trained, sampled and scored again apart from all results."""
     from personalize_core import steps
 
     store = workspace.store()

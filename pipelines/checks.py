@@ -37,11 +37,11 @@ OF_ASSETS: dict[str, dict[str, tuple[bool, str]]] = {  # asset -> check -> can i
         ),
         "artifact_restores": (
             BLOCKING,
-            "A fresh process read the artifact from disk and drew what the trainer drew; its files are still those.",
+            "A fresh process read the artifact from disk and sampled the same as the trainer; its files are unchanged.",
         ),
     },
     "image_grid": {
-        "grid_complete": (BLOCKING, "Every prompt was drawn by every variant, and every image can be read."),
+        "grid_complete": (BLOCKING, "Every prompt was sampled by every variant, and every image can be read."),
         "grid_not_constant": (BLOCKING, "No image is of one colour."),
     },
     "metrics": {

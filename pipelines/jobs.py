@@ -16,7 +16,7 @@ prepare = dg.define_asset_job(
 learn = dg.define_asset_job(
     "learn",
     selection=dg.AssetSelection.assets(assets.artifact, assets.image_grid, assets.metrics),
-    description="Train one method on one concept, draw with it and score what it drew, in one process.",
+    description="Train one method on one concept, sample with it and score what it sampled, in one process.",
 )
 compare = dg.define_asset_job(
     "compare",

@@ -26,8 +26,8 @@ def asset(
     """An asset that a step of the core makes: `dg.asset`, of a body that calls the step and reports.
 
     Args:
-        layer: how far it is from the concept images (source, prepared, learned, drawn, measured, compared, analysed): a
-            tag, by which the UI and selections find it.
+        layer: how far it is from the concept images (source, prepared, learned, sampled, measured, compared,
+            analysed): a tag, by which the UI and selections find it.
     """
 
     def define(body: Callable[..., dg.MaterializeResult]) -> dg.AssetsDefinition:

@@ -25,7 +25,7 @@ def preparation(concept: str, occasion: str) -> dg.RunRequest:
 
 
 def training(cell: Cell, occasion: str) -> dg.RunRequest:
-    """Train, draw and score one cell; what is current of these is kept."""
+    """Train, sample and score one cell; what is current of these is kept."""
     key = dg.MultiPartitionKey({CONCEPT: cell.concept, METHOD: cell.method})
     tags = {"personalize/why": cell.why[:500]}
     return dg.RunRequest(f"{key}, {occasion}", job_name=jobs.learn.name, partition_key=key, tags=tags)

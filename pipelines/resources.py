@@ -11,12 +11,12 @@ from personalize_core.workspace.store import Store
 
 
 class Workspace(dg.ConfigurableResource):
-    """The folder with params.yaml and data/, and what is drawn and scored there."""
+    """The folder with params.yaml and data/, and what is sampled and scored there."""
 
     root: str = Field(default=".", description="Relative to the working directory, where dagster.yaml lies too.")
     protocol: str | None = Field(
         default=None,
-        description="A file of data/protocols, by its name: draw, score and compare as it says, in data/under/NAME. "
+        description="A file of data/protocols, by its name: sample, score and compare as it says, in data/under/NAME. "
         "Left out: as params.yaml says. It trains nothing again.",
     )
 

@@ -25,7 +25,7 @@ sampling = ours.source(
     kinds={"yaml", "python"},
     partitions_def=methods,
     description="What a method's images depend on besides its artifact: prompts, sampler, the method's variants, the "
-    "source of drawing.",
+    "source of sampling.",
 )
 encoders = ours.source(
     "encoders",

@@ -1,4 +1,4 @@
-"""Does an artifact hold all that was learned? A fresh process reads it from disk and draws; the trainer draws too.
+"""Does an artifact hold all that was learned? A fresh process reads it from disk and samples; so does the trainer.
 
 What was never written, was read back under another name, or lives on only in the trainer's memory shows as a
 difference between the two. Nothing here can change an artifact, only refuse it, so no stamp depends on this file.
@@ -71,7 +71,7 @@ class FreshProcess:
 
     def restore(self, artifact: Path) -> None:
         """Tell it where the artifact is; returns at once."""
-        self._reusable = False  # while it draws
+        self._reusable = False  # while it samples
         self._reader.tell(
             fork=self._forks,
             folder=str(artifact),
@@ -83,21 +83,21 @@ class FreshProcess:
         )
 
     def answer(self) -> Tensor:
-        """What it drew; waited for.
+        """What it sampled; waited for.
 
         Raises:
-            ProofFailed: it could draw nothing.
+            ProofFailed: it could sample nothing.
             ChildProcessError: something ended it, which says nothing of the artifact.
         """
         status, said = self._reader.heard()
         if status < 0:
             raise ChildProcessError(
-                f"the process that was to draw with the artifact was ended by signal {-status}; "
+                f"the process that was to sample with the artifact was ended by signal {-status}; "
                 "signal 9 is often the system's own, where memory does not suffice"
             )
         if status:
             last = (said.strip() or f"it ended with status {status}").splitlines()[-1]
-            raise ProofFailed(f"a fresh process cannot draw with the artifact that was just trained: {last}")
+            raise ProofFailed(f"a fresh process cannot sample with the artifact that was just trained: {last}")
         self._reusable = self._forks
         return load_file(self._to)["answer"]
 
@@ -183,8 +183,8 @@ def compare(trainers: Tensor, restored: Tensor, base: BaseModel) -> dict[str, An
     allowed = 0.0 if base.device.type == "cpu" else ON_GPU * largest
     if not difference <= allowed:  # nor if one of them is not a number
         raise ProofFailed(
-            f"the artifact, restored in a fresh process, draws something else than the trainer: its latents differ by "
-            f"up to {difference:.3g}, where their largest number is {largest:.3g}; it is not kept"
+            f"the artifact, restored in a fresh process, samples something else than the trainer: its latents "
+            f"differ by up to {difference:.3g}, where their largest number is {largest:.3g}; it is not kept"
         )
     return {
         "answer_sha256": sha256(restored.numpy().tobytes()).hexdigest(),

@@ -61,7 +61,7 @@ def describe(base: BaseModel) -> dict[str, Any]:
 
 
 def restore(folder: Path, base: BaseModel, method: str | None = None) -> Method:
-    """What was trained, ready to draw.
+    """What was trained, ready to sample.
 
     Args:
         method: whose artifact it has to be; if not given, any method's.
@@ -72,7 +72,7 @@ def restore(folder: Path, base: BaseModel, method: str | None = None) -> Method:
     saved = check(folder, method, base.name, base.weights_hash)
     kind = method_class(saved["method"])
     config = build(recipe_class(saved["method"]), saved["config"], str(folder / CONFIG))
-    with torch.random.fork_rng():  # what a method starts from is drawn at random, and replaced at once
+    with torch.random.fork_rng():  # a method starts from random values, which are replaced at once
         trained = kind(config, base, Concept(**saved["concept"]))
     try:
         trained.load_state_dict(load_file(folder / WEIGHTS))

@@ -82,7 +82,7 @@ def zooms(size: int) -> list[Zoom]:
 
     After Custom Diffusion's code (methods.md section 3): with probability 2/3 an even side in [size / 3, size],
     else in [1.2 size, 1.4 size); a side below 0.6 size lies anywhere on a grey canvas, one above size is cropped
-    anywhere, and any other is no zoom at all. Its draws are independent; here sides are evenly spaced quantiles and
+    anywhere, and any other is no zoom at all. Its choices are independent; here sides are evenly spaced quantiles and
     places a low-discrepancy sequence, so that few images cover them evenly.
     """
     found, shrinking = [], ZOOMS * 2 // 3
@@ -146,7 +146,7 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows drawn to train on."""
+    """Batch items to train on."""
 
     latents: Tensor  # (n, 4, h, w)
     images: Sequence[int]  # n: which image each row shows
@@ -154,7 +154,7 @@ class Rows:
 
 
 class ConceptLatents:
-    """Latents to train on, as the autoencoder's moments: drawn from anew in every step, not frozen once.
+    """Latents to train on, as the autoencoder's moments: sampled anew in every step.
 
     Args:
         concept: per concept image, the moments (V, 2, 4, h, w) of its V views: mean and deviation, scaled as the
@@ -172,11 +172,11 @@ class ConceptLatents:
         return len(self.concept)
 
     def instances(self, size: int, generator: Generator) -> Tensor:
-        """(size, 4, h, w): concept images, none twice before all have been drawn once."""
+        """(size, 4, h, w): concept images, none twice before all have been sampled once."""
         return self.instance_rows(size, generator).latents
 
     def instance_rows(self, size: int, generator: Generator) -> Rows:
-        """The same, for methods to which it matters which view was drawn."""
+        """The same, for methods to which it matters which view was sampled."""
         return _draw(self.concept, size, generator)
 
     def another_of_each(self, rows: Rows, generator: Generator) -> Rows:
@@ -190,7 +190,7 @@ class ConceptLatents:
         return self.prior_rows(size, generator).latents
 
     def prior_rows(self, size: int, generator: Generator) -> Rows:
-        """The same, for methods to which it matters which image was drawn."""
+        """The same, for methods to which it matters which image was sampled."""
         if not self.class_images:
             raise ValueError("these latents hold no class images; the method has to ask for them in `class_images`")
         return _draw(self.class_images, size, generator)

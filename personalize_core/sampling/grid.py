@@ -1,4 +1,4 @@
-"""The folder of a grid: its images by name, and `grid.json`, which says what they were drawn of."""
+"""The folder of a grid: its images by name, and `grid.json`, which says what they were sampled from."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def image_name(variant: str, prompt: int, image: int) -> str:
 
 
 def read_grid(folder: Path) -> dict[str, Any]:
-    """What its images were drawn of.
+    """What its images were sampled from.
 
     Raises:
         InputError: that is missing or damaged.
@@ -32,8 +32,8 @@ def read_grid(folder: Path) -> dict[str, Any]:
         described = None
     if not isinstance(described, dict) or not described.keys() >= NEEDED:
         raise InputError(
-            f"{folder / DESCRIPTION}, which says what a grid's images were drawn of, is missing or damaged; "
-            "`personalize evaluate` draws the grid again"
+            f"{folder / DESCRIPTION}, which says what a grid's images were sampled from, is missing or damaged; "
+            "`personalize evaluate` samples the grid again"
         )
     return described
 

@@ -29,9 +29,9 @@ Progress = Callable[[int, int, float], None]
 
 
 class ContextRefined(Method):
-    """A trained method whose embedding is refined for each prompt that it draws.
+    """A trained method whose embedding is refined for each prompt that it samples.
 
-    It wraps any method that learns one text embedding, is drawn with like any method, and overrides `condition`
+    It wraps any method that learns one text embedding, is used for sampling like any method, and overrides `condition`
     alone: that is where a prompt first meets a method. The embedding takes some steps down the context losses of the
     prompt itself, with the method's other weights in place and frozen, without diffusion loss and rescaling; which
     noisy latents the attention is compared under the paper leaves open, and the code takes the training images'.
@@ -68,7 +68,7 @@ class ContextRefined(Method):
         return self.method.attach(base)
 
     def refine(self, base: BaseModel, prompts: Sequence[str], progress: Progress) -> None:
-        """Refine for these prompts now, rather than for each when it is first drawn."""
+        """Refine for these prompts now, rather than for each when it is first sampled."""
         wanted = [prompt for prompt in dict.fromkeys(prompts) if self._speaks_of_it(prompt)]
         wanted = [prompt for prompt in wanted if prompt not in self.refined]
         steps = len(wanted) * self.config.steps
@@ -82,7 +82,7 @@ class ContextRefined(Method):
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
         """The prompts with each its own embedding; prompts that do not name the concept are left to the method.
 
-        To be called with the method attached, as the sampler does: the U-Net that will draw is the one that looks.
+        To be called with the method attached, as the sampler does, so that it looks at the U-Net that samples.
         """
         vectors = torch.stack([self._vector(base, prompt) for prompt in prompts])[:, None]  # (B, 1, D)
         with self.embedding.reading(vectors):

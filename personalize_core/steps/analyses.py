@@ -75,7 +75,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
     they are not.
 
     Raises:
-        InputError: the method has not been trained on the concept, or its grid has not been drawn as params.yaml says.
+        InputError: the method has not been trained on the concept, or its grid is not sampled as params.yaml says.
     """
     from personalize_core.analyses.findings import Findings, NotDefined
     from personalize_core.report import display_names
@@ -85,11 +85,11 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
     store.concept(concept)
     variants = params.sampling_variants(method)
     artifact = artifact_stamp(store, concept, method)
-    sampled = manifest_stamp(store.grid(method, concept), f"no grid of {concept!r} has been drawn by {method}")
+    sampled = manifest_stamp(store.grid(method, concept), f"no grid of {concept!r} has been sampled by {method}")
     if not _sampled_as_asked(store, concept, method):
         raise InputError(
-            f"the grid of {concept!r} by {method} was not drawn as params.yaml says now, so new images would not "
-            f"compare with it; draw it again with `personalize evaluate {concept} -m {method}`"
+            f"the grid of {concept!r} by {method} was not sampled as params.yaml says now, so new images would not "
+            f"compare with it; sample it again with `personalize evaluate {concept} -m {method}`"
         )
     beside = [store.scores(method, concept), store.grid(BASELINE, concept), store.scores(BASELINE, concept)]
     stamp = stamp_of(
@@ -320,7 +320,7 @@ def _grid(folder: Path) -> SampledGrid:
 
 
 def _sampled_as_asked(store: Store, concept: str, method: str) -> bool:
-    """Is there a grid, drawn in all its variants as params.yaml or the protocol says now?"""
+    """Is there a grid, sampled in all its variants as params.yaml or the protocol says now?"""
     sampled = read_record(store.grid(method, concept) / DESCRIPTION).get("variants")
     return sampled == list(store.params.sampling_variants(method)) and sampled_as_now(store, method, concept)
 

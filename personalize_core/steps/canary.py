@@ -46,7 +46,7 @@ def upgrades(store: Store) -> dict[str, str] | None:
 
 
 def run_canary(store: Store, listener: Listener = unheard) -> Report:
-    """Train, draw and score the cells anew, in a folder of its own, and compare with the first time.
+    """Train, sample and score the cells anew, in a folder of its own, and compare with the first time.
 
     A cell is compared where it depends on the same inputs, by content, and ran on the same kind of device; else what
     it scores now is what later runs are compared with.

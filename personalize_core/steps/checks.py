@@ -16,7 +16,7 @@ from personalize_core.workspace.store import Store
 
 
 def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) -> None:
-    """Raise InputError for anything that would stop a run later: reads every file, and trains and draws nothing.
+    """Raise InputError for anything that would stop a run later: reads every file, and trains and samples nothing.
 
     What only the base model can tell is asked of it, once, if there is anything to train: whether its tokenizer can
     place each class noun, and whether each method can be made for it.

@@ -1,4 +1,4 @@
-"""Images of a class noun, for prior preservation: drawn by the base model, or concept images put there by hand."""
+"""Images of a class noun, for prior preservation: sampled from the base model, or concept images put there by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from personalize_core.files.atomic import is_up_to_date, write_json
 from personalize_core.methods import method_class, recipe_class
 from personalize_core.steps.events import Listener, Report, report_over, unheard
 from personalize_core.steps.latents import CAPTIONS, encode, images_encoded
-from personalize_core.steps.sampling import BATCH, draw
+from personalize_core.steps.sampling import BATCH, sample_images
 from personalize_core.workspace.dependencies import (
     class_encoded_stamp,
     class_images_stamps,
@@ -49,8 +49,8 @@ def make_class_images(store: Store, class_noun: str, listener: Listener = unhear
 def class_images_for(store: Store, class_noun: str, method: str, listener: Listener) -> Report:
     """The first images of the folder that all methods share, as many as this method asks for, and their latents.
 
-    Where too few lie there, more are drawn behind them. So the stamp covers how many the method asked for, and not how
-    many there are: another method that wants more changes nothing for this one.
+    Where there are too few, more are added. So the stamp covers how many the method asked for, and not how many there
+    are: another method that wants more changes nothing for this one.
     """
     started = time.monotonic()
     wanted, recipe = asked_for(store, method), preprocessing_of(store, method).of_class_images
@@ -83,7 +83,7 @@ def class_images_are_there(store: Store, class_noun: str, method: str) -> bool:
 
 
 def _sample_class_images(store: Store, class_noun: str, wanted: int, listener: Listener) -> tuple[list[Path], bool]:
-    """The first images, and whether any had to be drawn.
+    """The first images, and whether any had to be sampled.
 
     Always in whole batches, so that the first ones are the same bytes however many are wanted.
     """
@@ -104,8 +104,8 @@ def _sample_class_images(store: Store, class_noun: str, wanted: int, listener: L
         for name in kept:
             shutil.copyfile(folder / name, new / name)
         paths = [new / name for name in names[len(kept) :]]
-        prompts, what = [speaker.say("a photo of {}")] * len(places), f"drawing class images of {class_noun}"
-        draw(params.class_images, params.seed, base, speaker, prompts, places, paths, what, listener)
+        prompts, what = [speaker.say("a photo of {}")] * len(places), f"sampling class images of {class_noun}"
+        sample_images(params.class_images, params.seed, base, speaker, prompts, places, paths, what, listener)
     return first, True
 
 

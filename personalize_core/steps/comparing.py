@@ -27,9 +27,9 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
     """All that has been scored by this protocol, or as params.yaml says: one table, one summary, images and plots.
 
     A concept and method of the experiment without scores is left out, and listed in summary.json as missing; so is
-    one whose images were drawn otherwise than the protocol or params.yaml says now. Ablations need not stand in
-    params.yaml: each that was drawn by this base model and scored joins. Where a method was trained again with other
-    seeds, the noise of its training goes into its verdicts.
+    one whose images were sampled otherwise than the protocol or params.yaml says now. Ablations need not stand in
+    params.yaml: each that was sampled from this base model and scored joins in. Where a method was trained again with
+    other seeds, the noise of its training goes into its verdicts.
 
     Raises:
         InputError: nothing has been scored, or the tables were made by different encoders.
@@ -50,7 +50,7 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         by = f"protocol {store.protocol!r}" if store.protocol else "params.yaml"
         nothing = f"nothing has been scored in {store.sampled} by this version of the program"
         if otherwise:
-            nothing = f"all that has been scored in {store.sampled} was drawn otherwise than {by} says now"
+            nothing = f"all that has been scored in {store.sampled} was sampled otherwise than {by} says now"
         raise InputError(f"{nothing}; `personalize run` makes whatever is missing")
     trainings, left_out = find_trainings(store, [cell for cell in there if cell[0] != REFERENCES])
     stamp = stamp_of(

@@ -40,7 +40,7 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
 
 
 def import_artifact(store: Store, concept: str, method: str, source: Path) -> Report:
-    """What another program learned, as an artifact: drawn and scored like any, and kept until its folder is removed.
+    """What another program learned, as an artifact: sampled and scored like any, and kept until its folder is removed.
 
     Args:
         source: a file or folder in the format that `export` writes for the method.

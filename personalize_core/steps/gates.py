@@ -253,7 +253,7 @@ def _restores(folder: Path, name: str) -> Gate:
         return Gate(name, False, f"the artifact is not as it was made: {problems[0]}")
     proof = read_json(folder / PROOF)
     difference, allowed = proof["largest_difference"], proof["allowed_difference"]
-    said = f"a fresh process drew with it what the trainer drew, to {difference:.3g} (at most {allowed:.3g})"
+    said = f"a fresh process sampled with it what the trainer sampled, to {difference:.3g} (at most {allowed:.3g})"
     return Gate(name, difference <= allowed, said, True, {"largest_difference": difference})
 
 

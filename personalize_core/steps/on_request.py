@@ -15,7 +15,7 @@ from personalize_core.methods import check_method
 from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.sampling.grid import image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.sampling import draw, ready_to_sample, refining
+from personalize_core.steps.sampling import ready_to_sample, refining, sample_images
 from personalize_core.workspace.dependencies import ENCODERS, SAMPLING, artifact_stamp, sampling_sources
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import device_of, load_base
@@ -70,8 +70,8 @@ def sample_prompts(
         said = [trained.say(templates[prompt]) for prompt, _ in places]
         sampled = ready_to_sample(variants[variant], store, concept, method, base, trained, said, listener)
         paths = [new / image_name(variant, prompt, image) for prompt, image in places]
-        what = f"drawing {concept} by {variant}"
-        draw(params.sampling, store.sampling_seed, base, sampled, said, places, paths, what, listener)
+        what = f"sampling {concept} by {variant}"
+        sample_images(params.sampling, store.sampling_seed, base, sampled, said, places, paths, what, listener)
         write_json(new / "samples.json", {"concept": concept, "method": method, "prompts": said, **request})
     return Report(stamp, False, time.monotonic() - started, folder, {}, named)
 
@@ -185,8 +185,8 @@ def sample_several_concepts(
     with making(store, folder, stamp) as new, store.device():
         said = [together.say(prompts[prompt]) for prompt, _ in places]
         paths = [new / image_name("together", prompt, image) for prompt, image in places]
-        what = f"drawing {' and '.join(concept for concept, _ in cells)}"
-        draw(params.sampling, store.sampling_seed, base, together, said, places, paths, what, listener)
+        what = f"sampling {' and '.join(concept for concept, _ in cells)}"
+        sample_images(params.sampling, store.sampling_seed, base, together, said, places, paths, what, listener)
         metrics = _identity_of_parts(store, [concept for concept, _ in cells], paths, [prompts[p] for p, _ in places])
         about = {"cells": [list(cell) for cell in cells], "said": said, "identity": metrics, **request}
         write_json(new / "samples.json", about)

@@ -45,7 +45,7 @@ def find_trainings(store: Store, cells: Sequence[tuple[str, str]]) -> tuple[list
     """The repeats of these (method, concept), whose own scores are there.
 
     A method's trainings are those that every concept has that was trained again at all. A repeat counts if it is of
-    the very artifact that is there now, and was drawn as the artifact was.
+    the very artifact that is there now, and was sampled as the artifact was.
 
     Returns:
         also those that do not count, as "METHOD/CONCEPT, training NUMBER".

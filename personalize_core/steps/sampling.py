@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from personalize_core.methods.interface import Method
     from personalize_core.workspace.params import SamplerSettings, Variant
 
-BATCH = 8  # images drawn at once; no image depends on it
+BATCH = 8  # images sampled at once; no image depends on it
 
 
 def sample_grid(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
@@ -37,7 +37,7 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
     refining(store, concept, method, variants_of(store, method), listener)
     images = {"grid": folder / "grid.png"}
     with store.alone("grid", method, concept):
-        with store.alone("artifact", method, concept):  # whoever trains it anew: what is named is what draws
+        with store.alone("artifact", method, concept):  # whoever trains it anew: what is named is what samples
             inputs = sampling_inputs(store, concept, method)
             if is_up_to_date(folder, inputs.stamp):
                 return Report(inputs.stamp, True, time.monotonic() - started, folder, {}, images)
@@ -56,8 +56,8 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
                 paths = [new / image_name(name, prompt, image) for prompt, image in places]
                 prompts = [trained.say(templates[prompt]) for prompt, _ in places]
                 sampled = ready_to_sample(variant, store, concept, method, base, trained, prompts, listener)
-                what = f"drawing {concept} by {name}"
-                draw(how, store.sampling_seed, base, sampled, prompts, places, paths, what, listener)
+                what = f"sampling {concept} by {name}"
+                sample_images(how, store.sampling_seed, base, sampled, prompts, places, paths, what, listener)
                 each[name] = (time.monotonic() - begun) / len(places)
             taken = {"stamp": inputs.stamp, "seconds_per_image": each, **memory.costs()}
             about = {
@@ -80,7 +80,7 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
     return Report(inputs.stamp, False, time.monotonic() - started, folder, {}, images)
 
 
-def draw(
+def sample_images(
     how: SamplerSettings,
     seed: int,
     base: BaseModel,
@@ -91,7 +91,7 @@ def draw(
     what: str,
     listener: Listener,
 ) -> None:
-    """Draw one image per prompt, a few at a time; places are (prompt index, image index), which choose the noise."""
+    """Sample one image per prompt, a few at a time; places are (prompt index, image index), which choose the noise."""
     from PIL import Image
 
     from personalize_core.sampling.sampler import initial_noise, make_sampler, sample, step_generators
@@ -125,7 +125,7 @@ def ready_to_sample(
     prompts: Sequence[str],
     listener: Listener,
 ) -> Method:
-    """What was learned, ready to draw these prompts in one variant; the artifact stays as it is."""
+    """What was learned, ready to sample these prompts in one variant; the artifact stays as it is."""
     from personalize_core.sampling.test_time_optimization import ContextRefined
 
     trained.sampling = variant.sampling
@@ -152,7 +152,7 @@ def refining(
 
 
 def sampled_as_now(store: Store, method: str, concept: str) -> bool:
-    """Were these images drawn in the prompts, by the sampler and from the noise that they would be drawn of now?
+    """Were these images sampled in the prompts, by the sampler and from the noise that they would be sampled from now?
 
     Scores without a grid, which only DVC's cache could bring, are taken for what they are.
     """

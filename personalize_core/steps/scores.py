@@ -30,7 +30,7 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
 
         return scoring.score_grid(store.root, grid, store.concept(concept), concept_images, encoders, skipped)
 
-    with store.alone("grid", method, concept):  # whoever draws it anew: what is named is what is scored
+    with store.alone("grid", method, concept):  # whoever samples it anew: what is named is what is scored
         return _score(store, concept, method, scored, listener)
 
 

@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from personalize_core.methods.interface import Method
 
 LOSS_CURVE = "loss.png"
-PROOF = "proof.json"  # beside the weights: a fresh process drew with them what the trainer drew
+PROOF = "proof.json"  # beside the weights: a fresh process sampled with them what the trainer sampled
 
 
 def train(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
     """What one method learns about one concept; with its losses, and the loss on a fixed batch before and after.
 
     A run that was cut off goes on from its last checkpoint, to the same result. What was learned appears only after a
-    fresh process has drawn with it just what the trainer draws. What was imported is kept as it is.
+    fresh process has sampled with it just what the trainer samples. What was imported is kept as it is.
 
     Raises:
         InputError: the concept, the method or its recipe is not usable, or what was imported is not of this method
             and base model; nothing has been computed then.
-        ProofFailed: the artifact, read from disk, draws something else.
+        ProofFailed: the artifact, read from disk, samples something else.
     """
     check_method(method)
     started = time.monotonic()

@@ -32,7 +32,7 @@ def train(
 ) -> list[LogRow]:
     """Train `method` in place, stage after stage; the base model comes out as it went in.
 
-    Every draw depends on (seed, stage, step) alone, so a run resumed from `checkpoints` learns, bit for bit,
+    Every random number depends on (seed, stage, step) alone, so a run resumed from `checkpoints` learns, bit for bit,
     what an undisturbed run learns.
 
     Returns:

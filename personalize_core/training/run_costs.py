@@ -1,4 +1,4 @@
-"""What training and drawing take: seconds and memory. They differ from run to run, so they stand in no artifact."""
+"""What training and sampling take: seconds and memory. They differ from run to run, so they stand in no artifact."""
 
 from __future__ import annotations
 

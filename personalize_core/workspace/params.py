@@ -60,7 +60,7 @@ class SamplerSettings(_Strict):
 
 
 class PromptList(_Strict):
-    """A list of prompts, and which concepts are drawn in it; one that names none is for all others."""
+    """A list of prompts, and which concepts are sampled in it; one that names none is for all others."""
 
     name: str  # in data/prompts, without ".txt"
     class_nouns: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class PromptList(_Strict):
 
 
 class Sampling(SamplerSettings):
-    """What is drawn of every concept; the same for every method."""
+    """What is sampled of every concept; the same for every method."""
 
     images_per_prompt: Annotated[int, Field(gt=0)]
     prompts: tuple[PromptList, ...]  # the first that suits a concept is its own; written as a name, it is for all

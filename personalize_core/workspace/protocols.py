@@ -1,4 +1,4 @@
-"""Evaluation protocols: what is drawn and how it is scored, a file of data/protocols for each."""
+"""Evaluation protocols: what is sampled and how it is scored, a file of data/protocols for each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Protocol(Sampling):
     chosen: str = ""  # how the source chose its concepts, in words
     prompts: tuple[PromptList, ...] = ()
     collection: str | None = None  # in place of `prompts`: a folder of data/prompts that is not ours to ship
-    seed: Annotated[int, Field(ge=0)] | None = None  # of the noise that is drawn from; training keeps params.yaml's
+    seed: Annotated[int, Field(ge=0)] | None = None  # of the initial noise; training keeps params.yaml's
     encoders: Encoders | None = None
 
     @field_validator("concepts", mode="before")
@@ -41,13 +41,13 @@ class Protocol(Sampling):
     @model_validator(mode="after")
     def _one_source_of_prompts(self) -> Protocol:
         if bool(self.prompts) == bool(self.collection):
-            raise ValueError("write either prompts or a collection: they say which lists are drawn")
+            raise ValueError("write either prompts or a collection: they say which lists are sampled")
         return self
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What is drawn of one concept."""
+    """What is sampled of one concept."""
 
     name: str  # of the list
     templates: list[str]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
     from personalize_core.concepts.preprocessing import Preprocessing
 
-A_PROCESS = 2 * 2**30  # bytes, at most, that training, drawing and scoring beside the miniature take
+A_PROCESS = 2 * 2**30  # bytes, at most, that training, sampling and scoring beside the miniature take
 
 
 def load_base(store: Store) -> BaseModel:
@@ -63,7 +63,7 @@ def recipe_of(store: Store, method: str) -> Any:
 
 @found_once
 def prompts_of(store: Store, concept: str) -> Prompts:
-    """What is drawn of a concept, by the protocol or by params.yaml.
+    """What is sampled of a concept, by the protocol or by params.yaml.
 
     Raises:
         InputError: there is no such list, or the protocol's collection has none for this concept.
@@ -108,7 +108,7 @@ def check_concepts_wanted(store: Store) -> None:
         raise InputError(
             f"protocol {store.protocol!r} is about {len(wanted)} concepts, and {store.concepts} lacks "
             f"{listed(lacking[:5])}{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}; add each with "
-            "`personalize add FOLDER --class-noun NOUN --name NAME`, or name the concepts to draw"
+            "`personalize add FOLDER --class-noun NOUN --name NAME`, or name the concepts to sample"
         )
 
 

@@ -30,7 +30,7 @@ ABSENT = "absent.json"  # beside it: which scores could not be computed, and why
 class Store:
     """A workspace: the folder with params.yaml and data/. The method comes first in paths, as DVC's stages need it.
 
-    What is drawn and scored by a protocol lies apart from what params.yaml asks for, and from any other protocol's;
+    What is sampled and scored by a protocol lies apart from what params.yaml asks for, and from any other protocol's;
     they share artifacts. What is trained again, for the noise of training, lies apart altogether.
     """
 

@@ -58,7 +58,7 @@ def test_a_fresh_process_draws_from_disk_what_the_trainer_draws_from_memory(meth
 def test_what_a_fresh_process_cannot_restore_is_not_published(workspace, fresh, monkeypatch):
     store = store_for(workspace, "textual_inversion", seed=1)
     monkeypatch.setattr(saving, "save_tensors", lambda path, tensors: path.write_bytes(b"half a file"))
-    with pytest.raises(proof.ProofFailed, match="cannot draw with the artifact .* holds a damaged artifact"):
+    with pytest.raises(proof.ProofFailed, match="cannot sample with the artifact .* holds a damaged artifact"):
         steps.train(store, "cup", "textual_inversion")
     assert not store.artifact("textual_inversion", "cup").exists()
 
@@ -158,7 +158,7 @@ def test_an_artifact_that_lost_a_little_precision_is_not_published(workspace, mo
         save(path, {name: tensor.bfloat16().float() for name, tensor in tensors.items()})
 
     monkeypatch.setattr(saving, "save_tensors", rounded)
-    with pytest.raises(proof.ProofFailed, match="draws something else than the trainer: its latents differ by up to"):
+    with pytest.raises(proof.ProofFailed, match="samples something else than the trainer: its latents differ by up to"):
         steps.train(store_for(workspace, "dreambooth", seed=3), "cup", "dreambooth")
     assert {path.name: path.read_bytes() for path in before.path.iterdir()} == kept
 

@@ -179,7 +179,7 @@ def test_what_has_not_been_trained_or_drawn_is_refused_and_writes_nothing(store:
     values["sampling"]["steps"] = 3
     other = tiny_workspace.write_params(store.root, values)
     before = (store.analyses("textual_inversion", "rex") / steps.ANALYSES).read_bytes()
-    with pytest.raises(InputError, match="was not drawn as params.yaml says now"):
+    with pytest.raises(InputError, match="was not sampled as params.yaml says now"):
         steps.analyse(other, "rex", "textual_inversion")
     assert (store.analyses("textual_inversion", "rex") / steps.ANALYSES).read_bytes() == before
     shutil.rmtree(store.grid("textual_inversion", "rex"))

@@ -495,7 +495,7 @@ def test_test_time_optimization_draws_otherwise_from_an_artifact_that_stays_as_i
     refining = [event for event in heard if event.what == "refining rex for the prompts of refined"]
     assert [(event.done, event.total) for event in refining] == [(n, 4) for n in (1, 2, 3, 4)]  # 2 prompts, 2 steps
     assert all(event.metrics["loss"] > 0 for event in refining)
-    assert {event.what for event in heard} >= {"drawing rex by refined", "drawing rex by textual_inversion"}
+    assert {event.what for event in heard} >= {"sampling rex by refined", "sampling rex by textual_inversion"}
     assert steps.sample_grid(store, concept, name).skipped
 
 

@@ -214,7 +214,7 @@ def test_images_that_were_drawn_otherwise_stand_in_no_comparison(store: Store):
     values["sampling"]["guidance"] = 7.0
     changed = tiny_workspace.write_params(store.root, values)
     before = bytes_under(store.comparison())
-    with pytest.raises(InputError, match="all that has been scored .* was drawn otherwise than params.yaml says now"):
+    with pytest.raises(InputError, match="all that has been scored .* was sampled otherwise than params.yaml says now"):
         steps.compare(changed)
     assert bytes_under(store.comparison()) == before
     for one in (steps.train, steps.sample_grid, steps.score):
