@@ -46,13 +46,14 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
     """The cursor holds what the last look saw, and what has been reported; a tick that failed leaves it as it was."""
     from personalize_core.errors import InputError
     from personalize_core.workspace import arrival
-    from personalize_core.workspace.params import Automation
+    from personalize_core.workspace.automation import Automation
+    from personalize_core.workspace.params import Params
 
     store = workspace.store()
     last = NOTHING | {"begun": uuid.uuid4().hex[:8]} | json.loads(context.cursor or "{}")
     there, elsewhere, automation, where = last["there"], {}, Automation(), "params.yaml"
     try:
-        automation = Automation.of(store.root / where)
+        automation = Params.read_automation(store.root / where)
         where = automation.arrival
         there, elsewhere = _receive(store, automation.arrival, last["there"])
     except InputError as error:  # what lies in data/concepts is looked at all the same

@@ -17,9 +17,9 @@ from pipelines.resources import Workspace
 
 def cron() -> str:
     """params.yaml, automation.nightly; the default where definitions are loaded elsewhere."""
-    from personalize_core.workspace.params import Automation
+    from personalize_core.workspace.params import Params
 
-    return Automation.of(Path("params.yaml")).nightly
+    return Params.read_automation(Path("params.yaml")).nightly
 
 
 def due(context: dg.ScheduleEvaluationContext) -> str:

@@ -21,7 +21,7 @@ from personalize_core.methods.interface import Method
 from personalize_core.metrics.encoders import Encoder, TextImageEncoder
 from personalize_core.metrics.tables import BASELINE
 from personalize_core.sampling.sampler import Sampler, initial_noise, make_sampler, sample, step_generators
-from personalize_core.workspace.params import SamplerSettings
+from personalize_core.workspace.sampling_settings import SamplerSettings
 
 BATCH = 8  # images sampled at once; no image depends on it
 

@@ -20,7 +20,8 @@ from personalize_core.workspace.store import Store
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
     from personalize_core.methods.interface import Method
-    from personalize_core.workspace.params import SamplerSettings, Variant
+    from personalize_core.workspace.sampling_settings import SamplerSettings
+    from personalize_core.workspace.variants import Variant
 
 BATCH = 8  # images sampled at once; no image depends on it
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from personalize_core.concepts.concept import Concept
     from personalize_core.concepts.preprocessing import Preprocessing
-    from personalize_core.workspace.params import Variant
     from personalize_core.workspace.protocols import Prompts
+    from personalize_core.workspace.variants import Variant
 
 # Whose source a step's result depends on, besides the method's own file. Not proof.py: it can refuse an artifact, but
 # not change it.

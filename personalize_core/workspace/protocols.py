@@ -12,7 +12,8 @@ from pydantic import Field, field_validator, model_validator
 from personalize_core.concepts.prompt_lists import read_list
 from personalize_core.errors import InputError, listed
 from personalize_core.files.typed_yaml import validated
-from personalize_core.workspace.params import Encoders, PromptList, Sampling
+from personalize_core.workspace.encoder_settings import Encoders
+from personalize_core.workspace.sampling_settings import PromptList, Sampling
 
 CATALOGUE = "dataset.json"  # in a collection's folder: its concepts, and the list of each
 

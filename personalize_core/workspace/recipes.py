@@ -11,9 +11,10 @@ import psutil
 from personalize_core.base_model.loading import choose_device, load_base_model
 from personalize_core.errors import InputError, listed
 from personalize_core.files.memo import found_once
-from personalize_core.workspace.params import PromptList, Variant
 from personalize_core.workspace.protocols import Prompts, read_collection, read_prompts
+from personalize_core.workspace.sampling_settings import PromptList
 from personalize_core.workspace.store import Store
+from personalize_core.workspace.variants import Variant
 
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
