@@ -72,7 +72,7 @@ def prepare(gpus: int) -> None:
     import dagster as dg
 
     from personalize_core.workspace import arrival
-    from pipelines.ours import GPU
+    from pipelines.asset_defaults import GPU
     from pipelines.partitions import CONCEPT
     from pipelines.resources import Workspace
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from pipelines import assets, metadata, ours
+from pipelines import asset_defaults, assets, metadata
 from pipelines.lineage import behind
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 MOST_IMAGES = 8  # in the page; the others lie at the asset's path
 
 
-@ours.asset(
+@asset_defaults.asset(
     group="analysis",
     layer="analysed",
     kinds={"pytorch", "image"},
     partitions_def=concept_and_method,
     deps=[assets.concept_images, assets.artifact, assets.image_grid, assets.metrics],
-    pool=ours.GPU,
+    pool=asset_defaults.GPU,
 )
 def analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What the headline hides, and the papers' analyses, of one method on one concept."""
@@ -38,7 +38,7 @@ def analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     return shown(context, store, steps.analyse(store, concept_of(context), method_of(context), logged(context)))
 
 
-@ours.asset(group="analysis", layer="analysed", kinds={"image"}, partitions_def=concepts, deps=[analyses])
+@asset_defaults.asset(group="analysis", layer="analysed", kinds={"image"}, partitions_def=concepts, deps=[analyses])
 def analyses_together(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """What became of the embeddings of all methods that were analysed on one concept, in one figure each."""
     from personalize_core import steps
@@ -57,13 +57,13 @@ class Nouns(dg.Config):
     )
 
 
-@ours.asset(
+@asset_defaults.asset(
     group="analysis",
     layer="analysed",
     kinds={"pytorch", "parquet"},
     partitions_def=concepts,
     deps=[assets.concept_images],
-    pool=ours.GPU,
+    pool=asset_defaults.GPU,
 )
 def class_nouns(context: dg.AssetExecutionContext, config: Nouns, workspace: Workspace) -> dg.MaterializeResult:
     """The nouns that the text-image encoder finds most like a concept's images."""

@@ -124,12 +124,12 @@ def _receive(store, location: str, last: dict[str, str]) -> tuple[dict[str, str]
 
 
 def _arrived(folder, name: str, content: str) -> list:
-    from personalize_core.concepts import intake
+    from personalize_core.concepts import concept_files
 
     about = {
         "path": str(folder),
-        "class_noun": intake.read_concept(folder).class_noun,
-        "concept_images": len(intake.concept_images(folder)),
+        "class_noun": concept_files.read_concept(folder).class_noun,
+        "concept_images": len(concept_files.concept_images(folder)),
     }
     return settings.events(assets.concept_images.key, name, content, about)
 

@@ -7,14 +7,14 @@ concept, Dagster infers from the partitions.
 
 import dagster as dg
 
-from pipelines import checks, metadata, ours, settings
+from pipelines import asset_defaults, checks, metadata, settings
 from pipelines.conditions import AFTER_SCORES, WITH_COMPARISON
 from pipelines.lineage import behind
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
 from pipelines.resources import Workspace
 
-concept_images = ours.source(
+concept_images = asset_defaults.source(
     "concept_images",
     group="data",
     kinds={"image"},
@@ -24,13 +24,13 @@ concept_images = ours.source(
 )
 
 
-@ours.asset(
+@asset_defaults.asset(
     group="data",
     layer="prepared",
     kinds={"pytorch"},
     partitions_def=concepts,
     deps=[concept_images],
-    pool=ours.GPU,
+    pool=asset_defaults.GPU,
     check_specs=checks.of("latents"),
 )
 def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
@@ -40,16 +40,16 @@ def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     store, concept = workspace.store(), concept_of(context)
     report = steps.encode_images(store, concept, logged(context))
     shown = behind(store, report, concept_images=store.concept_folder(concept))
-    return checks.with_gates(metadata.result(context, report, shown), steps.gates.latents(store, concept))
+    return checks.with_gates(metadata.result(context, report, shown), steps.result_checks.latents(store, concept))
 
 
-@ours.asset(
+@asset_defaults.asset(
     group="data",
     layer="prepared",
     kinds={"pytorch"},
     partitions_def=concepts,
     deps=[concept_images],
-    pool=ours.GPU,
+    pool=asset_defaults.GPU,
 )
 def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The base model's own images of the class noun, for prior preservation; concepts with one noun share them."""
@@ -61,13 +61,13 @@ def class_images(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.
     return metadata.result(context, report, behind(store, report))
 
 
-@ours.asset(
+@asset_defaults.asset(
     group="learning",
     layer="learned",
     kinds={"pytorch"},
     partitions_def=concept_and_method,
     deps=[latents, class_images, settings.recipe],
-    pool=ours.GPU,
+    pool=asset_defaults.GPU,
     check_specs=checks.of("artifact"),
 )
 def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
@@ -78,17 +78,19 @@ def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     version = steps.recipe_stamp(store, method)
     report = steps.train(store, concept, method, logged(context))
     shown = metadata.loss_curve(report) | behind(store, report, latents=store.latents(concept))
-    result = checks.with_gates(metadata.result(context, report, shown), steps.gates.artifact(store, concept, method))
+    result = checks.with_gates(
+        metadata.result(context, report, shown), steps.result_checks.artifact(store, concept, method)
+    )
     return settings.made_with(context.instance, result, settings.recipe, method, version)
 
 
-@ours.asset(
+@asset_defaults.asset(
     group="learning",
     layer="sampled",
     kinds={"pytorch", "image"},
     partitions_def=concept_and_method,
     deps=[artifact, settings.sampling],
-    pool=ours.GPU,
+    pool=asset_defaults.GPU,
     check_specs=checks.of("image_grid"),
 )
 def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
@@ -99,17 +101,19 @@ def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     version = steps.sampling_stamp(store, method)
     report = steps.sample_grid(store, concept, method, logged(context))
     shown = behind(store, report, artifact=store.artifact(method, concept))
-    result = checks.with_gates(metadata.result(context, report, shown), steps.gates.grid(store, concept, method))
+    result = checks.with_gates(
+        metadata.result(context, report, shown), steps.result_checks.grid(store, concept, method)
+    )
     return settings.made_with(context.instance, result, settings.sampling, method, version)
 
 
-@ours.asset(
+@asset_defaults.asset(
     group="evaluation",
     layer="measured",
     kinds={"polars", "parquet"},
     partitions_def=concept_and_method,
     deps=[concept_images, image_grid, settings.encoders],
-    pool=ours.GPU,
+    pool=asset_defaults.GPU,
     check_specs=checks.of("metrics"),
 )
 def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
@@ -121,18 +125,18 @@ def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mater
     report = steps.score(store, concept, method, logged(context))
     inputs = {"concept_images": store.concept_folder(concept), "image_grid": store.grid(method, concept)}
     shown = metadata.scores_by_prompt(report) | behind(store, report, **inputs)
-    found = [*steps.gates.scores(store, concept, method), *steps.gates.identity(store, concept, method)]
+    found = [*steps.result_checks.scores(store, concept, method), *steps.result_checks.identity(store, concept, method)]
     result = checks.with_gates(metadata.result(context, report, shown), found)
     return settings.made_with(context.instance, result, settings.encoders, None, version)
 
 
-@ours.asset(
+@asset_defaults.asset(
     group="evaluation",
     layer="measured",
     kinds={"polars", "parquet"},
     partitions_def=concepts,
     deps=[concept_images],
-    pool=ours.GPU,
+    pool=asset_defaults.GPU,
     check_specs=checks.of("reference_scores"),
 )
 def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
@@ -143,10 +147,12 @@ def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) ->
     store, concept = workspace.store(), concept_of(context)
     report = steps.score_references(store, concept, logged(context))
     shown = behind(store, report, concept_images=store.concept_folder(concept))
-    return checks.with_gates(metadata.result(context, report, shown), steps.gates.scores(store, concept, REFERENCES))
+    return checks.with_gates(
+        metadata.result(context, report, shown), steps.result_checks.scores(store, concept, REFERENCES)
+    )
 
 
-@ours.asset(
+@asset_defaults.asset(
     group="evaluation",
     layer="compared",
     kinds={"polars", "image"},
@@ -161,10 +167,10 @@ def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     store = workspace.store()
     report = steps.compare(store, logged(context))
     shown = metadata.overview(context, report, behind(store, report, metrics=store.sampled / "metrics"))
-    return checks.with_gates(shown, steps.gates.comparison(store))
+    return checks.with_gates(shown, steps.result_checks.comparison(store))
 
 
-@ours.asset(
+@asset_defaults.asset(
     group="evaluation",
     layer="compared",
     kinds={"html"},

@@ -2,18 +2,18 @@
 
 import dagster as dg
 
-from pipelines import metadata, ours
+from pipelines import asset_defaults, metadata
 from pipelines.progress import logged
 from pipelines.resources import Workspace
 
 CHECK = "scores_within_noise"
 
 
-@ours.asset(
+@asset_defaults.asset(
     group="canary",
     layer="measured",
     kinds={"pytorch"},
-    pool=ours.GPU,
+    pool=asset_defaults.GPU,
     check_specs=[
         dg.AssetCheckSpec(
             CHECK,

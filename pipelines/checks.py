@@ -1,4 +1,4 @@
-"""What must hold before the next step is worth its time. The core looks (steps/gates.py); this tells Dagster.
+"""What must hold before the next step is worth its time. The core looks (steps/result_checks.py); this tells Dagster.
 
 A check of one partition is part of its asset: where it fails, the run stops before the next asset, and the event says
 what was measured. A serious failure blocks; a warning is shown and stops nothing.
@@ -16,7 +16,7 @@ from pipelines.partitions import concepts
 from pipelines.resources import Workspace
 
 if TYPE_CHECKING:
-    from personalize_core.steps.gates import Gate
+    from personalize_core.steps.result_checks import Gate
 
 BLOCKING, WARNING = True, False
 OF_ASSETS: dict[str, dict[str, tuple[bool, str]]] = {  # asset -> check -> can it block, and what it says
@@ -71,7 +71,7 @@ def of(asset: str) -> list[dg.AssetCheckSpec]:
 
 
 def with_gates(result: dg.MaterializeResult, gates: "Sequence[Gate]") -> dg.MaterializeResult:
-    """The materialization, with what the gates found."""
+    """The materialization, with what the checks of the results found."""
     found = [_result(gate) for gate in gates]
     return result._replace(check_results=[*(result.check_results or []), *found])
 
@@ -100,7 +100,7 @@ with warnings.catch_warnings():
     def concept_images_usable(context: dg.AssetCheckExecutionContext, workspace: Workspace) -> dg.AssetCheckResult:
         from personalize_core import steps
 
-        (gate,) = steps.gates.concept_images(workspace.store(), context.partition_key)
+        (gate,) = steps.result_checks.concept_images(workspace.store(), context.partition_key)
         return _result(gate)
 
 

@@ -5,12 +5,12 @@ Dagster has one code version for an asset, whatever its partitions; these have a
 
 import dagster as dg
 
-from pipelines import ours
+from pipelines import asset_defaults
 from pipelines.failures import or_skipped
 from pipelines.partitions import methods
 from pipelines.resources import Workspace
 
-recipe = ours.source(
+recipe = asset_defaults.source(
     "recipe",
     group="settings",
     kinds={"yaml", "python"},
@@ -19,7 +19,7 @@ recipe = ours.source(
     "that of training, the base model's weights. The sensor `settings` reports a new version when any of it changes, "
     "and the artifacts of this method alone are then out of date.",
 )
-sampling = ours.source(
+sampling = asset_defaults.source(
     "sampling",
     group="settings",
     kinds={"yaml", "python"},
@@ -27,7 +27,7 @@ sampling = ours.source(
     description="What a method's images depend on besides its artifact: prompts, sampler, the method's variants, the "
     "source of sampling.",
 )
-encoders = ours.source(
+encoders = asset_defaults.source(
     "encoders",
     group="settings",
     kinds={"yaml", "python"},

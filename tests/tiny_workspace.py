@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from personalize_core import steps
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.workspace.store import Store
 from tests.conftest import tiny_parts
 
@@ -36,7 +36,7 @@ def make(root: Path) -> Store:
     write_params(root, params(root))
     for index, (name, class_noun) in enumerate([("rex", "dog"), ("cup", "red mug")]):
         paint_concept_images(root / "photos" / name, count=3, seed=index)
-        intake.add_concept(root / "data" / "concepts", root / "photos" / name, class_noun)
+        concept_files.add_concept(root / "data" / "concepts", root / "photos" / name, class_noun)
     return Store(root)
 
 

@@ -24,12 +24,12 @@ def add(
 
     The images are checked, and copied to data/concepts. If one of them cannot be used, nothing is added.
     """
-    from personalize_core.concepts import intake
+    from personalize_core.concepts import concept_files
 
-    concept = intake.add_concept(context.obj.concepts, images, class_noun, name)
+    concept = concept_files.add_concept(context.obj.concepts, images, class_noun, name)
     folder = context.obj.concept_folder(concept.name)
     print_line(f"Added {concept.name}. In prompts, write {concept.placeholder} for it.")
-    print_paths("Concept images", [(path.name, path) for path in intake.concept_images(folder)])
+    print_paths("Concept images", [(path.name, path) for path in concept_files.concept_images(folder)])
 
 
 @app.command("suggest-class")

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.files.atomic import read_json, write_json
 from personalize_core.methods import BASELINE
 from personalize_core.metrics import costs, parquet, ranking, summaries, tables
@@ -90,7 +90,8 @@ def save_grid(
         for variant, folder in variants
     }
     columns = [template.replace("{}", grid["class_noun"]) for template in grid["templates"]]
-    comparison_grid(intake.concept_images(store.concept_folder(concept)), rows, columns, path, title=concept)
+    images = concept_files.concept_images(store.concept_folder(concept))
+    comparison_grid(images, rows, columns, path, title=concept)
 
 
 def table(folder: Path, measured: Path) -> list[list[str]]:

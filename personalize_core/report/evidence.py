@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import has_this_format, read_json, read_record
 from personalize_core.methods import BASELINE, recipe_class
@@ -188,7 +188,7 @@ def _distinct(values) -> list[Any]:
 
 def _concept(store: Store, name: str) -> ConceptTold:
     described = store.concept(name)
-    return ConceptTold(name, described.class_noun, intake.concept_images(store.concept_folder(name)))
+    return ConceptTold(name, described.class_noun, concept_files.concept_images(store.concept_folder(name)))
 
 
 def _method(store: Store, name: str, sampled: pl.DataFrame, cells: Sequence[tuple[str, str]]) -> MethodTold:

@@ -5,22 +5,22 @@ ever sees it half made. Dagster, DVC and the command line call these and hold no
 """
 
 from personalize_core.sampling.grid import image_name
-from personalize_core.steps import gates
+from personalize_core.steps import result_checks
 from personalize_core.steps.analyses import ANALYSES, analyse, analyse_together, analysed, suggest_class
 from personalize_core.steps.canary import accept_canary, canary_cells, moved, run_canary, upgrades, why_canary
-from personalize_core.steps.checks import check_inputs
 from personalize_core.steps.class_images import make_class_images
 from personalize_core.steps.comparing import compare
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.exchange import export, import_artifact
 from personalize_core.steps.explaining import explain
-from personalize_core.steps.explaining_metrics import Rows
+from personalize_core.steps.input_checks import check_inputs
 from personalize_core.steps.latents import encode_images
-from personalize_core.steps.on_request import heat_maps, sample_prompts, sample_several_concepts
 from personalize_core.steps.planning import Cell, earlier_version_notice, is_prepared, plan
 from personalize_core.steps.repeating import check_repeatable
 from personalize_core.steps.reporting import report
+from personalize_core.steps.requested_images import heat_maps, sample_prompts, sample_several_concepts
 from personalize_core.steps.sampling import sample_grid
+from personalize_core.steps.score_lineage import Rows
 from personalize_core.steps.scores import score, score_references
 from personalize_core.steps.training import train
 from personalize_core.workspace.dependencies import recipe_stamp, sampling_stamp, scoring_stamp
@@ -53,7 +53,7 @@ __all__ = [
     "encode_images",
     "explain",
     "export",
-    "gates",
+    "result_checks",
     "heat_maps",
     "import_artifact",
     "is_prepared",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import (
     MANIFEST,
@@ -98,7 +98,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
             "grid": sampled,
             "beside": [manifest_stamp(place, "") if (place / MANIFEST).is_file() else None for place in beside],
             "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
-            "concept_images": intake.content(store.concept_folder(concept)),
+            "concept_images": concept_files.content(store.concept_folder(concept)),
             "encoders": [weights_of(name) for name in _encoder_names(store)],
             "sampling": params.sampling.how(),
             "precision": params.precision,
@@ -222,7 +222,7 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
         {
             **encoded,
             "class_noun": described.class_noun,
-            "concept_images": intake.content(concept_images),
+            "concept_images": concept_files.content(concept_images),
             "more_sources": sources_hash(
                 ["analyses/shared_plots", "analyses/findings", "report/figures", "steps/analyses"]
             ),
@@ -234,7 +234,7 @@ def suggest_class(store: Store, concept: str, nouns: str | None = None, listener
             with whole_folder(folder, stamp) as new, store.device():
                 encoder = load_text_image_encoder(encoder_name, device_of(store))
                 texts = _noun_matrix(store, encoder, choice, stamp_of(encoded), listener)
-                seen = encoder.images(opened(intake.concept_images(concept_images))).numpy()
+                seen = encoder.images(opened(concept_files.concept_images(concept_images))).numpy()
                 rows = class_nouns.ranked(choice, class_nouns.scores(seen, texts), described.class_noun)
                 how = f"Mean cosine of 'a photo of a NOUN' with the concept images, {encoder.name}; {len(choice)} nouns"
                 findings = Findings(new, class_nouns.TITLE, how)
@@ -282,7 +282,7 @@ def _inputs(store: Store, concept: str, method: str, listener: Listener) -> Inpu
         trained=trained,
         identity=load_identity_encoder(identity, device),
         text_image=load_text_image_encoder(text_image, device),
-        concept_images=intake.concept_images(store.concept_folder(concept)),
+        concept_images=concept_files.concept_images(store.concept_folder(concept)),
         grid=_grid(store.grid(method, concept)),
         baseline=_grid(store.grid(BASELINE, concept)) if _sampled_as_asked(store, concept, BASELINE) else None,
         scores=tables.read(scores[0]) if scores[0].is_file() else None,

@@ -6,7 +6,7 @@ import shutil
 import time
 from pathlib import Path
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.files.atomic import is_up_to_date, write_json
 from personalize_core.methods import method_class, recipe_class
 from personalize_core.steps.events import Listener, Report, report_over, unheard
@@ -122,7 +122,7 @@ def encode_real_class_images(store: Store, class_noun: str, method: str, listene
     started = time.monotonic()
     recipe = preprocessing_of(store, method).of_class_images
     folder = store.real_class_latents(class_noun, recipe.key)
-    captioned = intake.captioned(store.regularization(class_noun))
+    captioned = concept_files.captioned(store.regularization(class_noun))
     stamp = real_class_images_stamp(store, class_noun, recipe)
     with store.alone("class_images", f"{store.class_images(class_noun).name}.real"):
         if is_up_to_date(folder, stamp):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from personalize_core.errors import InputError
 from personalize_core.methods import check_method
-from personalize_core.steps.chain import Chain
-from personalize_core.steps.explaining_metrics import Rows, explain_metrics
+from personalize_core.steps.result_lineage import ResultLineage
+from personalize_core.steps.score_lineage import Rows, explain_scores
 from personalize_core.workspace.lineage.link import Link
 from personalize_core.workspace.store import SCORES, Store
 
@@ -29,12 +29,12 @@ def explain(store: Store, path: Path | None = None, rows: Rows | None = None, ve
     asks_for_numbers = rows.asked if path else rows.within_a_cell
     path = _existing(store, path) if path else _latest(store, rows)
     own, parts = _placed(store, path)
-    chain = Chain(own, verify)
+    chain = ResultLineage(own, verify)
     if not asks_for_numbers:
         return chain.link_of(path, parts)
     if parts[0] not in ("metrics", "comparison"):
         raise InputError(f"{path} holds no scores, so it has no rows; leave the options out, or make scores first")
-    return explain_metrics(chain, path / SCORES if path.is_dir() else path, rows)
+    return explain_scores(chain, path / SCORES if path.is_dir() else path, rows)
 
 
 def _existing(store: Store, path: Path) -> Path:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import changed_files, has_this_format, is_up_to_date
-from personalize_core.files.memo import found_once, one_look
+from personalize_core.files.snapshot import memoized, snapshot
 from personalize_core.files.stamps import Stamp
-from personalize_core.steps.checks import check_concept_images
 from personalize_core.steps.class_images import class_images_are_there
+from personalize_core.steps.input_checks import check_concept_images
 from personalize_core.steps.training import imported
 from personalize_core.workspace.dependencies import (
     check_artifact,
@@ -51,7 +51,7 @@ class Cell:
         return self.first != CANNOT
 
 
-@one_look()
+@snapshot()
 def plan(store: Store, concepts: Sequence[str] | None = None, methods: Sequence[str] | None = None) -> list[Cell]:
     """Every concept and method that is not up to date, in the order of concepts and of params.yaml.
 
@@ -78,7 +78,7 @@ def earlier_version_notice(cells: Sequence[Cell]) -> str | None:
     )
 
 
-@one_look()
+@snapshot()
 def is_prepared(store: Store, concept: str) -> bool:
     """Is all there that the methods of params.yaml share: latents, class images, the scores of the concept images?
 
@@ -105,10 +105,10 @@ def _recipe_is_right(store: Store, method: str) -> bool:
     return True
 
 
-@found_once
+@memoized
 def _decode(folder: Path) -> None:
     """Raise InputError if a concept image cannot be read."""
-    intake.concept_images(folder)
+    concept_files.concept_images(folder)
 
 
 def _look_at(store: Store, concept: str, method: str) -> Cell | None:

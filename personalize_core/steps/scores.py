@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.files.atomic import is_up_to_date, write_json
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
@@ -61,7 +61,7 @@ def _score(
         if not skipped:
             what = f"scoring {concept}, {method}"
             listener(Event(what, 0, 1))
-            concept_images, device = intake.concept_images(store.concept_folder(concept)), device_of(store)
+            concept_images, device = concept_files.concept_images(store.concept_folder(concept)), device_of(store)
             from personalize_core.metrics import scoring
 
             with making(store, folder, stamp) as new, store.device():

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_json
@@ -209,7 +209,7 @@ def design(store: Store, request: Request) -> Key:
     generator = np.random.default_rng([request.seed, 0x57D7])
     concepts, cells = [], []
     for number, (name, by_variant) in enumerate(grids.items()):
-        described, files = store.concept(name), intake.concept_images(store.concept_folder(name))
+        described, files = store.concept(name), concept_files.concept_images(store.concept_folder(name))
         chosen = generator.permutation(len(files))[: request.concept_images]
         concept_images = sorted(files[index].name for index in chosen)
         concepts.append(ConceptShown(name=name, class_noun=described.class_noun, concept_images=concept_images))

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept import check_name
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_record, write_json
@@ -137,8 +137,8 @@ def _looked_at(folder: Path) -> Folder:
 @lru_cache(maxsize=20_000)
 def _checked(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Folder:
     try:
-        intake.read_concept(folder)
-        intake.concept_images(folder)
+        concept_files.read_concept(folder)
+        concept_files.concept_images(folder)
         return Folder(_content(folder))
     except InputError as error:
         return Folder(stamp_of({"entries": entries}), str(error))
@@ -149,7 +149,7 @@ def _checked(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Fo
 def _content(folder: Path) -> str:
     """Of the description, the concept images and their masks."""
     masks = {path.name: sha256(path) for path in sorted((folder / INNER).glob("*.png"))}
-    return stamp_of({"files": intake.content(folder), "masks": masks})
+    return stamp_of({"files": concept_files.content(folder), "masks": masks})
 
 
 # Bringing
@@ -194,8 +194,8 @@ def _bring(store: Store, address: str, name: str, state: str) -> None:
         if listing(address).get(name) != state:
             return  # it changed meanwhile, and is brought when it has settled
         try:
-            intake.read_concept(new)
-            intake.concept_images(new)
+            concept_files.read_concept(new)
+            concept_files.concept_images(new)
         except InputError as error:
             raise _Refused(str(error).replace(str(new), f"{address}/{name}")) from None
         content = _content(new)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core.artifacts.description import check as check_description
 from personalize_core.base_model.loading import Identity, identify
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import MANIFEST, changed_files, read_json
-from personalize_core.files.memo import found_once
+from personalize_core.files.snapshot import memoized
 from personalize_core.files.stamps import Stamp, sha256, sources_hash, stamp_of
 from personalize_core.methods import method_source
 from personalize_core.metrics.encoder_names import weights_of
@@ -160,7 +160,7 @@ def score_stamp(store: Store, concept: str, method: str) -> Stamp:
             **sampled,
             **scored_by(store),
             "concept": vars(store.concept(concept)),
-            "concept_images": intake.content(folder),
+            "concept_images": concept_files.content(folder),
             "masks": own_content(folder) if store.params.encoders.segmenter else {},
         }
     )
@@ -221,7 +221,7 @@ def scoring_stamp(store: Store) -> Stamp:
     return stamp_of({**scored_by(store), "without_identity": unread})
 
 
-@found_once
+@memoized
 def _trained_by(store: Store, method: str) -> dict[str, Any]:
     """What an artifact depends on, whatever it is of."""
     params = store.params
@@ -236,7 +236,7 @@ def _trained_by(store: Store, method: str) -> dict[str, Any]:
     }
 
 
-@found_once
+@memoized
 def sampled_by(store: Store, method: str) -> dict[str, Any]:
     """What a method's images depend on, besides artifact, prompts and sources, whatever they are of."""
     params = store.params
@@ -248,7 +248,7 @@ def sampled_by(store: Store, method: str) -> dict[str, Any]:
     }
 
 
-@found_once
+@memoized
 def sampling_sources(method: str, *more: str) -> Stamp:
     return sources_hash([*SAMPLING, method_source(method), *more])
 
@@ -266,7 +266,7 @@ def refined_by(store: Store, concept: str, method: str, variants: Mapping[str, V
     return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
 
 
-@found_once
+@memoized
 def scored_by(store: Store) -> dict[str, Any]:
     """What every table of scores depends on, whatever it is of."""
     names = store.params.encoders
@@ -283,17 +283,17 @@ def repeat_stamp(original: str, seed: int) -> Stamp:
     return stamp_of({"again": original, "seed": seed})
 
 
-@found_once
+@memoized
 def latents_stamp(store: Store, concept: str, recipe: Preprocessing) -> Stamp:
     """Names everything that the moments of a concept's images depend on, prepared in one way."""
-    files = intake.content(store.concept_folder(concept))
+    files = concept_files.content(store.concept_folder(concept))
     return stamp_of({"files": files, **_encoding(store, recipe)})
 
 
 def encoded_stamp(store: Store, concept: str) -> Stamp:
     """What the moments of a concept have in common, however its concept images are prepared: that, its method's recipe
     says. So another method that prepares them in another way changes nothing for those that there are."""
-    return stamp_of({"files": intake.content(store.concept_folder(concept)), **_encoding(store, None)})
+    return stamp_of({"files": concept_files.content(store.concept_folder(concept)), **_encoding(store, None)})
 
 
 def class_encoded_stamp(store: Store, class_noun: str) -> Stamp:
@@ -301,7 +301,7 @@ def class_encoded_stamp(store: Store, class_noun: str) -> Stamp:
     return stamp_of({"sampled": images_stamp(store, class_noun), **_encoding(store, None)})
 
 
-@found_once
+@memoized
 def images_stamp(store: Store, class_noun: str) -> Stamp:
     """Names everything that images of a class noun depend on; not how many there are."""
     params = store.params
@@ -317,26 +317,26 @@ def images_stamp(store: Store, class_noun: str) -> Stamp:
     )
 
 
-@found_once
+@memoized
 def class_images_stamps(store: Store, class_noun: str, recipe: Preprocessing, wanted: int) -> tuple[Stamp, Stamp]:
     """Of the moments of these images, prepared in one way, and of the first `wanted` of them."""
     encoded = stamp_of({"sampled": images_stamp(store, class_noun), **_encoding(store, recipe)})
     return encoded, stamp_of({"encoded": encoded, "images": wanted})
 
 
-@found_once
+@memoized
 def real_class_images_stamp(store: Store, class_noun: str, recipe: Preprocessing) -> Stamp:
-    captioned = intake.captioned(store.regularization(class_noun))
+    captioned = concept_files.captioned(store.regularization(class_noun))
     files = {path.name: [sha256(path), caption] for path, caption in captioned}
     return stamp_of({"files": files, **_encoding(store, recipe)})
 
 
-@found_once
+@memoized
 def _base_model(store: Store) -> Identity:
     return identify(store.params.base_model)
 
 
-@found_once
+@memoized
 def _encoding(store: Store, recipe: Preprocessing | None) -> dict[str, Any]:
     """What moments depend on besides the images."""
     about = _base_model(store)

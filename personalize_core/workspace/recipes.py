@@ -10,7 +10,7 @@ import psutil
 
 from personalize_core.base_model.loading import choose_device, load_base_model
 from personalize_core.errors import InputError, listed
-from personalize_core.files.memo import found_once
+from personalize_core.files.snapshot import memoized
 from personalize_core.workspace.protocols import Prompts, read_collection, read_prompts
 from personalize_core.workspace.sampling_settings import PromptList
 from personalize_core.workspace.store import Store
@@ -49,7 +49,7 @@ def processes_of(store: Store) -> int:
     return max(1, min(cores, psutil.virtual_memory().available // A_PROCESS))
 
 
-@found_once
+@memoized
 def recipe_of(store: Store, method: str) -> Any:
     """The method's Config, where it can be trained as params.yaml says."""
     config = store.params.config(method)
@@ -62,7 +62,7 @@ def recipe_of(store: Store, method: str) -> Any:
     return config
 
 
-@found_once
+@memoized
 def prompts_of(store: Store, concept: str) -> Prompts:
     """What is sampled of a concept, by the protocol or by params.yaml.
 
@@ -113,12 +113,12 @@ def check_concepts_wanted(store: Store) -> None:
         )
 
 
-@found_once
+@memoized
 def preprocessing_of(store: Store, method: str) -> Preprocessing:
     return store.params.config(method).preprocessing
 
 
-@found_once
+@memoized
 def variants_of(store: Store, method: str) -> dict[str, Variant]:
     """As `Params.sampling_variants`, which looks at the options of every method each time."""
     return store.params.sampling_variants(method)

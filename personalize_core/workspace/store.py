@@ -12,10 +12,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from personalize_core.concepts.concept import Concept, check_name
-from personalize_core.concepts.intake import read_concept
+from personalize_core.concepts.concept_files import read_concept
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import machine
-from personalize_core.files.memo import found_once
+from personalize_core.files.snapshot import memoized
 from personalize_core.workspace.params import Params
 from personalize_core.workspace.protocols import Protocol, read_protocol
 
@@ -90,7 +90,7 @@ class Store:
         check_name(concept)
         return self.concepts / concept
 
-    @found_once
+    @memoized
     def concept(self, name: str) -> Concept:
         """Raises InputError if there is no such concept, or its description is damaged."""
         folder = self.concept_folder(name)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from personalize_core import steps
 from personalize_core.cli import main as command_line
 from personalize_core.cli import running, terminal
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.workspace.recipes import prompts_of
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
@@ -185,7 +185,7 @@ def test_added_concept_images_are_copied_byte_for_byte(workspace, personalize, p
         assert status == 0 and "<copied>" in printed
         for path in photos.iterdir():
             assert (folder / path.name).read_bytes() == path.read_bytes()
-        assert intake.read_concept(folder).placeholder == "<copied>"
+        assert concept_files.read_concept(folder).placeholder == "<copied>"
     finally:
         shutil.rmtree(folder)
 
@@ -311,7 +311,7 @@ def test_the_projects_own_params_and_prompts_are_sound():
 def test_the_demo_is_of_concepts_that_come_with_the_project():
     store = Store(REPOSITORY)
     for name in running.DEMO:
-        assert len(intake.concept_images(store.concept_folder(store.concept(name).name))) >= 4
+        assert len(concept_files.concept_images(store.concept_folder(store.concept(name).name))) >= 4
 
 
 def test_importing_takes_over_an_embedding_and_refuses_a_pickle(workspace, personalize, tmp_path):

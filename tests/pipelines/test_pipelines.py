@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from personalize_core import steps
-from pipelines import assets, metadata, ours
+from pipelines import asset_defaults, assets, metadata
 from pipelines.__main__ import prepare
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
@@ -46,7 +46,7 @@ def asked(monkeypatch, tmp_path):
     for name in ("loss_curve", "scores_by_prompt"):
         monkeypatch.setattr(metadata, name, lambda report: {})
     for name in ("latents", "artifact", "grid", "scores", "identity", "comparison"):
-        monkeypatch.setattr(steps.gates, name, passing(name))
+        monkeypatch.setattr(steps.result_checks, name, passing(name))
     return asked
 
 
@@ -77,7 +77,7 @@ def test_a_run_chooses_its_protocol_and_the_sensor_needs_none(instance, monkeypa
 
     for name in ("compare", "report"):
         monkeypatch.setattr(steps, name, step)
-    monkeypatch.setattr(steps.gates, "comparison", passing("comparison"))
+    monkeypatch.setattr(steps.result_checks, "comparison", passing("comparison"))
     monkeypatch.chdir(tmp_path)
     job = defs.resolve_job_def("compare")
     for config in ({}, {"resources": {"workspace": {"config": {"protocol": "mini"}}}}):
@@ -132,7 +132,7 @@ def test_a_selection_written_as_text_is_understood():
 def test_work_for_the_graphics_card_waits_in_its_pool():
     for asset in assets.ALL:
         if isinstance(asset, dg.AssetsDefinition) and asset not in (assets.comparison, assets.report):
-            assert asset.op.pool == ours.GPU, asset.key
+            assert asset.op.pool == asset_defaults.GPU, asset.key
 
 
 def test_every_asset_says_what_it_is_and_whose():
@@ -217,6 +217,6 @@ def test_what_the_ui_prepares_is_there_when_it_is_opened_again(tmp_path, monkeyp
         prepare(gpus=1)
         with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
             assert instance.get_dynamic_partitions(CONCEPT) == ["dog7"]
-            assert instance.event_log_storage.get_concurrency_info(ours.GPU).slot_count == 1
+            assert instance.event_log_storage.get_concurrency_info(asset_defaults.GPU).slot_count == 1
     assert "'Not A Name'" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {".dagster", "dagster.yaml", "data"}

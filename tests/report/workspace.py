@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.files.atomic import whole_folder, write_json
 from personalize_core.files.stamps import sha256
 from personalize_core.metrics import tables
@@ -50,7 +50,7 @@ def make(root: Path, levels: dict[str, tuple[float, float]] | None = None, base_
         concept_images.mkdir(parents=True)
         for index in range(3):
             noise_image([number, index], (32, 24)).save(concept_images / f"{index}.png")
-        intake.add_concept(store.concepts, concept_images, class_noun)
+        concept_files.add_concept(store.concepts, concept_images, class_noun)
         for method in levels:
             artifact(store, method, concept)
             grid(store, method, concept, base_model, levels[method])
@@ -121,7 +121,7 @@ def grid(store: Store, method: str, concept: str, base_model: str, level: tuple[
 
 def references(store: Store, concept: str) -> None:
     rows = []
-    for index, path in enumerate(intake.concept_images(store.concept_folder(concept))):
+    for index, path in enumerate(concept_files.concept_images(store.concept_folder(concept))):
         place = {"concept": concept, "method": REFERENCES, "variant": REFERENCES, "image_index": index}
         rows += [place | row(store, path, metric, 0.9 + 0.01 * index) for metric in ("clip_i", "dino")]
     scores(store, REFERENCES, concept, rows)

@@ -10,7 +10,7 @@ import pytest
 from personalize_core import steps
 from personalize_core.errors import InputError
 from personalize_core.sampling.grid import DESCRIPTION, IMAGE, images_in, read_grid
-from personalize_core.steps import gates
+from personalize_core.steps import result_checks
 from tests import tiny_workspace
 
 ABOUT = {
@@ -51,8 +51,11 @@ def test_a_grid_without_its_description_is_not_scored_and_passes_no_gate(tmp_pat
     store = tiny_workspace.finished(tmp_path, ["rex"], ["base_model"])
     (store.grid("base_model", "rex") / DESCRIPTION).unlink()
     shutil.rmtree(store.scores("base_model", "rex"))
-    for wants_it in (lambda: steps.score(store, "rex", "base_model"), lambda: gates.grid(store, "rex", "base_model")):
+    for wants_it in (
+        lambda: steps.score(store, "rex", "base_model"),
+        lambda: result_checks.grid(store, "rex", "base_model"),
+    ):
         with pytest.raises(InputError, match="draws the grid again"):
             wants_it()
     steps.sample_grid(store, "rex", "base_model")
-    assert all(gate.passed for gate in gates.grid(store, "rex", "base_model"))
+    assert all(gate.passed for gate in result_checks.grid(store, "rex", "base_model"))

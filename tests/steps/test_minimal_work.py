@@ -19,7 +19,7 @@ from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.tags import PARTITION_NAME_TAG
 from PIL import Image
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.workspace.store import Store
 from pipelines import assets, schedules, settings
 from pipelines.definitions import defs
@@ -231,7 +231,7 @@ def test_another_sampler_draws_and_scores_and_trains_nothing(pipeline):
 
 def test_a_concept_added_is_made_and_the_others_are_not(pipeline, tmp_path):
     tiny_workspace.paint_concept_images(tmp_path / "photos" / "max", count=2, seed=9)
-    intake.add_concept(pipeline.store.concepts, tmp_path / "photos" / "max", "dog")
+    concept_files.add_concept(pipeline.store.concepts, tmp_path / "photos" / "max", "dog")
     made = pipeline.night()
     assert made["artifact"] == made["image_grid"] == made["metrics"] == cells("max")
     assert made["latents"] == made["reference_scores"] == {"max"}

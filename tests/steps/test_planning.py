@@ -99,21 +99,22 @@ def test_other_sampling_is_drawn_and_other_encoders_are_scored_anew(store):
 
 
 def test_changed_code_is_named_by_its_file(store, monkeypatch):
-    from personalize_core.files import atomic
+    from personalize_core.files import stamps
 
-    plain = atomic.sha256
-    monkeypatch.setattr(atomic, "sha256", lambda path: plain(path) + "edited" * (path.name == "textual_inversion.py"))
-    why = "code changed: methods/textual_inversion.py"
+    plain = stamps.sha256
+    edited = ("textual_inversion", "method.py")
+    monkeypatch.setattr(stamps, "sha256", lambda path: plain(path) + "edited" * (path.parts[-2:] == edited))
+    why = "code changed: methods/textual_inversion/method.py"
     assert planned(store) == [(name, "textual_inversion", "train", why) for name in ("cup", "rex")]
 
 
 def test_a_plan_reads_every_concept_image_and_every_weights_file_once_and_the_next_plan_again(store, monkeypatch):
-    from personalize_core.concepts import intake
-    from personalize_core.metrics import scoring
+    from personalize_core.concepts import concept_files
+    from personalize_core.metrics import encoder_names
 
     read: list[Path] = []
-    plain = intake.sha256
-    for module in (intake, scoring):
+    plain = concept_files.sha256
+    for module in (concept_files, encoder_names):
         monkeypatch.setattr(module, "sha256", lambda path: read.append(path) or plain(path))
     for _ in range(2):
         assert steps.plan(store) == []

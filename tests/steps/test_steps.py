@@ -141,9 +141,9 @@ def test_a_result_with_a_missing_file_is_made_again(store: Store):
 
 def test_class_images_are_made_once_for_concepts_of_one_class_noun(store: Store, tmp_path: Path):
     tiny_workspace.paint_concept_images(tmp_path / "photos" / "max", count=2, seed=9)
-    from personalize_core.concepts import intake
+    from personalize_core.concepts import concept_files
 
-    intake.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")
+    concept_files.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")
     before = bytes_under(store.class_images("dog"))
     assert not steps.train(store, "max", "dreambooth").skipped
     assert bytes_under(store.class_images("dog")) == before
@@ -455,7 +455,7 @@ def test_gradient_checkpointing_beneath_a_loss_on_attention_is_refused_before_an
 
 
 def test_a_single_concept_image_goes_through_the_whole_chain(store: Store, tmp_path: Path):
-    from personalize_core.concepts import intake
+    from personalize_core.concepts import concept_files
 
     def change(values):
         short = {"steps": 2, "batch_size": 2}
@@ -466,7 +466,7 @@ def test_a_single_concept_image_goes_through_the_whole_chain(store: Store, tmp_p
     for name in store.concept_names():
         shutil.rmtree(store.concept_folder(name))
     tiny_workspace.paint_concept_images(tmp_path / "photos" / "solo", count=1, seed=9)
-    intake.add_concept(store.concepts, tmp_path / "photos" / "solo", "dog")
+    concept_files.add_concept(store.concepts, tmp_path / "photos" / "solo", "dog")
     run_everything(store)
     assert load_file(store.artifact("vico", "solo") / "weights.safetensors")["references"].shape == (1, 4, 8, 8)
     assert tables.read(store.scores(REFERENCES, "solo") / "scores.parquet").is_empty()  # nothing to compare it with
@@ -575,11 +575,11 @@ def test_the_base_model_is_not_loaded_to_check_what_is_there_already(store: Stor
 def test_methods_are_made_for_a_check_one_at_a_time_and_once_for_each_class_noun(store: Store, monkeypatch, tmp_path):
     import weakref
 
-    from personalize_core.concepts import intake
+    from personalize_core.concepts import concept_files
     from personalize_core.methods.oft.method import OFT
 
     tiny_workspace.paint_concept_images(tmp_path / "photos" / "max", count=2, seed=9)
-    intake.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")
+    concept_files.add_concept(store.concepts, tmp_path / "photos" / "max", "dog")
     made, at_once, start = [], [], OFT.__init__
 
     def watched(self, config, base, concept):
@@ -632,9 +632,9 @@ def test_training_that_fails_leaves_nothing_behind(store: Store, monkeypatch: py
 )
 def test_what_was_not_trained_cannot_be_used(call, store: Store, tmp_path: Path):
     tiny_workspace.paint_concept_images(tmp_path / "photos" / "new", count=2, seed=3)
-    from personalize_core.concepts import intake
+    from personalize_core.concepts import concept_files
 
-    intake.add_concept(store.concepts, tmp_path / "photos" / "new", "dog")
+    concept_files.add_concept(store.concepts, tmp_path / "photos" / "new", "dog")
     with pytest.raises(InputError, match="personalize run"):
         call(store)
     assert not (store.root / "out").exists()

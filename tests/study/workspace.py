@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.study.design import Key
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
@@ -32,7 +32,7 @@ def make(root: Path) -> Store:
     store = tiny_workspace.write_params(root, tiny_workspace.params(root))
     for number, (name, class_noun) in enumerate(CONCEPTS.items()):
         tiny_workspace.paint_concept_images(root / "photos" / name, count=5, seed=number)
-        intake.add_concept(store.concepts, root / "photos" / name, class_noun)
+        concept_files.add_concept(store.concepts, root / "photos" / name, class_noun)
         for variant in VARIANTS:
             sample_grid(store, name, variant)
     return store

@@ -11,7 +11,7 @@ import fsspec
 import pytest
 from PIL import Image
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError
 from personalize_core.workspace import arrival as core
 from personalize_core.workspace.store import Store
@@ -212,7 +212,7 @@ def test_what_is_added_by_hand_is_a_partition_too(watch, concepts, tmp_path):
     photos = tmp_path / "photos" / "rex"
     photos.mkdir(parents=True)
     Image.new("RGB", (40, 30), "green").save(photos / "a.jpg")
-    intake.add_concept(concepts, photos, "dog")
+    concept_files.add_concept(concepts, photos, "dog")
     watch.twice()
     assert watch.known() == {"rex"}
 

@@ -122,7 +122,7 @@ def failing(monkeypatch, tmp_path):
 
         monkeypatch.setattr(steps, "train", train)
         monkeypatch.setattr(steps, "recipe_stamp", lambda *arguments: "settings")
-        monkeypatch.setattr(steps.gates, "artifact", passing("artifact"))
+        monkeypatch.setattr(steps.result_checks, "artifact", passing("artifact"))
         monkeypatch.setattr(metadata, "loss_curve", lambda report: {})
         monkeypatch.setattr(failures, "WAITS", (0.04, 0.08, 0.16))
         return tried

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError, listed
-from personalize_core.steps.chain import DEEP, Chain
+from personalize_core.steps.result_lineage import DEEP, ResultLineage
 from personalize_core.workspace.lineage.link import Link
 from personalize_core.workspace.store import REFERENCES
 
@@ -42,7 +42,7 @@ class Rows:
         return bool(self.asked.keys() - {"concept", "method"})
 
 
-def explain_metrics(chain: Chain, path: Path, rows: Rows) -> Link:
+def explain_scores(chain: ResultLineage, path: Path, rows: Rows) -> Link:
     """The rows of the table at `path`, and the chain behind them.
 
     Raises:

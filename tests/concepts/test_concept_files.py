@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from personalize_core.concepts import intake
-from personalize_core.concepts.intake import add_concept, concept_images, read_concept
+from personalize_core.concepts import concept_files
+from personalize_core.concepts.concept_files import add_concept, concept_images, read_concept
 from personalize_core.errors import InputError
 
 
@@ -56,10 +56,10 @@ def test_the_concept_images_are_found_again(photos, concepts):
 
 def test_the_content_follows_every_file_and_the_description(photos, concepts):
     add_concept(concepts, photos, "dog")
-    before = intake.content(concepts / "my-dog")
+    before = concept_files.content(concepts / "my-dog")
     assert sorted(before) == ["0.png", "1.png", "2.png", "concept.yaml"]
     Image.new("RGB", (8, 8), (1, 1, 1)).save(concepts / "my-dog" / "2.png")
-    changed = intake.content(concepts / "my-dog")
+    changed = concept_files.content(concepts / "my-dog")
     assert [name for name in before if changed[name] != before[name]] == ["2.png"]
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_may_have_been_meant_as_a_image(photos, concepts):
 
 
 def test_a_image_too_large_to_decode(photos, concepts, monkeypatch):
-    monkeypatch.setattr(intake, "MOST_PIXELS", 150)
+    monkeypatch.setattr(concept_files, "MOST_PIXELS", 150)
     assert refusal(concepts, photos) == (f"{photos / '0.png'} has 20 x 10 pixels; make it smaller than 100 megapixels")
 
 
@@ -154,7 +154,7 @@ def test_a_copy_that_fails_leaves_nothing(photos, concepts, monkeypatch):
     def fail(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(intake.shutil, "copyfile", fail)
+    monkeypatch.setattr(concept_files.shutil, "copyfile", fail)
     with pytest.raises(OSError, match="no space"):
         add_concept(concepts, photos, "dog")
     assert list(concepts.iterdir()) == []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import is_up_to_date, read_json, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
@@ -170,7 +170,7 @@ def sample_several_concepts(
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
         "encoder": weights_of(params.encoders.identity[0]),
-        "concept_images": [intake.content(store.concept_folder(concept)) for concept, _ in cells],
+        "concept_images": [concept_files.content(store.concept_folder(concept)) for concept, _ in cells],
         "sources": sources_hash([*SAMPLING, *ENCODERS, "sampling/several_concepts", "metrics/several_concepts"]),
     }
     stamp = stamp_of(request)
@@ -202,7 +202,9 @@ def _identity_of_parts(
     from personalize_core.metrics.several_concepts import identity_of_parts
 
     encoder = load_identity_encoder(store.params.encoders.identity[0], device_of(store))
-    references = [[load_image(p) for p in intake.concept_images(store.concept_folder(name))] for name in concepts]
+    references = [
+        [load_image(p) for p in concept_files.concept_images(store.concept_folder(name))] for name in concepts
+    ]
     found: dict[str, list[float]] = {f"{part}.{name}": [] for part in concepts for name in concepts}
     alike = identity_of_parts([load_image(path) for path in paths], references, encoder).tolist()
     for columns, prompt in zip(alike, prompts, strict=True):

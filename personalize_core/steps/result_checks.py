@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_json, write_json
 from personalize_core.files.stamps import sha256, sources_hash, stamp_of
@@ -52,7 +52,7 @@ def concept_images(store: Store, concept: str) -> list[Gate]:
     """Can every concept image be read, and are they enough for all that params.yaml asks for?"""
     name = "concept_images_usable"
     try:
-        described, found = store.concept(concept), len(intake.concept_images(store.concept_folder(concept)))
+        described, found = store.concept(concept), len(concept_files.concept_images(store.concept_folder(concept)))
     except InputError as error:
         return [Gate(name, False, str(error))]
     metrics = {"concept_images": float(found)}
@@ -78,7 +78,7 @@ def latents(store: Store, concept: str) -> list[Gate]:
     hashes = {
         key: sha256(store.latents(concept, key) / MOMENTS) for key in recipes
     }  # a damaged file keeps its manifest
-    stamp = stamp_of({"latents": stamps, "moments": hashes, "sources": sources_hash(["steps/gates"])})
+    stamp = stamp_of({"latents": stamps, "moments": hashes, "sources": sources_hash(["steps/result_checks"])})
     kept = store.work("gates", f"latents-{concept}.json")
     try:
         known = read_json(kept)
@@ -196,7 +196,7 @@ def _look_at_latents(store: Store, concept: str, recipes: Sequence[Preprocessing
     finite = Gate(names[0], not wrong, f"{wrong[0]} is not" if wrong else f"all {count} are")
     if wrong:
         return [finite, Gate(names[1], False, "not looked at, for they are not finite")]
-    base, paths = load_base(store), intake.concept_images(store.concept_folder(concept))
+    base, paths = load_base(store), concept_files.concept_images(store.concept_folder(concept))
     worst, fault = math.inf, ""
     with store.device(), torch.no_grad():
         for recipe in recipes:
@@ -265,7 +265,7 @@ def _lacking(store: Store, table: pl.DataFrame, absent: list[dict[str, Any]], co
     images: dict[str, int | None] = dict.fromkeys(table["image"].unique())  # image -> its prompt, by its place
     spared: set[int] = set()
     if method == REFERENCES:
-        if len(intake.concept_images(store.concept_folder(concept))) > 1 and not len(table) and not absent:
+        if len(concept_files.concept_images(store.concept_folder(concept))) > 1 and not len(table) and not absent:
             return ["every concept image"]
     else:
         from personalize_core.workspace.recipes import prompts_of

@@ -1,7 +1,7 @@
-"""One look over a workspace: what was found out once is not found out again, and nothing outlives the look.
+"""A snapshot of a workspace: within it every question is answered once, and nothing outlives it.
 
-A plan asks for the same concept images, sources and weights for every concept and method. Between two looks any of them
-may be another, so nothing is kept; within one, all answers are of the same moment.
+A plan reads the same concept images, sources and weights for every concept and method. Between two plans any of them
+may change, so nothing is kept; within one, all answers are of the same moment.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _found: ContextVar[dict[Hashable, Any] | None] = ContextVar("found", default=Non
 
 
 @contextmanager
-def one_look() -> Iterator[None]:
-    """Within it, `found_once` keeps answers; each look starts with none. Also a decorator of a function that looks."""
+def snapshot() -> Iterator[None]:
+    """Within it, `memoized` functions keep their results; each snapshot starts with none. Also a decorator."""
     token = _found.set({})
     try:
         yield
@@ -28,8 +28,8 @@ def one_look() -> Iterator[None]:
         _found.reset(token)
 
 
-def found_once(function: Callable[P, T]) -> Callable[P, T]:
-    """Asks the function once for the same arguments within one look, and every time outside.
+def memoized(function: Callable[P, T]) -> Callable[P, T]:
+    """Calls the function once for the same arguments within a snapshot, and every time outside of one.
 
     Args:
         function: of hashable arguments, that writes nothing; what it raises is not kept, and nobody changes what it

@@ -13,7 +13,7 @@ import yaml
 
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError, listed
-from personalize_core.files.memo import found_once
+from personalize_core.files.snapshot import memoized
 from personalize_core.files.stamps import sha256
 
 DESCRIPTION = "concept.yaml"
@@ -87,7 +87,7 @@ def _caption(path: Path) -> str:
         raise InputError(f"{path} is not text in UTF-8; write the caption again") from None
 
 
-@found_once
+@memoized
 def content(folder: Path) -> dict[str, str]:
     """File name -> sha256, of the description and the concept images: all of a concept that results depend on."""
     from personalize_core.concepts.image_files import image_files

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from personalize_core.base_model.loading import identify
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import is_up_to_date
 from personalize_core.methods import check_method
@@ -30,9 +30,9 @@ def check_inputs(store: Store, concepts: Sequence[str], methods: Sequence[str]) 
     for concept in concepts:
         described = store.concept(concept)
         prompts_of(store, concept)
-        concept_images = len(intake.concept_images(store.concept_folder(concept)))
+        concept_images = len(concept_files.concept_images(store.concept_folder(concept)))
         if any(store.params.config(name).real_class_images for name in methods):
-            intake.captioned(store.regularization(described.class_noun))
+            concept_files.captioned(store.regularization(described.class_noun))
         for method in methods:
             if imported(store.artifact(method, concept)):
                 check_artifact(store, concept, method)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from personalize_core import steps
 from personalize_core.files.atomic import read_json, write_json
 from personalize_core.metrics import parquet
-from personalize_core.steps import gates
-from personalize_core.steps.gates import Gate
+from personalize_core.steps import result_checks
 from personalize_core.steps.latents import MOMENTS
+from personalize_core.steps.result_checks import Gate
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 from pipelines import assets, checks
 from pipelines.definitions import defs
@@ -50,12 +50,12 @@ def failed(found: list[Gate]) -> dict[str, bool]:
 
 def test_good_results_pass_and_every_declared_check_is_among_the_gates(store):
     found = {
-        "artifact": gates.artifact(store, "rex", METHOD),
-        "image_grid": gates.grid(store, "rex", METHOD),
-        "metrics": [*gates.scores(store, "rex", METHOD), *gates.identity(store, "rex", METHOD)],
-        "reference_scores": gates.scores(store, "rex", REFERENCES),
-        "comparison": gates.comparison(store),
-        "latents": gates.latents(store, "rex"),
+        "artifact": result_checks.artifact(store, "rex", METHOD),
+        "image_grid": result_checks.grid(store, "rex", METHOD),
+        "metrics": [*result_checks.scores(store, "rex", METHOD), *result_checks.identity(store, "rex", METHOD)],
+        "reference_scores": result_checks.scores(store, "rex", REFERENCES),
+        "comparison": result_checks.comparison(store),
+        "latents": result_checks.latents(store, "rex"),
     }
     assert {asset: [gate.name for gate in of] for asset, of in found.items()} == {
         asset: list(of) for asset, of in checks.OF_ASSETS.items()
@@ -69,17 +69,17 @@ def test_good_results_pass_and_every_declared_check_is_among_the_gates(store):
 
 
 def test_concept_images_that_can_be_read_and_are_enough_pass(store):
-    assert failed(gates.concept_images(store, "rex")) == {}
+    assert failed(result_checks.concept_images(store, "rex")) == {}
 
 
 def test_few_concept_images_are_a_warning(store):
     (store.concept_folder("rex") / "0.png").unlink()
-    assert failed(gates.concept_images(store, "rex")) == {"concept_images_usable": False}
+    assert failed(result_checks.concept_images(store, "rex")) == {"concept_images_usable": False}
 
 
 def test_a_concept_image_that_cannot_be_read_is_serious(store):
     (store.concept_folder("rex") / "0.png").write_bytes(b"no image")
-    (gate,) = gates.concept_images(store, "rex")
+    (gate,) = result_checks.concept_images(store, "rex")
     assert not gate.passed and gate.serious and "0.png" in gate.said
 
 
@@ -98,39 +98,39 @@ def test_latents_that_are_not_finite_are_serious(store):
         return tensors
 
     change_latents(store, spoil)
-    assert failed(gates.latents(store, "rex"))["latents_finite"]
+    assert failed(result_checks.latents(store, "rex"))["latents_finite"]
 
 
 def test_latents_of_another_concept_image_are_serious(store):
     change_latents(store, lambda tensors: {"000": tensors["001"], "001": tensors["000"], "002": tensors["002"]})
-    (decode,) = [gate for gate in gates.latents(store, "rex") if gate.name == "latents_decode"]
+    (decode,) = [gate for gate in result_checks.latents(store, "rex") if gate.name == "latents_decode"]
     assert not decode.passed and decode.serious and "0.png" in decode.said
 
 
 def test_an_autoencoder_that_cannot_say_concept_images_is_a_warning(store):
-    assert failed(gates.latents(store, "rex")) == {"latents_decode": False}
+    assert failed(result_checks.latents(store, "rex")) == {"latents_decode": False}
 
 
 def test_an_autoencoder_that_can_passes(store, monkeypatch):
-    monkeypatch.setattr(gates, "LEAST_PSNR", 1.0)
-    assert failed(gates.latents(store, "rex")) == {}
+    monkeypatch.setattr(result_checks, "LEAST_PSNR", 1.0)
+    assert failed(result_checks.latents(store, "rex")) == {}
 
 
 def test_the_same_latents_are_looked_at_once(store, monkeypatch):
-    first = gates.latents(store, "rex")
-    monkeypatch.setattr(gates, "load_base", lambda store: pytest.fail("the base model was loaded again"))
-    assert gates.latents(store, "rex") == first
+    first = result_checks.latents(store, "rex")
+    monkeypatch.setattr(result_checks, "load_base", lambda store: pytest.fail("the base model was loaded again"))
+    assert result_checks.latents(store, "rex") == first
 
 
 def test_latents_that_were_damaged_since_they_were_looked_at_are_looked_at_again(store):
-    assert failed(gates.latents(store, "rex")) == {"latents_decode": False}
+    assert failed(result_checks.latents(store, "rex")) == {"latents_decode": False}
     change_latents(store, lambda tensors: {name: tensor * math.nan for name, tensor in tensors.items()})
-    assert failed(gates.latents(store, "rex"))["latents_finite"]
+    assert failed(result_checks.latents(store, "rex"))["latents_finite"]
 
 
 def test_decibels_are_those_of_the_definition():
     one, other = torch.zeros(1, 2, 2, 3), torch.full((1, 2, 2, 3), 25.5)
-    assert gates._psnr(one, other) == pytest.approx(20.0)
+    assert result_checks._psnr(one, other) == pytest.approx(20.0)
 
 
 # Artifacts
@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_is_serious(store):
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     rows[1]["diffusion"] = math.inf
     log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert failed(gates.artifact(store, "rex", METHOD))["loss_finite"]
+    assert failed(result_checks.artifact(store, "rex", METHOD))["loss_finite"]
 
 
 @pytest.mark.parametrize(("after", "low", "serious"), [(0.9, 0.05, None), (1.0, -0.01, False), (1.7, -0.9, True)])
@@ -149,8 +149,10 @@ def test_a_loss_that_does_not_fall_warns_and_one_that_diverges_is_serious(store,
     fixed = {"before": 1.0, "after": after, "fell_by": 1.0 - after, "interval_95": [low, low + 0.1], "rows": 10}
     folder = store.artifact(METHOD, "rex")
     write_json(folder / "fixed_batch.json", fixed)
-    assert gates._loss_falls(folder, "loss_falls").passed == (serious is None)
-    assert failed([gates._loss_falls(folder, "loss_falls")]) == ({} if serious is None else {"loss_falls": serious})
+    assert result_checks._loss_falls(folder, "loss_falls").passed == (serious is None)
+    assert failed([result_checks._loss_falls(folder, "loss_falls")]) == (
+        {} if serious is None else {"loss_falls": serious}
+    )
 
 
 def test_an_artifact_whose_weights_were_changed_is_serious(store):
@@ -158,12 +160,12 @@ def test_an_artifact_whose_weights_were_changed_is_serious(store):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    (restores,) = [gate for gate in gates.artifact(store, "rex", METHOD) if not gate.passed]
+    (restores,) = [gate for gate in result_checks.artifact(store, "rex", METHOD) if not gate.passed]
     assert restores.name == "artifact_restores" and restores.serious and "weights.safetensors" in restores.said
 
 
 def test_the_base_model_alone_has_nothing_to_show(store):
-    assert failed(gates.artifact(store, "rex", "base_model")) == {}
+    assert failed(result_checks.artifact(store, "rex", "base_model")) == {}
 
 
 # Grids and scores
@@ -172,9 +174,9 @@ def test_the_base_model_alone_has_nothing_to_show(store):
 def test_a_grid_with_a_image_missing_or_of_one_colour_is_serious(store):
     folder = store.grid(METHOD, "rex") / METHOD
     (folder / "00_00.png").unlink()
-    assert failed(gates.grid(store, "rex", METHOD)) == {"grid_complete": True}
+    assert failed(result_checks.grid(store, "rex", METHOD)) == {"grid_complete": True}
     Image.new("RGB", (16, 16), (7, 7, 7)).save(folder / "00_00.png")
-    assert failed(gates.grid(store, "rex", METHOD)) == {"grid_not_constant": True}
+    assert failed(result_checks.grid(store, "rex", METHOD)) == {"grid_not_constant": True}
 
 
 def change_scores(store: Store, method: str, change) -> None:
@@ -185,17 +187,17 @@ def change_scores(store: Store, method: str, change) -> None:
 @pytest.mark.parametrize("method", [METHOD, REFERENCES])
 def test_a_score_that_cannot_be_is_serious(store, method):
     change_scores(store, method, lambda table: table.with_columns(pl.col("score") * 0 + 1.5))
-    assert failed(gates.scores(store, "rex", method)) == {"scores_in_range": True}
+    assert failed(result_checks.scores(store, "rex", method)) == {"scores_in_range": True}
 
 
 def test_a_image_without_a_score_is_serious_unless_there_is_a_reason(store):
     change_scores(store, METHOD, lambda table: table.filter((pl.col("metric") != "dino") | (pl.col("image_index") > 0)))
-    assert failed(gates.scores(store, "rex", METHOD)) == {"scores_complete": True}
+    assert failed(result_checks.scores(store, "rex", METHOD)) == {"scores_complete": True}
     folder = store.scores(METHOD, "rex")
     lost = parquet.read_parquet(folder / SCORES).filter(metric="clip_i", image_index=0)["image"].to_list()
     reasons = [{"metric": "dino", "encoder": None, "image": image, "reason": "lost"} for image in lost]
     write_json(folder / ABSENT, read_json(folder / ABSENT) + reasons)
-    assert failed(gates.scores(store, "rex", METHOD)) == {}
+    assert failed(result_checks.scores(store, "rex", METHOD)) == {}
 
 
 def test_only_the_prompts_that_identity_leaves_out_are_excused_where_there_are_more_than_a_hundred(store):
@@ -208,7 +210,7 @@ def test_only_the_prompts_that_identity_leaves_out_are_excused_where_there_are_m
     where = folder.relative_to(store.root).as_posix()
     images = [f"{where}/{METHOD}/{index:02d}_00.png" for index in range(102) if index not in (10, 100)]
     table = pl.DataFrame({"metric": ["dino"] * 100, "encoder": ["one"] * 100, "image": images})
-    assert gates._lacking(store, table, [], "rex", METHOD) == [f"dino of {where}/{METHOD}/100_00.png"]
+    assert result_checks._lacking(store, table, [], "rex", METHOD) == [f"dino of {where}/{METHOD}/100_00.png"]
 
 
 @pytest.mark.parametrize(("better", "expected"), [(0.3, {}), (-0.3, {"identity_above_base_model": False})])
@@ -216,13 +218,13 @@ def test_identity_below_the_base_models_is_a_warning(store, better, expected):
     floor = parquet.read_parquet(store.scores("base_model", "rex") / SCORES).filter(metric="dino")["score"].mean()
     assert isinstance(floor, float)
     change_scores(store, METHOD, lambda table: table.with_columns(score=pl.lit(floor + better)))
-    assert failed(gates.identity(store, "rex", METHOD)) == expected
+    assert failed(result_checks.identity(store, "rex", METHOD)) == expected
 
 
 def test_a_comparison_that_lacks_a_cell_warns(store):
     path = store.comparison() / "summary.json"
     write_json(path, read_json(path) | {"missing": ["oft/rex"]})
-    assert failed(gates.comparison(store)) == {"comparison_complete": False}
+    assert failed(result_checks.comparison(store)) == {"comparison_complete": False}
 
 
 # In Dagster

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.base_model.loading import identify
-from personalize_core.concepts import intake
+from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_record, record_of_result
@@ -44,7 +44,7 @@ IS_GONE = "is gone"
 
 
 @dataclass(frozen=True)
-class Chain:
+class ResultLineage:
     """Links of one workspace, under one protocol, of one training."""
 
     store: Store
@@ -90,7 +90,7 @@ class Chain:
             link.problems.append(IS_GONE)
             return link
         try:
-            link.facts = {"class_noun": self.store.concept(concept).class_noun, "sha256": intake.content(folder)}
+            link.facts = {"class_noun": self.store.concept(concept).class_noun, "sha256": concept_files.content(folder)}
         except (InputError, OSError) as error:
             link.problems.append(str(error))
             return link
