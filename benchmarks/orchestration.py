@@ -1,6 +1,6 @@
 """What Dagster and DVC cost beside the work: `python -m benchmarks.orchestration WHAT [...]`, in the project's folder.
 
-  direct [CELLS ...]   a cell (train, draw, score) by calling the core, and by Dagster in the same, warm process
+  direct [CELLS ...]   a cell (train, sample, score) by calling the core, and by Dagster in the same, warm process
   daemon [CELLS ...]   the same as a backfill through a real `dagster dev`: a queued run, a process for each cell
   backfill             101 concepts x 10 methods: accepted, all queued, cancelled, resumed; and the GPU pool's limit
   dvc                  `dvc repro` over 101 concepts x 10 methods with nothing to do
@@ -33,6 +33,7 @@ from typing import Any
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
 from personalize_core.files.atomic import read_json, write_json
 from personalize_core.methods import METHOD_NAMES, recipe_class
+from personalize_core.workspace.dependencies import TrainingInputs
 from personalize_core.workspace.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -75,9 +76,10 @@ def workspace(root: Path, cells: int) -> Store:
 
     train_into, trained = training._train_into, {}
 
-    def copied(folder: Path, store: Store, base: Any, concept: str, method: str, *more: Any) -> dict[str, Any]:
+    def copied(folder: Path, store: Store, inputs: TrainingInputs, *more: Any) -> dict[str, Any]:
+        concept, method = inputs.concept.name, inputs.method
         if method not in trained:
-            train_into(folder, store, base, concept, method, *more)
+            train_into(folder, store, inputs, *more)
             trained[method] = store.artifact(method, concept)
             return {}
         shutil.copytree(trained[method], folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -16,8 +17,10 @@ from personalize_core.concepts.concept_files import read_concept
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import machine
 from personalize_core.files.snapshot import memoized
-from personalize_core.workspace.params import Params
-from personalize_core.workspace.protocols import Protocol, read_protocol
+
+if TYPE_CHECKING:
+    from personalize_core.workspace.params import Params
+    from personalize_core.workspace.protocols import Protocol
 
 REFERENCES = "real_images"  # the table of the concept's own concept images, scored against each other
 SCORES = "scores.parquet"  # in a folder of scores
@@ -45,11 +48,15 @@ class Store:
     @cached_property
     def described_protocol(self) -> Protocol | None:
         """Raises InputError if there is no such protocol, or it is damaged."""
+        from personalize_core.workspace.protocols import read_protocol
+
         return read_protocol(self.data / "protocols" / f"{self.protocol}.yaml") if self.protocol else None
 
     @cached_property
     def params(self) -> Params:
         """params.yaml, with the protocol's sampling and encoders in place of its own."""
+        from personalize_core.workspace.params import Params
+
         params, protocol = Params.read(self.root / "params.yaml"), self.described_protocol
         if not protocol:
             return params

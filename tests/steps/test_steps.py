@@ -22,9 +22,10 @@ from personalize_core.methods import recipe_class
 from personalize_core.methods.recipe import Ablation
 from personalize_core.metrics import tables
 from personalize_core.report import comparison
-from personalize_core.steps import checks, sampling
+from personalize_core.steps import input_checks
 from personalize_core.steps.latents import read_latents
 from personalize_core.steps.sampling import BATCH
+from personalize_core.workspace import dependencies
 from personalize_core.workspace.recipes import load_base, preprocessing_of
 from personalize_core.workspace.store import REFERENCES, Store
 from tests import tiny_workspace
@@ -514,10 +515,10 @@ def test_only_grids_with_test_time_optimization_depend_on_its_source_and_on_the_
 ):
     store = with_refinement(store)
     steps.sample_grid(store, "rex", "textual_inversion")
-    plain_hash = sampling.sources_hash
+    plain_hash = dependencies.sources_hash
     with monkeypatch.context() as edited:
         edited.setattr(
-            sampling, "sources_hash", lambda m: plain_hash(m) + "edited" * ("sampling/test_time_optimization" in m)
+            dependencies, "sources_hash", lambda m: plain_hash(m) + "edited" * ("sampling/test_time_optimization" in m)
         )
         assert steps.sample_grid(store, "rex", "dreambooth").skipped
         assert not steps.sample_grid(store, "rex", "textual_inversion").skipped
@@ -566,7 +567,7 @@ def test_the_base_model_is_not_loaded_to_check_what_is_there_already(store: Stor
     def load(*arguments):
         raise AssertionError("there is nothing to train")
 
-    monkeypatch.setattr(checks, "load_base", load)
+    monkeypatch.setattr(input_checks, "load_base", load)
     steps.check_inputs(store, ["cup", "rex"], METHODS)
     with pytest.raises(AssertionError):
         steps.check_inputs(store, ["cup", "rex"], [*METHODS, "personalized_residuals@kv"])
