@@ -601,7 +601,7 @@ def test_a_reference_that_a_concept_has_not_got_is_refused_before_anything_is_tr
     store = changed(store, change)
     steps.check_inputs(store, ["rex"], ["vico"])
     (store.concept_folder("rex") / "2.png").unlink()
-    with pytest.raises(InputError, match=r"variants\.vico\.third: it takes 3 concept images .*, and 'rex' has 2"):
+    with pytest.raises(InputError, match=r"variants\.vico\.third: it takes 3 concept images, and 'rex' has 2"):
         steps.check_inputs(store, ["cup", "rex"], ["dreambooth", "vico"])
 
 
