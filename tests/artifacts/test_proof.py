@@ -107,7 +107,7 @@ def test_a_process_on_a_graphics_card_restores_once(monkeypatch):
 
 def test_the_process_ends_with_the_program():
     program = """
-from personalize_core import proof
+from personalize_core.artifacts import proof
 from tests.conftest import tiny_base
 with proof.FreshProcess(tiny_base()) as started:
     pass
