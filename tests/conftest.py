@@ -12,9 +12,10 @@ import personalize_core  # noqa: F401  first: without it diffusers does not impo
 
 # isort: on
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from personalize_core.sampling.sampler import initial_noise, make_sampler, sampl
 from personalize_core.training import loop as training
 from personalize_core.training.loop import denoising_step
 from tests.copies import Copies
+from tests.other_processor import How, other_processor
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -58,6 +60,20 @@ class ThisProcess:
 
     def answer(self) -> torch.Tensor:
         return proof.answer(saving.restore(self.folder, self.base), self.base)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--other-processor", choices=get_args(How), help="round as another processor may: other_processor.py"
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def processor(request: pytest.FixtureRequest) -> Iterator[None]:
+    """This one, or what --other-processor asks for."""
+    how = request.config.getoption("--other-processor")
+    with other_processor(how) if how else nullcontext():
+        yield
 
 
 def pytest_collection_finish() -> None:
