@@ -61,6 +61,7 @@ class BaseModel:
         self.scheduler: Any = scheduler
         modules = dict(unet.named_modules())
         self.transformers: dict[str, Any] = {path: modules[path] for path in LAYERS}  # each a Transformer2DModel
+        self._recomputable: list[Any] = [m for m in modules.values() if hasattr(m, "gradient_checkpointing")]
         self._use_own_processors()
         self._call: Call | None = None
 
@@ -136,7 +137,8 @@ class BaseModel:
             maps: filled with this call's cross-attention maps.
         """
         call = Call(t, context, maps if maps is not None else AttentionMaps())
-        call.maps.recomputed = self.unet.is_gradient_checkpointing
+        # unet.is_gradient_checkpointing, which would walk through every module in every pass
+        call.maps.recomputed = any(module.gradient_checkpointing for module in self._recomputable)
         self._call, before = call, self._call
         try:
             with self._precision():
