@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # isort: off
 import gc
+import hashlib
+import io
 import os
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a prompt is too short for several threads
@@ -11,7 +13,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a prompt is too short for seve
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
 
 # isort: on
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from personalize_core.artifacts import proof, saving
@@ -27,8 +30,10 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
+from personalize_core.files.atomic import write_bytes
 from personalize_core.methods.interface import Method, Step
 from personalize_core.methods.recipe import Recipe
+from personalize_core.report.figures import losses
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 from personalize_core.training import loop as training
 from personalize_core.training.loop import denoising_step
@@ -88,6 +93,31 @@ def no_fresh_process():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "FreshProcess", ThisProcess)
         yield
+
+
+def quick_loss_curve(log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
+    """In the place of losses.loss_curve: a small image that depends on all that it would show."""
+    shown = [
+        [(name, row[name]) for name in row if name in ("stage", "step", "gradient_norm") or name not in losses.NO_LOSS]
+        for row in log_rows
+    ]
+    buffer = io.BytesIO()
+    Image.frombytes("L", (8, 4), hashlib.sha256(repr((shown, title)).encode()).digest()).save(buffer, "png")
+    write_bytes(Path(path), buffer.getvalue())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_loss_curve() -> Iterator[Callable[..., None]]:
+    """Training plots nothing, which is a quarter of a short training's time; `real_loss_curve` for tests that look."""
+    plot = losses.loss_curve
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "loss_curve", quick_loss_curve)
+        yield plot
+
+
+@pytest.fixture
+def real_loss_curve(no_loss_curve: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "loss_curve", no_loss_curve)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from personalize_core.report.figures import identity_vs_text, image_grids, image
 from personalize_core.report.figures import losses as loss_figures
 from personalize_core.report.figures.identity_vs_text import save_scatter_plot
 
+pytestmark = pytest.mark.usefixtures("real_loss_curve")
 ROOT = Path(__file__).parents[2]
 
 

@@ -22,6 +22,7 @@ from personalize_core.methods import recipe_class
 from personalize_core.methods.recipe import Ablation
 from personalize_core.metrics import tables
 from personalize_core.report import comparison
+from personalize_core.report.figures import losses
 from personalize_core.steps import input_checks
 from personalize_core.steps.latents import read_latents
 from personalize_core.steps.sampling import BATCH
@@ -429,6 +430,15 @@ def test_lag_and_plain_sampling_draw_differently_from_one_artifact(store: Store)
         for variant in ("personalized_residuals", "personalized_residuals_lag")
     )
     assert plain.shape == lag.shape and (plain != lag).any()
+
+
+def test_training_leaves_the_curve_of_its_log(store: Store, tmp_path: Path, real_loss_curve):
+    folder = store.artifact("textual_inversion", "rex")
+    shutil.rmtree(folder)
+    steps.train(store, "rex", "textual_inversion")
+    rows = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+    losses.loss_curve(rows, tmp_path / "loss.png")
+    assert (folder / "loss.png").read_bytes() == (tmp_path / "loss.png").read_bytes()
 
 
 def test_gradient_checkpointing_trains_to_the_same_weights(store: Store):
