@@ -15,7 +15,7 @@ BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
 needed = pytest.mark.skipif(
     BROWSER is None, reason=f"none of {', '.join(NAMES)} is installed: nobody has opened the page in a browser here"
 )
-PATIENCE = 60_000  # ms; a busy machine is no fault of the page
+PATIENCE = 600_000  # ms; a busy machine is no fault of the page
 
 
 @contextmanager

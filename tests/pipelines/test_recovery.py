@@ -145,8 +145,6 @@ def test_a_run_whose_process_lives_is_left_alone():
     assert recovery._lives(os.getpid(), now)
     assert not recovery._lives(os.getpid(), now - 7 * 86400)  # another process had that number then
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        time.sleep(0.1)
-        while Path(f"/proc/{ended.pid}/stat").read_text().split()[2] != "Z":  # ended, and nobody asked for its status
-            time.sleep(0.05)
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its status is still to be read
         assert not recovery._lives(ended.pid, now + 1)
     assert not recovery._lives(ended.pid, now)

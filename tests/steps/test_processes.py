@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -31,12 +33,8 @@ ROOT = Path(__file__).parents[2]
 def told(number: int, folder: Path, listener: Listener) -> int:
     """Ends when its neighbour has begun, so that it ends only beside another."""
     (folder / str(number)).touch()
-    for _ in range(3000):
-        if (folder / str(number ^ 1)).exists():
-            break
+    while not (folder / str(number ^ 1)).exists():  # for ever, should it run alone
         time.sleep(0.01)
-    else:
-        raise TimeoutError(f"task {number} ran alone")
     listener(Event(f"task {number}", number, 4, {"process": float(os.getpid())}))
     return number * 10 + int(os.environ[OWN_DEVICE])
 
@@ -50,8 +48,15 @@ def ended(listener: Listener) -> None:
 
 
 def marked(path: Path, listener: Listener) -> None:
-    time.sleep(0.1)
     path.touch()
+
+
+def held(path: Path, go: Path, listener: Listener) -> None:
+    """Begins, and says so until it may end."""
+    path.touch()
+    while not go.exists():
+        listener(Event(path.name, 0, 1))
+        time.sleep(0.01)
 
 
 def test_tasks_run_beside_each_other_are_heard_and_come_back_in_their_order(tmp_path):
@@ -75,10 +80,19 @@ def test_what_one_task_raises_is_its_own(tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_who_stops_at_a_mistake_lets_no_later_task_begin(processes, tmp_path):
-    later = [partial(marked, tmp_path / str(number)) for number in range(20)]
+    """Those that had begun end only after the others were called off, so none of these can slip in by being quick."""
+    go, stopping = tmp_path / "go", threading.Event()
+
+    def heard(event: Event) -> None:
+        if stopping.is_set():
+            go.touch()
+
+    later = [partial(held, tmp_path / str(number), go) for number in range(20)]
+    sharing: Any = shared_out([wrong, *later], processes, heard)
     with pytest.raises(InputError):
-        for done in shared_out([wrong, *later], processes, unheard):
-            done()
+        next(sharing)()
+    stopping.set()
+    sharing.close()
     assert not (tmp_path / "19").exists()
 
 
@@ -108,13 +122,20 @@ def test_processes_end_with_a_program_that_is_killed(tmp_path):
         time.sleep(0.05)
     parent.kill()
     parent.wait()
-    psutil.wait_procs([psutil.Process(int(path.stem)) for path in working if psutil.pid_exists(int(path.stem))], 20)
-    assert not [path for path in working if psutil.pid_exists(int(path.stem))]
+    while any(lives(int(path.stem)) for path in working):  # for ever, should they not end with their program
+        time.sleep(0.05)
+
+
+def lives(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def forever(folder: Path, listener: Listener) -> None:
     (folder / f"{os.getpid()}.pid").touch()
-    time.sleep(600)
+    signal.pause()
 
 
 @pytest.mark.slow
