@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ import numpy as np
 import open_clip
 import torch
 import yaml
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
@@ -20,17 +21,17 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from personalize_core import steps
 from personalize_core.concepts import concept_files
 from personalize_core.workspace.store import Store
-from tests.conftest import tiny_parts
+from tests.conftest import stock_pipeline, tiny_parts
 
 PROMPTS = ["a photo of a {}", "a photo of a {} on the beach"]
 
 
 def make(root: Path) -> Store:
     """A workspace whose every step takes a fraction of a second."""
-    models = root / "models"
-    unused: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    StableDiffusionPipeline(**tiny_parts(), **unused).save_pretrained(models / "base")
-    tiny_encoders(models)
+    for name, content in model_files().items():
+        path = root / "models" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     (root / "data" / "prompts").mkdir(parents=True)
     (root / "data" / "prompts" / "two.txt").write_text("\n".join(PROMPTS) + "\n")
     write_params(root, params(root))
@@ -38,6 +39,17 @@ def make(root: Path) -> Store:
         paint_concept_images(root / "photos" / name, count=3, seed=index)
         concept_files.add_concept(root / "data" / "concepts", root / "photos" / name, class_noun)
     return Store(root)
+
+
+@cache
+def model_files() -> dict[str, bytes]:
+    """The base model and the encoders, which are the same for all workspaces: their files by path."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        stock_pipeline(tiny_parts()).save_pretrained(folder / "base")
+        tiny_encoders(folder)
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def params(root: Path) -> dict:
