@@ -244,8 +244,15 @@ def images() -> ConceptLatents:
 def predict(base: BaseModel, context: TextContext) -> torch.Tensor:
     """The base model's answer to one fixed noisy latent per prompt, all rows with the same noise."""
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)).expand(len(context), -1, -1, -1)
-    with torch.no_grad():
-        return base.denoise(noise, torch.full((len(context),), 500), context)
+    trained = [weight for weight in base.unet.parameters() if weight.is_leaf and weight.requires_grad]
+    for weight in trained:  # of an attached method; with and without, torch may take different kernels
+        weight.requires_grad_(False)
+    try:
+        with torch.no_grad():
+            return base.denoise(noise, torch.full((len(context),), 500), context)
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
 
 
 def draw(method: Method, base: BaseModel, prompts: Sequence[str], steps: int = 2, guidance: float = 6.0):
