@@ -14,6 +14,7 @@ import numpy as np
 
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
+from personalize_core.files.outside import is_there, read_text
 from personalize_core.metrics.encoders import TextImageEncoder
 
 TITLE = "Class nouns"
@@ -47,8 +48,8 @@ def nouns_of(source: str) -> list[str]:
         nouns: Sequence[str] = COMMON_NOUNS
     elif name == WORDNET:
         nouns = _of_wordnet(lexicon)
-    elif Path(source).is_file():
-        nouns = [line.strip() for line in Path(source).read_text().splitlines()]
+    elif is_there(Path(source)):
+        nouns = [line.strip() for line in read_text(Path(source)).splitlines()]
     else:
         raise InputError(f"there is no list of nouns {source!r}: write {COMMON!r}, {WORDNET!r} or the path of a file")
     found = sorted({noun.replace("_", " ") for noun in nouns})

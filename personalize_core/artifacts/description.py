@@ -10,6 +10,8 @@ from personalize_core.files.atomic import read_json
 
 FORMAT = 1
 CONFIG = "config.json"
+_NEEDED = {"format": int, "method": str, "concept": dict, "config": dict, "base_model": dict}  # of the description
+_OF_CONCEPT, _OF_BASE = ("name", "placeholder", "class_noun"), ("name", "weights_hash")
 
 
 def check(folder: Path, method: str | None, base_model: str, weights_hash: str) -> dict[str, Any]:
@@ -45,7 +47,10 @@ def _described(folder: Path) -> dict[str, Any]:
         saved = read_json(folder / CONFIG)
     except ValueError:
         raise damaged(folder) from None
-    if not isinstance(saved, dict) or not saved.keys() >= {"format", "method", "concept", "config", "base_model"}:
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(key), kind) for key, kind in _NEEDED.items()):
+        raise damaged(folder)
+    named = [*(saved["concept"].get(key) for key in _OF_CONCEPT), *(saved["base_model"].get(key) for key in _OF_BASE)]
+    if not all(isinstance(name, str) for name in named):
         raise damaged(folder)
     return saved
 

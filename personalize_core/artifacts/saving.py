@@ -72,10 +72,10 @@ def restore(folder: Path, base: BaseModel, method: str | None = None) -> Method:
     saved = check(folder, method, base.name, base.weights_hash)
     kind = method_class(saved["method"])
     config = build(recipe_class(saved["method"]), saved["config"], str(folder / CONFIG))
-    with torch.random.fork_rng():  # a method starts from random values, which are replaced at once
-        trained = kind(config, base, Concept(**saved["concept"]))
     try:
+        with torch.random.fork_rng():  # what a method starts from is drawn at random, and replaced at once
+            trained = kind(config, base, Concept(**saved["concept"]))
         trained.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError):
+    except (OSError, SafetensorError, RuntimeError, TypeError):
         raise damaged(folder) from None
     return trained.requires_grad_(False).eval().to(base.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from personalize_core.errors import InputError
+from personalize_core.errors import InputError, shown
 
 SLOT = "{}"  # where a prompt template names the concept
 
@@ -26,13 +26,13 @@ class Concept:
         check_name(self.name)
         if not _PLACEHOLDER.fullmatch(self.placeholder):
             raise InputError(
-                f"concept {self.name!r}: {self.placeholder!r} cannot be a placeholder; write a plain lower-case "
+                f"concept {self.name!r}: {shown(self.placeholder)} cannot be a placeholder; write a plain lower-case "
                 f"word in angle brackets, such as '<{self.name}>'"
             )
         if not _CLASS_NOUN.fullmatch(self.class_noun):
             raise InputError(
-                f"concept {self.name!r}: {self.class_noun!r} cannot be a class noun; write what kind of thing it is "
-                "in one to five English words, such as 'dog' or 'stuffed animal'"
+                f"concept {self.name!r}: {shown(self.class_noun)} cannot be a class noun; write what kind of thing it "
+                "is in one to five English words, such as 'dog' or 'stuffed animal'"
             )
 
     @classmethod
@@ -62,6 +62,6 @@ def check_name(name: str) -> None:
     """Raise unless `name` can be a folder, a partition key and a placeholder at once."""
     if not _NAME.fullmatch(name):
         raise InputError(
-            f"{name!r} cannot be a concept's name; use 1 to 63 lower-case letters, digits, '-' and '_', "
+            f"{shown(name)} cannot be a concept's name; use 1 to 63 lower-case letters, digits, '-' and '_', "
             "beginning with a letter or digit, such as 'dog7'"
         )

@@ -9,10 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from personalize_core.concepts.concept import Concept
-from personalize_core.errors import InputError, listed
+from personalize_core.errors import InputError, listed, shown
+from personalize_core.files import outside
 from personalize_core.files.snapshot import memoized
 from personalize_core.files.stamps import sha256
 
@@ -27,23 +26,23 @@ def read_concept(folder: Path) -> Concept:
         InputError: the description is missing or damaged.
     """
     path = folder / DESCRIPTION
-    try:
-        values = _read(path.read_text())
-    except FileNotFoundError:
+    if not outside.is_there(path):
         raise InputError(
             f"{folder} holds no {DESCRIPTION}; write one there with two lines, 'placeholder: \"<{folder.name}>\"' and "
             "'class_noun: NOUN', or add concept images with `personalize add`"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        values = None
+        )
+    values = _read(outside.read_text(path), path)
     if not isinstance(values, dict) or set(values) != {"placeholder", "class_noun"}:
         raise InputError(f"{path} must hold two lines, 'placeholder: <{folder.name}>' and 'class_noun: NOUN'")
-    return Concept(folder.name, str(values["placeholder"]), str(values["class_noun"]))
+    for key, value in values.items():
+        if not isinstance(value, str):
+            raise InputError(f"{path}: {key} = {shown(value)}: it should be a word")
+    return Concept(folder.name, values["placeholder"], values["class_noun"])
 
 
 @lru_cache(maxsize=20_000)  # a plan reads it several times for each of its methods
-def _read(text: str) -> Any:
-    return yaml.load(text, yaml.BaseLoader)  # where "no" and "on" are words
+def _read(text: str, path: Path) -> Any:
+    return outside.parse_yaml(text, path, plain=True)  # where "no" and "on" are words
 
 
 def concept_images(folder: Path) -> list[Path]:
@@ -81,10 +80,7 @@ def captioned(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _caption(path: Path) -> str:
-    try:
-        return " ".join(path.read_text(encoding="utf-8").split()) if path.is_file() else ""
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not text in UTF-8; write the caption again") from None
+    return " ".join(outside.read_text(path).split()) if outside.is_there(path) else ""
 
 
 @memoized

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from personalize_core.errors import InputError, shown
+from personalize_core.files import outside
 from personalize_core.files.stamps import Stamp, sha256, spelled_out
 
 if TYPE_CHECKING:
@@ -44,8 +46,43 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises OSError or ValueError where there is none, or no whole one."""
-    return json.loads(path.read_text(encoding="utf-8"))  # as write_json writes it, whatever the machine's locale
+    """Raises OSError where there is none, and InputError, a ValueError, where it is damaged."""
+    path.stat()
+    return outside.read_json(path, outside.MOST_RESULT)
+
+
+def read_result(path: Path, **needed: type | tuple[type, ...]) -> dict[str, Any]:
+    """An object that a step has written.
+
+    Args:
+        needed: keys that it must have, and the types of their values.
+
+    Raises:
+        InputError: it is missing or damaged; the message says how to make it again.
+    """
+    try:
+        found = outside.read_json_object(path, outside.MOST_RESULT)
+    except InputError as error:
+        raise _damaged(path, str(error)) from None
+    for key, kind in needed.items():
+        if not isinstance(found.get(key), kind):
+            raise _damaged(path, f"{path}: {key} = {shown(found.get(key))} is not what the program writes there")
+    return found
+
+
+def read_results(path: Path, *needed: str) -> list[dict[str, Any]]:
+    """A list of objects that a step has written, each with these keys; see `read_result`."""
+    try:
+        found = outside.read_json(path, outside.MOST_RESULT)
+    except InputError as error:
+        raise _damaged(path, str(error)) from None
+    if not isinstance(found, list) or not all(isinstance(one, dict) and one.keys() >= {*needed} for one in found):
+        raise _damaged(path, f"{path} is not the list that the program writes there")
+    return found
+
+
+def _damaged(path: Path, problem: str) -> InputError:
+    return InputError(f"{problem}; remove {path.parent}, and `personalize run` makes it again")
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -8,29 +8,26 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from personalize_core.errors import InputError, listed
+from personalize_core.errors import InputError, listed, shown
+from personalize_core.files.outside import read_yaml
 
 Values = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
 
-YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C a ninth of the time; every step of a cell reads params.yaml
+MOST_PROBLEMS = 10  # in one message
 
 
 def validated(kind: type[M], path: Path) -> M:
     """A file of YAML as `kind`.
 
     Raises:
-        InputError: it is not YAML, or a key or value is wrong; the message says which.
+        InputError: it cannot be read, it is not YAML, or keys or values are wrong; the message says which.
     """
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold keys and their values, a line for each; they are {listed(keys_of(kind))}")
     try:
-        values = yaml.load(path.read_text(), Loader=YAML)
-        if not isinstance(values, dict):
-            raise InputError(
-                f"{path} must hold keys and their values, a line for each; they are {listed(keys_of(kind))}"
-            )
         return kind.model_validate(values)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error, kind)}") from None
 
@@ -48,19 +45,26 @@ def build(kind: type, values: Values, where: str) -> Any:
 
 
 def _explain(error: ValidationError, kind: Any) -> str:
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    fields = keys_of(kind)
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return unknown_key(key, fields if len(first["loc"]) == 1 else [])
-    if first["type"] == "missing":
+    """All that is wrong, up to `MOST_PROBLEMS`."""
+    found = error.errors(include_url=False)
+    said = list(dict.fromkeys(_explain_one(each, kind) for each in found))
+    beyond = [f"and {len(said) - MOST_PROBLEMS} more"] if len(said) > MOST_PROBLEMS else []
+    return "; ".join([*said[:MOST_PROBLEMS], *beyond])
+
+
+def _explain_one(error: Any, kind: Any) -> str:
+    key = ".".join(str(part)[:100] for part in error["loc"])
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return unknown_key(key, keys_of(kind) if len(error["loc"]) == 1 else [])
+    if error["type"] == "missing":
         return f"the key {key!r} is missing"
-    said = first["msg"].removeprefix("Value error, ")
-    return f"{key} = {first['input']!r}: {said}" if key else said  # no key: several that contradict each other
+    said = error["msg"].removeprefix("Value error, ")
+    return f"{key} = {shown(error['input'])}: {said}" if key else said  # no key: several that contradict each other
 
 
 def unknown_key(key: str, known: list[str]) -> str:
-    return f"there is no key {key!r}; {f'known are {listed(known)}' if known else 'take it out, or mend its spelling'}"
+    mend = f"known are {listed(known)}" if known else "take it out, or mend its spelling"
+    return f"there is no key {shown(key)}; {mend}"
 
 
 def as_written(value: Any) -> str:

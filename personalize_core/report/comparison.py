@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from personalize_core.concepts import concept_files
-from personalize_core.files.atomic import read_json, write_json
+from personalize_core.files.atomic import read_results, write_json
 from personalize_core.methods import BASELINE
 from personalize_core.metrics import costs, parquet, ranking, summaries, tables
 from personalize_core.metrics.concept_coverage import ConceptCoverage
@@ -176,7 +176,8 @@ def intervals_are_over(folder: Path) -> str:
 
 def _absent(store: Store, method: str, concept: str) -> list[dict[str, Any]]:
     """Scores that could not be computed, and why: a line for each, of whichever table."""
-    return [{"method": method, "concept": concept, **one} for one in read_json(store.scores(method, concept) / ABSENT)]
+    found = read_results(store.scores(method, concept) / ABSENT)
+    return [{"method": method, "concept": concept, **one} for one in found]
 
 
 def _headline(path: Path) -> pl.DataFrame:

@@ -12,7 +12,7 @@ import polars as pl
 
 from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import has_this_format, read_json, read_record
+from personalize_core.files.atomic import has_this_format, read_json, read_record, read_result
 from personalize_core.methods import BASELINE, recipe_class
 from personalize_core.metrics import parquet, tables
 from personalize_core.metrics.concept_coverage import ConceptCoverage
@@ -142,6 +142,7 @@ def read(store: Store) -> Evidence:
     cells = sampled.select("method", "concept").unique().sort("method", "concept").rows()
     grids = [read_record(store.grid(method, concept) / DESCRIPTION) for method, concept in cells]
     differences = folder / "differences.parquet"
+    summarised = read_result(folder / "summary.json", missing=list)
     return Evidence(
         root=store.root,
         protocol=store.protocol,
@@ -153,7 +154,7 @@ def read(store: Store) -> Evidence:
         pairs=parquet.read_parquet(folder / "pairs.parquet"),
         rank=parquet.read_parquet(folder / "rank.parquet"),
         differences=headline(parquet.read_parquet(differences)) if differences.is_file() else None,
-        missing=[name for name in read_json(folder / "summary.json")["missing"] if not _is_concept_images(name)],
+        missing=[name for name in summarised["missing"] if not _is_concept_images(name)],
         absent=_json(folder / "absent.json") or [],
         concepts=[_concept(store, name) for name in sorted(sampled["concept"].unique())],
         methods=[_method(store, method, sampled, cells) for method in _ordered({method for method, _ in cells})],
@@ -217,7 +218,7 @@ def _heat_maps(store: Store, method: str, concept: str) -> list[Shown]:
     for path in sorted(store.samples(method, concept, "any").parent.glob("*/heat_maps.json")):
         image = path.with_suffix(".png")
         if image.is_file() and has_this_format(path.parent):
-            prompt = read_json(path)["prompt"]
+            prompt = read_result(path, prompt=str)["prompt"]
             found.append(Shown(image, f"{concept}: where attention looked for each word of “{prompt}”"))
     return found
 
@@ -226,7 +227,7 @@ def _analyses(store: Store, method: str, concept: str) -> list[Analysis]:
     folder = store.analyses(method, concept)
     if not has_this_format(folder):  # none, or one of an earlier version
         return []
-    described = read_json(folder / "analyses.json")
+    described = read_result(folder / "analyses.json", analyses=dict, order=list)
     return [_analysis(folder, described["analyses"][name]) for name in described["order"]]
 
 

@@ -20,6 +20,7 @@ from personalize_core.files.atomic import (
     is_up_to_date,
     read_json,
     read_record,
+    read_result,
     whole_folder,
     write_json,
 )
@@ -346,7 +347,7 @@ def _noun_matrix(
 
 
 def _report(folder: Path, stamp: str, skipped: bool, started: float) -> Report:
-    found = read_json(folder / ANALYSES)["analyses"]
+    found = read_result(folder / ANALYSES, analyses=dict)["analyses"]
     images = {image["caption"]: folder / image["file"] for one in found.values() for image in one.get("images", [])}
     metrics = {
         f"{name}: {number}": value for name, one in found.items() for number, value in one.get("metrics", {}).items()

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import MANIFEST, has_this_format, is_up_to_date, read_json, read_record
+from personalize_core.files.atomic import MANIFEST, has_this_format, is_up_to_date, read_record
 from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.methods import ABLATION_NAMES
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.repeating import find_trainings, scores_of
 from personalize_core.steps.sampling import sampled_as_now
-from personalize_core.workspace.dependencies import COMPARING
+from personalize_core.workspace.dependencies import COMPARING, manifest_stamp
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import concepts_wanted
 from personalize_core.workspace.store import REFERENCES, Store
@@ -56,13 +56,15 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
     stamp = stamp_of(
         {
             "trainings": [
-                read_json(again.scores(each.method, concept) / MANIFEST)["stamp"]
+                manifest_stamp(again.scores(each.method, concept), f"{concept} has not been scored by {each.method}")
                 for each in trainings
                 for concept in each.concepts
                 for again in each.stores.values()
             ],
             "trainings_left_out": left_out,
-            "tables": [read_json(store.scores(*cell) / MANIFEST)["stamp"] for cell in there],
+            "tables": [
+                manifest_stamp(store.scores(*cell), f"{cell[1]} has not been scored by {cell[0]}") for cell in there
+            ],
             "cells": cells,
             "protocol": store.protocol,
             "names": display_names.of(method for method, _ in cells),

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from personalize_core.files.atomic import MANIFEST, is_up_to_date, read_json
+from personalize_core.files.atomic import MANIFEST, is_up_to_date, read_result
 from personalize_core.files.stamps import sha256, sources_hash, stamp_of
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.workspace.dependencies import REPORTING, manifest_stamp
@@ -55,4 +55,4 @@ def _behind(store: Store, method: str, concept: str) -> list[Any]:
     heat_maps = sorted(store.samples(method, concept, "any").parent.glob("*/heat_maps.json"))
     folders = [store.artifact(method, concept), store.grid(method, concept), store.analyses(method, concept)]
     manifests = [folder / MANIFEST for folder in [*folders, *(path.parent for path in heat_maps)]]
-    return [read_json(path)["stamp"] if path.is_file() else None for path in manifests]
+    return [read_result(path, stamp=str)["stamp"] if path.is_file() else None for path in manifests]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, listed
-from personalize_core.files.atomic import read_json, write_json
+from personalize_core.files.atomic import read_json, read_result, read_results, write_json
 from personalize_core.files.stamps import sha256, sources_hash, stamp_of
 from personalize_core.methods import BASELINE
 from personalize_core.sampling.grid import images_in, read_grid
@@ -138,7 +138,7 @@ def scores(store: Store, concept: str, method: str) -> list[Gate]:
     from personalize_core.metrics import parquet, tables
 
     folder = store.scores(method, concept)
-    table, absent = parquet.read_parquet(folder / SCORES), read_json(folder / ABSENT)
+    table, absent = parquet.read_parquet(folder / SCORES), read_results(folder / ABSENT)
     ranges = {tables.SCALED: (0.0, 2.5), tables.PLAIN: (-1.0, 1.0)}
     out = []
     for row in table.select("metric", "image", "score", "scaling").iter_rows(named=True):
@@ -177,7 +177,7 @@ def identity(store: Store, concept: str, method: str) -> list[Gate]:
 
 def comparison(store: Store) -> list[Gate]:
     """Does the comparison hold every concept and method of the experiment?"""
-    missing = read_json(store.comparison() / "summary.json")["missing"]
+    missing = read_result(store.comparison() / "summary.json", missing=list)["missing"]
     said = f"without scores: {listed(missing[:5])}; {len(missing)} in all" if missing else "nothing is missing"
     return [Gate("comparison_complete", not missing, said, False, {"missing": float(len(missing))})]
 
@@ -238,7 +238,7 @@ def _psnr(one: Tensor, other: Tensor) -> float:
 
 
 def _loss_falls(folder: Path, name: str) -> Gate:
-    fixed = read_json(folder / "fixed_batch.json")
+    fixed = read_result(folder / "fixed_batch.json", before=float, after=float, fell_by=float, interval_95=list)
     before, after, (low, high) = fixed["before"], fixed["after"], fixed["interval_95"]
     metrics = {"before": before, "after": after, "fell_by": fixed["fell_by"]}
     said = f"{before:.4f} before training, {after:.4f} after it; fell by {fixed['fell_by']:.4f} [{low:.4f}, {high:.4f}]"
@@ -251,7 +251,7 @@ def _restores(folder: Path, name: str) -> Gate:
     manifest = manifest_of(folder)
     if problems := file_problems(folder, manifest) if manifest else ["its manifest is gone"]:
         return Gate(name, False, f"the artifact is not as it was made: {problems[0]}")
-    proof = read_json(folder / PROOF)
+    proof = read_result(folder / PROOF, largest_difference=float, allowed_difference=float)
     difference, allowed = proof["largest_difference"], proof["allowed_difference"]
     said = f"a fresh process sampled with it what the trainer sampled, to {difference:.3g} (at most {allowed:.3g})"
     return Gate(name, difference <= allowed, said, True, {"largest_difference": difference})

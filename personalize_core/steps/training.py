@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.files.atomic import is_up_to_date, read_json, write_json
+from personalize_core.files.atomic import is_up_to_date, read_json, read_result, write_json
 from personalize_core.methods import check_method, method_class, method_of
 from personalize_core.randomness import seed_for
 from personalize_core.steps.class_images import class_images_for, encode_real_class_images
@@ -169,9 +169,9 @@ def imported(folder: Path) -> bool:
 
 
 def trained_report(stamp: str, skipped: bool, started: float, folder: Path) -> Report:
-    metrics = {"parameters": float(read_json(folder / "config.json")["parameters"])}
+    metrics = {"parameters": float(read_result(folder / "config.json", parameters=int)["parameters"])}
     if (folder / "fixed_batch.json").is_file():  # not with what was imported
-        fixed = read_json(folder / "fixed_batch.json")
+        fixed = read_result(folder / "fixed_batch.json", before=float, after=float, fell_by=float, interval_95=list)
         metrics |= {
             "fixed_batch_loss_before": fixed["before"],
             "fixed_batch_loss_after": fixed["after"],
@@ -180,6 +180,7 @@ def trained_report(stamp: str, skipped: bool, started: float, folder: Path) -> R
             "fell_by_at_most": fixed["interval_95"][1],
         }
     if (folder / PROOF).is_file():
-        metrics["restored_samples_otherwise_by"] = read_json(folder / PROOF)["largest_difference"]
+        proved = read_result(folder / PROOF, largest_difference=float)
+        metrics["restored_samples_otherwise_by"] = proved["largest_difference"]
     images = {"loss": folder / LOSS_CURVE} if (folder / LOSS_CURVE).is_file() else {}
     return Report(stamp, skipped, time.monotonic() - started, folder, metrics, images)

@@ -10,6 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from personalize_core.errors import InputError
+from personalize_core.files.outside import MOST_ANSWERS, read_text
 from personalize_core.study.design import QUESTIONS, Answer, Key, QuestionName
 
 COLUMNS: dict[str, tuple[pl.DataType, str]] = {
@@ -103,12 +104,8 @@ def read(paths: Sequence[Path], key: Key) -> tuple[pl.DataFrame, list[AnswerFile
 def read_file(path: Path, key: Key) -> AnswerFile:
     """One rater's answers, checked; raises InputError that names the file."""
     try:
-        text = path.read_text(encoding="utf-8-sig").strip()  # copied text may come with a mark, or with empty lines
+        text = read_text(path, MOST_ANSWERS).strip()  # copied text may have empty lines
         answers = AnswerFile.model_validate_json(text)
-    except OSError:
-        raise InputError(f"{path} cannot be read as a file of answers") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is damaged: it is not text; ask the rater for the file again") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

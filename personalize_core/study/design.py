@@ -21,6 +21,7 @@ from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_json
+from personalize_core.files.outside import MOST_RESULT, is_there, read_text
 from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.sampling.grid import DESCRIPTION, image_name
 from personalize_core.workspace.store import Store
@@ -170,11 +171,11 @@ class Key(_Strict):
     def read(cls, path: Path) -> Key:
         """Raises InputError where it is missing, damaged or was changed."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except OSError:
-            raise InputError(
-                f"there is no {path}; name the study_key.json that `personalize study` wrote with --key"
-            ) from None
+            if not is_there(path):
+                raise InputError(
+                    f"there is no {path}; name the study_key.json that `personalize study` wrote with --key"
+                )
+            return cls.model_validate_json(read_text(path, MOST_RESULT))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))

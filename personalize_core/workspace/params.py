@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import field_validator
 
 from personalize_core.errors import InputError, listed
+from personalize_core.files.outside import is_there
 from personalize_core.files.typed_yaml import Values, as_written, build, validated
 from personalize_core.methods import (
     ABLATION_NAMES,
@@ -87,7 +88,7 @@ class Params(Section):
     @classmethod
     def read(cls, path: Path) -> Params:
         """Raises InputError with the key that is wrong."""
-        if not path.is_file():
+        if not is_there(path):
             raise InputError(f"{path} does not exist; run this in the project's folder, or name the folder with --root")
         return validated(cls, path)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from personalize_core.concepts.prompt_lists import read_list
 from personalize_core.errors import InputError, listed
+from personalize_core.files.outside import is_there, read_json
 from personalize_core.files.typed_yaml import validated
 from personalize_core.workspace.encoder_settings import Encoders
 from personalize_core.workspace.sampling_settings import PromptList, Sampling
@@ -61,7 +61,7 @@ def read_protocol(path: Path) -> Protocol:
     Raises:
         InputError: there is no such protocol, or it is damaged.
     """
-    if not path.is_file():
+    if not is_there(path):
         known = sorted(path.stem for path in path.parent.glob("*.yaml"))
         raise InputError(f"there is no protocol {path.stem!r} in {path.parent}; there are {listed(known)}")
     return validated(Protocol, path)
@@ -91,17 +91,17 @@ def read_collection(folder: Path, protocol: str) -> dict[str, Path]:
         InputError: the folder is not there, or its catalogue is damaged.
     """
     path = folder / CATALOGUE
-    if not path.is_file():
+    if not is_there(path):
         raise InputError(
             f"the prompts of protocol {protocol!r} may not be shipped with this project: their licence allows "
             f"noncommercial research only; where it suits you, copy or link the folder that holds their "
             f"{CATALOGUE} and prompts/ to {folder}"
         )
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = read_json(path)
         return {Path(entry["instance_data_dir"]).name: folder / entry["prompt_filename"] for entry in entries}
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(
-            f"{path} is damaged, or in another format ({error!r}); it should list objects with 'instance_data_dir' "
+            f"{path} is in another format ({error!r}); it should list objects with 'instance_data_dir' "
             "and 'prompt_filename'"
         ) from None

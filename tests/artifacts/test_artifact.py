@@ -13,6 +13,7 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods import method_class
 from tests.conftest import disturbed, tiny_base
+from tests.mutated import outcomes, put
 
 NAME = "personalized_residuals"  # one with options in its config
 
@@ -129,6 +130,47 @@ def test_an_artifact_with_an_option_that_there_is_not_any_more(saved, base, tmp_
 def test_an_artifact_whose_description_is_damaged(content, saved, base, tmp_path):
     (tmp_path / "config.json").write_text(content)
     assert refusal(tmp_path, base) == f"{tmp_path} holds a damaged artifact; remove the folder and train again"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": []},
+        {"config": []},
+        {"concept": "v"},
+        {"concept": {"name": "v"}},
+        {"concept": {"name": 1, "placeholder": [], "class_noun": {}}},
+        {"base_model": "tiny"},
+        {"base_model": {"name": "tiny"}},
+        {"format": "1"},
+    ],
+)
+def test_an_artifact_whose_description_says_something_of_another_type(changes, saved, base, tmp_path):
+    change(tmp_path, **changes)
+    assert refusal(tmp_path, base) == f"{tmp_path} holds a damaged artifact; remove the folder and train again"
+
+
+def test_a_mutated_description_is_read_or_refused(saved, base, tmp_path):
+    content = (tmp_path / "config.json").read_bytes()
+
+    def read(changed: bytes) -> object:
+        put(tmp_path / "config.json", changed)
+        return artifact.check(tmp_path, NAME, base.name, base.weights_hash)
+
+    accepted, refused = outcomes(content, read)
+    assert accepted > 100 and refused > 1000
+
+
+def test_weights_with_a_mutated_header_are_read_or_refused(saved, base, tmp_path):
+    content = (tmp_path / "weights.safetensors").read_bytes()
+    numbers = int.from_bytes(content[:8], "little") + 8  # where they begin; any of them may be another
+
+    def read(changed: bytes) -> object:
+        put(tmp_path / "weights.safetensors", changed + content[numbers:])
+        return artifact.restore(tmp_path, base)
+
+    accepted, refused = outcomes(content[:numbers], read, count=200)
+    assert accepted + refused == 200 and refused > 100
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", None])

@@ -8,6 +8,7 @@ from PIL import Image
 from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept_files import add_concept, concept_images, read_concept
 from personalize_core.errors import InputError
+from tests.mutated import outcomes, put
 
 
 @pytest.fixture
@@ -168,12 +169,38 @@ def test_a_folder_without_its_description(photos):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "dog", "[1, 2]", "a: {", "placeholder: <x>", "placeholder: <x>\nclass_noun: dog\nmore: 1", "\udcff"]
+    "text", ["", "dog", "[1, 2]", "placeholder: <x>", "placeholder: <x>\nclass_noun: dog\nmore: 1"]
 )
 def test_a_description_that_says_something_else(text, photos):
-    (photos / "concept.yaml").write_bytes(text.encode(errors="surrogateescape"))
+    (photos / "concept.yaml").write_bytes(text.encode())
     with pytest.raises(InputError) as refused:
         read_concept(photos)
     assert str(refused.value) == (
         f"{photos / 'concept.yaml'} must hold two lines, 'placeholder: <my-dog>' and 'class_noun: NOUN'"
     )
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"a: {", "concept.yaml is not YAML"),
+        (b"\xe9", "concept.yaml is not text in UTF-8"),
+        (b"placeholder: <x>\nclass_noun: dog\nclass_noun: cat", "line 3: the key 'class_noun' stands there twice"),
+        (b"placeholder: [<x>]\nclass_noun: dog", "placeholder = ['<x>']: it should be a word"),
+        (b"[" * 1000, "64 levels"),
+    ],
+)
+def test_a_description_that_cannot_be_read(content, said, photos):
+    (photos / "concept.yaml").write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_concept(photos)
+    assert said in str(refused.value)
+
+
+def test_a_mutated_description_is_read_or_refused(photos):
+    def read(content: bytes) -> object:
+        put(photos / "concept.yaml", content)
+        return read_concept(photos)
+
+    accepted, refused = outcomes(b'placeholder: "<my-dog>"\nclass_noun: stuffed animal\n', read)
+    assert accepted > 100 and refused > 500

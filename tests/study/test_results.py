@@ -389,7 +389,7 @@ def test_a_forced_choice_takes_no_not_sure(tmp_path):
 
 def test_bytes_that_are_no_text_are_refused(folder):
     (folder / "rater_5.json").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(InputError, match=r"rater_5\.json is damaged: it is not text"):
+    with pytest.raises(InputError, match=r"rater_5\.json is text in UTF-16"):
         read(folder)
 
 

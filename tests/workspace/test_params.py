@@ -110,7 +110,7 @@ def test_a_file_that_is_not_yaml_says_where(tmp_path):
 
 def test_a_file_that_is_not_text(tmp_path):
     (tmp_path / "params.yaml").write_bytes(b"\xff\xfe\x00seed")
-    assert "params.yaml is not YAML" in refusal(lambda: Params.read(tmp_path / "params.yaml"))
+    assert "params.yaml is text in UTF-16; save it as UTF-8" in refusal(lambda: Params.read(tmp_path / "params.yaml"))
 
 
 def test_an_unknown_key_with_the_known_ones(read):

@@ -172,7 +172,7 @@ def test_lists_that_may_not_be_shipped_are_read_from_where_the_user_puts_them(st
     with pytest.raises(InputError, match="protocol 'short' has no prompts for 'cup'; .* one of its names: rex"):
         steps.check_inputs(under, ["cup"], [METHOD])
     (folder / "dataset.json").write_text('{"concepts": 3}')
-    with pytest.raises(InputError, match="dataset.json is damaged, or in another format"):
+    with pytest.raises(InputError, match="dataset.json is in another format"):
         concepts_wanted(under)
 
 
