@@ -66,6 +66,11 @@ class Identity:
         return stamp_of(dict(self.hashes))
 
 
+def is_address(name: str) -> bool:
+    """Is it written as a folder or a hub id is, and not as one of `NAMES`?"""
+    return "/" in name or "\\" in name or name.startswith((".", "~"))
+
+
 def identify(name: str) -> Identity:
     """Which weights `name` stands for; reads local files, and asks no hub.
 

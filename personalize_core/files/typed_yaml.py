@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from personalize_core.errors import InputError, listed, shown
+from personalize_core.files.bounds import beyond_limits, switches_for_numbers
 from personalize_core.files.outside import read_yaml
 
 Values = dict[str, Any]
@@ -27,9 +29,12 @@ def validated(kind: type[M], path: Path) -> M:
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold keys and their values, a line for each; they are {listed(keys_of(kind))}")
     try:
-        return kind.model_validate(values)
+        made = kind.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error, kind)}") from None
+    if wrong := list(switches_for_numbers(values, made)):
+        raise InputError(f"{path}: {_first(wrong)}")
+    return made
 
 
 def build(kind: type, values: Values, where: str) -> Any:
@@ -38,16 +43,31 @@ def build(kind: type, values: Values, where: str) -> Any:
     Raises:
         InputError: an unknown key or a value that is not allowed; the message lists what is.
     """
+    if not isinstance(values, Mapping):
+        raise InputError(f"{where} = {shown(values)}: it should be keys and their values")
     try:
-        return kind(**(values or {}))
+        made = kind(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
         raise InputError(f"{where}: {_explain(error, kind)}") from None
+    wrong = [*switches_for_numbers(values, made), *_beyond_limits(made)]
+    if wrong:
+        raise InputError(f"{where}: {_first(wrong)}")
+    return made
+
+
+def _beyond_limits(made: Any) -> Iterator[str]:
+    for key in keys_of(type(made)):
+        value = getattr(made, key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and (wrong := beyond_limits(key, value)):
+            yield f"{key} = {shown(value)}: {wrong}"
 
 
 def _explain(error: ValidationError, kind: Any) -> str:
-    """All that is wrong, up to `MOST_PROBLEMS`."""
-    found = error.errors(include_url=False)
-    said = list(dict.fromkeys(_explain_one(each, kind) for each in found))
+    return _first([_explain_one(each, kind) for each in error.errors(include_url=False)])
+
+
+def _first(problems: list[str]) -> str:
+    said = list(dict.fromkeys(problems))
     beyond = [f"and {len(said) - MOST_PROBLEMS} more"] if len(said) > MOST_PROBLEMS else []
     return "; ".join([*said[:MOST_PROBLEMS], *beyond])
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
-from personalize_core.errors import InputError, listed
+from personalize_core.base_model.loading import NAMES, is_address
+from personalize_core.errors import InputError, listed, shown
 from personalize_core.files.outside import is_there
 from personalize_core.files.typed_yaml import Values, as_written, build, validated
 from personalize_core.methods import (
@@ -22,7 +23,7 @@ from personalize_core.methods import (
 from personalize_core.workspace.automation import Automation
 from personalize_core.workspace.encoder_settings import Encoders
 from personalize_core.workspace.sampling_settings import SamplerSettings, Sampling
-from personalize_core.workspace.sections import Section
+from personalize_core.workspace.sections import MOST_SEED, Section
 from personalize_core.workspace.variants import NAME as VARIANT_NAME
 from personalize_core.workspace.variants import Variant, checked_variant, variant_of
 
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
 class Params(Section):
     """params.yaml."""
 
-    base_model: str
+    base_model: Annotated[str, Field(min_length=1, max_length=1000)]
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False  # of the U-Net in training
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)]
     sampling: Sampling
     class_images: SamplerSettings  # for prior preservation; apart, so that another protocol trains nothing again
     encoders: Encoders
@@ -51,8 +52,27 @@ class Params(Section):
     def _known_methods(cls, sections: dict[str, Any]) -> dict[str, Any]:
         unknown = [name for name in sections if name not in METHOD_NAMES]
         if unknown:
-            raise ValueError(f"there is no method {listed(map(repr, unknown))}; the methods are {listed(METHOD_NAMES)}")
+            known = f"the methods are {listed(METHOD_NAMES)}"
+            raise ValueError(f"there is no method {listed(map(shown, unknown))}; {known}")
         return sections
+
+    @model_validator(mode="after")
+    def _known_base_models(self) -> Params:
+        """A section under a misspelt base model would change nothing, and the published recipe would be used."""
+        sections = [("methods", name, each) for name, each in self.methods.items()]
+        sections += [("ablations", name, each) for name, each in self.ablations.items()]
+        unknown = [
+            f"{kind}.{method}.{base}"
+            for kind, method, bases in sections
+            for base in bases
+            if base != self.base_model and base not in NAMES and not is_address(base)
+        ]
+        if unknown:
+            raise ValueError(
+                f"{listed(map(shown, unknown))}: there is no such base model; known are {listed(NAMES)}, a folder and "
+                "a hub id, each spelled as base_model is"
+            )
+        return self
 
     @field_validator("ablations")
     @classmethod

@@ -14,6 +14,7 @@ from personalize_core.files.outside import is_there, read_json
 from personalize_core.files.typed_yaml import validated
 from personalize_core.workspace.encoder_settings import Encoders
 from personalize_core.workspace.sampling_settings import PromptList, Sampling
+from personalize_core.workspace.sections import MOST_SEED
 
 CATALOGUE = "dataset.json"  # in a collection's folder: its concepts, and the list of each
 
@@ -31,7 +32,7 @@ class Protocol(Sampling):
     chosen: str = ""  # how the source chose its concepts, in words
     prompts: tuple[PromptList, ...] = ()
     collection: str | None = None  # in place of `prompts`: a folder of data/prompts that is not ours to ship
-    seed: Annotated[int, Field(ge=0)] | None = None  # of the initial noise; training keeps params.yaml's
+    seed: Annotated[int, Field(ge=0, le=MOST_SEED)] | None = None  # of the initial noise; training keeps params.yaml's
     encoders: Encoders | None = None
 
     @field_validator("concepts", mode="before")

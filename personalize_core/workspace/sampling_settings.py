@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from personalize_core.files.bounds import cost_of_images
 from personalize_core.workspace.sections import Section
 
 if TYPE_CHECKING:
     from personalize_core.concepts.concept import Concept
 
 
+TIMESTEPS = 1000  # of every Stable Diffusion; a sampler takes some of them
+MOST_IMAGES = 1000  # for each prompt
+
+
 class SamplerSettings(Section):
     """How the sampler runs."""
 
     sampler: Literal["ddim", "dpm-solver++"]
-    steps: Annotated[int, Field(gt=0)]
-    guidance: Annotated[float, Field(ge=0)]
+    steps: Annotated[int, Field(gt=0, le=TIMESTEPS)]
+    guidance: Annotated[float, Field(ge=0, le=100)]
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0  # of DDIM: new noise in each step; 0 none, 1 as much as DDPM
 
     @model_validator(mode="after")
@@ -43,10 +48,17 @@ class PromptList(Section):
         return self.for_others or concept.name in self.concepts or concept.class_noun.lower() in self.class_nouns
 
 
+def _few_enough(images: int) -> int:
+    if images > MOST_IMAGES:
+        cost = f"; for each prompt, {cost_of_images(images)}" if images < 1e30 else ""
+        raise ValueError(f"it should be at most {MOST_IMAGES}{cost}")
+    return images
+
+
 class Sampling(SamplerSettings):
     """What is sampled of every concept; the same for every method."""
 
-    images_per_prompt: Annotated[int, Field(gt=0)]
+    images_per_prompt: Annotated[int, Field(gt=0), AfterValidator(_few_enough)]
     prompts: tuple[PromptList, ...]  # the first that suits a concept is its own; written as a name, it is for all
 
     @field_validator("prompts", mode="before")

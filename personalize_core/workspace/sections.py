@@ -8,11 +8,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from personalize_core.errors import listed
 
+MOST_SEED = 2**63 - 1  # what every generator of random numbers takes
+
 
 class Section(BaseModel):
     """A part of params.yaml: an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def each_once(names: list[str]) -> list[str]:

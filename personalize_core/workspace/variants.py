@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from personalize_core.errors import InputError, listed
+from personalize_core.errors import InputError, listed, shown
 from personalize_core.files.typed_yaml import Values, build, keys_of, unknown_key
 from personalize_core.methods import RECIPES
 from personalize_core.methods.shared.options import Refinement
@@ -53,7 +53,7 @@ def _place(method: str, variant: str) -> str:
 
 def _refinement(values: Any, where: str) -> Refinement:
     if not isinstance(values, dict):
-        raise InputError(f"{where} = {values!r}: it should be options, or {{}} for the published ones")
+        raise InputError(f"{where} = {shown(values)}: it should be options, or {{}} for the published ones")
     return build(Refinement, values, where)
 
 
