@@ -41,18 +41,30 @@ class Concept:
         check_name(name)
         return cls(name, f"<{name}>", class_noun)
 
+    @property
+    def mention(self) -> re.Pattern[str]:
+        """The placeholder, and the class noun where it follows as a whole word."""
+        noun = r"\s+".join(map(re.escape, self.class_noun.split()))
+        return re.compile(rf"{re.escape(self.placeholder)}(?:\s+(?i:{noun})(?![\w-]))?")
+
     def template(self, prompt: str) -> str:
         """A user's prompt as a template: the placeholder, alone or before the class noun, becomes the slot.
 
-        So the same prompt suits methods that say "<dog7>" and methods that say "<dog7> dog".
+        So the same prompt suits methods that say "<dog7>" and methods that say "<dog7> dog". The noun counts as a whole
+        word, not as the beginning of "doghouse" or "dogs", in capitals or not, as tokenizers read it.
 
         Raises:
-            InputError: the prompt does not mention the concept.
+            InputError: the prompt does not mention the concept, or has a slot already.
         """
-        template = prompt.replace(f"{self.placeholder} {self.class_noun}", SLOT).replace(self.placeholder, SLOT)
+        if SLOT in prompt:
+            raise InputError(
+                f"the prompt has {SLOT!r}, which stands for the concept in prompt lists: {shown(prompt)}. "
+                f"Write {self.placeholder!r} where the concept belongs, and leave {SLOT!r} out."
+            )
+        template = self.mention.sub(lambda found: SLOT, prompt)
         if SLOT not in template:
             raise InputError(
-                f"the prompt does not mention the concept {self.name!r}: {prompt!r}. "
+                f"the prompt does not mention the concept {self.name!r}: {shown(prompt)}. "
                 f"Write {self.placeholder!r} where the concept belongs."
             )
         return template

@@ -6,6 +6,7 @@ arXiv:2408.15914, section "Test-time optimization". It works on every method tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -114,8 +115,12 @@ class ContextRefined(Method):
         self, base: BaseModel, prompt: str, listen: Callable[[int, float], None] = lambda index, loss: None
     ) -> Tensor:
         how = self.config
-        phrase = self.phrase if self.phrase in prompt else self.concept.placeholder
-        pair = PromptPair.of(base, self.concept, prompt.replace(phrase, SLOT), phrase)
+        whole = re.compile(rf"{re.escape(self.phrase)}(?![\w-])")  # "<v> dog", and not the beginning of "<v> doghouse"
+        if whole.search(prompt):
+            template, phrase = whole.sub(lambda found: SLOT, prompt), self.phrase
+        else:
+            template, phrase = prompt.replace(self.concept.placeholder, SLOT), self.concept.placeholder
+        pair = PromptPair.of(base, self.concept, template, phrase)
         vector = self.embedding.vector.detach().clone().requires_grad_()
         optimizer, seen = torch.optim.AdamW([vector], lr=how.lr), []
         for index in range(how.steps):

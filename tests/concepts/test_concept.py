@@ -53,6 +53,33 @@ def test_a_prompt_becomes_a_template_with_or_without_the_class_noun():
     assert concept.template("<dog7> dog beside <dog7>") == f"{SLOT} beside {SLOT}"
 
 
+@pytest.mark.parametrize(
+    "noun, prompt, template",
+    [
+        ("dog", "a <x> doghouse", "a {} doghouse"),
+        ("car", "<x> cartoon", "{} cartoon"),
+        ("cat", "<x> catching a ball", "{} catching a ball"),
+        ("dog", "two <x> dogs", "two {} dogs"),
+        ("dog", "a <x> dog-house", "a {} dog-house"),
+        ("dog", "a <x> Dog, <x> DOG", "a {}, {}"),
+        ("Teddy", "a <x> teddy", "a {}"),
+        ("dog", "a <x> dog's bowl", "a {}'s bowl"),
+        ("dog", "a <x>  dog.", "a {}."),
+        ("dog", "a <x> dog doghouse", "a {} doghouse"),
+        ("stuffed animal", "a <x> Stuffed animal and <x> stuffed animals", "a {} and {} stuffed animals"),
+        ("dog", "a {red} <x> dog", "a {red} {}"),
+        ("dog", "a <x> \\1 dog", "a {} \\1 dog"),
+    ],
+)
+def test_the_class_noun_counts_as_a_whole_word_in_capitals_or_not(noun, prompt, template):
+    assert Concept("x", "<x>", noun).template(prompt) == template
+
+
+def test_a_prompt_with_a_slot_of_its_own_is_refused():
+    with pytest.raises(InputError, match="has '{}', which stands for the concept in prompt lists"):
+        Concept.named("dog7", "dog").template("a {red} <dog7> and a {}")
+
+
 def test_a_prompt_that_does_not_mention_the_concept_is_refused_with_what_to_write():
     concept = Concept.named("dog7", "dog")
     with pytest.raises(InputError) as refused:
