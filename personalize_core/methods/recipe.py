@@ -23,7 +23,8 @@ T = TypeVar("T")
 def options(kind: type[T]) -> type[T]:
     """A frozen dataclass whose values are checked when it is created: for a method's Config and Sampling."""
     # Validators are built on first use: importing every method's recipe then costs little.
-    checked: Any = validated_dataclass(frozen=True, config=ConfigDict(extra="forbid", defer_build=True))
+    config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
+    checked: Any = validated_dataclass(frozen=True, config=config)
     return checked(kind)
 
 

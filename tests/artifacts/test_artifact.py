@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from personalize_core.artifacts import saving
+from personalize_core.artifacts import description, saving
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods import method_class
@@ -155,7 +155,7 @@ def test_a_mutated_description_is_read_or_refused(saved, base, tmp_path):
 
     def read(changed: bytes) -> object:
         put(tmp_path / "config.json", changed)
-        return artifact.check(tmp_path, NAME, base.name, base.weights_hash)
+        return description.check(tmp_path, NAME, base.name, base.weights_hash)
 
     accepted, refused = outcomes(content, read)
     assert accepted > 100 and refused > 1000
@@ -167,7 +167,7 @@ def test_weights_with_a_mutated_header_are_read_or_refused(saved, base, tmp_path
 
     def read(changed: bytes) -> object:
         put(tmp_path / "weights.safetensors", changed + content[numbers:])
-        return artifact.restore(tmp_path, base)
+        return saving.restore(tmp_path, base)
 
     accepted, refused = outcomes(content[:numbers], read, count=200)
     assert accepted + refused == 200 and refused > 100

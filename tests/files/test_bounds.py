@@ -14,8 +14,8 @@ import yaml
 from personalize_core.errors import InputError
 from personalize_core.files.bounds import cost_of_images, size_of, time_of
 from personalize_core.files.typed_yaml import build
-from personalize_core.methods import METHOD_NAMES, method_class
-from personalize_core.sampling.test_time_optimization import Refinement
+from personalize_core.methods import METHOD_NAMES, recipe_class
+from personalize_core.methods.shared.options import Refinement
 from personalize_core.workspace.params import Params
 from tests.mutated import outcomes, put
 
@@ -26,7 +26,7 @@ def numbers_of(kind: type) -> list[str]:
     return [key for key, hint in hints.items() if {hint, *typing.get_args(hint)} & {int, float}]
 
 
-KINDS = {name: method_class(name).Config for name in METHOD_NAMES}
+KINDS = {name: recipe_class(name) for name in METHOD_NAMES}
 CASES = [(kind, key) for kind in (*KINDS.values(), Refinement) for key in numbers_of(kind)]
 
 
