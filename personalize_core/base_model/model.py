@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -150,11 +151,24 @@ class BaseModel:
     @contextmanager
     def recomputing(self) -> Iterator[None]:
         """Within it the U-Net keeps little for the gradient, and is computed again where it is needed."""
-        self.unet.enable_gradient_checkpointing()
+        self.unet.enable_gradient_checkpointing(self._checkpointed)
         try:
             yield
         finally:
             self.unet.disable_gradient_checkpointing()
+
+    def _checkpointed(self, module: Any, *args: Any) -> Any:
+        """As diffusers' own checkpointing, but hooks find the same `call` when the module is computed again."""
+        call = self._call
+
+        def compute(*args: Any) -> Any:
+            before, self._call = self._call, call
+            try:
+                return module(*args)
+            finally:
+                self._call = before
+
+        return checkpoint(compute, *args, use_reentrant=False)
 
     @property
     def call(self) -> Call:

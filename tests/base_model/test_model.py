@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import hooked
 from personalize_core.methods.interface import Stage
 from personalize_core.training.loop import denoising_step
 from tests.conftest import predict, tiny_base, tiny_parts, unpersonalized
@@ -152,3 +155,30 @@ def test_in_bfloat16_it_answers_nearly_the_same_in_float32(base, concept):
     assert {parameter.dtype for parameter in half.unet.parameters()} == {torch.bfloat16}
     assert {parameter.dtype for parameter in half.text_encoder.parameters()} == {torch.float32}
     assert (answer - expected).abs().mean() < 0.03 * expected.abs().mean()  # bfloat16 keeps 8 bits: 0.4 % a step
+
+
+def test_a_hook_finds_the_same_call_when_the_unet_is_computed_again(base, concept):
+    """With gradient checkpointing a block runs twice, the second time in the backward pass."""
+    context = base.encode(["a photo of <v> dog", "the desert"], concept)
+    scale = torch.ones((), requires_grad=True)
+    x_t, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([10, 800])
+    block: Any = base.transformers["down_blocks.0.attentions.0"].transformer_blocks[0]
+    seen: list[list[int]] = []
+
+    def by_timestep(module, args, output):
+        seen.append(base.call.t.tolist())
+        return output * scale * base.call.t.view(-1, 1, 1) / 1000
+
+    def gradient() -> torch.Tensor:
+        with hooked(block.attn2.to_out[0].register_forward_hook(by_timestep)):
+            prediction = base.denoise(x_t, t, context)
+            (found,) = torch.autograd.grad(prediction.square().sum(), scale)
+        return found
+
+    plain = gradient()
+    with base.recomputing():
+        again = gradient()
+    torch.testing.assert_close(again, plain, rtol=1e-5, atol=1e-5)
+    assert seen == [[10, 800]] * 3  # once plain, twice checkpointed
+    with pytest.raises(RuntimeError, match="no pass through the U-Net is running"):
+        _ = base.call

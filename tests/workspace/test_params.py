@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from personalize_core import methods
-from personalize_core.errors import InputError
-from personalize_core.files.typed_yaml import build
+from personalize_core.errors import InputError, listed
+from personalize_core.files.typed_yaml import build, keys_of
 from personalize_core.methods import (
     ABLATION_NAMES,
     METHOD_NAMES,
@@ -252,10 +252,10 @@ def test_what_test_time_optimization_does_not_know_is_refused_with_what_it_knows
     ],
 )
 def test_lag_is_refused_where_it_means_nothing_with_where_it_does(method, why, read):
+    confinable = [name for name in METHOD_NAMES if "lag" in keys_of(recipe_class(name).Sampling)]
     assert refusal(lambda: with_variant(read, method, lag=True)) == (
         f"params.yaml, variants.{method}.chosen: lag keeps what was learned to the region that looks at the concept, "
-        f"and does not apply to {method}: {why}; it applies to lora_dreambooth, custom_diffusion, vico, oft and "
-        "personalized_residuals"
+        f"and does not apply to {method}: {why}; it applies to {listed(confinable)}"
     )
 
 
