@@ -33,7 +33,7 @@ from typing import Any
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
 from personalize_core import steps
 from personalize_core.artifacts import proof
-from personalize_core.training import run_costs
+from personalize_core.steps import training
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.conftest import ThisProcess
@@ -44,7 +44,7 @@ TIMED = ("costs", "report")  # folders of data/ that state seconds
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
-run_costs.TimedCheckpoints = partial(run_costs.TimedCheckpoints, every_seconds=0)
+training.TimedCheckpoints = partial(training.TimedCheckpoints, every_seconds=0)
 
 
 def whole(root: Path, concepts: list[str]) -> None:

@@ -21,7 +21,7 @@ def test_nothing_of_it_can_be_trained(base):
 
 
 def test_the_layers_are_those_of_stable_diffusion_in_the_order_they_run(base):
-    """Section 12.1: execution order, the middle block between down and up; no attention in down 3 and up 0."""
+    """Execution order, the middle block between down and up; no attention in down 3 and up 0."""
     assert LAYERS[:2] == ("down_blocks.0.attentions.0", "down_blocks.0.attentions.1")
     assert (LAYERS[6], len(LAYERS)) == ("mid_block.attentions.0", 16)
     assert LAYERS[-1] == "up_blocks.3.attentions.2"

@@ -60,7 +60,7 @@ def test_every_learned_tensor_is_reached_by_training(case, base, concept, images
 
 @of_learning
 def test_after_each_step_the_log_has_the_rates_and_how_far_a_learned_embedding_has_come(case, base, concept, images):
-    """methods.md 12.7 and 15.2: the norm of v, and its cosine to what it started as."""
+    """The norm of v, and its cosine to what it started as."""
     method, cosines = case.make(base, concept), []
     stages = {stage.name: stage for stage in method.stages()}
     width, held = base.text_width, method.config.text_embeddings
@@ -86,7 +86,7 @@ def test_after_each_step_the_log_has_the_rates_and_how_far_a_learned_embedding_h
 
 @of_learning
 def test_what_the_base_model_predicts_changes_the_target_and_no_penalty(case, concept, images):
-    """methods.md 12.6: noise for Stable Diffusion 1, velocity for 2.1; attention and words are the same under both."""
+    """Noise for Stable Diffusion 1, velocity for 2.1; attention and words are the same under both."""
     found = {}
     for prediction_type in ("epsilon", "v_prediction"):
         base = case.base(prediction_type=prediction_type)

@@ -59,7 +59,7 @@ def bear() -> Concept:
 
 
 def test_the_recipe_is_the_papers():
-    """methods.md section 8: learning rate, steps, batch, lambda_mu and lambda_sigma of each stage."""
+    """docs/methods.md#attndreambooth: learning rate, steps, batch, lambda_mu and lambda_sigma of each stage."""
     c: Any = Config()
     table = [
         tuple(getattr(c, f"{stage}_{key}") for key in ("lr", "steps", "batch_size", "mean_weight", "variance_weight"))
@@ -174,7 +174,7 @@ def test_the_third_stage_goes_on_from_the_second(make, base, images):
 
 
 def test_the_fast_recipe_can_be_chosen(base, concept):
-    """methods.md section 8: rate 1e-5, 200 steps, batch 4 in the third stage."""
+    """docs/methods.md#attndreambooth: rate 1e-5, 200 steps, batch 4 in the third stage."""
     method = AttnDreamBooth(Config(unet_steps=200, unet_batch_size=4, unet_lr=1e-5), base, concept)
     assert [(s.steps, s.batch_size) for s in method.stages()] == [(60, 8), (100, 8), (200, 4)]
     assert method.stages()[-1].param_groups[0]["lr"] == 1e-5
@@ -426,7 +426,7 @@ def test_it_starts_from_the_class_noun_by_the_token_that_is_chosen(base, bear):
 
 
 def test_concept_images_are_turned_and_mirrored_unless_the_paper_is_followed():
-    """methods.md 0.7."""
+    """How the concept images are prepared, as the code does it."""
     recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("rotate", "bilinear", True)
     plain = Config(rotate=False).preprocessing

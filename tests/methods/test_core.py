@@ -51,7 +51,7 @@ def make(base, concept) -> Any:
 
 
 def test_the_recipe_is_the_papers():
-    """methods.md section 10, with the code's reading of the losses."""
+    """docs/methods.md#core, with the code's reading of the losses."""
     c = Config()
     assert (c.embedding_lr, c.embedding_steps, c.embedding_batch_size) == (5e-3, 300, 6)
     assert (c.unet_lr, c.unet_steps, c.unet_batch_size) == (2e-6, 1000, 4)
@@ -122,7 +122,7 @@ def test_it_starts_from_the_class_noun_by_the_token_that_is_chosen(base):
 
 
 def test_concept_images_are_turned_and_mirrored_unless_the_paper_is_followed():
-    """methods.md 0.7."""
+    """How the concept images are prepared, as the code does it."""
     recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("rotate", "bilinear", True)
     plain = Config(rotate=False).preprocessing
@@ -314,7 +314,7 @@ def test_a_run_cut_off_within_the_window_resumes_to_the_same_bits(make, base, im
     ],
 )
 def test_the_lists_are_the_released_ones_and_say_their_source(name, count, one):
-    """methods.md 13.5: 97, 103 and 50 templates; the others are ours."""
+    """97, 103 and 50 templates; the others are ours."""
     from personalize_core.concepts.prompt_lists import TRAINING, read_list
 
     templates, first = read_list(TRAINING / f"{name}.txt"), (TRAINING / f"{name}.txt").read_text("utf-8").split("\n")[0]
@@ -377,7 +377,7 @@ def test_choices_that_contradict_each_other_are_refused_in_a_sentence(chosen, wh
 
 
 def test_every_ablation_of_the_register_can_be_configured(base, concept, images):
-    """methods.md 15.7: without CER, CAR, rescaling, prompt set; and the paper's reading of the losses."""
+    """Without CER, CAR, rescaling, prompt set; and the paper's reading of the losses."""
     register: dict[str, dict[str, Any]] = {
         "without CER": {"cer_weight": 0.0},
         "without CAR": {"car_weight": 0.0},

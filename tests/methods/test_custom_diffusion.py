@@ -219,7 +219,7 @@ def test_the_concepts_rows_are_the_same_with_and_without_class_images(make, zoom
 
 
 def naive_loss(prediction: np.ndarray, target: np.ndarray, masks: np.ndarray, prior_weight: float, scale: int) -> float:
-    """methods.md section 3: L_inst + weight * L_reg, row by row; masks (b, h, w) are the concept's rows'."""
+    """L_inst + weight * L_reg, item by item; masks (b, h, w) are those of the concept's items."""
     size, instance = len(masks), []
     error = (prediction - target) ** 2
     for row in range(size):
@@ -523,7 +523,7 @@ def test_real_class_images_are_concept_images_from_a_folder_with_their_captions(
 
 
 def test_the_recipe_is_the_authors():
-    """methods.md section 3: 4 + 4 images, 8e-5, 250 steps, 200 generated class images, weights equal."""
+    """docs/methods.md#custom-diffusion: 4 + 4 images, 8e-5, 250 steps, 200 generated class images, weights equal."""
     c = Config()
     assert (c.batch_size, c.lr, c.steps, c.class_images, c.prior_weight) == (4, 8e-5, 250, 200, 1.0)
     assert (c.trained, c.regularization, c.instance_scale) == ("kv", "generated", 1)

@@ -106,13 +106,13 @@ def test_what_was_learned_acts_on_every_prompt(make, base, concept):
 
 
 def test_the_recipe_is_diffusers_with_prior_preservation():
-    """methods.md section 2: batch 1 + 1, 800 steps, 5e-6, 200 class images, lambda 1."""
+    """docs/methods.md#dreambooth: batch 1 + 1, 800 steps, 5e-6, 200 class images, lambda 1."""
     c = Config()
     assert (c.batch_size, c.steps, c.lr, c.class_images, c.prior_weight) == (1, 800, 5e-6, 200, 1.0)
     assert c.prior_preservation and not c.train_text_encoder
 
 
 def test_concept_images_are_cropped_and_not_mirrored():
-    """methods.md 0.7."""
+    """How the concept images are prepared, as the code does it."""
     recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("crop", "bilinear", False)

@@ -91,6 +91,6 @@ def test_it_trains_on_the_concept_alone_or_with_prior_preservation(make, images)
 
 
 def test_the_recipe_is_diffusers():
-    """methods.md section 11."""
+    """docs/methods.md#lora-dreambooth."""
     c = Config()
     assert (c.rank, c.steps, c.batch_size, c.lr, c.prior_preservation) == (4, 500, 1, 1e-4, False)

@@ -61,7 +61,7 @@ def naive_layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: f
 
 
 def naive_mapper(mapper: Any, t: float, layer: int, keep: int = HIDDEN) -> np.ndarray:
-    """methods.md section 5, mapper architecture, steps 1 to 6, for one timestep and layer."""
+    """docs/methods.md#neti, mapper architecture, steps 1 to 6, for one timestep and layer."""
     p = {name: tensor.detach().double().numpy() for name, tensor in mapper.state_dict().items()}
     if mapper.config.positional_encoding:
         x = p["anchors.weight"] @ naive_features(p["encode.W"], t, layer) + p["anchors.bias"]
@@ -148,7 +148,7 @@ def test_what_it_says_has_the_norm_of_the_class_nouns_embedding(base, concept, m
     target = base.word_embedding("dog").norm()
     torch.testing.assert_close(said(method.mapper, T).norm(dim=-1), target.expand(16, 2))
     embedding, _ = method.mapper(T)
-    assert (embedding.norm(dim=-1) < target).all()  # the joint vector has it, not the half (methods.md section 16, 16)
+    assert (embedding.norm(dim=-1) < target).all()  # the joint vector has it, not the half (docs/methods.md#neti)
 
 
 def test_or_each_half_has_it(base, concept):
@@ -209,7 +209,7 @@ def test_half_of_the_calls_are_cut_at_a_uniformly_drawn_unit():
 
 
 def test_whether_a_call_is_cut_is_drawn_for_its_rows_together_and_where_for_each():
-    """The code's batch is 2, and each layer is a call of its own (methods.md section 5)."""
+    """The code's batch is 2, and each layer is a call of its own (docs/methods.md#neti)."""
     kept = kept_units(Config(dropout_rows=2), 1001, seed=0)
     dropped = kept < HIDDEN
     pairs = dropped[:, :1000].reshape(16, 500, 2)
@@ -414,7 +414,7 @@ def test_gradient_checkpointing_changes_no_gradient(method, base, images):
 
 
 def test_gradients_are_not_clipped(method):
-    """methods.md section 5: the code does not."""
+    """docs/methods.md#neti: the code does not."""
     (stage,) = method.stages()
     assert stage.max_gradient_norm == math.inf
 
@@ -430,7 +430,7 @@ def test_rescaling_halves_needs_two():
 
 
 def test_the_recipe_is_the_codes():
-    """methods.md section 5: batch 2 accumulated 4 times, 1e-3 times 8, 1,000 steps; dropout 0.5; 10 anchors."""
+    """docs/methods.md#neti: batch 2 accumulated 4 times, 1e-3 times 8, 1,000 steps; dropout 0.5; 10 anchors."""
     c = Config()
     assert (c.batch_size, c.dropout_rows, c.lr, c.steps) == (2 * 4, 2, pytest.approx(1e-3 * 2 * 4), 1000)
     assert (c.nested_dropout, c.time_anchors, c.sigma_t, c.sigma_l, neti.BYPASS) == (0.5, 10, 0.03, 2.0, 0.2)
@@ -438,7 +438,7 @@ def test_the_recipe_is_the_codes():
 
 
 def test_concept_images_are_squashed_and_mirrored():
-    """methods.md 0.7."""
+    """How the concept images are prepared, as the code does it."""
     recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("squash", "bicubic", True)
 

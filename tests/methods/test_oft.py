@@ -167,7 +167,7 @@ def radius(rotation: Rotation, eps: float) -> float:
     ("inputs", "expected"), [(320, 0.192), (640, 0.768), (768, 1.106), (1280, 3.072), (1024, 1.966)]
 )
 def test_the_radii_are_those_of_the_authors_code(inputs, expected):
-    """methods.md section 6, for eps 6e-5 and r 4."""
+    """docs/methods.md#oft, for eps 6e-5 and r 4."""
     assert round(radius(Rotation(inputs, 2, 4, block_share=False, rescaled=False), 6e-5), 3) == expected
 
 
@@ -300,7 +300,7 @@ def test_training_leaves_the_stored_matrices_skew(base, concept, images):
 
 
 def test_the_recipe_is_the_papers():
-    """methods.md section 6 and 0.7."""
+    """docs/methods.md#oft: its recipe."""
     c = Config()
     assert (c.r, c.block_share, c.coft, c.eps, c.rescaled) == (4, False, False, 6e-5, False)
     assert (c.steps, c.batch_size, c.lr, c.class_images, c.prior_weight) == (1000, 1, 6e-5, 200, 1.0)

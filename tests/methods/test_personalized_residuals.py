@@ -55,7 +55,7 @@ def test_the_literal_reading_of_the_paper_starts_beside_the_base_model(base, con
 
 
 def test_factors_start_with_a_deviation_of_two_hundredths():
-    """methods.md section 9."""
+    """docs/methods.md#personalized-residuals."""
     torch.manual_seed(0)
     residual = Residual(1280, 1280, 64, "gaussian")
     for factor in (residual.A, residual.B):

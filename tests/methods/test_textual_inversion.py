@@ -37,7 +37,7 @@ def test_it_starts_from_the_class_noun_by_its_last_token(base, concept):
 
 
 def test_another_token_of_the_class_noun_or_their_mean_can_be_chosen(base):
-    """methods.md 12.4."""
+    """A class noun may have several tokens."""
     start: dict[str, torch.Tensor] = {}
     for rule in get_args(TokenRule):
         method = TextualInversion(Config(class_token_rule=rule), base, Concept("b", "<b>", "teddy bear"))
@@ -54,7 +54,7 @@ def test_untrained_it_reads_as_the_class_noun(method, base, concept):
 
 
 def test_prompts_are_drawn_from_the_27_templates_by_the_generator(method, images):
-    """The list is diffusers' and NeTI's (methods.md section 1)."""
+    """The list is diffusers' and NeTI's (docs/methods.md#textual-inversion)."""
     assert len(set(method.templates)) == len(method.templates) == 27
     prompts = method.batch(images, 600, generator()).prompts
     assert set(prompts) == {template.replace("{}", "<v>") for template in method.templates}
@@ -76,7 +76,7 @@ def test_another_list_of_templates_can_be_chosen_and_an_unknown_one_is_refused(b
 
 
 def test_the_templates_for_styles_are_diffusers(base):
-    """methods.md section 1: 19 of them, two of which stand there twice."""
+    """docs/methods.md#textual-inversion: 19 of them, two of which stand there twice."""
     method = TextualInversion(Config(templates="ti_style_19"), base, Concept("s", "<s>", "jungle"))
     assert len(method.templates) == 19 and len(set(method.templates)) == 17
     assert all(template.endswith(" in the style of {}") for template in method.templates)
@@ -111,11 +111,11 @@ def test_the_embedding_in_the_vocabulary_draws_the_same_image(method, base, conc
 
 
 def test_concept_images_are_squashed_and_mirrored():
-    """methods.md 0.7."""
+    """How the concept images are prepared, as the code does it."""
     recipe = Config().preprocessing
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("squash", "bicubic", True)
 
 
 def test_the_recipe_is_diffusers():
-    """methods.md section 1: batch 4 x 1 accumulated, 3,000 steps, 2e-3."""
+    """docs/methods.md#textual-inversion: batch 4 x 1 accumulated, 3,000 steps, 2e-3."""
     assert Config() == Config(steps=3000, batch_size=4, lr=2e-3, templates="ti_object_27")

@@ -85,7 +85,7 @@ def test_in_one_step_both_get_gradient(make, base, images):
 
 
 def test_a_step_moves_no_number_further_than_the_rate(make, base, images):
-    """AdamW's first step is the rate, in every number: why the embedding hardly moves (methods.md section 4)."""
+    """AdamW's first step is the rate, in every number: why the embedding hardly moves (docs/methods.md#tidb)."""
     method = TIDB(Config(steps=1, batch_size=2), base, make().concept)
     start = method.embedding.vector.detach().clone()
     train(method, base, images, seed=0)
@@ -112,7 +112,7 @@ def test_it_trains_on_a_single_concept_image(make, base, images):
 
 
 def test_concept_images_are_prepared_as_for_attndreambooth_or_without_rotation():
-    """methods.md 0.7 and section 16, row 4: the rotation is in the code only; also run without."""
+    """The preparation of the images: the rotation is in the code only; also run without."""
     assert Config().preprocessing == Preprocessing("rotate", "bilinear", flip=True)
     assert Config(rotate=False).preprocessing == Preprocessing("crop", "bilinear", flip=False)
 
@@ -128,6 +128,6 @@ def test_embedding_and_unet_load_in_diffusers_and_answer_the_same(base, tmp_path
 
 
 def test_the_recipe_is_the_papers():
-    """methods.md section 4: 660 steps, as AttnDreamBooth's three stages together; batch 8; 2e-6."""
+    """docs/methods.md#tidb: 660 steps, as AttnDreamBooth's three stages together; batch 8; 2e-6."""
     c = Config()
     assert (c.steps, c.batch_size, c.lr, c.lr_embedding) == (60 + 100 + 500, 8, 2e-6, None)

@@ -680,7 +680,7 @@ def test_the_diffusion_loss_reaches_the_embedding_through_the_reference_too(base
 
 
 def test_the_recipe_is_the_authors_codes(base, concept):
-    """methods.md section 7 and 0.7: two rates, no clipping."""
+    """docs/methods.md#vico: two rates, no clipping."""
     method = ViCo(Config(), base, concept)
     (stage,) = method.stages()
     assert (stage.steps, stage.batch_size, stage.max_gradient_norm) == (400, 4, math.inf)

@@ -40,7 +40,7 @@ def test_all_sixteen_start_from_the_token_that_is_chosen(rule, base):
 
 
 def test_each_layer_reads_the_prompt_as_encoded_with_its_own_embedding(method, base, concept):
-    """Keys and values alike; the layers by their names, the embeddings in the order of methods.md 12.1."""
+    """Keys and values alike; the layers by their names, the embeddings in the order in which they run."""
     disturbed(method)
     read: dict[tuple[str, str], torch.Tensor] = {}
     handles = []
@@ -92,5 +92,5 @@ def test_in_all_else_it_is_textual_inversion(method, base, concept, images):
 
 
 def test_the_recipe_is_the_papers_as_far_as_it_is_known():
-    """methods.md section 11."""
+    """docs/methods.md#xti."""
     assert Config() == Config(steps=500, batch_size=8, lr=5e-3, templates="ti_object_27")

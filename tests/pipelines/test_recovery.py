@@ -30,13 +30,13 @@ PAIR = dg.MultiPartitionKey({"concept": "rex", "method": "textual_inversion"})
 CUT_OFF = """
 import os, signal, sys
 from functools import partial
-from personalize_core import measured, proof
-from personalize_core.measured import TimedCheckpoints
+from personalize_core.artifacts import proof
+from personalize_core.steps import training
 from pipelines import assets
 from tests.conftest import ThisProcess
 from tests.pipelines.test_recovery import learn
 
-measured.TimedCheckpoints = partial(TimedCheckpoints, every_seconds=0)  # a checkpoint after every step
+training.TimedCheckpoints = partial(training.TimedCheckpoints, every_seconds=0)  # a checkpoint after every step
 proof.FreshProcess = ThisProcess
 
 def listening(context):

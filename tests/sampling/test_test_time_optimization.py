@@ -410,7 +410,7 @@ def test_oft_says_so_in_a_sentence(base, concept, images):
 
 
 def test_the_recipe_is_the_codes():
-    """methods.md section 10: 10 steps, batch 6, 5e-4, CoRe's weights."""
+    """docs/methods.md#core: 10 steps, batch 6, 5e-4, CoRe's weights."""
     assert Refinement() == Refinement(
         cer_weight=1.5e-4, car_weight=0.05, cer_axis="token", steps=10, batch_size=6, lr=5e-4
     )

@@ -143,7 +143,7 @@ def test_a_method_without_stages_has_nothing_to_train(base, concept, images):
 
 
 def test_a_step_is_adamws_with_the_gradient_clipped_to_length_one(base, concept, images):
-    """Loshchilov & Hutter 2019 with the constants of methods.md 0.5, in float64."""
+    """Loshchilov & Hutter 2019 with torch's constants, in float64."""
 
     class Steep(TwoStages):
         def stages(self):

@@ -2,7 +2,7 @@
 
 Ham et al., "Personalized Residuals for Concept-Driven Text-to-Image Generation", CVPR 2024, arXiv:2405.12978.
 Section and equation numbers below are that paper's. No code was released; what the paper leaves open is decided
-in methods.md section 9 and said here where it happens.
+in docs/methods.md and said here where it happens.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ class EmbeddingAndUNet(Method):
 
 
 def class_embedding(base: BaseModel, class_noun: str, rule: TokenRule) -> Tensor:
-    """(D,): the input embedding that stands for a class noun, which may have several tokens (methods.md 12.4)."""
+    """(D,): the input embedding that stands for a class noun, which may have several tokens."""
     tokens = len(base.tokenizer.class_noun_ids(class_noun))
     embeddings = [base.word_embedding(class_noun, token) for token in range(tokens)]
     return {"last": embeddings[-1], "first": embeddings[0], "mean": torch.stack(embeddings).mean(dim=0)}[rule]

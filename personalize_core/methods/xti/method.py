@@ -1,7 +1,7 @@
 """Extended Textual Inversion (XTI): an embedding for each cross-attention layer, the space P+.
 
 Voynov et al., "P+: Extended Textual Conditioning in Text-to-Image Generation", arXiv:2303.09522. The authors released
-no code. The recipe is recalled, not read (methods.md section 11).
+no code. The recipe is recalled, not read.
 """
 
 from __future__ import annotations
