@@ -81,7 +81,7 @@ def prepare(gpus: int) -> None:
         if folder.problem:
             typer.echo(f"personalize: left out: {folder.problem}", err=True)
     good = [name for name, folder in found.items() if not folder.problem]
-    home = os.environ["DAGSTER_HOME"]
+    home = os.environ.get("DAGSTER_HOME") or str(Path.cwd())  # where dagster.yaml lies
     with dg.DagsterInstance.from_config(home) as instance:
         instance.add_dynamic_partitions(CONCEPT, good)
         instance.event_log_storage.set_concurrency_slots(GPU, gpus)

@@ -518,7 +518,7 @@ def test_real_class_images_are_concept_images_from_a_folder_with_their_captions(
     (store.regularization("dog") / "1.txt").write_text("a red dog")
     assert not steps.train(store, "rex", "custom_diffusion").skipped
     (store.regularization("dog") / "1.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="1.txt is not text in UTF-8"):
+    with pytest.raises(InputError, match="1.txt is text in UTF-16; save it as UTF-8"):
         steps.check_inputs(store, ["rex"], ["custom_diffusion"])
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import hooked
 from personalize_core.base_model.text import TextContext
-from personalize_core.methods import personalized_residuals
+from personalize_core.methods.personalized_residuals import method as residuals
 from personalize_core.methods.personalized_residuals.method import Config, PersonalizedResiduals, Residual
 from personalize_core.methods.shared import lag
 from personalize_core.methods.shared.options import LAG
@@ -300,7 +300,7 @@ def test_the_mask_is_that_of_the_layer_itself(trained, base, concept, monkeypatc
         def noted(call, layer, *rest, found=found):
             return found.setdefault(layer, lag.region(call, layer, *rest))
 
-        monkeypatch.setattr(personalized_residuals, "region", noted)
+        monkeypatch.setattr(residuals, "region", noted)
         if turned:
             weight: Any = base.transformers[LAYERS[-1]].transformer_blocks[0].attn2.to_k.weight
             with torch.no_grad():

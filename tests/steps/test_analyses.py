@@ -146,7 +146,7 @@ def test_the_command_shows_every_number_or_why_there_is_none(store: Store, monke
     assert "rex, all these methods" in printed and "nan" not in printed
     printed = run("suggest-class", "rex", "--nouns", "common", "--top", "1")
     ranked = [line for line in printed.splitlines() if line.strip()[:1].isdigit()]
-    assert ranked[0].split()[0] == "1" and "the class noun now" in printed
+    assert ranked[0].split()[0] == "1" and "the present class noun" in printed
 
 
 def test_analyses_are_made_once_and_again_when_what_they_look_at_changed(store: Store):
@@ -183,7 +183,7 @@ def test_what_has_not_been_trained_or_drawn_is_refused_and_writes_nothing(store:
         steps.analyse(other, "rex", "textual_inversion")
     assert (store.analyses("textual_inversion", "rex") / steps.ANALYSES).read_bytes() == before
     shutil.rmtree(store.grid("textual_inversion", "rex"))
-    with pytest.raises(InputError, match="no grid of 'rex' has been drawn"):
+    with pytest.raises(InputError, match="no grid of 'rex' has been sampled"):
         steps.analyse(store, "rex", "textual_inversion")
     assert not store.analyses("dreambooth", "rex").exists()
 

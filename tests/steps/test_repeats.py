@@ -254,8 +254,8 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_sessions(tmp_path, monkeyp
 
 def test_the_peak_is_that_of_what_came_after_where_the_system_can_forget_what_came_before(tmp_path, monkeypatch):
     status, reset = tmp_path / "status", tmp_path / "clear_refs"
-    monkeypatch.setattr(costs, "_STATUS", status)
-    monkeypatch.setattr(costs, "_RESET", reset)
+    monkeypatch.setattr(run_costs, "_STATUS", status)
+    monkeypatch.setattr(run_costs, "_RESET", reset)
 
     def resident(peak: int, now: int) -> None:
         status.write_text(f"Name:\tpython\nVmHWM:\t{peak} kB\nVmRSS:\t{now} kB\nThreads:\t1\n")

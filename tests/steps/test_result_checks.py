@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from personalize_core import steps
-from personalize_core.files.atomic import read_json, write_json
+from personalize_core.files.atomic import MANIFEST, read_json, write_json
+from personalize_core.files.stamps import sha256
 from personalize_core.metrics import parquet
 from personalize_core.steps import result_checks
 from personalize_core.steps.latents import MOMENTS
@@ -248,8 +249,13 @@ def test_what_the_command_line_made_dagster_finds_done_checks_and_explains(store
 
 
 def test_a_serious_gate_stops_the_run_before_the_next_asset(store, instance):
-    weights = store.artifact(METHOD, "rex") / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")  # as long as before, so that the step takes it for current
+    log = store.artifact(METHOD, "rex") / "train_log.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows[1]["diffusion"] = math.inf
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = read_json(log.parent / MANIFEST)  # as a step that wrote it so, and called it up to date
+    manifest["files"][log.name] = {"bytes": log.stat().st_size, "sha256": sha256(log)}
+    write_json(log.parent / MANIFEST, manifest)
     result = materialize(instance, store.root, LEARN, PAIR, raise_on_error=False)
     assert not result.success
     made = {event.materialization.asset_key.to_user_string() for event in result.get_asset_materialization_events()}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from personalize_core import steps
 from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError
-from personalize_core.files import atomic
+from personalize_core.files import stamps
 from personalize_core.methods import recipe_class
 from personalize_core.methods.recipe import Ablation
 from personalize_core.metrics import tables
@@ -118,8 +118,8 @@ def test_changing_one_methods_recipe_makes_only_what_depends_on_it(store: Store)
 
 
 def test_another_list_of_training_prompts_trains_again_and_encodes_nothing(store: Store, monkeypatch):
-    plain = atomic.sha256
-    monkeypatch.setattr(atomic, "sha256", lambda path: plain(path) + "edited" * (path.name == "ti_object_27.txt"))
+    plain = stamps.sha256
+    monkeypatch.setattr(stamps, "sha256", lambda path: plain(path) + "edited" * (path.name == "ti_object_27.txt"))
     assert steps.encode_images(store, "rex").skipped
     assert not steps.train(store, "rex", "textual_inversion").skipped
 

@@ -123,7 +123,7 @@ def test_a_whole_study_by_keyboard(rater, written, tmp_path):
             assert source and np.array_equal(pixels(source), small.pixels_of(image.variant, *place))
         question = written.key.questions[row["kind"]]
         assert page.locator("#text").is_visible() == (question == "text")
-        assert page.locator("#concept images img").count() == (0 if question == "text" else 3)
+        assert page.locator("#concept_images img").count() == (0 if question == "text" else 3)
         chosen = {"ArrowLeft": row["left"], "ArrowRight": row["right"]}.get(press)
         first_variant_chosen.append(chosen if chosen is None else key.images[chosen].variant == small.VARIANTS[0])
         page.keyboard.press(press)
@@ -155,7 +155,7 @@ def test_a_whole_study_by_touch_on_a_telephone_with_a_reload_in_the_middle(telep
         page.keyboard.press("ArrowDown")
         shown(page, at)
         inside = page.evaluate(
-            "[...document.querySelectorAll('.pair button, #concept images img, #text')].every((e) => {"
+            "[...document.querySelectorAll('.pair button, #concept_images img, #text')].every((e) => {"
             "const b = e.getBoundingClientRect(); return b.left >= 0 && b.right <= innerWidth && b.width > 40 &&"
             "b.bottom <= innerHeight && b.top >= 0})"
         )

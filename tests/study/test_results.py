@@ -454,7 +454,7 @@ def test_the_commands_from_grids_to_shares(tmp_path, monkeypatch, capsys):
     status, out, _ = personalize(
         monkeypatch, capsys, *root, "study", *small.VARIANTS[:2], "-q", "image", "--per-rater", "6", "--to", str(to)
     )
-    assert status == 0 and "every rater answers 6 questions" in out and str(to / "study.html") in out
+    assert status == 0 and "each rater answers 6 questions" in out and str(to / "study.html") in out
     key = Key.read(to / "study_key.json")
     for number in range(3):
         given = [("image", pair, True, "left") for pair in range(number, number + 6)]

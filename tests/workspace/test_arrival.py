@@ -149,7 +149,7 @@ def damage_description(folder: Path) -> None:
         (spoil_concept_image, "00.png"),
         (without_concept_images, "holds no concept images"),
         (without_description, "holds no concept.yaml"),
-        (damage_description, "must hold two lines"),
+        (damage_description, "concept.yaml is not YAML"),
     ],
 )
 def test_a_folder_that_fails_the_gate_is_reported_stops_no_other_and_counts_when_corrected(
