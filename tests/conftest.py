@@ -63,8 +63,8 @@ class ThisProcess:
     def restore(self, folder: Path) -> None:
         self.folder = folder
 
-    def answer(self) -> torch.Tensor:
-        return proof.answer(saving.restore(self.folder, self.base), self.base)
+    def sampled_latents(self) -> torch.Tensor:
+        return proof.sampled_latents(saving.restore(self.folder, self.base), self.base)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

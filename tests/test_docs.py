@@ -17,8 +17,7 @@ from personalize_core.base_model.loading import load_base_model
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods import ABLATION_NAMES, MARK, METHOD_NAMES, method_class, recipe_class
-from personalize_core.methods.interface import Method
-from personalize_core.methods.shared.parts import count
+from personalize_core.methods.interface import Method, count
 from tests.base_model.test_true_shapes import expected, full, learned, name  # noqa: F401  two of them are fixtures
 from tests.conftest import tiny_base
 

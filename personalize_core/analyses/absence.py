@@ -55,7 +55,7 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
     if not inputs.baseline:
         raise NotDefined(
             "there is no grid of the base model for this concept and these prompts, and its images set the threshold; "
-            f"`personalize evaluate {inputs.concept.name} -m {BASELINE}` draws it"
+            f"`personalize evaluate {inputs.concept.name} -m {BASELINE}` samples it"
         )
     if len(inputs.concept_images) < 2:
         raise NotDefined("the concept has one concept image, and the threshold takes concept images against each other")

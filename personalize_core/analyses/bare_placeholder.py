@@ -22,7 +22,7 @@ from personalize_core.sampling.sampler import Sampler, guided
 
 TITLE = "The bare placeholder"
 HOW = (
-    "The placeholder is the whole prompt. The base model's own U-Net draws it with the embedding before training and "
+    "The placeholder is the whole prompt. The base model's own U-Net samples it with the embedding before training and "
     "after, from the same noise; the last row has also what was learned beside the embedding. Identity is the mean "
     "cosine with the concept images."
 )

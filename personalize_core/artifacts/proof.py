@@ -30,21 +30,21 @@ from personalize_core.methods.interface import Method
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 
 TEMPLATE, STEPS, GUIDANCE = "a photo of a {}", 3, 4.0
-ON_GPU = 1e-3  # of the answer's largest number: there, two processes may add up the same numbers in another order
+ON_GPU = 1e-3  # of the largest value: there, two processes may add up the same numbers in another order
 
 
 class ProofFailed(RuntimeError):
     """The artifact on disk is not what the trainer has in memory: a fault of ours."""
 
 
-def answer(method: Method, base: BaseModel) -> Tensor:
+def sampled_latents(method: Method, base: BaseModel) -> Tensor:
     """(1, 4, h, w): latents, after a few steps of the sampler from a noise that never changes."""
     prompts, noise = [method.say(TEMPLATE)], initial_noise(base, 0, [(0, 0)])
     return sample(method, base, prompts, noise, make_sampler("ddim", base), STEPS, GUIDANCE).cpu()
 
 
 class FreshProcess:
-    """Another process, which restores an artifact on a base model that it loads itself, and answers.
+    """Another process, which restores an artifact on a base model that it loads itself, and samples.
 
     It is asked for before training, so that importing the libraries, most of its time, need not be waited for: until it
     is told of an artifact it does nothing else, and holds no weights.
@@ -67,7 +67,7 @@ class FreshProcess:
 
     @property
     def _to(self) -> Path:
-        return Path(self._folder.name, "answer.safetensors")
+        return Path(self._folder.name, "latents.safetensors")
 
     def restore(self, artifact: Path) -> None:
         """Tell it where the artifact is; returns at once."""
@@ -82,7 +82,7 @@ class FreshProcess:
             to=str(self._to),
         )
 
-    def answer(self) -> Tensor:
+    def sampled_latents(self) -> Tensor:
         """What it sampled; waited for.
 
         Raises:
@@ -99,7 +99,7 @@ class FreshProcess:
             last = (said.strip() or f"it ended with status {status}").splitlines()[-1]
             raise ProofFailed(f"a fresh process cannot sample with the artifact that was just trained: {last}")
         self._reusable = self._forks
-        return load_file(self._to)["answer"]
+        return load_file(self._to)["latents"]
 
 
 class _Reader:
@@ -187,7 +187,7 @@ def compare(trainers: Tensor, restored: Tensor, base: BaseModel) -> dict[str, An
             f"differ by up to {difference:.3g}, where their largest number is {largest:.3g}; it is not kept"
         )
     return {
-        "answer_sha256": sha256(restored.numpy().tobytes()).hexdigest(),
+        "latents_sha256": sha256(restored.numpy().tobytes()).hexdigest(),
         "identical": torch.equal(trainers, restored),
         "largest_difference": difference,
         "allowed_difference": allowed,
@@ -201,7 +201,7 @@ def compare(trainers: Tensor, restored: Tensor, base: BaseModel) -> dict[str, An
 def _draw(folder: str, name: str, device: str, precision: str, threads: int, to: str) -> None:
     torch.set_num_threads(threads)
     base = load_base_model(name, device, precision)
-    save_tensors(Path(to), {"answer": answer(restore(Path(folder), base), base)})
+    save_tensors(Path(to), {"latents": sampled_latents(restore(Path(folder), base), base)})
 
 
 def _serve() -> None:

@@ -17,8 +17,7 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.files.atomic import save_tensors, write_json
 from personalize_core.files.typed_yaml import build
 from personalize_core.methods import method_class, recipe_class
-from personalize_core.methods.interface import Method
-from personalize_core.methods.shared.parts import count
+from personalize_core.methods.interface import Method, count
 
 WEIGHTS = "weights.safetensors"
 LIBRARIES = ("torch", "diffusers", "transformers")
@@ -73,9 +72,9 @@ def restore(folder: Path, base: BaseModel, method: str | None = None) -> Method:
     kind = method_class(saved["method"])
     config = build(recipe_class(saved["method"]), saved["config"], str(folder / CONFIG))
     try:
-        with torch.random.fork_rng():  # what a method starts from is drawn at random, and replaced at once
+        with torch.device("meta"):  # what a method starts from is replaced at once, so none of it is computed
             trained = kind(config, base, Concept(**saved["concept"]))
-        trained.load_state_dict(load_file(folder / WEIGHTS))
+        trained.load_state_dict(load_file(folder / WEIGHTS), assign=True)
     except (OSError, SafetensorError, RuntimeError, TypeError):
         raise damaged(folder) from None
     return trained.requires_grad_(False).eval().to(base.device)

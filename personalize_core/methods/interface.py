@@ -1,4 +1,4 @@
-"""What a method answers, so that one loop trains all of them and one sampler draws with all of them."""
+"""The interface of a method: one loop trains every method, and one sampler samples with every method."""
 
 from __future__ import annotations
 
@@ -135,3 +135,8 @@ class Method(nn.Module):
 def equal_shares(rows: int, total: float = 1.0) -> Tensor:
     """(rows, 1, 1, 1): weights of rows that share `total` equally; with total 1 their loss is the plain mean."""
     return torch.full((rows, 1, 1, 1), total / rows)
+
+
+def count(module: nn.Module) -> int:
+    """How many numbers the module learns."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -20,9 +20,9 @@ from personalize_core.concepts.concept import SLOT
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.errors import InputError
 from personalize_core.methods.interface import Method
+from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
 from personalize_core.methods.shared.context_regularizer import PromptPair, context_losses
 from personalize_core.methods.shared.options import Refinement
-from personalize_core.methods.shared.parts import ConceptEmbedding
 from personalize_core.randomness import generator_for
 
 Progress = Callable[[int, int, float], None]

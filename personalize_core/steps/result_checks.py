@@ -158,13 +158,13 @@ def identity(store: Store, concept: str, method: str) -> list[Gate]:
     """Are the images more like the concept than those of the base model, which has never seen it?"""
     from personalize_core.metrics import parquet
 
-    name, floor = "identity_above_base_model", store.scores(BASELINE, concept) / SCORES
+    name, baseline = "identity_above_base_model", store.scores(BASELINE, concept) / SCORES
     if method == BASELINE:
         return [Gate(name, True, "this is the base model", False)]
-    if not floor.is_file():
+    if not baseline.is_file():
         return [Gate(name, True, "not compared: the base model has no scores of this concept yet", False)]
     found = {}
-    for who, path in ((BASELINE, floor), (method, store.scores(method, concept) / SCORES)):
+    for who, path in ((BASELINE, baseline), (method, store.scores(method, concept) / SCORES)):
         table = parquet.read_parquet(path).filter(metric="dino", headline=True)
         for (variant,), group in table.group_by("variant", maintain_order=True):
             found[who if who == BASELINE else str(variant)] = float(group["score"].to_numpy().mean())

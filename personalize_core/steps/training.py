@@ -122,7 +122,9 @@ def _train_into(
         if log:
             loss_curve(log, folder / LOSS_CURVE)
         if fresh:
-            write_json(folder / PROOF, proof.compare(proof.answer(learner, base), fresh.answer(), base))
+            write_json(
+                folder / PROOF, proof.compare(proof.sampled_latents(learner, base), fresh.sampled_latents(), base)
+            )
     return costs if trains else {}
 
 

@@ -99,7 +99,7 @@ def _train_step(
 def denoising_step(
     method: Method, base: BaseModel, images: ConceptLatents, stage: Stage, seed: int, index: int
 ) -> Step:
-    """Noise some latents to random timesteps and let the U-Net answer."""
+    """Noise some latents to random timesteps and predict with the U-Net."""
     batch = method.batch(images, stage.batch_size, generator_for(seed, stage.name, index, "batch"))
     generator = generator_for(seed, stage.name, index, "noise")
     noise = torch.randn(batch.latents.shape, generator=generator)

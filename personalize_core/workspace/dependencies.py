@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 # Whose source a step's result depends on, besides the method's own file. Not proof.py: it can refuse an artifact, but
 # not change it.
 ENCODING = ("concepts/image_files", "concepts/images", "concepts/preprocessing", "base_model/loading")
+SHARED = (  # what several methods are made of
+    "methods/shared/concept_embedding",
+    "methods/shared/embedding_and_unet",
+    "methods/shared/lag",
+    "methods/shared/layer_modules",
+    "methods/shared/training_batches",
+    "methods/shared/tuned_weights",
+)
 SAMPLING = (
     "base_model/attention",
     "base_model/layers",
@@ -36,8 +44,7 @@ SAMPLING = (
     "base_model/text",
     "concepts/images",
     "methods/interface",
-    "methods/shared/lag",
-    "methods/shared/parts",
+    *SHARED,
     "sampling/frozen",
     "sampling/sampler",
 )
@@ -52,8 +59,7 @@ TRAINING = (
     "concepts/prompt_lists",
     "methods/interface",
     "methods/shared/context_regularizer",
-    "methods/shared/lag",
-    "methods/shared/parts",
+    *SHARED,
     "methods/training_prompts",  # a folder of lists, for all methods: which of them a method reads, its recipe decides
     "training/checkpoints",
     "training/loop",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -26,9 +26,6 @@ from personalize_core.workspace.sampling_settings import SamplerSettings, Sampli
 from personalize_core.workspace.sections import MOST_SEED, Section
 from personalize_core.workspace.variants import NAME as VARIANT_NAME
 from personalize_core.workspace.variants import Variant, checked_variant, variant_of
-
-if TYPE_CHECKING:
-    pass
 
 
 class Params(Section):
@@ -133,8 +130,8 @@ class Params(Section):
         """
         config, plain = self._recipe(method), method_of(method)
         if plain != method and config == self._recipe(plain):
-            switches = ablation_changes(method) | self.ablations.get(method, {}).get(self.base_model, {})
-            already = listed(f"{name} = {as_written(value)}" for name, value in switches.items())
+            changes = ablation_changes(method) | self.ablations.get(method, {}).get(self.base_model, {})
+            already = listed(f"{name} = {as_written(value)}" for name, value in changes.items())
             raise InputError(f"{method} is {plain} itself on {self.base_model}: its recipe already has {already}")
         return config
 

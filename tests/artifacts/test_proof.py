@@ -100,7 +100,7 @@ def test_a_process_on_a_graphics_card_restores_once(monkeypatch):
         monkeypatch.setattr(started._reader, "heard", lambda: (0, ""))
         monkeypatch.setattr(proof, "load_file", lambda path: {"answer": LATENTS})
         started.restore(Path("somewhere"))
-        started.answer()
+        started.sampled_latents()
         process = started._reader._process
     assert ended(process) and not proof._Reader._idle
 
@@ -122,7 +122,7 @@ def test_a_fresh_process_that_was_killed_says_nothing_of_the_artifact():
     with FreshProcess(tiny_base()) as started:
         started._reader._process.kill()
         with pytest.raises(ChildProcessError, match="ended by signal 9"):
-            started.answer()
+            started.sampled_latents()
 
 
 def test_a_fork_that_was_killed_says_nothing_of_the_artifact(tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_a_fork_that_was_killed_says_nothing_of_the_artifact(tmp_path, monkeypat
         process = started._reader._process
         started.restore(Path("somewhere"))
         with pytest.raises(ChildProcessError, match="ended by signal 9"):
-            started.answer()
+            started.sampled_latents()
         assert not ended(process)
     assert ended(process)
 
@@ -171,9 +171,9 @@ def test_where_nothing_is_trained_there_is_nothing_to_prove(workspace):
 def test_what_is_drawn_depends_on_what_was_learned(concept):
     base, kind = tiny_base(), method_class("textual_inversion")
     method = kind(kind.Config(), base, concept)
-    before = proof.answer(method, base)
-    assert torch.equal(proof.answer(method, base), before)
-    assert not torch.equal(proof.answer(disturbed(method), base), before)
+    before = proof.sampled_latents(method, base)
+    assert torch.equal(proof.sampled_latents(method, base), before)
+    assert not torch.equal(proof.sampled_latents(disturbed(method), base), before)
 
 
 def test_on_a_cpu_every_bit_must_agree():

@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods import method_class
-from personalize_core.methods.shared.parts import count
+from personalize_core.methods.interface import count
 from tests.conftest import tiny_tokenizer
 
 # The config.json of the published repositories, as far as it differs from the libraries' defaults.

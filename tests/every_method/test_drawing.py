@@ -6,7 +6,7 @@ import copy
 
 import torch
 
-from personalize_core.methods.shared.parts import count
+from personalize_core.methods.interface import count
 from tests.conftest import disturbed, draw
 from tests.every_method.cases import of_learning, of_samplings
 

@@ -11,7 +11,7 @@ import torch
 from personalize_core.artifacts import saving
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import read_json
-from personalize_core.methods.shared.parts import count
+from personalize_core.methods.interface import count
 from tests.conftest import disturbed, draw, equal_bits, predict, snapshot
 from tests.every_method.cases import CutOff, of_all, of_default
 
@@ -40,7 +40,11 @@ def test_the_base_model_is_restored_when_the_block_fails(case, base, concept):
 def test_saved_and_restored_it_draws_the_same_image(case, base, concept, tmp_path):
     method = disturbed(case.make(base, concept))
     saving.save(tmp_path, case.name, method, base, seed=0)
+    state = torch.random.get_rng_state()
     restored = saving.restore(tmp_path, base)
+    assert torch.equal(torch.random.get_rng_state(), state)  # it started from nothing at random
+    tensors = [*restored.parameters(), *restored.buffers()]
+    assert not any(tensor.is_meta for tensor in tensors)
     prompts = [method.say("a photo of {}"), "a red mug"]
     assert torch.equal(draw(restored, base, prompts), draw(method, base, prompts))
     assert restored.config == method.config and restored.concept == method.concept

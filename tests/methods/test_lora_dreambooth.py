@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from personalize_core.methods.lora_dreambooth.method import Config, LoRADreamBooth, LowRank
-from personalize_core.methods.shared.parts import attention_projections
+from personalize_core.methods.shared.layer_modules import attention_projections
 from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import disturbed, predict
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from personalize_core.errors import InputError
 from personalize_core.methods.oft.method import OFT, Config, Rotation
-from personalize_core.methods.shared.parts import attention_projections
+from personalize_core.methods.shared.layer_modules import attention_projections
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.artifacts.test_export import check_same, fresh_pipeline
 from tests.conftest import disturbed, predict, tiny_base
@@ -258,7 +258,7 @@ def test_attached_it_answers_as_merged_weights_do(kind, base, concept):
     with method.attach(base):
         attached = predict(base, context)
     for path, layer in attention_projections(base).items():
-        rotation = method.rotation(path)
+        rotation = method.rotations.of(path)
         log_scale = None if rotation.log_scale is None else array(rotation.log_scale)
         with torch.no_grad():
             layer.weight.copy_(torch.tensor(merged(array(rotation.A), array(layer.weight), 4, log_scale)))

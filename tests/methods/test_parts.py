@@ -6,14 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from personalize_core.methods.shared.parts import (
-    ConceptEmbedding,
-    KeptWeights,
-    TunedWeights,
-    count,
-    drift,
-    parameter_names,
-)
+from personalize_core.methods.interface import count
+from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, drift
+from personalize_core.methods.shared.tuned_weights import KeptWeights, TunedWeights, parameter_names
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from personalize_core.methods.shared.parts import attention_projections
+from personalize_core.methods.shared.layer_modules import attention_projections
 from personalize_core.methods.t_lora.method import Config, MaskedLowRank, TLoRA
 from tests.conftest import disturbed
 

@@ -21,14 +21,9 @@ from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods.attn_dreambooth.recipe import Config
 from personalize_core.methods.interface import Stage, Step
-from personalize_core.methods.shared.parts import (
-    ConceptEmbedding,
-    EmbeddingAndUNet,
-    KeptWeights,
-    TunedWeights,
-    class_embedding,
-    parameter_names,
-)
+from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
+from personalize_core.methods.shared.embedding_and_unet import EmbeddingAndUNet
+from personalize_core.methods.shared.tuned_weights import KeptWeights, TunedWeights, parameter_names
 
 
 class AttnDreamBooth(EmbeddingAndUNet):

@@ -19,14 +19,10 @@ from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
 from personalize_core.methods.core.recipe import Config
 from personalize_core.methods.interface import Stage, Step
+from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
 from personalize_core.methods.shared.context_regularizer import PromptPair, context_losses
-from personalize_core.methods.shared.parts import (
-    ConceptEmbedding,
-    EmbeddingAndUNet,
-    TunedWeights,
-    class_embedding,
-    parameter_names,
-)
+from personalize_core.methods.shared.embedding_and_unet import EmbeddingAndUNet
+from personalize_core.methods.shared.tuned_weights import TunedWeights, parameter_names
 
 # A class noun with one of these words gets the prompts for animate concepts, where things wear hats and recite
 # poetry. The authors choose by hand, and take a doll for animate; so do we any figure of a living thing.

@@ -26,9 +26,10 @@ from personalize_core.errors import InputError
 from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.custom_diffusion.recipe import Config
 from personalize_core.methods.interface import Batch, Method, Stage, equal_shares
+from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
 from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, read_tensors, save_embedding
 from personalize_core.methods.shared.lag import attached
-from personalize_core.methods.shared.parts import ConceptEmbedding, TunedWeights
+from personalize_core.methods.shared.tuned_weights import TunedWeights
 
 TEMPLATE = "photo of a {}"
 SAYS = {

@@ -23,7 +23,8 @@ from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.dreambooth.recipe import Config
 from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.shared.interchange import fill, read_network
-from personalize_core.methods.shared.parts import TunedWeights, parameter_names, with_prior
+from personalize_core.methods.shared.training_batches import with_prior
+from personalize_core.methods.shared.tuned_weights import TunedWeights, parameter_names
 
 TEMPLATE = "a photo of {}"  # sec. 3.2: "a [V] [class noun]"; the wording is the recipe's
 

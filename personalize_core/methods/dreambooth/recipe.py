@@ -11,12 +11,12 @@ from typing import Annotated
 from pydantic import Field
 
 from personalize_core.concepts.preprocessing import Preprocessing
-from personalize_core.methods.recipe import Ablation, Recipe, options, refuse_idle
-from personalize_core.methods.shared.options import WHOLE_UNET
+from personalize_core.methods.recipe import Ablation, options
+from personalize_core.methods.shared.options import WHOLE_UNET, PriorPreservationRecipe
 
 
 @options
-class Config(Recipe):
+class Config(PriorPreservationRecipe):
     """Every weight of the U-Net, and optionally of the text encoder; the placeholder reads a rare token's embedding.
 
     Defaults are diffusers' recipe with prior preservation, for Stable Diffusion 1.4. Its recipe without prior
@@ -58,10 +58,6 @@ class Config(Recipe):
         ),
     }
 
-    def __post_init__(self) -> None:
-        if not self.prior_preservation:
-            refuse_idle(self, "prior_weight", "class_images", off="prior_preservation: false")
-
     @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("crop", "bilinear", flip=False)
@@ -69,7 +65,3 @@ class Config(Recipe):
     @property
     def lacks(self) -> Mapping[str, str]:
         return WHOLE_UNET
-
-    @property
-    def class_images_needed(self) -> int:
-        return self.class_images if self.prior_preservation else 0

@@ -24,7 +24,8 @@ from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.lora_dreambooth.recipe import Config
 from personalize_core.methods.shared.interchange import LORA, fill, read_lora, with_rank
 from personalize_core.methods.shared.lag import attached
-from personalize_core.methods.shared.parts import attention_projections, with_prior
+from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, stored
+from personalize_core.methods.shared.training_batches import with_prior
 
 TEMPLATE = "a photo of {}"
 
@@ -49,9 +50,9 @@ class LoRADreamBooth(Method):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        self.changes = nn.ModuleDict(
+        self.changes = LayerModules(
             {
-                path.replace(".", "/"): LowRank(layer.in_features, layer.out_features, config.rank)
+                path: LowRank(layer.in_features, layer.out_features, config.rank)
                 for path, layer in attention_projections(base).items()
             }
         )
@@ -68,17 +69,11 @@ class LoRADreamBooth(Method):
         return attached(base, self, lambda transformer: self._inside(base, transformer))
 
     def _inside(self, base: BaseModel, transformer: str) -> AbstractContextManager[Any]:
-        return hooked(
-            *(
-                layer.register_forward_hook(_adding(self.changes[path.replace(".", "/")]))
-                for path, layer in attention_projections(base, [transformer]).items()
-            )
-        )
+        return hooked(*self.changes.hooks(attention_projections(base, [transformer]), _adding))
 
     def export(self, base: BaseModel, folder: Path) -> str:
         tensors = {}
-        for path in attention_projections(base):
-            change: Any = self.changes[path.replace(".", "/")]
+        for path, change in self.changes.by_path():
             tensors[f"unet.{path}.lora_A.weight"] = change.A
             tensors[f"unet.{path}.lora_B.weight"] = change.B
         save_tensors(folder / LORA, tensors)
@@ -95,7 +90,7 @@ class LoRADreamBooth(Method):
             tensors[name] = torch.zeros_like(start)
         for layer, factors in changes.items():
             A, B = with_rank(*factors, config.rank, path)
-            tensors |= {f"{layer.replace('.', '/')}.A": A, f"{layer.replace('.', '/')}.B": B}
+            tensors |= {f"{stored(layer)}.A": A, f"{stored(layer)}.B": B}
         fill(method.changes.named_parameters(), tensors, path)
         return method
 

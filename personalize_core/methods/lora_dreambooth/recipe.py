@@ -10,12 +10,12 @@ from typing import Annotated
 from pydantic import Field
 
 from personalize_core.concepts.preprocessing import Preprocessing
-from personalize_core.methods.recipe import Recipe, options, refuse_idle
-from personalize_core.methods.shared.options import LAG
+from personalize_core.methods.recipe import options
+from personalize_core.methods.shared.options import LAG, PriorPreservationRecipe
 
 
 @options
-class Config(Recipe):
+class Config(PriorPreservationRecipe):
     """A low-rank change to every attention projection of the U-Net; the placeholder reads a rare word's embedding.
 
     Defaults are diffusers' recipe, for Stable Diffusion 1.5. Its alpha is the rank, so that nothing is scaled.
@@ -37,14 +37,6 @@ class Config(Recipe):
     batch_size: Annotated[int, Field(gt=0)] = 1  # as many class images come on top, with prior preservation
     lr: Annotated[float, Field(gt=0)] = 1e-4
 
-    def __post_init__(self) -> None:
-        if not self.prior_preservation:
-            refuse_idle(self, "prior_weight", "class_images", off="prior_preservation: false")
-
     @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("crop", "bilinear", flip=False)
-
-    @property
-    def class_images_needed(self) -> int:
-        return self.class_images if self.prior_preservation else 0

@@ -24,7 +24,8 @@ from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
 from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.neti.recipe import Config
-from personalize_core.methods.shared.parts import class_embedding, from_templates
+from personalize_core.methods.shared.concept_embedding import class_embedding
+from personalize_core.methods.shared.training_batches import from_templates
 
 FREQUENCIES = 1024  # random Fourier features of (t, l)
 HIDDEN = 128  # units that nested dropout orders

@@ -25,7 +25,8 @@ from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.oft.recipe import Config
 from personalize_core.methods.shared.interchange import fill, read_tensors
 from personalize_core.methods.shared.lag import attached
-from personalize_core.methods.shared.parts import attention_projections, with_prior
+from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, stored
+from personalize_core.methods.shared.training_batches import with_prior
 
 TEMPLATE = "a photo of {}"
 ADAPTER, IN_PEFT = "adapter_model.safetensors", "base_model.model."
@@ -91,17 +92,15 @@ class OFT(Method):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        self.rotations = nn.ModuleDict()
-        for path, layer in attention_projections(base).items():
+        layers = attention_projections(base)
+        for layer in layers.values():
             _check_divides(config.r, layer.in_features)
-            self.rotations[path.replace(".", "/")] = Rotation(
-                layer.in_features, layer.out_features, config.r, config.block_share, config.rescaled
-            )
-
-    def rotation(self, path: str) -> Rotation:
-        """That of the layer with this path in the U-Net."""
-        found: Any = self.rotations[path.replace(".", "/")]
-        return found
+        self.rotations = LayerModules(
+            {
+                path: Rotation(layer.in_features, layer.out_features, config.r, config.block_share, config.rescaled)
+                for path, layer in layers.items()
+            }
+        )
 
     def stages(self) -> list[Stage]:
         c = self.config
@@ -110,15 +109,15 @@ class OFT(Method):
 
     def _constrain(self, index: int) -> None:
         if self.config.coft:
-            for rotation in self.rotations.children():
-                rotation.constrain(self.config.eps)  # type: ignore[operator]
+            for _, rotation in self.rotations.by_path():
+                rotation.constrain(self.config.eps)
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         c = self.config
         return with_prior(self, TEMPLATE, images, size, generator, c.prior_weight if c.prior_preservation else None)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
-        turns = {path: self._turning(self.rotation(path)) for path in attention_projections(base)}
+        turns = {path: self._turning(self.rotations.of(path)) for path in attention_projections(base)}
         return attached(base, self, lambda transformer: self._inside(base, transformer, turns))
 
     def _inside(self, base: BaseModel, transformer: str, turns: dict[str, Callable]) -> AbstractContextManager[Any]:
@@ -126,7 +125,7 @@ class OFT(Method):
         for path, layer in attention_projections(base, [transformer]).items():
             handles.append(layer.register_forward_pre_hook(turns[path]))
             if self.config.rescaled:
-                handles.append(layer.register_forward_hook(_rescaling(self.rotation(path))))
+                handles.append(layer.register_forward_hook(_rescaling(self.rotations.of(path))))
         return hooked(*handles)
 
     def _turning(self, rotation: Rotation) -> Callable:
@@ -142,7 +141,7 @@ class OFT(Method):
             raise InputError("PEFT's OFT has no factor for each output neuron, so rescaled OFT cannot be exported")
         tensors = {}
         for path in attention_projections(base):
-            S = self.rotation(path).skew()
+            S = self.rotations.of(path).skew()
             above, right = torch.triu_indices(*S.shape[1:], offset=1)
             tensors[f"{IN_PEFT}{path}.oft_R.weight"] = S[:, above, right]
         save_tensors(folder / "oft" / ADAPTER, tensors)
@@ -167,16 +166,16 @@ class OFT(Method):
         """A folder with PEFT's adapter, or the one called "oft" in it."""
         folder = path / "oft" if (path / "oft").is_dir() else path
         tensors, about = read_tensors(folder, ADAPTER), _adapter(folder)
-        stored = {name.removeprefix(IN_PEFT).removesuffix(".oft_R.weight"): S for name, S in tensors.items()}
+        in_file = {name.removeprefix(IN_PEFT).removesuffix(".oft_R.weight"): S for name, S in tensors.items()}
         if not about.get("r"):  # the size of the blocks is given instead
             raise InputError(f"{folder} has blocks of one size, which number differently in wide and narrow layers")
         changes = {"r": about["r"], "block_share": bool(about.get("block_share")), "rescaled": False}
         method, found = cls(dataclasses.replace(config, **changes, coft=False, eps=Config().eps), base, concept), {}
-        for layer, above in stored.items():
+        for layer, above in in_file.items():
             n = round((1 + (1 + 8 * above.shape[1]) ** 0.5) / 2)  # above.shape[1] = n (n - 1) / 2
             S = above.new_zeros(len(above), n, n)
             S[(slice(None), *torch.triu_indices(n, n, offset=1))] = above
-            found[f"{layer.replace('.', '/')}.A"] = (S - S.mT).float()
+            found[f"{stored(layer)}.A"] = (S - S.mT).float()
         for name, start in method.rotations.named_parameters():
             found.setdefault(name, torch.zeros_like(start))  # a layer without one is not turned
         fill(method.rotations.named_parameters(), found, folder)

@@ -12,14 +12,14 @@ from pydantic import Field
 
 from personalize_core.concepts.preprocessing import Preprocessing
 from personalize_core.errors import InputError
-from personalize_core.methods.recipe import Ablation, Recipe, options, refuse_idle
-from personalize_core.methods.shared.options import LAG
+from personalize_core.methods.recipe import Ablation, options
+from personalize_core.methods.shared.options import LAG, PriorPreservationRecipe
 
 EPS = 6e-5
 
 
 @options
-class Config(Recipe):
+class Config(PriorPreservationRecipe):
     """A rotation of the input of every attention projection; angles between neurons stay as they were.
 
     Defaults are the paper's, for Stable Diffusion 1.5. Of the steps the paper says about 1,000; the authors' script
@@ -59,13 +59,8 @@ class Config(Recipe):
     def __post_init__(self) -> None:
         if self.eps != EPS and not self.coft:
             raise InputError(f"eps = {self.eps} bounds the rotations of COFT, which is off; add `coft: true`")
-        if not self.prior_preservation:
-            refuse_idle(self, "prior_weight", "class_images", off="prior_preservation: false")
+        super().__post_init__()
 
     @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("crop", "bilinear", flip=False)
-
-    @property
-    def class_images_needed(self) -> int:
-        return self.class_images if self.prior_preservation else 0

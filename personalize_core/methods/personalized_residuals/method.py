@@ -25,6 +25,7 @@ from personalize_core.concepts.images import ConceptLatents
 from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.interface import Batch, Method, Stage, equal_shares
 from personalize_core.methods.personalized_residuals.recipe import Config
+from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
 from personalize_core.methods.shared.interchange import (
     LORA,
     elsewhere,
@@ -35,7 +36,7 @@ from personalize_core.methods.shared.interchange import (
     with_rank,
 )
 from personalize_core.methods.shared.lag import attached, localized, region
-from personalize_core.methods.shared.parts import ConceptEmbedding
+from personalize_core.methods.shared.layer_modules import LayerModules, stored
 
 Target = Literal["proj_out", "proj_in", "to_k", "to_v"]
 
@@ -66,11 +67,13 @@ class PersonalizedResiduals(Method):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        self.residuals = nn.ModuleDict()
-        for path, projection in self._projections(base).items():
-            outputs, inputs = projection.weight.shape[:2]
-            rank = max(1, round(config.rank_fraction * outputs))
-            self.residuals[path.replace(".", "/")] = Residual(inputs, outputs, rank, config.initial)
+        shapes = {path: layer.weight.shape[:2] for path, layer in self._projections(base).items()}
+        self.residuals = LayerModules(
+            {
+                path: Residual(inputs, outputs, max(1, round(config.rank_fraction * outputs)), config.initial)
+                for path, (outputs, inputs) in shapes.items()
+            }
+        )
         self.embedding = ConceptEmbedding(base.rare_embedding()) if config.train_embedding else None
 
     @property
@@ -101,10 +104,8 @@ class PersonalizedResiduals(Method):
         return attached(base, self, lambda layer: hooked(*self._hooks(base, layer)))
 
     def _hooks(self, base: BaseModel, layer: str) -> list[RemovableHandle]:
-        return [
-            projection.register_forward_hook(self._adding(self.residuals[path.replace(".", "/")], layer, base))
-            for path, projection in self._projections(base, [layer]).items()
-        ]
+        projections = self._projections(base, [layer])
+        return self.residuals.hooks(projections, lambda residual: self._adding(residual, layer, base))
 
     def _projections(self, base: BaseModel, layers: Iterable[str] = LAYERS) -> dict[str, Any]:
         """Path in the U-Net -> nn.Linear or 1x1 nn.Conv2d."""
@@ -130,7 +131,7 @@ class PersonalizedResiduals(Method):
     def export(self, base: BaseModel, folder: Path) -> str:
         tensors = {}
         for path, projection in self._projections(base).items():
-            residual: Any = self.residuals[path.replace(".", "/")]
+            residual = self.residuals.of(path)
             for name, factor in (("lora_A", residual.B), ("lora_B", residual.A)):  # PEFT computes B(A x)
                 axes = factor.shape + (1, 1) * isinstance(projection, nn.Conv2d)
                 tensors[f"unet.{path}.{name}.weight"] = factor.reshape(axes)
@@ -148,9 +149,9 @@ class PersonalizedResiduals(Method):
         """A LoRA of just the projections that the configuration names, of at most its rank."""
         method, tensors = cls(config, base, concept), {}
         for layer, factors in read_lora(path).items():
-            own: Any = dict(method.residuals.named_children()).get(layer.replace(".", "/"))
+            own = method.residuals.of(layer) if layer in method.residuals.paths() else None
             down, up = with_rank(*factors, own.A.shape[1], path) if own else factors  # PEFT's A is this B
-            tensors |= {f"residuals.{layer.replace('.', '/')}.A": up, f"residuals.{layer.replace('.', '/')}.B": down}
+            tensors |= {f"residuals.{stored(layer)}.A": up, f"residuals.{stored(layer)}.B": down}
         if method.embedding:
             tensors["embedding.vector"] = read_embedding(path, base.text_width)
         fill(method.named_parameters(), tensors, path)

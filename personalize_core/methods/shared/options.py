@@ -10,7 +10,7 @@ from pydantic import Field
 from personalize_core.base_model.layers import Pool
 from personalize_core.concepts.preprocessing import Preprocessing
 from personalize_core.errors import InputError
-from personalize_core.methods.recipe import Recipe, options
+from personalize_core.methods.recipe import Recipe, options, refuse_idle
 
 TokenRule = Literal["last", "first", "mean"]
 """Which of a class noun's tokens stands for it. English heads come last ("stuffed animal"); AttnDreamBooth's and CoRe's
@@ -98,6 +98,22 @@ STRATEGY_NAMES = {"lag": LAG.display_name, "tto": Refinement.display_name}
 
 WHOLE_UNET = {"lag": "it changes the whole U-Net, and between the transformers no location looks at words"}
 """Why a method that trains all weights has no LAG; for `Recipe.lacks`."""
+
+
+class PriorPreservationRecipe(Recipe):
+    """What recipes have in common whose training can preserve the prior of the class noun (DreamBooth, eq. 2)."""
+
+    prior_preservation: bool
+    prior_weight: float
+    class_images: int
+
+    def __post_init__(self) -> None:
+        if not self.prior_preservation:
+            refuse_idle(self, "prior_weight", "class_images", off="prior_preservation: false")
+
+    @property
+    def class_images_needed(self) -> int:
+        return self.class_images if self.prior_preservation else 0
 
 
 class EmbeddingAndUNetRecipe(Recipe):

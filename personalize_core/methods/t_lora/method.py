@@ -21,7 +21,7 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.interface import Batch, Method, Stage, equal_shares
 from personalize_core.methods.shared.lag import attached
-from personalize_core.methods.shared.parts import attention_projections
+from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections
 from personalize_core.methods.t_lora.recipe import Config
 
 
@@ -80,11 +80,9 @@ class TLoRA(Method):
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
         self.timesteps: int = base.scheduler.config.num_train_timesteps
-        self.changes = nn.ModuleDict(
+        self.changes = LayerModules(
             {
-                path.replace(".", "/"): MaskedLowRank(
-                    layer.in_features, layer.out_features, config.rank, config.orthogonal
-                )
+                path: MaskedLowRank(layer.in_features, layer.out_features, config.rank, config.orthogonal)
                 for path, layer in attention_projections(base).items()
             }
         )
@@ -115,14 +113,10 @@ class TLoRA(Method):
         return attached(base, self, lambda transformer: self._inside(base, transformer))
 
     def _inside(self, base: BaseModel, transformer: str) -> AbstractContextManager[Any]:
-        return hooked(
-            *(
-                layer.register_forward_hook(self._adding(base, self.changes[path.replace(".", "/")]))
-                for path, layer in attention_projections(base, [transformer]).items()
-            )
-        )
+        layers = attention_projections(base, [transformer])
+        return hooked(*self.changes.hooks(layers, lambda change: self._adding(base, change)))
 
-    def _adding(self, base: BaseModel, change: Any) -> Callable:
+    def _adding(self, base: BaseModel, change: MaskedLowRank) -> Callable:
         def add(layer: nn.Module, args: tuple[Tensor], original: Tensor) -> Tensor:
             return original + change(args[0], self.active(change.rank, base.call.t)).to(original.dtype)
 

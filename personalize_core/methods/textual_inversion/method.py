@@ -17,12 +17,9 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.methods.interface import Batch, Method, Stage
+from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
 from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, save_embedding
-from personalize_core.methods.shared.parts import (
-    ConceptEmbedding,
-    class_embedding,
-    from_templates,
-)
+from personalize_core.methods.shared.training_batches import from_templates
 from personalize_core.methods.textual_inversion.recipe import Config
 
 

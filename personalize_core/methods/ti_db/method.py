@@ -14,14 +14,10 @@ from diffusers import UNet2DConditionModel
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods.interface import Stage
+from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
+from personalize_core.methods.shared.embedding_and_unet import EmbeddingAndUNet
 from personalize_core.methods.shared.interchange import fill, read_embedding, read_network
-from personalize_core.methods.shared.parts import (
-    ConceptEmbedding,
-    EmbeddingAndUNet,
-    TunedWeights,
-    class_embedding,
-    parameter_names,
-)
+from personalize_core.methods.shared.tuned_weights import TunedWeights, parameter_names
 from personalize_core.methods.ti_db.recipe import Config
 
 

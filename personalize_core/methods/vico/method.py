@@ -24,8 +24,9 @@ from personalize_core.concepts.images import ConceptLatents
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
 from personalize_core.methods.interface import Batch, Method, Stage, Step, equal_shares
+from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
 from personalize_core.methods.shared.lag import localized, region
-from personalize_core.methods.shared.parts import ConceptEmbedding, class_embedding
+from personalize_core.methods.shared.layer_modules import LayerModules
 from personalize_core.methods.vico.recipe import Config
 
 LAYERS_WITH_IMAGES = (  # every second transformer of the decoder
@@ -59,9 +60,10 @@ class ViCo(Method):
         super().__init__(config, base, concept)
         self.embedding = ConceptEmbedding(class_embedding(base, concept.class_noun, config.class_token_rule))
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
-        self.blocks = nn.ModuleDict()
-        for layer in LAYERS_WITH_IMAGES if config.image_attention else ():
-            self.blocks[layer.replace(".", "/")] = image_block(base.transformers[layer].transformer_blocks[0])
+        layers = LAYERS_WITH_IMAGES if config.image_attention else ()
+        self.blocks = LayerModules(
+            {layer: image_block(base.transformers[layer].transformer_blocks[0]) for layer in layers}
+        )
         self.register_buffer("references", torch.zeros(1, *base.latent_shape))
         self.register_load_state_dict_pre_hook(_make_room_for_references)
         self._sampled: Tensor | None = None  # (B, 4, h, w): the references of the batch in training
@@ -166,7 +168,7 @@ class ViCo(Method):
         return self._sampled
 
     def _attending(self, layer: str) -> Callable:
-        block = self.blocks[layer.replace(".", "/")]
+        block = self.blocks.of(layer)
 
         def attend(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
             x, r = output.chunk(2)

@@ -18,7 +18,8 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.methods.interface import Batch, Method, Stage
-from personalize_core.methods.shared.parts import class_embedding, drift, from_templates
+from personalize_core.methods.shared.concept_embedding import class_embedding, drift
+from personalize_core.methods.shared.training_batches import from_templates
 from personalize_core.methods.xti.recipe import Config
 
 

@@ -1,0 +1,39 @@
+"""Training batches that several methods share: under prompt templates, and with prior preservation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Generator
+
+from personalize_core.concepts.concept import SLOT
+from personalize_core.concepts.images import ConceptLatents
+from personalize_core.methods.interface import Batch, Method, equal_shares
+
+
+def with_prior(
+    method: Method, template: str, images: ConceptLatents, size: int, generator: Generator, prior_weight: float | None
+) -> Batch:
+    """`size` images of the concept, then as many of its class noun (prior preservation, eq. 2 of DreamBooth).
+
+    The two means of the loss are taken separately, each over its own rows; the second counts `prior_weight`.
+    Without a weight there are no rows of the class noun.
+    """
+    latents, prompts, weight = images.instances(size, generator), [method.say(template)] * size, equal_shares(size)
+    if prior_weight is None:
+        return Batch(latents, prompts, weight)
+    return Batch(
+        latents=torch.cat([latents, images.prior(size, generator)]),
+        prompts=prompts + [template.replace(SLOT, method.concept.class_noun)] * size,
+        weight=torch.cat([weight, equal_shares(size, prior_weight)]),
+    )
+
+
+def from_templates(
+    method: Method, templates: Sequence[str], images: ConceptLatents, size: int, generator: Generator
+) -> Batch:
+    """`size` images of the concept, each under a template drawn uniformly."""
+    chosen = torch.randint(len(templates), (size,), generator=generator).tolist()
+    prompts = [method.say(templates[int(index)]) for index in chosen]
+    return Batch(images.instances(size, generator), prompts, equal_shares(size))
