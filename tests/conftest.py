@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import polars as pl
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -33,8 +34,10 @@ from personalize_core.concepts.images import ConceptLatents
 from personalize_core.files.atomic import write_bytes
 from personalize_core.methods.interface import Method, Step
 from personalize_core.methods.recipe import Recipe
+from personalize_core.report import comparison
 from personalize_core.report.figures import losses
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
+from personalize_core.training import fixed_batch
 from personalize_core.training import loop as training
 from personalize_core.training.loop import denoising_step
 from tests.copies import Copies
@@ -118,6 +121,32 @@ def no_loss_curve() -> Iterator[Callable[..., None]]:
 @pytest.fixture
 def real_loss_curve(no_loss_curve: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "loss_curve", no_loss_curve)
+
+
+@pytest.fixture(scope="module")
+def short_checks() -> Iterator[None]:
+    """For tests of what is run rather than of what comes out: the checks around a training look at fewer numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proof, "STEPS", 1)
+        patch.setattr(fixed_batch, "TIMESTEPS", (250, 750))
+        yield
+
+
+def quick_scatter_plot(summary: pl.DataFrame, path: Path, title: str, concept: str = "all") -> None:
+    """In the place of save_scatter_plot: small files that depend on all that it would show."""
+    shown = hashlib.sha256(repr((summary.rows(), title, concept)).encode()).digest()
+    buffer = io.BytesIO()
+    Image.frombytes("L", (8, 4), shown).save(buffer, "png")
+    write_bytes(path, buffer.getvalue())
+    write_bytes(path.with_suffix(".svg"), shown.hex().encode())
+
+
+@pytest.fixture(scope="module")
+def no_scatter_plot() -> Iterator[None]:
+    """Comparing plots nothing, which is most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparison, "save_scatter_plot", quick_scatter_plot)
+        yield
 
 
 @pytest.fixture
@@ -232,6 +261,11 @@ def concept() -> Concept:
 
 @pytest.fixture
 def images() -> ConceptLatents:
+    return tiny_images()
+
+
+def tiny_images() -> ConceptLatents:
+    """Three concept images and two class images of random latents."""
     generator = torch.Generator().manual_seed(1)
 
     def moments() -> torch.Tensor:

@@ -28,7 +28,7 @@ REPORT = ROOT / "personalize_core" / "report"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 ALL_METHODS = list(yaml.safe_load((ROOT / "params.yaml").read_text())["methods"])
 # dvc.yaml has a stage for each method of params.yaml, whichever those are; each costs seconds in every test below.
-METHODS = ["base_model", "textual_inversion", "dreambooth", "ti_db"]
+METHODS = ["base_model", "textual_inversion", "dreambooth"]
 CONFIG = ROOT / ".dvc" / "config"
 
 STAND_IN = '''
@@ -161,10 +161,10 @@ def test_a_change_of_one_methods_parameters_runs_its_own_stages_and_the_comparis
 
 @pytest.mark.slow
 def test_another_way_to_prepare_concept_images_encodes_them_and_scores_its_own_method_alone(workspace):
-    workspace.edit("methods", "ti_db", {"mini": {"rotate": True}})
+    workspace.edit("methods", "textual_inversion", {"mini": {"rotate": True}})
     ran = workspace.repro()
     everywhere = {f"{stage}@{method}" for stage in ("train", "sample") for method in METHODS}  # decide by their stamps
-    assert ran == everywhere | {"encode_images", "score@ti_db", "compare", "report"}
+    assert ran == everywhere | {"encode_images", "score@textual_inversion", "compare", "report"}
 
 
 @pytest.mark.slow
@@ -257,7 +257,7 @@ def test_a_concept_of_ones_own_is_versioned_by_dvc_and_known_by_the_same_hash(wo
 
 
 @pytest.mark.slow
-def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(instance, tmp_path):
+def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(instance, tmp_path, real_loss_curve):
     """Tiny models. First DVC makes everything; then Dagster, after all of it has been thrown away."""
     store = tiny_workspace.make(tmp_path)
     shutil.rmtree(store.concept_folder("cup"))

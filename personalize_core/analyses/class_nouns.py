@@ -18,7 +18,7 @@ from personalize_core.files.outside import is_there, read_text
 from personalize_core.metrics.encoders import TextImageEncoder
 
 TITLE = "Class nouns"
-# Plain things that the mini world draws and every other base model knows too.
+# Plain things that the mini world has and every other base model knows too.
 COMMON_NOUNS = (
     *("backpack", "bear", "boat", "car", "cat", "clock", "dog", "duck"),
     *("fish", "hat", "mug", "robot", "rocket", "shoe", "teapot", "umbrella"),

@@ -60,7 +60,7 @@ class HeatMaps:
 def heat_maps(
     method: Method, base: BaseModel, prompt: str, noise: Tensor, sampler: Sampler, steps: int, guidance: float
 ) -> HeatMaps:
-    """Draw one image and watch.
+    """Sample one image and watch.
 
     Args:
         prompt: as the method says it (`Method.say`).

@@ -44,18 +44,18 @@ def report(context: typer.Context) -> None:
 
 def print_comparison(store: Store, made: Report) -> None:
     """Print means with intervals, what is missing, and the verdicts of the ranking."""
-    from personalize_core.report import comparison
+    from personalize_core.report import comparison_in_words
 
-    print_line(f"Means over all concepts, with {comparison.intervals_are_over(made.path)}")
-    heading, *rows = comparison.table(made.path, store.costs())
+    print_line(f"Means over all concepts, with {comparison_in_words.intervals_are_over(made.path)}")
+    heading, *rows = comparison_in_words.table(made.path, store.costs())
     print_table(heading, rows)
-    if gaps := comparison.gaps(made.path):
+    if gaps := comparison_in_words.gaps(made.path):
         print_line(gaps)
-    noise = comparison.training_noise(made.path)
+    noise = comparison_in_words.training_noise(made.path)
     if len(noise):
         times = " or ".join(str(count) for count in sorted(set(noise["trainings"])))
         print_line(f"Noise: the standard deviation between {times} trainings. The verdicts take it into account.")
-    heading, *rows = comparison.verdicts(made.path)
+    heading, *rows = comparison_in_words.verdicts(made.path)
     if rows:
         print_line('Verdicts, with 95 % confidence for all comparisons of the same "By" at once')
         print_table(heading, rows)

@@ -81,10 +81,9 @@ def zooms(size: int) -> list[Zoom]:
     """The `ZOOMS` equally likely zooms of a (size, size) image, those that leave it plain first.
 
     After Custom Diffusion's code, see docs/methods.md#custom-diffusion: with probability 2/3 an even side in
-    [size / 3, size],
-    else in [1.2 size, 1.4 size); a side below 0.6 size lies anywhere on a grey canvas, one above size is cropped
-    anywhere, and any other is no zoom at all. Its choices are independent; here sides are evenly spaced quantiles and
-    places a low-discrepancy sequence, so that few images cover them evenly.
+    [size / 3, size], else in [1.2 size, 1.4 size). A side below 0.6 size is placed anywhere on a grey canvas, one above
+    size is cropped anywhere, and any other is no zoom. Its choices are independent; here sides are evenly spaced
+    quantiles and places a low-discrepancy sequence, so that few images cover them evenly.
     """
     found, shrinking = [], ZOOMS * 2 // 3
     for k in range(ZOOMS):

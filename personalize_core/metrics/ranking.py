@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.special import ndtr, stdtrit
 
 from personalize_core.errors import InputError
 from personalize_core.metrics import parquet, statistics, summaries, tables
@@ -152,6 +151,7 @@ def level_of_one(level: float, variants: int) -> float:
     degrees of freedom at this level. (Tukey's q for few degrees of freedom supposes one pooled standard error, which
     methods that differ in kind do not have.)
     """
+    from scipy.special import ndtr
     from scipy.stats import studentized_range  # takes a second to import
 
     return level if variants == 2 else float(2 * ndtr(-studentized_range.ppf(1 - level, variants, np.inf) / np.sqrt(2)))
@@ -212,6 +212,8 @@ def training_noise(trainings: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
     Raises:
         InputError: there are fewer than two trainings, or some table lacks a variant altogether.
     """
+    from scipy import special  # here, so that a comparison is shown without it
+
     if len(trainings) < 2:
         raise InputError("the noise of training shows between two trainings at least; train with another seed too")
     by = ["base_model", "method", "variant", "metric", "encoder"]
@@ -234,7 +236,7 @@ def training_noise(trainings: Mapping[int, pl.DataFrame]) -> pl.DataFrame:
         for name, values in [*zip(concepts, grid, strict=True), (ALL_CONCEPTS, grid.mean(axis=0))]:
             between = float(values.std(ddof=1))
             beyond = beyond_the_interval(grid) if name == ALL_CONCEPTS else between
-            t = float(stdtrit(len(trainings) - 1, 1 - LEVEL / 2))
+            t = float(special.stdtrit(len(trainings) - 1, 1 - LEVEL / 2))
             rows.append(
                 {**labels, "concept": name, "trainings": len(trainings), "mean": float(values.mean())}
                 | {"between": between, "least": t * 2**0.5 * between, "beyond": beyond}

@@ -13,14 +13,12 @@ from personalize_core.files.atomic import read_results, write_json
 from personalize_core.methods import BASELINE
 from personalize_core.metrics import costs, parquet, ranking, summaries, tables
 from personalize_core.metrics.concept_coverage import ConceptCoverage
+from personalize_core.report.comparison_in_words import NOISE
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.identity_vs_text import save_scatter_plot
 from personalize_core.report.figures.image_grids import comparison_grid
 from personalize_core.sampling.grid import image_name, read_grid
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
-
-NOISE = "training_noise.parquet"  # only where a method was trained again
-METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}  # in the order of tables for people
 
 
 def write(
@@ -94,95 +92,10 @@ def save_grid(
     comparison_grid(images, rows, columns, path, title=concept)
 
 
-def table(folder: Path, measured: Path) -> list[list[str]]:
-    """The summary over all concepts for a terminal: a heading, then a row per variant, the base model first.
-
-    A variant that was not scored on all concepts says on how many.
-
-    measured: the table of costs.
-    """
-    summary = _headline(folder / "summary.parquet")
-    path = folder / "differences.parquet"
-    gains = {}
-    if path.is_file():
-        rows = _headline(path).filter(metric="dino")
-        gains = {row["variant"]: row for row in rows.iter_rows(named=True)}
-    order = {BASELINE: 0, REFERENCES: 2}
-    variants = sorted(summary["variant"].unique(), key=lambda name: (order.get(name, 1), name))
-    rows = training_noise(folder).iter_rows(named=True)
-    noises = {(row["variant"], row["metric"]): f" noise {row['between']:.3f}" for row in rows}
-    taken = pl.read_parquet(measured).filter(concept=tables.ALL_CONCEPTS) if measured.is_file() else pl.DataFrame()
-    cost = {row["variant"]: costs.in_words(row) for row in taken.iter_rows(named=True)}
-    coverage = _coverage(folder)
-    lines = [["Variant", *METRICS.values(), "DINO over the base model", "Cost"]]
-    for variant in variants:
-        scores = {row["metric"]: row for row in summary.filter(pl.col("variant") == variant).iter_rows(named=True)}
-        cells = [
-            _interval(scores[metric], "mean") + noises.get((variant, metric), "") if metric in scores else "-"
-            for metric in METRICS
-        ]
-        gained = _interval(gains[variant], "difference") if variant in gains else "-"
-        lines.append([in_words(variant) + coverage.note(variant), *cells, gained, cost.get(variant, "-")])
-    return lines
-
-
-def training_noise(folder: Path) -> pl.DataFrame:
-    """The noise of training over all concepts, a row for each variant and metric; empty where nothing was repeated."""
-    path = folder / NOISE
-    return pl.read_parquet(path).filter(concept=tables.ALL_CONCEPTS) if path.is_file() else pl.DataFrame()
-
-
-def verdicts(folder: Path) -> list[list[str]]:
-    """The ranking for a terminal: a heading, then a row per metric and variant, the best mean first."""
-    ranked = pl.read_parquet(folder / "rank.parquet")
-    lines = [["By", "Place", "Variant", "Verdict"]]
-    for metric, words in METRICS.items():
-        for row in ranked.filter(metric=metric).iter_rows(named=True):
-            places = {row["place_from"], row["place_to"]}
-            parts = [
-                f"{verb} {', '.join(map(in_words, row[column].split(', ')))}"
-                for verb, column in (("above", "above"), (f"{ranking.CANNOT_TELL} from", "cannot_tell_from"))
-                if row[column]
-            ]
-            lines.append(
-                [words, " to ".join(map(str, sorted(places))), in_words(row["variant"]), "; ".join(parts) or "-"]
-            )
-    return lines
-
-
-def gaps(folder: Path) -> str:
-    """What is to be known where not all variants were scored on all concepts; else nothing."""
-    coverage = _coverage(folder)
-    if coverage.whole:
-        return ""
-    return (
-        f"Not every variant was scored on all {coverage.total} concepts: a mean is over those that the variant has, so "
-        "means do not compare; verdicts do, for they look at any two on the images that both have"
-    )
-
-
-def _coverage(folder: Path) -> ConceptCoverage:
-    return ConceptCoverage.of_summary(pl.read_parquet(folder / "summary.parquet").filter("headline"))
-
-
-def intervals_are_over(folder: Path) -> str:
-    """What the intervals of `table` let vary, in words."""
-    summary = _headline(folder / "summary.parquet")
-    sampled = summary.filter(pl.col("variant") != REFERENCES)
-    over = sorted(set(sampled["over"].drop_nulls()))
-    held = "" if all("concepts" in name for name in over) else ", about these concepts alone"
-    return f"95 % intervals over {' and over '.join(over)}{held}" if over else "nothing was repeated: no intervals"
-
-
 def _absent(store: Store, method: str, concept: str) -> list[dict[str, Any]]:
     """Scores that could not be computed, and why: a line for each, of whichever table."""
     found = read_results(store.scores(method, concept) / ABSENT)
     return [{"method": method, "concept": concept, **one} for one in found]
-
-
-def _headline(path: Path) -> pl.DataFrame:
-    """A summary's rows over all concepts, by the first encoder of each list."""
-    return pl.read_parquet(path).filter(pl.col("headline") & (pl.col("concept") == tables.ALL_CONCEPTS))
 
 
 def _compare_grids(store: Store, concept: str, folders: Sequence[Path], path: Path) -> None:
@@ -211,9 +124,3 @@ def _nested(summary: pl.DataFrame) -> dict[str, dict[str, float]]:
     for row in summary.iter_rows(named=True):
         means.setdefault(row["variant"], {})[row["metric"]] = row["mean"]
     return means
-
-
-def _interval(row: dict[str, Any], name: str) -> str:
-    if row["low"] is None:
-        return f"{row[name]:.3f}"
-    return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"

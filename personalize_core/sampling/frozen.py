@@ -14,8 +14,8 @@ def frozen(method: nn.Module) -> Iterator[None]:
 
     torch's linear layer takes another path for some inputs whose weight requires a gradient, under `no_grad` too, on
     some processors for more inputs than on others. It then adds up in another order, so a method that was just trained
-    and its restored artifact would differ in the last bits
-    (docs/reproducibility.md). The method stays in eval mode; which parameters are trained is restored afterwards.
+    and its restored artifact would differ in the last bits (docs/reproducibility.md). The method stays in eval mode;
+    which parameters are trained is restored afterwards.
     """
     trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
     method.eval().requires_grad_(False)

@@ -147,7 +147,7 @@ def _band(store: Store, concept: str, variant: str, metric: str) -> tuple[float,
     """By how much a mean may differ, and why so much."""
     import polars as pl
 
-    from personalize_core.report.comparison import NOISE
+    from personalize_core.report.comparison_in_words import NOISE
 
     path = store.comparison() / NOISE
     if path.is_file():

@@ -98,7 +98,7 @@ def test_a_process_on_a_graphics_card_restores_once(monkeypatch):
     base.device = torch.device("cuda")
     with FreshProcess(base) as started:
         monkeypatch.setattr(started._reader, "heard", lambda: (0, ""))
-        monkeypatch.setattr(proof, "load_file", lambda path: {"answer": LATENTS})
+        monkeypatch.setattr(proof, "load_file", lambda path: {"latents": LATENTS})
         started.restore(Path("somewhere"))
         started.sampled_latents()
         process = started._reader._process

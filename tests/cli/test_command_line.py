@@ -20,6 +20,8 @@ from personalize_core.workspace.recipes import prompts_of
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 REPOSITORY = Path(__file__).parents[2]
 
 

@@ -17,7 +17,7 @@ from personalize_core.methods import METHOD_NAMES, method_class, recipe_class
 from personalize_core.methods.interface import Method
 from tests.conftest import tiny_base
 
-STEPS = 3  # of every stage
+STEPS = 2  # of every stage
 ROWS = 2  # images of the concept in a step
 
 
@@ -43,10 +43,10 @@ class Case:
     def base(self, **options) -> BaseModel:
         return tiny_base(self.linear, **options)
 
-    def make(self, base: BaseModel, concept: Concept, seed: int = 0) -> Method:
+    def make(self, base: BaseModel, concept: Concept, seed: int = 0, steps: int = STEPS) -> Method:
         kind: Any = method_class(self.name)
         fields = [field.name for field in dataclasses.fields(kind.Config)]
-        short = {name: STEPS for name in fields if name.endswith("steps")}
+        short = {name: steps for name in fields if name.endswith("steps")}
         short |= {name: ROWS for name in fields if name.endswith("batch_size")}
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -85,6 +85,7 @@ of_all = pytest.mark.parametrize("case", ALL, ids=str)
 of_default = pytest.mark.parametrize("case", DEFAULT, ids=str)
 of_starting = pytest.mark.parametrize("case", STARTING, ids=str)
 of_learning = pytest.mark.parametrize("case", LEARNING, ids=str)
+trained_once = pytest.mark.parametrize("case", LEARNING, ids=str, scope="module")  # for tests that share a training
 of_samplings = pytest.mark.parametrize(("case", "options"), SAMPLINGS, ids=str)
 
 

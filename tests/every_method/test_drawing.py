@@ -1,4 +1,4 @@
-"""What is true of every method as it draws. No test here knows a method's name."""
+"""What is true of every method as it samples. No test here knows a method's name."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ def test_each_learned_part_disturbed_alone_shows_in_the_image(case, base, concep
 
 
 @of_learning
-def test_each_learned_tensor_has_a_part_in_the_answer(case, base, concept):
-    """By its gradient, as an image is drawn; on latents so large that no layer has a single location."""
+def test_each_learned_tensor_has_a_part_in_the_prediction(case, concept):
+    """By its gradient, as an image is sampled; on latents so large that no layer has a single location."""
+    base = case.base()
     base.unet.register_to_config(sample_size=16)
     method = disturbed(case.make(base, concept)).eval().requires_grad_(True)
     noise = torch.randn(1, *base.latent_shape, generator=torch.Generator().manual_seed(4))
     with method.attach(base):
         context = method.condition(base, [method.say("a photo of {} in the red")])(torch.tensor([500]))
-        answer = base.denoise(noise, torch.tensor([500]), context)
-    gradients = torch.autograd.grad(answer.pow(2).sum(), list(method.parameters()), allow_unused=True)
+        prediction = base.denoise(noise, torch.tensor([500]), context)
+    gradients = torch.autograd.grad(prediction.pow(2).sum(), list(method.parameters()), allow_unused=True)
     names = [name for name, _ in method.named_parameters()]
     assert [n for n, g in zip(names, gradients, strict=True) if g is None or not g.abs().sum() > 0] == []
 

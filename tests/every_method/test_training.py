@@ -1,32 +1,164 @@
-"""What is true of every method as it is trained. No test here knows a method's name."""
+"""What is true of every method as it is trained. No test here knows a method's name.
+
+Most tests look at one training, which they share; those of seeds and of interruptions repeat it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from personalize_core.training.loop import denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, equal_bits, snapshot
-from tests.every_method.cases import of_learning
+from personalize_core.base_model.model import BaseModel
+from personalize_core.methods.interface import Method
+from personalize_core.training.checkpoints import Checkpoints, LogRow
+from personalize_core.training.loop import Log, denoising_step, diffusion_loss, train
+from tests.conftest import disturbed, draw, equal_bits, snapshot, tiny_images
+from tests.every_method.cases import CONCEPT, Case, CutOff, of_learning, trained_once
 
-
-@of_learning
-def test_training_changes_the_method_and_no_bit_of_the_base_model(case, base, concept, images):
-    method, before = case.make(base, concept), snapshot(base)
-    start = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    train(method, base, images, seed=0)
-    assert not equal_bits(method.state_dict(), start)
-    assert equal_bits(snapshot(base), before)  # every row of the vocabulary among it
+SEED = 5
 
 
-@of_learning
-def test_after_training_nothing_asks_for_gradients(case, base, concept, images):
-    method = case.make(base, concept)
-    train(method, base, images, seed=0)
-    frozen = [method, base.unet, base.text_encoder, base.vae]
+def copy_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def embeddings_of(method: Method) -> list[NDArray[np.float64]]:
+    """Each learned embedding, as (vectors, text_width) or with more dimensions before these."""
+    return [
+        parameter.detach().double().numpy().copy()
+        for name, parameter in method.named_parameters()
+        if name.startswith("embedding")
+    ]
+
+
+def untrained(case: Case, base: BaseModel, seed: int = 0) -> Method:
+    """With its parameters moved, so that no part starts without an effect on the loss."""
+    return disturbed(case.make(base, CONCEPT, seed))
+
+
+def cut_off_at(step: int) -> Log:
+    """A log that ends training once that step of the first stage is done, before its checkpoint."""
+
+    def log(row: LogRow) -> None:
+        if row["step"] == step:
+            raise CutOff
+
+    return log
+
+
+@dataclass
+class Training:
+    """One training, with what was there before it."""
+
+    method: Method
+    base: BaseModel
+    base_before: dict[str, Tensor]
+    random_before: Tensor
+    initial_embeddings: list[NDArray[np.float64]]
+    start: dict[str, Tensor]
+    log: list[LogRow] = field(default_factory=list)
+    after_first_step: dict[str, Tensor] = field(default_factory=dict)
+    embeddings: list[list[NDArray[np.float64]]] = field(default_factory=list)  # after each step
+    random_after: Tensor = field(default_factory=torch.random.get_rng_state)
+
+
+@pytest.fixture(scope="module")
+def training(case: Case) -> Training:
+    base = case.base()
+    method = case.make(base, CONCEPT)
+    initial = embeddings_of(method)
+    disturbed(method)
+    torch.manual_seed(1)
+    found = Training(method, base, snapshot(base), torch.random.get_rng_state(), initial, copy_of(method.state_dict()))
+
+    def log(row: LogRow) -> None:
+        found.embeddings.append(embeddings_of(method))
+        if not found.after_first_step:
+            found.after_first_step = copy_of(method.state_dict())
+
+    found.log = train(method, base, tiny_images(), SEED, log)
+    found.random_after = torch.random.get_rng_state()
+    return found
+
+
+@trained_once
+def test_training_changes_the_method_and_no_bit_of_the_base_model(training):
+    assert not equal_bits(training.method.state_dict(), training.start)
+    assert equal_bits(snapshot(training.base), training.base_before)  # every row of the vocabulary among it
+
+
+@trained_once
+def test_after_training_nothing_asks_for_gradients(training):
+    base = training.base
+    frozen = [training.method, base.unet, base.text_encoder, base.vae]
     assert not any(parameter.requires_grad for module in frozen for parameter in module.parameters())
-    assert not method.training
+    assert not training.method.training
+
+
+@trained_once
+def test_every_learned_tensor_is_reached_by_training(training):
+    """A part that is attached in sampling but not in training would stay as it was."""
+    learned = training.method.named_parameters()
+    assert [name for name, parameter in learned if torch.equal(parameter, training.start[name])] == []
+
+
+@trained_once
+def test_after_each_step_the_log_has_the_rates_and_how_far_a_learned_embedding_has_come(training):
+    """The norm of v, and its cosine to what it started as."""
+    method, cosines = training.method, []
+    stages, width = {stage.name: stage for stage in method.stages()}, training.base.text_width
+    vectors = [embedding.reshape(-1, width) for embedding in training.initial_embeddings]
+    held = method.config.text_embeddings
+    assert sum(map(len, vectors)) == held
+    for row, embeddings in zip(training.log, training.embeddings, strict=True):
+        assert row["lr"] == [group["lr"] for group in stages[row["stage"]].param_groups]
+        assert ("learned" in row) == (held > 0)
+        if held:
+            now, start = embeddings[0].reshape(-1, width), vectors[0]
+            norms, lengths = np.sqrt((now * now).sum(axis=1)), np.sqrt((start * start).sum(axis=1))
+            cosines.append(((now * start).sum(axis=1) / (norms * lengths)).mean())
+            assert row["learned"] == {
+                "v_norm": pytest.approx(norms.mean(), rel=1e-5),
+                "v_cosine": pytest.approx(cosines[-1], abs=1e-5),
+            }
+    assert not held or min(cosines) < 1
+
+
+@trained_once
+def test_training_and_sampling_leave_torchs_global_random_state_alone(training):
+    assert torch.equal(training.random_after, training.random_before)
+    before = torch.random.get_rng_state()
+    draw(training.method, training.base, [training.method.say("a photo of {}")])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@trained_once
+def test_the_same_seed_teaches_it_the_same_whatever_the_global_seed(case, training, images):
+    same, other = untrained(case, training.base), untrained(case, training.base)
+    torch.manual_seed(2)
+    assert train(same, training.base, images, SEED) == training.log
+    assert equal_bits(same.state_dict(), training.method.state_dict())
+    with pytest.raises(CutOff):
+        train(other, training.base, images, SEED + 1, cut_off_at(0))
+    assert not equal_bits(other.state_dict(), training.after_first_step)
+
+
+@trained_once
+def test_a_run_that_was_cut_off_resumes_to_the_same_bits(case, training, images, tmp_path):
+    base, checkpoints = training.base, Checkpoints(tmp_path, stamp="this run", every_seconds=0)
+    with pytest.raises(CutOff):
+        train(untrained(case, base), base, images, SEED, cut_off_at(1), checkpoints)
+    assert equal_bits(snapshot(base), training.base_before)
+    resumed, logged = untrained(case, base, seed=99), []
+    assert train(resumed, base, images, SEED, logged.append, checkpoints) == training.log
+    assert logged[0]["step"] == 1  # it did go on, rather than start again
+    assert equal_bits(resumed.state_dict(), training.method.state_dict())
 
 
 @of_learning
@@ -46,42 +178,6 @@ def test_each_loss_of_each_stage_moves_something_that_the_stage_trains(case, bas
             for name, loss in {"diffusion": diffusion_loss(step), **stage.penalty(step)}.items():
                 gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
                 assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients), name
-
-
-@of_learning
-def test_every_learned_tensor_is_reached_by_training(case, base, concept, images):
-    """A part that is attached in sampling but not in training would stay as it was."""
-    method = disturbed(case.make(base, concept)).train()
-    before = {name: parameter.clone() for name, parameter in method.named_parameters()}
-    train(method, base, images, seed=0)
-    unmoved = [name for name, parameter in method.named_parameters() if torch.equal(parameter, before[name])]
-    assert unmoved == []
-
-
-@of_learning
-def test_after_each_step_the_log_has_the_rates_and_how_far_a_learned_embedding_has_come(case, base, concept, images):
-    """The norm of v, and its cosine to what it started as."""
-    method, cosines = case.make(base, concept), []
-    stages = {stage.name: stage for stage in method.stages()}
-    width, held = base.text_width, method.config.text_embeddings
-    learned = [parameter for name, parameter in method.named_parameters() if name.startswith("embedding")]
-    starts = [parameter.detach().double().numpy().reshape(-1, width).copy() for parameter in learned]
-    assert sum(map(len, starts)) == held
-
-    def check(row) -> None:
-        assert row["lr"] == [group["lr"] for group in stages[row["stage"]].param_groups]
-        assert ("learned" in row) == (held > 0)
-        if held:
-            now, start = learned[0].detach().double().numpy().reshape(-1, width), starts[0]
-            norms, lengths = np.sqrt((now * now).sum(axis=1)), np.sqrt((start * start).sum(axis=1))
-            cosines.append(((now * start).sum(axis=1) / (norms * lengths)).mean())
-            assert row["learned"] == {
-                "v_norm": pytest.approx(norms.mean(), rel=1e-5),
-                "v_cosine": pytest.approx(cosines[-1], abs=1e-5),
-            }
-
-    train(method, base, images, seed=0, log=check)
-    assert not held or min(cosines) < 1
 
 
 @of_learning

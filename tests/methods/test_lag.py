@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -125,37 +126,54 @@ def test_lag_is_there_for_every_method_that_acts_within_the_transformers_alone()
     assert not {"base_model", "textual_inversion", "neti", "xti", "dreambooth", "ti_db", "core"} & set(CONFINABLE)
 
 
-@of_confinable
-def test_a_region_of_everything_is_plain_sampling_to_the_bit(name, chosen, base, concept, monkeypatch):
-    method = learned(name, chosen, base, concept)
+@dataclass(frozen=True)
+class Predictions:
+    """What several tests compare with, computed once: of one context by the base model, and by a method without LAG and
+    with it."""
+
+    base: BaseModel
+    method: Any
+    context: TextContext
+    untouched: torch.Tensor
+    plain: torch.Tensor
+    confined: torch.Tensor
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["convolutional", "linear"])
+def linear(request) -> bool:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def predictions(linear, request) -> Predictions:
+    base, (name, chosen) = tiny_base(linear), request.param
+    method = learned(name, chosen, base, Concept("v", "<v>", "dog"))
     context = guided(method, base)
-    plain, real = answer(method, base, context), answer(method, base, context, lag=True)
+    plain, confined = answer(method, base, context), answer(method, base, context, lag=True)
+    return Predictions(base, method, context, predict(base, context), plain, confined)
+
+
+def test_a_region_of_everything_is_plain_sampling_to_the_bit(predictions, monkeypatch):
+    p = predictions
     with_region(monkeypatch, True)
-    assert torch.equal(answer(method, base, context, lag=True), plain)
-    assert not torch.equal(real, plain)
+    assert torch.equal(answer(p.method, p.base, p.context, lag=True), p.plain)
+    assert not torch.equal(p.confined, p.plain)
 
 
-@of_confinable
-def test_a_region_of_nothing_is_the_base_model(name, chosen, base, concept, monkeypatch):
+def test_a_region_of_nothing_is_the_base_model(predictions, monkeypatch):
     """To the bit, but for ViCo, whose reference rows stand beside: a larger batch is rounded differently."""
-    method = learned(name, chosen, base, concept)
-    context = guided(method, base)
-    untouched, real = predict(base, context), answer(method, base, context, lag=True)
+    p = predictions
     with_region(monkeypatch, False)
-    nowhere = answer(method, base, context, lag=True)
-    torch.testing.assert_close(nowhere, untouched, atol=1e-5 if name == "vico" else 0, rtol=0)
-    assert (real - untouched).abs().amax() > 1e-4
+    nowhere = answer(p.method, p.base, p.context, lag=True)
+    torch.testing.assert_close(nowhere, p.untouched, atol=1e-5 if hasattr(p.method, "references") else 0, rtol=0)
+    assert (p.confined - p.untouched).abs().amax() > 1e-4
 
 
-@of_confinable
-def test_a_image_without_the_concept_is_left_to_the_base_model(name, chosen, base, concept):
-    method = learned(name, chosen, base, concept)
-    context = guided(method, base)
-    untouched = predict(base, context)
-    confined = answer(method, base, context, lag=True)
-    torch.testing.assert_close(confined[[1, 3]], untouched[[1, 3]], atol=1e-5, rtol=0)
-    assert ((confined - untouched)[[0, 2]].abs().amax(dim=(1, 2, 3)) > 1e-4).all()
-    off, full = (answer(method, base, context, lag=True, lag_unconditional=how) for how in ("off", "full"))
+def test_an_image_without_the_concept_is_left_to_the_base_model(predictions):
+    p = predictions
+    torch.testing.assert_close(p.confined[[1, 3]], p.untouched[[1, 3]], atol=1e-5, rtol=0)
+    assert ((p.confined - p.untouched)[[0, 2]].abs().amax(dim=(1, 2, 3)) > 1e-4).all()
+    off, full = (answer(p.method, p.base, p.context, lag=True, lag_unconditional=how) for how in ("off", "full"))
     assert not torch.equal(off[0], full[0])
 
 
@@ -180,7 +198,7 @@ def watched(base: BaseModel, attach: Callable, context: TextContext) -> dict[str
 def again(base: BaseModel, layer: str, args: tuple, kwargs: dict) -> tuple[np.ndarray, np.ndarray]:
     """A transformer's answer to what it was given, (B, N, m), and its cross-attention map, (B, heads, N, L)."""
     call = replace(kwargs["cross_attention_kwargs"]["call"], maps=AttentionMaps())
-    with torch.no_grad():
+    with torch.no_grad(), mock.patch.object(base, "_call", call):  # for hooks that ask for the timestep
         (output,) = base.transformers[layer](*args, **kwargs | {"cross_attention_kwargs": {"call": call}})
         return output.flatten(2).mT.numpy(), call.maps[layer].double().numpy()
 

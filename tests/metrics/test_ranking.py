@@ -10,7 +10,7 @@ import scipy.stats
 
 from personalize_core.errors import InputError
 from personalize_core.metrics import costs, parquet, ranking, statistics, summaries, tables
-from personalize_core.report import comparison
+from personalize_core.report import comparison_in_words
 from tests.metrics.test_tables import grid, noisy
 
 CONCEPTS = [f"concept{number}" for number in range(6)]
@@ -140,7 +140,7 @@ def test_a_table_of_one_variant_has_a_rank_and_no_pair():
 def test_the_terminal_says_what_cannot_be_told(tmp_path):
     compared = ranking.pairs(table := four())
     ranking.write(compared, ranking.rank(compared, summaries.summarise(table)), tmp_path)
-    heading, *rows = comparison.verdicts(tmp_path)
+    heading, *rows = comparison_in_words.verdicts(tmp_path)
     assert heading == ["By", "Place", "Variant", "Verdict"]
     verdicts = {variant: (by, place, words) for by, place, variant, words in rows}
     assert verdicts["alike a"] == ("DINO", "1 to 2", "above base model, middle; cannot tell from alike b")

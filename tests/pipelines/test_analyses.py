@@ -19,6 +19,8 @@ from pipelines.definitions import defs
 from tests import tiny_workspace
 from tests.in_dagster import materialize
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 COMMON = {"ops": {"class_nouns": {"config": {"nouns": "common"}}}}
 PAIR = dg.MultiPartitionKey({"concept": "rex", "method": "textual_inversion"})
 

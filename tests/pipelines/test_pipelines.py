@@ -19,6 +19,8 @@ from pipelines.partitions import CONCEPT
 from tests.in_dagster import materialize, passing
 from tests.watching import concept
 
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
+
 ROOT = Path(__file__).parents[2]
 PAIR = dg.MultiPartitionKey({"concept": "dog7", "method": "textual_inversion"})
 

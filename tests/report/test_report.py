@@ -15,7 +15,7 @@ from PIL import Image
 from personalize_core import steps
 from personalize_core.errors import InputError
 from personalize_core.metrics.parquet import meanings_in
-from personalize_core.report import comparison, embedded_images, inline_figures, page, tables, verdicts
+from personalize_core.report import comparison_in_words, embedded_images, inline_figures, page, tables, verdicts
 from personalize_core.report import evidence as read_evidence
 from personalize_core.workspace.store import Store
 from tests.report import workspace
@@ -327,6 +327,7 @@ def titles(told: read_evidence.Evidence) -> list[str]:
 
 
 def test_the_terminal_says_it_too(gap, made):
-    lines = comparison.table(gap.comparison(), gap.costs())
+    lines = comparison_in_words.table(gap.comparison(), gap.costs())
     assert {line[0] for line in lines} >= {"DreamBooth (1 of 2 concepts)", "Textual Inversion", "base model"}
-    assert "all 2 concepts" in comparison.gaps(gap.comparison()) and not comparison.gaps(made.comparison())
+    assert "all 2 concepts" in comparison_in_words.gaps(gap.comparison())
+    assert not comparison_in_words.gaps(made.comparison())

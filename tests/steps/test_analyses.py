@@ -25,6 +25,8 @@ from personalize_core.training import training_log
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 METHODS = ["base_model", "textual_inversion", "personalized_residuals"]
 
 

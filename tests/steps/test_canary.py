@@ -21,6 +21,8 @@ from pipelines.definitions import defs
 from pipelines.resources import Workspace
 from tests import tiny_workspace
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 CELL = "rex/textual_inversion"
 
 
@@ -110,7 +112,7 @@ def test_the_same_scores_pass_and_one_beyond_its_band_fails_the_check_until_it_i
 def test_the_band_is_the_measured_noise_where_there_is_one(store):
     import polars as pl
 
-    from personalize_core.report.comparison import NOISE
+    from personalize_core.report.comparison_in_words import NOISE
 
     old, new = {"textual_inversion.dino": 0.5}, {"textual_inversion.dino": 0.56}
     assert len(core._moved(store, CELL, old, new)) == 1

@@ -28,6 +28,8 @@ from pipelines.resources import Workspace
 from tests import tiny_workspace
 from tests.watching import Watch
 
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
+
 METHODS = ("base_model", "textual_inversion", "dreambooth")
 COUNT = itertools.count()
 

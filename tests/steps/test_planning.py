@@ -16,6 +16,8 @@ from personalize_core.files.atomic import MANIFEST
 from personalize_core.workspace.store import REFERENCES, Store
 from tests import tiny_workspace
 
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
+
 METHODS = ("base_model", "textual_inversion")
 
 

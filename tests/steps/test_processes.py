@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
-import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,8 @@ ROOT = Path(__file__).parents[2]
 
 def told(number: int, folder: Path, listener: Listener) -> int:
     """Ends when its neighbour has begun, so that it ends only beside another."""
-    (folder / str(number)).touch()
-    while not (folder / str(number ^ 1)).exists():  # for ever, should it run alone
-        time.sleep(0.01)
+    with (folder / str(number // 2)).open("w" if number % 2 else "r"):  # a named pipe opens when both ends are opened
+        pass
     listener(Event(f"task {number}", number, 4, {"process": float(os.getpid())}))
     return number * 10 + int(os.environ[OWN_DEVICE])
 
@@ -52,15 +50,15 @@ def marked(path: Path, listener: Listener) -> None:
 
 
 def held(path: Path, go: Path, listener: Listener) -> None:
-    """Begins, and says so until it may end."""
+    """Ends when it may: a named pipe opens for reading as soon as somebody may write."""
     path.touch()
-    while not go.exists():
-        listener(Event(path.name, 0, 1))
-        time.sleep(0.01)
+    go.open().close()
 
 
 def test_tasks_run_beside_each_other_are_heard_and_come_back_in_their_order(tmp_path):
     heard: list[Event] = []
+    for pair in range(2):
+        os.mkfifo(tmp_path / str(pair))
     tasks = [partial(told, number, tmp_path) for number in range(4)]
     assert [done() for done in shared_out(tasks, 2, heard.append)] == [1, 11, 21, 31]
     assert sorted(event.what for event in heard) == [f"task {number}" for number in range(4)]
@@ -79,20 +77,26 @@ def test_what_one_task_raises_is_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_who_stops_at_a_mistake_lets_no_later_task_begin(processes, tmp_path):
+def test_who_stops_at_a_mistake_lets_no_later_task_begin(processes, tmp_path, monkeypatch):
     """Those that had begun end only after the others were called off, so none of these can slip in by being quick."""
-    go, stopping = tmp_path / "go", threading.Event()
+    go, opened = tmp_path / "go", []
+    os.mkfifo(go)
+    call_off = ProcessPoolExecutor.shutdown
 
-    def heard(event: Event) -> None:
-        if stopping.is_set():
-            go.touch()
+    def shutdown(pool: ProcessPoolExecutor, *arguments: Any, **options: Any) -> None:
+        call_off(pool, *arguments, **options)
+        opened.append(os.open(go, os.O_RDWR))
 
+    if processes > 1:
+        monkeypatch.setattr(ProcessPoolExecutor, "shutdown", shutdown)
     later = [partial(held, tmp_path / str(number), go) for number in range(20)]
-    sharing: Any = shared_out([wrong, *later], processes, heard)
+    sharing: Any = shared_out([wrong, *later], processes, unheard)
     with pytest.raises(InputError):
         next(sharing)()
-    stopping.set()
     sharing.close()
+    for descriptor in opened:
+        os.close(descriptor)
+    assert bool(opened) == (processes > 1)
     assert not (tmp_path / "19").exists()
 
 
@@ -104,37 +108,25 @@ def test_a_process_that_is_ended_from_outside_is_told_of_with_what_to_do():
 
 
 def test_processes_end_with_a_program_that_is_killed(tmp_path):
+    """They hold its standard output open, which therefore ends when the last of them does."""
     program = """
-        from functools import partial
-        from pathlib import Path
         from personalize_core.steps.processes import shared_out
         from tests.steps.test_processes import forever
-        import sys
         if __name__ == "__main__":
-            list(shared_out([partial(forever, Path(sys.argv[1]))] * 2, 2, lambda event: None))
+            list(shared_out([forever] * 2, 2, lambda event: print(event.what, flush=True)))
     """
     script = tmp_path / "program.py"
     script.write_text(textwrap.dedent(program))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
-    while len(working := list(tmp_path.glob("*.pid"))) < 2:
-        assert parent.poll() is None
-        time.sleep(0.05)
-    parent.kill()
-    parent.wait()
-    while any(lives(int(path.stem)) for path in working):  # for ever, should they not end with their program
-        time.sleep(0.05)
+    with subprocess.Popen([sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        assert [parent.stdout.readline() for _ in range(2)] == ["it works\n"] * 2
+        parent.kill()
+        assert parent.stdout.read() == ""
 
 
-def lives(process: int) -> bool:
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def forever(folder: Path, listener: Listener) -> None:
-    (folder / f"{os.getpid()}.pid").touch()
+def forever(listener: Listener) -> None:
+    listener(Event("it works", 0, 1))
     signal.pause()
 
 

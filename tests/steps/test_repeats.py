@@ -16,7 +16,7 @@ from torch import nn
 from personalize_core import steps
 from personalize_core.errors import InputError
 from personalize_core.metrics import costs, parquet, ranking, tables
-from personalize_core.report import comparison
+from personalize_core.report import comparison_in_words
 from personalize_core.report.display_names import in_words
 from personalize_core.steps.repeating import check_repeatable, find_trainings
 from personalize_core.training import run_costs
@@ -24,6 +24,8 @@ from personalize_core.training.run_costs import PeakMemory, Stopwatch, TimedChec
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.steps.test_steps import bytes_under
+
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
 
 METHOD = "personalized_residuals"
 CHAIN = (steps.train, steps.sample_grid, steps.score)
@@ -56,7 +58,7 @@ def weights(store: Store) -> bytes:
 
 
 def noise(store: Store) -> dict[str, dict]:
-    rows = comparison.training_noise(store.comparison()).filter(variant=METHOD)
+    rows = comparison_in_words.training_noise(store.comparison()).filter(variant=METHOD)
     return rows.rows_by_key("metric", named=True, unique=True)
 
 
@@ -95,7 +97,7 @@ def test_the_comparison_holds_the_noise_between_trainings_by_metric(store: Store
     row = found["dino"]
     assert (row["trainings"], row["concepts"]) == (3, 1)
     assert row["between"] == pytest.approx(torch.tensor(means, dtype=torch.float64).std().item(), rel=1e-9)
-    heading, *lines = comparison.table(store.comparison(), store.costs())
+    heading, *lines = comparison_in_words.table(store.comparison(), store.costs())
     (line,) = [line for line in lines if line[0] == in_words(METHOD)]
     assert line[heading.index("DINO")].endswith(f"noise {row['between']:.3f}")
 
@@ -111,7 +113,7 @@ def test_the_verdicts_count_the_noise_of_training(store: Store):
 
 
 def noise_is_gone(store: Store) -> bool:
-    return comparison.training_noise(store.comparison()).is_empty()
+    return comparison_in_words.training_noise(store.comparison()).is_empty()
 
 
 def test_without_repeats_a_comparison_is_what_it_is_with_repeats_that_were_taken_away(repeated: Path, store: Store):
@@ -195,7 +197,7 @@ def test_costs_stand_in_the_row_that_people_see(store: Store):
     found = parquet.read_parquet(store.costs())
     row = found.filter(variant=METHOD, concept=tables.ALL_CONCEPTS).row(0, named=True)
     assert row["training_seconds"] > 0 and row["seconds_per_image"] > 0 and row["parameters"] > 0
-    heading, *lines = comparison.table(store.comparison(), store.costs())
+    heading, *lines = comparison_in_words.table(store.comparison(), store.costs())
     by_variant = {line[0]: line[heading.index("Cost")] for line in lines}
     assert by_variant[in_words(METHOD)] == costs.in_words(row)
     assert "trained" not in by_variant["base model"] and "an image" in by_variant["base model"]
@@ -283,4 +285,5 @@ def test_the_peak_counts_what_was_held_and_let_go():
 
 def test_noise_is_of_no_more_concepts_than_were_repeated(store: Store):
     assert "concepts" in ranking.NOISE_COLUMNS
-    assert parquet.meanings_in(store.comparison() / comparison.NOISE)["concepts"] == ranking.NOISE_COLUMNS["concepts"]
+    meanings = parquet.meanings_in(store.comparison() / comparison_in_words.NOISE)
+    assert meanings["concepts"] == ranking.NOISE_COLUMNS["concepts"]

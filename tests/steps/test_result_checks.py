@@ -27,6 +27,8 @@ from pipelines.lineage import dvc_hash
 from tests import tiny_workspace
 from tests.in_dagster import materialize
 
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
+
 METHOD = "dreambooth"
 PAIR = dg.MultiPartitionKey({"concept": "rex", "method": METHOD})
 LEARN = [assets.artifact, assets.image_grid, assets.metrics]

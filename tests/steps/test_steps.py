@@ -21,7 +21,7 @@ from personalize_core.files import stamps
 from personalize_core.methods import recipe_class
 from personalize_core.methods.recipe import Ablation
 from personalize_core.metrics import tables
-from personalize_core.report import comparison
+from personalize_core.report import comparison_in_words
 from personalize_core.report.figures import losses
 from personalize_core.steps import input_checks
 from personalize_core.steps.latents import read_latents
@@ -30,6 +30,8 @@ from personalize_core.workspace import dependencies
 from personalize_core.workspace.recipes import load_base, preprocessing_of
 from personalize_core.workspace.store import REFERENCES, Store
 from tests import tiny_workspace
+
+pytestmark = pytest.mark.usefixtures("short_checks")
 
 METHODS = ["base_model", "textual_inversion", "dreambooth", "personalized_residuals"]
 
@@ -315,9 +317,9 @@ def test_a_comparison_ranks_every_variant_and_says_what_it_cost(store: Store):
     assert set(costs["parameters"]) == {about["parameters"]}
     weights = store.artifact("dreambooth", "rex") / "weights.safetensors"
     assert set(costs["artifact_bytes"]) == {weights.stat().st_size}
-    heading, *rows = comparison.verdicts(folder)
-    assert len(heading) == 4 and len(rows) == len(comparison.METRICS) * len(variants)
-    assert comparison.intervals_are_over(folder) == "95 % intervals over prompts, about these concepts alone"
+    heading, *rows = comparison_in_words.verdicts(folder)
+    assert len(heading) == 4 and len(rows) == len(comparison_in_words.METRICS) * len(variants)
+    assert comparison_in_words.intervals_are_over(folder) == "95 % intervals over prompts, about these concepts alone"
 
 
 def test_a_comparison_shows_every_concept_and_all_of_them(store: Store):

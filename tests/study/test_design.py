@@ -22,6 +22,8 @@ from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.study import workspace as small
 
+pytestmark = pytest.mark.usefixtures("short_checks")
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:

@@ -25,6 +25,8 @@ from personalize_core.workspace.lineage.records import is_genuine
 from personalize_core.workspace.store import SCORES, Store
 from tests import tiny_workspace
 
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
+
 METHOD, IMAGE = "dreambooth", "data/grids/dreambooth/rex/dreambooth/00_01.png"
 
 

@@ -19,6 +19,8 @@ from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.steps.test_steps import bytes_under
 
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
+
 REPOSITORY = Path(__file__).parents[2]
 FILES = sorted((REPOSITORY / "data" / "protocols").glob("*.yaml"))
 SHORT = {
