@@ -20,7 +20,7 @@ def main() -> None:
     store, to = Store(options.root), Path(__file__).parent.parent / "docs" / "images"
     to.mkdir(exist_ok=True)
     for method in store.params.methods:
-        with Image.open(store.grid(method, options.concept) / "grid.png") as grid:
+        with Image.open(store.grid(method, options.concept) / "grid.png", formats=("PNG",)) as grid:
             grid.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(to / f"{method}.png", optimize=True)
         print(to / f"{method}.png")
 

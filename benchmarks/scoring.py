@@ -65,6 +65,10 @@ def make(folder: Path, prompts: int, images: int, size: int) -> None:
     (folder / "grid.json").write_text(json.dumps(about | {"templates": templates}))
 
 
+def png(path: Path) -> Image.Image:
+    return Image.open(path, formats=("PNG",)).convert("RGB")
+
+
 class OneByOne:
     """Our encoders, one image per call."""
 
@@ -75,7 +79,7 @@ class OneByOne:
         return self.clip.texts([text])[0]
 
     def see(self, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-        image = [Image.open(path).convert("RGB")]
+        image = [png(path)]
         return self.clip.images(image)[0], self.vit.images(image)[0]
 
     @torch.no_grad()
@@ -104,9 +108,9 @@ class ScoreByScore(OneByOne):
                     grid / "plain" / f"{prompt:02d}_{image:02d}.png",
                     template.replace("{}", described["class_noun"]),
                 )
-                of_text = float(self.clip.images([Image.open(path).convert("RGB")])[0] @ self.say(text))
-                of_clip = float((known[0] @ self.clip.images([Image.open(path).convert("RGB")])[0]).mean())
-                identity = float((known[1] @ self.vit.images([Image.open(path).convert("RGB")])[0]).mean())
+                of_text = float(self.clip.images([png(path)])[0] @ self.say(text))
+                of_clip = float((known[0] @ self.clip.images([png(path)])[0]).mean())
+                identity = float((known[1] @ self.vit.images([png(path)])[0]).mean())
                 found.append((of_text, of_clip, identity))
         return found
 
@@ -130,7 +134,7 @@ class Script(OneByOne):
         return self.clip.encode_text(self.read([text]).to(self.device), normalize=True)[0].cpu()
 
     def see(self, path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-        image = Image.open(path).convert("RGB")
+        image = png(path)
         seen = self.clip.encode_image(self.prepare(image)[None].to(self.device), normalize=True)
         pixels = self.processor(image, return_tensors="pt")["pixel_values"].to(self.device)
         known = self.vit(pixel_values=pixels).last_hidden_state[:, 0]
@@ -220,7 +224,7 @@ def shared(folder: Path, concept_images: list[Path], tables: int, processes: int
 
 def alone(encoder: Encoder, paths: list[Path], rounds: int, clock: Callable[[], float]) -> str:
     """Features of the same images in one call and one by one; nothing is read or compared."""
-    images = [Image.open(path).convert("RGB") for path in paths] * 20
+    images = [png(path) for path in paths] * 20
     together, single = [], []
     for _ in range(rounds):
         began = clock()

@@ -133,10 +133,11 @@ def _image(name: str, kind: str, content: bytes) -> dg.MetadataValue:
 
 def _webp(path: Path, most: int) -> bytes:
     """The image in at most so many bytes: as large as fits at a good quality."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    with Image.open(path) as opened:
-        whole = opened.convert("RGB")
+    from personalize_core.report.figures.images import opened_figure
+
+    whole = opened_figure(path)
     content = b""
     for width in (WIDEST, 850, 650, 500, 380, 290, 220):
         smaller = ImageOps.contain(whole, (min(width, whole.width), 2 * width))

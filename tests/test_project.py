@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -70,3 +71,14 @@ def test_the_package_brings_its_data():
     """Whatever lies in the package, weights included, is installed with it."""
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     assert tool["setuptools"]["package-data"]["personalize_core"] == ["**/*"]
+
+
+def test_images_are_opened_as_the_formats_that_are_meant():
+    """Without `formats`, Pillow goes by a file's content, and hands some formats to other programs."""
+    found = []
+    for folder in ("personalize_core", "pipelines", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+            opens = [call for call in calls if ast.unparse(call.func) == "Image.open"]
+            found += [path for call in opens if "formats" not in [keyword.arg for keyword in call.keywords]]
+    assert found == []

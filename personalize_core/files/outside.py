@@ -11,6 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Hashable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,13 +61,11 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
         InputError: there is no such file, it is no regular one, it cannot be read, or it is larger.
     """
     try:
-        _check_regular(path, path.stat().st_mode)
-        # without waiting: since the look at it, it may have become a FIFO
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
-        with open(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            _check_regular(path, found.st_mode)
-            content = b"" if found.st_size > most else file.read(most + 1)
+        with open_regular(path) as file:
+            found = os.fstat(file.fileno())
+            content = b"" if found.st_size > most else file.read(found.st_size + 1)  # not `most`: it would be allocated
+            if len(content) > found.st_size:  # it has grown
+                content += file.read(most + 1 - len(content))
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -77,6 +76,24 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
             "is it the right one?"
         )
     return content
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, opened for reading.
+
+    Raises:
+        InputError: it is a folder, a FIFO or a device.
+        OSError: as `open`.
+    """
+    _check_regular(path, path.stat().st_mode)
+    # without waiting: since the look at it, it may have become a FIFO
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        _check_regular(path, os.fstat(descriptor).st_mode)
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:

@@ -8,10 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from personalize_core.files.outside import open_regular
+
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as opened:
+    """Of a regular file's bytes.
+
+    Raises:
+        InputError: it is a folder, a FIFO or a device.
+        OSError: it cannot be opened.
+    """
+    with open_regular(path) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 

@@ -67,7 +67,8 @@ def rasterise(package: dict, drawing: str, side: int = 256) -> Image.Image:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">{icon["body"]}</svg>'
     )
-    return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)))).convert("RGBA")
+    drawn = io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)))
+    return Image.open(drawn, formats=("PNG",)).convert("RGBA")
 
 
 def shading(picture: Image.Image) -> Image.Image:

@@ -67,4 +67,4 @@ def row_of(store: Store, name: str, grid: Path) -> list[np.ndarray]:
     photographs = sorted(store.concept_folder(name).glob("*.png"))
     drawn = [grid / steps.image_name(METHOD, prompt, image) for image in (0, 1) for prompt in unseen]
     files = [photographs[0], photographs[-1], *drawn[:6]]
-    return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+    return [np.asarray(Image.open(file, formats=("PNG",)).convert("RGB")) for file in files]

@@ -157,7 +157,7 @@ def data_uri(image: Image.Image, side: int = 1200) -> str:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with Image.open(_there(path)) as image:
+    with Image.open(_there(path), formats=("PNG",)) as image:
         return image.size
 
 

@@ -22,7 +22,7 @@ from personalize_core.report import evidence as read_evidence
 from personalize_core.report import verdicts as told
 from personalize_core.report.display_names import each_in_words, in_words
 from personalize_core.report.evidence import METRICS, Evidence, MethodTold, Shown
-from personalize_core.report.figures.images import opened
+from personalize_core.report.figures.images import opened_figure
 from personalize_core.report.figures.style import variant_colours
 from personalize_core.workspace.store import FIGURES, PAGE, Store
 
@@ -243,7 +243,7 @@ def _fell(fixed: Any) -> str:
 
 
 def _embedded(shown: Sequence[Shown]) -> list[EmbeddedImage]:
-    return [EmbeddedImage(embedded_images.data_uri(opened(one.path)), one.caption) for one in shown]
+    return [EmbeddedImage(embedded_images.data_uri(opened_figure(one.path)), one.caption) for one in shown]
 
 
 def _value(value: Any) -> str:

@@ -105,7 +105,7 @@ def test_a_folder_without_images(tmp_path, concepts):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "notes.txt").write_text("no image")
     said = refusal(concepts, tmp_path / "bare")
-    assert said.startswith(f"{tmp_path / 'bare'} holds no concept images; put some there as .bmp, .jpeg")
+    assert said.startswith(f"{tmp_path / 'bare'} holds no concept images; put some there as .avif, .bmp")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from personalize_core.concepts.image_files import image_files, load_image
 from personalize_core.concepts.images import CROPS, ROTATIONS, ConceptLatents, centre_crop, to_pixels, views_of
 from personalize_core.concepts.preprocessing import Preprocessing
-from personalize_core.errors import InputError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 CROP = Preprocessing("crop", "bilinear", flip=False)
@@ -34,92 +31,6 @@ def corners(image: Image.Image) -> list:
     """Top left, top right, bottom left, bottom right."""
     right, bottom = image.width - 1, image.height - 1
     return [image.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
-
-
-def saved(image: Image.Image, path: Path, **options) -> Path:
-    image.save(path, **options)
-    return path
-
-
-# -- reading a concept image --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("orientation", "upright"),  # EXIF 2.3, tag 0x0112: where the stored rows and columns begin
-    [
-        (1, [RED, GREEN, BLUE, WHITE]),
-        (2, [GREEN, RED, WHITE, BLUE]),
-        (3, [WHITE, BLUE, GREEN, RED]),
-        (4, [BLUE, WHITE, RED, GREEN]),
-        (5, [RED, BLUE, GREEN, WHITE]),
-        (6, [BLUE, RED, WHITE, GREEN]),
-        (7, [WHITE, GREEN, BLUE, RED]),
-        (8, [GREEN, WHITE, RED, BLUE]),
-    ],
-)
-def test_a_concept_image_stands_upright_as_its_exif_says(orientation, upright, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = load_image(saved(quarters(), tmp_path / "photo.png", exif=exif))
-    assert corners(image) == upright
-    assert image.size == ((8, 4) if orientation < 5 else (4, 8))
-
-
-def test_a_grey_image_becomes_rgb(tmp_path):
-    image = load_image(saved(Image.new("L", (4, 4), 77), tmp_path / "grey.png"))
-    assert image.mode == "RGB" and image.getpixel((0, 0)) == (77, 77, 77)
-
-
-def test_sixteen_bits_of_grey_become_eight(tmp_path):
-    levels = np.array([[0, 257, 257 * 128, 65535]], dtype=np.uint16)
-    image = load_image(saved(Image.fromarray(levels), tmp_path / "deep.png"))
-    assert [image.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 128, 255)]
-
-
-def test_transparent_parts_become_white(tmp_path):
-    image = quarters().convert("RGBA")
-    image.putpixel((0, 0), (0, 0, 0, 0))
-    assert corners(load_image(saved(image, tmp_path / "cut.png"))) == [WHITE, GREEN, BLUE, WHITE]
-
-
-def test_a_palette_is_looked_up_and_its_transparent_entry_white(tmp_path):
-    image = quarters().convert("P", palette=Image.Palette.ADAPTIVE, colors=4)
-    path = saved(image, tmp_path / "palette.png")
-    assert corners(load_image(path)) == [RED, GREEN, BLUE, WHITE]
-    green = image.getpixel((7, 0))
-    path = saved(image, tmp_path / "transparent.png", transparency=green)
-    assert corners(load_image(path)) == [RED, WHITE, BLUE, WHITE]
-
-
-def test_cmyk_becomes_rgb(tmp_path):
-    image = load_image(saved(quarters().convert("CMYK"), tmp_path / "print.tif"))
-    assert image.mode == "RGB" and corners(image) == [RED, GREEN, BLUE, WHITE]
-
-
-def test_an_unreadable_concept_image_is_named_with_what_is_wrong(tmp_path):
-    whole = saved(quarters(80, 60), tmp_path / "whole.jpg").read_bytes()
-    contents = {"empty.jpg": b"", "text.png": b"not an image", "half.jpg": whole[: len(whole) // 2]}
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-        what = "is empty" if not content else "cannot be read as an image"
-        with pytest.raises(InputError, match=f"/{name} {what} .*; replace it or take it out of the folder") as raised:
-            load_image(tmp_path / name)
-        assert "\n" not in str(raised.value)
-    with pytest.raises(InputError, match="/none.png does not exist"):
-        load_image(tmp_path / "none.png")
-
-
-def test_a_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(InputError, match=r"large.png cannot be read as an image \(DecompressionBombError\)"):
-        load_image(saved(quarters(), tmp_path / "large.png"))
-
-
-def test_a_folders_images_are_found_by_name_in_order(tmp_path):
-    for name in ("b.PNG", "a.jpeg", ".hidden.png", "notes.txt", "c.webp"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in image_files(tmp_path)] == ["a.jpeg", "b.PNG", "c.webp"]
 
 
 # -- squares ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from personalize_core.concepts.image_files import load_image
 from personalize_core.metrics.tables import ALL_CONCEPTS
 from personalize_core.report.figures import identity_vs_text, image_grids, images, label_placement, style
 from personalize_core.report.figures import losses as loss_figures
@@ -303,6 +304,22 @@ def test_a_sparkline_is_small_valid_and_falls_where_the_loss_falls(count):
     assert xs == sorted(xs) and ys == sorted(ys)  # in SVG, down is up
     assert 0 <= min(metrics) and max(xs) <= 160 and max(ys) <= 32
     assert len(xs) <= 40
+
+
+# -- images from outside ----------------------------------------------------------------------------------------
+
+
+def test_a_concept_image_is_shown_as_training_sees_it(tmp_path):
+    """Sixteen bits of grey, a transparent palette, and an image that lies on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = Image.fromarray(np.linspace(0, 65535, 64 * 32).reshape(32, 64).astype(np.uint16))
+    deep.save(tmp_path / "deep.png", exif=exif)
+    plain(RED, (64, 32)).quantize(2).save(tmp_path / "palette.png", transparency=0)
+    for path in sorted(tmp_path.iterdir()):
+        assert images.opened(path).tobytes() == load_image(path).tobytes()
+    assert images.opened(tmp_path / "deep.png").size == (32, 64)
+    assert 100 < np.asarray(images.opened(tmp_path / "deep.png")).mean() < 150  # it was all white
 
 
 # -- small versions --------------------------------------------------------------------------------------------

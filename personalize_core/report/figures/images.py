@@ -7,15 +7,20 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from personalize_core.concepts.image_files import load_image
+
 ImageSource = Image.Image | str | Path
 
 
 def opened(image: ImageSource) -> Image.Image:
-    """RGB, upright as the camera was held."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    with Image.open(image) as file:
-        return ImageOps.exif_transpose(file).convert("RGB")
+    """A concept image or a sampled one, as RGB."""
+    return image.convert("RGB") if isinstance(image, Image.Image) else load_image(Path(image))
+
+
+def opened_figure(path: str | Path) -> Image.Image:
+    """A PNG that the program itself has written, of any size, as RGB."""
+    with Image.open(path, formats=("PNG",)) as file:
+        return file.convert("RGB")
 
 
 def square(image: ImageSource, side: int) -> Image.Image:
@@ -29,7 +34,7 @@ def thumbnail_webp(image_path: str | Path, limit_bytes: int = 700) -> bytes:
     Raises:
         ValueError: not even a few grey pixels fit.
     """
-    image = opened(image_path)
+    image = opened_figure(image_path)
     for side in (160, 128, 112, 96, 80, 64, 48, 40, 32, 24, 16, 8):
         small = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
         for quality in (60, 40, 25, 12):
