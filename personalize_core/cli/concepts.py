@@ -9,15 +9,23 @@ import typer
 
 from personalize_core.cli.options import Concept
 from personalize_core.cli.terminal import print_line, print_paths, print_table, progress
+from personalize_core.errors import listed
 
 app = typer.Typer()
+MOST_NAMED = 6  # files that are named in one line
 
 
 @app.command()
 def add(
     context: typer.Context,
     images: Annotated[Path, typer.Argument(help="A folder with images of the concept. It is not modified.")],
-    class_noun: Annotated[str, typer.Option(help="What kind of thing it is: dog, mug, 'stuffed animal'.")],
+    class_noun: Annotated[
+        str | None,
+        typer.Option(
+            help="What kind of thing it is: dog, mug, 'stuffed animal'. Needed unless the folder is named as kohya's "
+            "trainer reads it: '10_rex dog'."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The concept's name. Default: the folder's name.")] = None,
 ) -> None:
     """Add a concept from a folder of images.
@@ -25,11 +33,23 @@ def add(
     The images are checked, and copied to data/concepts. If one of them cannot be used, nothing is added.
     """
     from personalize_core.concepts import concept_files
+    from personalize_core.concepts.image_files import image_files
 
     concept = concept_files.add_concept(context.obj.concepts, images, class_noun, name)
     folder = context.obj.concept_folder(concept.name)
-    print_line(f"Added {concept.name}. In prompts, write {concept.placeholder} for it.")
-    print_paths("Concept images", [(path.name, path) for path in concept_files.concept_images(folder)])
+    print_line(
+        f"Added {concept.name}, class noun {concept.class_noun}. In prompts, write {concept.placeholder} for it."
+    )
+    if named := concept_files.by_kohya(images):
+        print_line(
+            f"The {named.repeats} repeats of kohya's folder name are not used: each method trains for its steps."
+        )
+    if others := concept_files.left_out(images):
+        some = (
+            others if len(others) <= MOST_NAMED else [*others[: MOST_NAMED - 1], f"{len(others) - MOST_NAMED + 1} more"]
+        )
+        print_line(f"Left out, as they are no concept images: {listed(some)}.")
+    print_paths("Concept images", [(path.name, path) for path in image_files(folder)])
 
 
 @app.command("suggest-class")

@@ -192,6 +192,27 @@ def test_added_concept_images_are_copied_byte_for_byte(workspace, personalize, p
         shutil.rmtree(folder)
 
 
+def test_what_add_leaves_out_and_takes_from_kohyas_folder_name_is_printed_once(workspace, personalize, photos):
+    folder = photos.rename(photos.with_name("10_sks dog"))
+    captions = [f"{number}.txt" for number in range(8)]
+    for name in ("Thumbs.db", ".DS_Store", *captions):
+        (folder / name).write_text("a photo of sks dog")
+    status, printed, _ = personalize("add", str(folder))
+    try:
+        assert status == 0 and "Added sks, class noun dog. In prompts, write <sks> for it." in printed
+        assert printed.count("10 repeats") == 1
+        assert "Left out, as they are no concept images: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 4 more.\n" in printed
+        assert "DS_Store" not in printed
+    finally:
+        shutil.rmtree(workspace / "data" / "concepts" / "sks")
+
+
+def test_without_a_class_noun_add_says_which_option_gives_it(workspace, personalize, photos):
+    before = files(workspace)
+    status, _, complaint = personalize("add", str(photos))
+    assert status == 2 and "--class-noun dog" in complaint and files(workspace) == before
+
+
 def test_brackets_in_names_of_files_are_printed_as_they_are(workspace, personalize, photos):
     """Rich would take "[bold]" for markup and print nothing in its place."""
     (photos / "0.png").rename(photos / "[bold]0.png")

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
 from personalize_core.concepts import concept_files
-from personalize_core.concepts.concept_files import add_concept, concept_images, read_concept
+from personalize_core.concepts.concept_files import (
+    Named,
+    add_concept,
+    by_kohya,
+    concept_images,
+    left_out,
+    read_concept,
+)
 from personalize_core.errors import InputError
+from personalize_core.files import atomic
+from tests.concepts.test_image_files import grey_png
 from tests.mutated import outcomes, put
 
 
@@ -64,11 +82,34 @@ def test_the_content_follows_every_file_and_the_description(photos, concepts):
     assert [name for name in before if changed[name] != before[name]] == ["2.png"]
 
 
-def test_texts_and_hidden_files_beside_the_images_are_left_behind(photos, concepts):
-    for name in ("README.md", "license.txt", ".DS_Store"):
+def test_what_systems_and_trainers_write_beside_the_images_is_left_behind_and_named(photos, concepts):
+    masks_for(photos)
+    for name in ("README.md", "0.txt", "0.caption", "0.npz", "meta.json", "Thumbs.db", "desktop.ini", "masks/9.png"):
         (photos / name).write_text("something")
+    for name in (".DS_Store", "._0.png"):  # hidden files are not worth a word
+        (photos / name).write_text("something")
+    (photos / "raw").mkdir()
     add_concept(concepts, photos, "dog")
-    assert len(list((concepts / "my-dog").iterdir())) == 4
+    kept = sorted(path.relative_to(concepts / "my-dog").as_posix() for path in (concepts / "my-dog").rglob("*.*"))
+    assert kept == ["0.png", "1.png", "2.png", "concept.yaml", "masks/0.png", "masks/1.png", "masks/2.png"]
+    assert left_out(photos) == [
+        *("0.caption", "0.npz", "0.txt", "README.md", "Thumbs.db", "desktop.ini", "masks/9.png", "meta.json", "raw")
+    ]
+
+
+def test_the_folder_that_kohyas_trainer_reads_gives_name_and_class_noun(photos, concepts):
+    folder = photos.rename(photos.with_name("10_Rex stuffed animal"))
+    assert by_kohya(folder) == Named(10, "rex", "stuffed animal")
+    assert add_concept(concepts, folder) == read_concept(concepts / "rex")
+    assert read_concept(concepts / "rex").class_noun == "stuffed animal"
+    assert add_concept(concepts, folder, "dog", "fido") == read_concept(concepts / "fido")  # what is given counts
+    assert (read_concept(concepts / "fido").name, read_concept(concepts / "fido").class_noun) == ("fido", "dog")
+
+
+def test_without_a_class_noun_nothing_is_added(photos, concepts):
+    with pytest.raises(InputError, match="give the class noun, .*: --class-noun dog"):
+        add_concept(concepts, photos)
+    assert not concepts.exists() and by_kohya(photos) is None
 
 
 # -- what is refused -------------------------------------------------------------------------------------------
@@ -108,6 +149,14 @@ def test_a_folder_without_images(tmp_path, concepts):
     assert said.startswith(f"{tmp_path / 'bare'} holds no concept images; put some there as .avif, .bmp")
 
 
+def test_a_folder_whose_folders_hold_the_images(photos, concepts):
+    said = refusal(concepts, photos.parent)
+    assert said == (
+        f"{photos.parent} holds no concept images, but its folders do: my-dog; give the folder that holds the images, "
+        f"such as {photos}"
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "what"), [(b"", "is empty"), (b"GIF89a and no more", "cannot be read"), (b"hello", "cannot be read")]
 )
@@ -124,13 +173,53 @@ def test_a_image_that_is_only_half_there(photos, concepts):
 
 
 def test_a_file_that_may_have_been_meant_as_a_image(photos, concepts):
-    (photos / "4.heic").write_bytes(b"something")
-    assert refusal(concepts, photos) == (f"{photos} also holds 4.heic, no image by name; take it out or rename it")
+    for name in ("4.heic", "5.HEIC", "notes.pages"):
+        (photos / name).write_bytes(b"something")
+    assert refusal(concepts, photos) == (
+        f"{photos} also holds files that cannot be read as images. 4.heic and 5.HEIC: convert to JPEG (`heif-convert "
+        "IN.heic OUT.jpg`, or export as JPEG from a photo program); notes.pages: move out of the folder, or, if it is "
+        "an image, give the name its format's ending, such as .jpg"
+    )
 
 
-def test_a_image_too_large_to_decode(photos, concepts, monkeypatch):
-    monkeypatch.setattr(concept_files, "MOST_PIXELS", 150)
-    assert refusal(concepts, photos) == (f"{photos / '0.png'} has 20 x 10 pixels; make it smaller than 100 megapixels")
+def test_a_image_too_large_to_decode(photos, concepts):
+    (photos / "0.png").write_bytes(grey_png(11_000, 10_000, b""))
+    assert refusal(concepts, photos) == (
+        f"{photos / '0.png'} has 11,000 x 10,000 pixels; make it smaller than 100 megapixels"
+    )
+
+
+def test_a_link_among_the_images_that_leads_nowhere(photos, concepts):
+    os.symlink(photos / "moved.png", photos / "7.png")
+    assert refusal(concepts, photos).startswith(f"{photos / '7.png'} is a link that leads nowhere")
+
+
+def test_a_name_that_is_not_utf8(photos, concepts):
+    os.rename(os.fsencode(photos / "0.png"), os.fsencode(photos) + b"/\xe9.png")
+    assert refusal(concepts, photos) == f"{photos}/\\udce9.png has a name that is not UTF-8; rename it"
+
+
+def test_a_path_that_no_file_can_have(photos, concepts):
+    assert "cannot be opened: File name too long" in refusal(concepts, photos / ("x" * 300))
+
+
+@pytest.mark.parametrize("where", ["0.png", "masks/0.png"])
+def test_a_fifo_or_device_is_never_waited_for(where, photos, concepts):
+    masks_for(photos)
+    (photos / where).unlink()
+    os.mkfifo(photos / where)
+    assert f"{photos / where} is" in refusal(concepts, photos)
+    (photos / where).unlink()
+    os.symlink("/dev/zero", photos / where)
+    assert f"{photos / where} is" in refusal(concepts, photos)
+
+
+def test_a_mask_of_another_size(photos, concepts):
+    masks_for(photos)
+    Image.new("L", (9, 9)).save(photos / "masks" / "1.png")
+    assert refusal(concepts, photos) == (
+        f"{photos / 'masks' / '1.png'} has 9 x 9 pixels and 1.png 10 x 20; make the mask as large"
+    )
 
 
 def test_a_name_that_is_not_plain(photos, concepts):
@@ -146,19 +235,117 @@ def test_a_class_noun_that_is_not_plain(photos, concepts):
 def test_a_name_that_is_taken(photos, concepts):
     add_concept(concepts, photos, "dog")
     assert refusal(concepts, photos, "cat") == (
-        f"the concept 'my-dog' exists already; choose another --name, or remove {concepts / 'my-dog'} first"
+        f"the concept 'my-dog' exists already; choose another --name, or move {concepts / 'my-dog'} elsewhere first"
     )
     assert read_concept(concepts / "my-dog").class_noun == "dog"
+
+
+def test_images_that_lie_where_concepts_are_kept_need_a_description_alone(photos, concepts):
+    """They may be the only originals: nothing may advise to remove them, and what is advised must work."""
+    concepts.mkdir(parents=True)
+    folder = photos.rename(concepts / "my-dog")
+    said = refusal(concepts, folder)
+    assert said == (
+        f"{folder} is where concepts are kept, and lacks only its description: write {folder / 'concept.yaml'} with "
+        "two lines, 'placeholder: \"<my-dog>\"' and 'class_noun: dog'"
+    )
+    (folder / "concept.yaml").write_text("\n".join(said.split("'")[1::2]))
+    assert read_concept(folder).class_noun == "dog" and len(concept_images(folder)) == 3
+    assert refusal(concepts, folder) == f"{folder} is the concept 'my-dog' already; there is nothing to add"
+
+
+@pytest.mark.parametrize("what", ["a folder", "an empty folder", "a file", "a link that leads nowhere"])
+def test_a_name_that_something_else_has(what, photos, concepts):
+    concepts.mkdir(parents=True)
+    taken = concepts / "my-dog"
+    if what == "a file":
+        taken.write_text("mine")
+    elif what == "a link that leads nowhere":
+        os.symlink(photos / "nowhere", taken)
+    else:
+        taken.mkdir()
+        if what == "a folder":
+            (taken / "original.png").write_bytes(b"mine")
+    assert refusal(concepts, photos) == (
+        f"{taken} exists already, though it is no concept: it has no concept.yaml; choose another --name, or move it "
+        "elsewhere first"
+    )
+
+
+def test_of_two_at_once_one_is_added_and_the_other_refused(photos, concepts, monkeypatch):
+    """Both have found the name free, and have copied everything, before either renames its copy."""
+    ready, plain = threading.Barrier(2), os.rename
+
+    def rename(*paths):
+        ready.wait(60)
+        plain(*paths)
+
+    monkeypatch.setattr(atomic.os, "rename", rename)
+    with ThreadPoolExecutor(2) as pool:
+        errors = [one.exception() for one in [pool.submit(add_concept, concepts, photos, noun) for noun in "ab"]]
+    monkeypatch.undo()
+    (error,) = [error for error in errors if error]
+    assert isinstance(error, InputError) and "the concept 'my-dog' exists already" in str(error)
+    assert read_concept(concepts / "my-dog").class_noun == "ab"[errors.index(None)]
+    assert len(concept_images(concepts / "my-dog")) == 3 and [path.name for path in concepts.iterdir()] == ["my-dog"]
+
+
+def test_what_an_add_that_was_killed_has_left_goes_with_the_next_one(photos, concepts):
+    program = f"""if True:
+        import os, signal
+        from pathlib import Path
+        from personalize_core.concepts.concept_files import add_concept
+        os.rename = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+        add_concept(Path({str(concepts)!r}), Path({str(photos)!r}), "dog")
+    """
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
+    (left,) = concepts.iterdir()
+    assert left.name.startswith(".") and (left / "0.png").is_file()
+    add_concept(concepts, photos, "dog")
+    assert [path.name for path in concepts.iterdir()] == ["my-dog"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs to know what a descriptor is of")
+def test_all_is_on_the_disk_before_it_has_its_name(photos, concepts, monkeypatch):
+    masks_for(photos)
+    done: list[str] = []
+    plain_sync, plain_rename = os.fsync, os.rename
+
+    def sync(descriptor):
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        plain_sync(descriptor)
+
+    def rename(*paths):
+        done.append("renamed")
+        plain_rename(*paths)
+
+    monkeypatch.setattr(atomic.os, "fsync", sync)
+    monkeypatch.setattr(atomic.os, "rename", rename)
+    add_concept(concepts, photos, "dog")
+    before, after = done[: done.index("renamed")], done[done.index("renamed") + 1 :]
+    images = [f"{number}.png" for number in range(3)]
+    assert sorted(before[:-1]) == sorted([*images, *images, "masks", "concept.yaml"]) and before[-1].endswith(".tmp")
+    assert after == ["concepts"]
 
 
 def test_a_copy_that_fails_leaves_nothing(photos, concepts, monkeypatch):
     def fail(*args):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(concept_files.shutil, "copyfile", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="no space"):
         add_concept(concepts, photos, "dog")
     assert list(concepts.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(photos, concepts, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    concepts.mkdir(parents=True)
+    said = refusal(concepts, photos)
+    assert said == f"{concepts}, where concepts are kept, cannot be written: Read-only file system"
 
 
 def test_a_folder_without_its_description(photos):
