@@ -23,7 +23,12 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(_UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], message))
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """The same, with an escape for each character that no terminal prints and no file in UTF-8 holds."""
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def shown(value: Any) -> str:

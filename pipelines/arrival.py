@@ -73,7 +73,7 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
     changed = sorted(name for name in good if last["reported"].get(name) != now[name])
     reported = {name: content for name, content in last["reported"].items() if name not in gone}
     reported |= {name: now[name] for name in changed}
-    events = [event for name in changed for event in _arrived(store.concept_folder(name), name, now[name])]
+    events = [event for name in changed for event in _arrived(store.concept_folder(name), name, found[name])]
     if failed != (last["failed"] or {}) or (last["failed"] is None and reported):
         events += [
             _cannot_be_used(name, why) for name, why in failed.items() if (last["failed"] or {}).get(name) != why
@@ -123,15 +123,9 @@ def _receive(store, location: str, last: dict[str, str]) -> tuple[dict[str, str]
     return there, arrival.refusals(store)
 
 
-def _arrived(folder, name: str, content: str) -> list:
-    from personalize_core.concepts import concept_files
-
-    about = {
-        "path": str(folder),
-        "class_noun": concept_files.read_concept(folder).class_noun,
-        "concept_images": len(concept_files.concept_images(folder)),
-    }
-    return settings.events(assets.concept_images.key, name, content, about)
+def _arrived(path, name: str, folder) -> list:
+    about = {"path": str(path), "class_noun": folder.class_noun, "concept_images": folder.concept_images}
+    return settings.events(assets.concept_images.key, name, folder.state, about)
 
 
 def _cannot_be_used(name: str, why: str) -> dg.AssetObservation:

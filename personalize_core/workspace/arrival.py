@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import stat
 import uuid
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,13 +13,14 @@ from typing import Any
 
 from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept import check_name
-from personalize_core.errors import InputError, listed
-from personalize_core.files.atomic import read_record, write_json
+from personalize_core.errors import InputError, listed, printable
+from personalize_core.files.atomic import folder_aside, read_record, write_json
 from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.workspace.store import Store
 
 RECORD = ".arrived.json"  # in a folder that was brought: from where, and what it held
 INNER = "masks"  # the only folder within a concept's folder that is brought along
+DEEPEST = 3  # levels of a location that are looked at: NAME/masks/FILE
 REFUSED = "arrival.json"  # folders of the location that cannot be brought, and why
 
 
@@ -29,15 +30,18 @@ class Folder:
 
     state: str  # equal on two looks: it has stopped changing. Of a concept, a hash of its content
     problem: str | None = None  # why it is no concept
+    class_noun: str = ""  # of a concept
+    concept_images: int = 0
 
 
 def look(concepts: Path) -> dict[str, Folder]:
     """Every folder of data/concepts by its name: is it a concept whose every concept image can be read?
 
-    Concept images are read again only where a file's size, time or inode has changed.
+    Concept images are read again only where a file's size, time or inode has changed. Whatever goes wrong with one
+    folder is its problem, and the others are looked at.
     """
     found = sorted(concepts.iterdir()) if concepts.is_dir() else []
-    return {path.name: _looked_at(path) for path in found if path.is_dir() and not path.name.startswith(".")}
+    return {printable(path.name): _looked_at(path) for path in found if path.is_dir() and not path.name.startswith(".")}
 
 
 def address_of(store: Store, location: str) -> str | None:
@@ -78,24 +82,25 @@ def receive(
     """
     before, refused = _refusals(store), {}
     for name in there:
+        key = printable(name)
+        folder, known = store.concepts / name, before.get(key, {})
         if name not in settled:
-            if name in before:
-                refused[name] = before[name]
+            if known:
+                refused[key] = known
             continue
-        folder, known = store.concepts / name, before.get(name, {})
         if _is_here(folder, address, there[name]):
             continue
         if known.get("state") == there[name] and known.get("here") == _content_of(folder):
-            refused[name] = known  # neither has changed, so it would be refused again
+            refused[key] = known  # neither has changed, so it would be refused again
             continue
         try:
             check_name(name)
             _check_untouched(folder, address)
             _bring(store, address, name, there[name])
         except _Refused as error:
-            refused[name] = {"state": there[name], "here": _content_of(folder), "why": str(error)}
-        except InputError as error:
-            refused[name] = {"why": str(error)}
+            refused[key] = {"state": there[name], "here": _content_of(folder), "why": str(error)}
+        except Exception as error:  # whatever is wrong with one folder, the others are brought
+            refused[key] = {"why": _reason(error, f"{address}/{name}")}
     refused |= _take_away(store, address, sorted(gone), nothing_left=not there)
     if refused != before:
         write_json(store.work(REFUSED), refused)
@@ -119,31 +124,49 @@ class _Refused(InputError):
 # Looking
 
 
+Entry = tuple[str, tuple[int, ...]]  # a file's path within the folder, and its kind, size, time and inode
+
+
 def _looked_at(folder: Path) -> Folder:
     try:
         check_name(folder.name)
-        entries = tuple(
-            (path.relative_to(folder).as_posix(), about.st_size, about.st_mtime_ns, about.st_ino)
-            for path in sorted([*folder.iterdir(), *(folder / INNER).glob("*")])
-            if path.name != RECORD and (about := path.stat()) and path.is_file()
-        )
+        found = sorted([*folder.iterdir(), *(folder / INNER).glob("*")])
+        entries = tuple(_entry(folder, path) for path in found if path.name != RECORD)
     except InputError as error:
         return Folder("", str(error))
-    except OSError as error:  # it is being changed at this moment
-        return Folder(uuid.uuid4().hex, f"{folder} cannot be read: {error.strerror}")
+    except Exception as error:
+        reason = _reason(error, folder)
+        return Folder(stamp_of({"reason": reason}), reason)
     return _checked(folder, entries)
 
 
-@lru_cache(maxsize=20_000)
-def _checked(folder: Path, entries: tuple[tuple[str, int, int, int], ...]) -> Folder:
+def _entry(folder: Path, path: Path) -> Entry:
+    """Of a link, what it leads to. A file that has gone since it was listed has another state than before."""
     try:
-        concept_files.read_concept(folder)
-        concept_files.concept_images(folder)
-        return Folder(_content(folder))
-    except InputError as error:
-        return Folder(stamp_of({"entries": entries}), str(error))
-    except OSError as error:
-        return Folder(stamp_of({"entries": entries}), f"{folder} cannot be read: {error.strerror}")
+        about = path.stat()
+    except OSError:
+        return path.relative_to(folder).as_posix(), ()
+    if stat.S_ISDIR(about.st_mode):
+        return path.relative_to(folder).as_posix(), (about.st_mode,)
+    state = about.st_mode, about.st_size, about.st_mtime_ns, about.st_ino
+    return path.relative_to(folder).as_posix(), state
+
+
+@lru_cache(maxsize=20_000)
+def _checked(folder: Path, entries: tuple[Entry, ...]) -> Folder:
+    try:
+        concept, images = concept_files.read_concept(folder), concept_files.check_folder(folder)
+        return Folder(_content(folder), None, concept.class_noun, len(images))
+    except Exception as error:
+        return Folder(stamp_of({"entries": entries}), _reason(error, folder))
+
+
+def _reason(error: Exception, place: str | Path) -> str:
+    """Why a folder cannot be used, whatever was raised while it was read."""
+    if isinstance(error, InputError):
+        return str(error)
+    said = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+    return printable(f"{place} cannot be read: {said}")
 
 
 def _content(folder: Path) -> str:
@@ -167,7 +190,7 @@ def _files(address: str) -> tuple[dict[str, dict[str, Any]], str]:
                 f"{address}, where params.yaml says that concepts arrive (automation.arrival), is no folder or cannot "
                 "be reached; create it, or write another place"
             )
-        return system.find(root, detail=True), root
+        return system.find(root, maxdepth=DEEPEST, detail=True), root
     except (OSError, ImportError, ValueError) as error:  # of the network, of a missing driver, of an unknown protocol
         if isinstance(error, InputError):
             raise
@@ -178,39 +201,65 @@ def _bring(store: Store, address: str, name: str, state: str) -> None:
     """Copied beside, checked there, and renamed into place."""
     import fsspec
 
-    folder, aside = store.concepts / name, store.concepts / f".arriving.{uuid.uuid4().hex[:8]}.tmp"
+    folder = store.concepts / name
     files, root = _files(address)
-    new = aside / name
-    new.mkdir(parents=True)
+    system = fsspec.url_to_fs(address)[0]
     try:
-        system = fsspec.url_to_fs(address)[0]
-        for path in files:
-            parts = PurePosixPath(path.removeprefix(root).lstrip("/")).parts
-            wanted = parts[1:2] == parts[1:] or (parts[1:2] == (INNER,) and len(parts) == 3)
-            if parts[0] == name and wanted and not any(part.startswith(".") for part in parts):
-                local = new.joinpath(*parts[1:])
-                local.parent.mkdir(exist_ok=True)
-                system.get_file(path, str(local))
-        if listing(address).get(name) != state:
-            return  # it changed meanwhile, and is brought when it has settled
-        try:
-            concept_files.read_concept(new)
-            concept_files.concept_images(new)
-        except InputError as error:
-            raise _Refused(str(error).replace(str(new), f"{address}/{name}")) from None
-        content = _content(new)
-        if folder.exists() and not _record(folder) and _content_of(folder) != content:
-            raise _occupied(folder, address)
-        write_json(new / RECORD, {"from": address, "state": state, "content": content})
-        if folder.exists():
-            os.rename(folder, aside / "before")
-        os.rename(new, folder)
+        with folder_aside(store.concepts / "arriving") as aside:
+            new = aside / name
+            new.mkdir()
+            for path, about in files.items():
+                parts = PurePosixPath(path.removeprefix(root).lstrip("/")).parts
+                wanted = parts[1:2] == parts[1:] or (parts[1:2] == (INNER,) and len(parts) == 3)
+                if parts[0] == name and wanted and not any(part.startswith(".") for part in parts):
+                    _check_copyable(path, about, root)
+                    local = new.joinpath(*parts[1:])
+                    local.parent.mkdir(exist_ok=True)
+                    system.get_file(path, str(local))
+            if listing(address).get(name) != state:
+                return  # it changed meanwhile, and is brought when it has settled
+            try:
+                concept_files.read_concept(new)
+                concept_files.check_folder(new)
+            except InputError as error:
+                raise _Refused(str(error).replace(str(new), f"{address}/{name}")) from None
+            content = _content(new)
+            if folder.exists() and not _record(folder) and _content_of(folder) != content:
+                raise _occupied(folder, address)
+            write_json(new / RECORD, {"from": address, "state": state, "content": content})
+            _replace(folder, new, aside / "before")
     except OSError as error:
         raise InputError(f"{address}/{name} cannot be copied to {folder}: {error}") from error
-    finally:
-        if (aside / "before").exists() and not folder.exists():
-            os.rename(aside / "before", folder)
-        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_copyable(path: str, about: Mapping[str, Any], root: str) -> None:
+    """Raise unless it is a file of bounded size, and no link that leads out of the place where concepts arrive."""
+    from personalize_core.concepts.image_files import MOST_BYTES as most
+
+    size = about.get("size") or 0
+    if about.get("islink"):
+        target = Path(path).resolve()
+        if not target.is_relative_to(Path(root).resolve()):
+            raise _Refused(f"{path} is a link that leads out of {root}; put the file itself there")
+        regular = target.is_file()
+    else:
+        regular = about.get("type", "file") == "file"
+    if not regular:
+        raise _Refused(f"{path} is no regular file; put the file itself there, or take it out")
+    if size > most:
+        raise _Refused(f"{path} has {size:,} bytes, and at most {most:,} are read of an image; take it out")
+
+
+def _replace(folder: Path, new: Path, before: Path) -> None:
+    """Rename `new` to `folder`; what was there is `before` then."""
+    if folder.exists():
+        os.rename(folder, before)
+    try:
+        os.rename(new, folder)
+    except BaseException:
+        if before.exists():
+            os.rename(before, folder)
+        raise
 
 
 def _is_here(folder: Path, address: str, state: str) -> bool:
@@ -227,30 +276,33 @@ def _check_untouched(folder: Path, address: str) -> None:
     if not _unchanged(folder, record):
         raise InputError(
             f"{folder.name!r} is another one in {address} by now, and {folder} was changed here since it was brought, "
-            "so it is not replaced; remove it to take the one that arrived, or take that one away"
+            "so it is not replaced; move it elsewhere to take the one that arrived, or take that one away"
         )
 
 
 def _occupied(folder: Path, address: str) -> _Refused:
     return _Refused(
         f"{address}/{folder.name} arrived, but {folder} exists already and was not brought from there, so it is not "
-        "replaced; remove one of the two, or give what arrives another name"
+        "replaced; move one of the two elsewhere, or give what arrives another name"
     )
 
 
 def _take_away(store: Store, address: str, gone: list[str], nothing_left: bool) -> dict[str, dict[str, Any]]:
     if gone and nothing_left:  # rather a disk that is not mounted than the end of all concepts
-        why = f"{address} is empty; {listed(gone)}, which came from there, stay here until they are removed here too"
+        why = f"{address} is empty; {listed(gone)}, which came from there, stay here until they are moved away here too"
         return {name: {"why": why} for name in gone}
     refused = {}
     for name in gone:
         folder = store.concepts / name
         if _unchanged(folder, _record(folder)):
             kept = store.work("removed", f"{name}.{uuid.uuid4().hex[:8]}")
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(folder, kept)
+            try:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                os.rename(folder, kept)
+            except OSError as error:
+                refused[name] = {"why": f"{name!r} is gone from {address}, but {folder} cannot be moved: {error}"}
         else:
-            why = f"{name!r} is gone from {address}, but {folder} was changed here since, so it stays; remove it here"
+            why = f"{name!r} is gone from {address}, but {folder} was changed here since, so it stays until it is moved"
             refused[name] = {"why": why}
     return refused
 
@@ -263,7 +315,7 @@ def _content_of(folder: Path) -> str:
     """The same of any folder; "" where it is no concept's, or is not there."""
     try:
         return _content(folder)
-    except OSError:  # no description, for instance
+    except (OSError, InputError):  # no description, for instance
         return ""
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import dagster as dg
@@ -18,6 +21,7 @@ from personalize_core.workspace.store import Store
 from pipelines import arrival
 from pipelines.requests import THEN
 from pipelines.resources import Workspace
+from tests.concepts.test_image_files import grey_png
 from tests.watching import Watch, choose, complaints, concept, reported, skipped
 
 
@@ -174,6 +178,189 @@ def test_a_folder_that_fails_the_gate_is_reported_stops_no_other_and_counts_when
     assert watch.known() == {"cat2", "dog7"}
     verdict = watch.verdict()
     assert verdict and verdict.passed
+
+
+DESCRIBED = 'placeholder: "<{name}>"\nclass_noun: dog\n'
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n{} loop\n"
+LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
+    f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefgh")
+)
+NOTHING_IS_THERE = "holds no concept images"
+
+
+def image(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def description(text: str | bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / "concept.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def instead(name: str, make: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Something else in the place of a file, or where there was none."""
+
+    def spoil(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).parent.mkdir(exist_ok=True)
+        make(folder / name)
+
+    return spoil
+
+
+def link(to: str) -> Callable[[Path], object]:
+    return lambda path: os.symlink(to, path)
+
+
+def mask(size: tuple[int, int] | None, name: str = "00.png") -> Callable[[Path], object]:
+    def spoil(folder: Path) -> None:
+        (folder / "masks").mkdir()
+        Image.new("L", size).save(folder / "masks" / name) if size else (folder / "masks" / name).touch()
+
+    return spoil
+
+
+def not_utf8(folder: Path) -> None:
+    (folder / "00.png").rename(os.fsdecode(os.fsencode(folder) + b"/\xe9.png"))
+
+
+def exif_alone(folder: Path) -> None:
+    Image.new("RGB", (64, 64)).save(folder / "00.png", exif=b"Exif\0\0no EXIF at all")
+
+
+def float_tiff(folder: Path) -> None:
+    Image.new("F", (64, 64), 0.5).save(folder / "01.tif")
+
+
+SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "half-an-image": (spoil_concept_image, "00.png cannot be read"),
+    "empty-image": (image("01.jpg", b""), "01.jpg is empty"),
+    "text-image": (image("01.jpg", b"hello"), "01.jpg cannot be read"),
+    "eps-image": (image("01.jpg", EPS), "01.jpg cannot be read"),
+    "spider-image": (image("01.png", b"\0\0\0\x01" * 3000), "01.png cannot be read"),
+    "dds-image": (image("01.png", b"DDS " + b"\x7c" + bytes(200)), "01.png cannot be read"),
+    "avif-image": (image("01.png", b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(99)), "01.png cannot be read"),
+    "heic-image": (image("01.heic", b"x"), "01.heic: convert to JPEG"),
+    "raw-image": (image("01.CR2", b"x"), "01.CR2: export as JPEG"),
+    "archive": (image("more.zip", b"PK"), "more.zip"),
+    "lfs-image": (image("01.png", b"version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "narrow-image": (image("01.png", grey_png(8, 1000)), "8 x 1,000 pixels"),
+    "tiny-image": (image("01.png", grey_png(1, 3)), "1 x 3 pixels"),
+    "long-image": (image("01.png", grey_png(1, 30_000)), "1 x 30,000 pixels"),
+    "large-image": (image("01.png", grey_png(60_000, 60_000, b"")), "has too many pixels"),
+    "wrong-checksum": (image("01.png", grey_png(64, 64)[:-20] + b"x" + grey_png(64, 64)[-19:]), "checksum"),
+    "float-image": (float_tiff, "black and white"),
+    "exif-damaged": (exif_alone, "EXIF"),
+    "fifo-image": (instead("01.jpg", os.mkfifo), "01.jpg is no regular file"),
+    "device-image": (instead("01.jpg", link("/dev/zero")), "01.jpg is no regular file"),
+    "lost-image": (instead("01.jpg", link("/nowhere/01.jpg")), "01.jpg is a link that leads nowhere"),
+    "loop-image": (instead("01.jpg", link("01.jpg")), "01.jpg is a link that leads nowhere"),
+    "latin1-image": (not_utf8, "has a name that is not UTF-8"),
+    "no-images": (without_concept_images, NOTHING_IS_THERE),
+    "folder-image": (instead("00.png", Path.mkdir), NOTHING_IS_THERE),
+    "fifo-mask": (instead("masks/00.png", os.mkfifo), "00.png is a FIFO"),
+    "device-mask": (instead("masks/00.png", link("/dev/zero")), "00.png is a device"),
+    "damaged-mask": (mask(None), "00.png is empty"),
+    "small-mask": (mask((9, 9)), "has 9 x 9 pixels and 00.png 64 x 64"),
+    "other-mask": (mask((64, 64), "01.png"), "masks lacks 00.png"),
+    "undescribed": (without_description, "holds no concept.yaml"),
+    "damaged-text": (damage_description, "concept.yaml is not YAML"),
+    "empty-text": (description(""), "must hold two lines"),
+    "other-keys": (description("name: x"), "must hold two lines"),
+    "key-twice": (description(DESCRIBED.format(name="x") + "class_noun: cat"), "stands there twice"),
+    "latin1-text": (description(b"class_noun: \xe9"), "is not text in UTF-8"),
+    "deep-text": (description("[" * 1000), "64 levels"),
+    "deepest-text": (description("[" * 100_000), "64 levels"),
+    "laughs": (description(LAUGHS + "\nplaceholder: *h"), "anchors and aliases"),
+    "large-text": (description("# " + "x" * 5_000_000), "bytes"),
+    "list-noun": (description('placeholder: "<x>"\nclass_noun: [dog]'), "it should be a word"),
+    "odd-placeholder": (description("placeholder: x\nclass_noun: dog"), "cannot be a placeholder"),
+    "odd-noun": (description('placeholder: "<x>"\nclass_noun: dog7'), "cannot be a class noun"),
+    "fifo-text": (instead("concept.yaml", os.mkfifo), "concept.yaml is a FIFO"),
+    "device-text": (instead("concept.yaml", link("/dev/zero")), "concept.yaml is a device"),
+    "lost-text": (instead("concept.yaml", link("/nowhere")), "does not exist"),
+    "loop-text": (instead("concept.yaml", link("concept.yaml")), "concept.yaml"),
+    "folder-text": (instead("concept.yaml", Path.mkdir), "concept.yaml is a folder"),
+}
+
+
+def spoil_all(place: Path) -> dict[str, str]:
+    """A folder of each kind that cannot be used, and what has to be said of it; and two good ones, first and last."""
+    for name in ("a-good-one", "z-good-one"):
+        concept(place, name)
+    for name, (spoil, _) in SPOILED.items():
+        spoil(concept(place, name))
+    concept(place, "renamed").rename(os.fsdecode(os.fsencode(place) + b"/dog\xe9"))
+    return {name: said for name, (_, said) in SPOILED.items()} | {"dog\\udce9": "cannot be a concept's name"}
+
+
+def test_whatever_is_wrong_with_a_folder_is_its_own_reason_and_the_others_count(watch, concepts):
+    expected = spoil_all(concepts)
+    result = watch.twice()
+    assert sorted(map(str, reported(result))) == ["a-good-one", "z-good-one"] == sorted(watch.known())
+    found = complaints(result)
+    assert found.keys() == expected.keys()
+    assert {name: said for name, said in expected.items() if said not in str(found[name])} == {}
+    assert skipped(watch.tick()) and watch.tick().asset_events == []  # nothing changes by being looked at
+
+
+@pytest.mark.parametrize("error", [RecursionError, MemoryError, struct.error, AssertionError])
+def test_what_nobody_expected_is_a_reason_too(watch, concepts, error, monkeypatch):
+    concept(concepts, "dog7")
+    concept(concepts, "cat2", shade=9)
+    plain = concept_files.check_folder
+
+    def check(folder):
+        if folder.name == "dog7":
+            raise error("something odd")
+        return plain(folder)
+
+    monkeypatch.setattr(concept_files, "check_folder", check)
+    result = watch.twice()
+    assert reported(result) == ["cat2"]
+    assert f"dog7 cannot be read: {error.__name__}: something odd" in (complaints(result)["dog7"] or "")
+
+
+def test_whatever_is_wrong_elsewhere_is_the_reason_of_its_folder_and_the_others_are_brought(tmp_path):
+    store, place = Store(tmp_path / "here"), tmp_path / "there"
+    expected = spoil_all(place)
+    for _ in range(2):
+        there = core.listing(str(place))
+        core.receive(store, str(place), there, settled=there.keys(), gone=[])
+        assert store.concept_names() == ["a-good-one", "z-good-one"]
+        found = core.refusals(store)
+        assert found.keys() == expected.keys()
+    assert [path.name for path in store.concepts.iterdir() if path.name.startswith(".")] == []
+    assert "is no regular file" in found["fifo-image"] and "is no regular file" in found["fifo-text"]
+    assert "is a link that leads out of" in found["device-image"] and "leads out of" in found["device-text"]
+    assert "01.jpg: convert" not in found["heic-image"] and "01.heic: convert to JPEG" in found["heic-image"]
+
+
+def test_folders_within_each_other_do_not_matter_however_many(tmp_path):
+    store, place = Store(tmp_path / "here"), tmp_path / "there"
+    deep = [concept(place, "dog7") / "notes"]
+    deep[0].mkdir()
+    while len(deep) < 1200:
+        deep.append(deep[-1] / "d")
+        os.mkdir(deep[-1])
+    try:
+        there = core.listing(str(place))
+        core.receive(store, str(place), there, settled=there.keys(), gone=[])
+        assert store.concept_names() == ["dog7"] and core.refusals(store) == {}
+    finally:
+        for folder in reversed(deep):
+            os.rmdir(folder)
+
+
+def test_a_link_of_a_folder_that_arrives_is_followed_within_the_place_alone(tmp_path):
+    store, place = Store(tmp_path / "here"), tmp_path / "there"
+    for name, target in (("inside", place / "pool" / "a.png"), ("outside", tmp_path / "private.png")):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64)).save(target)
+        os.symlink(target, concept(place, name) / "01.png")
+    there = core.listing(str(place))
+    core.receive(store, str(place), there, settled=["inside", "outside"], gone=[])
+    assert store.concept_names() == ["inside"]
+    assert "is a link that leads out of" in core.refusals(store)["outside"]
 
 
 def test_a_concept_that_is_damaged_later_keeps_its_partition_and_its_last_version(watch, concepts):
