@@ -7,11 +7,11 @@ from pathlib import Path
 
 from personalize_core.base_model.loading import identify
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import whole_folder
+from personalize_core.files.atomic import whole_folder, write_json
 from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.methods import check_method, method_class
 from personalize_core.steps.events import Report
-from personalize_core.steps.training import trained_report
+from personalize_core.steps.training import PROOF, trained_report
 from personalize_core.workspace.dependencies import artifact_stamp
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import load_base
@@ -42,14 +42,18 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
 def import_artifact(store: Store, concept: str, method: str, source: Path) -> Report:
     """What another program learned, as an artifact: sampled and scored like any, and kept until its folder is removed.
 
+    It is proved as a trained one is: it appears only after a fresh process has sampled with it what this one samples.
+
     Args:
         source: a file or folder in the format that `export` writes for the method.
 
     Raises:
-        InputError: it cannot be read, does not fit the base model, or there is an artifact already.
+        InputError: it cannot be read, does not fit the base model, makes it sample values that are no numbers, or
+            there is an artifact already.
+        ProofFailed: the artifact, read from disk, samples something else.
     """
-    from personalize_core.artifacts import saving
-    from personalize_core.methods.shared.interchange import refuse_pickle
+    from personalize_core.artifacts import proof, saving
+    from personalize_core.methods.shared.interchange import read_foreign, refuse_pickle
     from personalize_core.training import training_log
 
     check_method(method)
@@ -62,18 +66,27 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
         raise InputError(f"{method} has learned {concept!r} already; remove {folder} first")
     base = load_base(store)
     base.tokenizer.check_class_noun(described)
-    learner = method_class(method).imported(config, base, described, source)
+    learner = read_foreign(method_class(method), config, base, described, source)
     files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
     stamp = stamp_of(
         {
-            "imported": {path.name: sha256(path) for path in files},
+            "imported": {path.relative_to(source.parent).as_posix(): sha256(path) for path in files},
             "method": method,
             "concept": vars(described),
             "config": repr(config),
             "base_model": identify(store.params.base_model).weights_hash,
         }
     )
-    with store.alone("artifact", method, concept), making(store, folder, stamp) as new:
-        saving.save(new, method, learner, base, seed=None, imported=source.name)
-        training_log.write([], new)
+    learner = learner.requires_grad_(False).eval().to(base.device)
+    with store.alone("artifact", method, concept), making(store, folder, stamp) as new, store.device():
+        with proof.FreshProcess(base) as fresh:
+            saving.save(new, method, learner, base, seed=None, imported=source.name)
+            training_log.write([], new)
+            fresh.restore(new)
+            if not (sampled := proof.sampled_latents(learner, base)).isfinite().all():
+                raise InputError(
+                    f"{source} was read, but with it {base.name} samples values that are infinite or not a number; it "
+                    "was trained for another base model, or damaged"
+                )
+            write_json(new / PROOF, proof.compare(sampled, fresh.sampled_latents(), base))
     return trained_report(stamp, False, started, folder)

@@ -98,7 +98,11 @@ def artifact(store: Store, concept: str, method: str) -> list[Gate]:
     folder = store.artifact(method, concept)
     names = ("loss_finite", "loss_falls", "artifact_restores")
     if imported(folder):
-        return [Gate(name, True, "another program trained it; nothing is known of that") for name in names]
+        unknown = [Gate(name, True, "another program trained it; nothing is known of that") for name in names[:2]]
+        if not (folder / PROOF).is_file():
+            said = f"it was imported before imports were proved; remove {folder} and import it again"
+            return [*unknown, Gate(names[2], False, said, False)]
+        return [*unknown, _restores(folder, names[2])]
     rows = training_log.read(folder)
     if not rows:
         return [Gate(name, True, "this method trains nothing") for name in names]

@@ -118,9 +118,9 @@ def test_an_embedding_of_one_dimension_or_half_precision_is_read(base, tmp_path)
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({"emb_params": torch.zeros(1, 768)}, "is 768 wide, this base model's words are 32"),
-        ({"emb_params": torch.zeros(8, 32)}, "is 8 vectors; a concept here is one"),
-        ({"clip_g": torch.zeros(1, 32), "clip_l": torch.zeros(1, 32)}, "holds 2 tensors, clip_g and clip_l"),
+        ({"emb_params": torch.ones(1, 768)}, "is 768 wide, this base model's words are 32"),
+        ({"emb_params": torch.ones(8, 32)}, "is 8 vectors; a concept here is one"),
+        ({"clip_g": torch.ones(1, 32), "clip_l": torch.ones(1, 32)}, "holds 2 tensors, clip_g and clip_l"),
     ],
 )
 def test_an_embedding_that_does_not_fit_is_refused(tensors, said, tmp_path):
@@ -146,7 +146,7 @@ def test_a_pickle_is_refused_unread(ending, name, in_folder, tmp_path):
     path.parent.mkdir()
     torch.save({"string_to_param": {"*": Trap(tmp_path / "sprung")}}, path)
     said = refusal(name, tiny_base(), path.parent if in_folder else path)
-    assert f"embedding{ending} is a pickle, which may run any program" in said
+    assert f"embedding{ending} is a pickle, which can run any program" in said
     assert not (tmp_path / "sprung").exists()
 
 
@@ -234,7 +234,10 @@ def test_layers_that_a_lora_leaves_alone_and_smaller_ranks_are_filled_with_nothi
     [
         ("unet.down_blocks.0.attentions.0.proj_in.lora_A.weight", "does not hold two factors for each layer"),
         ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_magnitude_vector", "of DoRA"),
-        ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight", "no low-rank change to the U-Net"),
+        (
+            "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight",
+            "does not hold two factors for each layer",
+        ),
     ],
 )
 def test_a_lora_that_is_more_than_this_method_learns_is_refused(name, said, concept, tmp_path):
@@ -344,7 +347,7 @@ def test_what_was_imported_is_drawn_and_scored_and_never_trained_over(tmp_path):
     disturbed(kind(kind.Config(), base, store.concept("rex"))).export(base, tmp_path / "out")
     file = tmp_path / "out" / "embeddings" / "rex.safetensors"
     report = steps.import_artifact(store, "rex", "textual_inversion", file)
-    assert report.metrics == {"parameters": 32.0} and not report.skipped
+    assert report.metrics == {"parameters": 32.0, "restored_samples_otherwise_by": 0.0} and not report.skipped
     described = json.loads((report.path / "config.json").read_text())
     assert described["imported"] == "rex.safetensors" and described["seed"] is None
     assert steps.train(store, "rex", "textual_inversion").skipped

@@ -22,12 +22,19 @@ from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents, Zoom, zooms
-from personalize_core.errors import InputError
+from personalize_core.errors import InputError, shown
 from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.custom_diffusion.recipe import Config
 from personalize_core.methods.interface import Batch, Method, Stage, equal_shares
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
-from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, read_tensors, save_embedding
+from personalize_core.methods.shared.interchange import (
+    elsewhere,
+    file_in,
+    fill,
+    read_embedding,
+    read_tensors,
+    save_embedding,
+)
 from personalize_core.methods.shared.lag import attached
 from personalize_core.methods.shared.tuned_weights import TunedWeights
 
@@ -144,10 +151,12 @@ class CustomDiffusion(Method):
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> CustomDiffusion:
         """A folder with the attention processors' weights, and an embedding's file."""
         tensors = {}
-        for name, tensor in read_tensors(path, PROCESSORS).items():
-            match = _IN_PROCESSOR.fullmatch(name)
-            if match:  # else an empty tensor, for a layer that is as it was
+        file = file_in(path, PROCESSORS)
+        for name, tensor in read_tensors(file, exempt=[".attn1.processor"]).items():
+            if match := _IN_PROCESSOR.fullmatch(name):
                 tensors["{layer}.{projection}.{rest}".format(**match.groupdict())] = tensor.float()
+            elif tensor.numel():  # an empty tensor says that a layer is as it was
+                raise InputError(f"{file} holds {shown(name)}, which is no weight of Custom Diffusion; import another")
         whole = any(".to_q." in name for name in tensors)
         method = cls(dataclasses.replace(config, trained="attn2" if whole else "kv"), base, concept)
         fill(method.weights.items(), tensors, path)

@@ -75,15 +75,11 @@ class DreamBooth(Method):
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> DreamBooth:
         """A U-Net's folder, or a pipeline's; a text encoder beside it that is not the base model's counts as tuned."""
         unet, encoder = (path / "unet" if (path / "unet").is_dir() else path), path / "text_encoder"
-        said = read_network(CLIPTextModel, encoder) if encoder.is_dir() else {}
+        found = read_network(base.text_encoder, encoder) if encoder.is_dir() else {}
         own = base.text_encoder.state_dict()
-        tuned = any(name not in own or not torch.equal(tensor, own[name].cpu()) for name, tensor in said.items())
+        tuned = any(name not in own or not torch.equal(tensor, own[name].cpu()) for name, tensor in found.items())
         method = cls(dataclasses.replace(config, train_text_encoder=tuned), base, concept)
-        fill(method.unet.items(), read_network(UNet2DConditionModel, unet), unet)
+        fill(method.unet.items(), read_network(base.unet, unet), unet)
         if tuned:
-            fill(
-                method.text_encoder.items(),
-                {name: said[name] for name, _ in base.text_encoder.named_parameters()},
-                encoder,
-            )
+            fill(method.text_encoder.items(), found, encoder)
         return method

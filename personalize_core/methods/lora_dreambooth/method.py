@@ -22,9 +22,10 @@ from personalize_core.concepts.images import ConceptLatents
 from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.lora_dreambooth.recipe import Config
-from personalize_core.methods.shared.interchange import LORA, fill, read_lora, with_rank
+from personalize_core.methods.shared.interchange import fill
 from personalize_core.methods.shared.lag import attached
 from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, stored
+from personalize_core.methods.shared.lora_files import LORA, check_held, read_lora, with_rank
 from personalize_core.methods.shared.training_batches import with_prior
 
 TEMPLATE = "a photo of {}"
@@ -83,7 +84,10 @@ class LoRADreamBooth(Method):
     @classmethod
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> LoRADreamBooth:
         """Layers that the file leaves alone are left alone; all get the rank of the largest."""
-        changes = read_lora(path)
+        found = read_lora(path, base)
+        held = attention_projections(base)
+        check_held({**found.unet, **found.text_encoder}, held, path, "the attention projections of the U-Net")
+        changes = found.unet
         config = dataclasses.replace(config, rank=max(len(A) for A, _ in changes.values()))
         method, tensors = cls(config, base, concept), {}
         for name, start in method.changes.named_parameters():

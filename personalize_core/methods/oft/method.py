@@ -19,11 +19,12 @@ from torch import Generator, Tensor, nn
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
-from personalize_core.errors import InputError, listed
-from personalize_core.files.atomic import read_json, save_tensors, write_json
+from personalize_core.errors import InputError, listed, shown
+from personalize_core.files.atomic import save_tensors, write_json
+from personalize_core.files.outside import read_json_object
 from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.oft.recipe import Config
-from personalize_core.methods.shared.interchange import fill, read_tensors
+from personalize_core.methods.shared.interchange import file_in, fill, read_tensors
 from personalize_core.methods.shared.lag import attached
 from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, stored
 from personalize_core.methods.shared.training_batches import with_prior
@@ -163,31 +164,47 @@ class OFT(Method):
 
     @classmethod
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> OFT:
-        """A folder with PEFT's adapter, or the one called "oft" in it."""
+        """PEFT's folder, or one with it in "oft", with the number of blocks given, not their size."""
         folder = path / "oft" if (path / "oft").is_dir() else path
-        tensors, about = read_tensors(folder, ADAPTER), _adapter(folder)
-        in_file = {name.removeprefix(IN_PEFT).removesuffix(".oft_R.weight"): S for name, S in tensors.items()}
-        if not about.get("r"):  # the size of the blocks is given instead
-            raise InputError(f"{folder} has blocks of one size, which number differently in wide and narrow layers")
+        about, tensors = read_adapter(folder)
         changes = {"r": about["r"], "block_share": bool(about.get("block_share")), "rescaled": False}
-        method, found = cls(dataclasses.replace(config, **changes, coft=False, eps=Config().eps), base, concept), {}
-        for layer, above in in_file.items():
-            n = round((1 + (1 + 8 * above.shape[1]) ** 0.5) / 2)  # above.shape[1] = n (n - 1) / 2
-            S = above.new_zeros(len(above), n, n)
-            S[(slice(None), *torch.triu_indices(n, n, offset=1))] = above
-            found[f"{stored(layer)}.A"] = (S - S.mT).float()
+        method = cls(dataclasses.replace(config, **changes, coft=False, eps=Config().eps), base, concept)
         for name, start in method.rotations.named_parameters():
-            found.setdefault(name, torch.zeros_like(start))  # a layer without one is not turned
-        fill(method.rotations.named_parameters(), found, folder)
+            tensors.setdefault(name, torch.zeros_like(start))  # a layer without one is not turned
+        fill(method.rotations.named_parameters(), tensors, folder)
         return method
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """PEFT's description of an OFT adapter, and A of each layer, (blocks, n, n), by the names of `OFT.rotations`.
+
+    Raises:
+        InputError: there is none, it is damaged, or it means something else than ours.
+    """
+    tensors, about, found = read_tensors(file_in(folder, ADAPTER)), _adapter(folder), {}
+    if not about.get("r"):  # the size of the blocks is given instead
+        raise InputError(f"{folder} has blocks of one size, which number differently in wide and narrow layers")
+    for name, above in tensors.items():
+        if above.ndim != 2 or not name.endswith(".oft_R.weight"):
+            raise InputError(
+                f"{folder} holds {shown(name)}, in the form of another release of PEFT's; save it with 0.21"
+            )
+        n = round((1 + (1 + 8 * above.shape[1]) ** 0.5) / 2)  # above.shape[1] = n (n - 1) / 2
+        S = above.new_zeros(len(above), n, n)
+        S[(slice(None), *torch.triu_indices(n, n, offset=1))] = above
+        layer = name.removeprefix(IN_PEFT).removesuffix(".oft_R.weight")
+        found[f"{stored(layer)}.A"] = (S - S.mT).float()
+    return about, found
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
     """PEFT's description of an OFT adapter that means what ours does."""
     try:
-        about = read_json(folder / "adapter_config.json")
-    except (OSError, ValueError):
-        raise InputError(f"{folder} holds no adapter of PEFT's: adapter_config.json is missing or damaged") from None
+        about = read_json_object(folder / "adapter_config.json")
+    except InputError as error:
+        raise InputError(
+            f"{folder} holds no adapter of PEFT's: adapter_config.json is missing or damaged ({error})"
+        ) from None
     if about.get("peft_type") != "OFT":
         raise InputError(f"{folder} holds an adapter of type {about.get('peft_type')}, not OFT")
     special = [key for key in ("use_cayley_neumann", "coft", "modules_to_save") if about.get(key)]

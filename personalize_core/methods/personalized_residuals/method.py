@@ -22,21 +22,20 @@ from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
+from personalize_core.errors import listed
 from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.interface import Batch, Method, Stage, equal_shares
 from personalize_core.methods.personalized_residuals.recipe import Config
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
 from personalize_core.methods.shared.interchange import (
-    LORA,
     elsewhere,
     fill,
     read_embedding,
-    read_lora,
     save_embedding,
-    with_rank,
 )
 from personalize_core.methods.shared.lag import attached, localized, region
 from personalize_core.methods.shared.layer_modules import LayerModules, stored
+from personalize_core.methods.shared.lora_files import LORA, check_held, read_lora, with_rank
 
 Target = Literal["proj_out", "proj_in", "to_k", "to_v"]
 
@@ -148,9 +147,10 @@ class PersonalizedResiduals(Method):
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> PersonalizedResiduals:
         """A LoRA of just the projections that the configuration names, of at most its rank."""
         method, tensors = cls(config, base, concept), {}
-        for layer, factors in read_lora(path).items():
-            own = method.residuals.of(layer) if layer in method.residuals.paths() else None
-            down, up = with_rank(*factors, own.A.shape[1], path) if own else factors  # PEFT's A is this B
+        found = read_lora(path, base)
+        check_held({**found.unet, **found.text_encoder}, method.residuals.paths(), path, listed(config.targets))
+        for layer, factors in found.unet.items():
+            down, up = with_rank(*factors, method.residuals.of(layer).A.shape[1], path)  # PEFT's A is this B
             tensors |= {f"residuals.{stored(layer)}.A": up, f"residuals.{stored(layer)}.B": down}
         if method.embedding:
             tensors["embedding.vector"] = read_embedding(path, base.text_width)

@@ -1,4 +1,4 @@
-"""Files that other programs read and write: embeddings, low-rank changes, whole networks. Safetensors only.
+"""Files that other programs read and write: embeddings, whole networks, and what every reader shares. Safetensors only.
 
 An embedding is written twice. diffusers takes the word from the tensor's name. AUTOMATIC1111's web UI and ComfyUI take
 it from the file's name, and from a file with one tensor that tensor whatever its name, which by their users' custom is
@@ -7,24 +7,33 @@ it from the file's name, and from a file with one tensor that tensor whatever it
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from personalize_core.concepts.concept import Concept
-from personalize_core.errors import InputError, listed
+from personalize_core.errors import InputError, listed, shown
 from personalize_core.files.atomic import save_tensors
+from personalize_core.files.outside import read_json_object
 
-EMBEDDING, LORA = "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"
-_FACTOR = re.compile(r"unet\.(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")  # as PEFT names them
-_ALPHA = re.compile(r"(\.lora_A\.weight)?\.alpha$")  # behind the layer's name, or its first factor's
-PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl"})
+if TYPE_CHECKING:
+    from personalize_core.base_model.model import BaseModel
+    from personalize_core.methods.interface import Method
+
+EMBEDDING = "learned_embeds.safetensors"
+LARGEST = 1e4  # weights and embeddings of Stable Diffusion stay below 100
+PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
+_ARCHITECTURE = (  # settings of a network's config.json that change what the same weights compute
+    "down_block_types", "up_block_types", "mid_block_type", "block_out_channels", "layers_per_block",
+    "transformer_layers_per_block", "attention_head_dim", "num_attention_heads", "cross_attention_dim",
+    "norm_num_groups", "in_channels", "out_channels", "only_cross_attention", "dual_cross_attention",
+    "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act",
+)  # fmt: skip
 
 
 def save_embedding(vector: Tensor, concept: Concept, folder: Path) -> str:
@@ -43,93 +52,118 @@ def elsewhere(concept: Concept) -> str:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raise InputError if a file's name ends as pickles' do."""
+    """Raise InputError if a file's name ends as the names of pickles do."""
     if path.suffix.lower() in PICKLES:
         raise InputError(
-            f"{path} is a pickle, which may run any program when it is read, so it is not read here; convert it to "
-            "safetensors where you trust it"
+            f"{path} is a pickle, which can run any program when it is read, so it is not read here; if you trust it, "
+            "convert it to safetensors: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
+            "'FILE.safetensors')"
         )
 
 
-def read_tensors(path: Path, inside: str) -> dict[str, Tensor]:
-    """A safetensors file, or the one called `inside` in a folder.
+def file_in(path: Path, inside: str) -> Path:
+    """`path` itself, or the file called `inside` where `path` is a folder.
 
     Raises:
-        InputError: there is none, it is a pickle, or it is damaged.
+        InputError: there is no such file; where pickles are there instead, the message says how to convert them.
     """
     file = path / inside if path.is_dir() else path
     if not file.is_file():
-        for beside in path.iterdir() if path.is_dir() else []:
+        for beside in sorted(path.iterdir()) if path.is_dir() else []:
             refuse_pickle(beside)
-    refuse_pickle(file)
-    if not file.is_file():
         raise InputError(f"{file} does not exist")
+    refuse_pickle(file)
+    return file
+
+
+def read_tensors(file: Path, exempt: Iterable[str] = ()) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, with `check_tensors` of them.
+
+    Args:
+        exempt: ends of names of tensors that hold no weights, and are returned unchecked.
+
+    Raises:
+        InputError: it is a pickle, it is damaged, or its numbers are no weights.
+    """
+    refuse_pickle(file)
     try:
-        return load_file(file)
+        with safe_open(file, "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     except (OSError, SafetensorError):
         raise InputError(f"{file} is no safetensors file, or a damaged one") from None
+    check_tensors({name: each for name, each in tensors.items() if not name.endswith(tuple(exempt))}, file)
+    return tensors
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The texts that a safetensors file keeps beside its tensors."""
+    with safe_open(file, "pt") as opened:
+        return opened.metadata() or {}
+
+
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that tensors of a file can be learned weights.
+
+    Raises:
+        InputError: a tensor is empty or holds integers, a value is infinite, not a number or above `LARGEST`, or all
+            values are zero.
+    """
+    mend = "the file was damaged in training or in saving; import another one"
+    any_value = False
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{path}: {shown(name)} holds {tensor.dtype}, but weights are floating-point; {mend}")
+        if not tensor.numel():
+            raise InputError(f"{path}: {shown(name)} is empty; {mend}")
+        largest = tensor.float().abs().max().item()
+        if not math.isfinite(largest):
+            raise InputError(f"{path}: {shown(name)} has values that are infinite or not a number; {mend}")
+        if largest > LARGEST:
+            raise InputError(f"{path}: {shown(name)} has a value of {largest:.3g}, and no weight is that large; {mend}")
+        any_value = any_value or largest > 0
+    if not any_value:
+        raise InputError(f"{path}: all values are zero; {mend}")
+
+
+def read_foreign(kind: type[Method], config: Any, base: BaseModel, concept: Concept, path: Path) -> Method:
+    """What another program learned, read by `kind.imported`, with every exception turned into one sentence.
+
+    Raises:
+        InputError: it cannot be read, it does not fit, or its numbers are no weights.
+    """
+    try:
+        learner = kind.imported(config, base, concept, path)
+        check_tensors({name: parameter.detach() for name, parameter in learner.named_parameters()}, path)
+    except MemoryError:
+        raise
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(f"{path} cannot be imported: {error}") from error
+    except Exception as error:  # whatever a library raises on a file that it does not understand
+        reason = " ".join(str(error).split())[:200] or "no reason given"
+        raise InputError(
+            f"{path} is not in a form that {kind.__name__} can import ({type(error).__name__}: {reason}); "
+            "`personalize export` writes the form that is expected"
+        ) from error
+    return learner
 
 
 def read_embedding(path: Path, width: int) -> Tensor:
     """(D,) float32: one embedding, in either layout."""
-    tensors = read_tensors(path, EMBEDDING)
+    tensors = read_tensors(file_in(path, EMBEDDING))
     if len(tensors) != 1:
         raise InputError(f"{path} holds {len(tensors)} tensors, {listed(tensors)}; an embedding's file holds one")
     ((name, tensor),) = tensors.items()
     vectors = tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim else tensor.reshape(1, 1)
     if vectors.shape[1] != width:
         raise InputError(
-            f"{path}: the embedding {name!r} is {vectors.shape[1]} wide, this base model's words are {width}; it was "
-            "learned for another family of Stable Diffusion"
+            f"{path}: the embedding {shown(name)} is {vectors.shape[1]} wide, this base model's words are {width}; it "
+            "was learned for another family of Stable Diffusion"
         )
     if len(vectors) != 1:
-        raise InputError(f"{path}: the embedding {name!r} is {len(vectors)} vectors; a concept here is one")
+        raise InputError(f"{path}: the embedding {shown(name)} is {len(vectors)} vectors; a concept here is one")
     return vectors[0].float()
-
-
-def read_lora(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Layer of the U-Net -> (A (r, n), B (m, r)) float32, where the layer's weight changes by B A.
-
-    Read by diffusers itself, so in any layout that it knows; what the file scales by alpha is scaled here.
-    """
-    from diffusers import StableDiffusionPipeline
-    from diffusers.utils import convert_unet_state_dict_to_peft
-
-    file = path / LORA if path.is_dir() else path
-    raw = read_tensors(path, LORA)  # to refuse what diffusers would explain at length, unpickle, or leave out
-    if any("dora_scale" in name or "magnitude_vector" in name for name in raw):
-        raise InputError(f"{path} is more than a low-rank change: it has the factors of DoRA")
-    found: Any = StableDiffusionPipeline.lora_state_dict(
-        str(file.parent), weight_name=file.name, use_safetensors=True, local_files_only=True, return_lora_metadata=True
-    )
-    state, alphas, about = found
-    about = {key.removeprefix("unet."): value for key, value in (about or {}).items()}
-    special = [key for key in ("use_dora", "use_rslora", "alpha_pattern", "lora_bias") if about.get(key)]
-    if special:
-        raise InputError(f"{path} is more than a low-rank change: {listed(special)}")
-    factors: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
-    for name, tensor in convert_unet_state_dict_to_peft(state).items():
-        match = _FACTOR.fullmatch(name)
-        if not match:
-            raise InputError(f"{path} holds {name!r}, which is no low-rank change to the U-Net")
-        factors[match["side"]][match["layer"]] = tensor.float().flatten(1)
-    down, up = factors["A"], factors["B"]
-    if down.keys() != up.keys() or not down:
-        raise InputError(f"{path} does not hold two factors for each layer")
-    scales = {_ALPHA.sub("", name): alpha for name, alpha in convert_unet_state_dict_to_peft(alphas or {}).items()}
-    changes = {}
-    for layer, A in down.items():
-        alpha = scales.get(f"unet.{layer}", about.get("lora_alpha", len(A)))
-        changes[layer] = A, up[layer] * (alpha / len(A))
-    return changes
-
-
-def with_rank(A: Tensor, B: Tensor, rank: int, path: Path) -> tuple[Tensor, Tensor]:
-    """The same change B A with factors of that rank: what is added is zero."""
-    missing = rank - len(A)
-    if missing < 0:
-        raise InputError(f"{path} holds a change of rank {len(A)}, but the method's configuration has room for {rank}")
-    return torch.cat([A, A.new_zeros(missing, A.shape[1])]), torch.cat([B, B.new_zeros(len(B), missing)], dim=1)
 
 
 @torch.no_grad()
@@ -154,15 +188,54 @@ def fill(learned: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor], p
         own[name].copy_(tensor)
 
 
-def read_network(kind: Any, folder: Path) -> dict[str, Tensor]:
-    """The weights, in float32, of a network that `kind.save_pretrained` saved; `kind` is one of the libraries'.
+def read_network(network: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """The weights, in float32, of a network of the same architecture, as diffusers and transformers save one.
+
+    The file is read without building a network from its config.json, which could ask for one of any size.
+
+    Args:
+        network: the base model's network of this kind.
+        folder: with config.json and weights: one file, shards of one, or one of another precision ("fp16").
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, it is damaged, or its config.json describes another architecture.
     """
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no {kind.__name__} in diffusers' layout")
-    try:
-        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True).float().state_dict()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        raise InputError(f"{folder} holds no {type(network).__name__} in diffusers' layout: it has no config.json")
+    about, own = read_json_object(folder / "config.json"), _settings_of(network)
+    for key in _ARCHITECTURE:
+        if key in about and key in own and _as_json(about[key]) != _as_json(own[key]):
+            raise InputError(
+                f"{folder} does not fit this base model: its config.json has {key} = {shown(about[key])}, and the "
+                f"base model has {shown(own[key])}"
+            )
+    tensors: dict[str, Tensor] = {}
+    for file in _weights_in(folder):
+        tensors |= read_tensors(file, exempt=["position_ids"])  # of CLIP, as transformers saved it until 4.31
+    if not hasattr(network, "text_model"):  # which some releases of transformers put around a text encoder
+        tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    return {name: tensor.float() for name, tensor in tensors.items() if not name.endswith("position_ids")}
+
+
+def _settings_of(network: nn.Module) -> dict[str, Any]:
+    config: Any = network.config
+    return config.to_dict() if hasattr(config, "to_dict") else dict(config)  # of transformers, of diffusers
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """The weights of a saved network: one file, or all shards of one."""
+    found = sorted(folder.glob("*.safetensors"))
+    whole = [path for path in found if path.name in ("diffusion_pytorch_model.safetensors", "model.safetensors")]
+    if len(found) == 1 or whole:
+        return whole[:1] or found
+    if not found:
+        for beside in sorted(folder.iterdir()):
+            refuse_pickle(beside)
+        raise InputError(f"{folder} holds no weights; put diffusion_pytorch_model.safetensors there")
+    if len({path.name.rpartition("-of-")[2] for path in found}) == 1 and "-of-" in found[0].name:
+        return found
+    raise InputError(f"{folder} holds several files of weights, {listed(path.name for path in found)}; keep one")
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers import UNet2DConditionModel
-
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods.interface import Stage
@@ -44,5 +42,5 @@ class TIDB(EmbeddingAndUNet):
         """A folder with a U-Net's in it, and an embedding's file."""
         method = cls(config, base, concept)
         fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
-        fill(method.unet.items(), read_network(UNet2DConditionModel, path / "unet"), path / "unet")
+        fill(method.unet.items(), read_network(base.unet, path / "unet"), path / "unet")
         return method
