@@ -126,7 +126,9 @@ class Script(OneByOne):
         made: Any = open_clip.create_model_and_transforms(f"local-dir:{clip}")
         self.clip, self.prepare = made[0].eval().to(device), made[2]
         self.read, self.device = open_clip.get_tokenizer(f"local-dir:{clip}"), device
-        vit: Any = ViTModel.from_pretrained(identity, add_pooling_layer=False, dtype=torch.float32)
+        vit: Any = ViTModel.from_pretrained(
+            identity, add_pooling_layer=False, use_safetensors=True, dtype=torch.float32
+        )
         self.vit = vit.eval().to(device)
         self.processor = ViTImageProcessor.from_pretrained(identity)
 

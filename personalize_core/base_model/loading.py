@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.errors import InputError, listed
+from personalize_core.files.outside import refuse_pickles_in
 from personalize_core.files.stamps import sha256, stamp_of
 
 if TYPE_CHECKING:
@@ -127,11 +128,13 @@ def load_base_model(name: str, device: str = "auto", precision: str = "fp32") ->
             "scheduler": DDPMScheduler.from_pretrained(identity.source, subfolder="scheduler", **where),
             "tokenizer": CLIPTokenizer.from_pretrained(identity.source, subfolder="tokenizer", **where),
             "text_encoder": CLIPTextModel.from_pretrained(
-                identity.source, subfolder="text_encoder", dtype=torch.float32, **where
+                identity.source, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True, **where
             ),
-            "vae": AutoencoderKL.from_pretrained(identity.source, subfolder="vae", torch_dtype=torch.float32, **where),
+            "vae": AutoencoderKL.from_pretrained(
+                identity.source, subfolder="vae", torch_dtype=torch.float32, use_safetensors=True, **where
+            ),
             "unet": UNet2DConditionModel.from_pretrained(
-                identity.source, subfolder="unet", torch_dtype=torch.float32, **where
+                identity.source, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True, **where
             ),
         }
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone, or damaged
@@ -169,6 +172,9 @@ def _local(name: str, folder: Path) -> Identity:
         missing.append("tokenizer/tokenizer.json")
     if missing:
         raise InputError(f"{folder} is no Stable Diffusion in diffusers' layout: it has no {listed(missing)}")
+    for part in PARTS:
+        if not list((folder / part).glob("*.safetensors")):
+            refuse_pickles_in(folder / part)
     hashes = tuple((part, _hash_of_folder(folder / part, _state_of(folder / part))) for part in PARTS)
     tokenizer = _hash_of_folder(folder / "tokenizer", _state_of(folder / "tokenizer"))
     scheduler = _hash_of_folder(folder / "scheduler", _state_of(folder / "scheduler"))

@@ -1,4 +1,4 @@
-"""The one place where text from outside is opened: settings, lists, descriptions, answers.
+"""The one place where text from outside is opened: settings, lists, descriptions, answers; and pickles are refused.
 
 Only regular files of bounded size are opened, never a FIFO, which would wait for ever, or a device. Text must be UTF-8.
 YAML and JSON must be of bounded depth, without a key that stands twice in one mapping, and YAML without references.
@@ -24,6 +24,7 @@ T = TypeVar("T")
 MOST_TEXT = 4 * 2**20  # bytes of a file of settings, prompts or nouns; the longest known list of nouns has 2 MB
 MOST_ANSWERS = 16 * 2**20  # bytes of a file of answers; 10,000 answers take 2 MB
 MOST_RESULT = 256 * 2**20  # bytes of a JSON file that the program itself writes
+PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
 DEEPEST = 64  # levels of lists and mappings; no file of ours has more than 12
 
 _KINDS = (
@@ -49,6 +50,23 @@ def is_there(path: Path) -> bool:
     except (OSError, ValueError) as error:
         raise _unopened(path, error) from None
     return True
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise InputError if a file's name ends as the names of pickles do."""
+    if path.suffix.lower() in PICKLES:
+        name = {"pytorch_model": "model"}.get(path.stem, path.stem)  # transformers' two names
+        raise InputError(
+            f"{path} is a pickle, which can run any program when it is read, so it is not read here; if you trust it, "
+            f"convert it: safetensors.torch.save_file(torch.load({path.name!r}, weights_only=True), "
+            f"'{name}.safetensors')"
+        )
+
+
+def refuse_pickles_in(folder: Path) -> None:
+    """Raise InputError if a folder holds a pickle; to be called where it lacks the safetensors file that is wanted."""
+    for path in sorted(folder.iterdir()):
+        refuse_pickle(path)
 
 
 def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:

@@ -128,7 +128,7 @@ def load_text_image_encoder(name_or_folder: str | Path, device: str = "cpu") -> 
 
     Args:
         name_or_folder: "mini-clip", which comes with this package; "clip-b32" or "clip-l14", fetched from the
-            hub; "clip-b32:PATH", the same from a local weights file or folder; or a folder that open_clip wrote
+            hub; "clip-b32:PATH", the same from a local safetensors file or folder; or a folder that open_clip wrote
             (open_clip_config.json and weights), fed as its own configuration says.
         device: where the network runs; features come back to the CPU.
 
@@ -153,7 +153,13 @@ def load_text_image_encoder(name_or_folder: str | Path, device: str = "cpu") -> 
 
     folder = existing_folder(name, path, "open_clip_config.json")
     weights = the_weights(folder, TEXT_IMAGE["clip-b32"].files)
-    model = readable(name, weights, lambda: open_clip.create_model(f"local-dir:{folder}"))
+
+    def from_folder() -> Any:
+        made: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        open_clip.load_checkpoint(made, str(weights))  # this file: open_clip itself might take a pickle beside it
+        return made
+
+    model = readable(name, weights, from_folder)
     return Clip(
         name,
         sha256(weights),
@@ -187,12 +193,17 @@ def load_identity_encoder(name_or_folder: str | Path, device: str = "cpu") -> En
     if known and path is None:
         path = fetched(name, known)
     folder = existing_folder(name, path, "config.json")
-    weights = the_weights(folder, ("model.safetensors", "pytorch_model.bin"))
+    weights = the_weights(folder, ("model.safetensors",))
     model, report = readable(
         name,
         weights,
         lambda: ViTModel.from_pretrained(
-            folder, add_pooling_layer=False, output_loading_info=True, local_files_only=True, dtype=torch.float32
+            folder,
+            add_pooling_layer=False,
+            output_loading_info=True,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
         ),
     )
     if report["missing_keys"]:

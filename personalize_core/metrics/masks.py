@@ -178,12 +178,12 @@ def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
     if path is None:
         path = published.fetched(name, SEGMENTERS[name])
     folder = published.existing_folder(name, path, "config.json")
-    weights = published.the_weights(folder, ("model.safetensors", "pytorch_model.bin"))
+    weights = published.the_weights(folder, ("model.safetensors",))
     model, report = published.readable(
         name,
         weights,
         lambda: CLIPSegForImageSegmentation.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
+            folder, output_loading_info=True, use_safetensors=True, local_files_only=True, dtype=torch.float32
         ),
     )
     if report["missing_keys"]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from personalize_core.errors import InputError, listed
+from personalize_core.files.outside import refuse_pickle, refuse_pickles_in
 from personalize_core.metrics.encoder_names import PUBLISHED
 from personalize_core.metrics.preprocessing import CLIP_PREPROCESSING, Preprocessing
 
@@ -45,13 +48,13 @@ IDENTITY = {
     # to 224 x 224. What else it does, the file says that is saved beside the weights.
     "dino-s16": Published(
         *PUBLISHED["dino-s16"],
-        ("pytorch_model.bin", "config.json"),
+        ("model.safetensors", "config.json"),
         384,
         Preprocessing(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ),
     "dino-s16-stock": Published(
         *PUBLISHED["dino-s16-stock"],
-        ("pytorch_model.bin", "config.json", "preprocessor_config.json"),
+        ("model.safetensors", "config.json", "preprocessor_config.json"),
         384,
         None,
     ),
@@ -60,7 +63,7 @@ SEGMENTERS = {
     "clipseg": Published(  # Lueddecke & Ecker 2022, "Image Segmentation Using Text and Image Prompts"
         *PUBLISHED["clipseg"],
         (
-            "pytorch_model.bin", "config.json", "preprocessor_config.json", "vocab.json", "merges.txt",
+            "model.safetensors", "config.json", "preprocessor_config.json", "vocab.json", "merges.txt",
             "tokenizer_config.json", "special_tokens_map.json",
         ),
         64,
@@ -95,16 +98,34 @@ def existing_folder(name: str, path: Path | None, config: str) -> Path:
 
 
 def the_weights(path: Path, preferred: Sequence[str]) -> Path:
-    """The one weights file in a folder: it is hashed, so it must be certain which one is loaded."""
+    """The one safetensors file in a folder, or the file itself: it is hashed, so it must be certain which is loaded.
+
+    Raises:
+        InputError: there is none, there are several, it is damaged, or there are pickles instead.
+    """
     if path.is_file():
-        return path
-    found = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
+        refuse_pickle(path)
+        if path.suffix != ".safetensors":
+            raise InputError(f"{path} is no safetensors file by its name, and weights of other kinds are not read")
+        return _checked(path)
+    found = sorted(path.glob("*.safetensors"))
     chosen = [path / name for name in preferred if path / name in found] or found
     if not chosen:
+        if path.is_dir():
+            refuse_pickles_in(path)
         raise InputError(f"{path} holds no weights: put {preferred[0]} there")
     if len(chosen) > 1:
         raise InputError(f"{path} holds several weights files ({', '.join(p.name for p in chosen)}): keep one")
-    return chosen[0]
+    return _checked(chosen[0])
+
+
+def _checked(weights: Path) -> Path:
+    """The same, if it begins as a safetensors file does: before a network of a billion numbers is built for it."""
+    try:
+        with safe_open(weights, "np"):
+            return weights
+    except (OSError, SafetensorError):
+        raise InputError(f"{weights} is no safetensors file, or a damaged one; fetch or save it again") from None
 
 
 def fetched(name: str, known: Published) -> Path:

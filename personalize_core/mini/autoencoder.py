@@ -156,5 +156,5 @@ class Refined(Autoencoder):
 def shipped() -> AutoencoderKL:
     """The autoencoder under weights/, float32, never trained."""
     folder = Path(__file__).parent / "weights" / "base" / "vae"
-    vae = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
     return vae.requires_grad_(False).eval()  # type: ignore[return-value, union-attr]

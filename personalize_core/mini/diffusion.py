@@ -180,7 +180,7 @@ class Diffusion:
         scenes: int = 20_000,
     ) -> None:
         self.seed, self.batch, self.device = seed, batch, device
-        self.vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()  # type: ignore[union-attr]
+        self.vae = AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True).to(device).eval()  # type: ignore[union-attr]
         self.latents = latents_of(self.vae, work, seed, scenes)
         torch.manual_seed(seed)
         self.words = tokenizer.load()
@@ -252,8 +252,8 @@ class Adapted(Diffusion):
         weights = np.array([HARD.get(cached_scene(self.seed, n).category, 1.0) for n in range(len(self.latents))])
         self.odds = np.cumsum(weights / weights.sum())
         base = Path(__file__).parent / "weights" / "base"
-        network = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
-        text = CLIPTextModel.from_pretrained(base / "text_encoder", dtype=torch.float32)
+        network = UNet2DConditionModel.from_pretrained(base / "unet", use_safetensors=True, torch_dtype=torch.float32)
+        text = CLIPTextModel.from_pretrained(base / "text_encoder", use_safetensors=True, dtype=torch.float32)
         for module in (self.network, self.average.module):
             module.load_state_dict(network.state_dict())  # type: ignore[union-attr]
         for module in (self.text, self.text_average.module):

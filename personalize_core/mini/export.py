@@ -49,7 +49,7 @@ def pipeline(work: Path) -> StableDiffusionPipeline:
     network = averaged(networks.unet(), checkpoint)
     text = averaged(text, checkpoint, "text_average")
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae"),
+        vae=AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True),
         text_encoder=text,
         tokenizer=words,
         unet=network,
@@ -68,7 +68,7 @@ def write_base(work: Path, folder: Path) -> None:
 
 
 def write_vae(work: Path, folder: Path) -> None:
-    AutoencoderKL.from_pretrained(work / "vae").half().save_pretrained(folder)
+    AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True).half().save_pretrained(folder)
 
 
 def write_clip(work: Path, folder: Path) -> None:

@@ -427,7 +427,7 @@ class Judgement:
     @cached_property
     def model(self) -> StableDiffusionPipeline:
         return StableDiffusionPipeline.from_pretrained(
-            self.weights / "base", torch_dtype=torch.float32, local_files_only=True
+            self.weights / "base", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
 
     @cached_property

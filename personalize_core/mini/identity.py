@@ -144,7 +144,7 @@ class Identity:
         memory: int = 1024,
     ) -> None:
         self.seed, self.batch, self.device = seed, batch, device
-        self.vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()  # type: ignore[union-attr]
+        self.vae = AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True).to(device).eval()  # type: ignore[union-attr]
         self.views = views_of(work, seed, things, self.vae)
         torch.manual_seed(seed)
         self.student = networks.identity().to(device)

@@ -109,7 +109,7 @@ class Segmenter:
         count: int = 2000,
     ) -> None:
         self.seed, self.batch, self.device = seed, batch, device
-        self.vae = AutoencoderKL.from_pretrained(work / "vae").to(device).eval()  # type: ignore[union-attr]
+        self.vae = AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True).to(device).eval()  # type: ignore[union-attr]
         self.pictures, self.masks = cached(work, seed, count, self.vae)
         torch.manual_seed(seed)
         self.network = MiniNetwork().to(device)

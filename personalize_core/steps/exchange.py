@@ -8,6 +8,7 @@ from pathlib import Path
 from personalize_core.base_model.loading import identify
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import whole_folder, write_json
+from personalize_core.files.outside import refuse_pickle
 from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.methods import check_method, method_class
 from personalize_core.steps.events import Report
@@ -53,7 +54,7 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
         ProofFailed: the artifact, read from disk, samples something else.
     """
     from personalize_core.artifacts import proof, saving
-    from personalize_core.methods.shared.interchange import read_foreign, refuse_pickle
+    from personalize_core.methods.shared.interchange import read_foreign
     from personalize_core.training import training_log
 
     check_method(method)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError, listed, shown
 from personalize_core.files.atomic import save_tensors
-from personalize_core.files.outside import read_json_object
+from personalize_core.files.outside import read_json_object, refuse_pickle, refuse_pickles_in
 
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 EMBEDDING = "learned_embeds.safetensors"
 LARGEST = 1e4  # weights and embeddings of Stable Diffusion stay below 100
-PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
 _ARCHITECTURE = (  # settings of a network's config.json that change what the same weights compute
     "down_block_types", "up_block_types", "mid_block_type", "block_out_channels", "layers_per_block",
     "transformer_layers_per_block", "attention_head_dim", "num_attention_heads", "cross_attention_dim",
@@ -51,16 +50,6 @@ def elsewhere(concept: Concept) -> str:
     )
 
 
-def refuse_pickle(path: Path) -> None:
-    """Raise InputError if a file's name ends as the names of pickles do."""
-    if path.suffix.lower() in PICKLES:
-        raise InputError(
-            f"{path} is a pickle, which can run any program when it is read, so it is not read here; if you trust it, "
-            "convert it to safetensors: safetensors.torch.save_file(torch.load(FILE, weights_only=True), "
-            "'FILE.safetensors')"
-        )
-
-
 def file_in(path: Path, inside: str) -> Path:
     """`path` itself, or the file called `inside` where `path` is a folder.
 
@@ -69,8 +58,8 @@ def file_in(path: Path, inside: str) -> Path:
     """
     file = path / inside if path.is_dir() else path
     if not file.is_file():
-        for beside in sorted(path.iterdir()) if path.is_dir() else []:
-            refuse_pickle(beside)
+        if path.is_dir():
+            refuse_pickles_in(path)
         raise InputError(f"{file} does not exist")
     refuse_pickle(file)
     return file
@@ -229,8 +218,7 @@ def _weights_in(folder: Path) -> list[Path]:
     if len(found) == 1 or whole:
         return whole[:1] or found
     if not found:
-        for beside in sorted(folder.iterdir()):
-            refuse_pickle(beside)
+        refuse_pickles_in(folder)
         raise InputError(f"{folder} holds no weights; put diffusion_pytorch_model.safetensors there")
     if len({path.name.rpartition("-of-")[2] for path in found}) == 1 and "-of-" in found[0].name:
         return found
