@@ -103,6 +103,11 @@ class BaseModel:
         ids = self.tokenizer.class_noun_ids(phrase)
         return self.text_encoder.get_input_embeddings().weight[ids[token]].detach().clone()
 
+    def entry_embedding(self, entry: str) -> Tensor | None:
+        """(D,): the input embedding of an entry of the vocabulary, which need not be a word; None without the entry."""
+        token = self.tokenizer.entry_id(entry)
+        return None if token is None else self.text_encoder.get_input_embeddings().weight[token].detach().clone()
+
     # What it computes
 
     def encode(

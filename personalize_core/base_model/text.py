@@ -172,6 +172,10 @@ class PromptTokenizer:
             begun = not spelling.endswith("</w>")
         return words
 
+    def entry_id(self, entry: str) -> int | None:
+        """The id of an entry of the vocabulary, as it is spelled there: "ktn" begins words, "ktn</w>" would be one."""
+        return self._tokenizer.get_vocab().get(entry)
+
     def class_noun_ids(self, class_noun: str) -> list[int]:
         return self._tokenizer(class_noun, add_special_tokens=False).input_ids
 

@@ -12,9 +12,11 @@ import pytest
 import torch
 from diffusers.models.attention_processor import CustomDiffusionAttnProcessor
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from personalize_core import steps
 from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ZOOMS, ConceptLatents, Zoom, to_pixels, views_of, zooms
 from personalize_core.concepts.preprocessing import Preprocessing
@@ -33,7 +35,7 @@ from personalize_core.steps.latents import read_latents
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests import tiny_workspace
 from tests.artifacts.test_export import check_same, fresh_pipeline
-from tests.conftest import disturbed, draw, predict, tiny_base
+from tests.conftest import disturbed, draw, predict, tiny_base, tiny_parts
 
 PROMPT = "a photo of a <v> dog"
 
@@ -379,14 +381,39 @@ def test_the_word_starts_from_a_rare_one_or_the_chosen_one(wanted, word, base, c
     assert torch.equal(method.embedding.vector, base.word_embedding(word))
 
 
-def test_the_rare_word_is_diffusers_where_the_tokenizer_has_it(base, concept, monkeypatch):
-    ids = base.tokenizer.class_noun_ids
-    monkeypatch.setattr(base.tokenizer, "class_noun_ids", lambda word: ids("red") if word == "ktn" else ids(word))
-    assert torch.equal(CustomDiffusion(Config(), base, concept).embedding.vector, base.word_embedding("red"))
+@pytest.fixture(scope="module")
+def with_clips_words() -> BaseModel:
+    """A tiny base model with the real vocabulary of Stable Diffusion 1's text encoder, which open_clip ships."""
+    from open_clip.tokenizer import SimpleTokenizer
+
+    theirs, special = SimpleTokenizer(), {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {special.get(entry, entry): number for entry, number in theirs.encoder.items()}
+    merges: Any = list(theirs.bpe_ranks)
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77, pad_token="<|endoftext|>")
+    text = "a photo of sks dog, doghouse and ktn"
+    assert tokenizer(text, add_special_tokens=False).input_ids == theirs.encode(text)
+    parts: dict[str, Any] = {**tiny_parts(), "tokenizer": tokenizer}
+    table = torch.nn.Embedding(len(vocabulary), 32)
+    parts["text_encoder"].set_input_embeddings(table)
+    return BaseModel(name="tiny", revision="local", weights_hash="tiny", **parts)
 
 
-def test_a_word_of_several_tokens_is_refused(base, concept):
-    with pytest.raises(InputError, match="initial_word = 'teddy bear' is 2 tokens for this base model"):
+@pytest.mark.parametrize(
+    ("wanted", "row"),
+    [
+        (None, 42170),  # "ktn" without the end-of-word mark: the row that both released codes start from
+        ("ktn", 42170),
+        ("mug", 9722),  # a word is meant as a word, "mug</w>", though "mug" is an entry too
+    ],
+)
+def test_the_first_concept_starts_from_an_entry_of_clips_vocabulary(wanted, row, with_clips_words, concept):
+    method = CustomDiffusion(Config(initial_word=wanted), with_clips_words, concept)
+    assert torch.equal(method.embedding.vector, with_clips_words.text_encoder.get_input_embeddings().weight[row])
+    assert len(with_clips_words.tokenizer.class_noun_ids("ktn")) == 2  # as a word it is two tokens
+
+
+def test_what_is_neither_a_token_nor_an_entry_is_refused(base, concept):
+    with pytest.raises(InputError, match="initial_word = 'teddy bear' is 2 tokens for this base model, and no entry"):
         CustomDiffusion(Config(initial_word="teddy bear"), base, concept)
 
 

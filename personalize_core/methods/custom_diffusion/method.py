@@ -46,7 +46,7 @@ SAYS = {
 }  # before the template
 PROCESSORS = "pytorch_custom_diffusion_weights.safetensors"
 _IN_PROCESSOR = re.compile(r"(?P<layer>.+\.attn2)\.processor\.(?P<projection>.+)_custom_diffusion\.(?P<rest>.+)")
-RARE = "ktn"  # the word that the first concept starts from, in diffusers' script
+RARE = "ktn"  # the entry of the vocabulary that the first concept starts from, in both codes
 
 
 class CustomDiffusion(Method):
@@ -56,7 +56,7 @@ class CustomDiffusion(Method):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        self.embedding = ConceptEmbedding(base.word_embedding(rare_word(base, config.initial_word)))
+        self.embedding = ConceptEmbedding(initial_embedding(base, config.initial_word))
         trained = ("to_k.", "to_v.") if config.trained == "kv" else ("",)
         self.weights = TunedWeights(
             base.unet,
@@ -172,18 +172,28 @@ def cross_attention(base: BaseModel) -> dict[str, Any]:
     }
 
 
-def rare_word(base: BaseModel, wanted: str | None) -> str:
-    """The word whose embedding the concept starts from.
+def initial_embedding(base: BaseModel, wanted: str | None) -> Tensor:
+    """(D,): what the concept's embedding starts from.
+
+    Diffusers' script looks its initial token up in the vocabulary, so "ktn" is the entry without the end-of-word mark,
+    row 42170 of CLIP's. As a word it would be two tokens.
 
     Raises:
-        InputError: the word that is wanted is not one token.
+        InputError: what is wanted is neither one token nor an entry.
     """
     if wanted is None:
-        return RARE if len(base.tokenizer.class_noun_ids(RARE)) == 1 else base.tokenizer.rare_word
+        entry = base.entry_embedding(RARE)
+        return base.rare_embedding() if entry is None else entry
     tokens = len(base.tokenizer.class_noun_ids(wanted))
-    if tokens != 1:
-        raise InputError(f"initial_word = {wanted!r} is {tokens} tokens for this base model; choose a word that is one")
-    return wanted
+    if tokens == 1:
+        return base.word_embedding(wanted)
+    entry = base.entry_embedding(wanted)
+    if entry is None:
+        raise InputError(
+            f"initial_word = {wanted!r} is {tokens} tokens for this base model, and no entry of its vocabulary; choose "
+            "a word that is one token"
+        )
+    return entry
 
 
 def loss_mask(zoom: Zoom, size: int, height: int, width: int) -> Tensor:

@@ -52,7 +52,7 @@ class Config(Recipe):
     instance_scale: Literal[1, 4] = 1
     zoom: bool = True  # the augmentation, with its mask and its words
     detach_start: bool = True  # does the start-of-text token give the keys and values no gradient?
-    initial_word: str | None = None  # one token; if None, "ktn" where the tokenizer has it, else its rare word
+    initial_word: str | None = None  # one token or entry of the vocabulary; None: entry "ktn", else the rare word
     steps: Annotated[int, Field(gt=0)] = 250
     batch_size: Annotated[int, Field(gt=0)] = 4  # as many class images come on top
     lr: Annotated[float, Field(gt=0)] = 8e-5  # 1e-5, scaled by 2 GPUs with 4 images each
