@@ -112,8 +112,8 @@ def _middle_square(image: Image.Image) -> Image.Image:
 
 
 def _shorter_side_to(size: int, image: Image.Image, resample: Image.Resampling) -> Image.Image:
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
+    """As torchvision's Resize, which the scripts use: the longer side is rounded down."""
+    width, height = (size * side // min(image.size) for side in image.size)
     return image.resize((width, height), resample)
 
 

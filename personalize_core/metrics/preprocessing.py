@@ -36,11 +36,15 @@ class Preprocessing:
     std: tuple[float, ...]
     interpolation: str = "bicubic"
     squash: bool = False  # both sides become `size`, whatever the image's shape
+    # Where the crop begins if the margins cannot be equal: torchvision, and open_clip with it, round to the even pixel,
+    # transformers' processors round down.
+    crop_rounds_down: bool = False
 
     def __str__(self) -> str:
         resize = f"both sides to {self.size}" if self.squash else f"shorter side to {self.size}"
         return (
-            f"RGB; {resize}, {self.interpolation}; centre crop {self.crop}; "
+            f"RGB; {resize}, {self.interpolation}; centre crop {self.crop}"
+            f"{', its corner rounded down' if self.crop_rounds_down else ''}; "
             f"values in [0, 1]; mean {list(self.mean)}; std {list(self.std)}"
         )
 
@@ -62,7 +66,8 @@ class Preprocessing:
             short = min(width, height)
             width, height = self.size * width // short, self.size * height // short
         image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
-        left, top = round((width - self.crop) / 2), round((height - self.crop) / 2)
+        margins = (width - self.crop, height - self.crop)
+        left, top = (each // 2 if self.crop_rounds_down else round(each / 2) for each in margins)
         return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
 
 
@@ -111,5 +116,11 @@ def preprocessing_of_transformers(folder: Path, image_size: int) -> Preprocessin
     if interpolation is None or abs(own.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
         raise InputError(f"{path} asks for a resampling or rescaling that is not known here")
     return Preprocessing(
-        side, image_size, tuple(own["image_mean"]), tuple(own["image_std"]), interpolation, squash=shortest is None
+        side,
+        image_size,
+        tuple(own["image_mean"]),
+        tuple(own["image_std"]),
+        interpolation,
+        squash=shortest is None,
+        crop_rounds_down=shortest is not None,
     )

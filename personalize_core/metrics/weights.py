@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ TEXT_IMAGE = {
         *PUBLISHED["clip-l14"],
         ("open_clip_model.safetensors",),
         768,
-        CLIP_PREPROCESSING,
+        replace(CLIP_PREPROCESSING, crop_rounds_down=True),  # openai/clip-vit-large-patch14's processor, as in OFT's
         "ViT-L-14-quickgelu",
     ),
 }

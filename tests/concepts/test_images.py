@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional
 
-from personalize_core.concepts.images import CROPS, ROTATIONS, ConceptLatents, centre_crop, to_pixels, views_of
+from personalize_core.concepts.images import (
+    CROPS,
+    ROTATIONS,
+    ConceptLatents,
+    _shorter_side_to,
+    centre_crop,
+    to_pixels,
+    views_of,
+)
 from personalize_core.concepts.preprocessing import Preprocessing
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -49,6 +57,15 @@ def test_a_crop_keeps_proportions_and_slides_from_end_to_end():
     assert len(views) == CROPS
     assert [int(view[0]) for view in views] == [0, 12, 24, 36, 48]
     assert all(np.array_equal(np.diff(view), np.ones(15)) for view in views)
+
+
+def test_sizes_before_a_crop_are_those_of_torchvision():
+    """Which the scripts resize with; it rounds the longer side down."""
+    rng = np.random.default_rng(0)
+    for width, height in rng.integers(16, 60, (200, 2)).tolist():
+        image = Image.new("L", (width, height))
+        theirs: Any = functional.resize(image, [16])  # type: ignore[arg-type]
+        assert _shorter_side_to(16, image, Image.Resampling.BILINEAR).size == theirs.size
 
 
 def test_a_tall_concept_image_is_cropped_along_its_height():
@@ -101,10 +118,7 @@ def test_rotated_views_are_outcomes_of_attndreambooths_code(size):
 def turned(image: Any, angle: float, flipped: bool) -> np.ndarray:
     kind = functional.InterpolationMode
     canvas: Any = functional.rotate(image, angle, kind.NEAREST, expand=True) if angle else image
-    height, width = (
-        round(side * 16 / min(canvas.size)) for side in canvas.size[::-1]
-    )  # torchvision cuts to whole pixels
-    resized: Any = functional.resize(canvas, [height, width], kind.BILINEAR)
+    resized: Any = functional.resize(canvas, [16], kind.BILINEAR)
     return np.asarray(functional.hflip(resized) if flipped else resized)
 
 

@@ -11,6 +11,8 @@ from PIL import Image
 
 from personalize_core.errors import InputError
 from personalize_core.metrics import encoders, similarity
+from personalize_core.metrics.preprocessing import CLIP_PREPROCESSING
+from personalize_core.metrics.weights import TEXT_IMAGE
 
 torch.set_num_threads(1)
 
@@ -105,6 +107,32 @@ def test_clip_b32_reads_texts_as_open_clip_does_and_cuts_long_ones_off(clip_b32,
     ours = clip_b32.texts(texts)
     torch.testing.assert_close(ours, of_length_one(plain), atol=1e-5, rtol=0)
     torch.testing.assert_close(ours[2], ours[3])  # both are 77 tokens of the same word
+
+
+def test_clip_l14_prepares_an_image_as_its_processor_in_transformers_does():
+    from transformers import image_transforms
+
+    prepare, rng = TEXT_IMAGE["clip-l14"].prepare, np.random.default_rng(0)
+    assert prepare is not None and "its corner rounded down" in str(prepare)
+    at_another_pixel = 0
+    for width, height in [
+        (300, 224),
+        (227, 224),
+        (224, 301),
+        (448, 655),
+        (240, 240),
+        *rng.integers(60, 400, (12, 2)).tolist(),
+    ]:
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        size: Any = image_transforms.get_resize_output_image_size(pixels, 224, default_to_square=False)
+        resized = image_transforms.resize(pixels, size, resample=Image.Resampling.BICUBIC)
+        theirs = image_transforms.center_crop(resized, (224, 224)) / 255
+        theirs = (theirs - CLIP_MEAN) / CLIP_STD
+        ours = prepare([Image.fromarray(pixels)])[0].permute(1, 2, 0)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        others = CLIP_PREPROCESSING([Image.fromarray(pixels)])[0].permute(1, 2, 0)
+        at_another_pixel += not torch.equal(ours, others)
+    assert at_another_pixel > 2  # where open_clip's crop begins elsewhere
 
 
 def test_dino_s16_is_the_class_token_after_the_final_norm(vit_s16, images):
