@@ -189,6 +189,13 @@ def test_truncation_is_chosen_when_sampling(method, base):
         Sampling(truncation=HIDDEN + 1)
 
 
+def test_truncation_without_nested_dropout_is_refused():
+    Config().check(Sampling(truncation=20))
+    Config(nested_dropout=0.0).check(Sampling())
+    with pytest.raises(InputError, match="truncation = 20 does nothing with nested_dropout: 0"):
+        Config(nested_dropout=0.0).check(Sampling(truncation=20))
+
+
 def kept_units(config: Config, rows: int, seed: int) -> np.ndarray:
     """(16, rows): how many units nested dropout leaves; fails unless they are the first ones."""
     mapper: Any = Mapper(config, 6, 1000, torch.tensor(1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -79,6 +80,7 @@ def test_an_embedding_acts_in_its_layer_alone(index, method, base):
 
 def test_the_diffusion_loss_reaches_every_embedding(method, base, images):
     (stage,) = method.stages()
+    assert stage.max_gradient_norm == math.inf  # neither code clips gradients
     loss = diffusion_loss(denoising_step(method.train(), base, images, stage, seed=0, index=0))
     (gradient,) = torch.autograd.grad(loss, method.embeddings)
     assert gradient.isfinite().all() and (gradient.abs().sum(dim=1) > 0).tolist() == [True] * 16

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from personalize_core.concepts.preprocessing import Preprocessing
+from personalize_core.errors import InputError
 from personalize_core.methods.recipe import Ablation, Recipe, options, refuse_idle
 from personalize_core.methods.shared.options import MinTimestep, TokenRule
 
@@ -74,6 +75,14 @@ class Config(Recipe):
             refuse_idle(self, "sigma_t", "sigma_l", "time_anchors", off="positional_encoding: false")
         if self.rescale == "none":
             refuse_idle(self, "class_token_rule", off="rescale: none")
+
+    def check(self, sampling: Sampling) -> None:
+        """Truncation needs the order that nested dropout gives the units; without it the code ignores truncation."""
+        if sampling.truncation is not None and not self.nested_dropout:
+            raise InputError(
+                f"truncation = {sampling.truncation} does nothing with nested_dropout: 0, which leaves the mapper's "
+                "units without an order; take it out"
+            )
 
     @property
     def preprocessing(self) -> Preprocessing:

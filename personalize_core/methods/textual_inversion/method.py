@@ -6,6 +6,7 @@ ICLR 2023, arXiv:2208.01618.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,7 +41,10 @@ class TextualInversion(Method):
     def stages(self) -> list[Stage]:
         c = self.config
         groups = [{"params": [self.embedding.vector], "lr": c.lr}]
-        return [Stage("embedding", c.steps, c.batch_size, groups, min_timestep=c.min_timestep)]
+        unclipped = math.inf  # as diffusers' script and the authors' config leave them
+        return [
+            Stage("embedding", c.steps, c.batch_size, groups, max_gradient_norm=unclipped, min_timestep=c.min_timestep)
+        ]
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         return from_templates(self, self.templates, images, size, generator)

@@ -1,12 +1,13 @@
 """Extended Textual Inversion (XTI): an embedding for each cross-attention layer, the space P+.
 
 Voynov et al., "P+: Extended Textual Conditioning in Text-to-Image Generation", arXiv:2303.09522. The authors released
-no code. The recipe is recalled, not read.
+no code; the recipe is that of a public port, mkshing/prompt-plus-pytorch.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from torch import Generator, Tensor, nn
@@ -46,7 +47,10 @@ class XTI(Method):
     def stages(self) -> list[Stage]:
         c = self.config
         groups = [{"params": [self.embeddings], "lr": c.lr}]
-        return [Stage("embeddings", c.steps, c.batch_size, groups, min_timestep=c.min_timestep)]
+        unclipped = math.inf  # as the port leaves them
+        return [
+            Stage("embeddings", c.steps, c.batch_size, groups, max_gradient_norm=unclipped, min_timestep=c.min_timestep)
+        ]
 
     def metrics(self) -> dict[str, float]:
         return drift(self.embeddings, self.initial)

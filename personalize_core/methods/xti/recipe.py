@@ -1,6 +1,6 @@
 """The recipe of Extended Textual Inversion (XTI), the space P+.
 
-The authors released no code. The recipe is recalled, not read; see docs/methods.md.
+The authors released no code. The recipe is that of a public port; see docs/methods.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from personalize_core.methods.shared.options import MinTimestep, TokenRule
 class Config(Recipe):
     """Sixteen input embeddings; each cross-attention layer reads the prompt as encoded with its own.
 
-    Defaults are the paper's for Stable Diffusion 1.4 as they are recalled.
+    Defaults are those of a public port, mkshing/prompt-plus-pytorch, for Stable Diffusion 1.4.
     """
 
     display_name = "XTI"
