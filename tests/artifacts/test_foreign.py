@@ -28,7 +28,8 @@ from personalize_core.steps import result_checks
 from personalize_core.steps.training import PROOF
 from personalize_core.workspace.recipes import load_base
 from tests import tiny_workspace
-from tests.conftest import disturbed, tiny_base
+from tests.artifacts.test_export import check_same, fresh_pipeline
+from tests.conftest import disturbed, predict, tiny_base
 from tests.mutated import outcomes, put
 
 CONCEPT = Concept("v", "<v>", "dog")
@@ -127,6 +128,79 @@ def test_alpha_scales_wherever_a_program_writes_it(tiny, tmp_path):
     for path in ("kohya.safetensors", "diffusers.safetensors", "peft"):
         for layer, (_, B) in read_lora(tmp_path / path, tiny).unet.items():
             torch.testing.assert_close(B, 3 * tensors[f"unet.{layer}.lora_B.weight"])
+
+
+def kohyas_default_targets(base: BaseModel, rank: int) -> Tensors:
+    """As kohya's train_network.py saves a LoRA: every linear layer and 1x1 convolution of the U-Net's transformers, and
+    the attention and feed-forward layers of the text encoder, each with an alpha of 1; in half precision."""
+    generator, tensors = torch.Generator().manual_seed(0), {}
+    for prefix, network, inside in (
+        ("lora_unet", base.unet, ".attentions."),
+        ("lora_te", base.text_encoder, "encoder.layers."),
+    ):
+        for path, layer in network.named_modules():
+            if inside in f".{path}" and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+                outputs, inputs, *kernel = layer.weight.shape
+                if prefix == "lora_te":
+                    path = f"text_model.{path}"
+                name = f"{prefix}_{path.replace('.', '_')}"
+                down = torch.randn(rank, inputs, *kernel, generator=generator) / rank
+                up = torch.randn(outputs, rank, *kernel, generator=generator)
+                tensors |= {f"{name}.lora_down.weight": down.half(), f"{name}.lora_up.weight": up.half()}
+                tensors[f"{name}.alpha"] = torch.tensor(1)  # an integer, where nothing is said of precision
+    return tensors
+
+
+@pytest.mark.parametrize("linear", [False, True], ids=["convolutional", "linear"])
+def test_a_kohya_lora_of_its_default_targets_changes_every_weight_by_alpha_over_rank_up_down(linear, tmp_path):
+    """Computed by hand: W + alpha / r * up down on each layer of the base model, U-Net and text encoder."""
+    base, rank, prompts = tiny_base(linear), 3, ["a photo of <v> dog", "the desert"]
+    tensors = kohyas_default_targets(base, rank)
+    save_file(tensors, tmp_path / "x.safetensors")
+    method = brought_in("lora_dreambooth", base, tmp_path / "x.safetensors")
+    assert set(method.config.targets) == {"attention", "feed_forward", "projections", "text_encoder"}
+    assert len(method.changes) == 16 * 12 and len(method.encoder_changes) == 12 and len(tensors) == 3 * (16 * 12 + 12)
+    with method.attach(base):
+        context = method.condition(base, prompts)(torch.tensor([500, 500]))
+        attached = predict(base, context)
+    untouched = predict(base, base.encode(prompts, CONCEPT))
+    changed = 0
+    with torch.no_grad():
+        for prefix, network in (("lora_unet_", base.unet), ("lora_te_text_model_", base.text_encoder)):
+            for path, parameter in network.named_parameters():
+                name = prefix + path.removesuffix(".weight").replace(".", "_")
+                if (down := tensors.get(f"{name}.lora_down.weight")) is not None:
+                    up = tensors[f"{name}.lora_up.weight"].float()
+                    parameter += (1 / rank * up.flatten(1) @ down.float().flatten(1)).view_as(parameter)
+                    changed += 1
+    assert changed == 16 * 12 + 12
+    by_hand = base.encode(prompts, CONCEPT)
+    torch.testing.assert_close(context.hidden, by_hand.hidden, atol=1e-4, rtol=1e-4)
+    expected = predict(base, by_hand)
+    torch.testing.assert_close(attached, expected, atol=1e-4, rtol=1e-3)
+    assert (expected - untouched).abs().max() > 0.1
+
+
+def test_diffusers_samples_the_same_with_a_kohya_lora_of_its_default_targets(tmp_path):
+    base = tiny_base()
+    save_file(kohyas_default_targets(base, 3), tmp_path / "x.safetensors")
+    method = brought_in("lora_dreambooth", base, tmp_path / "x.safetensors")
+    pipe = fresh_pipeline(base)
+    pipe.load_lora_weights(tmp_path, weight_name="x.safetensors")
+    check_same(pipe, "a photo of sks dog on the beach", method, base)
+
+
+@pytest.mark.parametrize("targets", [("feed_forward",), ("projections", "text_encoder")])
+def test_the_targets_of_an_import_are_those_that_the_file_changes(targets, tiny, tmp_path):
+    kind: Any = method_class("lora_dreambooth")
+    method = disturbed(kind(recipe_class("lora_dreambooth")(targets=targets), tiny, CONCEPT))  # type: ignore[call-arg]
+    method.export(tiny, tmp_path)
+    found = brought_in("lora_dreambooth", tiny, tmp_path)
+    assert found.config.targets == targets
+    ours, theirs = method.state_dict(), found.state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    said = refusal("personalized_residuals", tiny, tmp_path)
+    assert "does not fit: it changes" in said and "this method changes proj_out alone" in said
 
 
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from pydantic import ValidationError
 from torch import nn
 
-from personalize_core.methods.lora_dreambooth.method import Config, LoRADreamBooth, LowRank
+from personalize_core.errors import InputError
+from personalize_core.methods.lora_dreambooth.method import Config, LoRADreamBooth, LowRank, encoder_layers, unet_layers
+from personalize_core.methods.lora_dreambooth.recipe import Target
 from personalize_core.methods.shared.layer_modules import attention_projections
+from personalize_core.methods.shared.options import LAG
+from personalize_core.training.loop import train
 from tests.artifacts.test_export import check_same, fresh_pipeline
-from tests.conftest import disturbed, predict
+from tests.conftest import disturbed, equal_bits, predict, snapshot
+
+ALL = get_args(Target)
 
 
 @pytest.fixture
@@ -73,8 +80,51 @@ def test_attached_it_answers_as_merged_weights_do(make, base, concept):
     torch.testing.assert_close(predict(base, context), attached, atol=1e-5, rtol=0)
 
 
-def test_it_loads_as_a_lora_and_draws_the_same_there(make, base, concept, tmp_path):
-    method = disturbed(make()).eval()
+def test_every_target_answers_as_merged_weights_do(make, base, concept):
+    method, prompts = disturbed(make(targets=ALL)).eval(), ["a photo of <v> dog", "the desert"]
+    before, t = snapshot(base), torch.tensor([500, 500])
+    with method.attach(base):
+        context = method.condition(base, prompts)(t)
+        attached = predict(base, context)
+    assert equal_bits(snapshot(base), before)
+    unet, encoder = unet_layers(base, ALL), encoder_layers(base, ALL)
+    assert (len(unet), len(encoder)) == (16 * (8 + 2 + 2), 2 * 6)  # transformers, the tiny encoder's two layers
+    with torch.no_grad():
+        for layers, changes in ((unet, method.changes), (encoder, method.encoder_changes)):
+            for path, layer in layers.items():
+                layer.weight += (changes.of(path).B @ changes.of(path).A).view_as(layer.weight)
+    merged = base.encode(prompts, concept)
+    torch.testing.assert_close(merged.hidden, context.hidden, atol=1e-5, rtol=0)
+    torch.testing.assert_close(predict(base, merged), attached, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", ALL)
+def test_each_target_alone_learns_and_acts(target, make, base, images):
+    method = make(targets=(target,)).train()
+    learned = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    train(method, base, images, 0, lambda row: None)
+    assert all(not torch.equal(tensor, learned[name]) for name, tensor in method.state_dict().items())
+    with torch.no_grad(), method.eval().attach(base):
+        changed = predict(base, method.condition(base, ["a photo of <v> dog"])(torch.tensor([500])))
+    untouched = predict(base, base.encode(["a photo of <v> dog"], method.concept))
+    assert not torch.equal(changed, untouched)
+
+
+def test_lag_is_refused_where_the_text_encoder_changes_too(make, base):
+    Config(targets=("attention", "feed_forward", "projections")).check(LAG(lag=True))
+    with pytest.raises(InputError, match="a change to the text encoder acts everywhere"):
+        Config(targets=ALL).check(LAG(lag=True))
+    method = make(targets=ALL).eval()
+    method.sampling = LAG(lag=True)
+    with pytest.raises(InputError, match="acts everywhere"), method.attach(base):
+        pass
+    with pytest.raises(ValidationError, match="targets names one twice"):
+        Config(targets=("attention", "attention"))
+
+
+@pytest.mark.parametrize("targets", [("attention",), ALL], ids=["attention", "all"])
+def test_it_loads_as_a_lora_and_draws_the_same_there(targets, make, base, concept, tmp_path):
+    method = disturbed(make(targets=targets)).eval()
     how = method.export(base, tmp_path)
     assert 'pipe.load_lora_weights("pytorch_lora_weights.safetensors")' in how and "'sks dog'" in how
     pipe = fresh_pipeline(base)

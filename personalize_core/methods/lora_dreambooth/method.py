@@ -1,4 +1,4 @@
-"""DreamBooth by low-rank adaptation (LoRA) of the attention projections.
+"""DreamBooth by low-rank adaptation (LoRA), by default of the attention projections.
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, arXiv:2106.09685, under the recipe of
 diffusers' DreamBooth LoRA example.
@@ -7,21 +7,22 @@ diffusers' DreamBooth LoRA example.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.interface import Batch, Method, Stage
-from personalize_core.methods.lora_dreambooth.recipe import Config
+from personalize_core.methods.lora_dreambooth.recipe import Config, Target
 from personalize_core.methods.shared.interchange import fill
 from personalize_core.methods.shared.lag import attached
 from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, stored
@@ -32,7 +33,7 @@ TEMPLATE = "a photo of {}"
 
 
 class LowRank(nn.Module):
-    """The change B A x to a linear layer W x (sec. 4.1). A starts Gaussian, B at zero."""
+    """The change B A x to a linear layer W x, or to a 1x1 convolution (sec. 4.1). A starts Gaussian, B at zero."""
 
     def __init__(self, inputs: int, outputs: int, rank: int) -> None:
         super().__init__()
@@ -40,23 +41,25 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(torch.zeros(outputs, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., inputs) -> (..., outputs)."""
-        return F.linear(F.linear(x.to(self.A.dtype), self.A), self.B)
+        """x: (..., inputs) -> (..., outputs); or (B, inputs, h, w) -> (B, outputs, h, w)."""
+        x = x.to(self.A.dtype)
+        if x.ndim == 4:
+            return F.conv2d(F.conv2d(x, self.A[..., None, None]), self.B[..., None, None])
+        return F.linear(F.linear(x, self.A), self.B)
 
 
 class LoRADreamBooth(Method):
-    """A low-rank change to every attention projection of the U-Net; the placeholder reads a rare word's embedding."""
+    """A low-rank change to layers of the U-Net, and of the text encoder where the targets name it.
+
+    By default those are the attention projections of the U-Net. The placeholder reads a rare word's embedding.
+    """
 
     Config = Config
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        self.changes = LayerModules(
-            {
-                path: LowRank(layer.in_features, layer.out_features, config.rank)
-                for path, layer in attention_projections(base).items()
-            }
-        )
+        self.changes = _changes(unet_layers(base, config.targets), config.rank)
+        self.encoder_changes = _changes(encoder_layers(base, config.targets), config.rank)
 
     def stages(self) -> list[Stage]:
         c = self.config
@@ -67,36 +70,85 @@ class LoRADreamBooth(Method):
         return with_prior(self, TEMPLATE, images, size, generator, c.prior_weight if c.prior_preservation else None)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
-        return attached(base, self, lambda transformer: self._inside(base, transformer))
+        if not self.training:
+            self.config.check(self.sampling)  # an imported artifact may have other targets than params.yaml
+        stack = ExitStack()
+        stack.enter_context(hooked(*self.encoder_changes.hooks(encoder_layers(base, self.config.targets), _adding)))
+        stack.enter_context(attached(base, self, lambda transformer: self._inside(base, transformer)))
+        return stack
 
     def _inside(self, base: BaseModel, transformer: str) -> AbstractContextManager[Any]:
-        return hooked(*self.changes.hooks(attention_projections(base, [transformer]), _adding))
+        return hooked(*self.changes.hooks(unet_layers(base, self.config.targets, [transformer]), _adding))
 
     def export(self, base: BaseModel, folder: Path) -> str:
         tensors = {}
-        for path, change in self.changes.by_path():
-            tensors[f"unet.{path}.lora_A.weight"] = change.A
-            tensors[f"unet.{path}.lora_B.weight"] = change.B
+        for part, network, changes in (
+            ("unet", base.unet, self.changes),
+            ("text_encoder", base.text_encoder, self.encoder_changes),
+        ):
+            for path, change in changes.by_path():
+                axes = (1,) * (network.get_parameter(f"{path}.weight").ndim - 2)  # 1 x 1, of a convolution
+                tensors[f"{part}.{path}.lora_A.weight"] = change.A.reshape(*change.A.shape, *axes)
+                tensors[f"{part}.{path}.lora_B.weight"] = change.B.reshape(*change.B.shape, *axes)
         save_tensors(folder / LORA, tensors)
         said = f"{base.tokenizer.rare_word} {self.concept.class_noun}"
         return f'pipe.load_lora_weights("pytorch_lora_weights.safetensors"), and write {said!r} in prompts.'
 
     @classmethod
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> LoRADreamBooth:
-        """Layers that the file leaves alone are left alone; all get the rank of the largest."""
+        """The targets are those that the file changes; layers of them that it leaves alone are left alone.
+
+        All get the rank of the largest.
+        """
         found = read_lora(path, base)
-        held = attention_projections(base)
-        check_held({**found.unet, **found.text_encoder}, held, path, "the attention projections of the U-Net")
-        changes = found.unet
-        config = dataclasses.replace(config, rank=max(len(A) for A, _ in changes.values()))
-        method, tensors = cls(config, base, concept), {}
-        for name, start in method.changes.named_parameters():
-            tensors[name] = torch.zeros_like(start)
-        for layer, factors in changes.items():
-            A, B = with_rank(*factors, config.rank, path)
-            tensors |= {f"{stored(layer)}.A": A, f"{stored(layer)}.B": B}
-        fill(method.changes.named_parameters(), tensors, path)
+        targets = tuple(
+            target
+            for target in get_args(Target)
+            if unet_layers(base, [target]).keys() & found.unet.keys()
+            or encoder_layers(base, [target]).keys() & found.text_encoder.keys()
+        )
+        known = {**unet_layers(base, targets), **encoder_layers(base, targets)}
+        check_held(
+            [*found.unet, *found.text_encoder], known, path, "the layers of transformers and of the text encoder"
+        )
+        ranks = [len(A) for A, _ in [*found.unet.values(), *found.text_encoder.values()]]
+        method = cls(dataclasses.replace(config, rank=max(ranks), targets=targets), base, concept)
+        for part, changes in ((method.changes, found.unet), (method.encoder_changes, found.text_encoder)):
+            tensors = {name: torch.zeros_like(start) for name, start in part.named_parameters()}
+            for layer, factors in changes.items():
+                A, B = with_rank(*factors, max(ranks), path)
+                tensors |= {f"{stored(layer)}.A": A, f"{stored(layer)}.B": B}
+            fill(part.named_parameters(), tensors, path)
         return method
+
+
+def unet_layers(
+    base: BaseModel, targets: Iterable[Target], transformers: Iterable[str] = LAYERS
+) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Path in the U-Net -> layer, of those that the targets name, in some of its 16 transformers."""
+    found: dict[str, Any] = {}
+    transformers = list(transformers)
+    if "attention" in targets:
+        found |= attention_projections(base, transformers)
+    inside = (
+        ["transformer_blocks.0.ff.net.0.proj", "transformer_blocks.0.ff.net.2"] if "feed_forward" in targets else []
+    )
+    inside += ["proj_in", "proj_out"] if "projections" in targets else []
+    for path in transformers:
+        found |= {f"{path}.{name}": base.transformers[path].get_submodule(name) for name in inside}
+    return found
+
+
+def encoder_layers(base: BaseModel, targets: Iterable[Target]) -> dict[str, nn.Linear]:
+    """Path in the text encoder -> layer: the projections of its attention and its feed-forward layers, if named."""
+    if "text_encoder" not in targets:
+        return {}
+    return {path: layer for path, layer in base.text_encoder.named_modules() if isinstance(layer, nn.Linear)}
+
+
+def _changes(layers: dict[str, Any], rank: int) -> LayerModules[LowRank]:
+    shapes = {path: layer.weight.shape for path, layer in layers.items()}
+    return LayerModules({path: LowRank(shape[1], shape[0], rank) for path, shape in shapes.items()})
 
 
 def _adding(change: nn.Module) -> Callable:

@@ -1,17 +1,20 @@
-"""The recipe of DreamBooth by low-rank adaptation (LoRA) of the attention projections.
+"""The recipe of DreamBooth by low-rank adaptation (LoRA), by default of the attention projections.
 
 The paper is about language models; the recipe is diffusers' DreamBooth LoRA example.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from personalize_core.concepts.preprocessing import Preprocessing
+from personalize_core.errors import InputError
 from personalize_core.methods.recipe import options
 from personalize_core.methods.shared.options import LAG, PriorPreservationRecipe
+
+Target = Literal["attention", "feed_forward", "projections", "text_encoder"]
 
 
 @options
@@ -30,12 +33,28 @@ class Config(PriorPreservationRecipe):
     Sampling = LAG
 
     rank: Annotated[int, Field(gt=0)] = 4
+    # Of every transformer of the U-Net: the attention, the feed-forward layers, proj_in and proj_out; and the attention
+    # and feed-forward layers of the text encoder. kohya's trainers change all four, diffusers' script the first.
+    targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("attention",)
     prior_preservation: bool = False
     prior_weight: Annotated[float, Field(ge=0)] = 1.0
     class_images: Annotated[int, Field(gt=0)] = 200
     steps: Annotated[int, Field(gt=0)] = 500
     batch_size: Annotated[int, Field(gt=0)] = 1  # as many class images come on top, with prior preservation
     lr: Annotated[float, Field(gt=0)] = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets names one twice: {', '.join(self.targets)}")
+
+    def check(self, sampling: LAG) -> None:
+        """LAG confines changes of the U-Net to a region; what the text encoder says acts everywhere."""
+        if sampling.lag and "text_encoder" in self.targets:
+            raise InputError(
+                "lag keeps what was learned to the region that looks at the concept, and a change to the text encoder "
+                "acts everywhere; sample without lag, or leave text_encoder out of the targets"
+            )
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -114,7 +114,7 @@ def _read_file(file: Path, base: BaseModel, only: str | None) -> dict[str, Chang
     tensors = read_tensors(file, exempt=[".alpha"])
     for kind, marks in _OTHER_KINDS.items():
         if any(mark in name for name in tensors for mark in marks):
-            raise InputError(f"{file} is not a plain LoRA: it has the factors of {kind}, which cannot be imported")
+            raise InputError(f"{file} is not a plain LoRA: it has the factors of {kind}; train a plain one instead")
     if of_sdxl := next((name for name in tensors if name.startswith(_OF_SDXL)), None):
         raise InputError(f"{file} was trained for Stable Diffusion XL, as {shown(of_sdxl)} shows; take one for 1 or 2")
     layers = {UNET: _layers_of(base.unet), TEXT_ENCODER: _layers_of(base.text_encoder)}
@@ -219,10 +219,13 @@ def _alphas_of_parts(file: Path) -> dict[str, float]:
 
 def _refuse_others(about: Mapping[str, Any], file: Path) -> None:
     if others := [key for key in _OTHER_SETTINGS if about.get(key)]:
-        raise InputError(f"{file} is not a plain LoRA: it was trained with {listed(others)}, which cannot be imported")
+        raise InputError(f"{file} is not a plain LoRA: it was trained with {listed(others)}; train one without")
 
 
 def _checked_alpha(value: Any, name: str, file: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise InputError(f"{file}: {name} = {shown(value)}, which should be a number above 0; correct it, or retrain")
+        raise InputError(
+            f"{file}: {name} = {shown(value)}, which should be a number above 0; save it again with the alpha of its "
+            "training"
+        )
     return float(value)
