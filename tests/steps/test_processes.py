@@ -131,7 +131,7 @@ def forever(listener: Listener) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_leave_the_bytes_that_one_leaves(tmp_path, monkeypatch):
+def test_two_processes_leave_the_bytes_that_one_leaves(tmp_path, monkeypatch, real_loss_curve):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as here: the tiny base model would else take all threads
     store = tiny_workspace.make(tmp_path)
     tasks = [
