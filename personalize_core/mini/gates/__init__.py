@@ -1,0 +1,1 @@
+"""Judge the exported weights, gate by gate."""

@@ -1,0 +1,35 @@
+"""Images that several gates look at, and how they are laid out to be looked at."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from personalize_core.mini import concepts, world
+from personalize_core.mini.networks import to_pictures, to_tensor
+
+
+def photographs() -> np.ndarray:
+    """Every photograph of the eight concepts, (N, 64, 64, 3)."""
+    drawn = [
+        world.draw(concepts.scene(name, place, number))[0]
+        for name in concepts.DESIGNS
+        for number, place in enumerate(concepts.PLACES[name])
+    ]
+    return np.stack(drawn)
+
+
+def reconstructed(vae, pictures: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        parts = [vae(to_tensor(pictures[n : n + 32])).sample for n in range(0, len(pictures), 32)]
+    return to_pictures(torch.cat(parts))
+
+
+def tiled(pictures: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
+    """(N, h, w, 3) in rows; what is missing of the last row stays white."""
+    missing = np.full((-len(pictures) % columns, *pictures.shape[1:]), 255, np.uint8)
+    pictures = np.concatenate([pictures, missing])
+    rows = [np.concatenate(list(pictures[n : n + columns]), 1) for n in range(0, len(pictures), columns)]
+    grid = Image.fromarray(np.concatenate(rows))
+    return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
