@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from torch import Tensor
 from personalize_core.base_model.model import BaseModel
 from personalize_core.methods.interface import Method
 from personalize_core.training.checkpoints import Checkpoints, LogRow
-from personalize_core.training.loop import Log, denoising_step, diffusion_loss, train
+from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, draw, equal_bits, snapshot, tiny_images
 from tests.every_method.cases import CONCEPT, Case, CutOff, of_learning, trained_once
 
@@ -42,14 +44,9 @@ def untrained(case: Case, base: BaseModel, seed: int = 0) -> Method:
     return disturbed(case.make(base, CONCEPT, seed))
 
 
-def cut_off_at(step: int) -> Log:
-    """A log that ends training once that step of the first stage is done, before its checkpoint."""
-
-    def log(row: LogRow) -> None:
-        if row["step"] == step:
-            raise CutOff
-
-    return log
+def cut_off_at_first_step(row: LogRow) -> None:
+    """A log that ends the training."""
+    raise CutOff
 
 
 @dataclass
@@ -138,25 +135,52 @@ def test_training_and_sampling_leave_torchs_global_random_state_alone(training):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@trained_once
-def test_the_same_seed_teaches_it_the_same_whatever_the_global_seed(case, training, images):
-    same, other = untrained(case, training.base), untrained(case, training.base)
+class CutOffAtOnce(Checkpoints):
+    """The first checkpoint is the last thing that the run does."""
+
+    def save(self, *state: Any) -> None:
+        super().save(*state)
+        raise CutOff
+
+
+@dataclass
+class Interrupted:
+    """A training of the same seed that was cut off after its first step, and what it left."""
+
+    folder: Path
+    log: list[LogRow]
+    state: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def interrupted(case: Case, training: Training, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
+    method, found = untrained(case, training.base), Interrupted(tmp_path_factory.mktemp("interrupted"), [], {})
     torch.manual_seed(2)
-    assert train(same, training.base, images, SEED) == training.log
-    assert equal_bits(same.state_dict(), training.method.state_dict())
+    checkpoints = CutOffAtOnce(found.folder, stamp="this run", every_seconds=0)
     with pytest.raises(CutOff):
-        train(other, training.base, images, SEED + 1, cut_off_at(0))
+        train(method, training.base, tiny_images(), SEED, found.log.append, checkpoints)
+    found.state = copy_of(method.state_dict())
+    return found
+
+
+@trained_once
+def test_the_same_seed_teaches_it_the_same_whatever_the_global_seed(case, training, interrupted, images):
+    """The first step here; the others by the run that goes on from it."""
+    assert interrupted.log == training.log[:1]
+    assert equal_bits(interrupted.state, training.after_first_step)
+    other = untrained(case, training.base)
+    with pytest.raises(CutOff):
+        train(other, training.base, images, SEED + 1, cut_off_at_first_step)
     assert not equal_bits(other.state_dict(), training.after_first_step)
 
 
 @trained_once
-def test_a_run_that_was_cut_off_resumes_to_the_same_bits(case, training, images, tmp_path):
-    base, checkpoints = training.base, Checkpoints(tmp_path, stamp="this run", every_seconds=0)
-    with pytest.raises(CutOff):
-        train(untrained(case, base), base, images, SEED, cut_off_at(1), checkpoints)
-    assert equal_bits(snapshot(base), training.base_before)
-    resumed, logged = untrained(case, base, seed=99), []
-    assert train(resumed, base, images, SEED, logged.append, checkpoints) == training.log
+def test_a_run_that_was_cut_off_resumes_to_the_same_bits(case, training, interrupted, images):
+    assert equal_bits(snapshot(training.base), training.base_before)
+    resumed, logged = untrained(case, training.base, seed=99), []
+    checkpoints = Checkpoints(interrupted.folder, stamp="this run")
+    torch.manual_seed(3)
+    assert train(resumed, training.base, images, SEED, logged.append, checkpoints) == training.log
     assert logged[0]["step"] == 1  # it did go on, rather than start again
     assert equal_bits(resumed.state_dict(), training.method.state_dict())
 
