@@ -36,8 +36,6 @@ from pipelines import assets
 from tests.conftest import ThisProcess
 from tests.pipelines.test_recovery import learn
 
-pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
-
 training.TimedCheckpoints = partial(training.TimedCheckpoints, every_seconds=0)  # a checkpoint after every step
 proof.FreshProcess = ThisProcess
 
