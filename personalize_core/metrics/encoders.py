@@ -7,7 +7,9 @@ preprocessing of DINO we follow. Scores of two encoders never compare, so an enc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,6 +125,17 @@ def in_batches(encode: Callable[[Sequence], Tensor], items: Sequence, what: str)
     return F.normalize(torch.cat(features), dim=1).clone()
 
 
+@contextmanager
+def no_warnings_logged() -> Iterator[None]:
+    """Within the block no library logs a warning; errors are logged."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def load_text_image_encoder(name_or_folder: str | Path, device: str = "cpu") -> TextImageEncoder:
     """The encoder of CLIP-T and CLIP-I.
 
@@ -155,7 +168,8 @@ def load_text_image_encoder(name_or_folder: str | Path, device: str = "cpu") -> 
     weights = the_weights(folder, TEXT_IMAGE["clip-b32"].files)
 
     def from_folder() -> Any:
-        made: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        with no_warnings_logged():  # that its weights are random, before they are loaded
+            made: Any = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
         open_clip.load_checkpoint(made, str(weights))  # this file: open_clip itself might take a pickle beside it
         return made
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,14 @@ def small_clip(tmp_path_factory):
     model = open_clip.create_model(f"local-dir:{folder}", pretrained_text=False)
     save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
     return folder
+
+
+def test_loading_a_folder_logs_nothing(small_clip, caplog):
+    """open_clip would warn of random weights, which are then replaced."""
+    encoders.load_text_image_encoder(small_clip)
+    assert caplog.records == []
+    logging.getLogger().warning("of somebody else")
+    assert [record.message for record in caplog.records] == ["of somebody else"]
 
 
 def test_a_folder_is_fed_as_its_own_configuration_says(small_clip, images):
