@@ -45,7 +45,9 @@ def together(errors: Sequence[InputError]) -> InputError:
     return InputError("\n- ".join([f"{len(problems)} things are wrong:", *problems]))
 
 
-def listed(names) -> str:
-    """'a, b and c', for messages that say what is known."""
+def listed(names, most: int | None = None) -> str:
+    """'a, b and c', for messages that say what is known; of more than `most`, the last say only how many they are."""
     names = [str(name) for name in names]
+    if most is not None and len(names) > most:
+        names = [*names[: most - 1], f"{len(names) - most + 1} more"]
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names) or "none"

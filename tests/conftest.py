@@ -289,7 +289,7 @@ def predict(base: BaseModel, context: TextContext) -> torch.Tensor:
             weight.requires_grad_(True)
 
 
-def draw(method: Method, base: BaseModel, prompts: Sequence[str], steps: int = 2, guidance: float = 6.0):
+def sample_latents(method: Method, base: BaseModel, prompts: Sequence[str], steps: int = 2, guidance: float = 6.0):
     """Latents of one image per prompt, from the noise that every method starts from."""
     noise = initial_noise(base, 0, [(index, 0) for index in range(len(prompts))])
     return sample(method, base, prompts, noise, make_sampler("ddim", base), steps, guidance)

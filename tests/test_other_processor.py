@@ -9,13 +9,13 @@ import torch
 
 from personalize_core.artifacts import saving
 from personalize_core.sampling import sampler
-from tests.conftest import disturbed, draw, equal_bits
+from tests.conftest import disturbed, equal_bits, sample_latents
 from tests.every_method.cases import Case
 from tests.other_processor import other_processor
 
 
 @pytest.mark.parametrize("name", ["dreambooth", "ti_db", "attn_dreambooth", "core"])
-def test_without_freezing_a_trained_method_draws_otherwise_than_its_restored_copy(name, concept, tmp_path, monkeypatch):
+def test_not_frozen_a_trained_method_samples_otherwise_than_its_restored_copy(name, concept, tmp_path, monkeypatch):
     """Their tensors are equal; only what was just trained still has requires_grad set."""
     case = Case(name, linear=True)
     base = case.base()
@@ -25,10 +25,10 @@ def test_without_freezing_a_trained_method_draws_otherwise_than_its_restored_cop
     assert equal_bits(method.state_dict(), restored.state_dict())
     prompts = [method.say("a photo of {}"), "a red mug"]
     with other_processor("requires_grad"):
-        expected = draw(restored, base, prompts)
-        assert torch.equal(draw(method, base, prompts), expected)
+        expected = sample_latents(restored, base, prompts)
+        assert torch.equal(sample_latents(method, base, prompts), expected)
         monkeypatch.setattr(sampler, "frozen", nullcontext)
-        trained = draw(method, base, prompts)
+        trained = sample_latents(method, base, prompts)
     torch.testing.assert_close(trained, expected, atol=1e-2, rtol=1e-3)
     assert not torch.equal(trained, expected)
 

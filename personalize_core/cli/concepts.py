@@ -45,10 +45,7 @@ def add(
             f"The {named.repeats} repeats of kohya's folder name are not used: each method trains for its steps."
         )
     if others := concept_files.left_out(images):
-        some = (
-            others if len(others) <= MOST_NAMED else [*others[: MOST_NAMED - 1], f"{len(others) - MOST_NAMED + 1} more"]
-        )
-        print_line(f"Left out, as they are no concept images: {listed(some)}.")
+        print_line(f"Left out, as they are no concept images: {listed(others, MOST_NAMED)}.")
     print_paths("Concept images", [(path.name, path) for path in image_files(folder)])
 
 

@@ -25,7 +25,6 @@ CPU_SECONDS = 30.0  # for one image; one of 100 megapixels took up to 10 on a bu
 WAIT_SECONDS = 300  # for one image, on a machine that does other work or waits for a network's disk
 MEMORY = 4 * 2**30  # bytes of address space; an image of 100 megapixels took up to 2.8 GB
 NO_MEMORY = 3  # the process's exit code
-MEND = "replace it or take it out of the folder"
 # each thread takes address space
 _FEW_THREADS = {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -73,6 +72,8 @@ def _decoded(path: Path) -> tuple[int, int]:
             code = process.wait()
             end()
     if answer is None:
+        from personalize_core.concepts.image_files import MEND  # here, for Pillow's time
+
         raise InputError(f"{path} cannot be read as an image: {_how_it_ended(code)}; {MEND}")
     if isinstance(answer, str):
         raise InputError(answer)

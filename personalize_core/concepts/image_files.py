@@ -52,7 +52,7 @@ _SIDE_SUFFIXES = {
     *(".npz", ".pt", ".safetensors"),  # trainers' caches
     *(".ini", ".xmp", ".aae", ".pp3"),  # desktop.ini, and what photograph managers keep beside an image
 }
-_MEND = "replace it or take it out of the folder"
+MEND = "replace it or take it out of the folder"
 
 
 class _Unusable(Exception):
@@ -79,7 +79,7 @@ def load_image(path: Path) -> Image.Image:
 
 def _decoded(content: bytes) -> Image.Image:
     if not content:
-        raise _Unusable(f"is empty; {_MEND}")
+        raise _Unusable(f"is empty; {MEND}")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             _check_size(*opened.size)
@@ -94,7 +94,7 @@ def _decoded(content: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise _Unusable(_unknown(content)) from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, TypeError and others
-        raise _Unusable(f"cannot be read as an image ({type(error).__name__}); {_MEND}") from None
+        raise _Unusable(f"cannot be read as an image ({type(error).__name__}); {MEND}") from None
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,8 @@ def check_all_known(found: Listing, folder: Path) -> None:
     advice: dict[str, list[str]] = {}
     for path in found.unknown:
         advice.setdefault(_advice_for(path), []).append(path.name)
-    what = "; ".join(f"{_some(names)}: {mend}" for mend, names in advice.items())
+    what = "; ".join(f"{listed(names, 4)}: {mend}" for mend, names in advice.items())
     raise InputError(f"{folder} also holds files that cannot be read as images. {what}")
-
-
-def _some(names: list[str]) -> str:
-    return listed(names if len(names) <= 4 else [*names[:3], f"{len(names) - 3} more"])
 
 
 def _advice_for(path: Path) -> str:
@@ -203,7 +199,7 @@ def _check_png(content: bytes) -> None:
         if end + 4 > len(content):
             return  # cut off, which decoding finds
         if zlib.crc32(memoryview(content)[place + 4 : end]) != struct.unpack_from(">I", content, end)[0]:
-            raise _Unusable(f"cannot be read as an image: it is damaged (a checksum is wrong); {_MEND}")
+            raise _Unusable(f"cannot be read as an image: it is damaged (a checksum is wrong); {MEND}")
         if content[place + 4 : place + 8] == b"IEND":
             return
         place = end + 4
@@ -267,4 +263,4 @@ def _unknown(content: bytes) -> str:
         return f"is HEIC, which is not read here; {_HEIC_ADVICE}"
     if content.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS, not the image itself; `git lfs pull` fetches it"
-    return f"cannot be read as an image: it is none of JPEG, PNG, WebP, AVIF, BMP, TIFF and GIF, or damaged; {_MEND}"
+    return f"cannot be read as an image: it is none of JPEG, PNG, WebP, AVIF, BMP, TIFF and GIF, or damaged; {MEND}"

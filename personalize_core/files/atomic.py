@@ -115,25 +115,25 @@ def whole_folder(folder: Path, stamp: str) -> Iterator[Path]:
 
     What the stamp is of, where it knows, stands in the manifest too: the chain down to the bytes (lineage/).
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(folder)
-    temporary.mkdir()
-    try:
+    with folder_aside(folder) as temporary:
         yield temporary
         made_from = {"made_from": spelled_out(stamp.of)} if isinstance(stamp, Stamp) else {}
         write_json(temporary / MANIFEST, {"format": FORMAT, "stamp": stamp, "files": _listing(temporary), **made_from})
         replaced = _beside(folder)
-        if folder.exists():
-            os.rename(folder, replaced)
-        try:
-            os.rename(temporary, folder)
-        except BaseException:
-            if replaced.exists():
-                os.rename(replaced, folder)
-            raise
+        replace_folder(folder, temporary, replaced)
         _discard(replaced)
-    finally:
-        _discard(temporary)
+
+
+def replace_folder(folder: Path, new: Path, before: Path) -> None:
+    """Rename `new` to `folder`, and what was there, if anything, to `before`; if that fails, it is there again."""
+    if folder.exists():
+        os.rename(folder, before)
+    try:
+        os.rename(new, folder)
+    except BaseException:
+        if before.exists():
+            os.rename(before, folder)
+        raise
 
 
 @contextmanager

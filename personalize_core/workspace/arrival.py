@@ -14,7 +14,7 @@ from typing import Any
 from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept import check_name
 from personalize_core.errors import InputError, listed, printable
-from personalize_core.files.atomic import folder_aside, read_record, write_json
+from personalize_core.files.atomic import folder_aside, read_record, replace_folder, write_json
 from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.workspace.store import Store
 
@@ -227,7 +227,7 @@ def _bring(store: Store, address: str, name: str, state: str) -> None:
             if folder.exists() and not _record(folder) and _content_of(folder) != content:
                 raise _occupied(folder, address)
             write_json(new / RECORD, {"from": address, "state": state, "content": content})
-            _replace(folder, new, aside / "before")
+            replace_folder(folder, new, aside / "before")
     except OSError as error:
         raise InputError(f"{address}/{name} cannot be copied to {folder}: {error}") from error
 
@@ -248,18 +248,6 @@ def _check_copyable(path: str, about: Mapping[str, Any], root: str) -> None:
         raise _Refused(f"{path} is no regular file; put the file itself there, or take it out")
     if size > most:
         raise _Refused(f"{path} has {size:,} bytes, and at most {most:,} are read of an image; take it out")
-
-
-def _replace(folder: Path, new: Path, before: Path) -> None:
-    """Rename `new` to `folder`; what was there is `before` then."""
-    if folder.exists():
-        os.rename(folder, before)
-    try:
-        os.rename(new, folder)
-    except BaseException:
-        if before.exists():
-            os.rename(before, folder)
-        raise
 
 
 def _is_here(folder: Path, address: str, state: str) -> bool:

@@ -59,7 +59,7 @@ def test_it_says_what_was_trained_on_what_and_how(saved, tmp_path):
     assert set(config["versions"]) == {"torch", "diffusers", "transformers"}
 
 
-def test_it_comes_back_as_it_was_ready_to_draw(saved, base, tmp_path):
+def test_it_comes_back_as_it_was_ready_to_sample(saved, base, tmp_path):
     torch.manual_seed(99)
     restored = saving.restore(tmp_path, base)
     assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in restored.state_dict().items())

@@ -21,7 +21,7 @@ from personalize_core.methods import method_class
 from personalize_core.workspace.recipes import load_base
 from tests import tiny_workspace
 from tests.artifacts.test_export import fresh_pipeline, trained
-from tests.conftest import disturbed, draw, tiny_base
+from tests.conftest import disturbed, sample_latents, tiny_base
 
 CONCEPT = Concept("v", "<v>", "teddy bear")
 
@@ -38,10 +38,10 @@ def imported(name: str, base: BaseModel, path: Path, **chosen: Any) -> Any:
 
 def check_same(one: Any, other: Any, base: BaseModel) -> None:
     prompts = [one.say("a photo of {} on the beach")]
-    expected = draw(one, base, prompts)
-    torch.testing.assert_close(draw(other, base, prompts), expected, atol=2e-4, rtol=2e-4)
+    expected = sample_latents(one, base, prompts)
+    torch.testing.assert_close(sample_latents(other, base, prompts), expected, atol=2e-4, rtol=2e-4)
     untrained = method_class(type_name(one))(one.config, base, CONCEPT)
-    assert (draw(untrained, base, prompts) - expected).abs().max() > 0.01
+    assert (sample_latents(untrained, base, prompts) - expected).abs().max() > 0.01
 
 
 def type_name(method: Any) -> str:
@@ -340,7 +340,7 @@ def test_an_adapter_that_computes_something_else_is_refused(concept, tmp_path):
 # -- the workspace --------------------------------------------------------------------------------------------
 
 
-def test_what_was_imported_is_drawn_and_scored_and_never_trained_over(tmp_path):
+def test_what_was_imported_is_sampled_and_scored_and_never_trained_over(tmp_path):
     store = tiny_workspace.make(tmp_path)
     base = load_base(store)
     kind: Any = method_class("textual_inversion")

@@ -45,7 +45,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "precision"), [("vico", "fp32"), ("neti", "bf16")])  # buffers, some of them random
-def test_a_fresh_process_draws_from_disk_what_the_trainer_draws_from_memory(method, precision, workspace, fresh):
+def test_a_fresh_process_samples_from_disk_what_the_trainer_samples_from_memory(method, precision, workspace, fresh):
     store = store_for(workspace, method, precision=precision)
     report = steps.train(store, "rex", method)
     kept = json.loads((report.path / "proof.json").read_text())
@@ -85,7 +85,7 @@ def test_trainings_at_the_same_time_have_a_process_each():
     assert ended(one._reader._process) and ended(another._reader._process)
 
 
-def test_a_process_that_is_still_drawing_ends_with_the_training_that_gave_it_up():
+def test_a_process_that_is_still_sampling_ends_with_the_training_that_gave_it_up():
     with FreshProcess(tiny_base()) as started:
         process = started._reader._process
         started.restore(Path("somewhere"))
@@ -168,7 +168,7 @@ def test_where_nothing_is_trained_there_is_nothing_to_prove(workspace):
     assert not (report.path / "proof.json").exists() and "restored_samples_otherwise_by" not in report.metrics
 
 
-def test_what_is_drawn_depends_on_what_was_learned(concept):
+def test_what_is_sampled_depends_on_what_was_learned(concept):
     base, kind = tiny_base(), method_class("textual_inversion")
     method = kind(kind.Config(), base, concept)
     before = proof.sampled_latents(method, base)

@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from personalize_core.base_model import loading
 from personalize_core.base_model.loading import NAMES, PUBLISHED, choose_device, identify, load_base_model
 from personalize_core.errors import InputError
-from tests.conftest import draw, predict, stock_pipeline, tiny_base, tiny_parts, unpersonalized
+from tests.conftest import predict, sample_latents, stock_pipeline, tiny_base, tiny_parts, unpersonalized
 
 
 @pytest.fixture(autouse=True)
@@ -44,8 +44,8 @@ def test_a_folder_that_a_stock_pipeline_saved_samples_the_same(linear, tmp_path,
     stock_pipeline(tiny_parts(linear)).save_pretrained(tmp_path / "tiny")
     loaded, built = load_base_model(str(tmp_path / "tiny"), "cpu"), tiny_base(linear)
     prompts = ["a photo of the <v> dog", "a red mug"]
-    expected = draw(unpersonalized(built, concept), built, prompts)
-    assert torch.equal(draw(unpersonalized(loaded, concept), loaded, prompts), expected)
+    expected = sample_latents(unpersonalized(built, concept), built, prompts)
+    assert torch.equal(sample_latents(unpersonalized(loaded, concept), loaded, prompts), expected)
 
 
 def test_half_precision_files_are_read_as_float32(tmp_path, concept):

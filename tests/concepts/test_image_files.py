@@ -16,24 +16,8 @@ from PIL import Image
 from personalize_core.concepts import image_files as files
 from personalize_core.concepts.image_files import image_files, listing, load_image
 from personalize_core.errors import InputError
+from tests.concepts.quarters import BLUE, GREEN, RED, WHITE, corners, quarters
 from tests.mutated import outcomes, put
-
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-
-
-def quarters(width: int = 32, height: int = 16) -> Image.Image:
-    """Red top left, green top right, blue bottom left, white bottom right."""
-    image = Image.new("RGB", (width, height), WHITE)
-    image.paste(RED, (0, 0, width // 2, height // 2))
-    image.paste(GREEN, (width // 2, 0, width, height // 2))
-    image.paste(BLUE, (0, height // 2, width // 2, height))
-    return image
-
-
-def corners(image: Image.Image) -> list:
-    """Top left, top right, bottom left, bottom right."""
-    right, bottom = image.width - 1, image.height - 1
-    return [image.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
 
 
 def saved(image: Image.Image, path: Path, **options) -> Path:

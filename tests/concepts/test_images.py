@@ -20,25 +20,10 @@ from personalize_core.concepts.images import (
     views_of,
 )
 from personalize_core.concepts.preprocessing import Preprocessing
+from tests.concepts.quarters import BLUE, GREEN, RED, WHITE, corners, quarters
 
-RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 CROP = Preprocessing("crop", "bilinear", flip=False)
 SQUASH = Preprocessing("squash", "bicubic", flip=True)
-
-
-def quarters(width: int = 8, height: int = 4) -> Image.Image:
-    """Red top left, green top right, blue bottom left, white bottom right."""
-    image = Image.new("RGB", (width, height), WHITE)
-    image.paste(RED, (0, 0, width // 2, height // 2))
-    image.paste(GREEN, (width // 2, 0, width, height // 2))
-    image.paste(BLUE, (0, height // 2, width // 2, height))
-    return image
-
-
-def corners(image: Image.Image) -> list:
-    """Top left, top right, bottom left, bottom right."""
-    right, bottom = image.width - 1, image.height - 1
-    return [image.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
 
 
 # -- squares ---------------------------------------------------------------------------------------------------

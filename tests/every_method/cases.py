@@ -77,12 +77,14 @@ CONCEPT = Concept("v", "<v>", "dog")
 DEFAULT = [Case(name, linear) for name in METHOD_NAMES for linear in (False, True)]
 ALL = [case for name in METHOD_NAMES for case in cases_of(name)]
 STARTING = [case for case in DEFAULT if recipe_class(case.name)().starts_as_base_model]
+ALIKE = [case for case in DEFAULT if recipe_class(case.name)().samples_as_it_trains]
 TRAINED = {case.name for case in DEFAULT if case.make(case.base(), CONCEPT).stages()}
 LEARNING = [case for case in ALL if case.name in TRAINED]
 SAMPLINGS = [(case, options) for case in DEFAULT for options in samplings_of(case.name)]
 
 of_all = pytest.mark.parametrize("case", ALL, ids=str)
 of_default = pytest.mark.parametrize("case", DEFAULT, ids=str)
+of_alike = pytest.mark.parametrize("case", ALIKE, ids=str)
 of_starting = pytest.mark.parametrize("case", STARTING, ids=str)
 of_learning = pytest.mark.parametrize("case", LEARNING, ids=str)
 trained_once = pytest.mark.parametrize("case", LEARNING, ids=str, scope="module")  # for tests that share a training

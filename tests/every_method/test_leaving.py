@@ -12,7 +12,7 @@ from personalize_core.artifacts import saving
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import read_json
 from personalize_core.methods.interface import count
-from tests.conftest import disturbed, draw, equal_bits, predict, snapshot
+from tests.conftest import disturbed, equal_bits, predict, sample_latents, snapshot
 from tests.every_method.cases import CutOff, of_all, of_default
 
 
@@ -37,7 +37,7 @@ def test_the_base_model_is_restored_when_the_block_fails(case, base, concept):
 
 
 @of_all
-def test_saved_and_restored_it_draws_the_same_image(case, base, concept, tmp_path):
+def test_saved_and_restored_it_samples_the_same_image(case, base, concept, tmp_path):
     method = disturbed(case.make(base, concept))
     saving.save(tmp_path, case.name, method, base, seed=0)
     state = torch.random.get_rng_state()
@@ -46,7 +46,7 @@ def test_saved_and_restored_it_draws_the_same_image(case, base, concept, tmp_pat
     tensors = [*restored.parameters(), *restored.buffers()]
     assert not any(tensor.is_meta for tensor in tensors)
     prompts = [method.say("a photo of {}"), "a red mug"]
-    assert torch.equal(draw(restored, base, prompts, steps=1), draw(method, base, prompts, steps=1))
+    assert torch.equal(sample_latents(restored, base, prompts, steps=1), sample_latents(method, base, prompts, steps=1))
     assert restored.config == method.config and restored.concept == method.concept
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
 

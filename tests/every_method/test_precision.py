@@ -12,7 +12,7 @@ from torch import Tensor
 from personalize_core.base_model.model import BaseModel
 from personalize_core.methods.interface import Method
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, draw, equal_bits, snapshot
+from tests.conftest import disturbed, equal_bits, sample_latents, snapshot
 from tests.every_method.cases import of_learning
 
 
@@ -25,7 +25,7 @@ def test_with_a_base_model_in_bfloat16_what_is_trained_stays_in_float32(case, co
     assert {tensor.dtype for tensor in method.state_dict().values()} == {torch.float32}
     assert not equal_bits(method.state_dict(), start)
     assert all(torch.tensor(row["diffusion"]).isfinite() for row in rows)
-    assert draw(method, base, [method.say("a photo of {}")], steps=1).isfinite().all()
+    assert sample_latents(method, base, [method.say("a photo of {}")], steps=1).isfinite().all()
     assert equal_bits(snapshot(base), before)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
 
 from personalize_core.artifacts import saving
 from personalize_core.base_model.model import BaseModel
 from personalize_core.methods.interface import Method
-from tests.conftest import disturbed, draw
-from tests.every_method.cases import of_default
+from tests.conftest import disturbed, sample_latents
+from tests.every_method.cases import of_alike, of_default
 
 TIMESTEPS = [900, 40]
 
@@ -25,12 +24,10 @@ def predicted(method: Method, base: BaseModel, items: list[int]) -> Tensor:
         return base.denoise(noise[items], t, context)
 
 
-@of_default
+@of_alike
 def test_training_and_sampling_give_the_same_prediction(case, base, concept):
     """Else what is sampled is not what was trained: a mask or a hook that acts in one of the two alone."""
     method = disturbed(case.make(base, concept)).requires_grad_(False)
-    if not method.config.samples_as_it_trains:
-        pytest.skip("its recipe declares that training differs")
     training, sampling = (predicted(method.train(mode), base, [0, 1]) for mode in (True, False))
     torch.testing.assert_close(training, sampling, atol=1e-5, rtol=1e-5)
 
@@ -51,4 +48,4 @@ def test_an_artifact_restored_onto_a_bfloat16_base_model_samples_nearly_the_same
     assert {tensor.dtype for tensor in restored.state_dict().values()} <= {torch.float32}
     exact, near = predicted(method.eval(), base, [0, 1]), predicted(restored, half, [0, 1])
     assert torch.cosine_similarity(exact.flatten(), near.flatten(), dim=0) > 0.99
-    assert draw(restored, half, [restored.say("a photo of {}")]).isfinite().all()
+    assert sample_latents(restored, half, [restored.say("a photo of {}")]).isfinite().all()

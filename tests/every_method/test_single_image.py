@@ -8,7 +8,7 @@ import torch
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.randomness import generator_for
 from personalize_core.training.loop import train
-from tests.conftest import draw, equal_bits
+from tests.conftest import equal_bits, sample_latents
 from tests.every_method.cases import of_learning
 
 
@@ -36,4 +36,4 @@ def test_it_trains_to_its_last_step_and_samples(case, base, concept, one_image):
     rows = train(method, base, one_image, seed=0)
     assert len(rows) == sum(stage.steps for stage in method.stages())
     assert not equal_bits(method.state_dict(), start)
-    assert torch.isfinite(draw(method, base, [method.say("a photo of {}")], steps=1)).all()
+    assert torch.isfinite(sample_latents(method, base, [method.say("a photo of {}")], steps=1)).all()

@@ -20,7 +20,7 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.methods.interface import Method
 from personalize_core.training.checkpoints import Checkpoints, LogRow
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, draw, equal_bits, snapshot, tiny_images
+from tests.conftest import disturbed, equal_bits, sample_latents, snapshot, tiny_images
 from tests.every_method.cases import CONCEPT, Case, CutOff, of_learning, trained_once
 
 SEED = 5
@@ -131,7 +131,7 @@ def test_after_each_step_the_log_has_the_rates_and_how_far_a_learned_embedding_h
 def test_training_and_sampling_leave_torchs_global_random_state_alone(training):
     assert torch.equal(training.random_after, training.random_before)
     before = torch.random.get_rng_state()
-    draw(training.method, training.base, [training.method.say("a photo of {}")])
+    sample_latents(training.method, training.base, [training.method.say("a photo of {}")])
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.conftest import draw, predict, unpersonalized
+from tests.conftest import predict, sample_latents, unpersonalized
 from tests.every_method.cases import of_all, of_starting
 
 
@@ -17,10 +17,10 @@ def test_before_the_first_step_the_answer_is_the_base_models(case, base, concept
 
 
 @of_starting
-def test_untrained_a_prompt_without_the_concept_is_drawn_as_by_the_base_model(case, base, concept):
+def test_untrained_a_prompt_without_the_concept_is_sampled_as_by_the_base_model(case, base, concept):
     prompts = ["a photo of the desert", "a red mug"]
-    expected = draw(unpersonalized(base, concept), base, prompts)
-    torch.testing.assert_close(draw(case.make(base, concept), base, prompts), expected, atol=1e-5, rtol=0)
+    expected = sample_latents(unpersonalized(base, concept), base, prompts)
+    torch.testing.assert_close(sample_latents(case.make(base, concept), base, prompts), expected, atol=1e-5, rtol=0)
 
 
 @of_all

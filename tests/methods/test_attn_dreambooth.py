@@ -21,7 +21,7 @@ from personalize_core.methods.attn_dreambooth.method import AttnDreamBooth, Conf
 from personalize_core.methods.attn_dreambooth.recipe import Sampling
 from personalize_core.training.loop import diffusion_loss, train
 from tests.artifacts.test_export import check_same, fresh_pipeline
-from tests.conftest import a_step, disturbed, draw, equal_bits, predict, states_of_stages, tiny_base
+from tests.conftest import a_step, disturbed, equal_bits, predict, sample_latents, states_of_stages, tiny_base
 
 SHORT: dict[str, Any] = {
     **{f"{stage}_steps": 2 for stage in ("embedding", "attention", "unet")},
@@ -183,7 +183,7 @@ def test_the_fast_recipe_can_be_chosen(base, concept):
 # -- after each stage ------------------------------------------------------------------------------------------
 
 
-def test_one_artifact_draws_as_it_was_after_each_stage(make, base, images):
+def test_one_artifact_samples_as_it_was_after_each_stage(make, base, images):
     method = make(**STEEP)
     train(method, base, images, seed=0)
     prompts = ["a photo of a <v> dog on the beach"]
@@ -195,20 +195,20 @@ def test_one_artifact_draws_as_it_was_after_each_stage(make, base, images):
         method.sampling = Sampling(after_stage=stage)
         shorter = make(**STEEP, **dict.fromkeys(missing, 0))
         train(shorter, base, images, seed=0)
-        assert torch.equal(draw(method, base, prompts), draw(shorter, base, prompts)), stage
+        assert torch.equal(sample_latents(method, base, prompts), sample_latents(shorter, base, prompts)), stage
     sampled = []
     for stage in get_args(get_type_hints(Sampling)["after_stage"]):
         method.sampling = Sampling(after_stage=stage)
-        sampled.append(draw(method, base, prompts))
+        sampled.append(sample_latents(method, base, prompts))
     assert not torch.equal(sampled[0], sampled[1]) and not torch.equal(sampled[1], sampled[2])
 
 
 def test_without_a_third_stage_the_second_is_the_last(make, base, images):
     method = make(**STEEP, unet_steps=0)
     train(method, base, images, seed=0)
-    last = draw(method, base, ["a photo of a <v> dog"])
+    last = sample_latents(method, base, ["a photo of a <v> dog"])
     method.sampling = Sampling(after_stage="attention")
-    assert torch.equal(draw(method, base, ["a photo of a <v> dog"]), last)
+    assert torch.equal(sample_latents(method, base, ["a photo of a <v> dog"]), last)
 
 
 def test_training_ignores_how_it_will_be_sampled(make, base, images):
@@ -453,20 +453,20 @@ def test_choices_that_contradict_each_other_are_refused_in_a_sentence(chosen, wh
 # -- elsewhere -------------------------------------------------------------------------------------------------
 
 
-def test_the_embedding_in_the_vocabulary_draws_the_same_image(make, base, concept):
+def test_the_embedding_in_the_vocabulary_samples_the_same_image(make, base, concept):
     """The row of a token that stands in the placeholder's place, instead of the hook."""
     method = disturbed(make())
-    expected = draw(method, base, ["a photo of <v> dog on the beach"])
+    expected = sample_latents(method, base, ["a photo of <v> dog on the beach"])
     with torch.no_grad():
         base.text_encoder.get_input_embeddings().weight[base.tokenizer.rare_id] = method.embedding.vector
     other = AttnDreamBooth(short(), base, Concept("other", "<other>", "mug"))
     other.unet = method.unet
-    assert torch.equal(draw(other, base, ["a photo of sks dog on the beach"]), expected)
+    assert torch.equal(sample_latents(other, base, ["a photo of sks dog on the beach"]), expected)
 
 
 @pytest.mark.parametrize("last", ["unet", "attention", "embedding"])
 @pytest.mark.parametrize("linear", [False, True], ids=["convolutional", "linear"])
-def test_the_export_draws_in_stock_diffusers_what_it_draws_here(linear, last, concept, tmp_path):
+def test_the_export_samples_in_stock_diffusers_what_it_samples_here(linear, last, concept, tmp_path):
     base = tiny_base(linear)
     missing = {"unet": (), "attention": ("unet_steps",), "embedding": ("unet_steps", "attention_steps")}[last]
     method = disturbed(AttnDreamBooth(short(**dict.fromkeys(missing, 0)), base, concept)).eval()

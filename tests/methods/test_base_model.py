@@ -8,7 +8,7 @@ import torch
 from personalize_core.errors import InputError
 from personalize_core.methods.base_model.method import BaseModelAlone, Config
 from personalize_core.training.loop import train
-from tests.conftest import draw, unpersonalized
+from tests.conftest import sample_latents, unpersonalized
 
 
 @pytest.fixture
@@ -25,9 +25,11 @@ def test_it_learns_nothing(method, base, images):
     assert train(method, base, images, seed=0) == []
 
 
-def test_it_draws_as_if_no_method_were_there(method, base, concept):
+def test_it_samples_as_if_no_method_were_there(method, base, concept):
     prompts = ["a photo of a dog on the beach"]
-    assert torch.equal(draw(method, base, prompts), draw(unpersonalized(base, concept), base, prompts))
+    assert torch.equal(
+        sample_latents(method, base, prompts), sample_latents(unpersonalized(base, concept), base, prompts)
+    )
 
 
 def test_there_is_nothing_to_export(method, base, tmp_path):

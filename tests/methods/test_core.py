@@ -20,7 +20,7 @@ from personalize_core.methods.shared.context_regularizer import PromptPair, cont
 from personalize_core.training.checkpoints import Checkpoints
 from personalize_core.training.loop import diffusion_loss, train
 from tests.artifacts.test_export import check_same, fresh_pipeline
-from tests.conftest import a_step, disturbed, draw, equal_bits, tiny_base
+from tests.conftest import a_step, disturbed, equal_bits, sample_latents, tiny_base
 
 SHORT: dict[str, Any] = {
     "embedding_steps": 2,
@@ -400,20 +400,20 @@ def test_every_ablation_of_the_register_can_be_configured(base, concept, images)
 # -- elsewhere -------------------------------------------------------------------------------------------------
 
 
-def test_the_embedding_in_the_vocabulary_draws_the_same_image(make, base):
+def test_the_embedding_in_the_vocabulary_samples_the_same_image(make, base):
     """The row of a token that stands in the placeholder's place, instead of the hook."""
     method = disturbed(make())
-    expected = draw(method, base, ["a photo of <v> on the beach"])
+    expected = sample_latents(method, base, ["a photo of <v> on the beach"])
     with torch.no_grad():
         base.text_encoder.get_input_embeddings().weight[base.tokenizer.rare_id] = method.embedding.vector
     other = CoRe(short(), base, Concept("other", "<other>", "mug"))
     other.unet = method.unet
-    assert torch.equal(draw(other, base, ["a photo of sks on the beach"]), expected)
+    assert torch.equal(sample_latents(other, base, ["a photo of sks on the beach"]), expected)
 
 
 @pytest.mark.parametrize("linear", [False, True], ids=["convolutional", "linear"])
 @pytest.mark.parametrize("steps", [0, 2], ids=["embedding alone", "with the U-Net"])
-def test_the_export_draws_in_stock_diffusers_what_it_draws_here(linear, steps, tmp_path):
+def test_the_export_samples_in_stock_diffusers_what_it_samples_here(linear, steps, tmp_path):
     base, concept = tiny_base(linear), Concept("v", "<v>", "teddy bear")
     method = disturbed(CoRe(short(unet_steps=steps), base, concept)).eval()
     how = method.export(base, tmp_path)

@@ -35,7 +35,7 @@ from personalize_core.steps.latents import read_latents
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests import tiny_workspace
 from tests.artifacts.test_export import check_same, fresh_pipeline
-from tests.conftest import disturbed, draw, predict, tiny_base, tiny_parts
+from tests.conftest import disturbed, predict, sample_latents, tiny_base, tiny_parts
 
 PROMPT = "a photo of a <v> dog"
 
@@ -458,10 +458,10 @@ def test_what_has_not_changed_stays_as_it_is():
 
 def test_compression_is_chosen_when_sampling_and_touches_keys_and_values_alone(base, concept):
     method = disturbed(CustomDiffusion(Config(trained="attn2"), base, concept)).eval()
-    expected = draw(method, base, [PROMPT])
+    expected = sample_latents(method, base, [PROMPT])
     originals = dict(base.unet.named_parameters())
     method.sampling = Sampling(keep=0.6)
-    assert not torch.equal(draw(method, base, [PROMPT]), expected)
+    assert not torch.equal(sample_latents(method, base, [PROMPT]), expected)
     learned = dict(method.weights.items())
     for name, weight in method._weights(base).items():
         if name.endswith(("to_k.weight", "to_v.weight")):
@@ -470,7 +470,7 @@ def test_compression_is_chosen_when_sampling_and_touches_keys_and_values_alone(b
         else:
             assert torch.equal(weight, learned[name])
     method.sampling = Sampling()
-    assert torch.equal(draw(method, base, [PROMPT]), expected)
+    assert torch.equal(sample_latents(method, base, [PROMPT]), expected)
 
 
 def test_training_knows_no_compression(make, base, concept):

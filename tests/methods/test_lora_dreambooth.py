@@ -123,7 +123,7 @@ def test_lag_is_refused_where_the_text_encoder_changes_too(make, base):
 
 
 @pytest.mark.parametrize("targets", [("attention",), ALL], ids=["attention", "all"])
-def test_it_loads_as_a_lora_and_draws_the_same_there(targets, make, base, concept, tmp_path):
+def test_it_loads_as_a_lora_and_samples_the_same_there(targets, make, base, concept, tmp_path):
     method = disturbed(make(targets=targets)).eval()
     how = method.export(base, tmp_path)
     assert 'pipe.load_lora_weights("pytorch_lora_weights.safetensors")' in how and "'sks dog'" in how

@@ -20,7 +20,7 @@ from personalize_core.methods.neti import method as neti
 from personalize_core.methods.neti.method import HIDDEN, Config, Mapper, NeTI, Scaled, final_norm, with_bypass
 from personalize_core.methods.neti.recipe import Sampling
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, draw, predict
+from tests.conftest import disturbed, predict, sample_latents
 
 PROMPT, T = "a photo of a <v> on the beach", torch.tensor([37, 820])
 VARIANTS = [
@@ -182,9 +182,9 @@ def test_truncation_at_128_is_none_and_at_0_only_the_last_bias_speaks():
 
 
 def test_truncation_is_chosen_when_sampling(method, base):
-    expected = draw(method, base, [PROMPT])
+    expected = sample_latents(method, base, [PROMPT])
     method.sampling = Sampling(truncation=20)
-    assert not torch.equal(draw(method, base, [PROMPT]), expected)
+    assert not torch.equal(sample_latents(method, base, [PROMPT]), expected)
     with pytest.raises(ValidationError):
         Sampling(truncation=HIDDEN + 1)
 

@@ -386,7 +386,7 @@ OTHERWISE = {"r": 2, "block_share": True, "coft": True}
 
 
 @pytest.mark.parametrize(("kind", "merge"), [({}, True), ({}, False), (OTHERWISE, False)], ids=str)
-def test_it_loads_in_peft_and_draws_the_same_there(kind, merge, base, concept, tmp_path):
+def test_it_loads_in_peft_and_samples_the_same_there(kind, merge, base, concept, tmp_path):
     method = disturbed(make(base, concept, **kind)).eval()
     how = method.export(base, tmp_path)
     assert 'PeftModel.from_pretrained(pipe.unet, "oft")' in how and "'sks dog'" in how

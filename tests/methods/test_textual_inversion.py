@@ -14,7 +14,7 @@ from personalize_core.errors import InputError
 from personalize_core.methods.shared.options import TokenRule
 from personalize_core.methods.textual_inversion.method import Config, TextualInversion
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, draw
+from tests.conftest import disturbed, sample_latents
 
 
 @pytest.fixture
@@ -101,15 +101,15 @@ def test_training_leaves_every_row_of_the_vocabulary_as_it_was(method, base, ima
     assert not torch.equal(method.embedding.vector, start)
 
 
-def test_the_embedding_in_the_vocabulary_draws_the_same_image(method, base, concept):
+def test_the_embedding_in_the_vocabulary_samples_the_same_image(method, base, concept):
     """The row of a token that stands in the placeholder's place, instead of the hook."""
     disturbed(method)
-    expected = draw(method, base, ["a photo of <v> on the beach"])
+    expected = sample_latents(method, base, ["a photo of <v> on the beach"])
     table = base.text_encoder.get_input_embeddings().weight
     with torch.no_grad():
         table[base.tokenizer.rare_id] = method.embedding.vector
     plain = TextualInversion(Config(), base, Concept("other", "<other>", "mug"))
-    assert torch.equal(draw(plain, base, ["a photo of sks on the beach"]), expected)
+    assert torch.equal(sample_latents(plain, base, ["a photo of sks on the beach"]), expected)
 
 
 def test_concept_images_are_squashed_and_mirrored():

@@ -15,7 +15,7 @@ from personalize_core.concepts.images import ConceptLatents, Preprocessing
 from personalize_core.methods.ti_db.method import TIDB, Config
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.artifacts.test_export import check_same, fresh_pipeline
-from tests.conftest import disturbed, draw, predict
+from tests.conftest import disturbed, predict, sample_latents
 
 PROMPT = "a photo of a <v> dog"
 
@@ -96,8 +96,8 @@ def test_a_step_moves_no_number_further_than_the_rate(make, base, images):
 
 def test_the_unet_acts_on_every_prompt_and_the_embedding_on_the_concepts(make, base, concept):
     method, prompts = make(), ["the desert", PROMPT]
-    expected = draw(method, base, prompts)
-    embedding_moved = draw(disturbed(method, starting="embedding"), base, prompts)
+    expected = sample_latents(method, base, prompts)
+    embedding_moved = sample_latents(disturbed(method, starting="embedding"), base, prompts)
     assert torch.equal(embedding_moved[0], expected[0]) and not torch.equal(embedding_moved[1], expected[1])
     context = base.encode(["the desert"], concept)
     untouched = predict(base, context)

@@ -36,7 +36,7 @@ from personalize_core.methods.vico.method import (
 )
 from personalize_core.methods.vico.recipe import Sampling
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, draw, predict, tiny_base
+from tests.conftest import disturbed, predict, sample_latents, tiny_base
 
 PROMPTS = ["a photo of a <v> on the beach", "a red <v>", "the desert"]
 
@@ -327,7 +327,7 @@ def test_both_kinds_of_projection_agree_on_the_same_numbers(concept):
     method = make(convolutional, concept).eval()
     method.references = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(8))
     torch.testing.assert_close(
-        draw(method, linear, PROMPTS), draw(method, convolutional, PROMPTS), atol=1e-4, rtol=1e-4
+        sample_latents(method, linear, PROMPTS), sample_latents(method, convolutional, PROMPTS), atol=1e-4, rtol=1e-4
     )
 
 
@@ -589,7 +589,7 @@ def test_a_single_concept_image_is_its_own_reference(base, concept, images):
     batch = method.batch(alone, 2, torch.Generator().manual_seed(0))
     assert (batch.latents - images.concept[0][0, 0]).abs().max() < 0.6  # six deviations
     assert (method._sampled - images.concept[0][0, 0]).abs().max() < 0.6
-    assert draw(method, base, ["a <v>"]).isfinite().all()
+    assert sample_latents(method, base, ["a <v>"]).isfinite().all()
 
 
 def test_the_concepts_rows_are_those_of_any_method_with_templates(base, concept, images):
@@ -608,15 +608,15 @@ def test_the_artifact_holds_every_concept_images_latents_to_choose_from(base, co
     sampled = []
     for reference in range(3):
         method.sampling = restored.sampling = Sampling(reference=reference)
-        sampled.append(draw(restored, base, ["a photo of a <v>"]))
-        assert torch.equal(draw(method, base, ["a photo of a <v>"]), sampled[-1])
+        sampled.append(sample_latents(restored, base, ["a photo of a <v>"]))
+        assert torch.equal(sample_latents(method, base, ["a photo of a <v>"]), sampled[-1])
     assert not torch.equal(sampled[0], sampled[1]) and not torch.equal(sampled[1], sampled[2])
 
 
 def test_a_concept_image_that_is_not_there_is_refused(method, base):
     method.sampling = Sampling(reference=3)
     with pytest.raises(InputError, match="^there is no concept image 3 of 'v'; it was trained on 3, counted from 0$"):
-        draw(method, base, ["a <v>"])
+        sample_latents(method, base, ["a <v>"])
 
 
 def test_training_without_a_drawn_reference_is_an_error(base, concept):

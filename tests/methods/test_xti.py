@@ -15,7 +15,7 @@ from personalize_core.methods.textual_inversion.method import Config as Inversio
 from personalize_core.methods.textual_inversion.method import TextualInversion
 from personalize_core.methods.xti.method import XTI, Config
 from personalize_core.training.loop import denoising_step, diffusion_loss
-from tests.conftest import disturbed, draw
+from tests.conftest import disturbed, sample_latents
 
 PROMPTS = ["a photo of a <v>", "the desert", "a red <v> on the beach"]
 
@@ -29,7 +29,9 @@ def test_it_starts_as_textual_inversion_does(method, base, concept):
     inversion = TextualInversion(InversionConfig(), base, concept)
     assert method.embeddings.shape == (16, 32)
     assert all(torch.equal(row, inversion.embedding.vector) for row in method.embeddings)
-    torch.testing.assert_close(draw(method, base, PROMPTS), draw(inversion, base, PROMPTS), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        sample_latents(method, base, PROMPTS), sample_latents(inversion, base, PROMPTS), atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("rule", ["last", "first", "mean"])

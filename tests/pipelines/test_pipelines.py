@@ -55,7 +55,7 @@ def asked(monkeypatch, tmp_path):
 # What is asked
 
 
-def test_a_partition_trains_draws_and_scores_its_own_concept_with_its_own_method(instance, asked, tmp_path):
+def test_a_partition_trains_samples_and_scores_its_own_concept_with_its_own_method(instance, asked, tmp_path):
     result = materialize(instance, tmp_path, [assets.artifact, assets.image_grid, assets.metrics], PAIR)
     assert result.success
     assert asked == [(step, "dog7", "textual_inversion") for step in ("train", "sample_grid", "score")]

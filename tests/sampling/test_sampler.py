@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 from personalize_core.randomness import generator_for
 from personalize_core.sampling.sampler import guided, initial_noise, make_sampler, sample, step_generators
-from tests.conftest import draw, predict, stock_pipeline, tiny_base, tiny_parts, unpersonalized
+from tests.conftest import predict, sample_latents, stock_pipeline, tiny_base, tiny_parts, unpersonalized
 
 PROMPTS = ["a photo of the dog on the beach", "a red mug"]
 TOLERANCE = 2e-4  # float32 rounding of some 20 calls of the U-Net; guidance multiplies it by 6
@@ -31,7 +31,7 @@ def stock_latents(linear: bool, prediction_type: str, sampler: str, noise: torch
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("sampler", ["ddim", "dpm-solver++"])
 @pytest.mark.parametrize("linear", [False, True], ids=["convolutional", "linear"])
-def test_it_draws_what_the_stock_pipeline_draws(linear, sampler, prediction_type, concept):
+def test_it_samples_what_the_stock_pipeline_samples(linear, sampler, prediction_type, concept):
     base = tiny_base(linear, prediction_type)
     noise = initial_noise(base, 0, [(0, 0), (1, 0)])
     expected = stock_latents(linear, prediction_type, sampler, noise, steps=4)
@@ -183,13 +183,13 @@ def test_noise_is_standard_normal(base):
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02  # five standard errors of 102,400 draws
 
 
-def test_a_image_does_not_depend_on_what_was_drawn_before(base, concept):
+def test_a_image_does_not_depend_on_what_was_sampled_before(base, concept):
     method = unpersonalized(base, concept)
     torch.manual_seed(1)
-    first = draw(method, base, PROMPTS)
+    first = sample_latents(method, base, PROMPTS)
     torch.manual_seed(2)
-    draw(method, base, PROMPTS[:1])
-    assert torch.equal(draw(method, base, PROMPTS), first)
+    sample_latents(method, base, PROMPTS[:1])
+    assert torch.equal(sample_latents(method, base, PROMPTS), first)
 
 
 def test_one_sampler_serves_several_batches(base, concept):
@@ -199,7 +199,7 @@ def test_one_sampler_serves_several_batches(base, concept):
     assert torch.equal(sampled[0], sampled[1])
 
 
-def test_drawing_switches_training_off_and_asks_for_no_gradient(base, concept):
+def test_sampling_switches_training_off_and_asks_for_no_gradient(base, concept):
     method = unpersonalized(base, concept).train()
-    assert not draw(method, base, PROMPTS).requires_grad
+    assert not sample_latents(method, base, PROMPTS).requires_grad
     assert not method.training

@@ -28,7 +28,7 @@ from personalize_core.methods.textual_inversion.method import TextualInversion
 from personalize_core.methods.vico.method import Config as ViCoConfig
 from personalize_core.methods.vico.method import ViCo
 from personalize_core.sampling.several_concepts import Together
-from tests.conftest import disturbed, draw, predict
+from tests.conftest import disturbed, predict, sample_latents
 
 FIRST, SECOND = Concept("v", "<v>", "dog"), Concept("w", "<w>", "teddy bear")
 PROMPT = "a photo of <v> dog beside a <w> teddy bear"
@@ -102,7 +102,7 @@ def test_where_one_part_alone_would_act_both_act_when_the_other_learned_nothing(
 def test_the_order_of_the_parts_changes_no_image(base):
     """Ties apart, which random attention has none of."""
     parts = [learned(base, FIRST, 3), learned(base, SECOND, 4)]
-    images = [draw(Together(order, base), base, [PROMPT]) for order in (parts, parts[::-1])]
+    images = [sample_latents(Together(order, base), base, [PROMPT]) for order in (parts, parts[::-1])]
     torch.testing.assert_close(images[0], images[1], atol=1e-5, rtol=0)
 
 
@@ -149,7 +149,7 @@ def region_of_each(base, layer: str) -> list[torch.Tensor]:
 
 
 def test_a_image_of_both_is_neither_ones_alone(together, base):
-    both = draw(together, base, [PROMPT])
+    both = sample_latents(together, base, [PROMPT])
     for part in together.parts:
         context = guided(together, base, [PROMPT])
         with part.attach(base):
@@ -161,7 +161,7 @@ def test_a_image_of_both_is_neither_ones_alone(together, base):
 
 def test_the_base_model_comes_out_as_it_went_in(together, base):
     before = predict(base, base.encode([PROMPT], FIRST))
-    draw(together, base, [PROMPT])
+    sample_latents(together, base, [PROMPT])
     assert torch.equal(predict(base, base.encode([PROMPT], FIRST)), before)
 
 

@@ -28,7 +28,7 @@ from personalize_core.methods.shared.context_regularizer import (
 )
 from personalize_core.methods.textual_inversion.method import TextualInversion
 from personalize_core.sampling.test_time_optimization import ContextRefined, Refinement, embedding_name
-from tests.conftest import disturbed, draw, equal_bits, snapshot, tiny_base
+from tests.conftest import disturbed, equal_bits, sample_latents, snapshot, tiny_base
 
 PROMPT = "a photo of <v> in the jungle"
 
@@ -417,27 +417,27 @@ def test_the_recipe_is_the_codes():
 
 
 @of_refinable
-def test_it_draws_another_image_and_leaves_artifact_and_base_model_as_they_were(name, base, concept, images, tmp_path):
+def test_it_samples_another_image_and_leaves_artifact_and_base_model_alone(name, base, concept, images, tmp_path):
     method = make(name, base, concept)
     learned, model = {k: v.clone() for k, v in method.state_dict().items()}, snapshot(base)
     flags = [parameter.requires_grad for parameter in method.parameters()]
     prompts = [method.say("a photo of {} in the jungle"), "a red mug"]
-    plain = draw(method, base, prompts)
-    refined = draw(ContextRefined(method, images, 0, STEEP), base, prompts)
+    plain = sample_latents(method, base, prompts)
+    refined = sample_latents(ContextRefined(method, images, 0, STEEP), base, prompts)
     assert not torch.equal(refined[0], plain[0])
     torch.testing.assert_close(refined[1], plain[1], atol=1e-5, rtol=0)  # it does not speak of the concept
     assert equal_bits(method.state_dict(), learned) and equal_bits(snapshot(base), model)
     assert [parameter.requires_grad for parameter in method.parameters()] == flags
     assert all(parameter.grad is None for parameter in method.parameters())
-    assert torch.equal(draw(method, base, prompts), plain)
+    assert torch.equal(sample_latents(method, base, prompts), plain)
 
 
 @of_refinable
-def test_it_brings_down_the_losses_of_the_prompt_under_the_weights_that_draw(name, base, concept, images):
+def test_it_brings_down_the_losses_of_the_prompt_under_the_weights_that_sample(name, base, concept, images):
     method = make(name, base, concept)
     how = Refinement(steps=6, batch_size=2, lr=5e-2, car_weight=500.0, cer_weight=0.1)
     wrapper, prompt = ContextRefined(method, images, 0, how), method.say("a photo of {} in the jungle")
-    draw(wrapper, base, [prompt])
+    sample_latents(wrapper, base, [prompt])
     pair, (x_t, t) = PromptPair.of(base, concept, "a photo of {} in the jungle", method.phrase), noisy(2)
     totals = []
     for vector in (wrapper.embedding.vector, wrapper.refined[prompt]):
@@ -456,7 +456,7 @@ def test_a_step_is_adamws_on_the_two_losses_alone(base, concept, images):
     seen: list[tuple] = []
     noisy_images = wrapper._noisy
     wrapper._noisy = lambda *args: seen.append(noisy_images(*args)) or seen[-1]  # type: ignore[method-assign]
-    draw(wrapper, base, [PROMPT])
+    sample_latents(wrapper, base, [PROMPT])
     start = method.embedding.vector.detach().clone().requires_grad_()
     pair = PromptPair.of(base, concept, "a photo of {} in the jungle", "<v>")
     with method.attach(base):
@@ -471,22 +471,22 @@ def test_a_step_is_adamws_on_the_two_losses_alone(base, concept, images):
 
 def test_a_image_depends_on_seed_and_prompt_and_not_on_the_other_rows(base, concept, images, refined):
     other = "red <v> on the beach"
-    alone = draw(refined, base, [PROMPT])
+    alone = sample_latents(refined, base, [PROMPT])
     fresh = ContextRefined(refined.method, images, 0, STEEP)
     torch.manual_seed(99)  # the global stream has no part in it
-    beside = draw(fresh, base, [PROMPT, other])
+    beside = sample_latents(fresh, base, [PROMPT, other])
     torch.testing.assert_close(beside[:1], alone, atol=1e-5, rtol=1e-5)
     assert torch.equal(fresh.refined[PROMPT], refined.refined[PROMPT])
     assert not torch.equal(fresh.refined[PROMPT], fresh.refined[other])
     seeded = ContextRefined(refined.method, images, 1, STEEP)
-    draw(seeded, base, [PROMPT])
+    sample_latents(seeded, base, [PROMPT])
     assert not torch.equal(seeded.refined[PROMPT], refined.refined[PROMPT])
 
 
 def test_every_step_of_every_prompt_looks_under_noise_of_its_own(base, refined, monkeypatch):
     seen, noisy_images = [], refined._noisy
     monkeypatch.setattr(refined, "_noisy", lambda *args: seen.append(noisy_images(*args)) or seen[-1])
-    draw(refined, base, [PROMPT, "red <v> on the beach"])
+    sample_latents(refined, base, [PROMPT, "red <v> on the beach"])
     assert len(seen) == 2 * STEEP.steps
     assert all(not torch.equal(one[0], other[0]) for one, other in itertools.combinations(seen, 2))
     assert len({tuple(t.tolist()) for _, t in seen}) > STEEP.steps
@@ -502,31 +502,33 @@ class Late(TextualInversion):
 def test_a_text_that_is_read_at_each_timestep_is_read_with_the_refined_embedding(base, concept, images, refined):
     late = Late(refined.method.config, base, concept).eval()
     late.load_state_dict(refined.method.state_dict())
-    assert torch.equal(draw(ContextRefined(late, images, 0, STEEP), base, [PROMPT]), draw(refined, base, [PROMPT]))
+    assert torch.equal(
+        sample_latents(ContextRefined(late, images, 0, STEEP), base, [PROMPT]), sample_latents(refined, base, [PROMPT])
+    )
 
 
 def test_a_prompt_is_refined_once_for_all_its_images(base, refined):
-    two = draw(refined, base, [PROMPT, PROMPT])
+    two = sample_latents(refined, base, [PROMPT, PROMPT])
     first = refined.refined[PROMPT]
-    again = draw(refined, base, [PROMPT])
+    again = sample_latents(refined, base, [PROMPT])
     assert refined.refined[PROMPT] is first and list(refined.refined) == [PROMPT]
     torch.testing.assert_close(again, two[:1], atol=1e-5, rtol=1e-5)
 
 
-def test_prompts_can_be_refined_beforehand_with_progress_and_are_then_drawn_the_same(base, concept, images, refined):
+def test_prompts_can_be_refined_beforehand_with_progress_and_are_then_sampled_the_same(base, concept, images, refined):
     prompts, heard = [PROMPT, "red <v> on the beach", PROMPT, "a red mug"], []
-    expected = draw(refined, base, prompts)
+    expected = sample_latents(refined, base, prompts)
     fresh = ContextRefined(refined.method, images, 0, STEEP)
     fresh.refine(base, prompts, lambda done, steps, loss: heard.append((done, steps, loss)))
     assert [(done, steps) for done, steps, _ in heard] == [(n + 1, 2 * STEEP.steps) for n in range(2 * STEEP.steps)]
     assert [loss for _, _, loss in heard] == fresh.losses[PROMPT] + fresh.losses["red <v> on the beach"]
-    assert torch.equal(draw(fresh, base, prompts), expected)
+    assert torch.equal(sample_latents(fresh, base, prompts), expected)
     before = len(heard)
     fresh.refine(base, prompts, lambda done, steps, loss: heard.append((done, steps, loss)))
     assert len(heard) == before  # what is known is not refined again
 
 
-def test_each_row_is_drawn_with_its_own_embedding(base, concept, refined):
+def test_each_row_is_sampled_with_its_own_embedding(base, concept, refined):
     """The two rows together read what a Textual Inversion of each vector would read alone."""
     prompts = [PROMPT, "red <v> on the beach"]
     with torch.no_grad():
@@ -536,10 +538,10 @@ def test_each_row_is_drawn_with_its_own_embedding(base, concept, refined):
             torch.testing.assert_close(context.hidden[row : row + 1], own.hidden)
 
 
-def test_it_refines_under_the_weights_that_draw_and_not_under_the_base_models(base, concept, images):
+def test_it_refines_under_the_weights_that_sample_and_not_under_the_base_models(base, concept, images):
     method = make("core", base, concept)
     tuned, untuned = ContextRefined(method, images, 0, STEEP), ContextRefined(method, images, 0, STEEP)
-    draw(tuned, base, [PROMPT])
+    sample_latents(tuned, base, [PROMPT])
     untuned.condition(base, [PROMPT])  # not attached: the U-Net is the base model's
     assert not torch.equal(tuned.refined[PROMPT], untuned.refined[PROMPT])
 
@@ -554,13 +556,13 @@ def test_sampling_options_go_to_the_method(base, concept, images):
 
 def test_a_prompt_that_says_the_placeholder_without_the_class_noun_is_refined_too(base, concept, images):
     wrapper = ContextRefined(make("attn_dreambooth", base, concept), images, 0, STEEP)
-    draw(wrapper, base, [PROMPT])
+    sample_latents(wrapper, base, [PROMPT])
     assert set(wrapper.refined) == {PROMPT}
 
 
-def test_a_prompt_that_names_the_concept_twice_is_refused_before_it_is_drawn(base, refined):
+def test_a_prompt_that_names_the_concept_twice_is_refused_before_it_is_sampled(base, refined):
     with pytest.raises(InputError, match="must name it once, not 2 times"):
-        draw(refined, base, ["a <v> on the <v>"])
+        sample_latents(refined, base, ["a <v> on the <v>"])
 
 
 def test_what_it_wraps_is_saved_as_if_it_had_not_been_wrapped(base, concept, images, tmp_path):
@@ -568,7 +570,7 @@ def test_what_it_wraps_is_saved_as_if_it_had_not_been_wrapped(base, concept, ima
     for folder in ("before", "after"):
         (tmp_path / folder).mkdir()
         saving.save(tmp_path / folder, "textual_inversion", method, base, seed=0)
-        draw(ContextRefined(method, images, 0, STEEP), base, [PROMPT])
+        sample_latents(ContextRefined(method, images, 0, STEEP), base, [PROMPT])
     files = [(tmp_path / folder / "weights.safetensors").read_bytes() for folder in ("before", "after")]
     assert files[0] == files[1]
 
@@ -585,13 +587,13 @@ def test_a_loss_that_is_not_finite_stops_it(base, concept, images):
     with torch.no_grad():
         method.embedding.vector.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="test-time optimization, step 0: the loss is nan"):
-        draw(ContextRefined(method, images, 0, STEEP), base, [PROMPT])
+        sample_latents(ContextRefined(method, images, 0, STEEP), base, [PROMPT])
 
 
 def test_it_works_where_the_unet_runs_in_bfloat16(concept, images):
     base = tiny_base(dtype=torch.bfloat16)
     wrapper = ContextRefined(make("core", base, concept), images, 0, STEEP)
-    assert draw(wrapper, base, [PROMPT]).isfinite().all()
+    assert sample_latents(wrapper, base, [PROMPT]).isfinite().all()
     assert wrapper.refined[PROMPT].dtype == torch.float32
     assert not torch.equal(wrapper.refined[PROMPT], wrapper.embedding.vector)
 
@@ -600,7 +602,7 @@ def test_gradient_checkpointing_is_refused(base, refined):
     base.unet.enable_gradient_checkpointing()
     base.unet.train()
     with pytest.raises(RuntimeError, match="gradient checkpointing"):
-        draw(refined, base, [PROMPT])
+        sample_latents(refined, base, [PROMPT])
 
 
 def test_a_pair_is_a_value(base, concept):

@@ -174,7 +174,7 @@ def test_a_concept_of_one_concept_image_has_no_held_out_ones(store: Store):
     assert table["with_one_left_out"].null_count() == len(table)
 
 
-def test_what_has_not_been_trained_or_drawn_is_refused_and_writes_nothing(store: Store):
+def test_what_has_not_been_trained_or_sampled_is_refused_and_writes_nothing(store: Store):
     with pytest.raises(InputError, match="dreambooth has not been trained on 'rex'"):
         steps.analyse(store, "rex", "dreambooth")
     values = tiny_workspace.params(Path(store.params.base_model).parents[1])

@@ -222,7 +222,7 @@ def test_a_method_added_is_one_row(pipeline):
     assert pipeline.shown_as_stale() == {} and pipeline.night() == {}
 
 
-def test_another_sampler_draws_and_scores_and_trains_nothing(pipeline):
+def test_another_sampler_samples_and_scores_and_trains_nothing(pipeline):
     change(pipeline, lambda values: values["sampling"].update(steps=3))
     pipeline.look()
     everything = cells("cup", "rex")

@@ -92,7 +92,7 @@ def test_a_changed_recipe_is_named_with_its_values(store):
         assert "steps 3 -> 4" in row[3] and "-> 0.25" in row[3] and "batch_size" not in row[3]
 
 
-def test_other_sampling_is_drawn_and_other_encoders_are_scored_anew(store):
+def test_other_sampling_is_sampled_and_other_encoders_are_scored_anew(store):
     sampled = change(store, lambda values: values["sampling"].update(guidance=2.0))
     assert {row[2:] for row in planned(sampled)} == {("sample", "sampling changed: guidance 3.0 -> 2.0")}
     scored = change(store, lambda values: values["encoders"].update(texts=["class_phrase"]))

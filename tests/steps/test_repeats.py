@@ -78,7 +78,7 @@ def test_a_repeat_learns_otherwise_and_changes_nothing_that_was_there(repeated: 
     assert all(one(store.again(1), "rex", METHOD).skipped for one in CHAIN)
 
 
-def test_a_repeat_learns_what_the_method_learns_under_that_seed_and_is_drawn_from_the_same_noise(store: Store):
+def test_a_repeat_learns_what_the_method_learns_under_that_seed_and_is_sampled_from_the_same_noise(store: Store):
     values = yaml.safe_load((store.root / "params.yaml").read_text())
     assert json.loads((store.again(1).grid(METHOD, "rex") / "grid.json").read_text())["seed"] == values["seed"]
     learned, values["seed"] = weights(store.again(1)), values["seed"] + 1

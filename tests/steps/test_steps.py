@@ -207,7 +207,7 @@ def test_another_method_makes_no_artifact_anew_whatever_it_asks_for(store: Store
     assert asked == {"custom_diffusion": 11, "oft": 9, "personalized_residuals": 2}
 
 
-def test_class_images_are_the_same_bytes_whether_drawn_at_once_or_one_method_after_another(store: Store):
+def test_class_images_are_the_same_bytes_whether_sampled_at_once_or_one_method_after_another(store: Store):
     def images(store: Store) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in store.class_images("dog").glob("*.png")}
 
@@ -336,7 +336,7 @@ def test_a_comparison_shows_every_concept_and_all_of_them(store: Store):
         lambda store: steps.heat_maps(store, "rex", "textual_inversion", "<rex>"),
         lambda store: steps.export(store, "rex", "textual_inversion", store.root / "out"),
     ],
-    ids=["draw", "sample", "heat maps", "export"],
+    ids=["sample grid", "sample", "heat maps", "export"],
 )
 def test_an_artifact_that_lies_in_another_methods_folder_is_never_used(call, store: Store):
     """Not even where the images that were drawn with it are there already."""
@@ -376,7 +376,7 @@ def test_samples_of_the_users_own_prompt_are_images_of_the_models_size(store: St
     assert described["prompts"] == ["<rex> dog in the desert"] * 2
 
 
-def test_two_concepts_in_one_image_are_drawn_from_their_own_artifacts(store: Store):
+def test_two_concepts_in_one_image_are_sampled_from_their_own_artifacts(store: Store):
     cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
     prompt = f"a photo of <rex> next to {store.concept('cup').placeholder}"
     report = steps.sample_several_concepts(store, cells, [prompt], images=2)
@@ -398,7 +398,7 @@ def test_the_parts_of_a_image_are_called_by_the_order_of_its_prompt(store: Store
     assert metrics == {"rex.rex": (1 + 7) / 2, "rex.cup": (2 + 8) / 2, "cup.rex": (3 + 5) / 2, "cup.cup": (4 + 6) / 2}
 
 
-def test_heat_maps_are_of_the_image_that_the_same_noise_draws_and_each_variant_has_a_row(store: Store):
+def test_heat_maps_are_of_the_image_that_the_same_noise_samples_and_each_variant_has_a_row(store: Store):
     method, prompt = "personalized_residuals", "<rex> in the desert"
     report = steps.heat_maps(store, "rex", method, prompt)
     kept = load_file(report.path / "maps.safetensors")
@@ -423,7 +423,7 @@ def test_what_cannot_share_a_image_is_refused(store: Store):
         steps.sample_several_concepts(store, [cells[0], ("cup", "dreambooth")], [prompt], images=2)
 
 
-def test_lag_and_plain_sampling_draw_differently_from_one_artifact(store: Store):
+def test_lag_and_plain_sampling_sample_differently_from_one_artifact(store: Store):
     grid = store.grid("personalized_residuals", "rex")
     weights = load_file(store.artifact("personalized_residuals", "rex") / "weights.safetensors")
     assert any(tensor.any() for name, tensor in weights.items() if name.endswith(".B"))  # something was learned
@@ -494,7 +494,7 @@ def with_refinement(store: Store, **options) -> Store:
     return changed(store, lambda values: values["variants"].update(textual_inversion=variants))
 
 
-def test_test_time_optimization_draws_otherwise_from_an_artifact_that_stays_as_it_is(store: Store):
+def test_test_time_optimization_samples_otherwise_from_an_artifact_that_stays_as_it_is(store: Store):
     name, concept, heard = "textual_inversion", "rex", []
     artifact, plain = (bytes_under(folder(name, concept)) for folder in (store.artifact, store.grid))
     store = with_refinement(store)
@@ -641,7 +641,7 @@ def test_training_that_fails_leaves_nothing_behind(store: Store, monkeypatch: py
         lambda store: steps.sample_prompts(store, "new", "dreambooth", ["<new>"], 1),
         lambda store: steps.export(store, "new", "dreambooth", store.root / "out"),
     ],
-    ids=["draw", "score", "sample", "export"],
+    ids=["sample grid", "score", "sample", "export"],
 )
 def test_what_was_not_trained_cannot_be_used(call, store: Store, tmp_path: Path):
     tiny_workspace.paint_concept_images(tmp_path / "photos" / "new", count=2, seed=3)

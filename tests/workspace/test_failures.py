@@ -41,7 +41,7 @@ FULL = {
     "a full disk": OSError(errno.ENOSPC, "No space left on device", "data/artifacts"),
     "a used-up quota": OSError(errno.EDQUOT, "Disk quota exceeded"),
     "a library's full disk": RuntimeError("Parquet error: No space left on device (os error 28)"),
-    "a fresh process's full disk": proof.ProofFailed("cannot draw: OSError: [Errno 28] No space left on device"),
+    "a fresh process's full disk": proof.ProofFailed("cannot sample: OSError: [Errno 28] No space left on device"),
 }
 EXHAUSTED = {
     "Python's memory": MemoryError(),

@@ -274,7 +274,7 @@ def test_a_mean_of_the_comparison_is_explained_by_what_it_is_the_mean_of(store):
     assert [each.what for each in link.inputs] == ["scores", "comparison"]
 
 
-def test_a_image_that_was_drawn_again_since_it_was_scored_is_said_to_be_another(store):
+def test_a_image_that_was_sampled_again_since_it_was_scored_is_said_to_be_another(store):
     Image.new("RGB", (16, 16)).save(store.root / IMAGE)
     link = steps.explain(store, None, Rows("rex", METHOD, prompt=0, image=1, metric="dino"))
     assert any("another image now than the one that was scored" in words for words in link.problems)

@@ -117,7 +117,7 @@ def refusal(store: Store, **changes) -> str:
     return str(refused.value).removeprefix(f"{store.data / 'protocols' / 'short.yaml'}: ")
 
 
-def test_a_protocol_replaces_how_images_are_drawn_and_scored_and_nothing_else(store: Store):
+def test_a_protocol_replaces_how_images_are_sampled_and_scored_and_nothing_else(store: Store):
     measured = {"text_image": ["other-clip"], "identity": ["other-dino"], "segmenter": None, "texts": ["class_phrase"]}
     under = write_protocol(store, sampler="dpm-solver++", encoders=measured, seed=77)
     assert (under.params.sampling.sampler, under.params.sampling.steps) == ("dpm-solver++", 3)
@@ -178,7 +178,7 @@ def test_lists_that_may_not_be_shipped_are_read_from_where_the_user_puts_them(st
         concepts_wanted(under)
 
 
-def test_a_concept_is_drawn_in_the_list_of_its_name_or_of_its_kind(store: Store):
+def test_a_concept_is_sampled_in_the_list_of_its_name_or_of_its_kind(store: Store):
     for name in ("live", "named"):
         (store.data / "prompts" / f"{name}.txt").write_text("a {} \n")
     lists = [{"name": "live", "class_nouns": ["dog"]}, {"name": "named", "concepts": ["cup"]}, {"name": "two"}]
@@ -210,7 +210,7 @@ def test_results_of_a_protocol_lie_beside_the_others_and_share_the_artifact(stor
     assert (about["protocol"], about["prompts"], about["sampling"]["eta"]) == ("short", "two", 0.0)
 
 
-def test_images_that_were_drawn_otherwise_stand_in_no_comparison(store: Store):
+def test_images_that_were_sampled_otherwise_stand_in_no_comparison(store: Store):
     steps.compare(store)
     values = yaml.safe_load((store.root / "params.yaml").read_text())
     values["sampling"]["guidance"] = 7.0
@@ -245,7 +245,7 @@ def test_identity_skips_the_prompts_that_the_protocol_excludes_and_text_does_not
     assert dict(means) == dict.fromkeys(texts, 2) | {"clip_i": 1, "dino": 1}
 
 
-def test_another_exclusion_scores_again_and_draws_nothing(store: Store):
+def test_another_exclusion_scores_again_and_samples_nothing(store: Store):
     under = write_protocol(store)
     for one in (steps.sample_grid, steps.score):
         one(under, "rex", METHOD)

@@ -1,6 +1,6 @@
 """Judge the exported weights: `python -m personalize_core.mini.gates [GATE ...]`. Writes the model card beside them.
 
-What takes an eye is looked at in the pictures that the gates write, counted, and told to the card: `--seen
+What takes an eye is looked at in the images that the gates write, counted, and told to the card: `--seen
 pictures=20 personalization=6`. Of a gate that is not asked for, the card keeps the figures as long as the weights they
 were measured on are the same.
 """

@@ -16,6 +16,6 @@ def clip_gate(folder: Path) -> tuple[Figures, str]:
 
     model = open_clip.create_model(f"local-dir:{folder}").eval()
     words = open_clip.get_tokenizer(f"local-dir:{folder}").tokenizer
-    pictures, _, drawn = scenes(np.random.default_rng(2**20), 400, plain=1, photo=1, studio=0)
-    found = clip.accuracy(model, words, drawn, pictures)
+    images, _, rendered = scenes(np.random.default_rng(2**20), 400, plain=1, photo=1, studio=0)
+    found = clip.accuracy(model, words, rendered, images)
     return {f"zero-shot {a}": share for a, share in found.items()}, "400 fresh renders"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from personalize_core.metrics.encoders import load_identity_encoder
 from personalize_core.mini import concepts, world
-from personalize_core.mini.gates.image_sets import photographs, reconstructed
+from personalize_core.mini.gates.image_sets import concept_images, reconstructed
 from personalize_core.mini.gates.thresholds import Figures
 from personalize_core.mini.names import ALL_COLOURS, DESIGNS, MARKS, PLACES
 
@@ -55,29 +55,29 @@ def found_again(asked: Tensor, truth: Tensor, gallery: Tensor, owners: Tensor) -
 
 
 def identity_gate(folder: Path, vae) -> tuple[Figures, str]:
-    """Fresh renders of the concepts; the nearest of all photographs and look-alikes must show the same concept.
+    """Fresh renders of the concepts; the nearest of all concept images and look-alikes must show the same concept.
 
     With the encoder as the scores load it. Beside the gate's figures stands a harder question, asked of nobody: with
-    the photographs and renders that differ from the concept in one thing only (`near_misses`).
+    the concept images and renders that differ from the concept in one thing only (`near_misses`).
     """
     encoder = load_identity_encoder(folder)
 
-    def features(pictures: np.ndarray) -> Tensor:
-        return encoder.images([Image.fromarray(picture) for picture in pictures])
+    def features(images: np.ndarray) -> Tensor:
+        return encoder.images([Image.fromarray(image) for image in images])
 
     rng = np.random.default_rng(2**20 + 2)
 
     def renders(designs: list[world.Design], each: int) -> np.ndarray:
-        drawn = []
+        rendered = []
         for design in designs:
             for _ in range(each):
                 place, number = str(rng.choice(list(PLACES))), int(rng.integers(2**31))
                 scene = world.Scene("bear", design, world.random_pose(rng), place, "photo", number)
-                drawn.append(world.draw(scene)[0])
-        return np.stack(drawn)
+                rendered.append(world.draw(scene)[0])
+        return np.stack(rendered)
 
     names, nobody, each = list(concepts.DESIGNS), -1, 12
-    photos = features(photographs())
+    photos = features(concept_images())
     owners = torch.tensor([names.index(name) for name in names for _ in concepts.PLACES[name]])
     others = features(renders(look_alikes(), 2))
     close = features(renders([near for design in concepts.DESIGNS.values() for near in near_misses(design, rng)], 3))

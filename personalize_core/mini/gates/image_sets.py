@@ -10,26 +10,26 @@ from personalize_core.mini import concepts, world
 from personalize_core.mini.networks import to_pictures, to_tensor
 
 
-def photographs() -> np.ndarray:
-    """Every photograph of the eight concepts, (N, 64, 64, 3)."""
-    drawn = [
+def concept_images() -> np.ndarray:
+    """Every concept image of the eight concepts, (N, 64, 64, 3)."""
+    rendered = [
         world.draw(concepts.scene(name, place, number))[0]
         for name in concepts.DESIGNS
         for number, place in enumerate(concepts.PLACES[name])
     ]
-    return np.stack(drawn)
+    return np.stack(rendered)
 
 
-def reconstructed(vae, pictures: np.ndarray) -> np.ndarray:
+def reconstructed(vae, images: np.ndarray) -> np.ndarray:
     with torch.no_grad():
-        parts = [vae(to_tensor(pictures[n : n + 32])).sample for n in range(0, len(pictures), 32)]
+        parts = [vae(to_tensor(images[n : n + 32])).sample for n in range(0, len(images), 32)]
     return to_pictures(torch.cat(parts))
 
 
-def tiled(pictures: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
+def tiled(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
     """(N, h, w, 3) in rows; what is missing of the last row stays white."""
-    missing = np.full((-len(pictures) % columns, *pictures.shape[1:]), 255, np.uint8)
-    pictures = np.concatenate([pictures, missing])
-    rows = [np.concatenate(list(pictures[n : n + columns]), 1) for n in range(0, len(pictures), columns)]
+    missing = np.full((-len(images) % columns, *images.shape[1:]), 255, np.uint8)
+    images = np.concatenate([images, missing])
+    rows = [np.concatenate(list(images[n : n + columns]), 1) for n in range(0, len(images), columns)]
     grid = Image.fromarray(np.concatenate(rows))
     return grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)

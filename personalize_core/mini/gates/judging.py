@@ -16,7 +16,7 @@ from personalize_core.mini.export import WEIGHTS, averaged
 from personalize_core.mini.gates.autoencoder import autoencoder_gate
 from personalize_core.mini.gates.clip import clip_gate
 from personalize_core.mini.gates.identity import identity_gate
-from personalize_core.mini.gates.image_sets import photographs, reconstructed, tiled
+from personalize_core.mini.gates.image_sets import concept_images, reconstructed, tiled
 from personalize_core.mini.gates.model_card import card, record_of, still_true, write_card
 from personalize_core.mini.gates.pictures import GRID, pictures_gate
 from personalize_core.mini.gates.text import text_gate
@@ -48,7 +48,7 @@ class Judgement:
         return averaged(classifier.Network(), folder)  # type: ignore[return-value]
 
     def autoencoder(self) -> tuple[Figures, str]:
-        photos = photographs()
+        photos = concept_images()
         pairs = np.concatenate([photos, reconstructed(self.model.vae, photos)], axis=1)
         tiled(pairs, 10).save(self.work / "reconstructions.png")
         return autoencoder_gate(self.model.vae, self.judge)
@@ -66,8 +66,8 @@ class Judgement:
         return unet_gate(self.model)
 
     def pictures(self) -> tuple[Figures, str]:
-        figures, measured_on, pictures = pictures_gate(self.model, self.judge, self.guidance, self.samples)
-        tiled(pictures[:96], 16).save(self.work / "held_out.png")
+        figures, measured_on, images = pictures_gate(self.model, self.judge, self.guidance, self.samples)
+        tiled(images[:96], 16).save(self.work / "held_out.png")
         grid = sample(
             self.model.vae,
             self.model.tokenizer,
@@ -83,8 +83,8 @@ class Judgement:
     def personalization(self) -> tuple[Figures, str]:
         if self.weights.resolve() != WEIGHTS.resolve():
             raise SystemExit("gate 'personalization' runs the steps that users run, on the weights that ship alone")
-        figures, measured_on, pictures = personalization.run(self.work / "personalization")
-        tiled(pictures, 8).save(self.weights / "personalization.png", optimize=True)
+        figures, measured_on, images = personalization.run(self.work / "personalization")
+        tiled(images, 8).save(self.weights / "personalization.png", optimize=True)
         return figures, measured_on
 
 

@@ -110,7 +110,7 @@ def as_markdown(facts: dict) -> str:
         if name in facts["gates"] and what not in facts["gates"][name]["figures"]:
             lines += [f"Nobody has yet counted, for {name}: {what}.", ""]
     if "personalization" in facts["gates"]:
-        lines += ["Each row two photographs of a concept, then DreamBooth's pictures of it on new places:", ""]
+        lines += ["Each row two images of a concept, then DreamBooth's images of it on new places:", ""]
         lines += ["![eight concepts](personalization.png)", ""]
     if "pictures" in facts["gates"]:
         lines += ["![24 prompts](samples.png)", "", "Row by row:", ""]

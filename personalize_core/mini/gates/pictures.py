@@ -32,9 +32,9 @@ def pictures_gate(
 ) -> tuple[Figures, str, np.ndarray]:
     combinations = held_out_words(count)
     prompts = [f"a photo of a {colour} {category} {PLACES[place]}" for category, colour, place in combinations]
-    drawn = []
+    sampled = []
     for start in range(0, len(prompts), 20):
-        drawn.append(
+        sampled.append(
             sample(
                 model.vae,
                 model.tokenizer,
@@ -45,8 +45,8 @@ def pictures_gate(
                 seed=start,
             )
         )
-    pictures = np.concatenate(drawn)
-    read = classifier.verdicts(judge, pictures)
+    images = np.concatenate(sampled)
+    read = classifier.verdicts(judge, images)
     asked = {aspect: [combination[n] for combination in combinations] for n, aspect in enumerate(ASPECTS) if n < 3}
     figures = {
         f"{aspect} named": float(
@@ -61,12 +61,12 @@ def pictures_gate(
     measured_on = (
         f"{count} samples of {different} held-out combinations; the classifier's own on {len(renders)} renders"
     )
-    return figures, measured_on, pictures
+    return figures, measured_on, images
 
 
 @torch.no_grad()
-def judge_scores(judge: classifier.Network, pictures: np.ndarray) -> dict[str, Tensor]:
-    return judge(to_tensor(pictures))
+def judge_scores(judge: classifier.Network, images: np.ndarray) -> dict[str, Tensor]:
+    return judge(to_tensor(images))
 
 
 GRID = [

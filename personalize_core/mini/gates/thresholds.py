@@ -17,7 +17,7 @@ NEEDED: dict[str, dict[str, float]] = {
     },
     "personalization": {"concepts whose 95 % interval lies above the base model": 8},
 }
-# gate -> what a person is to see, in how many pictures at least, of how many
+# gate -> what a person is to see, in how many images at least, of how many
 SEEN = {
     "pictures": ("prompts whose thing and place are recognised by eye", 20, 24),
     "personalization": ("concepts that show their two colours and their mark on a new place, by eye", 6, 8),

@@ -9,8 +9,8 @@ from personalize_core.mini.gates.thresholds import Figures
 
 
 def unet_gate(model: StableDiffusionPipeline, count: int = 300) -> tuple[Figures, str]:
-    drawn = judged_scenes(count)
-    table = swap_table(model.tokenizer, model.text_encoder, model.unet, drawn, encoded(model.vae, drawn))
+    rendered = judged_scenes(count)
+    table = swap_table(model.tokenizer, model.text_encoder, model.unet, rendered, encoded(model.vae, rendered))
     pairs = judged_pairs(count)
     table |= swap_table(model.tokenizer, model.text_encoder, model.unet, pairs, encoded(model.vae, pairs), ("beside",))
     figures = {f"{aspect}: {figure}": value for aspect, row in table.items() for figure, value in row.items()}

@@ -7,7 +7,7 @@ import copy
 import torch
 
 from personalize_core.methods.interface import count
-from tests.conftest import disturbed, draw
+from tests.conftest import disturbed, sample_latents
 from tests.every_method.cases import of_learning, of_samplings
 
 
@@ -15,10 +15,10 @@ from tests.every_method.cases import of_learning, of_samplings
 def test_each_learned_part_disturbed_alone_shows_in_the_image(case, base, concept):
     method = disturbed(case.make(base, concept))
     prompts, learned = [method.say("a photo of {} in the red")], copy.deepcopy(method.state_dict())
-    expected = draw(method, base, prompts, steps=1)
+    expected = sample_latents(method, base, prompts, steps=1)
     for part, module in method.named_children():
         if count(module):
-            changed = draw(disturbed(method, starting=part, seed=12), base, prompts, steps=1)
+            changed = sample_latents(disturbed(method, starting=part, seed=12), base, prompts, steps=1)
             assert not torch.equal(changed, expected), part
             method.load_state_dict(learned)
 
@@ -43,6 +43,6 @@ def test_a_row_does_not_depend_on_the_other_rows(case, options, base, concept):
     method = disturbed(case.make(base, concept))
     method.sampling = method.config.Sampling(**options)
     prompts = [method.say("a photo of {}"), method.say("red {} on the beach"), "the jungle"]
-    together, first_two = draw(method, base, prompts), draw(method, base, prompts[:2])
-    torch.testing.assert_close(together[:1], draw(method, base, prompts[:1]), atol=1e-4, rtol=1e-4)
+    together, first_two = sample_latents(method, base, prompts), sample_latents(method, base, prompts[:2])
+    torch.testing.assert_close(together[:1], sample_latents(method, base, prompts[:1]), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together[:2], first_two, atol=1e-4, rtol=1e-4)
