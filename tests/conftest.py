@@ -1,4 +1,4 @@
-"""A tiny random base model in Stable Diffusion's topology: convolutional projections as in 1.x, linear as in 2.x."""
+"""A tiny random Stable Diffusion of few blocks, with convolutional projections as in 1.x or linear ones as in 2.x."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from personalize_core.artifacts import proof, saving
-from personalize_core.base_model.model import BaseModel
+from personalize_core.base_model.model import BaseModel, transformers_in_order
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
@@ -48,6 +48,13 @@ if TYPE_CHECKING:
 
 torch.set_num_threads(1)  # far faster on models this small
 
+# Of the tiny U-Net, in the order they run. Its time goes into calling small operations, so it has few blocks.
+LAYERS = (
+    "down_blocks.0.attentions.0",
+    "mid_block.attentions.0",
+    "up_blocks.1.attentions.0",
+    "up_blocks.1.attentions.1",
+)
 WORDS = "a photo of the sks dog teddy bear in desert on beach red mug jungle".split()
 
 
@@ -178,11 +185,14 @@ def tiny_tokenizer(pad_token: str = "<|endoftext|>") -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, pad_token=pad_token)
 
 
-def tiny_unet(linear: bool) -> UNet2DConditionModel:
+def tiny_unet(linear: bool, levels: int = 2) -> UNet2DConditionModel:
+    """Of `levels` resolutions; as in Stable Diffusion, the lowest has attention only in the middle block."""
     return UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(16, 32, 32, 32),
-        layers_per_block=2,
+        down_block_types=(*["CrossAttnDownBlock2D"] * (levels - 1), "DownBlock2D"),
+        up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * (levels - 1)),
+        block_out_channels=(16, *[32] * (levels - 1)),
+        layers_per_block=1,
         cross_attention_dim=32,
         attention_head_dim=2,
         norm_num_groups=8,
@@ -190,7 +200,13 @@ def tiny_unet(linear: bool) -> UNet2DConditionModel:
     )
 
 
-def tiny_parts(linear: bool = False, prediction_type: Any = "epsilon") -> dict[str, Any]:
+def layers_of_stable_diffusion() -> list[str]:
+    """The layers of a U-Net with diffusers' default blocks, which are Stable Diffusion's."""
+    unet = UNet2DConditionModel(block_out_channels=(8,) * 4, norm_num_groups=4, cross_attention_dim=8)
+    return list(transformers_in_order(unet))
+
+
+def tiny_parts(linear: bool = False, prediction_type: Any = "epsilon", levels: int = 2) -> dict[str, Any]:
     """The five components of a tiny Stable Diffusion, with random weights from a fixed seed."""
     kinds: Any = {"encoder": CLIPTextModel, "vae": AutoencoderKL}  # their signatures are narrower than what they take
     with torch.random.fork_rng():
@@ -218,7 +234,7 @@ def tiny_parts(linear: bool = False, prediction_type: Any = "epsilon") -> dict[s
             norm_num_groups=4,
             sample_size=16,
         )
-        unet = tiny_unet(linear)
+        unet = tiny_unet(linear, levels)
     scheduler = DDPMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
@@ -230,14 +246,14 @@ def tiny_parts(linear: bool = False, prediction_type: Any = "epsilon") -> dict[s
     return {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae, "unet": unet, "scheduler": scheduler}
 
 
-def tiny_base(linear: bool = False, prediction_type: Any = "epsilon", **options) -> BaseModel:
+def tiny_base(linear: bool = False, prediction_type: Any = "epsilon", levels: int = 2, **options) -> BaseModel:
     """A base model of its own for every caller, who may change it; copied, which takes a fifth of building it."""
-    return _copies_of_tiny_base(linear, prediction_type, **options)()
+    return _copies_of_tiny_base(linear, prediction_type, levels, **options)()
 
 
 @cache
-def _copies_of_tiny_base(linear: bool, prediction_type: str, **options) -> Copies[BaseModel]:
-    parts = tiny_parts(linear, prediction_type)
+def _copies_of_tiny_base(linear: bool, prediction_type: str, levels: int, **options) -> Copies[BaseModel]:
+    parts = tiny_parts(linear, prediction_type, levels)
     return Copies(BaseModel(name="tiny", revision="local", weights_hash="tiny", **parts, **options))
 
 

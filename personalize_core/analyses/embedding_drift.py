@@ -17,7 +17,6 @@ from personalize_core.analyses import shared_plots
 from personalize_core.analyses.findings import Findings
 from personalize_core.analyses.inputs import Inputs
 from personalize_core.analyses.learned_embedding import LOOKS, WORDS, cosines, nearest_words, vocabulary
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.style import COLOURS, GREY, INK, PALE, STYLE, save_figure
 
@@ -52,14 +51,14 @@ WORD_MEANINGS = {
 }
 
 
-def words_during(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of DURING_MEANINGS from the training log."""
+def words_during(log: Sequence[Mapping[str, Any]], layers: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of DURING_MEANINGS from the training log; `layers` are the base model's."""
     return [
         {"step": step, "stage": row["stage"], "layer": layer, "rank": rank, "word": word, "cosine": cosine}
         | {"cosine_with_start": read["cosine"], "norm_ratio": read["norm_ratio"]}
         for step, row in enumerate(log)
         if (read := row.get("learned", {}).get("read"))
-        for layer, near in zip(LAYERS if len(read["near"]) > 1 else [None], read["near"], strict=True)
+        for layer, near in zip(layers if len(read["near"]) > 1 else [None], read["near"], strict=True)
         for rank, (word, cosine) in enumerate(near, start=1)
     ]
 
@@ -147,7 +146,7 @@ def plot(methods: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: 
 
 def analyse(inputs: Inputs, findings: Findings) -> None:
     before, after = inputs.learned
-    layers: list[str | None] = [None] if len(before) == 1 else list(LAYERS)
+    layers: list[str | None] = [None] if len(before) == 1 else list(inputs.base.layers)
     norms = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
     findings.metrics["embeddings"] = len(before)
     findings.metrics["cosine with the start"] = float(cosines(before, after).diagonal().mean())
@@ -180,7 +179,7 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
         findings.absent["steps"] = (
             "the training log says nothing of the embedding" if inputs.log else "it was not trained here, so no log"
         )
-    if words_then := words_during(inputs.log):
+    if words_then := words_during(inputs.log, inputs.base.layers):
         layer = f", as the layer {words_then[0]['layer']} reads it" if words_then[0]["layer"] else ""
         findings.table(
             "words_during_training.parquet", words_then, DURING_MEANINGS, "the nearest words during training"

@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import BaseModel
 from personalize_core.methods.interface import Method
 from personalize_core.report.display_names import in_words
@@ -70,7 +69,7 @@ def heat_maps(
     seen: dict[str, Tensor] = {}
 
     def look(maps: AttentionMaps) -> None:
-        for layer in LAYERS:
+        for layer in base.layers:
             if layer != MIDDLE:
                 with_prompt = maps[layer][1]  # of the two halves of guidance; (heads, h*w, L)
                 seen[layer] = seen[layer] + with_prompt if layer in seen else with_prompt

@@ -7,14 +7,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from personalize_core.base_model.attention import AttentionMaps, Call, CrossAttention, SelfAttention, check_plain
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
 from personalize_core.concepts.concept import Concept
 
@@ -27,6 +26,16 @@ def hooked(*handles: RemovableHandle) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def transformers_in_order(unet: nn.Module) -> dict[str, Any]:
+    """Path -> Transformer2DModel, in the order they run.
+
+    Walking the modules would list the middle block last, because a U-Net registers its up blocks before it.
+    """
+    found = {path: module for path, module in unet.named_modules() if isinstance(module, Transformer2DModel)}
+    parts = ("down_blocks", "mid_block", "up_blocks")
+    return {path: module for part in parts for path, module in found.items() if path.startswith(f"{part}.")}
 
 
 class BaseModel:
@@ -60,9 +69,8 @@ class BaseModel:
         if dtype != torch.float32:
             self.unet.to(dtype)
         self.scheduler: Any = scheduler
-        modules = dict(unet.named_modules())
-        self.transformers: dict[str, Any] = {path: modules[path] for path in LAYERS}  # each a Transformer2DModel
-        self._recomputable: list[Any] = [m for m in modules.values() if hasattr(m, "gradient_checkpointing")]
+        self.transformers = transformers_in_order(unet)
+        self._recomputable: list[Any] = [m for m in unet.modules() if hasattr(m, "gradient_checkpointing")]
         self._use_own_processors()
         self._call: Call | None = None
 
@@ -72,6 +80,11 @@ class BaseModel:
     def text_width(self) -> int:
         """D: 768 for Stable Diffusion 1, 1024 for 2."""
         return self.text_encoder.config.hidden_size
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The paths of the transformers in the U-Net, in the order they run: 16 in Stable Diffusion 1 and 2."""
+        return tuple(self.transformers)
 
     @property
     def prediction_type(self) -> str:
@@ -206,7 +219,9 @@ class BaseModel:
     # Inside
 
     def _use_own_processors(self) -> None:
-        cross = {f"{path}.transformer_blocks.0.attn2": CrossAttention(path, index) for index, path in enumerate(LAYERS)}
+        cross = {
+            f"{path}.transformer_blocks.0.attn2": CrossAttention(path, index) for index, path in enumerate(self.layers)
+        }
         modules: dict[str, Any] = dict(self.unet.named_modules())
         for path in cross:
             check_plain(path, modules[path])

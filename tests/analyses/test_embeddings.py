@@ -22,7 +22,7 @@ from personalize_core.methods.ti_db.method import Config as TIDBConfig
 from personalize_core.methods.xti.method import XTI
 from personalize_core.methods.xti.method import Config as XTIConfig
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
-from tests.conftest import disturbed, tiny_base
+from tests.conftest import LAYERS, disturbed, tiny_base
 from tests.every_method.cases import Case
 
 EMBEDDING = {"textual_inversion", "custom_diffusion", "ti_db", "neti", "attn_dreambooth", "vico", "core", "xti"}
@@ -40,8 +40,10 @@ def test_what_is_read_for_the_placeholder_is_the_embedding(method, base, concept
     read = learned_embedding.what_is_read(method, base)
     assert read.shape == (1, 32)
     torch.testing.assert_close(read[0], method.embedding.vector, atol=1e-5, rtol=1e-5)
-    sixteen = disturbed(XTI(XTIConfig(), base, concept)).eval()
-    torch.testing.assert_close(learned_embedding.what_is_read(sixteen, base), sixteen.embeddings, atol=1e-5, rtol=1e-5)
+    per_layer = disturbed(XTI(XTIConfig(), base, concept)).eval()
+    torch.testing.assert_close(
+        learned_embedding.what_is_read(per_layer, base), per_layer.embeddings, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
@@ -52,7 +54,7 @@ def test_drift_is_defined_for_the_methods_that_learn_an_embedding_and_for_no_oth
     trained = disturbed(copy.deepcopy(start))
     if name in EMBEDDING:
         before, after = learned_embedding.both_ends(start, trained, base)
-        assert before.shape == after.shape and len(before) in (1, 16)
+        assert before.shape == after.shape and len(before) in (1, len(LAYERS))
         assert np.isfinite(before).all() and (np.abs(before - after).max(axis=1) > 1e-3).all()
     else:
         with pytest.raises(NotDefined, match="no placeholder" if name == "base_model" else "learns no embedding"):
@@ -135,15 +137,15 @@ def test_the_words_of_the_log_become_rows_and_a_image(tmp_path):
         else {"stage": "all", "step": n}
         for n in range(4)
     ]
-    rows = embedding_drift.words_during(log)
+    rows = embedding_drift.words_during(log, LAYERS)
     assert [(row["step"], row["rank"], row["word"], row["cosine"]) for row in rows] == [
         (1, 1, "dog", 0.9), (1, 2, "cat", 0.5), (3, 1, "cat", 0.8), (3, 2, "fox", 0.7),
     ]  # fmt: skip
     assert all(set(row) == set(embedding_drift.DURING_MEANINGS) and row["layer"] is None for row in rows)
     embedding_drift.plot_words(rows, tmp_path / "words.png", "<rex>")
     assert (tmp_path / "words.png").stat().st_size > 5000
-    layered = [{"stage": "all", "learned": {"read": {"cosine": 0.9, "norm_ratio": 1.1, "near": [near[0]] * 16}}}]
-    assert len({row["layer"] for row in embedding_drift.words_during(layered)}) == 16
+    layered = [{"stage": "all", "learned": {"read": {"cosine": 0.9, "norm_ratio": 1.1, "near": [near[0]] * 4}}}]
+    assert len({row["layer"] for row in embedding_drift.words_during(layered, LAYERS)}) == 4
 
 
 # The bare placeholder
@@ -190,9 +192,9 @@ def test_the_class_noun_itself_bends_no_word(base, concept):
 
 
 def test_of_a_text_for_each_layer_the_mean_is_taken(base, concept):
-    sixteen = disturbed(XTI(XTIConfig(), base, concept)).eval()
-    outputs, reference = context_tokens.of_concept(sixteen, base, 500), context_tokens.of_noun(base, "dog", concept)
-    assert outputs.shape == (16, 4, 32)
+    per_layer = disturbed(XTI(XTIConfig(), base, concept)).eval()
+    outputs, reference = context_tokens.of_concept(per_layer, base, 500), context_tokens.of_noun(base, "dog", concept)
+    assert outputs.shape == (len(LAYERS), 4, 32)
     layer_by_layer = [context_tokens.cosines(layer[None], reference) for layer in outputs]
     assert np.allclose(context_tokens.cosines(outputs, reference), np.mean(layer_by_layer, axis=0))
 

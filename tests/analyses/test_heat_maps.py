@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from personalize_core.analyses.heat_maps import SIDE, HeatMaps, heat_maps, metrics, overlay, save_grid
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import hooked
 from personalize_core.methods.textual_inversion.method import Config, TextualInversion
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
-from tests.conftest import disturbed
+from tests.conftest import LAYERS, disturbed
 
 PROMPT = "a photo of <v> in the jungle"
 STEPS, GUIDANCE = 3, 6.0

@@ -12,10 +12,9 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from personalize_core.base_model.attention import AttentionMaps, CrossAttention, SelfAttention, check_plain
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import TextContext
-from tests.conftest import tiny_base, tiny_parts
+from tests.conftest import LAYERS, tiny_base, tiny_parts
 
 PROMPTS = ["a photo of <v> dog", "a red mug on the beach"]
 
@@ -93,7 +92,7 @@ def test_the_layers_are_named_in_the_order_they_run(base, context, noise):
     with hooked(*hooks), torch.no_grad():
         denoise(base, noise, context, maps)
     assert ran == list(LAYERS) == list(maps)
-    assert [attn2(base, layer).processor.index for layer in ran] == list(range(16))
+    assert [attn2(base, layer).processor.index for layer in ran] == list(range(len(LAYERS)))
 
 
 def test_every_cross_attention_layer_of_the_unet_is_among_them(base):

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.layers import STABLE_DIFFUSION_LAYERS
 from personalize_core.base_model.model import hooked
 from personalize_core.methods.interface import Stage
 from personalize_core.training.loop import denoising_step
-from tests.conftest import predict, tiny_base, tiny_parts, unpersonalized
+from tests.conftest import LAYERS, layers_of_stable_diffusion, predict, tiny_base, tiny_parts, unpersonalized
 
 
 def test_nothing_of_it_can_be_trained(base):
@@ -20,12 +20,19 @@ def test_nothing_of_it_can_be_trained(base):
         assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_the_layers_are_those_of_stable_diffusion_in_the_order_they_run(base):
-    """Execution order, the middle block between down and up; no attention in down 3 and up 0."""
-    assert LAYERS[:2] == ("down_blocks.0.attentions.0", "down_blocks.0.attentions.1")
-    assert (LAYERS[6], len(LAYERS)) == ("mid_block.attentions.0", 16)
-    assert LAYERS[-1] == "up_blocks.3.attentions.2"
-    assert list(base.transformers) == list(LAYERS)
+def test_the_layers_are_in_the_order_they_run(base):
+    """The middle block between down and up."""
+    assert base.layers == tuple(base.transformers) == LAYERS
+
+
+def test_stable_diffusion_has_sixteen_layers():
+    """No attention in down 3 and up 0."""
+    layers = layers_of_stable_diffusion()
+    assert layers[:3] == ["down_blocks.0.attentions.0", "down_blocks.0.attentions.1", "down_blocks.1.attentions.0"]
+    assert (layers[6], len(layers)) == ("mid_block.attentions.0", 16)
+    assert len(layers) == STABLE_DIFFUSION_LAYERS
+    assert layers[7:10] == [f"up_blocks.1.attentions.{layer}" for layer in range(3)]
+    assert layers[-1] == "up_blocks.3.attentions.2"
 
 
 def test_the_transformer_blocks_run_in_that_order(base, concept):

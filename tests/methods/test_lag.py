@@ -14,7 +14,6 @@ import torch
 from pydantic import ValidationError
 
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
@@ -24,7 +23,7 @@ from personalize_core.methods.recipe import NOTHING_INSIDE
 from personalize_core.methods.shared import lag as localized_module
 from personalize_core.methods.shared.lag import above_median, belongs, localized
 from personalize_core.methods.shared.options import LAG
-from tests.conftest import disturbed, predict, tiny_base
+from tests.conftest import LAYERS, disturbed, predict, tiny_base
 
 
 def test_about_half_of_the_locations_are_inside():

@@ -18,7 +18,7 @@ from personalize_core.methods.shared.layer_modules import attention_projections
 from personalize_core.methods.shared.options import LAG
 from personalize_core.training.loop import train
 from tests.artifacts.test_export import check_same, fresh_pipeline
-from tests.conftest import disturbed, equal_bits, predict, snapshot
+from tests.conftest import LAYERS, disturbed, equal_bits, predict, snapshot
 
 ALL = get_args(Target)
 
@@ -72,7 +72,7 @@ def test_attached_it_answers_as_merged_weights_do(make, base, concept):
     with method.attach(base):
         attached = predict(base, context)
     layers = attention_projections(base)
-    assert len(layers) == len(method.changes) == 128
+    assert len(layers) == len(method.changes) == 8 * len(LAYERS)
     for path, layer in layers.items():
         change = method.changes[path.replace(".", "/")]
         with torch.no_grad():
@@ -88,7 +88,7 @@ def test_every_target_answers_as_merged_weights_do(make, base, concept):
         attached = predict(base, context)
     assert equal_bits(snapshot(base), before)
     unet, encoder = unet_layers(base, ALL), encoder_layers(base, ALL)
-    assert (len(unet), len(encoder)) == (16 * (8 + 2 + 2), 2 * 6)  # transformers, the tiny encoder's two layers
+    assert (len(unet), len(encoder)) == (len(LAYERS) * (8 + 2 + 2), 2 * 6)  # two layers in the encoder
     with torch.no_grad():
         for layers, changes in ((unet, method.changes), (encoder, method.encoder_changes)):
             for path, layer in layers.items():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.layers import STABLE_DIFFUSION_LAYERS
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
@@ -20,7 +20,7 @@ from personalize_core.methods.neti import method as neti
 from personalize_core.methods.neti.method import HIDDEN, Config, Mapper, NeTI, Scaled, final_norm, with_bypass
 from personalize_core.methods.neti.recipe import Sampling
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, predict, sample_latents
+from tests.conftest import LAYERS, disturbed, predict, sample_latents
 
 PROMPT, T = "a photo of a <v> on the beach", torch.tensor([37, 820])
 VARIANTS = [
@@ -44,7 +44,7 @@ def method(base, concept) -> Any:
 def a_mapper(config: Config, width: int = 6, norm: float = 3.0) -> Any:
     """In float64, with parameters away from where they start."""
     torch.manual_seed(0)
-    return disturbed(Mapper(config, width, 1000, torch.tensor(norm))).double().eval()
+    return disturbed(Mapper(config, width, 1000, torch.tensor(norm), 16)).double().eval()
 
 
 # -- the mapper ------------------------------------------------------------------------------------------------
@@ -133,20 +133,20 @@ def test_they_are_in_the_artifact_and_not_among_what_is_learned(method):
 def test_the_first_layer_starts_as_the_features_of_160_anchors():
     """t in 0, 100, ..., 900 in the outer loop, layers in the inner."""
     torch.manual_seed(0)
-    mapper: Any = Mapper(Config(), 6, 1000, torch.tensor(1.0))
+    mapper: Any = Mapper(Config(), 6, 1000, torch.tensor(1.0), 16)
     W = mapper.encode.W.double().numpy()
     expected = [naive_features(W, t, layer) for t in range(0, 1000, 100) for layer in range(16)]
     np.testing.assert_allclose(mapper.anchors.weight.detach().numpy(), np.stack(expected), atol=1e-5)
 
 
 def test_without_fourier_features_t_and_layer_run_from_minus_one_to_one():
-    corners = Scaled(1000)(torch.tensor([0, 999, 0, 999]), torch.tensor([0, 0, 15, 15]))
+    corners = Scaled(1000, 16)(torch.tensor([0, 999, 0, 999]), torch.tensor([0, 0, 15, 15]))
     assert corners.tolist() == [[-1, -1], [1, -1], [-1, 1], [1, 1]]
 
 
 def test_what_it_says_has_the_norm_of_the_class_nouns_embedding(base, concept, method):
     target = base.word_embedding("dog").norm()
-    torch.testing.assert_close(said(method.mapper, T).norm(dim=-1), target.expand(16, 2))
+    torch.testing.assert_close(said(method.mapper, T).norm(dim=-1), target.expand(len(LAYERS), 2))
     embedding, _ = method.mapper(T)
     assert (embedding.norm(dim=-1) < target).all()  # the joint vector has it, not the half (docs/methods.md#neti)
 
@@ -154,7 +154,7 @@ def test_what_it_says_has_the_norm_of_the_class_nouns_embedding(base, concept, m
 def test_or_each_half_has_it(base, concept):
     mapper = disturbed(NeTI(Config(rescale="per_half"), base, concept)).eval().mapper
     for half in mapper(T):
-        torch.testing.assert_close(half.norm(dim=-1), base.word_embedding("dog").norm().expand(16, 2))
+        torch.testing.assert_close(half.norm(dim=-1), base.word_embedding("dog").norm().expand(len(LAYERS), 2))
 
 
 def test_a_class_noun_of_several_tokens_gives_the_norm_of_the_chosen_one(base):
@@ -198,7 +198,7 @@ def test_truncation_without_nested_dropout_is_refused():
 
 def kept_units(config: Config, rows: int, seed: int) -> np.ndarray:
     """(16, rows): how many units nested dropout leaves; fails unless they are the first ones."""
-    mapper: Any = Mapper(config, 6, 1000, torch.tensor(1.0))
+    mapper: Any = Mapper(config, 6, 1000, torch.tensor(1.0), 16)
     torch.manual_seed(seed)
     mask = mapper._nested_dropout(rows).numpy()
     kept = mask.sum(axis=-1)
@@ -303,7 +303,7 @@ def by_hand(method: Any, base, layer: int, t: int, text: str) -> tuple[np.ndarra
 @torch.no_grad()
 def test_keys_come_from_the_text_without_bypass_and_values_from_the_text_with_it(method, base):
     context = method.condition(base, [PROMPT])(torch.tensor([640]))
-    for layer in range(16):
+    for layer in range(len(LAYERS)):
         keys, values = context.layer(layer)
         expected_keys, expected_values = by_hand(method, base, layer, 640, PROMPT)
         np.testing.assert_allclose(keys[0].numpy(), expected_keys, atol=1e-4)
@@ -313,7 +313,7 @@ def test_keys_come_from_the_text_without_bypass_and_values_from_the_text_with_it
 @torch.no_grad()
 def test_they_differ_at_the_placeholder_alone(method, base):
     context = method.condition(base, [PROMPT, "a <v> dog"])(T)
-    for layer in range(16):
+    for layer in range(len(LAYERS)):
         keys, values = context.layer(layer)
         assert torch.equal((keys != values).any(dim=-1), context.placeholder)
 
@@ -337,7 +337,7 @@ def test_without_bypass_they_are_the_same(base, concept):
 def test_every_layer_and_every_timestep_has_a_word_of_its_own(method, base):
     at = method.condition(base, [PROMPT])
     keys = at(torch.tensor([500])).layers[0]
-    assert all(not torch.equal(keys[i], keys[j]) for i in range(16) for j in range(i))
+    assert all(not torch.equal(keys[i], keys[j]) for i in range(len(LAYERS)) for j in range(i))
     assert not torch.equal(at(torch.tensor([501])).layers[0], keys)
 
 
@@ -355,7 +355,7 @@ def test_words_before_the_placeholder_read_as_ever(method, base, concept):
     """The text encoder is causal."""
     context = method.condition(base, [PROMPT])(torch.tensor([500]))
     place, plain = int(context.placeholder[0].nonzero()), base.encode([PROMPT], concept).hidden
-    for layer in range(16):
+    for layer in range(len(LAYERS)):
         for text in context.layer(layer):
             torch.testing.assert_close(text[:, :place], plain[:, :place], atol=1e-5, rtol=0)
             assert not torch.equal(text[:, place:], plain[:, place:])
@@ -366,7 +366,7 @@ def test_a_prompt_without_the_concept_reads_as_the_base_model_does(method, base,
     alone = method.condition(base, ["", "a red mug"])(T)
     assert alone.layers is None and torch.equal(alone.hidden, base.encode(["", "a red mug"], concept).hidden)
     beside = method.condition(base, ["a red mug", PROMPT])(T)
-    for layer in range(16):
+    for layer in range(len(LAYERS)):
         for text in beside.layer(layer):
             torch.testing.assert_close(text[0], alone.hidden[1], atol=1e-5, rtol=0)
 
@@ -375,7 +375,7 @@ def test_a_prompt_without_the_concept_reads_as_the_base_model_does(method, base,
 def test_the_empty_half_of_guidance_reads_the_plain_empty_prompt_in_all_layers(method, base, concept):
     empty, prompt = (method.condition(base, [text])(T[:1]) for text in ("", PROMPT))
     both = TextContext.guidance(empty, prompt)
-    for layer in range(16):
+    for layer in range(len(LAYERS)):
         for kind in (0, 1):
             assert torch.equal(both.layer(layer)[kind][0], empty.hidden[0])
             assert torch.equal(both.layer(layer)[kind][1], prompt.layer(layer)[kind][0])
@@ -441,7 +441,7 @@ def test_the_recipe_is_the_codes():
     c = Config()
     assert (c.batch_size, c.dropout_rows, c.lr, c.steps) == (2 * 4, 2, pytest.approx(1e-3 * 2 * 4), 1000)
     assert (c.nested_dropout, c.time_anchors, c.sigma_t, c.sigma_l, neti.BYPASS) == (0.5, 10, 0.03, 2.0, 0.2)
-    assert c.positional_encoding and c.bypass and c.rescale == "joint" and len(LAYERS) == 16
+    assert c.positional_encoding and c.bypass and c.rescale == "joint" and STABLE_DIFFUSION_LAYERS == 16
 
 
 def test_concept_images_are_squashed_and_mirrored():

@@ -1,4 +1,4 @@
-"""Personalized Residuals are low-rank changes to 16 projections; LAG keeps them to the concept's region."""
+"""Personalized Residuals are low-rank changes to projections; LAG keeps them to the concept's region."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import hooked
 from personalize_core.base_model.text import TextContext
 from personalize_core.methods.personalized_residuals import method as residuals
@@ -17,7 +16,7 @@ from personalize_core.methods.personalized_residuals.method import Config, Perso
 from personalize_core.methods.shared import lag
 from personalize_core.methods.shared.options import LAG
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, predict, tiny_base
+from tests.conftest import LAYERS, disturbed, predict, tiny_base
 
 PROMPT = "a photo of a <v> dog"
 
@@ -63,7 +62,7 @@ def test_factors_start_with_a_deviation_of_two_hundredths():
     assert not Residual(1280, 1280, 64, "base_model").B.any()
 
 
-def test_they_sit_on_the_output_projection_of_all_16_blocks(method):
+def test_they_sit_on_the_output_projection_of_every_block(method):
     assert [name.replace("/", ".") for name in method.residuals] == [f"{layer}.proj_out" for layer in LAYERS]
 
 
@@ -100,7 +99,7 @@ ABLATIONS = [("proj_out",), ("proj_in",), ("to_k", "to_v"), ("to_k", "to_v", "pr
 @pytest.mark.parametrize("targets", ABLATIONS, ids="+".join)
 def test_attached_they_answer_as_merged_weights_do(targets, base, concept):
     trained = disturbed(PersonalizedResiduals(Config(targets=targets), base, concept)).eval()
-    assert len(trained.residuals) == 16 * len(targets)
+    assert len(trained.residuals) == len(LAYERS) * len(targets)
     context = base.encode([PROMPT, "the desert"], concept)
     with trained.attach(base):
         attached = predict(base, context)
@@ -286,7 +285,7 @@ def test_lag_is_eq_3_as_a_plain_loop_computes_it(unconditional, trained, base, c
             np.testing.assert_allclose(answer[row], expected, atol=1e-4)
             assert np.array_equal(answer[row][~mask], f[row][~mask])
         inside.append([mask.mean() for mask in masks])
-    assert {tuple(row) for row in np.array(inside)[[0, 15], 2:]} == {(0.5, 0.5)}
+    assert {tuple(row) for row in np.array(inside)[[0, -1], 2:]} == {(0.5, 0.5)}
 
 
 def test_the_mask_is_that_of_the_layer_itself(trained, base, concept, monkeypatch):

@@ -15,7 +15,6 @@ from skimage.filters import threshold_otsu
 
 from personalize_core.artifacts import saving
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import hooked
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
@@ -27,22 +26,29 @@ from personalize_core.methods.personalized_residuals.method import PersonalizedR
 from personalize_core.methods.shared.options import LAG
 from personalize_core.methods.vico import method as vico
 from personalize_core.methods.vico.method import (
-    LAYERS_WITH_IMAGES,
     Config,
     ViCo,
     image_block,
+    layers_with_images,
     of_reference,
     otsu,
 )
 from personalize_core.methods.vico.recipe import Sampling
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, predict, sample_latents, tiny_base
+from tests.conftest import disturbed, layers_of_stable_diffusion, predict, sample_latents, tiny_base
 
+WITH_IMAGES = ("up_blocks.1.attentions.1", "up_blocks.2.attentions.1")  # of the base model here
 PROMPTS = ["a photo of a <v> on the beach", "a red <v>", "the desert"]
 
 
 def make(base, concept, **chosen) -> Any:
     return ViCo(Config(steps=3, **chosen), base, concept)
+
+
+@pytest.fixture(params=[False, True], ids=["convolutional", "linear"])
+def base(request) -> Any:
+    """With image blocks at two resolutions."""
+    return tiny_base(request.param, levels=3)
 
 
 @pytest.fixture
@@ -149,7 +155,7 @@ def naive_block(p: dict[str, np.ndarray], x: np.ndarray, r: np.ndarray, mask: np
 @pytest.fixture
 def block_case(base) -> Any:
     """A block in float64, features of two rows, and a mask for each."""
-    text_block: Any = base.transformers[LAYERS_WITH_IMAGES[0]].transformer_blocks[0]
+    text_block: Any = base.transformers[WITH_IMAGES[0]].transformer_blocks[0]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         block = disturbed(image_block(text_block)).double()
@@ -209,9 +215,14 @@ def test_blocks_start_from_the_frameworks_defaults(method):
 
 
 def test_blocks_sit_in_every_second_transformer_of_the_decoder(method, base):
-    decoder = [layer for layer in LAYERS if layer.startswith("up_blocks")]
-    assert [key.replace("/", ".") for key in method.blocks] == decoder[1::2]
-    for layer in LAYERS_WITH_IMAGES:
+    assert layers_with_images(layers_of_stable_diffusion()) == (
+        "up_blocks.1.attentions.1",
+        "up_blocks.2.attentions.0",
+        "up_blocks.2.attentions.2",
+        "up_blocks.3.attentions.1",
+    )
+    assert [key.replace("/", ".") for key in method.blocks] == list(WITH_IMAGES)
+    for layer in WITH_IMAGES:
         block, text_block = method.blocks[layer.replace(".", "/")], base.transformers[layer].transformer_blocks[0]
         assert block.attn2.heads == block.attn1.heads == text_block.attn2.heads
         assert block.attn2.to_k.weight.shape == text_block.attn1.to_k.weight.shape
@@ -223,7 +234,7 @@ def test_blocks_sit_in_every_second_transformer_of_the_decoder(method, base):
 def test_the_clean_reference_follows_the_noisy_rows_with_their_timesteps_and_texts(method, base, concept):
     method.sampling = Sampling(reference=2)
     context, seen = guided(method, base), {}
-    layer: Any = base.transformers[LAYERS[0]].transformer_blocks[0].attn2
+    layer: Any = base.transformers[base.layers[0]].transformer_blocks[0].attn2
     with (
         method.attach(base),
         hooked(
@@ -307,9 +318,9 @@ def test_whoever_asks_for_maps_gets_those_of_the_noisy_rows(training, method, ba
         base.denoise(noise, t, context, plain)
         with method.attach(base):
             base.denoise(noise, t, context, maps)
-    extra = [of_reference(layer) for layer in LAYERS_WITH_IMAGES] if training else []
-    assert sorted(maps) == sorted([*LAYERS, *extra])
-    for layer in LAYERS[: LAYERS.index(LAYERS_WITH_IMAGES[0]) + 1]:
+    extra = [of_reference(layer) for layer in WITH_IMAGES] if training else []
+    assert sorted(maps) == sorted([*base.layers, *extra])
+    for layer in base.layers[: base.layers.index(WITH_IMAGES[0]) + 1]:
         torch.testing.assert_close(maps[layer], plain[layer], atol=1e-5, rtol=0)
     assert {len(maps[layer]) for layer in maps} == {4}
 
@@ -322,7 +333,7 @@ def as_linear(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_both_kinds_of_projection_agree_on_the_same_numbers(concept):
-    convolutional, linear = tiny_base(False), tiny_base(True)
+    convolutional, linear = tiny_base(False, levels=3), tiny_base(True, levels=3)
     linear.unet.load_state_dict(as_linear(convolutional.unet.state_dict()))
     method = make(convolutional, concept).eval()
     method.references = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(8))
@@ -373,7 +384,7 @@ def test_under_lag_a_block_acts_where_the_image_looks_at_the_placeholder_and_now
     given: dict[str, tuple] = {}
     left: dict[str, torch.Tensor] = {}
     handles = []
-    for layer in LAYERS_WITH_IMAGES:
+    for layer in WITH_IMAGES:
 
         def enter(block, args, output, layer=layer) -> None:
             given[layer] = args[0], output
@@ -385,7 +396,7 @@ def test_under_lag_a_block_acts_where_the_image_looks_at_the_placeholder_and_now
         handles.append(base.transformers[layer].proj_out.register_forward_pre_hook(leave))
     with hooked(*handles):
         _, features = masks_of(method, base, context)
-    for layer in LAYERS_WITH_IMAGES:
+    for layer in WITH_IMAGES:
         heads = base.transformers[layer].transformer_blocks[0].attn2.heads
         f, changed = given[layer]
         for row, partner in enumerate([3, 4, 5, 3, 4, 5]):
@@ -405,7 +416,7 @@ def masks_of(method, base, context, seed: int = 3) -> tuple[dict[str, Any], dict
     """What each block is given as its mask, (B, 1, h*w); and the queries "q" and keys "k" of those layers."""
     given, features = {}, {}
     handles = []
-    for layer in LAYERS_WITH_IMAGES:
+    for layer in WITH_IMAGES:
         block, attention = method.blocks[layer.replace(".", "/")], base.transformers[layer].transformer_blocks[0].attn2
 
         def keep(m, args, kwargs, layer=layer) -> None:
@@ -446,7 +457,7 @@ def test_each_layers_mask_is_the_naive_one_also_in_guidances_halves(unconditiona
     assert [PROMPTS[row].split().index("<v>") + 1 for row in (0, 1)] == places[:2]
     assert context.end[5].nonzero().item() == 3
     given, features = masks_of(method, base, context)
-    for layer, side in zip(LAYERS_WITH_IMAGES, (2, 4, 4, 8), strict=True):
+    for layer, side in zip(WITH_IMAGES, (4, 8), strict=True):
         heads = base.transformers[layer].transformer_blocks[0].attn2.heads
         expected = naive_masks(features, layer, heads, places * 2)
         if unconditional == "from_cond":
@@ -462,8 +473,8 @@ def test_the_mask_follows_the_reference_and_not_the_noise(method, base):
     (one, _), (other_noise, _) = masks_of(method, base, context, seed=3), masks_of(method, base, context, seed=4)
     method.sampling = Sampling(reference=1)
     other_reference, _ = masks_of(method, base, context, seed=3)
-    assert all(torch.equal(one[layer], other_noise[layer]) for layer in LAYERS_WITH_IMAGES)
-    assert not all(torch.equal(one[layer], other_reference[layer]) for layer in LAYERS_WITH_IMAGES)
+    assert all(torch.equal(one[layer], other_noise[layer]) for layer in WITH_IMAGES)
+    assert not all(torch.equal(one[layer], other_reference[layer]) for layer in WITH_IMAGES)
 
 
 def test_without_the_mask_all_of_the_reference_is_seen(base, concept):
@@ -479,7 +490,7 @@ def test_no_gradient_goes_through_the_mask(method, base, monkeypatch):
     with method.requires_grad_(True).attach(base):
         context = method.condition(base, ["a <v>"])(torch.tensor([500]))
         base.denoise(torch.zeros(1, 4, 8, 8), torch.tensor([500]), context)
-    assert asked == [(False, False)] * 4
+    assert asked == [(False, False)] * len(WITH_IMAGES)
 
 
 # -- the regularizer -------------------------------------------------------------------------------------------
@@ -495,7 +506,7 @@ def test_the_regularizer_is_the_formula_of_the_references_maps(base, concept, im
     method = disturbed(make(base, concept, regularizer=0.25))
     step = a_step(method, base, images)
     expected = 0.0
-    for layer in LAYERS_WITH_IMAGES:
+    for layer in WITH_IMAGES:
         looked = step.maps[of_reference(layer)].detach().double().numpy().mean(axis=1)  # (B, h*w, L)
         distances = []
         for row in range(4):
@@ -512,7 +523,7 @@ def test_its_gradient_leaves_the_end_of_text_map_where_it_is(base, concept, imag
     """Against finite differences of a formula in which the end-of-text map is a constant."""
     method = make(base, concept, regularizer=1.0)
     step = a_step(method, base, images)
-    names = [of_reference(layer) for layer in LAYERS_WITH_IMAGES]
+    names = [of_reference(layer) for layer in WITH_IMAGES]
     generator = torch.Generator().manual_seed(5)
     keys = {name: torch.randn(4, 2, 77, 8, generator=generator) for name in names}
     queries = {name: torch.randn(4, 2, 9, 8, generator=generator) for name in names}
@@ -561,7 +572,7 @@ def test_it_is_zero_where_the_placeholder_looks_where_the_end_looks(base, concep
 def test_with_a_weight_of_zero_there_is_none(base, concept, images):
     method = make(base, concept, regularizer=0.0)
     step = a_step(method, base, images)
-    assert method.stages()[0].penalty(step) == {} and sorted(step.maps) == sorted(LAYERS)
+    assert method.stages()[0].penalty(step) == {} and sorted(step.maps) == sorted(base.layers)
 
 
 # -- references ------------------------------------------------------------------------------------------------
@@ -654,7 +665,7 @@ def test_with_gradient_checkpointing_nobody_reads_maps_for_a_gradient_within_the
     context = method.condition(base, ["a <v>"])(torch.tensor([500]))
 
     def read(*_: Any) -> None:
-        base.call.maps.on(LAYERS[0], base.call.context.placeholder)
+        base.call.maps.on(base.layers[0], base.call.context.placeholder)
 
     handle = base.unet.conv_out.register_forward_hook(read)
     with hooked(handle), method.attach(base), pytest.raises(RuntimeError, match="maps were read for a gradient"):

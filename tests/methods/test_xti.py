@@ -1,4 +1,4 @@
-"""XTI learns an embedding for each of the 16 cross-attention layers."""
+"""XTI learns an embedding for each of the cross-attention layers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import hooked
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods.textual_inversion.method import Config as InversionConfig
 from personalize_core.methods.textual_inversion.method import TextualInversion
 from personalize_core.methods.xti.method import XTI, Config
 from personalize_core.training.loop import denoising_step, diffusion_loss
-from tests.conftest import disturbed, sample_latents
+from tests.conftest import LAYERS, disturbed, sample_latents
 
 PROMPTS = ["a photo of a <v>", "the desert", "a red <v> on the beach"]
 
@@ -27,7 +26,7 @@ def method(base, concept) -> Any:
 
 def test_it_starts_as_textual_inversion_does(method, base, concept):
     inversion = TextualInversion(InversionConfig(), base, concept)
-    assert method.embeddings.shape == (16, 32)
+    assert method.embeddings.shape == (len(LAYERS), 32)
     assert all(torch.equal(row, inversion.embedding.vector) for row in method.embeddings)
     torch.testing.assert_close(
         sample_latents(method, base, PROMPTS), sample_latents(inversion, base, PROMPTS), atol=1e-4, rtol=1e-4
@@ -69,13 +68,13 @@ def test_a_prompt_without_the_concept_is_encoded_once(method, base):
     assert context.layers is None
 
 
-@pytest.mark.parametrize("index", [0, 6, 15])
+@pytest.mark.parametrize("index", range(len(LAYERS)))
 def test_an_embedding_acts_in_its_layer_alone(index, method, base):
     before = method.condition(base, PROMPTS)(torch.tensor([500])).layers[0]
     with torch.no_grad():
         method.embeddings[index] += 1
     after = method.condition(base, PROMPTS)(torch.tensor([500])).layers[0]
-    changed = [layer for layer in range(16) if not torch.equal(before[layer], after[layer])]
+    changed = [layer for layer in range(len(LAYERS)) if not torch.equal(before[layer], after[layer])]
     assert changed == [index]
     assert torch.equal(after[index][1], before[index][1])  # the row of the desert
 
@@ -85,7 +84,7 @@ def test_the_diffusion_loss_reaches_every_embedding(method, base, images):
     assert stage.max_gradient_norm == math.inf  # neither code clips gradients
     loss = diffusion_loss(denoising_step(method.train(), base, images, stage, seed=0, index=0))
     (gradient,) = torch.autograd.grad(loss, method.embeddings)
-    assert gradient.isfinite().all() and (gradient.abs().sum(dim=1) > 0).tolist() == [True] * 16
+    assert gradient.isfinite().all() and (gradient.abs().sum(dim=1) > 0).tolist() == [True] * len(LAYERS)
 
 
 def test_in_all_else_it_is_textual_inversion(method, base, concept, images):

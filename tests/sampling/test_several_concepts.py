@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from personalize_core.base_model.attention import Call
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import hooked
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
@@ -28,7 +27,7 @@ from personalize_core.methods.textual_inversion.method import TextualInversion
 from personalize_core.methods.vico.method import Config as ViCoConfig
 from personalize_core.methods.vico.method import ViCo
 from personalize_core.sampling.several_concepts import Together
-from tests.conftest import disturbed, predict, sample_latents
+from tests.conftest import LAYERS, disturbed, predict, sample_latents
 
 FIRST, SECOND = Concept("v", "<v>", "dog"), Concept("w", "<w>", "teddy bear")
 PROMPT = "a photo of <v> dog beside a <w> teddy bear"

@@ -13,7 +13,6 @@ from pydantic import ValidationError
 
 from personalize_core.artifacts import saving
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
@@ -28,7 +27,7 @@ from personalize_core.methods.shared.context_regularizer import (
 )
 from personalize_core.methods.textual_inversion.method import TextualInversion
 from personalize_core.sampling.test_time_optimization import ContextRefined, Refinement, embedding_name
-from tests.conftest import disturbed, equal_bits, sample_latents, snapshot, tiny_base
+from tests.conftest import LAYERS, disturbed, equal_bits, sample_latents, snapshot, tiny_base
 
 PROMPT = "a photo of <v> in the jungle"
 
@@ -236,17 +235,18 @@ def in_float64(maps: AttentionMaps) -> dict[str, list[np.ndarray]]:
 def test_the_attention_loss_is_eq_4_as_a_plain_loop_computes_it(pool, reduction, maps):
     ours, others, pair = maps
     expected = naive_attention_loss(in_float64(ours), in_float64(others), pair, pool, reduction)
-    np.testing.assert_allclose(context_attention_loss(ours, others, pair, pool, reduction).item(), expected, rtol=1e-3)
+    loss = context_attention_loss(ours, others, LAYERS, pair, pool, reduction)
+    np.testing.assert_allclose(loss.item(), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("pool", ["layer", "all"])
 def test_its_gradient_is_that_of_finite_differences_and_reaches_the_concepts_prompt_alone(pool, maps):
     ours, others, pair = maps
-    layers = [LAYERS[0], LAYERS[6], LAYERS[-1]]
+    layers = [LAYERS[0], LAYERS[1], LAYERS[-1]]
     leaves = [t for layer in layers for t in ours._query_key[layer]]
     of_class = [t for layer in LAYERS for t in others._query_key[layer]]
     gradients = torch.autograd.grad(
-        context_attention_loss(ours, others, pair, pool, "sum"), leaves + of_class, allow_unused=True
+        context_attention_loss(ours, others, LAYERS, pair, pool, "sum"), leaves + of_class, allow_unused=True
     )
     assert all(gradient is None for gradient in gradients[len(leaves) :])
     arrays, fixed, generator = in_float64(ours), in_float64(others), np.random.default_rng(0)

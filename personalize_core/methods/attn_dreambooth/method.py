@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
@@ -86,13 +85,13 @@ class AttnDreamBooth(EmbeddingAndUNet):
         """Eq. 2: the placeholder is to be attended as much, and as unevenly, as the class noun behind it.
 
         Mean and variance of each token's map over heads and locations, and the squared difference of the two tokens'.
-        The paper pools the values of all 16 maps; its code takes each layer by itself, averages the squares over the
-        layers and sums them over the batch. By default the code's; neither map is detached.
+        The paper pools the values of all layers' maps; its code takes each layer by itself, averages the squares over
+        the layers and sums them over the batch. By default the code's; neither map is detached.
         """
         if not (mean_weight or variance_weight):
             return {}
         columns = torch.stack([_shares(step.context.placeholder), _shares(self._noun(step.context))], dim=-1)
-        mean, variance = step.maps.statistics(LAYERS, columns, self.config.reg_pool)
+        mean, variance = step.maps.statistics(tuple(step.maps), columns, self.config.reg_pool)
         penalties = {}
         if mean_weight:
             penalties["attention_mean"] = mean_weight * self._distance(mean)

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
@@ -123,11 +122,11 @@ class LoRADreamBooth(Method):
 
 
 def unet_layers(
-    base: BaseModel, targets: Iterable[Target], transformers: Iterable[str] = LAYERS
+    base: BaseModel, targets: Iterable[Target], transformers: Iterable[str] | None = None
 ) -> dict[str, nn.Linear | nn.Conv2d]:
-    """Path in the U-Net -> layer, of those that the targets name, in some of its 16 transformers."""
+    """Path in the U-Net -> layer, of those that the targets name, in some of its transformers or all."""
     found: dict[str, Any] = {}
-    transformers = list(transformers)
+    transformers = base.layers if transformers is None else list(transformers)
     if "attention" in targets:
         found |= attention_projections(base, transformers)
     inside = (

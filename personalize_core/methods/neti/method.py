@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import Conditioning, TextContext
 from personalize_core.concepts.concept import Concept
@@ -46,7 +45,7 @@ class FourierFeatures(nn.Module):
         self.register_buffer("W", torch.randn(FREQUENCIES, 2) * torch.tensor([sigma_t, sigma_l]))
 
     def forward(self, t: Tensor, layer: Tensor) -> Tensor:
-        """t: (...), 0 to 999. layer: (...), 0 to 15. -> (..., 2048), of norm 1."""
+        """t: (...), 0 to 999. layer: (...), from 0. -> (..., 2048), of norm 1."""
         angles = torch.stack([t, layer], dim=-1).to(self.W) @ self.W.T
         return F.normalize(torch.cat([angles.sin(), angles.cos()], dim=-1), dim=-1)
 
@@ -56,13 +55,13 @@ class Scaled(nn.Module):
 
     width = 2
 
-    def __init__(self, timesteps: int) -> None:
+    def __init__(self, timesteps: int, layers: int) -> None:
         super().__init__()
-        self.timesteps = timesteps
+        self.timesteps, self.layers = timesteps, layers
 
     def forward(self, t: Tensor, layer: Tensor) -> Tensor:
-        """t: (...), 0 to 999. layer: (...), 0 to 15. -> (..., 2)."""
-        return torch.stack([2 * t / (self.timesteps - 1) - 1, 2 * layer / (len(LAYERS) - 1) - 1], dim=-1)
+        """t: (...), 0 to 999. layer: (...), from 0. -> (..., 2)."""
+        return torch.stack([2 * t / (self.timesteps - 1) - 1, 2 * layer / (self.layers - 1) - 1], dim=-1)
 
 
 class Mapper(nn.Module):
@@ -73,23 +72,24 @@ class Mapper(nn.Module):
         width: D of the text encoder.
         timesteps: how many the base model was trained with.
         norm: () the norm of the class noun's embedding.
+        layers: how many cross-attention layers the base model has.
     """
 
     norm: Tensor
 
-    def __init__(self, config: Config, width: int, timesteps: int, norm: Tensor) -> None:
+    def __init__(self, config: Config, width: int, timesteps: int, norm: Tensor, layers: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.layers = config, layers
         self.register_buffer("norm", norm.detach().clone().float())
         if config.positional_encoding:
             self.encode = FourierFeatures(config.sigma_t, config.sigma_l)
-            self.anchors = nn.Linear(self.encode.width, config.time_anchors * len(LAYERS))
+            self.anchors = nn.Linear(self.encode.width, config.time_anchors * layers)
             times = torch.arange(config.time_anchors) * (timesteps // config.time_anchors)
             with torch.no_grad():  # one unit starts as the features of each anchor, layer after layer at each time
                 self.anchors.weight.copy_(self._at_every_layer(times).transpose(0, 1).flatten(0, 1))
             features = self.anchors.out_features
         else:
-            self.encode, self.anchors = Scaled(timesteps), nn.Identity()
+            self.encode, self.anchors = Scaled(timesteps, layers), nn.Identity()
             features = self.encode.width
         self.hidden = nn.Sequential(
             *(nn.Linear(features, HIDDEN), nn.LayerNorm(HIDDEN), nn.LeakyReLU()),
@@ -98,12 +98,12 @@ class Mapper(nn.Module):
         self.output = nn.Linear(HIDDEN, (1 + config.bypass) * width)
 
     def _at_every_layer(self, t: Tensor) -> Tensor:
-        """t: (B,). -> what is known of a timestep and a layer, (16, B, 2048 or 2)."""
-        layers = torch.arange(len(LAYERS), device=t.device)[:, None].expand(-1, len(t))
+        """t: (B,). -> what is known of a timestep and a layer, (layers, B, 2048 or 2)."""
+        layers = torch.arange(self.layers, device=t.device)[:, None].expand(-1, len(t))
         return self.encode(t.expand_as(layers), layers)
 
     def forward(self, t: Tensor, truncation: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """t: (B,). -> for every layer the embedding (16, B, D), and the bypass (16, B, D) if it has one.
+        """t: (B,). -> for every layer the embedding (layers, B, D), and the bypass (layers, B, D) if it has one.
 
         Units of the hidden layer from `truncation` on are silenced, but not in training.
         """
@@ -123,16 +123,16 @@ class Mapper(nn.Module):
         return embedding, bypass
 
     def _nested_dropout(self, rows: int) -> Tensor:
-        """(16, rows, 128) bool: in a layer's rows, if they are chosen, units from a random one on fall out.
+        """(layers, rows, 128) bool: in a layer's rows, if they are chosen, units from a random one on fall out.
 
         The code draws once per call, which is one layer with a batch of `dropout_rows` rows, whether it drops at all,
         and then for each row where the cut lies, from 0 to 127. From torch's global stream, as all dropout is, and on
         the CPU, so that no device changes it.
         """
         calls = -(-rows // self.config.dropout_rows)
-        drops = torch.rand(len(LAYERS), calls) < self.config.nested_dropout
+        drops = torch.rand(self.layers, calls) < self.config.nested_dropout
         drops = drops.repeat_interleave(self.config.dropout_rows, dim=1)[:, :rows]
-        cut = torch.where(drops, torch.randint(HIDDEN, (len(LAYERS), rows)), HIDDEN)
+        cut = torch.where(drops, torch.randint(HIDDEN, (self.layers, rows)), HIDDEN)
         return torch.arange(HIDDEN) < cut[..., None]
 
 
@@ -144,7 +144,7 @@ class NeTI(Method):
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
         norm = class_embedding(base, concept.class_noun, config.class_token_rule).norm()
-        self.mapper = Mapper(config, base.text_width, base.scheduler.config.num_train_timesteps, norm)
+        self.mapper = Mapper(config, base.text_width, base.scheduler.config.num_train_timesteps, norm, len(base.layers))
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
 
     @property
@@ -175,15 +175,15 @@ class NeTI(Method):
         return lambda t: self._at(t, base, prompts, plain)
 
     def _at(self, t: Tensor, base: BaseModel, prompts: Sequence[str], plain: TextContext) -> TextContext:
-        """What every layer reads at timesteps t (B,): 16 passes of the text encoder as one, layer after layer."""
+        """What every layer reads at timesteps t (B,), all in one pass of the text encoder, layer after layer."""
         embedding, bypass = self.mapper(t, self.sampling.truncation)
         norm, before = final_norm(base), []
         with hooked(norm.register_forward_pre_hook(lambda module, args: before.append(args[0]))):
-            context = base.encode([*prompts] * len(LAYERS), self.concept, embedding.flatten(0, 1)[:, None])
+            context = base.encode([*prompts] * len(embedding), self.concept, embedding.flatten(0, 1)[:, None])
         keys = values = context.hidden
         if bypass is not None:
             values = norm(with_bypass(before[-1], bypass.flatten(0, 1), context.placeholder))
-        rows = (len(LAYERS), len(prompts))
+        rows = (len(embedding), len(prompts))
         return dataclasses.replace(plain, layers=(keys.unflatten(0, rows), values.unflatten(0, rows)))
 
 

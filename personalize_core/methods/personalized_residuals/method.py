@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
@@ -66,7 +65,7 @@ class PersonalizedResiduals(Method):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        shapes = {path: layer.weight.shape[:2] for path, layer in self._projections(base).items()}
+        shapes = {path: layer.weight.shape[:2] for path, layer in self._projections(base, base.layers).items()}
         self.residuals = LayerModules(
             {
                 path: Residual(inputs, outputs, max(1, round(config.rank_fraction * outputs)), config.initial)
@@ -106,7 +105,7 @@ class PersonalizedResiduals(Method):
         projections = self._projections(base, [layer])
         return self.residuals.hooks(projections, lambda residual: self._adding(residual, layer, base))
 
-    def _projections(self, base: BaseModel, layers: Iterable[str] = LAYERS) -> dict[str, Any]:
+    def _projections(self, base: BaseModel, layers: Iterable[str]) -> dict[str, Any]:
         """Path in the U-Net -> nn.Linear or 1x1 nn.Conv2d."""
         found = {}
         for layer in layers:
@@ -129,7 +128,7 @@ class PersonalizedResiduals(Method):
 
     def export(self, base: BaseModel, folder: Path) -> str:
         tensors = {}
-        for path, projection in self._projections(base).items():
+        for path, projection in self._projections(base, base.layers).items():
             residual = self.residuals.of(path)
             for name, factor in (("lora_A", residual.B), ("lora_B", residual.A)):  # PEFT computes B(A x)
                 axes = factor.shape + (1, 1) * isinstance(projection, nn.Conv2d)

@@ -8,7 +8,7 @@ them; `ContextRefined` refines any learned embedding with them for one prompt ("
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.layers import LAYERS, Pool
+from personalize_core.base_model.layers import Pool
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import SLOT, Concept
@@ -92,23 +92,29 @@ def context_embedding_loss(concept_context: Tensor, class_context: Tensor, axis:
 
 
 def context_attention_loss(
-    maps: AttentionMaps, class_maps: AttentionMaps, pair: PromptPair, pool: Pool, reduction: Reduction
+    maps: AttentionMaps,
+    class_maps: AttentionMaps,
+    layers: Sequence[str],
+    pair: PromptPair,
+    pool: Pool,
+    reduction: Reduction,
 ) -> Tensor:
     """How far the mean attention to each context token is from the class prompt's.
 
     Eq. 4 is the mean over the context tokens of the squared difference of the two mean attentions, each over all
-    values of the 16 maps (`pool` "all"). The released code takes the means layer by layer and averages the squares
+    values of all layers' maps (`pool` "all"). The released code takes the means layer by layer and averages the squares
     over the layers ("layer"), and sums over the batch of which the paper does not speak.
 
     Args:
         maps: of the prompt that names the concept; the gradient reaches its keys and queries.
         class_maps: of the same noisy latents under the prompt that names the class, recorded without gradient.
+        layers: whose maps to compare.
     """
     mean, _ = maps.statistics(
-        LAYERS, _selecting(pair.concept_positions, pair.length), pool
+        layers, _selecting(pair.concept_positions, pair.length), pool
     )  # (layers, B, m), or (1, B, m)
     with torch.no_grad():
-        class_mean, _ = class_maps.statistics(LAYERS, _selecting(pair.class_positions, pair.length), pool)
+        class_mean, _ = class_maps.statistics(layers, _selecting(pair.class_positions, pair.length), pool)
     of_rows = (mean - class_mean).pow(2).mean(dim=-1).mean(dim=0)  # (B,)
     return of_rows.sum() if reduction == "sum" else of_rows.mean()
 
@@ -141,7 +147,7 @@ def context_losses(
         base.denoise(x_t, t, said, maps)
         with torch.no_grad():
             base.denoise(x_t, t, class_said, class_maps)
-        loss = context_attention_loss(maps, class_maps, pair, how.car_pool, how.car_batch)
+        loss = context_attention_loss(maps, class_maps, base.layers, pair, how.car_pool, how.car_batch)
         losses["context_attention"] = how.car_weight * loss
     return losses
 

@@ -8,7 +8,6 @@ from typing import Any, Generic, TypeVar, cast
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import BaseModel
 
 M = TypeVar("M", bound=nn.Module)
@@ -49,10 +48,10 @@ class LayerModules(nn.ModuleDict, Generic[M]):
         return [layer.register_forward_hook(hook(self.of(path))) for path, layer in layers.items()]
 
 
-def attention_projections(base: BaseModel, transformers: Iterable[str] = LAYERS) -> dict[str, nn.Linear]:
-    """Path in the U-Net -> layer: queries, keys, values and outputs of both attentions, in all 16 transformers."""
+def attention_projections(base: BaseModel, transformers: Iterable[str] | None = None) -> dict[str, nn.Linear]:
+    """Path in the U-Net -> layer: queries, keys, values and outputs of both attentions, in some transformers or all."""
     found = {}
-    for path in transformers:
+    for path in base.layers if transformers is None else transformers:
         block = base.transformers[path]
         for kind in ("attn1", "attn2"):
             attention: Any = block.transformer_blocks[0].get_submodule(kind)

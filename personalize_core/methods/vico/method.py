@@ -29,13 +29,16 @@ from personalize_core.methods.shared.lag import localized, region
 from personalize_core.methods.shared.layer_modules import LayerModules
 from personalize_core.methods.vico.recipe import Config
 
-LAYERS_WITH_IMAGES = (  # every second transformer of the decoder
-    "up_blocks.1.attentions.1",
-    "up_blocks.2.attentions.0",
-    "up_blocks.2.attentions.2",
-    "up_blocks.3.attentions.1",
-)
 CANDIDATES = tuple(tenth / 10 for tenth in range(10))  # thresholds that Otsu's method tries
+
+
+def layers_with_images(layers: Sequence[str]) -> tuple[str, ...]:
+    """Every second transformer of the decoder, from its second on: four in Stable Diffusion.
+
+    Args:
+        layers: all transformers of the U-Net by path, in the order they run.
+    """
+    return tuple(layer for layer in layers if layer.startswith("up_blocks."))[1::2]
 
 
 class ViCo(Method):
@@ -60,7 +63,8 @@ class ViCo(Method):
         super().__init__(config, base, concept)
         self.embedding = ConceptEmbedding(class_embedding(base, concept.class_noun, config.class_token_rule))
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
-        layers = LAYERS_WITH_IMAGES if config.image_attention else ()
+        self.layers = layers_with_images(base.layers)
+        layers = self.layers if config.image_attention else ()
         self.blocks = LayerModules(
             {layer: image_block(base.transformers[layer].transformer_blocks[0]) for layer in layers}
         )
@@ -96,7 +100,7 @@ class ViCo(Method):
         if not self.config.regularizer:
             return {}
         distances = []
-        for layer in map(of_reference, LAYERS_WITH_IMAGES):
+        for layer in map(of_reference, self.layers):
             with torch.no_grad():
                 A_E = step.maps.on(layer, step.context.end)
             A_V = step.maps.on(layer, step.context.placeholder)
@@ -122,7 +126,7 @@ class ViCo(Method):
                 f"{len(self.references)}, counted from 0"
             )
         handles = list(self._doubling(base, regularized))
-        for layer in LAYERS_WITH_IMAGES if self.config.image_attention else ():
+        for layer in self.layers if self.config.image_attention else ():
             text_block = base.transformers[layer].transformer_blocks[0]
             handles.append(text_block.register_forward_hook(self._attending(layer), with_kwargs=True))
         return hooked(*handles)
@@ -150,7 +154,7 @@ class ViCo(Method):
             rows = len(output.sample) // 2
             maps.include(call.maps, slice(rows))
             if regularized:
-                maps.include(call.maps, slice(rows, None), {layer: of_reference(layer) for layer in LAYERS_WITH_IMAGES})
+                maps.include(call.maps, slice(rows, None), {layer: of_reference(layer) for layer in self.layers})
             output.sample = output.sample[:rows]
             return output
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from torch import Generator, Tensor, nn
 
-from personalize_core.base_model.layers import LAYERS
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
@@ -36,7 +35,7 @@ class XTI(Method):
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
         start = class_embedding(base, concept.class_noun, config.class_token_rule).float()
-        self.embeddings = nn.Parameter(start.repeat(len(LAYERS), 1))  # (16, D), in the order the layers run
+        self.embeddings = nn.Parameter(start.repeat(len(base.layers), 1))  # (layers, D), in the order they run
         self.register_buffer("initial", start, persistent=False)
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
 
@@ -61,7 +60,8 @@ class XTI(Method):
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
         context = base.encode(prompts, self.concept)
         if context.placeholder.any():  # else every layer reads the same
-            rows = self.embeddings.repeat_interleave(len(prompts), dim=0)[:, None]  # (16 B, 1, D), layer after layer
-            texts = base.encode([*prompts] * len(LAYERS), self.concept, rows).hidden.unflatten(0, (len(LAYERS), -1))
+            layers = len(self.embeddings)
+            rows = self.embeddings.repeat_interleave(len(prompts), dim=0)[:, None]  # (layers * B, 1, D)
+            texts = base.encode([*prompts] * layers, self.concept, rows).hidden.unflatten(0, (layers, -1))
             context = dataclasses.replace(context, layers=(texts, texts))
         return lambda t: context

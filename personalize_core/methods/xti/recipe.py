@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from personalize_core.base_model.layers import LAYERS
+from personalize_core.base_model.layers import STABLE_DIFFUSION_LAYERS
 from personalize_core.concepts.preprocessing import Preprocessing
 from personalize_core.methods.recipe import Recipe, options
 from personalize_core.methods.shared.options import MinTimestep, TokenRule
@@ -41,4 +41,4 @@ class Config(Recipe):
 
     @property
     def text_embeddings(self) -> int:
-        return len(LAYERS)
+        return STABLE_DIFFUSION_LAYERS
