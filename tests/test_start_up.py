@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from personalize_core.workspace.store import Store
+from tests import tiny_workspace
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "diffusers", "transformers", "open_clip", "matplotlib", "scipy")
@@ -45,14 +45,9 @@ def test_what_only_tells_loads_neither_torch_nor_tables(words):
 def results(tmp_path_factory) -> Path:
     """One concept by the base model and by one method, made by `run`."""
     root = tmp_path_factory.mktemp("results")
-    shutil.copytree(ROOT / "data" / "concepts" / "backpack1", root / "data" / "concepts" / "backpack1")
-    (root / "data" / "prompts").mkdir(parents=True)
-    (root / "data" / "prompts" / "one.txt").write_text("a photo of a {}\n")
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values["methods"] = {"base_model": {"mini": {}}, "textual_inversion": {"mini": {"steps": 1}}}
-    values |= {"ablations": {}, "variants": {}, "automation": {}}
-    values["sampling"] |= {"steps": 1, "images_per_prompt": 1, "prompts": "one"}
-    (root / "params.yaml").write_text(yaml.safe_dump(values))
+    store = tiny_workspace.make(root)
+    shutil.rmtree(store.concept_folder("cup"))
+    tiny_workspace.write_params(root, tiny_workspace.params_of(root, ["base_model", "textual_inversion"]))
     assert "torch" in loaded("run", where=root)  # otherwise what follows would show nothing
     return root
 
@@ -64,5 +59,5 @@ def test_a_run_with_nothing_to_do_loads_no_torch(results):
 
 @pytest.mark.slow
 def test_to_explain_a_result_loads_no_torch(results):
-    scores = Store(results).scores("textual_inversion", "backpack1")
+    scores = Store(results).scores("textual_inversion", "rex")
     assert loaded("explain", str(scores), where=results) == set()

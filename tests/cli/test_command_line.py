@@ -20,7 +20,7 @@ from personalize_core.workspace.recipes import prompts_of
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 
-pytestmark = pytest.mark.usefixtures("short_checks")
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
 
 REPOSITORY = Path(__file__).parents[2]
 

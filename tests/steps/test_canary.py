@@ -21,7 +21,7 @@ from pipelines.definitions import defs
 from pipelines.resources import Workspace
 from tests import tiny_workspace
 
-pytestmark = pytest.mark.usefixtures("short_checks")
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
 
 CELL = "rex/textual_inversion"
 

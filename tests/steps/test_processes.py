@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
@@ -18,41 +17,16 @@ import pytest
 
 from personalize_core import steps
 from personalize_core.errors import InputError
-from personalize_core.steps.events import Event, Listener, unheard
+from personalize_core.steps.events import Event, unheard
 from personalize_core.steps.processes import in_turn, shared_out
 from personalize_core.workspace.failures import diagnose
 from personalize_core.workspace.recipes import processes_of
 from personalize_core.workspace.store import OWN_DEVICE
 from tests import tiny_workspace
+from tests.steps.tasks import ended, held, marked, told, wrong
 from tests.steps.test_steps import bytes_under
 
 ROOT = Path(__file__).parents[2]
-
-
-def told(number: int, folder: Path, listener: Listener) -> int:
-    """Ends when its neighbour has begun, so that it ends only beside another."""
-    with (folder / str(number // 2)).open("w" if number % 2 else "r"):  # a named pipe opens when both ends are opened
-        pass
-    listener(Event(f"task {number}", number, 4, {"process": float(os.getpid())}))
-    return number * 10 + int(os.environ[OWN_DEVICE])
-
-
-def wrong(listener: Listener) -> None:
-    raise InputError("the third is wrong")
-
-
-def ended(listener: Listener) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def marked(path: Path, listener: Listener) -> None:
-    path.touch()
-
-
-def held(path: Path, go: Path, listener: Listener) -> None:
-    """Ends when it may: a named pipe opens for reading as soon as somebody may write."""
-    path.touch()
-    go.open().close()
 
 
 def test_tasks_run_beside_each_other_are_heard_and_come_back_in_their_order(tmp_path):
@@ -111,7 +85,7 @@ def test_processes_end_with_a_program_that_is_killed(tmp_path):
     """They hold its standard output open, which therefore ends when the last of them does."""
     program = """
         from personalize_core.steps.processes import shared_out
-        from tests.steps.test_processes import forever
+        from tests.steps.tasks import forever
         if __name__ == "__main__":
             list(shared_out([forever] * 2, 2, lambda event: print(event.what, flush=True)))
     """
@@ -123,11 +97,6 @@ def test_processes_end_with_a_program_that_is_killed(tmp_path):
         assert [parent.stdout.readline() for _ in range(2)] == ["it works\n"] * 2
         parent.kill()
         assert parent.stdout.read() == ""
-
-
-def forever(listener: Listener) -> None:
-    listener(Event("it works", 0, 1))
-    signal.pause()
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from personalize_core.workspace.recipes import load_base, preprocessing_of
 from personalize_core.workspace.store import REFERENCES, Store
 from tests import tiny_workspace
 
-pytestmark = pytest.mark.usefixtures("short_checks")
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
 
 METHODS = ["base_model", "textual_inversion", "dreambooth", "personalized_residuals"]
 
