@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,11 @@ def behind(store: Store, report: Report, **inputs: Path) -> Metadata:
     return {"made_from": dg.MetadataValue.md("\n".join(_lines(link, 0, set()))), "explain": command, **found}
 
 
+def plain(text: str) -> str:
+    """Markdown that shows the text as it is: file names may hold what Markdown would take for an image or a link."""
+    return re.sub(r"([\\`*_{}\[\]<>#!|~])", r"\\\1", text)
+
+
 def _lines(link: Link, depth: int, shown: set[str]) -> list[str]:
     """A line for each link: what it is, its stamp, and how it was made."""
     if link.path in shown:
@@ -54,8 +60,8 @@ def _lines(link: Link, depth: int, shown: set[str]) -> list[str]:
         parts.append(f"git {code['commit'][:8]}{' with changes' if code['changed_since'] else ''}")
     if "finished" in link.making:
         parts.append(f"{link.making['finished']} on {link.making['device'] or 'a CPU'}")
-    parts += [f"**{problem}**" for problem in link.problems]
-    line = f"{'  ' * depth}- {link.what} `{link.path}`: {'; '.join(parts)}"
+    told = [*map(plain, parts), *(f"**{plain(problem)}**" for problem in link.problems)]
+    line = f"{'  ' * depth}- {plain(f'{link.what} {link.path}')}: {'; '.join(told)}"
     return [line, *(further for each in link.inputs for further in _lines(each, depth + 1, shown))]
 
 

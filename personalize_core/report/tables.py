@@ -53,10 +53,15 @@ class Table:
         return [all(c in empty or NUMBER.fullmatch(c) for c in column) and set(column) != empty for column in columns]
 
     def write(self, folder: Path) -> None:
-        """NAME.parquet and NAME.csv hold the values, NAME.tex the text of the page."""
+        """NAME.parquet and NAME.csv hold the values, NAME.tex the text of the page.
+
+        In the CSV, text that a spreadsheet would take for a formula begins with an apostrophe.
+        """
         parquet.write_parquet(self.frame, folder / f"{self.name}.parquet", self.meanings)
         buffer = io.BytesIO()
-        self.frame.write_csv(buffer)
+        text = pl.col(pl.String)
+        formula = text.str.contains(r"^(?:[=+@\t\r]|-[^\d.])")
+        self.frame.with_columns(pl.when(formula).then("'" + text).otherwise(text).name.keep()).write_csv(buffer)
         write_bytes(folder / f"{self.name}.csv", buffer.getvalue())
         heading, *rows = self.shown
         latex = tabulate(rows, heading, tablefmt="latex_booktabs", disable_numparse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import re
 import shutil
@@ -131,10 +132,23 @@ def test_every_table_is_the_same_in_parquet_and_csv_and_names_its_columns(made):
     assert names >= {"overview", "verdicts", "by_concept", "by_prompt", "contract", "published", "recipes"}
     for name in names:
         parquet = pl.read_parquet(folder / f"{name}.parquet")
-        csv = pl.read_csv(folder / f"{name}.csv", schema=parquet.schema)
-        assert parquet.equals(csv), name
+        from_csv = pl.read_csv(folder / f"{name}.csv", schema=parquet.schema)
+        assert parquet.equals(from_csv), name
         assert set(meanings_in(folder / f"{name}.parquet")) == set(parquet.columns), name
         assert all(not parquet[c].is_nan().any() for c in parquet.columns if parquet[c].dtype.is_float()), name
+
+
+def test_a_spreadsheet_takes_no_text_for_a_formula(tmp_path):
+    texts = ["=cmd|'/c calc'!A0 {}", "+{}", "-{}", "@SUM({})", "\t={}", "-1.5", "a {} = b", "a {}"]
+    frame = pl.DataFrame({"prompt": texts, "mean": [-1.0] * len(texts)})
+    tables.Table("t", "T", frame, {"prompt": "p", "mean": "m"}, [["prompt"], *([text] for text in texts)]).write(
+        tmp_path
+    )
+    assert pl.read_parquet(tmp_path / "t.parquet").equals(frame)
+    with (tmp_path / "t.csv").open(newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert [row["prompt"] for row in rows] == [*(f"'{text}" for text in texts[:5]), *texts[5:]]
+    assert {row["mean"] for row in rows} == {"-1.0"}
 
 
 def test_latex_has_every_row_and_escapes_what_latex_reads(made, evidence):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ import dagster as dg
 import polars as pl
 import pytest
 import torch
+from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -23,7 +25,7 @@ from personalize_core.steps.result_checks import Gate
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 from pipelines import assets, checks
 from pipelines.definitions import defs
-from pipelines.lineage import dvc_hash
+from pipelines.lineage import dvc_hash, plain
 from tests import tiny_workspace
 from tests.in_dagster import materialize
 
@@ -233,6 +235,13 @@ def test_a_comparison_that_lacks_a_cell_warns(store):
 # In Dagster
 
 
+def test_the_name_of_a_file_is_no_markdown():
+    hostile = "![x](http://a.b/c.png) `code` <img src=x> *a* [b](c) _d_"
+    rendered = MarkdownIt("commonmark").render(f"- {plain(hostile)}: **{plain(hostile)}**")
+    text = html.escape(hostile, quote=False)
+    assert rendered.split() == f"<ul> <li>{text}: <strong>{text}</strong></li> </ul>".split()
+
+
 def test_what_the_command_line_made_dagster_finds_done_checks_and_explains(store, instance):
     result = materialize(instance, store.root, LEARN, PAIR, raise_on_error=False)
     assert result.success
@@ -243,7 +252,7 @@ def test_what_the_command_line_made_dagster_finds_done_checks_and_explains(store
     assert all(metadata["skipped"].value for metadata in said.values())
     assert said["metrics"]["explain"].value == "personalize explain data/metrics/dreambooth/rex"
     for name, about in (("artifact", "0.png"), ("image_grid", "data/artifacts/dreambooth/rex"), ("metrics", "seed 5")):
-        assert about in str(said[name]["made_from"].value)
+        assert plain(about) in str(said[name]["made_from"].value)
     assert said["artifact"]["dvc/latents"].value == dvc_hash(store.latents("rex"))
     assert said["image_grid"]["dvc/artifact"].value == dvc_hash(store.artifact(METHOD, "rex"))
     names = {check.check_name for check in result.get_asset_check_evaluations()}
