@@ -75,6 +75,9 @@ def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     from personalize_core import steps
 
     store, concept, method = workspace.store(), concept_of(context), method_of(context)
+    steps.check_inputs(store, [concept], [method])
+    if notice := steps.long_work_notice(store, steps.plan(store, [concept], [method])):
+        context.log.warning(notice)
     version = steps.recipe_stamp(store, method)
     report = steps.train(store, concept, method, logged(context))
     shown = metadata.loss_curve(report) | behind(store, report, latents=store.latents(concept))

@@ -17,6 +17,7 @@ import torch
 import personalize_core
 import pipelines
 from personalize_core.artifacts import saving
+from personalize_core.artifacts.description import WEIGHTS
 from personalize_core.base_model.loading import load_base_model
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
@@ -142,7 +143,7 @@ def test_an_artifact_is_no_pickle(pickled, tmp_path):
         base,
         0,
     )
-    path = pickled(tmp_path / saving.WEIGHTS)
+    path = pickled(tmp_path / WEIGHTS)
     refused(lambda: saving.restore(tmp_path, base), path, converts=False)
 
 

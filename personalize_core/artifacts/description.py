@@ -10,6 +10,7 @@ from personalize_core.files.atomic import read_json
 
 FORMAT = 1
 CONFIG = "config.json"
+WEIGHTS = "weights.safetensors"
 _NEEDED = {"format": int, "method": str, "concept": dict, "config": dict, "base_model": dict}  # of the description
 _OF_CONCEPT, _OF_BASE = ("name", "placeholder", "class_noun"), ("name", "weights_hash")
 

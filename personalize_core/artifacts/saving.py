@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from personalize_core.artifacts.description import CONFIG, FORMAT, check, damaged
+from personalize_core.artifacts.description import CONFIG, FORMAT, WEIGHTS, check, damaged
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.files.atomic import save_tensors, write_json
@@ -19,7 +19,6 @@ from personalize_core.files.typed_yaml import build
 from personalize_core.methods import method_class, recipe_class
 from personalize_core.methods.interface import Method, count
 
-WEIGHTS = "weights.safetensors"
 LIBRARIES = ("torch", "diffusers", "transformers")
 
 

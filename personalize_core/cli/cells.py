@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from personalize_core.cli.terminal import print_line, print_table, progress, short
-from personalize_core.errors import InputError
+from personalize_core.errors import InputError, together
 
 if TYPE_CHECKING:
-    from personalize_core.steps import Listener, Report
+    from personalize_core.steps import Cell, Listener, Report
     from personalize_core.workspace.store import Store
 
 
@@ -46,8 +46,7 @@ def over_cells(
     if references:
         tasks += [partial(in_turn, [steps.score_references], store, concept) for concept in concepts]
     plan = steps.plan(store, concepts, methods)
-    if notice := steps.earlier_version_notice(plan):
-        print_line(notice)
+    print_notices(store, plan)
     processes = _processes(store, processes, len(plan))
     with progress() as listener:
         reports = [result() for result in shared_out(tasks, processes, listener)]
@@ -67,31 +66,49 @@ def over_concepts(store: Store, step: Callable, *method: str) -> None:
     steps.check_concepts_wanted(store)
     steps.check_inputs(store, [], store.params.method_names)
     concepts = steps.concepts_wanted(store)
-    plan = steps.plan(store, concepts, list(method)) if method else []
-    if notice := steps.earlier_version_notice(plan):
-        print_line(notice)
+    wrong = {name: found for name in concepts if (found := steps.problems_of(store, [name], method))}
+    right = [name for name in concepts if name not in wrong]
+    plan = steps.plan(store, right, list(method)) if method else []
+    print_notices(store, plan)
     processes = _processes(store, None, len(plan))
-    each(concepts, [partial(step, store, concept, *method) for concept in concepts], processes)
+    each(right, [partial(step, store, concept, *method) for concept in right], processes, wrong)
 
 
-def each(names: list[str], tasks: Sequence[Callable[[Listener], Report]], processes: int = 1) -> None:
+def print_notices(store: Store, plan: Sequence[Cell]) -> None:
+    """What a person should know before the work of a plan begins."""
+    from personalize_core import steps
+
+    for notice in (steps.earlier_version_notice(plan), steps.long_work_notice(store, plan)):
+        if notice:
+            print_line(notice)
+
+
+def each(
+    names: list[str],
+    tasks: Sequence[Callable[[Listener], Report]],
+    processes: int = 1,
+    wrong: Mapping[str, Sequence[InputError]] | None = None,
+) -> None:
     """Run a task for each name and print what it wrote. A wrong input of one does not stop the others.
+
+    Args:
+        wrong: what is wrong with names that have no task, as far as it was found before.
 
     Raises:
         InputError: at the end, with every input that was wrong.
     """
     from personalize_core.steps.processes import shared_out
 
-    failed = []
+    failed = [InputError(f"{name}: {error}") for name, errors in (wrong or {}).items() for error in errors]
     with progress() as listener:
         for name, result in zip(names, shared_out(tasks, processes, listener), strict=True):
             try:
                 report = result()
                 print_line(f"{'up to date' if report.skipped else 'written':<10}  {report.path}")
             except InputError as error:
-                failed.append(f"{name}: {error}")
+                failed.append(InputError(f"{name}: {error}"))
     if failed:
-        raise InputError("; ".join(failed))
+        raise together(failed)
 
 
 def _processes(store: Store, asked: int | None, cells: int) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from personalize_core.cli.cells import over_cells
+from personalize_core.cli.cells import over_cells, print_notices
 from personalize_core.cli.options import Concepts, Methods, Processes
 from personalize_core.cli.reporting import print_comparison, print_report
 from personalize_core.cli.terminal import print_line, print_paths, print_table, progress
@@ -118,10 +118,28 @@ def plan(context: typer.Context, concepts: Concepts = None, methods: Methods = N
         print_table(
             ("Concept", "Method", "From", "Why"), [(cell.concept, cell.method, cell.first, cell.why) for cell in cells]
         )
-        if notice := steps.earlier_version_notice(cells):
-            print_line(notice)
+        print_notices(context.obj, cells)
     else:
         print_line("Everything is up to date.")
+
+
+@app.command()
+def check(context: typer.Context, concepts: Concepts = None, methods: Methods = None) -> None:
+    """List everything that is wrong with the inputs.
+
+    Looks at params.yaml, the concepts, prompts, protocols and encoders, and asks the base model what only it can tell.
+    Trains and samples nothing. Every command that trains, DVC and the pipeline make the same checks first.
+    """
+    from personalize_core import steps
+    from personalize_core.errors import together
+
+    store: Store = context.obj
+    if problems := steps.problems_of_workspace(store, concepts, methods):
+        raise together(problems)
+    plan = steps.plan(store, concepts, methods)
+    print_line("Nothing is wrong.")
+    if plan:
+        print_line(f"To do: {steps.estimate(store, plan).in_words()}.")
 
 
 @app.command()

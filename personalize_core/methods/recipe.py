@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as validated_dataclass
@@ -107,6 +107,11 @@ class Recipe:
     def text_embeddings(self) -> int:
         """How many input embeddings of the text encoder are learned for the concept; one can be refined per prompt."""
         return 0
+
+    @property
+    def training_steps(self) -> int:
+        """How many steps of the optimizer training takes, over all its stages."""
+        return sum(getattr(self, field.name) for field in fields(cast(Any, self)) if field.name.endswith("steps"))
 
     @property
     def class_images_needed(self) -> int:

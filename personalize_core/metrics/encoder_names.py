@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from personalize_core.errors import InputError, listed
+from personalize_core.files.outside import refuse_pickle
 from personalize_core.files.stamps import sha256
+
+Kind = Literal["text_image", "identity", "segmenter"]
 
 MINI_WEIGHTS = Path(__file__).resolve().parents[1] / "mini" / "weights"
 MINI = {"mini-clip": "clip", "mini-identity": "identity", "mini-segmenter": "segmenter"}  # name -> folder of weights
@@ -27,6 +31,41 @@ PUBLISHED = {
     "dino-s16-stock": OnHub("facebook/dino-vits16", "a7a4d161f5c0bd70478c05ca5777ec7cd8848021"),
     "clipseg": OnHub("CIDAS/clipseg-rd64-refined", "325a839908143a34b409ae6f2910fa015ea390e6"),
 }
+
+
+MINI_OF: dict[Kind, str] = {"text_image": "mini-clip", "identity": "mini-identity", "segmenter": "mini-segmenter"}
+PUBLISHED_OF: dict[Kind, tuple[str, ...]] = {
+    "text_image": ("clip-b32", "clip-l14"),
+    "identity": ("dino-s16", "dino-s16-stock"),
+    "segmenter": ("clipseg",),
+}
+
+
+def find(name_or_folder: str | Path, kind: Kind) -> tuple[str, Path | None]:
+    """(name, local path). The path is None for published weights that have to be fetched.
+
+    Raises:
+        InputError: there is no such encoder, or its path leads nowhere.
+    """
+    text = str(name_or_folder)
+    if text == MINI_OF[kind]:
+        return text, MINI_WEIGHTS / MINI[text]
+    name, _, local = text.partition(":")
+    published = PUBLISHED_OF[kind]
+    if name in published:
+        if local and not Path(local).exists():
+            raise InputError(f"{text!r}: there is no {local}; write the path of its weights, or {name!r} to fetch them")
+        if local and Path(local).is_file():
+            refuse_pickle(Path(local))
+        return name, Path(local) if local else None
+    path = Path(text)
+    if path.is_dir():
+        return path.resolve().name, path
+    what = "segmenter" if kind == "segmenter" else "encoder"
+    raise InputError(
+        f"there is no {what} {text!r}: known are {listed([MINI_OF[kind], *published])}; or write the path of a folder "
+        f"with weights, or {published[0]}:PATH for the published weights if they lie on this machine"
+    )
 
 
 def weights_of(name: str) -> str:

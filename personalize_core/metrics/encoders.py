@@ -21,7 +21,7 @@ from torch import Tensor
 
 from personalize_core.errors import InputError
 from personalize_core.files.stamps import sha256
-from personalize_core.metrics.encoder_names import MINI_WEIGHTS
+from personalize_core.metrics.encoder_names import find
 from personalize_core.metrics.preprocessing import (
     Preprocessing,
     preprocessing_of_open_clip,
@@ -32,7 +32,6 @@ from personalize_core.metrics.weights import (
     TEXT_IMAGE,
     existing_folder,
     fetched,
-    find,
     readable,
     the_weights,
 )
@@ -148,7 +147,7 @@ def load_text_image_encoder(name_or_folder: str | Path, device: str = "cpu") -> 
     Raises:
         InputError: no such name, weights that cannot be had, or a folder that holds something else.
     """
-    name, path = find(name_or_folder, "mini-clip", MINI_WEIGHTS / "clip", TEXT_IMAGE)
+    name, path = find(name_or_folder, "text_image")
     import open_clip  # two seconds: only who scores pays them
 
     if name in TEXT_IMAGE:
@@ -196,7 +195,7 @@ def load_identity_encoder(name_or_folder: str | Path, device: str = "cpu") -> En
     Raises:
         InputError: no such name, weights that cannot be had, or a folder that holds something else.
     """
-    name, path = find(name_or_folder, "mini-identity", MINI_WEIGHTS / "identity", IDENTITY)
+    name, path = find(name_or_folder, "identity")
     from transformers import ViTModel
 
     from personalize_core.compat import hide_bars_of_transformers

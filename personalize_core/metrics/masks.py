@@ -22,7 +22,7 @@ from personalize_core.concepts.masks import Mask
 from personalize_core.errors import InputError
 from personalize_core.files.stamps import sha256
 from personalize_core.metrics import weights as published
-from personalize_core.metrics.encoder_names import MINI_WEIGHTS
+from personalize_core.metrics.encoder_names import MINI_OF, MINI_WEIGHTS, find
 from personalize_core.metrics.encoders import BATCH_SIZE
 from personalize_core.metrics.preprocessing import Preprocessing, preprocessing_of_transformers
 from personalize_core.metrics.tables import EMPTY
@@ -160,9 +160,8 @@ def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
     Raises:
         InputError: no such name, weights that cannot be had, or a folder that holds something else.
     """
-    mini = "mini-segmenter"
-    name, path = published.find(name_or_folder, mini, MINI_WEIGHTS / "segmenter", SEGMENTERS)
-    if name == mini:
+    name, path = find(name_or_folder, "segmenter")
+    if name == MINI_OF["segmenter"]:
         from safetensors.torch import load_file
 
         weights, network = published.the_weights(MINI_WEIGHTS / "segmenter", ("model.safetensors",)), MiniNetwork()

@@ -72,25 +72,6 @@ SEGMENTERS = {
 }  # fmt: skip
 
 
-def find(
-    name_or_folder: str | Path, mini: str, mini_folder: Path, published: dict[str, Published]
-) -> tuple[str, Path | None]:
-    """(name, local path). The path is None for published weights that have to be fetched."""
-    text = str(name_or_folder)
-    if text == mini:
-        return mini, mini_folder
-    name, _, local = text.partition(":")
-    if name in published:
-        return name, Path(local) if local else None
-    path = Path(text)
-    if path.is_dir():
-        return path.resolve().name, path
-    raise InputError(
-        f"there is no encoder {text!r}: known are {listed([mini, *published])}; or write the path of a folder "
-        f"with weights, or {next(iter(published))}:PATH for the published weights if they lie on this machine"
-    )
-
-
 def existing_folder(name: str, path: Path | None, config: str) -> Path:
     if path is None or not (path / config).is_file():
         raise InputError(f"no weights for the encoder {name!r}: {path} does not hold {config}")

@@ -10,10 +10,11 @@ from personalize_core.steps.analyses import ANALYSES, analyse, analyse_together,
 from personalize_core.steps.canary import accept_canary, canary_cells, moved, run_canary, upgrades, why_canary
 from personalize_core.steps.class_images import make_class_images
 from personalize_core.steps.comparing import compare
+from personalize_core.steps.estimating import estimate, long_work_notice
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.exchange import export, import_artifact
 from personalize_core.steps.explaining import explain
-from personalize_core.steps.input_checks import check_inputs
+from personalize_core.steps.input_checks import check_inputs, problems_of, problems_of_workspace
 from personalize_core.steps.latents import encode_images
 from personalize_core.steps.planning import Cell, earlier_version_notice, is_prepared, plan
 from personalize_core.steps.repeating import check_repeatable
@@ -51,16 +52,20 @@ __all__ = [
     "sample_prompts",
     "sample_several_concepts",
     "encode_images",
+    "estimate",
     "explain",
     "export",
     "result_checks",
     "heat_maps",
     "import_artifact",
     "is_prepared",
+    "long_work_notice",
     "make_class_images",
     "moved",
     "image_name",
     "plan",
+    "problems_of",
+    "problems_of_workspace",
     "processes_of",
     "recipe_stamp",
     "report",

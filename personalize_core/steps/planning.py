@@ -29,6 +29,7 @@ from personalize_core.workspace.recipes import (
     preprocessing_of,
     prompts_of,
     recipe_of,
+    variants_of,
 )
 from personalize_core.workspace.store import REFERENCES, Store
 
@@ -117,7 +118,8 @@ def _look_at(store: Store, concept: str, method: str) -> Cell | None:
     try:
         recipe_of(store, method)
         prompts_of(store, concept)
-        check_concept_images(store, concept, len(image_files(store.concept_folder(concept))), method)
+        concept_images = len(image_files(store.concept_folder(concept)))
+        check_concept_images(store, concept, concept_images, method, variants_of(store, method))
         artifact = store.artifact(method, concept)
         if imported(artifact):
             check_artifact(store, concept, method)

@@ -148,15 +148,23 @@ class Params(Section):
 
         Its options are the method's own, and test-time optimization for any method that holds one text embedding.
 
-        The options of all other methods are looked at too, as far as they do not depend on a recipe: a misspelled
-        one is refused whatever is run.
+        The options of all other methods are looked at too (`check_spelling`).
 
         Raises:
             InputError: an option is unknown or does not apply to this method, or to the way it is trained.
         """
-        for other, sections in self.variants.items():
-            for name, options in sections.items() if other != method else ():
-                variant_of(name, other, self._recipe(other), options, spelling_alone=True)
+        for other in self.variants:
+            if other != method:
+                self.check_spelling(other)
+        return self.own_variants(method)
+
+    def check_spelling(self, method: str) -> None:
+        """Raise InputError if an option of the method's variants is unknown, as far as that depends on no recipe."""
+        for name, options in self.variants.get(method, {}).items():
+            variant_of(name, method, self._recipe(method), options, spelling_alone=True)
+
+    def own_variants(self, method: str) -> dict[str, Variant]:
+        """As `sampling_variants`, without a look at other methods."""
         sections = self.variants.get(method) or {method: {}}
         config = self.config(method)
         return {name: checked_variant(name, method, config, options) for name, options in sections.items()}

@@ -312,7 +312,7 @@ def test_clipseg_is_the_librarys_own_answer_to_the_class_noun(given, clipseg_fol
 
 
 def test_a_segmenter_that_is_not_there_is_answered_with_those_that_are(tmp_path):
-    with pytest.raises(InputError, match="there is no encoder 'sam': known are mini-segmenter and clipseg"):
+    with pytest.raises(InputError, match="there is no segmenter 'sam': known are mini-segmenter and clipseg"):
         masks.load_segmenter("sam")
     with pytest.raises(InputError, match="no weights for the encoder .* does not hold config.json"):
         masks.load_segmenter(str(tmp_path))

@@ -43,6 +43,11 @@ def asked(monkeypatch, tmp_path):
         "encode_images", "make_class_images", "train", "sample_grid", "score", "score_references", "compare", "report",
     ):  # fmt: skip
         monkeypatch.setattr(steps, name, stand_in(name))
+    monkeypatch.setattr(
+        steps, "check_inputs", lambda store, concepts, methods: asked.append(("check", *concepts, *methods))
+    )
+    monkeypatch.setattr(steps, "plan", lambda store, concepts, methods: [])
+    monkeypatch.setattr(steps, "long_work_notice", lambda store, plan: None)
     for name in ("recipe_stamp", "sampling_stamp", "scoring_stamp"):
         monkeypatch.setattr(steps, name, lambda *arguments: "settings")
     for name in ("loss_curve", "scores_by_prompt"):
@@ -58,7 +63,7 @@ def asked(monkeypatch, tmp_path):
 def test_a_partition_trains_samples_and_scores_its_own_concept_with_its_own_method(instance, asked, tmp_path):
     result = materialize(instance, tmp_path, [assets.artifact, assets.image_grid, assets.metrics], PAIR)
     assert result.success
-    assert asked == [(step, "dog7", "textual_inversion") for step in ("train", "sample_grid", "score")]
+    assert asked == [(step, "dog7", "textual_inversion") for step in ("check", "train", "sample_grid", "score")]
 
 
 def test_a_concept_partition_prepares_its_own_concept(instance, asked, tmp_path):
