@@ -19,7 +19,7 @@ demo: $(INSTALLED)  ## train three methods on two concepts, sample, score, compa
 # The tests of a file may build on each other, so a file is not split between the two processes. That is why
 # tests/every_method has one file per property.
 test: $(INSTALLED)  ## run all tests
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 ui: $(INSTALLED)  ## start the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/python -m pipelines ui

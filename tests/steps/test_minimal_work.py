@@ -28,7 +28,7 @@ from pipelines.resources import Workspace
 from tests import tiny_workspace
 from tests.watching import Watch
 
-pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
+pytestmark = [pytest.mark.usefixtures("short_checks", "no_scatter_plot"), pytest.mark.slow]
 
 METHODS = ("base_model", "textual_inversion", "dreambooth")
 COUNT = itertools.count()
