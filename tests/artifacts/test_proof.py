@@ -194,7 +194,7 @@ def test_on_a_gpu_a_thousandth_of_the_largest_number_is_allowed():
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_an_answer_that_is_not_a_number_proves_nothing(device):
+def test_a_difference_that_is_not_a_number_proves_nothing(device):
     base, broken = tiny_base(), LATENTS.clone()
     base.device, broken[0, 0, 0, 0] = torch.device(device), float("nan")
     for pair in ((LATENTS, broken), (broken, LATENTS), (broken, broken)):

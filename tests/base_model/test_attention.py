@@ -70,7 +70,7 @@ def naive_maps(base: BaseModel, noise, context) -> dict[str, np.ndarray]:
 # -- the U-Net is the stock one --------------------------------------------------------------------------------
 
 
-def test_the_unet_answers_as_with_diffusers_own_processors(base, context, noise):
+def test_the_unet_predicts_as_with_diffusers_own_processors(base, context, noise):
     linear = base.unet.config.use_linear_projection
     stock = tiny_parts(linear)["unet"].eval()
     stock.set_attn_processor(AttnProcessor2_0())

@@ -242,6 +242,6 @@ def test_a_gpu_that_is_not_there(monkeypatch):
     assert "torch sees no GPU here; use 'auto' or 'cpu'" in refusal(lambda: choose_device("cuda"))
 
 
-def test_the_loaded_model_answers(folder, concept):
+def test_the_loaded_model_predicts(folder, concept):
     base = load_base_model(str(folder), "cpu")
     assert predict(base, base.encode(["a <v> dog"], concept)).isfinite().all()

@@ -154,7 +154,7 @@ def test_a_model_that_predicts_something_else_is_refused(concept):
         base.target(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), torch.tensor([3]))
 
 
-def test_in_bfloat16_it_answers_nearly_the_same_in_float32(base, concept):
+def test_in_bfloat16_it_predicts_nearly_the_same_in_float32(base, concept):
     half = tiny_base(base.unet.config.use_linear_projection, dtype=torch.bfloat16)
     expected = predict(base, base.encode(["a dog"], concept))
     answer = predict(half, half.encode(["a dog"], concept))

@@ -186,7 +186,7 @@ def test_no_concept_image_comes_twice_before_all_came_once():
     assert sorted(rows[:3]) == sorted(rows[3:6]) == [0, 1, 2]
 
 
-def test_every_concept_image_and_every_view_is_drawn_about_equally_often():
+def test_every_concept_image_and_every_view_is_sampled_about_equally_often():
     latents = ConceptLatents(numbered(3, views=2))
     rows = [row for seed in range(600) for row in sampled(latents.instances(1, generator(seed)))]
     counts = {row: rows.count(row) for row in set(rows)}
@@ -194,7 +194,7 @@ def test_every_concept_image_and_every_view_is_drawn_about_equally_often():
     assert all(abs(count - 100) < 46 for count in counts.values())  # five standard deviations
 
 
-def test_latents_are_drawn_anew_from_mean_and_deviation():
+def test_latents_are_sampled_anew_from_mean_and_deviation():
     latents = ConceptLatents(numbered(1, deviation=0.5))
     rows = torch.stack([latents.instances(1, generator(seed))[0] for seed in range(2000)])
     assert not torch.equal(rows[0], rows[1])
@@ -219,12 +219,12 @@ def test_a_row_says_which_concept_image_and_which_view_it_shows():
         assert torch.equal(latents.instances(5, generator(seed)), latents.instance_rows(5, generator(seed)).latents)
 
 
-def test_class_images_are_drawn_from_their_own():
+def test_class_images_are_sampled_from_their_own():
     latents = ConceptLatents(numbered(2), class_images=numbered(4)[2:])
     assert sorted(sampled(latents.prior(2, generator()))) == [2, 3]
     assert len(latents) == 2
 
 
-def test_without_class_images_there_is_nothing_to_draw_them_from():
+def test_without_class_images_there_is_nothing_to_sample_them_from():
     with pytest.raises(ValueError, match="no class images; the method has to ask for them in `class_images`"):
         ConceptLatents(numbered(2)).prior(1, generator())

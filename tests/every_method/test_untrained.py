@@ -9,7 +9,7 @@ from tests.every_method.cases import of_all, of_starting
 
 
 @of_starting
-def test_before_the_first_step_the_answer_is_the_base_models(case, base, concept):
+def test_before_the_first_step_the_prediction_is_the_base_models(case, base, concept):
     method, context = case.make(base, concept), base.encode(["a photo of <v> dog", "a dog in the desert"], concept)
     expected = predict(base, context)
     with method.attach(base):

@@ -21,7 +21,7 @@ class Asked:
         return object()
 
 
-def test_within_a_look_the_same_question_has_one_answer_and_another_question_its_own():
+def test_within_a_look_the_same_question_has_one_result_and_another_question_its_own():
     asked = Asked()
     with snapshot():
         assert asked.ask(1, way="a") is asked.ask(1, way="a")
@@ -29,7 +29,7 @@ def test_within_a_look_the_same_question_has_one_answer_and_another_question_its
     assert len(asked.calls) == 4
 
 
-def test_two_functions_of_the_same_arguments_keep_their_answers_apart():
+def test_two_functions_of_the_same_arguments_keep_their_results_apart():
     one, other = Asked(), Asked()
     with snapshot():
         assert one.ask(1) is not other.ask(1)

@@ -16,7 +16,7 @@ def method(base, concept):
     return BaseModelAlone(Config(), base, concept)
 
 
-def test_it_speaks_of_the_class_noun_and_never_of_the_placeholder(method):
+def test_it_names_the_class_noun_and_never_of_the_placeholder(method):
     assert method.say("a photo of a {} on the beach") == "a photo of a dog on the beach"
 
 

@@ -162,7 +162,7 @@ def test_one_template_serves_the_whole_batch_and_others_the_other_steps(make, ba
     assert len({prompts[0] for prompts in ours}) > 3
 
 
-def test_templates_are_drawn_uniformly(make):
+def test_templates_are_sampled_uniformly(make):
     method = make()
     count, generator = len(method.templates), torch.Generator().manual_seed(0)
     sampled = [int(torch.randint(count, (), generator=generator)) for _ in range(60 * count)]

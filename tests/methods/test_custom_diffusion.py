@@ -106,7 +106,7 @@ def test_every_view_and_its_mask_are_an_outcome_of_the_authors_code(size):
         assert np.array_equal(loss_mask(zoom, size, size // 8, size // 8)[0].numpy(), mask)
 
 
-def test_sizes_come_as_often_as_the_authors_code_draws_them():
+def test_sizes_come_as_often_as_the_authors_code_samples_them():
     """finetune_data.py: two thirds up to the whole size, one third from 1.2 to 1.4 times; far is below 0.6."""
     random, sampled = np.random.default_rng(0), []
     for _ in range(40_000):
@@ -338,7 +338,7 @@ def test_the_start_tokens_gradient_is_stopped():
         np.testing.assert_allclose(layer.weight.grad.numpy(), expected, rtol=1e-10)
 
 
-def test_stopping_it_changes_gradients_and_not_one_bit_of_the_answer(base, concept, images):
+def test_stopping_it_changes_gradients_and_not_one_bit_of_the_prediction(base, concept, images):
     answers, gradients = [], []
     for stopped in (True, False):
         method = disturbed(CustomDiffusion(Config(detach_start=stopped), base, concept)).train()
@@ -493,7 +493,7 @@ def load(pipe: Any, folder: Path) -> None:
 
 @pytest.mark.parametrize("keep", [1.0, 0.6])
 @pytest.mark.parametrize("trained", ["kv", "attn2"])
-def test_it_loads_as_attention_processors_and_answers_the_same(trained, keep, base, tmp_path):
+def test_it_loads_as_attention_processors_and_predicts_the_same(trained, keep, base, tmp_path):
     method: Any = disturbed(CustomDiffusion(Config(trained=trained), base, Concept("v", "<v>", "teddy bear"))).eval()
     method.sampling = Sampling(keep=keep)
     how = method.export(base, tmp_path)
@@ -557,6 +557,6 @@ def test_the_recipe_is_the_authors():
     assert c.zoom and c.detach_start and Sampling().keep == 1
 
 
-def test_it_speaks_of_the_concept_by_placeholder_and_noun(make, base):
+def test_it_names_the_concept_by_placeholder_and_noun(make, base):
     assert make().say("a photo of a {}") == PROMPT
     assert len(cross_attention(base)) == len(LAYERS)

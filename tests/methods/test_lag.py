@@ -203,7 +203,7 @@ def again(base: BaseModel, layer: str, args: tuple, kwargs: dict) -> tuple[np.nd
 
 
 @pytest.mark.parametrize(("name", "chosen"), WITHIN, ids=str)
-def test_each_transformer_answers_eq_3_as_a_plain_loop_computes_it(name, chosen, base, concept):
+def test_each_transformer_computes_eq_3_as_a_plain_loop_computes_it(name, chosen, base, concept):
     """f where the run without the change looks less than the median at the concept, f' elsewhere."""
     method = learned(name, chosen, base, concept)
     context = guided(method, base)

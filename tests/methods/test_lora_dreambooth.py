@@ -39,7 +39,7 @@ def test_a_change_is_b_a_x():
     np.testing.assert_allclose(array(change(x)), expected, atol=1e-6)
 
 
-def test_peft_answers_the_same_with_the_same_gradients():
+def test_peft_predicts_the_same_with_the_same_gradients():
     change, layer = disturbed(LowRank(6, 5, 2)), nn.Linear(6, 5)
     config = LoraConfig(r=2, lora_alpha=2, init_lora_weights="gaussian", target_modules=["0"])
     theirs: Any = get_peft_model(nn.Sequential(layer), config)
@@ -66,7 +66,7 @@ def test_factors_start_as_pefts_gaussian_does():
     assert not ours.B.any()
 
 
-def test_attached_it_answers_as_merged_weights_do(make, base, concept):
+def test_attached_it_predicts_as_merged_weights_do(make, base, concept):
     method = disturbed(make()).eval()
     context = base.encode(["a photo of <v> dog", "the desert"], concept)
     with method.attach(base):
@@ -80,7 +80,7 @@ def test_attached_it_answers_as_merged_weights_do(make, base, concept):
     torch.testing.assert_close(predict(base, context), attached, atol=1e-5, rtol=0)
 
 
-def test_every_target_answers_as_merged_weights_do(make, base, concept):
+def test_every_target_predicts_as_merged_weights_do(make, base, concept):
     method, prompts = disturbed(make(targets=ALL)).eval(), ["a photo of <v> dog", "the desert"]
     before, t = snapshot(base), torch.tensor([500, 500])
     with method.attach(base):

@@ -207,7 +207,7 @@ def kept_units(config: Config, rows: int, seed: int) -> np.ndarray:
     return kept
 
 
-def test_half_of_the_calls_are_cut_at_a_uniformly_drawn_unit():
+def test_half_of_the_calls_are_cut_at_a_uniformly_sampled_unit():
     kept = np.concatenate([kept_units(Config(dropout_rows=1), 100, seed) for seed in range(5)])
     cut = kept[kept < HIDDEN]
     assert abs(len(cut) / kept.size - 0.5) < 5 * 0.5 / math.sqrt(kept.size)
@@ -215,7 +215,7 @@ def test_half_of_the_calls_are_cut_at_a_uniformly_drawn_unit():
     assert abs(cut.mean() - 63.5) < 5 * 37 / math.sqrt(len(cut))
 
 
-def test_whether_a_call_is_cut_is_drawn_for_its_rows_together_and_where_for_each():
+def test_whether_a_call_is_cut_is_sampled_for_its_rows_together_and_where_for_each():
     """The code's batch is 2, and each layer is a call of its own (docs/methods.md#neti)."""
     kept = kept_units(Config(dropout_rows=2), 1001, seed=0)
     dropped = kept < HIDDEN
@@ -319,7 +319,7 @@ def test_they_differ_at_the_placeholder_alone(method, base):
 
 
 @torch.no_grad()
-def test_exchanging_them_changes_the_answer(method, base):
+def test_exchanging_them_changes_the_prediction(method, base):
     context = method.condition(base, [PROMPT])(torch.tensor([500]))
     keys, values = context.layers
     exchanged = dataclasses.replace(context, layers=(values, keys))

@@ -251,7 +251,7 @@ def test_untrained_it_changes_no_bit(kind, base, concept):
 
 
 @of_kinds
-def test_attached_it_answers_as_merged_weights_do(kind, base, concept):
+def test_attached_it_predicts_as_merged_weights_do(kind, base, concept):
     method = disturbed(make(base, concept, **kind)).eval()
     context = base.encode([PROMPT, "the desert"], concept)
     before = predict(base, context)
@@ -266,7 +266,7 @@ def test_attached_it_answers_as_merged_weights_do(kind, base, concept):
     assert (attached - before).abs().max() > 1e-2
 
 
-def test_in_training_and_in_sampling_it_answers_alike(base, concept):
+def test_in_training_and_in_sampling_it_predicts_alike(base, concept):
     method = disturbed(make(base, concept, rescaled=True))
     context = base.encode([PROMPT], concept)
     with method.train().attach(base):
@@ -354,7 +354,7 @@ def in_peft(rotation: Rotation, layer: nn.Linear, **options) -> tuple[Any, nn.Pa
 
 
 @pytest.mark.parametrize("block_share", [False, True])
-def test_peft_answers_the_same_with_the_same_gradient(block_share):
+def test_peft_predicts_the_same_with_the_same_gradient(block_share):
     rotation = disturbed(Rotation(12, 5, 3, block_share, rescaled=False))
     layer = nn.Linear(12, 5)
     model, weight = in_peft(rotation, layer)

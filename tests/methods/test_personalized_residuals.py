@@ -97,7 +97,7 @@ ABLATIONS = [("proj_out",), ("proj_in",), ("to_k", "to_v"), ("to_k", "to_v", "pr
 
 
 @pytest.mark.parametrize("targets", ABLATIONS, ids="+".join)
-def test_attached_they_answer_as_merged_weights_do(targets, base, concept):
+def test_attached_they_predict_as_merged_weights_do(targets, base, concept):
     trained = disturbed(PersonalizedResiduals(Config(targets=targets), base, concept)).eval()
     assert len(trained.residuals) == len(LAYERS) * len(targets)
     context = base.encode([PROMPT, "the desert"], concept)

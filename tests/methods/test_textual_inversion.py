@@ -54,7 +54,7 @@ def test_untrained_it_reads_as_the_class_noun(method, base, concept):
         assert torch.equal(said, base.encode(["a photo of dog on the beach"], concept).hidden)
 
 
-def test_prompts_are_drawn_from_the_27_templates_by_the_generator(method, images):
+def test_prompts_are_sampled_from_the_27_templates_by_the_generator(method, images):
     """The list is diffusers' and NeTI's (docs/methods.md#textual-inversion)."""
     assert len(set(method.templates)) == len(method.templates) == 27
     prompts = method.batch(images, 600, generator()).prompts

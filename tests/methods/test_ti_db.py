@@ -117,7 +117,7 @@ def test_concept_images_are_prepared_as_for_attndreambooth_or_without_rotation()
     assert Config(rotate=False).preprocessing == Preprocessing("crop", "bilinear", flip=False)
 
 
-def test_embedding_and_unet_load_in_diffusers_and_answer_the_same(base, tmp_path: Path):
+def test_embedding_and_unet_load_in_diffusers_and_predict_the_same(base, tmp_path: Path):
     method = disturbed(TIDB(Config(), base, Concept("v", "<v>", "teddy bear"))).eval()
     how = method.export(base, tmp_path)
     assert 'UNet2DConditionModel.from_pretrained("unet")' in how and "load_textual_inversion" in how

@@ -270,7 +270,7 @@ def test_the_reference_stream_does_not_depend_on_the_blocks(method, base):
     assert not torch.equal(other_x, x)
 
 
-def test_the_reference_stream_is_the_base_models_answer_to_the_reference(method, base):
+def test_the_reference_stream_is_the_base_models_prediction_for_the_reference(method, base):
     context = guided(method, base)
     _, r = streams(method, base, context)
     with torch.no_grad():
@@ -630,7 +630,7 @@ def test_a_concept_image_that_is_not_there_is_refused(method, base):
         sample_latents(method, base, ["a <v>"])
 
 
-def test_training_without_a_drawn_reference_is_an_error(base, concept):
+def test_training_without_a_sampled_reference_is_an_error(base, concept):
     method = make(base, concept).train()
     with method.attach(base), pytest.raises(RuntimeError, match="`batch` has to draw references for these 1 rows"):
         predict(base, base.encode(["a photo"], concept))
@@ -702,7 +702,7 @@ def test_the_recipe_is_the_authors_codes(base, concept):
     assert (recipe.geometry, recipe.interpolation, recipe.flip) == ("squash", "bicubic", False)
 
 
-def test_prompts_are_drawn_from_the_81_templates_with_the_placeholder_alone(method, images):
+def test_prompts_are_sampled_from_the_81_templates_with_the_placeholder_alone(method, images):
     assert len(method.templates) == 81 and len(set(method.templates)) == 57
     prompts = method.batch(images, 900, torch.Generator().manual_seed(0)).prompts
     assert set(prompts) == {template.replace("{}", "<v>") for template in method.templates}

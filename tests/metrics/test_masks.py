@@ -290,7 +290,7 @@ def clipseg_folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("given", ["{}", "clipseg:{}"])
-def test_clipseg_is_the_librarys_own_answer_to_the_class_noun(given, clipseg_folder):
+def test_clipseg_is_the_librarys_own_mask_for_the_class_noun(given, clipseg_folder):
     from transformers import AutoTokenizer, CLIPSegForImageSegmentation
 
     rng = np.random.default_rng(0)
@@ -311,7 +311,7 @@ def test_clipseg_is_the_librarys_own_answer_to_the_class_noun(given, clipseg_fol
     assert ours.name == ("clipseg" if ":" in given else clipseg_folder.name) and "48" in ours.preprocessing
 
 
-def test_a_segmenter_that_is_not_there_is_answered_with_those_that_are(tmp_path):
+def test_a_segmenter_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     with pytest.raises(InputError, match="there is no segmenter 'sam': known are mini-segmenter and clipseg"):
         masks.load_segmenter("sam")
     with pytest.raises(InputError, match="no weights for the encoder .* does not hold config.json"):

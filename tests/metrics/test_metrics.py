@@ -287,7 +287,7 @@ def test_there_is_nothing_to_encode_in_an_empty_list(small_clip):
 
 
 @pytest.mark.parametrize("load", [encoders.load_text_image_encoder, encoders.load_identity_encoder])
-def test_an_unknown_encoder_is_answered_with_the_known_ones(load):
+def test_an_unknown_encoder_is_refused_with_the_known_ones(load):
     with pytest.raises(InputError, match="no encoder 'clip-b33': known are mini-"):
         load("clip-b33")
 

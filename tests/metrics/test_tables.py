@@ -132,7 +132,7 @@ def test_a_column_that_may_be_empty_may_be_left_out_of_a_row():
         tables.from_rows([{name: value for name, value in real.items() if name != "encoder"}])
 
 
-def test_an_unknown_metric_is_answered_with_the_known_ones():
+def test_an_unknown_metric_is_refused_with_the_known_ones():
     with pytest.raises(InputError, match="no metric is called 'fid'; known are clip_t, "):
         tables.from_rows([row(metric="fid")])
 

@@ -236,7 +236,7 @@ def test_the_front_holds_what_no_other_reaches_in_both():
     assert identity_vs_text.pareto_front({"a": (0.5, 0.5), "b": (0.5, 0.5)}) == ["a", "b"]
 
 
-def test_the_front_is_drawn_through_its_points(tmp_path, kept_figures):
+def test_the_front_is_plotted_through_its_points(tmp_path, kept_figures):
     save_scatter_plot(summary(LEVELS), tmp_path / "a.png", "title")
     means = {v: (m["clip_t"], m["dino"]) for v, m in LEVELS.items() if v != "real_images"}
     corners = [means[variant] for variant in identity_vs_text.pareto_front(means)]
@@ -244,7 +244,7 @@ def test_the_front_is_drawn_through_its_points(tmp_path, kept_figures):
     assert len(corners) > 1 and corners in lines
 
 
-def test_a_variant_without_one_of_the_metrics_is_not_drawn_and_no_variant_at_all_is_an_error(tmp_path, kept_figures):
+def test_a_variant_without_one_of_the_metrics_is_not_plotted_and_no_variant_at_all_is_an_error(tmp_path, kept_figures):
     save_scatter_plot(summary(LEVELS | {"half": {"dino": 0.5}}), tmp_path / "a.png", "title")
     assert "half" not in words(kept_figures[0])
     with pytest.raises(ValueError, match="no variant of 'vase' has both 'dino' and 'clip_t'"):
@@ -352,7 +352,7 @@ def make_everything(folder):
     loss_figures.loss_curve(log(), folder / "loss.png", "title")
 
 
-def test_another_process_at_another_time_draws_the_same_bytes(tmp_path):
+def test_another_process_at_another_time_plots_the_same_bytes(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     make_everything(here)
     program = (

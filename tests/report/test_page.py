@@ -100,7 +100,7 @@ def test_the_keyboard_alone_opens_a_image_and_closes_it(page):
     expect(page.locator("#large")).not_to_be_visible()
 
 
-def test_the_plane_is_drawn_for_the_screen_that_it_is_on(page):
+def test_the_plane_is_plotted_for_the_screen_that_it_is_on(page):
     wide = page.viewport_size["width"] > 640
     assert page.locator("figure.wide").is_visible() == wide
     assert page.locator("figure.narrow").is_visible() != wide

@@ -318,7 +318,7 @@ def test_the_difference_of_two_is_that_on_what_both_have(gap):
     assert found and found["difference"] == pytest.approx(one - other, abs=1e-12)
 
 
-def test_the_plane_says_which_points_are_over_fewer_concepts_and_draws_no_front(gap, html):
+def test_the_plane_says_which_points_are_over_fewer_concepts_and_shows_no_front(gap, html):
     whole = (gap.report() / page.PAGE).read_text()
     assert "DreamBooth (1 of 2 concepts)" in whole and "do not compare" in whole
     assert "Identity against text, mean over the concepts that each has, of 2" in titles(read_evidence.read(gap))

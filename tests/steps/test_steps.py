@@ -605,7 +605,7 @@ def test_methods_are_made_for_a_check_one_at_a_time_and_once_for_each_class_noun
     assert at_once == [0, 0, 0, 0]  # 2 methods, 2 class nouns
 
 
-def test_a_reference_that_a_concept_has_not_got_is_refused_before_anything_is_trained(store: Store):
+def test_a_reference_that_a_concept_lacks_is_refused_before_anything_is_trained(store: Store):
     def change(values):
         values["methods"]["vico"] = {}
         values["variants"]["vico"] = {"first": {}, "third": {"reference": 2}}
