@@ -19,10 +19,10 @@ PATIENCE = 600_000  # ms; a busy machine is no fault of the page
 
 
 @contextmanager
-def running() -> Iterator[Browser]:
+def running(*options: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # as root, in containers, Chromium runs only without its sandbox; it opens nothing but our own page
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"], timeout=PATIENCE)
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", *options], timeout=PATIENCE)
         yield browser
         browser.close()
 
