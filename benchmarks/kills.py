@@ -7,9 +7,10 @@ one before a change to a file: a rename, an opening for writing, a removal. Chec
 that most moments of a training fall between two of them.
 
 By default it uses the tests' tiny models: one concept, the base model and three methods. Artifacts are checked in the
-same process, because a fresh one would spend most of its time on imports; --fresh checks them as the product does. With
---mini CONCEPT... it uses the embedded miniature and the recipes of params.yaml. Runs are forked from a process that has
-imported all libraries and computed nothing, so that the moments fall into the work.
+same process, because a fresh one would spend most of its time on imports, and plots are small stand-ins; --fresh checks
+and plots as the product does. With --mini CONCEPT... it uses the embedded miniature and the recipes of params.yaml.
+Runs are forked from a process that has imported all libraries and computed nothing, so that the moments fall into the
+work.
 
 Two undisturbed runs differ in the seconds they took. Of data/costs, and of the report, which states them, only the
 presence is checked.
@@ -33,10 +34,12 @@ from typing import Any
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
 from personalize_core import steps
 from personalize_core.artifacts import proof
+from personalize_core.report import comparison
+from personalize_core.report.figures import losses
 from personalize_core.steps import training
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
-from tests.conftest import ThisProcess
+from tests.conftest import ThisProcess, quick_loss_curve, quick_scatter_plot
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("base_model", "textual_inversion", "dreambooth", "personalized_residuals")
@@ -127,6 +130,13 @@ def difference(expected: dict[str, bytes], found: dict[str, bytes]) -> list[str]
     return [name for name in every if expected.get(name) != found.get(name)]
 
 
+def shorten() -> None:
+    """Leave out what takes time and writes no files of its own: imports of a fresh process, and plotting."""
+    proof.FreshProcess = ThisProcess
+    losses.loss_curve = quick_loss_curve
+    comparison.save_scatter_plot = quick_scatter_plot
+
+
 def copied(source: Path, target: Path) -> None:
     """An empty workspace at the path of the last one, because the base model's name is a path in it."""
     if target.exists():
@@ -157,7 +167,7 @@ def main() -> None:
     chosen = arguments.parse_args()
     generator, wrong = random.Random(chosen.seed), 0
     if not (chosen.fresh or chosen.mini):
-        proof.FreshProcess = ThisProcess
+        shorten()
 
     with tempfile.TemporaryDirectory() as temporary:
         root, fresh, counted = (Path(temporary, name) for name in ("workspace", "fresh", "counted"))

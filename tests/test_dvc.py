@@ -28,7 +28,7 @@ REPORT = ROOT / "personalize_core" / "report"
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 ALL_METHODS = list(yaml.safe_load((ROOT / "params.yaml").read_text())["methods"])
 # dvc.yaml has a stage for each method of params.yaml, whichever those are; each costs seconds in every test below.
-METHODS = ["base_model", "textual_inversion", "dreambooth"]
+METHODS = ["textual_inversion", "dreambooth"]
 CONFIG = ROOT / ".dvc" / "config"
 
 STAND_IN = '''

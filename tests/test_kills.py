@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from benchmarks import kills
 
-kills.proof.FreshProcess = kills.ThisProcess
+kills.shorten()
 root, fresh = Path(sys.argv[1], "workspace"), Path(sys.argv[1], "fresh")
 concepts = kills.prepare(root, [])
 root.rename(fresh)

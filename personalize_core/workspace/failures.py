@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
 from collections.abc import Iterator
@@ -24,9 +25,32 @@ PASSING = {
     errno.ENOTCONN,
     errno.ESTALE,
 }
-FULL = {errno.ENOSPC, errno.EDQUOT}
-# libraries that write files by themselves pass on the system's words without its number
-FULL_IN_WORDS = ("No space left on device", "Disk quota exceeded")
+FULL = (
+    "the disk is full{where}: free some space and run this again; what was made before stays, and training goes on "
+    "from its checkpoint"
+)
+READ_ONLY = (
+    "the file system is read-only{where}: make it writable, or give another folder with --root, and run this again"
+)
+FORBIDDEN = "this user may not read or write a file{where}: change its owner or permissions, and run this again"
+TOO_LARGE = (
+    "a file would grow beyond what this process may write{where}: lift the limit with `ulimit -f unlimited`, or use a "
+    "file system that takes larger files, and run this again"
+)
+TOO_MANY = "too many files are open: raise the limit, as `ulimit -n 4096` does, and run this again"
+# What the system says of its limits, by number and in its words: libraries that write files by themselves pass on the
+# words alone.
+LIMITS = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EROFS: READ_ONLY,
+    errno.EACCES: FORBIDDEN,
+    errno.EPERM: FORBIDDEN,
+    errno.EFBIG: TOO_LARGE,
+    errno.EMFILE: TOO_MANY,
+    errno.ENFILE: TOO_MANY,
+}
+IN_WORDS = {os.strerror(number): sentence for number, sentence in LIMITS.items() if number != errno.EPERM}
 NO_MEMORY_IN_WORDS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 OTHERS_HOLD = 0.05  # of a card's memory: as much as a context of our own may take beside torch's pool
 
@@ -53,13 +77,11 @@ def diagnose(error: BaseException) -> Diagnosis | None:
 
 def _of_one(error: BaseException) -> Diagnosis | None:
     number = error.errno if isinstance(error, OSError) else None
-    if number in FULL or any(words in str(error) for words in FULL_IN_WORDS):
+    if sentence := LIMITS.get(number or 0) or next(
+        (IN_WORDS[words] for words in IN_WORDS if words in str(error)), None
+    ):
         where = f" ({error.filename})" if isinstance(error, OSError) and error.filename else ""
-        return Diagnosis(
-            f"the disk is full{where}: free some space and run this again; what was made before stays, and training "
-            "goes on from its checkpoint",
-            passes=False,
-        )
+        return Diagnosis(sentence.format(where=where), passes=False)
     torch: Any = sys.modules.get("torch")  # who never imported it has not exhausted its memory
     if torch and isinstance(error, torch.OutOfMemoryError):
         return _card_is_full(torch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import sys
 from pathlib import Path
@@ -43,6 +44,13 @@ FULL = {
     "a library's full disk": RuntimeError("Parquet error: No space left on device (os error 28)"),
     "a fresh process's full disk": proof.ProofFailed("cannot sample: OSError: [Errno 28] No space left on device"),
 }
+LIMITS = {
+    "a read-only file system": (errno.EROFS, "is read-only"),
+    "a file of another user": (errno.EACCES, "change its owner or permissions"),
+    "what is not permitted": (errno.EPERM, "change its owner or permissions"),
+    "a limit of a file's size": (errno.EFBIG, "ulimit -f"),
+    "a limit of open files": (errno.EMFILE, "ulimit -n"),
+}
 EXHAUSTED = {
     "Python's memory": MemoryError(),
     "torch's memory": RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
@@ -75,6 +83,15 @@ def test_what_does_not_pass_by_itself_is_told_so_with_what_to_do(error):
     diagnosis = diagnose(error)
     assert diagnosis and not diagnosis.passes
     assert "run this again" in diagnosis.sentence
+
+
+@pytest.mark.parametrize(("number", "advice"), LIMITS.values(), ids=LIMITS.keys())
+def test_a_limit_of_the_system_is_told_with_what_lifts_it(number, advice):
+    diagnosis = diagnose(OSError(number, os.strerror(number), "data/artifacts"))
+    assert (
+        diagnosis and not diagnosis.passes and advice in diagnosis.sentence and "run this again" in diagnosis.sentence
+    )
+    assert "(data/artifacts)" in diagnosis.sentence or number == errno.EMFILE
 
 
 @cases(PASSING)
@@ -121,6 +138,9 @@ def failing(monkeypatch, tmp_path):
             return steps.Report(stamp="s", skipped=False, seconds=1.0, path=tmp_path)
 
         monkeypatch.setattr(steps, "train", train)
+        monkeypatch.setattr(steps, "check_inputs", lambda *arguments: None)
+        monkeypatch.setattr(steps, "plan", lambda *arguments: [])
+        monkeypatch.setattr(steps, "long_work_notice", lambda *arguments: None)
         monkeypatch.setattr(steps, "recipe_stamp", lambda *arguments: "settings")
         monkeypatch.setattr(steps.result_checks, "artifact", passing("artifact"))
         monkeypatch.setattr(metadata, "loss_curve", lambda report: {})
