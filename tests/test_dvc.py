@@ -9,12 +9,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dagster as dg
 import pytest
 import yaml
+from dvc.repo import Repo
 
 from personalize_core.workspace import dependencies as depends
 from personalize_core.workspace.store import Store
@@ -22,6 +25,8 @@ from pipelines import assets
 from pipelines.lineage import dvc_hash
 from tests import tiny_workspace
 from tests.in_dagster import materialize
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's use of pygtrie
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "personalize_core" / "report"
@@ -95,16 +100,22 @@ class Workspace:
         workspace.root = root
         return workspace
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"),
+            "PYTHONPATH": "",
+            "OMP_NUM_THREADS": "1",  # as here: more threads add up in another order, to other bytes
+        }
+
     def repro(self) -> set[str]:
-        """The stages that ran."""
-        done = self.dvc("repro")
-        return set(re.findall(r"Running stage '(.*?)'", done))
+        """The stages that ran, by `dvc repro` in this process, which has imported DVC."""
+        with patch.dict(os.environ, self.environment), chdir(self.root), Repo() as repo:
+            return {stage.addressing for stage in repo.reproduce()}
 
     def dvc(self, *arguments: str) -> str:
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        environment |= {"DVC_SITE_CACHE_DIR": str(self.root / ".dvc" / "site"), "PYTHONPATH": ""}
-        environment["OMP_NUM_THREADS"] = "1"  # as here: more threads add up in another order, to other bytes
-        command = [sys.executable, "-m", "dvc", *arguments]
+        command, environment = [sys.executable, "-m", "dvc", *arguments], os.environ | self.environment
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
