@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.errors import InputError, listed
-from personalize_core.files.outside import refuse_pickles_in
+from personalize_core.files.outside import is_folder, refuse_pickles_in, user_path
 from personalize_core.files.stamps import sha256, stamp_of
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def identify(name: str) -> Identity:
         return _local(name, MINI)
     if name in PUBLISHED:
         return _on_hub(name, PUBLISHED[name].hub_id, PUBLISHED[name].revision)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = user_path(name)
+    if is_folder(folder):
         return _local(name, folder.resolve())
     match = _HUB_ID.fullmatch(name)
     if match and match["revision"]:

@@ -84,11 +84,12 @@ def study_results(
     Shares of each variant with intervals over raters, and how far the raters agree.
     """
     from personalize_core.files.atomic import MANIFEST
+    from personalize_core.files.outside import is_folder
     from personalize_core.study import answers as answer_files
     from personalize_core.study import page, results
     from personalize_core.study.design import Key
 
-    beside = answers[0] if answers[0].is_dir() else answers[0].parent
+    beside = answers[0] if is_folder(answers[0]) else answers[0].parent
     read_key = Key.read(key or beside / page.KEY)
     table, files = answer_files.read(answer_files.among(answers, {page.KEY, results.SUMMARY, MANIFEST}), read_key)
     found = results.evaluate(read_key, table, files)

@@ -13,7 +13,7 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError, listed, shown
 from personalize_core.files import outside
 from personalize_core.files.atomic import new_folder
-from personalize_core.files.outside import is_there
+from personalize_core.files.outside import is_folder, is_there
 from personalize_core.files.snapshot import memoized
 from personalize_core.files.stamps import sha256
 
@@ -136,7 +136,7 @@ def add_concept(concepts: Path, photos: Path, class_noun: str | None = None, nam
     """
     from personalize_core.concepts.image_files import MOST_BYTES
 
-    if not is_there(photos) or not photos.is_dir():
+    if not is_folder(photos):
         raise InputError(f"{photos} is no folder; give the folder that holds the concept's images")
     named = by_kohya(photos)
     class_noun = class_noun or (named.class_noun if named else None)

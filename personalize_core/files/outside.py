@@ -52,6 +52,29 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def is_folder(path: Path) -> bool:
+    """Is it a folder, or a link to one?
+
+    Raises:
+        InputError: no file can have such a name.
+    """
+    return is_there(path) and path.is_dir()
+
+
+def user_path(text: str) -> Path:
+    """A path as a user writes it: `~` is their own folder.
+
+    Raises:
+        InputError: `~NAME` is the folder of a user that is not known here.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"{shown(text)} is in the folder of a user who is not known here; write the whole path"
+        ) from None
+
+
 def refuse_pickle(path: Path) -> None:
     """Raise InputError if a file's name ends as the names of pickles do."""
     if path.suffix.lower() in PICKLES:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from personalize_core.errors import InputError, listed
-from personalize_core.files.outside import refuse_pickle
+from personalize_core.files.outside import is_folder, is_there, refuse_pickle
 from personalize_core.files.stamps import sha256
 
 Kind = Literal["text_image", "identity", "segmenter"]
@@ -53,13 +53,13 @@ def find(name_or_folder: str | Path, kind: Kind) -> tuple[str, Path | None]:
     name, _, local = text.partition(":")
     published = PUBLISHED_OF[kind]
     if name in published:
-        if local and not Path(local).exists():
+        if local and not (is_there(Path(local)) and Path(local).exists()):
             raise InputError(f"{text!r}: there is no {local}; write the path of its weights, or {name!r} to fetch them")
         if local and Path(local).is_file():
             refuse_pickle(Path(local))
         return name, Path(local) if local else None
     path = Path(text)
-    if path.is_dir():
+    if is_folder(path):
         return path.resolve().name, path
     what = "segmenter" if kind == "segmenter" else "encoder"
     raise InputError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from personalize_core.base_model.loading import identify
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import whole_folder, write_json
-from personalize_core.files.outside import refuse_pickle
+from personalize_core.files.outside import is_there, refuse_pickle
 from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.methods import check_method, method_class
 from personalize_core.steps.events import Report
@@ -29,7 +29,7 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
 
     check_method(method)
     started = time.monotonic()
-    if to.exists():
+    if is_there(to):
         raise InputError(f"{to} exists already; name a folder that does not, so that nothing is overwritten")
     stamp, artifact = artifact_stamp(store, concept, method), store.artifact(method, concept)
     base = load_base(store)
@@ -60,7 +60,7 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
     check_method(method)
     started, folder = time.monotonic(), store.artifact(method, concept)
     config, described = store.params.config(method), store.concept(concept)
-    if not source.exists():
+    if not is_there(source) or not source.exists():
         raise InputError(f"{source} does not exist")
     refuse_pickle(source)
     if folder.exists():

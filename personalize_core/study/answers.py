@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from personalize_core.errors import InputError
-from personalize_core.files.outside import MOST_ANSWERS, read_text
+from personalize_core.files.outside import MOST_ANSWERS, is_folder, read_text
 from personalize_core.study.design import QUESTIONS, Answer, Key, QuestionName
 
 COLUMNS: dict[str, tuple[pl.DataType, str]] = {
@@ -63,7 +63,7 @@ class AnswerFile(_Strict):
 
 def among(given: Sequence[Path], others: set[str]) -> list[Path]:
     """Files as given and, for a folder, all of its JSON files; without files of the names that are no answers."""
-    found = [path for one in given for path in (sorted(one.glob("*.json")) if one.is_dir() else [one])]
+    found = [path for one in given for path in (sorted(one.glob("*.json")) if is_folder(one) else [one])]
     return [path for path in dict.fromkeys(found) if path.name not in others]
 
 

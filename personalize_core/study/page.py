@@ -16,6 +16,7 @@ from PIL import Image
 
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import whole_folder, write_bytes, write_json
+from personalize_core.files.outside import is_there
 from personalize_core.study.design import QUESTIONS, Key, Request, design, image_path
 from personalize_core.workspace.store import Store
 
@@ -48,7 +49,7 @@ def write(store: Store, request: Request, to: Path, progress: Progress = unseen)
     Raises:
         InputError: the folder exists, or the workspace does not hold what was asked for; nothing is written then.
     """
-    if to.exists():
+    if is_there(to):
         raise InputError(f"{to} exists already; name a folder that does not, so that no study is overwritten")
     key = design(store, request)
     page = render(store, key, progress)

@@ -15,6 +15,7 @@ from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept import check_name
 from personalize_core.errors import InputError, listed, printable
 from personalize_core.files.atomic import folder_aside, read_record, replace_folder, write_json
+from personalize_core.files.outside import user_path
 from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.workspace.store import Store
 
@@ -45,10 +46,14 @@ def look(concepts: Path) -> dict[str, Folder]:
 
 
 def address_of(store: Store, location: str) -> str | None:
-    """Where concepts arrive, as fsspec writes it; None: in data/concepts itself."""
+    """Where concepts arrive, as fsspec writes it; None: in data/concepts itself.
+
+    Raises:
+        InputError: it is in the folder of a user who is not known here.
+    """
     if "://" in location or "::" in location:
         return location.rstrip("/")
-    folder = Path(os.path.normpath(store.root / Path(location).expanduser()))
+    folder = Path(os.path.normpath(store.root / user_path(location)))
     return None if folder == store.concepts else str(folder)
 
 

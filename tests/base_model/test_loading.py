@@ -176,6 +176,19 @@ def test_an_unknown_name_with_the_known_ones():
     assert "a folder in diffusers' layout" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("x" * 300, "File name too long"),
+        ("a\0b", "cannot be the name of a file"),
+        ("~nobody-of-this-name/x", "is in the folder of a user who is not known here; write the whole path"),
+    ],
+    ids=["too long", "of no file", "of no user"],
+)
+def test_what_no_folder_can_be_called_is_refused(name, said):
+    assert said in refusal(lambda: identify(name))
+
+
 def test_a_hub_id_without_its_revision_says_how_to_pin_it():
     said = refusal(lambda: identify("org/model"))
     assert "'org/model' is neither a folder here nor" in said and "as org/model@<40-digit commit>" in said

@@ -49,6 +49,10 @@ def test_only_regular_files_of_bounded_size_are_opened_and_nothing_waits(tmp_pat
     assert "too long" in refusal(outside.is_there, tmp_path / ("x" * 300))
     assert outside.is_there(tmp_path / "link") and not outside.is_there(tmp_path / "nowhere")
     assert not outside.is_there(large / "below")
+    assert "too long" in refusal(outside.is_folder, tmp_path / ("x" * 300))
+    assert outside.is_folder(tmp_path) and not outside.is_folder(large) and not outside.is_folder(tmp_path / "itself")
+    assert outside.user_path("~/x") == Path.home() / "x" and outside.user_path("x") == Path("x")
+    assert "a user who is not known here" in refusal(outside.user_path, "~nobody-of-this-name/x")
     written(tmp_path / "target", "x")
     (tmp_path / "good").symlink_to("target")
     assert outside.read_text(tmp_path / "good") == "x"

@@ -95,6 +95,8 @@ def test_params_yaml_that_cannot_be_read_hides_no_problem_of_a_concept(store: St
     ("kind", "name", "sentence"),
     [
         ("text_image", ["clip-b32:/nowhere/weights.safetensors"], "there is no /nowhere/weights.safetensors"),
+        ("text_image", ["clip-b32:" + "x" * 300], "File name too long"),
+        ("text_image", ["x" * 300], "File name too long"),
         ("identity", ["mini-clip"], "there is no encoder 'mini-clip': known are mini-identity, dino-s16"),
         ("segmenter", "mini-clip", "there is no segmenter 'mini-clip': known are mini-segmenter and clipseg"),
     ],
