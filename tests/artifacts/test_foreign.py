@@ -296,6 +296,12 @@ def test_an_embedding_of_no_use_is_refused(tensor, said, tiny, tmp_path):
     assert said in refusal("textual_inversion", tiny, tmp_path / "x.safetensors")
 
 
+def test_a_file_of_many_tensors_is_no_embedding_and_not_all_are_named(tiny, tmp_path):
+    save_file(lora(tiny), tmp_path / "x.safetensors")
+    said = refusal("textual_inversion", tiny, tmp_path / "x.safetensors")
+    assert "holds 64 tensors" in said and "61 more; an embedding's file holds one" in said
+
+
 def test_an_embedding_in_eight_bits_is_read(tiny, tmp_path):
     vector = torch.arange(1, tiny.text_width + 1) / 8
     save_file({"emb_params": vector.to(torch.float8_e4m3fn)}, tmp_path / "x.safetensors")

@@ -142,7 +142,8 @@ def read_embedding(path: Path, width: int) -> Tensor:
     """(D,) float32: one embedding, in either layout."""
     tensors = read_tensors(file_in(path, EMBEDDING))
     if len(tensors) != 1:
-        raise InputError(f"{path} holds {len(tensors)} tensors, {listed(tensors)}; an embedding's file holds one")
+        names = listed((name[:100] for name in tensors), 4)
+        raise InputError(f"{path} holds {len(tensors)} tensors, {names}; an embedding's file holds one")
     ((name, tensor),) = tensors.items()
     vectors = tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim else tensor.reshape(1, 1)
     if vectors.shape[1] != width:
