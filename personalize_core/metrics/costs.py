@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from personalize_core.files.atomic import read_json, read_record, record_of_result
+from personalize_core.files.atomic import read_record, read_result, record_of_result
 from personalize_core.metrics.parquet import write_parquet
 from personalize_core.metrics.tables import ALL_CONCEPTS
 from personalize_core.sampling.grid import DESCRIPTION
@@ -63,7 +63,7 @@ def of_artifact(folder: Path) -> dict[str, float | None]:
     """What an artifact tells of its costs."""
     known: dict[str, Any] = dict.fromkeys(COLUMNS)
     if (folder / CONFIG).is_file():
-        known["parameters"] = read_json(folder / CONFIG).get("parameters")
+        known["parameters"] = read_result(folder / CONFIG, parameters=(int, float, type(None))).get("parameters")
     if (folder / WEIGHTS).is_file():
         known["artifact_bytes"] = (folder / WEIGHTS).stat().st_size
     return {name: None if value is None else float(value) for name, value in known.items()}

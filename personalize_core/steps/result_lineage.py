@@ -32,7 +32,14 @@ from personalize_core.workspace.dependencies import (
 )
 from personalize_core.workspace.lineage.differences import why_stale
 from personalize_core.workspace.lineage.link import Link
-from personalize_core.workspace.lineage.records import DAMAGED, EDITED, file_problems, is_genuine, manifest_of
+from personalize_core.workspace.lineage.records import (
+    DAMAGED,
+    EDITED,
+    as_written,
+    file_problems,
+    is_genuine,
+    manifest_of,
+)
 from personalize_core.workspace.recipes import preprocessing_of
 from personalize_core.workspace.store import REFERENCES, SCORES, Store
 
@@ -142,7 +149,7 @@ class ResultLineage:
 
     def artifact(self, method: str, concept: str) -> Link:
         folder = self.store.artifact(method, concept)
-        described = read_record(folder / "config.json")
+        described = as_written(folder, "config.json")
         imported, repeat = described.get("imported"), self.store.repeat
         command = f"repeat {concept} -m {method} --times {repeat}" if repeat else f"train {concept} -m {method}"
         if imported:
@@ -152,9 +159,9 @@ class ResultLineage:
         link.facts |= _some(described, "method", "phrase", "config", "parameters", "seed", "imported")
         original = _of(made_from.get("again")) if repeat else made_from  # what it repeats says the rest
         link.facts |= _some(original, "precision", "gradient_checkpointing")
-        if loss := _some(read_record(folder / "fixed_batch.json"), "before", "after"):
+        if loss := _some(as_written(folder, "fixed_batch.json"), "before", "after"):
             link.facts["fixed_batch_loss"] = loss
-        if proof := _some(read_record(folder / PROOF), "largest_difference"):
+        if proof := _some(as_written(folder, PROOF), "largest_difference"):
             link.facts["restored_samples_otherwise_by"] = proof["largest_difference"]
         if not link.making and described.get("versions"):
             link.making = {"packages": described["versions"]}
@@ -172,7 +179,7 @@ class ResultLineage:
         command = self._again(folder, f"evaluate {concept} -m {method}")
         now = lambda: sampling_inputs(self.store, concept, method).stamp  # noqa: E731
         link, made_from = self._result("grid", folder, now, command)
-        described = read_record(folder / DESCRIPTION)
+        described = as_written(folder, DESCRIPTION)
         link.facts |= _some(described, "protocol", "prompts", "templates", "images_per_prompt", "sampling", "seed")
         link.facts |= _some(made_from, "variants", "refinement", "precision")
         link.inputs = [self.artifact(method, concept)] if described else []
@@ -238,8 +245,8 @@ class ResultLineage:
     def samples(self, method: str, concept: str, request: str) -> Link:
         """Images that somebody asked for, or heat maps."""
         folder = self.store.samples(method, concept, request)
-        maps = read_record(folder / "heat_maps.json")
-        asked = maps or read_record(folder / "samples.json")
+        maps = as_written(folder, "heat_maps.json")
+        asked = maps or as_written(folder, "samples.json")
         what, command = "heat maps" if maps else "images", self._asking(method, concept, folder, asked)
         link, _ = self._result(what, folder, None, self._again(folder, command) if command else "")
         link.facts |= _some(asked, "prompts", "prompt", "images", "image", "variant", "sampling", "seed")
@@ -279,13 +286,14 @@ class ResultLineage:
             return link, {}
         made_from = manifest.get("made_from", {})
         link.facts = {"stamp": manifest["stamp"]}
+        if made_from and not is_genuine(manifest):  # what stands there may be of any kind
+            link.problems.append(EDITED)
+            made_from = {}
         if sources := made_from.get("sources"):
             link.facts["sources"] = f"{sources['stamp']}, {len(sources['of'])} files"
         link.making = record_of_result(self.store.making(folder), folder)
         if self.verify:
             link.problems += file_problems(folder, manifest)
-            if made_from and not is_genuine(manifest):
-                link.problems.append(EDITED)
             link.problems += _stale(manifest, now) if now else []
         return link, made_from
 
@@ -305,7 +313,7 @@ class ResultLineage:
             file.problems.append("no step has made this file: the manifest of its folder does not know it")
         elif entry["sha256"] != file.facts["sha256"]:
             file.problems.append("has been changed since it was made: its sha256 is another")
-        described, place = read_record(folder / DESCRIPTION), IMAGE.fullmatch(path.name)
+        described, place = as_written(folder, DESCRIPTION), IMAGE.fullmatch(path.name)
         if entry and place and "templates" in described:
             prompt, image = int(place["prompt"]), int(place["image"])
             file.facts |= {

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.files.atomic import is_up_to_date, read_json, write_json
+from personalize_core.files.atomic import is_up_to_date, read_record, write_json
 from personalize_core.methods import check_method
 from personalize_core.sampling.grid import DESCRIPTION, image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
@@ -157,11 +157,12 @@ def sampled_as_now(store: Store, method: str, concept: str) -> bool:
 
     Scores without a grid, which only DVC's cache could bring, are taken for what they are.
     """
-    try:
-        grid = read_json(store.grid(method, concept) / DESCRIPTION)
-    except (OSError, ValueError):
+    grid = read_record(store.grid(method, concept) / DESCRIPTION)
+    if not grid:
         return True
     now = {"seed": store.sampling_seed, "templates": prompts_of(store, concept).templates}
     before = {name: grid.get(name) for name in now}
-    how, sampled = store.params.sampling.how(), grid.get("sampling", {})
+    how, sampled = store.params.sampling.how(), grid.get("sampling")
+    if not isinstance(sampled, dict):
+        return False
     return before == now and {name: sampled.get(name, 0.0) for name in how} == how  # earlier grids say no eta

@@ -211,6 +211,39 @@ def test_a_manifest_that_was_edited_is_found_out(store):
     assert any("manifest has been edited" in words for words in problems(store))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"base_model": None}, {"concept": []}, {"versions": 7}, {"imported": 7}, {"concept": {"class_noun": 7}}],
+    ids=str,
+)
+def test_an_artifact_whose_description_holds_values_of_another_kind_is_explained(change, store):
+    path = store.artifact(METHOD, "rex") / "config.json"
+    write_json(path, read_json(path) | change)
+    assert any("config.json has been changed since it was made" in words for words in problems(store))
+
+
+@pytest.mark.parametrize(
+    "made_from", [{"latents": 7}, {"class_images": []}, {"sources": []}, {"latents": {"stamp": 7, "of": 7}}], ids=str
+)
+@pytest.mark.parametrize("kind", ["artifacts", "grids", "metrics"])
+def test_a_manifest_that_says_values_of_another_kind_is_explained(kind, made_from, store):
+    path = store.data / kind / METHOD / "rex" / MANIFEST
+    manifest = read_json(path)
+    write_json(path, manifest | {"made_from": manifest["made_from"] | made_from})
+    assert any("manifest has been edited" in words for words in problems(store, f"data/metrics/{METHOD}/rex"))
+
+
+@pytest.mark.parametrize("file", ["artifacts/{}/rex/config.json", "grids/{}/rex/grid.json"])
+@pytest.mark.parametrize("content", ["[]", "7", '{"sampling": [], "parameters": 3}', '{"parameters": "many"}'])
+def test_comparing_beside_a_description_that_is_none_is_done_or_refused(file, content, store):
+    path = store.data / file.format(METHOD)
+    path.write_text(content)
+    try:
+        steps.compare(store)
+    except InputError as error:
+        assert str(path) in str(error)
+
+
 def test_a_comparison_of_scores_that_were_made_again_is_stale(store):
     path = store.scores(METHOD, "rex") / MANIFEST
     manifest = read_json(path)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from personalize_core.files.atomic import MANIFEST, read_json
+from personalize_core.files.atomic import MANIFEST, read_json, read_record
 from personalize_core.files.stamps import sha256, stamp_of
 
 DAMAGED = "its manifest is missing or damaged"
@@ -18,9 +18,15 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     try:
         found = read_json(folder / MANIFEST)
         whole = isinstance(found["stamp"], str) and isinstance(found.get("made_from", {}), dict)
-        return found if whole and all("sha256" in entry for entry in found["files"].values()) else {}
+        return found if whole and all(isinstance(entry["sha256"], str) for entry in found["files"].values()) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def as_written(folder: Path, name: str) -> dict[str, Any]:
+    """The object in a JSON file of a result; nothing if it holds other bytes than its step wrote, and so any values."""
+    entry, path = manifest_of(folder).get("files", {}).get(name), folder / name
+    return read_record(path) if entry and path.is_file() and sha256(path) == entry["sha256"] else {}
 
 
 def file_problems(folder: Path, manifest: Mapping[str, Any], only: str | None = None) -> list[str]:
