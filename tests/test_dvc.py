@@ -112,7 +112,8 @@ class Workspace:
     def repro(self) -> set[str]:
         """The stages that ran, by `dvc repro` in this process, which has imported DVC."""
         with patch.dict(os.environ, self.environment), chdir(self.root), Repo() as repo:
-            return {stage.addressing for stage in repo.reproduce()}
+            reproduce: Any = repo.reproduce  # a function of DVC's that its class takes for a method
+            return {stage.addressing for stage in reproduce()}
 
     def dvc(self, *arguments: str) -> str:
         command, environment = [sys.executable, "-m", "dvc", *arguments], os.environ | self.environment
