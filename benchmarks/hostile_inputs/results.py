@@ -171,8 +171,8 @@ def cases(folder: Path) -> Iterator[Case]:
         for number, mutant in enumerate(mutants(content, MUTANTS, seed=5)):
             how = ways[number % len(ways)]
 
-            def damage(data: Path, name: str = name, mutant: bytes = mutant) -> None:
+            def write(data: Path, name: str = name, mutant: bytes = mutant) -> None:
                 (data / name).write_bytes(mutant)
 
             described = mutant != content and not name.endswith("manifest.json")
-            yield case(f"mutated {name} {number}", how, source, damage, told=described)
+            yield case(f"mutated {name} {number}", how, source, write, told=described)
