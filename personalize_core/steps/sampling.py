@@ -77,7 +77,8 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
             }
             write_json(new / DESCRIPTION, about)
             comparison.save_grid(store, concept, [(name, new) for name in inputs.variants], about, new / "grid.png")
-        write_json(store.sampling_costs(method, concept), taken)
+            # before the grid appears: a run killed just after that would never write them
+            write_json(store.sampling_costs(method, concept), taken)
     return Report(inputs.stamp, False, time.monotonic() - started, folder, {}, images)
 
 

@@ -119,7 +119,7 @@ def test_what_fails_in_a_step_fails_the_run(instance, asked, tmp_path, monkeypat
     monkeypatch.setattr(steps, "train", train)
     with pytest.raises(FloatingPointError):
         materialize(instance, tmp_path, [assets.artifact, assets.image_grid], PAIR)
-    assert asked == []
+    assert asked == [("check", "dog7", "textual_inversion")]
 
 
 # The definitions

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import mmap
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
@@ -15,9 +17,11 @@ from torch import nn
 
 from personalize_core import steps
 from personalize_core.errors import InputError
+from personalize_core.files.stamps import Stamp
 from personalize_core.metrics import costs, parquet, ranking, tables
 from personalize_core.report import comparison_in_words
 from personalize_core.report.display_names import in_words
+from personalize_core.steps import sampling
 from personalize_core.steps.repeating import check_repeatable, find_trainings
 from personalize_core.training import run_costs
 from personalize_core.training.run_costs import PeakMemory, Stopwatch, TimedCheckpoints
@@ -287,3 +291,20 @@ def test_noise_is_of_no_more_concepts_than_were_repeated(store: Store):
     assert "concepts" in ranking.NOISE_COLUMNS
     meanings = parquet.meanings_in(store.comparison() / comparison_in_words.NOISE)
     assert meanings["concepts"] == ranking.NOISE_COLUMNS["concepts"]
+
+
+def test_what_sampling_took_is_recorded_before_the_grid_appears(tmp_path, monkeypatch):
+    """A run that is killed as soon as its grid is there makes no new one, and so would never record it."""
+    store = tiny_workspace.make(tmp_path)
+    steps.train(store, "rex", "base_model")
+    recorded, begin = [], sampling.making
+
+    @contextmanager
+    def making(store: Store, folder: Path, stamp: Stamp) -> Iterator[Path]:
+        with begin(store, folder, stamp) as new:
+            yield new
+            recorded.append(store.sampling_costs("base_model", "rex").is_file() and not folder.exists())
+
+    monkeypatch.setattr(sampling, "making", making)
+    steps.sample_grid(store, "rex", "base_model")
+    assert recorded == [True]
