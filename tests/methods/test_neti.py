@@ -412,7 +412,7 @@ def test_the_diffusion_loss_has_a_finite_gradient_on_every_parameter(method, bas
 
 
 def test_gradient_checkpointing_changes_no_gradient(method, base, images):
-    """The authors' code counts attention calls, and goes wrong by up to 62 % then (style.md a.3)."""
+    """The authors' code counts attention calls, and goes wrong by up to 62 % then."""
     expected = gradients(method, base, images)
     base.unet.enable_gradient_checkpointing()
     assert base.unet.is_gradient_checkpointing
