@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import dagster as dg
@@ -13,6 +14,24 @@ from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
 
 
+def evening(
+    instance: dg.DagsterInstance, workspace: Workspace, when: datetime.datetime
+) -> dg.ScheduleEvaluationContext:
+    """What a schedule is evaluated with; to be closed by `with`.
+
+    The workspace is among its resources: a schedule that is called with it makes another context, which nobody closes,
+    and which changes Dagster's current instance whenever it is collected.
+    """
+    from pipelines.definitions import defs
+
+    return dg.build_schedule_context(
+        instance=instance,
+        resources={"workspace": workspace},
+        scheduled_execution_time=when,
+        repository_def=defs.get_repository_def(),
+    )
+
+
 class Watch:
     """What a tick returns is done as the daemon does it: partitions, events, cursor. Runs are only remembered."""
 
@@ -20,8 +39,8 @@ class Watch:
         self.instance, self.root, self.cursor = instance, root, None
 
     def tick(self) -> dg.SensorResult:
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursor)
-        result = arrival.concept_folder(context, workspace=Workspace(root=str(self.root)))
+        with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
+            result = arrival.concept_folder(context, workspace=Workspace(root=str(self.root)))
         assert isinstance(result, dg.SensorResult)
         self.cursor = result.cursor
         for request in result.dynamic_partitions_requests or []:

@@ -17,9 +17,9 @@ from personalize_core.files.atomic import read_json, write_json
 from personalize_core.steps import canary as core
 from personalize_core.workspace.store import Store
 from pipelines import canary, schedules
-from pipelines.definitions import defs
 from pipelines.resources import Workspace
 from tests import tiny_workspace
+from tests.watching import evening
 
 pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
 
@@ -79,10 +79,8 @@ def test_the_schedule_asks_for_it_only_when_it_is_due(store, monkeypatch, tmp_pa
     def asked() -> object:
         with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
             when = datetime.datetime(2026, 11, 22, 1, tzinfo=datetime.UTC)
-            context = dg.build_schedule_context(
-                instance=instance, scheduled_execution_time=when, repository_def=defs.get_repository_def()
-            )
-            return schedules.canary_after_upgrade(context, workspace=Workspace(root=str(store.root)))
+            with evening(instance, Workspace(root=str(store.root)), when) as context:
+                return schedules.canary_after_upgrade(context)
 
     assert isinstance(asked(), dg.SkipReason)
     upgrade(monkeypatch)

@@ -26,7 +26,7 @@ from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
 from tests import tiny_workspace
-from tests.watching import Watch
+from tests.watching import Watch, evening
 
 pytestmark = [pytest.mark.usefixtures("short_checks", "no_scatter_plot"), pytest.mark.slow]
 
@@ -50,8 +50,8 @@ class Pipeline:
     def look(self) -> None:
         """The sensors, as often as it takes for folders to settle."""
         self.watch.twice()
-        context = dg.build_sensor_context(instance=self.instance)
-        result = settings.settings(context, workspace=self.workspace)
+        with dg.build_sensor_context(instance=self.instance) as context:
+            result = settings.settings(context, workspace=self.workspace)
         assert isinstance(result, dg.SensorResult)
         for event in result.asset_events:
             self.instance.report_runless_asset_event(event)
@@ -61,11 +61,9 @@ class Pipeline:
         self.look()
         made: dict[str, set[str]] = {}
         when = datetime.datetime(2026, 11, 22, 2, tzinfo=datetime.UTC) + datetime.timedelta(days=next(COUNT))
-        context = dg.build_schedule_context(
-            instance=self.instance, scheduled_execution_time=when, repository_def=defs.get_repository_def()
-        )
-        asked = [*self.asked(schedules.nightly(context, workspace=self.workspace))]
-        asked += self.asked(schedules.nightly_preparation(context, workspace=self.workspace))
+        with evening(self.instance, self.workspace, when) as context:
+            asked = [*self.asked(schedules.nightly(context))]
+            asked += self.asked(schedules.nightly_preparation(context))
         while asked:
             run = self.execute(asked.pop(0), made)
             if run.job_name == "prepare":
@@ -256,11 +254,8 @@ def test_a_run_whose_recipe_no_sensor_has_seen_is_not_shown_as_stale_afterwards(
 
 def requests_of_tonight(pipeline: Pipeline) -> tuple[Any, Any]:
     when = datetime.datetime(2027, 1, 1, 2, tzinfo=datetime.UTC)
-    context = dg.build_schedule_context(
-        instance=pipeline.instance, scheduled_execution_time=when, repository_def=defs.get_repository_def()
-    )
-    workspace = pipeline.workspace
-    return schedules.nightly(context, workspace=workspace), schedules.nightly_preparation(context, workspace=workspace)
+    with evening(pipeline.instance, pipeline.workspace, when) as context:
+        return schedules.nightly(context), schedules.nightly_preparation(context)
 
 
 def test_a_cell_that_waits_or_runs_already_is_not_asked_for_again(pipeline):
