@@ -1,0 +1,88 @@
+"""What the layouts share: which images a folder holds, a list of prompts, an option that chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from personalize_core.concepts.image_files import IMAGE_SUFFIXES
+from personalize_core.errors import InputError, listed, shown
+from personalize_core.external.listing import MOST_IMAGES, checked_prompt
+from personalize_core.files.outside import is_folder, is_there, read_text, user_path
+
+MOST_LIST = 64 * 2**20  # bytes of a list of images or prompts
+
+
+def image_names(folder: Path) -> list[str]:
+    """The names of a folder's images by their endings, sorted; hidden files and subfolders are not looked at.
+
+    Raises:
+        InputError: the folder cannot be read, holds too many images, or one has a name that is not UTF-8.
+    """
+    found = [name for name in _names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    if len(found) > MOST_IMAGES:
+        raise InputError(f"{folder} holds {len(found):,} images, and at most {MOST_IMAGES:,} are scored at once")
+    for name in found:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{folder} holds {shown(name)}, whose name is not UTF-8; rename it") from None
+    return [name for name in found if not (folder / name).is_dir()]
+
+
+def folder_names(folder: Path) -> list[str]:
+    """The names of a folder's subfolders, sorted, without hidden ones; a link to a folder counts as one.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    return [name for name in _names(folder) if (folder / name).is_dir()]
+
+
+def _names(folder: Path) -> Iterator[str]:
+    try:
+        yield from sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def prompts_of(path: Path) -> list[str]:
+    """The prompts of a text file, one a line. Empty lines and lines that begin with '#' are skipped.
+
+    Raises:
+        InputError: it cannot be read, is not text in UTF-8, or holds no prompt.
+    """
+    lines = [line.strip() for line in read_text(path, MOST_LIST).splitlines()]
+    prompts = [checked_prompt(line, str(path)) for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise InputError(f"{path} holds no prompt; write one a line")
+    return prompts
+
+
+def named_or_found(folder: Path, options: Mapping[str, str], option: str, names: Sequence[str]) -> Path | None:
+    """The file that an option names, or the first of these names that lies in the folder, or None.
+
+    A relative path of an option is looked for in the folder first, then where the program was started.
+    """
+    if option in options:
+        named = user_path(options[option])
+        return folder / named if not named.is_absolute() and is_there(folder / named) else named
+    return next((folder / name for name in names if is_there(folder / name)), None)
+
+
+def chosen(options: Mapping[str, str], option: str, there: Sequence[str], folder: Path) -> str | None:
+    """What an option chooses among what is there, or None without the option.
+
+    Raises:
+        InputError: it names something that is not there; the message lists what is.
+    """
+    if option in options and options[option] not in there:
+        raise InputError(f"{folder} has no {option} {shown(options[option])}; there are {listed(there, 12)}")
+    return options.get(option)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError where there is no such folder."""
+    if not is_folder(folder):
+        what = "is not a folder" if is_there(folder) else "does not exist"
+        raise InputError(f"{folder} {what}; name the folder that holds the images")
