@@ -41,7 +41,7 @@ from PIL import Image
 
 from personalize_core import steps
 from personalize_core.concepts.concept import Concept
-from personalize_core.metrics import scoring
+from personalize_core.metrics import features, scoring
 from personalize_core.metrics.encoder_names import MINI_WEIGHTS
 from personalize_core.metrics.encoders import Encoder
 from personalize_core.steps.processes import shared_out
@@ -72,7 +72,7 @@ def png(path: Path) -> Image.Image:
 class OneByOne:
     """Our encoders, one image per call."""
 
-    def __init__(self, encoders: scoring.Encoders) -> None:
+    def __init__(self, encoders: features.Encoders) -> None:
         self.clip, self.vit = encoders.text_image[0], encoders.identity[0]
 
     def say(self, text: str) -> torch.Tensor:
@@ -202,10 +202,10 @@ def share(options: Any, folder: Path, concept_images: list[Path], loops: dict[st
 
 
 @lru_cache
-def loaded(device: str) -> scoring.Encoders:
+def loaded(device: str) -> features.Encoders:
     if device == "cpu":
         torch.set_num_threads(1)
-    return scoring.load_encoders(["mini-clip"], ["mini-identity"], None, ["class_phrase"], device)
+    return features.load_encoders(["mini-clip"], ["mini-identity"], None, ["class_phrase"], device)
 
 
 def score_copy(folder: Path, concept_images: list[Path], listener: steps.Listener) -> int:

@@ -17,7 +17,7 @@ from personalize_core.workspace.recipes import device_of, prompts_of
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
-    from personalize_core.metrics import scoring
+    from personalize_core.metrics import features, scoring
 
 
 def score(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
@@ -25,7 +25,7 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
     check_method(method)
     grid, skipped = store.grid(method, concept), prompts_of(store, concept).without_identity
 
-    def scored(concept_images: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
+    def scored(concept_images: list[Path], encoders: features.Encoders) -> scoring.Scored:
         from personalize_core.metrics import scoring
 
         return scoring.score_grid(store.root, grid, store.concept(concept), concept_images, encoders, skipped)
@@ -37,7 +37,7 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
 def score_references(store: Store, concept: str, listener: Listener = unheard) -> Report:
     """The concept's images against each other: what even real images reach."""
 
-    def scored(concept_images: list[Path], encoders: scoring.Encoders) -> scoring.Scored:
+    def scored(concept_images: list[Path], encoders: features.Encoders) -> scoring.Scored:
         from personalize_core.metrics import scoring
 
         return scoring.score_references(store.root, store.concept(concept), concept_images, encoders)
@@ -62,10 +62,10 @@ def _score(
             what = f"scoring {concept}, {method}"
             listener(Event(what, 0, 1))
             concept_images, device = concept_files.concept_images(store.concept_folder(concept)), device_of(store)
-            from personalize_core.metrics import scoring
+            from personalize_core.metrics import features
 
             with making(store, folder, stamp) as new, store.device():
-                encoders = scoring.load_encoders(**names.model_dump(), device=device)
+                encoders = features.load_encoders(**names.model_dump(), device=device)
                 found = scored(concept_images, encoders)
                 tables.write(found.table, new / SCORES)
                 write_json(new / ABSENT, found.absent)

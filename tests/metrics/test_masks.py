@@ -16,7 +16,7 @@ from PIL import Image
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.masks import own_masks
 from personalize_core.errors import InputError
-from personalize_core.metrics import masks, scoring, summaries, tables
+from personalize_core.metrics import features, masks, scoring, summaries, tables
 from personalize_core.metrics.encoder_names import MINI_WEIGHTS
 from personalize_core.mini import concepts, places, segmenter, world
 
@@ -57,7 +57,7 @@ class NotWhite:
 
 def encoders(**changes) -> Any:
     made = {"text_image": [MeanColour()], "identity": [MeanColour(**changes)], "segmenter": NotWhite()}
-    return scoring.Encoders(**made)
+    return features.Encoders(**made)
 
 
 def blot(share: float, colour: str = "red", size: int = 100) -> Image.Image:
@@ -322,6 +322,6 @@ def test_a_segmenter_that_is_not_there_is_refused_with_those_that_are(tmp_path):
 
 
 def test_two_encoders_of_one_name_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "load_text_image_encoder", lambda name, device: MeanColour())
+    monkeypatch.setattr(features, "load_text_image_encoder", lambda name, device: MeanColour())
     with pytest.raises(InputError, match="a/clip and b/clip both go by the name 'mean-colour'"):
-        scoring.load_encoders(["a/clip", "b/clip"], [], None, ["class_phrase"], "cpu")
+        features.load_encoders(["a/clip", "b/clip"], [], None, ["class_phrase"], "cpu")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from personalize_core.concepts.concept import Concept
-from personalize_core.metrics import scoring, summaries, tables
+from personalize_core.metrics import features, scoring, summaries, tables
 from personalize_core.metrics.encoder_names import MINI_WEIGHTS
 from personalize_core.mini import concepts, places, world
 from tests import recomputed_scores, tiny_workspace
@@ -63,7 +63,7 @@ def workspace(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(workspace) -> pl.DataFrame:
-    encoders = scoring.load_encoders(
+    encoders = features.load_encoders(
         ["mini-clip", str(workspace / "models" / "clip")],
         ["mini-identity", str(workspace / "models" / "identity")],
         "mini-segmenter",

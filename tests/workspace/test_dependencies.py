@@ -33,6 +33,7 @@ def versions() -> dict[str, str]:
         ("sampling/sampler.py", {f"sampling {method}" for method in METHODS}),
         ("randomness.py", {"sampling core"}),  # a variant of it is refined at test time
         ("metrics/scoring.py", {"encoders"}),
+        ("metrics/features.py", {"encoders"}),
         ("cli/terminal.py", set()),
     ],
 )
