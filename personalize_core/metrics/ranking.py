@@ -1,8 +1,9 @@
 """Verdicts: which variant is better by a metric, and where the scores cannot tell.
 
 Any two variants are compared on the cells that both have (concept, prompt_index, image_index: the same prompt and the
-same first noise), and all pairs of a table at once. Whoever looks at the 45 pairs of ten variants one by one will find
-a difference in every second table that has none; so the intervals are simultaneous: with 95 % probability, all hold.
+same first noise; images made elsewhere as `pairing` says), and all pairs of a table at once. Whoever looks at the 45
+pairs of ten variants one by one will find a difference in every second table that has none; so the intervals are
+simultaneous: with 95 % probability, all hold.
 
 Each pair's interval stands at the level of Tukey's studentized range (Tukey 1953; Kramer 1956), with the pair's own
 standard error and degrees of freedom. Why not Holm or Bonferroni on the pairs' p-values: they know nothing of what the
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ import numpy as np
 import polars as pl
 
 from personalize_core.errors import InputError
-from personalize_core.metrics import parquet, statistics, summaries, tables
+from personalize_core.metrics import pairing, parquet, statistics, summaries, tables
+from personalize_core.metrics.pairing import Images
 from personalize_core.metrics.statistics import DRAWS, LEVEL, Noise
 from personalize_core.metrics.tables import ALL_CONCEPTS, BASELINE, CEILING, CELL
 
@@ -37,6 +40,7 @@ PAIR_COLUMNS: dict[str, str] = {
     "variant": "one of the two",
     "other": "the other; the base model alone (the baseline) is one of them, real images are not",
     "verdict": f"{HIGHER!r} or {LOWER!r} where the interval does not hold 0, else {CANNOT_TELL!r}",
+    "pairing": pairing.MEANING,
     "difference": "mean score of the variant less the other's on the same cells; null where they share none",
     "low": "lower end; all intervals of this base model and metric hold together in 95 % of tables",
     "high": "upper end",
@@ -46,7 +50,7 @@ PAIR_COLUMNS: dict[str, str] = {
     "training_noise": "standard deviation that training again adds to the difference, in error; null: not measured",
     "level": "how often this interval alone may miss, so that together they hold",
     "comparisons": "how many pairs of this base model and metric were compared",
-    "images": "how many pairs of images",
+    "images": "how many pairs of images; where images are no pairs, those of the variant with fewer",
     "prompts": "how many different prompts",
     "concepts": "how many concepts",
     "unpaired": "images of either that the other has none for",
@@ -103,36 +107,27 @@ def pairs(
     sampled = table.filter(pl.col("headline") & (pl.col("method") != CEILING) & pl.col("prompt_index").is_not_null())
     measured = {} if noise is None else _noise_of(noise)
     rows = []
-    for labels, group in tables.groups(
-        summaries.with_prompts(sampled, "image_index"), ["base_model", "metric", "encoder"]
-    ):
-        variants = group["variant"].unique().sort().to_list()
-        if len(variants) < 2:
+    for labels, group in tables.groups(summaries.with_prompts(sampled), summaries.WAY):
+        images = pairing.images_of(group)
+        if len(images) < 2:
             continue
-        places, scores = _on_cells(group, variants)
-        alone = level_of_one(level, len(variants))
-        for one, other in itertools.combinations(range(len(variants)), 2):
-            there = ~np.isnan(scores[one]) & ~np.isnan(scores[other])
+        concepts, alone = group["concept"].unique().sort().to_list(), level_of_one(level, len(images))
+        for one, other in itertools.combinations(sorted(images), 2):
+            added = partial(_added, measured, labels, [one, other], concepts)
+            found = pairing.compare(
+                images[one], images[other], draws=draws, seed=seed, level=alone, cautious=True, noise=added
+            )
             row: dict[str, Any] = {
-                **labels, "variant": variants[one], "other": variants[other], "level": alone,
-                "comparisons": len(variants) * (len(variants) - 1) // 2, "images": int(there.sum()),
-                "unpaired": int((~np.isnan(scores[[one, other]])).sum() - 2 * there.sum()),
-                "prompts": len(np.unique(places["prompt_number"].to_numpy()[there])),
-                "concepts": len(np.unique(places["concept_number"].to_numpy()[there])),
+                **labels, "variant": one, "other": other, "pairing": found.pairing, "level": alone,
+                "comparisons": len(images) * (len(images) - 1) // 2, "images": found.images,
+                "unpaired": sum(found.left_out), "prompts": found.prompts, "concepts": found.concepts,
             }  # fmt: skip
-            if there.any():
-                concepts, prompts = (places[name].to_numpy()[there] for name in ("concept_number", "prompt_number"))
-                names = set(places["concept"].filter(pl.Series(there)).unique())
-                added = _added(measured, labels, [variants[one], variants[other]], names)
-                found = statistics.estimate(
-                    concepts, prompts, (scores[one] - scores[other])[there],
-                    draws=draws, seed=seed, level=alone, noise=added, cautious=True,
-                )  # fmt: skip
-                row |= {"difference": found.mean, **summaries.spread(found)}
-                row["training_noise"] = None if added is None else float(np.sqrt(added.variance))
+            if found.estimate:
+                row |= {"difference": found.estimate.mean, **summaries.spread(found.estimate)}
+                row["training_noise"] = None if (extra := added(found.one)) is None else float(np.sqrt(extra.variance))
             rows.append({**row, "verdict": verdict(row.get("low"), row.get("high"))})
     schema = {name: pl.Float64() for name in PAIR_COLUMNS} | dict.fromkeys(
-        ["base_model", "metric", "encoder", "variant", "other", "verdict", "over"], pl.String()
+        [*summaries.WAY, "variant", "other", "verdict", "over", "pairing"], pl.String()
     )
     schema |= dict.fromkeys(["comparisons", "images", "prompts", "concepts", "unpaired"], pl.Int64())
     return pl.DataFrame(rows, schema=schema)
@@ -268,18 +263,6 @@ def write(compared: pl.DataFrame, ranked: pl.DataFrame, folder: Path) -> None:
     parquet.write_parquet(ranked, folder / "rank.parquet", RANK_COLUMNS)
 
 
-def _on_cells(group: pl.DataFrame, variants: Sequence[str]) -> tuple[pl.DataFrame, np.ndarray]:
-    """The cells of all variants together, and (variants, cells) scores; NaN where a variant has none."""
-    numbered = pl.DataFrame({"variant": variants}, schema={"variant": pl.String}).with_row_index("row")
-    place = [*CELL, "prompt_number"]  # images of two prompts are no pair, whatever their place in their lists
-    cells = group.select(place).unique().sort(place).with_row_index("column")
-    cells = cells.with_columns(concept_number=pl.col("concept").rank("dense"))
-    found = group.join(numbered, on="variant").join(cells.select(*place, "column"), on=place)
-    scores = np.full((len(variants), len(cells)), np.nan)
-    scores[found["row"].to_numpy(), found["column"].to_numpy()] = found["score"].to_numpy()
-    return cells, scores
-
-
 def _noise_of(noise: pl.DataFrame) -> dict[tuple, Noise]:
     return {
         (row["base_model"], row["metric"], row["variant"], row["concept"]): Noise(
@@ -290,10 +273,18 @@ def _noise_of(noise: pl.DataFrame) -> dict[tuple, Noise]:
 
 
 def _added(
-    measured: Mapping[tuple, Noise], labels: Mapping[str, Any], variants: Sequence[str], concepts: set[str]
+    measured: Mapping[tuple, Noise],
+    labels: Mapping[str, Any],
+    variants: Sequence[str],
+    concepts: Sequence[str],
+    compared: Images,
 ) -> Noise | None:
-    """The variance that training both again adds to their difference; None where it was not measured."""
-    concept = next(iter(concepts)) if len(concepts) == 1 else ALL_CONCEPTS
+    """The variance that training both again adds to their difference; None where it was not measured.
+
+    concepts: the names of the numbers, from 1, that the images that are compared have.
+    """
+    numbers = np.unique(compared.concepts)
+    concept = concepts[int(numbers[0]) - 1] if len(numbers) == 1 else ALL_CONCEPTS
     trained = [variant for variant in variants if variant != BASELINE]
     found = [measured.get((labels["base_model"], labels["metric"], variant, concept)) for variant in trained]
     known = [noise for noise in found if noise is not None]

@@ -101,6 +101,56 @@ def estimate(
     return spread_around(mean, variance, freedom, over, level, noise, lean(mean, drawn))
 
 
+def estimate_unpaired(
+    one: tuple[np.ndarray, np.ndarray, np.ndarray],
+    other: tuple[np.ndarray, np.ndarray, np.ndarray],
+    *,
+    level: float = LEVEL,
+    noise: Noise | None = None,
+) -> Estimate:
+    """The mean of `one` less that of `other`, over the same concepts, each in prompts and from noise of its own.
+
+    Over three concepts or more the variance is that of the concepts' differences, plus what the choice of prompts adds
+    on either side where concepts share them; prompts of a single concept are in the first part. Over one or two, which
+    are held fixed, it is that of the prompts on both sides, or of the images where a side has one prompt.
+
+    Args:
+        one, other: concepts, prompts and scores as `estimate` takes them; both have the same concepts.
+    """
+    sides = [cell_means(*side) for side in (one, other)]
+    means = [np.bincount(concept_of, cells) / np.bincount(concept_of) for concept_of, _, cells in sides]
+    differences = means[0] - means[1]
+    mean, count = float(differences.mean()), len(differences)
+    if count >= FEWEST_CONCEPTS:
+        terms = [(float(differences.var(ddof=1)) / count, count - 1.0)]
+        terms += [term for side in sides if (term := _shared_prompts(*side))]
+        over = "concepts" if len(terms) == 1 else "concepts and prompts"
+    else:
+        terms = [prompts_variance(*side) for side in sides]
+        over = "prompts"
+        if not all(freedom for _, freedom in terms):
+            over, terms = "images", []
+            for concepts, _, scores in (one, other):
+                own = [np.asarray(scores, dtype=np.float64)[concepts == concept] for concept in np.unique(concepts)]
+                if min(map(len, own)) < 2:
+                    return Estimate(mean)
+                terms.append(mean_of([(float(x.var(ddof=1)) / len(x), len(x) - 1.0) for x in own]))
+    variance = sum(value for value, _ in terms)
+    return spread_around(mean, variance, satterthwaite(terms), over, level, noise, 0.5)
+
+
+def _shared_prompts(concept_of: np.ndarray, prompt_of: np.ndarray, cells: np.ndarray) -> tuple[float, float] | None:
+    """What drawing prompts that several concepts share adds to a mean's variance, and its degrees of freedom."""
+    several = int(prompt_of.max()) + 1
+    if several < 2 or len(cells) <= several:
+        return None
+    _, of_prompts, _ = components(concept_of, prompt_of, cells)
+    per_concept = np.bincount(concept_of)
+    w = 1 / (len(per_concept) * per_concept[concept_of])
+    added = float(of_prompts * (np.bincount(prompt_of, w) ** 2).sum())
+    return (added, several - 1.0) if added > 0 else None
+
+
 def of_pairs(scores: list[np.ndarray], *, level: float = LEVEL) -> Estimate:
     """The mean over all pairs of a concept's images, then over one or two concepts.
 
@@ -182,18 +232,8 @@ def crossed_variance(
         (variance, degrees of freedom)
     """
     n, per_concept, per_prompt = len(cells), np.bincount(concept_of), np.bincount(prompt_of)
-    within_concepts = cells - (np.bincount(concept_of, cells) / per_concept)[concept_of]
-    within_prompts = cells - (np.bincount(prompt_of, cells) / per_prompt)[prompt_of]
-    u = np.array([(within_concepts**2).sum(), (within_prompts**2).sum(), ((cells - cells.mean()) ** 2).sum()])
     c, p = len(per_concept), len(per_prompt)
-    expected = np.array(
-        [
-            [0, n - c, n - c],
-            [n - p, 0, n - p],
-            [n - (per_concept**2).sum() / n, n - (per_prompt**2).sum() / n, n - 1],
-        ]
-    )
-    s_a, s_b, s_e = np.linalg.lstsq(expected, u, rcond=None)[0]  # least norm: a design may not tell them apart
+    s_a, s_b, s_e = components(concept_of, prompt_of, cells)
     s_e = max(s_e, 0.0)
     w = 1 / (c * per_concept[concept_of])
     e = s_e * (w**2).sum()
@@ -206,6 +246,24 @@ def crossed_variance(
     if floored and not cautious:
         return variance, float(left)
     return variance, float(max(variance**2 / below, 1.0) if below > 0 else min(c, p) - 1)
+
+
+def components(concept_of: np.ndarray, prompt_of: np.ndarray, cells: np.ndarray) -> tuple[float, float, float]:
+    """The variances of concepts, prompts and cells, s_a^2, s_b^2 and s_e^2; unbiased, so that one may be below 0."""
+    n, per_concept, per_prompt = len(cells), np.bincount(concept_of), np.bincount(prompt_of)
+    within_concepts = cells - (np.bincount(concept_of, cells) / per_concept)[concept_of]
+    within_prompts = cells - (np.bincount(prompt_of, cells) / per_prompt)[prompt_of]
+    u = np.array([(within_concepts**2).sum(), (within_prompts**2).sum(), ((cells - cells.mean()) ** 2).sum()])
+    c, p = len(per_concept), len(per_prompt)
+    expected = np.array(
+        [
+            [0, n - c, n - c],
+            [n - p, 0, n - p],
+            [n - (per_concept**2).sum() / n, n - (per_prompt**2).sum() / n, n - 1],
+        ]
+    )
+    found = np.linalg.lstsq(expected, u, rcond=None)[0]  # least norm: a design may not tell them apart
+    return float(found[0]), float(found[1]), float(found[2])
 
 
 def prompts_variance(concept_of: np.ndarray, prompt_of: np.ndarray, cells: np.ndarray) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,14 @@ import numpy as np
 import polars as pl
 
 from personalize_core.errors import InputError, listed
-from personalize_core.metrics import statistics
+from personalize_core.metrics import pairing, statistics
+from personalize_core.metrics.pairing import Difference
 from personalize_core.metrics.parquet import write_parquet
 from personalize_core.metrics.statistics import DRAWS, Estimate
 from personalize_core.metrics.tables import (
     ALL_CONCEPTS,
     BASELINE,
     CEILING,
-    CELL,
     COLUMNS,
     EMPTY,
     check_contract,
@@ -25,6 +25,7 @@ from personalize_core.metrics.tables import (
     groups,
 )
 
+WAY = ["base_model", "metric", "encoder"]  # scores that differ in one of these never compare
 LABELS = ["base_model", "method", "variant", "metric", "encoder", "headline"]  # what a summary tells apart
 
 SUMMARY_COLUMNS: dict[str, str] = {
@@ -50,6 +51,7 @@ SUMMARY_COLUMNS: dict[str, str] = {
     "n_empty": "how many of them do not show the concept: their mask is empty; null for metrics without masks",
     "prompts": "how many different prompts; 0 for real images",
     "concepts": "how many concepts",
+    "pairing": f"how the images were compared with those of {BASELINE!r}: {pairing.MEANING}",
     "unpaired": f"images left out because {BASELINE!r} has none on the same cell and prompt",
 }
 
@@ -92,46 +94,48 @@ def difference_from_baseline(
 ) -> pl.DataFrame:
     """What each variant adds to the baseline, with a 95 % interval, per concept and over all of them.
 
-    Paired: an image's score less the baseline's score on the same cell (concept, prompt_index, image_index) and base
-    model, which shares prompt and first noise. Averages and intervals are those of `summarise`, over the
-    differences; an interval that does not hold 0 shows a difference. Each stands alone: `ranking` corrects for
-    looking at many. Variants without any pair have no row.
+    Paired, as far as the images are pairs (`pairing`): of those that were sampled here, an image's score less the
+    baseline's score on the same concept, prompt and first noise, by the same base model. Averages and intervals are
+    those of `summarise`, over the differences; an interval that does not hold 0 shows a difference. Each stands alone:
+    `ranking` corrects for looking at many. Variants that share no concept with the baseline have no row.
 
     Raises:
         InputError: no row has the variant `baseline`.
     """
     check_contract(table := checked(table))
-    is_baseline = pl.col("variant") == baseline
-    if table.filter(is_baseline).is_empty():
+    if table.filter(pl.col("variant") == baseline).is_empty():
         raise InputError(
             f"the table has no variant {baseline!r} to compare with; its variants are "
             f"{listed(table['variant'].unique().sort())}"
         )
-    # images of two prompts are no pair, whatever their place in their lists
-    on = ["base_model", "metric", "encoder", *CELL, "prompt_number"]
     # real images have no prompt, so nothing of theirs shares a cell with a sampled image
-    sampled = with_prompts(table.filter(pl.col("prompt_index").is_not_null()), "image_index")
-    baselines = sampled.filter(is_baseline).select(*on, pl.col("score").alias("baseline_score"))
-    others = sampled.filter(~is_baseline).join(baselines, on=on, how="left", nulls_equal=True, maintain_order="left")
-    others = others.with_columns(difference=pl.col("score") - pl.col("baseline_score"))
+    sampled = with_prompts(table.filter(pl.col("prompt_index").is_not_null()))
+    baselines = {
+        tuple(way.values()): {concept: own for concept, own in per_concept_and_all(cells)}
+        for way, cells in groups(sampled.filter(variant=baseline), WAY)
+    }
     rows = []
-    for labels, group in groups(others, LABELS):
+    for labels, group in groups(sampled.filter(pl.col("variant") != baseline), LABELS):
+        beside = baselines.get(tuple(labels[name] for name in WAY), {})
         for concept, cells in per_concept_and_all(group):
-            pairs = cells.drop_nulls("difference")
-            if pairs.is_empty():
+            if concept not in beside:
                 continue
-            found = estimate_of(pairs, "difference", draws, seed)
-            measured = {"difference": found.mean, **spread(found), "unpaired": len(cells) - len(pairs)}
-            rows.append({**labels, "concept": concept, **measured, **counts(pairs)})
-    return summary_of(rows, ["difference"], ["images", "prompts", "concepts", "n_empty", "unpaired"])
+            images = pairing.images_of(pl.concat([cells, beside[concept]]))
+            found = pairing.compare(images[labels["variant"]], images[baseline], draws=draws, seed=seed)
+            if found.estimate is None:
+                continue
+            measured = {"difference": found.estimate.mean, **spread(found.estimate), "pairing": found.pairing}
+            rows.append({**labels, "concept": concept, **measured, **counts_of(found)})
+    return summary_of(rows, ["difference"], ["images", "prompts", "concepts", "n_empty", "unpaired"], ["pairing"])
 
 
-def with_prompts(table: pl.DataFrame, *also: str) -> pl.DataFrame:
-    """What the statistics need of a table, with numbers for its prompts: equal texts are one prompt, -1 is none."""
+def with_prompts(table: pl.DataFrame) -> pl.DataFrame:
+    """What the statistics need of a table: with numbers for its prompts, equal texts being one prompt and -1 none, and
+    with what tells noises apart (`pairing`)."""
     text = pl.coalesce("prompt", pl.col("prompt_index").cast(pl.String))
     number = (text.rank("dense").cast(pl.Int64) - 1).fill_null(-1).alias("prompt_number")
-    needed = [*LABELS, "concept", "prompt_index", *also, "pairs", "foreground", "score"]
-    return table.select(*needed, number)
+    needed = [*LABELS, "concept", "pairs", "foreground", "score"]
+    return table.select(*needed, number, pairing.LINE, pairing.KIND, pairing.NOISE)
 
 
 def estimate_of(cells: pl.DataFrame, column: str, draws: int, seed: int) -> Estimate:
@@ -162,10 +166,20 @@ def counts(cells: pl.DataFrame) -> dict[str, int | None]:
     return {"images": len(cells), "prompts": prompts, "concepts": cells["concept"].n_unique(), "n_empty": empty}
 
 
-def summary_of(rows: list[dict[str, Any]], means: list[str], integers: list[str]) -> pl.DataFrame:
+def counts_of(found: Difference) -> dict[str, int | None]:
+    """The same of what a difference is over."""
+    masked = found.one.foreground[~np.isnan(found.one.foreground)]
+    empty = int((masked < EMPTY).sum()) if len(masked) else None
+    counted = {"images": len(found.one), "prompts": found.prompts, "concepts": found.concepts, "n_empty": empty}
+    return counted | {"unpaired": found.left_out[0]}
+
+
+def summary_of(
+    rows: list[dict[str, Any]], means: list[str], integers: list[str], words: Sequence[str] = ()
+) -> pl.DataFrame:
     labels = ["base_model", "concept", "method", "variant", "metric", "encoder"]
     schema = dict.fromkeys(labels, pl.String()) | {"headline": pl.Boolean()}
-    schema |= dict.fromkeys(means, pl.Float64()) | SPREAD
+    schema |= dict.fromkeys(means, pl.Float64()) | SPREAD | dict.fromkeys(words, pl.String())
     summary = pl.DataFrame(rows, schema=schema | dict.fromkeys(integers, pl.Int64()))
     return summary.sort(pl.col("concept") == ALL_CONCEPTS, "concept", "metric", maintain_order=True)
 

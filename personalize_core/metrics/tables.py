@@ -87,13 +87,24 @@ def text(meaning: str, nullable: bool = False) -> Column:
 
 
 COLUMNS: dict[str, Column] = {
-    "base_model": text("name of the base model that the image was sampled from; null for a real image", nullable=True),
+    "base_model": text(
+        "name of the base model that the image was sampled from, or, where `source` says that it was made elsewhere, "
+        "that it is compared with; null for a real image",
+        nullable=True,
+    ),
     "concept": text("name of the concept"),
-    "method": text(f"how the concept was learned; {BASELINE!r} learned nothing, {CEILING!r} is no method"),
+    "method": text(
+        f"how the concept was learned; {BASELINE!r} learned nothing, {CEILING!r} is no method; or the label of an "
+        "external column, images that were made elsewhere"
+    ),
     "variant": text("the method with its sampling options; a method's plain variant has the method's name"),
     "prompt_index": Column(pl.Int64(), "place in the prompt list, from 0; null for a real image", nullable=True),
     "prompt": text("the prompt template, with {} for the concept; null for a real image", nullable=True),
-    "image_index": Column(pl.Int64(), "which image of this prompt, from 0; equal indices share their first noise"),
+    "image_index": Column(
+        pl.Int64(), "which image of this prompt, from 0; of images sampled here, equal indices share their first noise"
+    ),
+    "seed": Column(pl.Int64(), "of an image made elsewhere, where it is known; else null", nullable=True),
+    "source": text("what made an image that was made elsewhere; null for one sampled here", nullable=True),
     "image": text("path of the image, relative to the workspace, with '/'"),
     "image_sha256": text("sha256 of the image's file"),
     "metric": text("what was measured: " + "; ".join(f"{name}: {meaning}" for name, meaning in METRICS.items())),
