@@ -1,5 +1,7 @@
 """Which scores are compared with which, where some of the images were made elsewhere."""
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 import pytest
@@ -51,8 +53,9 @@ def test_an_external_column_is_compared_with_ours_prompt_by_prompt():
     cells = by_prompt(one) - by_prompt(other)
     assert (found["pairing"], found["images"], found["unpaired"]) == ("prompt", 30, 0)
     assert found["difference"] == pytest.approx(cells.mean())
-    index = [axis.ravel() for axis in np.indices(cells.shape)]
-    assert found["error"] == pytest.approx(statistics.crossed_variance(*index, cells.ravel(), cautious=True)[0] ** 0.5)
+    concepts, prompts = (axis.ravel() for axis in np.indices(cells.shape))
+    variance, _ = statistics.crossed_variance(concepts, prompts, cells.ravel(), cautious=True)
+    assert found["error"] == pytest.approx(variance**0.5)
 
 
 def test_two_external_columns_are_compared_seed_by_seed():
@@ -120,14 +123,14 @@ def test_unpaired_intervals_hold_in_95_of_100_tables(concepts, prompts):
     for seed in range(tried):
         generator = np.random.default_rng(seed)
         of_concepts = generator.normal(size=(concepts, 1))  # the same on both sides
-        sides = []
+        sides: list[Any] = []
         for count in prompts:
             values = (
                 of_concepts + 0.7 * generator.normal(size=(1, count)) + 0.5 * generator.normal(size=(concepts, count))
             )
             values = values + (0.3 * generator.normal(size=(concepts, 1)) if concepts > 2 else 0)
             sides.append((*(axis.ravel() for axis in np.indices(values.shape)), values.ravel()))
-        found = statistics.estimate_unpaired(*sides)
+        found: Any = statistics.estimate_unpaired(*sides)
         held += found.low <= 0 <= found.high
     assert 0.92 <= held / tried <= 0.99
 
