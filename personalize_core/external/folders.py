@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from personalize_core.concepts.image_files import IMAGE_SUFFIXES
 from personalize_core.errors import InputError, listed, shown
 from personalize_core.external.listing import MOST_IMAGES, checked_prompt
-from personalize_core.files.outside import is_folder, is_there, read_text, user_path
+from personalize_core.files.outside import is_folder, is_there, open_regular, read_json, read_text, user_path
 
 MOST_LIST = 64 * 2**20  # bytes of a list of images or prompts
 
@@ -86,3 +89,47 @@ def check_folder(folder: Path) -> None:
     if not is_folder(folder):
         what = "is not a folder" if is_there(folder) else "does not exist"
         raise InputError(f"{folder} {what}; name the folder that holds the images")
+
+
+def only_or_chosen(options: Mapping[str, str], option: str, there: Sequence[str], folder: Path) -> str:
+    """The only thing that is there, or the one that an option chooses.
+
+    Raises:
+        InputError: there are several, and no option; or the option names something else; the message lists what is
+            there.
+    """
+    found = chosen(options, option, there, folder)
+    if found is None and len(there) > 1:
+        raise InputError(f"{folder} holds several; choose one by the option {option}: {listed(there, 12)}")
+    return there[0] if found is None else found
+
+
+def png_header(path: Path) -> tuple[tuple[int, int], dict[str, str]] | None:
+    """Width and height of a PNG, and its text chunks before the pixels; None if it is not one or is damaged.
+
+    No pixel is decoded. Pillow bounds the size of the chunks.
+    """
+    try:
+        with open_regular(path) as file, Image.open(file, formats=("PNG",)) as image:
+            return image.size, {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+    except Exception:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
+        return None
+
+
+def object_in(value: Any, *keys: str) -> dict[str, Any]:
+    """The object that lies under these keys, or an empty one where something on the way is missing or is no object."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def texts_in(path: Path) -> dict[str, str]:
+    """A JSON object of texts.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    found = read_json(path, MOST_LIST)
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise InputError(f"{path} should hold a JSON object of texts")
+    return found

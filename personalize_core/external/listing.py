@@ -60,7 +60,7 @@ def external_image(name: str, prompt: str, seed: int | None, where: str) -> Exte
 def inner_path(name: str, where: str) -> Path:
     """A path relative to the folder; raises InputError where it may lead out of it, or is not named like an image."""
     parts = PurePosixPath(name.replace("\\", "/"))
-    if not name.strip() or "\0" in name or not parts.name:
+    if not name.strip() or not parts.name or any(character in name for character in "\0\n") or _is_cut(name):
         raise InputError(f"{where}: {shown(name)} is not the name of a file")
     if parts.is_absolute() or PureWindowsPath(name).drive or ".." in parts.parts:
         raise InputError(f"{where}: {shown(name)} leads out of the folder; write a path relative to it, without '..'")
@@ -70,6 +70,11 @@ def inner_path(name: str, where: str) -> Path:
             f"{listed(sorted(IMAGE_SUFFIXES))}"
         )
     return Path(*parts.parts)
+
+
+def _is_cut(name: str) -> bool:
+    """Does it hold bytes that are not UTF-8, which no table can hold?"""
+    return any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def checked_prompt(prompt: str, where: str) -> str:

@@ -8,7 +8,18 @@ from typing import Protocol
 
 from personalize_core.errors import InputError, listed, shown
 from personalize_core.external.folders import check_folder, folder_names, image_names
-from personalize_core.external.layouts import manifest, numbered
+from personalize_core.external.layouts import (
+    ai_toolkit,
+    comfyui,
+    customconcept101,
+    diffusers_scripts,
+    dreambench_plus,
+    kohya,
+    manifest,
+    numbered,
+    peft,
+    simpletuner,
+)
 from personalize_core.external.listing import Listing, check
 
 
@@ -45,7 +56,18 @@ class Layout(Protocol):
         ...
 
 
-_MODULES: tuple[Layout, ...] = (manifest, numbered)
+_MODULES: tuple[Layout, ...] = (
+    manifest,
+    numbered,
+    peft,
+    ai_toolkit,
+    simpletuner,
+    kohya,
+    diffusers_scripts,
+    comfyui,
+    dreambench_plus,
+    customconcept101,
+)
 LAYOUTS = {layout.NAME: layout for layout in _MODULES}
 """By name. A folder with a manifest has that layout, whatever else it looks like."""
 
