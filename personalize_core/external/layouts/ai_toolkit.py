@@ -44,8 +44,8 @@ def read(folder: Path, options: Mapping[str, str]) -> Listing:
     path = named_or_found(folder, options, "prompts", [CONFIG, f"../{CONFIG}"])
     if path is None:
         raise InputError(
-            f"{folder} has no {CONFIG}, which holds the prompts; name it by the option prompts, or a text file with one "
-            "prompt a line"
+            f"{folder} has no {CONFIG}, which holds the prompts; name it, or a text file with one prompt a line, by "
+            "the option prompts"
         )
     samples, model = _samples_of(path)
     inner = images_in.relative_to(folder)
