@@ -20,23 +20,31 @@ class OnHub(NamedTuple):
 
     repository: str
     revision: str  # a commit, so that the weights cannot change under us
+    licence: str  # of the weights, as their repository states it
+    gated: bool = False  # the hub gives them only to accounts that accepted their terms
 
 
 # The commits of DINO and CLIPSeg are those that add model.safetensors to their repositories' last ones, which have
 # pickles alone: requests of the hub's own converter that nobody has merged, refs/pr/1 and refs/pr/5.
 PUBLISHED = {
-    "clip-b32": OnHub("timm/vit_base_patch32_clip_224.openai", "a6f597a30f7b82c51704746581f9a4e41421e878"),
-    "clip-l14": OnHub("timm/vit_large_patch14_clip_224.openai", "18d0535469bb561bf468d76c1d73aa35156c922b"),
-    "dino-s16": OnHub("facebook/dino-vits16", "a7a4d161f5c0bd70478c05ca5777ec7cd8848021"),
-    "dino-s16-stock": OnHub("facebook/dino-vits16", "a7a4d161f5c0bd70478c05ca5777ec7cd8848021"),
-    "clipseg": OnHub("CIDAS/clipseg-rd64-refined", "325a839908143a34b409ae6f2910fa015ea390e6"),
+    "clip-b32": OnHub(
+        "timm/vit_base_patch32_clip_224.openai", "a6f597a30f7b82c51704746581f9a4e41421e878", "Apache-2.0"
+    ),
+    "clip-l14": OnHub(
+        "timm/vit_large_patch14_clip_224.openai", "18d0535469bb561bf468d76c1d73aa35156c922b", "Apache-2.0"
+    ),
+    "dino-s16": OnHub("facebook/dino-vits16", "a7a4d161f5c0bd70478c05ca5777ec7cd8848021", "Apache-2.0"),
+    "dino-s16-stock": OnHub("facebook/dino-vits16", "a7a4d161f5c0bd70478c05ca5777ec7cd8848021", "Apache-2.0"),
+    "dinov2-s14": OnHub("facebook/dinov2-small", "ed25f3a31f01632728cabb09d1542f84ab7b0056", "Apache-2.0"),
+    "dinov2-b14": OnHub("facebook/dinov2-base", "f9e44c814b77203eaa57a6bdbbd535f21ede1415", "Apache-2.0"),
+    "clipseg": OnHub("CIDAS/clipseg-rd64-refined", "325a839908143a34b409ae6f2910fa015ea390e6", "Apache-2.0"),
 }
 
 
 MINI_OF: dict[Kind, str] = {"text_image": "mini-clip", "identity": "mini-identity", "segmenter": "mini-segmenter"}
 PUBLISHED_OF: dict[Kind, tuple[str, ...]] = {
     "text_image": ("clip-b32", "clip-l14"),
-    "identity": ("dino-s16", "dino-s16-stock"),
+    "identity": ("dino-s16", "dino-s16-stock", "dinov2-s14", "dinov2-b14"),
     "segmenter": ("clipseg",),
 }
 

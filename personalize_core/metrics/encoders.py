@@ -7,8 +7,9 @@ preprocessing of DINO we follow. Scores of two encoders never compare, so an enc
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from personalize_core.errors import InputError
+from personalize_core.errors import InputError, listed
 from personalize_core.files.stamps import sha256
 from personalize_core.metrics.encoder_names import find
 from personalize_core.metrics.preprocessing import (
@@ -37,6 +38,7 @@ from personalize_core.metrics.weights import (
 )
 
 BATCH_SIZE = 32
+VISION_TRANSFORMERS = {"vit": "ViTModel", "dinov2": "Dinov2Model"}  # model_type in config.json -> transformers' class
 
 
 class Encoder(Protocol):
@@ -96,7 +98,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class VisionTransformer:
-    """A ViTModel of transformers. Implements Encoder; the feature is the class token after the final norm."""
+    """A ViT of transformers: DINO, DINOv2 (Oquab et al. 2023) or DINOv3 (Simeoni et al. 2025). Implements Encoder.
+
+    The feature is the class token after the final norm.
+    """
 
     name: str
     weights_hash: str
@@ -188,15 +193,16 @@ def load_identity_encoder(name_or_folder: str | Path, device: str = "cpu") -> En
 
     Args:
         name_or_folder: "mini-identity", which comes with this package; "dino-s16" or "dino-s16-stock", fetched from the
-            hub; "dino-s16:PATH", the same from a local folder; or a folder with a ViTModel that transformers wrote
-            (config.json, weights, preprocessor_config.json), fed as its own configuration says.
+            hub, and so on (encoder_names.PUBLISHED); "dino-s16:PATH", the same from a local folder; or a folder with a
+            ViTModel, Dinov2Model or DINOv3ViTModel that transformers wrote (config.json, weights,
+            preprocessor_config.json), fed as its own configuration says.
         device: where the network runs; features come back to the CPU.
 
     Raises:
         InputError: no such name, weights that cannot be had, or a folder that holds something else.
     """
     name, path = find(name_or_folder, "identity")
-    from transformers import ViTModel
+    import transformers
 
     from personalize_core.compat import hide_bars_of_transformers
 
@@ -207,24 +213,51 @@ def load_identity_encoder(name_or_folder: str | Path, device: str = "cpu") -> En
         path = fetched(name, known)
     folder = existing_folder(name, path, "config.json")
     weights = the_weights(folder, ("model.safetensors",))
-    model, report = readable(
-        name,
-        weights,
-        lambda: ViTModel.from_pretrained(
-            folder,
-            add_pooling_layer=False,
-            output_loading_info=True,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=torch.float32,
-        ),
-    )
-    if report["missing_keys"]:
-        # transformers would fill them with random numbers and only log it
-        raise InputError(f"{weights} lacks weights of a ViTModel, among them {sorted(report['missing_keys'])[0]!r}")
+    network = _network(folder, VISION_TRANSFORMERS)
+    options = {"add_pooling_layer": False} if network == "ViTModel" else {}
+    model = _of_transformers(name, getattr(transformers, network), folder, weights, **options)
     if known and model.config.hidden_size != known.width:
         raise InputError(
             f"{folder} is not {name}: its features have width {model.config.hidden_size}, not {known.width}"
         )
     prepare = (known and known.prepare) or preprocessing_of_transformers(folder, model.config.image_size)
-    return VisionTransformer(name, sha256(weights), prepare, model.eval().requires_grad_(False).to(device), device)
+    return VisionTransformer(name, sha256(weights), prepare, model.to(device), device)
+
+
+def _network(folder: Path, known: Mapping[str, str]) -> str:
+    """The class of transformers that a folder's config.json asks for.
+
+    Raises:
+        InputError: none of the known.
+    """
+    path = folder / "config.json"
+    try:
+        model_type = json.loads(path.read_text())["model_type"]
+        return known[model_type]
+    except (OSError, ValueError, TypeError, KeyError):
+        raise InputError(f"{path} names no model_type that is known here: {listed(known)}") from None
+
+
+def _of_transformers(name: str, network: Any, folder: Path, weights: Path, **options: Any) -> Any:
+    """The network in that folder in float32, frozen.
+
+    Raises:
+        InputError: weights are missing; transformers would fill them with random numbers and only log it.
+    """
+    model, report = readable(
+        name,
+        weights,
+        lambda: network.from_pretrained(
+            folder,
+            output_loading_info=True,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            **options,
+        ),
+    )
+    if report["missing_keys"]:
+        raise InputError(
+            f"{weights} lacks weights of a {network.__name__}, among them {sorted(report['missing_keys'])[0]!r}"
+        )
+    return model.eval().requires_grad_(False)

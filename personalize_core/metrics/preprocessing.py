@@ -39,25 +39,28 @@ class Preprocessing:
     # Where the crop begins if the margins cannot be equal: torchvision, and open_clip with it, round to the even pixel,
     # transformers' processors round down.
     crop_rounds_down: bool = False
+    scaled_first: bool = False  # values become numbers in [0, 1] before the resizing, which is torch's
 
     def __str__(self) -> str:
         resize = f"both sides to {self.size}" if self.squash else f"shorter side to {self.size}"
-        return (
-            f"RGB; {resize}, {self.interpolation}; centre crop {self.crop}"
-            f"{', its corner rounded down' if self.crop_rounds_down else ''}; "
-            f"values in [0, 1]; mean {list(self.mean)}; std {list(self.std)}"
-        )
+        resize = f"{resize}, {self.interpolation}"
+        crop = f"centre crop {self.crop}{', its corner rounded down' if self.crop_rounds_down else ''}"
+        parts = [resize, crop, "values in [0, 1]"]
+        if self.scaled_first:
+            parts = ["values in [0, 1]", f"{resize} with antialiasing, in float32 by torch", crop]
+        return f"RGB; {'; '.join(parts)}; mean {list(self.mean)}; std {list(self.std)}"
 
     def __call__(self, images: Iterable[Image.Image]) -> Tensor:
-        """Images to (N, 3, crop, crop). Resizing is Pillow's, on 8-bit values, as in the original tools."""
+        """Images to (N, 3, crop, crop). Resizing is Pillow's, on 8-bit values, as in most of the original tools."""
         import torch  # not at the top: which preprocessing a published encoder has is asked without computing features
 
         pixels = np.stack(list(in_threads(self._square, images)))
-        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+        x = x if self.scaled_first else x / 255
         return (x - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
 
     def _square(self, image: Image.Image) -> np.ndarray:
-        """(crop, crop, 3) uint8."""
+        """(crop, crop, 3): uint8, or float32 in [0, 1] if they are `scaled_first`."""
         image = image.convert("RGB")
         width, height = image.size
         if self.squash:
@@ -65,10 +68,23 @@ class Preprocessing:
         else:
             short = min(width, height)
             width, height = self.size * width // short, self.size * height // short
-        image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         margins = (width - self.crop, height - self.crop)
         left, top = (each // 2 if self.crop_rounds_down else round(each / 2) for each in margins)
+        if self.scaled_first:
+            pixels = _resized_by_torch(np.asarray(image), (height, width), self.interpolation)
+            return pixels[top : top + self.crop, left : left + self.crop]
+        image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         return np.asarray(image.crop((left, top, left + self.crop, top + self.crop)))
+
+
+def _resized_by_torch(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """(H, W, 3) uint8 to (*size, 3) float32 in [0, 1]. What Pillow computes in double precision differs by 1e-5."""
+    import torch
+    import torch.nn.functional as F
+
+    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    x = F.interpolate(x, size=size, mode=interpolation, align_corners=False, antialias=True)
+    return x[0].permute(1, 2, 0).numpy()
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable) -> Iterable:
@@ -104,7 +120,11 @@ def preprocessing_of_open_clip(folder: Path, image_size: int | tuple[int, int]) 
 
 
 def preprocessing_of_transformers(folder: Path, image_size: int) -> Preprocessing:
-    """As transformers' ViT image processor would prepare an image, from its preprocessor_config.json."""
+    """As transformers' image processors of the ViT family would prepare an image, from its preprocessor_config.json.
+
+    Where a processor has two implementations, this is the one on Pillow. DINOv3's has one, which scales values before
+    it resizes.
+    """
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         raise InputError(f"{folder} does not hold preprocessor_config.json, which says how to prepare an image")
@@ -112,15 +132,18 @@ def preprocessing_of_transformers(folder: Path, image_size: int) -> Preprocessin
     size = own.get("size", image_size)
     shortest = size.get("shortest_edge") if isinstance(size, dict) else None
     side = shortest or (size["height"] if isinstance(size, dict) else size)
+    crop = own.get("crop_size") if own.get("do_center_crop") else None
+    crop = crop["height"] if isinstance(crop, dict) else crop
     interpolation = {int(filter): name for name, filter in INTERPOLATIONS.items()}.get(own.get("resample", 2))
     if interpolation is None or abs(own.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
         raise InputError(f"{path} asks for a resampling or rescaling that is not known here")
     return Preprocessing(
         side,
-        image_size,
+        crop or (image_size if shortest else side),
         tuple(own["image_mean"]),
         tuple(own["image_std"]),
         interpolation,
         squash=shortest is None,
         crop_rounds_down=shortest is not None,
+        scaled_first=own.get("image_processor_type", "").startswith("DINOv3ViT"),
     )

@@ -21,6 +21,8 @@ class Published:
 
     repository: str
     revision: str  # a commit, so that the weights cannot change under us
+    licence: str  # of the weights
+    gated: bool  # the hub gives them only to accounts that accepted their terms
     files: tuple[str, ...]  # the weights first
     width: int  # D, to tell a wrong local folder at once
     prepare: Preprocessing | None  # None: as the folder's own configuration says
@@ -43,6 +45,7 @@ TEXT_IMAGE = {
         "ViT-L-14-quickgelu",
     ),
 }
+AS_SAVED = ("model.safetensors", "config.json", "preprocessor_config.json")  # by transformers
 IDENTITY = {
     # CustomConcept101's way to prepare an image, and that of the model's own processor, as in OFT's script: straight
     # to 224 x 224. What else it does, the file says that is saved beside the weights.
@@ -54,10 +57,12 @@ IDENTITY = {
     ),
     "dino-s16-stock": Published(
         *PUBLISHED["dino-s16-stock"],
-        ("model.safetensors", "config.json", "preprocessor_config.json"),
+        AS_SAVED,
         384,
         None,
     ),
+    "dinov2-s14": Published(*PUBLISHED["dinov2-s14"], AS_SAVED, 384, None),
+    "dinov2-b14": Published(*PUBLISHED["dinov2-b14"], AS_SAVED, 768, None),
 }
 SEGMENTERS = {
     "clipseg": Published(  # Lueddecke & Ecker 2022, "Image Segmentation Using Text and Image Prompts"
