@@ -37,6 +37,12 @@ PUBLISHED = {
     "dino-s16-stock": OnHub("facebook/dino-vits16", "a7a4d161f5c0bd70478c05ca5777ec7cd8848021", "Apache-2.0"),
     "dinov2-s14": OnHub("facebook/dinov2-small", "ed25f3a31f01632728cabb09d1542f84ab7b0056", "Apache-2.0"),
     "dinov2-b14": OnHub("facebook/dinov2-base", "f9e44c814b77203eaa57a6bdbbd535f21ede1415", "Apache-2.0"),
+    "dinov3-s16": OnHub(
+        "facebook/dinov3-vits16-pretrain-lvd1689m", "114c1379950215c8b35dfcd4e90a5c251dde0d32", "DINOv3 License", True
+    ),
+    "dinov3-b16": OnHub(
+        "facebook/dinov3-vitb16-pretrain-lvd1689m", "5931719e67bbdb9737e363e781fb0c67687896bc", "DINOv3 License", True
+    ),
     "clipseg": OnHub("CIDAS/clipseg-rd64-refined", "325a839908143a34b409ae6f2910fa015ea390e6", "Apache-2.0"),
 }
 
@@ -44,7 +50,7 @@ PUBLISHED = {
 MINI_OF: dict[Kind, str] = {"text_image": "mini-clip", "identity": "mini-identity", "segmenter": "mini-segmenter"}
 PUBLISHED_OF: dict[Kind, tuple[str, ...]] = {
     "text_image": ("clip-b32", "clip-l14"),
-    "identity": ("dino-s16", "dino-s16-stock", "dinov2-s14", "dinov2-b14"),
+    "identity": ("dino-s16", "dino-s16-stock", "dinov2-s14", "dinov2-b14", "dinov3-s16", "dinov3-b16"),
     "segmenter": ("clipseg",),
 }
 

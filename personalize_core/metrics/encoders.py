@@ -38,7 +38,8 @@ from personalize_core.metrics.weights import (
 )
 
 BATCH_SIZE = 32
-VISION_TRANSFORMERS = {"vit": "ViTModel", "dinov2": "Dinov2Model"}  # model_type in config.json -> transformers' class
+# model_type in config.json -> transformers' class
+VISION_TRANSFORMERS = {"vit": "ViTModel", "dinov2": "Dinov2Model", "dinov3_vit": "DINOv3ViTModel"}
 
 
 class Encoder(Protocol):

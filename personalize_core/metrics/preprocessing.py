@@ -82,7 +82,7 @@ def _resized_by_torch(pixels: np.ndarray, size: tuple[int, int], interpolation: 
     import torch
     import torch.nn.functional as F
 
-    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255  # a copy: what Pillow lends is read-only
     x = F.interpolate(x, size=size, mode=interpolation, align_corners=False, antialias=True)
     return x[0].permute(1, 2, 0).numpy()
 

@@ -63,6 +63,8 @@ IDENTITY = {
     ),
     "dinov2-s14": Published(*PUBLISHED["dinov2-s14"], AS_SAVED, 384, None),
     "dinov2-b14": Published(*PUBLISHED["dinov2-b14"], AS_SAVED, 768, None),
+    "dinov3-s16": Published(*PUBLISHED["dinov3-s16"], AS_SAVED, 384, None),
+    "dinov3-b16": Published(*PUBLISHED["dinov3-b16"], AS_SAVED, 768, None),
 }
 SEGMENTERS = {
     "clipseg": Published(  # Lueddecke & Ecker 2022, "Image Segmentation Using Text and Image Prompts"
@@ -117,6 +119,7 @@ def _checked(weights: Path) -> Path:
 def fetched(name: str, known: Published) -> Path:
     """The folder on this machine that holds the published files; fetched from the hub at their pinned commit."""
     from huggingface_hub import constants, get_session, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError
 
     def folder(local_files_only: bool) -> Path:
         return [
@@ -128,13 +131,20 @@ def fetched(name: str, known: Published) -> Path:
         return folder(local_files_only=True)
     except OSError:
         pass  # not in the hub's cache yet
+    terms = f"accept the {known.licence} at https://huggingface.co/{known.repository} and log in with `hf auth login`"
+    otherwise = f"copy its {listed(known.files)} into a folder and write '{name}:FOLDER', or use the mini encoders"
     try:
         get_session().head(constants.ENDPOINT, timeout=5)  # without a network hf_hub_download retries for 20 s
         return folder(local_files_only=False)
-    except Exception as error:  # the hub's client raises a dozen unrelated classes
+    except GatedRepoError as error:
         raise InputError(
-            f"the weights of {name!r} could not be fetched from the hub ({known.repository}): copy its "
-            f"{listed(known.files)} into a folder and write '{name}:FOLDER', or use the mini encoders"
+            f"the hub gives the weights of {name!r} only to accounts that accepted their terms, and this machine is "
+            f"logged in to none that did: {terms}; or {otherwise}"
+        ) from error
+    except Exception as error:  # the hub's client raises a dozen unrelated classes
+        first = f"{terms}, with a network; or " if known.gated else ""
+        raise InputError(
+            f"the weights of {name!r} could not be fetched from the hub ({known.repository}): {first}{otherwise}"
         ) from error
 
 

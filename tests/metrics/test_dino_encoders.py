@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,19 @@ def dinov2(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def dinov3(tmp_path_factory) -> Path:
+    """With register tokens, rotary positions and the processor of the published ones."""
+    from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor, DINOv3ViTModel
+
+    folder = tmp_path_factory.mktemp("dinov3")
+    torch.manual_seed(0)
+    model = DINOv3ViTModel(DINOv3ViTConfig(**SIZES, image_size=224, patch_size=16, num_register_tokens=4))
+    shaken(model).save_pretrained(folder)
+    DINOv3ViTImageProcessor().save_pretrained(folder)
+    return folder
+
+
 def shaken(model: Any) -> Any:
     """With no parameter at its first value, where norms, biases and class tokens could hide."""
     for parameter in model.parameters():
@@ -72,7 +86,47 @@ def test_dinov2_is_the_librarys_processor_and_its_pooled_output(dinov2, images):
     assert "shorter side to 256, bicubic; centre crop 224" in encoder.preprocessing
 
 
-@pytest.mark.parametrize(("name", "width"), [("dinov2-s14", 384), ("dinov2-b14", 768)])
+def test_dinov3_is_the_librarys_processor_and_its_pooled_output(dinov3, images):
+    from transformers import DINOv3ViTImageProcessor, DINOv3ViTModel
+
+    processor = DINOv3ViTImageProcessor.from_pretrained(dinov3)
+    model: Any = DINOv3ViTModel.from_pretrained(dinov3).eval()
+    pixels = processor(images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        theirs = model(pixels).pooler_output
+    encoder = encoders.load_identity_encoder(dinov3)
+    assert isinstance(encoder, encoders.VisionTransformer)
+    torch.testing.assert_close(encoder.prepare(images), pixels, atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.images(images), of_length_one(theirs), atol=1e-5, rtol=0)
+    assert encoder.preprocessing.startswith("RGB; values in [0, 1]; both sides to 224, bilinear with antialiasing")
+    on_eight_bits = replace(encoder.prepare, scaled_first=False)(images)
+    assert (on_eight_bits - pixels).abs().max() > 1e-3  # so that the order is seen to matter
+
+
+def test_terms_that_were_not_accepted_are_named_with_what_to_do(monkeypatch):
+    import huggingface_hub
+    from httpx import Request, Response
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(*args, local_files_only, **options):
+        if local_files_only:
+            raise OSError("not in the cache")
+        response: Any = Response(403, request=Request("GET", "https://huggingface.co"))
+        raise GatedRepoError("403", response=response)
+
+    class Session:
+        def head(self, *args, **options):
+            return None
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    with pytest.raises(InputError, match="accept the DINOv3 License at https://huggingface.co/facebook/dinov3-vits16"):
+        encoders.load_identity_encoder("dinov3-s16")
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("dinov2-s14", 384), ("dinov2-b14", 768), ("dinov3-s16", 384), ("dinov3-b16", 768)]
+)
 def test_a_folder_of_another_size_is_not_the_published_encoder(dinov2, name, width):
     assert IDENTITY[name].width == width
     with pytest.raises(InputError, match=f"is not {name}: its features have width 32, not {width}"):
