@@ -1,7 +1,8 @@
-"""Build the sprites from two packages of emoji art: `python -m personalize_core.mini.art FOLDER`.
+"""Build the sprites from three packages of emoji art: `python -m personalize_core.mini.art FOLDER`.
 
-FOLDER holds the unpacked npm packages `@iconify-json/fluent-emoji-flat` (MIT, (c) Microsoft Corporation) and
-`@iconify-json/noto` (Apache-2.0, (c) Google Inc) as `flat/package` and `noto/package`. A sprite keeps the drawing's
+FOLDER holds the unpacked npm packages `@iconify-json/fluent-emoji-flat` (MIT, (c) Microsoft Corporation),
+`@iconify-json/noto` and `@iconify-json/noto-v1` (Apache-2.0, (c) Google Inc) as `flat/package`, `noto/package` and
+`noto-v1/package`. A sprite keeps the drawing's
 shading and outline only, as a grey picture with alpha; the world paints it. This needs the extra `art`, drawing
 scenes does not.
 """
@@ -55,6 +56,29 @@ DRAWINGS: dict[str, tuple[str, str]] = {
     "teapot-noto": ("noto", "teapot"),
     "umbrella-flat": ("flat", "umbrella"),
     "umbrella-noto": ("noto", "umbrella"),
+    "backpack-old": ("noto-v1", "backpack"),
+    "bear-face": ("noto-v1", "bear"),
+    "boat-old": ("noto-v1", "sailboat"),
+    "car-old": ("noto-v1", "automobile"),
+    "car-jeep": ("noto-v1", "sport-utility-vehicle"),
+    "car-loaded": ("flat", "sport-utility-vehicle"),
+    "cat-old": ("noto-v1", "cat"),
+    "clock-mantel": ("flat", "mantelpiece-clock"),
+    "clock-stop": ("flat", "stopwatch"),
+    "dog-old": ("noto-v1", "dog"),
+    "dog-poodle": ("flat", "poodle"),
+    "dog-sitting": ("flat", "service-dog"),
+    "dog-guide": ("noto", "guide-dog"),
+    "duck-old": ("noto-v1", "duck"),
+    "fish-old": ("noto-v1", "fish"),
+    "hat-old": ("noto-v1", "top-hat"),
+    "mug-old": ("noto-v1", "hot-beverage"),
+    "robot-old": ("noto-v1", "robot"),
+    "rocket-noto": ("noto", "rocket"),
+    "rocket-old": ("noto-v1", "rocket"),
+    "shoe-old": ("noto-v1", "running-shoe"),
+    "shoe-run": ("flat", "running-shoe"),
+    "umbrella-old": ("noto-v1", "umbrella"),
 }
 
 
@@ -89,7 +113,9 @@ def shading(picture: Image.Image) -> Image.Image:
 
 
 def build(art: Path) -> None:
-    packages = {name: json.loads((art / name / "package" / "icons.json").read_text()) for name in ("flat", "noto")}
+    packages = {
+        name: json.loads((art / name / "package" / "icons.json").read_text()) for name in ("flat", "noto", "noto-v1")
+    }
     for sprite, (package, drawing) in DRAWINGS.items():
         shading(rasterise(packages[package], drawing)).save(FOLDER / f"{sprite}.png", optimize=True)
     print(f"{len(DRAWINGS)} sprites in {FOLDER}")

@@ -25,6 +25,26 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 CATEGORIES = tuple(VARIANTS)
 
+# More drawn variants, which only scenes with names show, so that a name means more than the one thing there is.
+MORE_VARIANTS: dict[str, tuple[str, ...]] = {
+    "backpack": ("backpack-old",),
+    "bear": ("bear-face",),
+    "boat": ("boat-old",),
+    "car": ("car-old", "car-jeep", "car-loaded"),
+    "cat": ("cat-old",),
+    "clock": ("clock-mantel", "clock-stop"),
+    "dog": ("dog-old", "dog-poodle", "dog-sitting", "dog-guide"),
+    "duck": ("duck-old",),
+    "fish": ("fish-old",),
+    "hat": ("hat-old",),
+    "mug": ("mug-old",),
+    "robot": ("robot-old",),
+    "rocket": ("rocket-noto", "rocket-old"),
+    "shoe": ("shoe-old", "shoe-run"),
+    "teapot": (),
+    "umbrella": ("umbrella-old",),
+}
+
 # Variants that only the concepts use: never in training.
 HELD_OUT: dict[str, str] = {
     "backpack": "backpack-noto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +36,7 @@ class Design:
     layout: str = "plain"  # one of DESIGNS
     mark: str | None = None  # one of MARKS
     mark_colour: str = "white"
+    shape: tuple[float, float, float] = (0.0, 0.0, 0.0)  # how the sprite is bent, see `shaped`
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,20 @@ def colour_words(design: Design) -> str:
     return design.colours[0] if design.layout == "plain" else f"{design.colours[0]} and {design.colours[1]}"
 
 
-def caption(scene: Scene, rng: Rng | None = None) -> str:
-    """With a generator: a template drawn at random, colours and place left out now and then. Without: all of it."""
+def caption(scene: Scene, rng: Rng | None = None, names: Sequence[str | None] | None = None) -> str:
+    """With a generator: a template drawn at random, colours and place left out now and then. Without: all of it.
+
+    Args:
+        names: for each thing of the scene what is said instead of its colours and category; None says these.
+    """
     template, place = STYLE_TEMPLATES[scene.style][0], PLACES[scene.place]
     if rng is not None and rng.random() < 0.3:
         template = str(rng.choice(STYLE_TEMPLATES[scene.style]))
     named = []
-    for thing in scene.things:
+    for thing, name in zip(scene.things, names or (None,) * len(scene.things), strict=True):
+        if name is not None:
+            named.append(name)
+            continue
         silent = scene.style == "sketch" or (rng is not None and rng.random() < 0.25)  # a sketch is grey
         named.append(f"{'' if silent else colour_words(thing.design)} {thing.category}".strip())
     place = "" if rng is not None and rng.random() < 0.10 else place
@@ -153,7 +162,7 @@ def softened(picture: np.ndarray) -> np.ndarray:
 
 def painted(design: Design) -> Image.Image:
     """The sprite in its colours, outlined, with MARGIN pixels around it: RGBA."""
-    shade, alpha = sprites.load(design.sprite)
+    shade, alpha = (shaped(grid, design.shape) for grid in sprites.load(design.sprite))
     first, second = (np.array(ALL_COLOURS[c], np.float32) / 255 for c in design.colours)
     body = np.where(region(design.layout, *shade.shape)[..., None], second, first)
     dark = np.clip(-shade, 0, 1)[..., None] ** 1.2 * 0.85
@@ -169,6 +178,29 @@ def painted(design: Design) -> Image.Image:
     edge = first * 0.3 if first.mean() > 0.3 else first * 0.3 + 0.55  # a black thing has a light edge
     rgb = rgb * inside + edge * (1 - inside)
     return Image.merge("RGBA", [*Image.fromarray((rgb * 255).astype(np.uint8)).split(), outline])
+
+
+def shaped(grid: np.ndarray, shape: tuple[float, float, float]) -> np.ndarray:
+    """A sprite's shade or alpha, (h, w) float32, bent: (h', w') float32, 0 where the sprite does not reach.
+
+    Args:
+        shape: the logarithm of how much wider it becomes for its height; by how much narrower its top is than its
+            foot, or its foot than its top if negative, as a share of the width; by how much its top leans to the right
+            of its foot, likewise.
+    """
+    if not any(shape):
+        return grid
+    wider, taper, lean = shape
+    width, height = grid.shape[1] * np.exp(wider / 2), round(grid.shape[0] * np.exp(-wider / 2))
+    canvas = round(width * (1 + abs(lean)))
+    corners = []
+    for side, row, narrower in ((0, 0, taper), (0, 1, -taper), (canvas, 1, -taper), (canvas, 0, taper)):
+        across = width * (1 - max(narrower, 0))
+        left = canvas / 2 + lean * width * (0.5 - row) - across / 2
+        corners += [(side - left) / across * grid.shape[1], row * grid.shape[0]]
+    picture = Image.fromarray(grid.astype(np.float32))
+    bent = picture.transform((canvas, height), Image.Transform.QUAD, corners, Image.Resampling.BILINEAR)
+    return np.asarray(bent).copy()
 
 
 def region(layout: str, height: int, width: int) -> np.ndarray:

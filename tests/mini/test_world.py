@@ -57,7 +57,9 @@ def test_what_is_committed_of_a_concept_is_what_the_world_draws(name):
 
 
 def test_no_training_scene_shows_a_sprite_of_a_concept():
-    used = {sprite for sprites in names.VARIANTS.values() for sprite in sprites}
+    used = {
+        sprite for drawn in (names.VARIANTS, names.MORE_VARIANTS) for sprites in drawn.values() for sprite in sprites
+    }
     kept = set(names.HELD_OUT.values())
     assert not used & kept
     assert used | kept == {path.stem for path in FOLDER.glob("*.png")}
@@ -104,3 +106,23 @@ def test_clutter_is_drawn_from_the_seed_and_its_mask_covers_what_was_put_on_the_
     again, _ = autoencoder.cluttered(np.random.default_rng(10), 6)
     assert np.array_equal(pictures, again) and pictures.shape == (6, 64, 64, 3)
     assert 0.1 < (masks > 0).mean() < 0.9
+
+
+def test_a_sprite_that_is_not_bent_stays_and_a_bent_one_is_wider_or_leans_or_tapers():
+    grid = np.ones((40, 20), np.float32)
+    assert np.array_equal(world.shaped(grid, (0.0, 0.0, 0.0)), grid)
+    wider = world.shaped(grid, (np.log(2), 0.0, 0.0))
+    assert wider.shape[1] / wider.shape[0] == pytest.approx(2 * 20 / 40, rel=0.08)
+    widths = (world.shaped(grid, (0.0, 0.4, 0.0)) > 0.5).sum(axis=1)
+    assert widths[0] == pytest.approx(0.6 * widths[-1], abs=1.5) and (np.diff(widths.astype(int)) >= 0).all()
+    assert (world.shaped(grid, (0.0, -0.4, 0.0)) > 0.5).sum(axis=1)[0] == 20
+    leaning = world.shaped(grid, (0.0, 0.0, 0.5)) > 0.5
+    top, foot = (np.flatnonzero(leaning[row]).mean() for row in (0, -1))
+    assert top - foot == pytest.approx(0.5 * 20, abs=1)
+
+
+def test_a_caption_says_names_in_the_place_of_colours_and_categories():
+    scene = world.random_pair(np.random.default_rng(11), photo=1)
+    said = world.caption(scene, None, ["sks", None])
+    assert said.startswith("a photo of a sks next to a ") and scene.category not in said.split()
+    assert scene.beside and said.replace(names.PLACES[scene.place], "").strip().endswith(scene.beside.category)
