@@ -3,7 +3,7 @@
 FOLDER holds the unpacked npm packages `@iconify-json/fluent-emoji-flat` (MIT, (c) Microsoft Corporation),
 `@iconify-json/noto` and `@iconify-json/noto-v1` (Apache-2.0, (c) Google Inc) as `flat/package`, `noto/package` and
 `noto-v1/package`. A sprite keeps the drawing's
-shading and outline only, as a grey picture with alpha; the world paints it. This needs the extra `art`, drawing
+shading and outline only, as a grey image with alpha; the world paints it. This needs the extra `art`, drawing
 scenes does not.
 """
 
@@ -91,16 +91,16 @@ def rasterise(package: dict, drawing: str, side: int = 256) -> Image.Image:
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">{icon["body"]}</svg>'
     )
-    drawn = io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)))
-    return Image.open(drawn, formats=("PNG",)).convert("RGBA")
+    rasterised = io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side)))
+    return Image.open(rasterised, formats=("PNG",)).convert("RGBA")
 
 
-def shading(picture: Image.Image) -> Image.Image:
+def shading(image: Image.Image) -> Image.Image:
     """The drawing cropped to its outline, its body's median brightness moved to 128: grey and alpha."""
-    picture = picture.crop(picture.getchannel("A").getbbox())
-    scale = SIDE / max(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
-    pixels = np.asarray(picture).astype(np.float32) / 255
+    image = image.crop(image.getchannel("A").getbbox())
+    scale = SIDE / max(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    pixels = np.asarray(image).astype(np.float32) / 255
     alpha = pixels[..., 3]
     brightness = pixels[..., :3] @ np.array([0.35, 0.5, 0.15], np.float32)
     inside = brightness[alpha > 0.9]

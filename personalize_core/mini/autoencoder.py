@@ -13,38 +13,38 @@ from torch import Tensor
 
 from personalize_core.mini import loop, places, world
 from personalize_core.mini.names import SIZE
-from personalize_core.mini.networks import Average, autoencoder, to_pictures, to_tensor
+from personalize_core.mini.networks import Average, autoencoder, to_images, to_tensor
 
 
 def scenes(rng: np.random.Generator, count: int, **odds: float) -> tuple[np.ndarray, np.ndarray, list[world.Scene]]:
-    """Pictures (count, h, w, 3) and masks (count, h, w), uint8, and what they show."""
+    """Images (count, h, w, 3) and masks (count, h, w), uint8, and what they show."""
     drawn = [world.random_scene(rng, **odds) for _ in range(count)]
-    pictures, masks = zip(*(world.draw(scene) for scene in drawn), strict=True)
-    return np.stack(pictures), np.stack(masks), drawn
+    images, masks = zip(*(world.draw(scene) for scene in drawn), strict=True)
+    return np.stack(images), np.stack(masks), drawn
 
 
 def cluttered(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures and masks as of `scenes`, of two or three painted things anywhere, turned anyhow, of any size.
+    """Images and masks as of `scenes`, of two or three painted things anywhere, turned anyhow, of any size.
 
     An autoencoder that has only seen the world's scenes knows their sprites by heart and blurs designs that are new.
     """
-    pictures, masks = [], []
+    images, masks = [], []
     for _ in range(count):
         scene = world.random_scene(rng, plain=0, photo=1)
-        picture, mask = places.draw(scene.place, np.random.default_rng(scene.place_seed)), np.zeros((SIZE, SIZE))
+        image, mask = places.draw(scene.place, np.random.default_rng(scene.place_seed)), np.zeros((SIZE, SIZE))
         for _ in range(rng.integers(2, 4)):
             design = world.random_scene(rng, plain=0.1).design
             x, y = rng.uniform(0.15, 0.85, 2) * SIZE
             pose = world.Pose(rng.uniform(0.3, 0.9), x, y, rng.uniform(-180, 180), rng.random() < 0.5)
-            picture, alpha = world.placed(picture, world.Thing(scene.category, design, pose))
+            image, alpha = world.placed(image, world.Thing(scene.category, design, pose))
             mask = np.maximum(mask, alpha)
-        pictures.append((world.softened(picture) * 255).round().astype(np.uint8))
+        images.append((world.softened(image) * 255).round().astype(np.uint8))
         masks.append(((mask > 0.5) * 255).astype(np.uint8))
-    return np.stack(pictures), np.stack(masks)
+    return np.stack(images), np.stack(masks)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Per picture, decibels, of uint8 pictures (B, h, w, 3)."""
+    """Per image, decibels, of uint8 images (B, h, w, 3)."""
     error = ((a.astype(np.float32) - b.astype(np.float32)) ** 2).mean(axis=(1, 2, 3))
     return 10 * np.log10(255**2 / np.maximum(error, 1e-6))
 
@@ -70,8 +70,8 @@ class Autoencoder:
         )
 
     def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
-        pictures, masks, _ = scenes(rng, self.batch, plain=0.55, photo=0.85)
-        x = to_tensor(pictures).to(self.device)
+        images, masks, _ = scenes(rng, self.batch, plain=0.55, photo=0.85)
+        x = to_tensor(images).to(self.device)
         weight = 1 + torch.from_numpy(masks).to(self.device)[:, None].float() / 255  # things count double
         posterior = self.network.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
@@ -86,12 +86,12 @@ class Autoencoder:
 
     @torch.no_grad()
     def look(self, folder: Path, number: int) -> str:
-        pictures, _, _ = scenes(np.random.default_rng(99), 64, plain=0.5)
-        drawn = to_pictures(self.average.module(to_tensor(pictures).to(self.device)).sample)
-        rows = [pictures[:16], drawn[:16], pictures[16:32], drawn[16:32]]
+        images, _, _ = scenes(np.random.default_rng(99), 64, plain=0.5)
+        drawn = to_images(self.average.module(to_tensor(images).to(self.device)).sample)
+        rows = [images[:16], drawn[:16], images[16:32], drawn[16:32]]
         grid = np.concatenate([np.concatenate(list(row), 1) for row in rows])
         Image.fromarray(grid).save(folder / f"look_{number:06d}.png")
-        return f"{psnr(pictures, drawn).mean():.2f} dB on 64 fresh scenes"
+        return f"{psnr(images, drawn).mean():.2f} dB on 64 fresh scenes"
 
 
 @torch.no_grad()
@@ -135,10 +135,10 @@ class Refined(Autoencoder):
         self.before = shipped().to(device)
 
     def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
-        pictures, masks, _ = scenes(rng, (self.batch + 1) // 2, plain=0.3, photo=0.9)
-        busy, busy_masks = cluttered(rng, self.batch - len(pictures))
-        pictures, masks = np.concatenate([pictures, busy]), np.concatenate([masks, busy_masks])
-        x = to_tensor(pictures).to(self.device)
+        images, masks, _ = scenes(rng, (self.batch + 1) // 2, plain=0.3, photo=0.9)
+        busy, busy_masks = cluttered(rng, self.batch - len(images))
+        images, masks = np.concatenate([images, busy]), np.concatenate([masks, busy_masks])
+        x = to_tensor(images).to(self.device)
         weight = 1 + torch.from_numpy(masks).to(self.device)[:, None].float() / 255
         with torch.no_grad():
             old = self.before.encode(x).latent_dist.mean

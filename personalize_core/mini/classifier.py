@@ -32,7 +32,7 @@ class Network(nn.Module):
 
 
 def truths(drawn: list[world.Scene]) -> dict[str, Tensor]:
-    """What each picture shows; colour is asked of one-coloured things outside sketches only."""
+    """What each image shows; colour is asked of one-coloured things outside sketches only."""
     found = labels(drawn, [world.caption(s) for s in drawn])
     seen = [s.design.layout == "plain" and s.style != STYLES[2] for s in drawn]
     colours = [list(COLOURS).index(s.design.colours[0]) if ok else IGNORED for s, ok in zip(drawn, seen, strict=True)]
@@ -40,10 +40,10 @@ def truths(drawn: list[world.Scene]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def verdicts(network: Network, pictures: np.ndarray) -> dict[str, Tensor]:
+def verdicts(network: Network, images: np.ndarray) -> dict[str, Tensor]:
     """The most likely class of each aspect, (B,)."""
     device = next(network.parameters()).device
-    parts = [network(to_tensor(pictures[n : n + 64]).to(device)) for n in range(0, len(pictures), 64)]
+    parts = [network(to_tensor(images[n : n + 64]).to(device)) for n in range(0, len(images), 64)]
     return {aspect: torch.cat([p[aspect] for p in parts]).argmax(1).cpu() for aspect in ASPECTS}
 
 
@@ -59,8 +59,8 @@ class Classifier:
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr, weight_decay=0.01, fused=True)
 
     def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
-        pictures, _, drawn = scenes(rng, self.batch, plain=0.85)
-        x = degraded(to_tensor(pictures), generator).to(self.device)
+        images, _, drawn = scenes(rng, self.batch, plain=0.85)
+        x = degraded(to_tensor(images), generator).to(self.device)
         return reading_loss(self.network(x), truths(drawn)), self.batch
 
     def after_step(self, number: int) -> None:
@@ -68,6 +68,6 @@ class Classifier:
 
     @torch.no_grad()
     def look(self, folder: Path, number: int) -> str:
-        pictures, _, drawn = scenes(np.random.default_rng(99), 200, plain=1)
-        found = right(self.average.module(to_tensor(pictures).to(self.device)), truths(drawn))
+        images, _, drawn = scenes(np.random.default_rng(99), 200, plain=1)
+        found = right(self.average.module(to_tensor(images).to(self.device)), truths(drawn))
         return ", ".join(f"{aspect} {share:.3f}" for aspect, share in found.items())

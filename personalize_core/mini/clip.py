@@ -27,15 +27,15 @@ def shape(vocabulary: int) -> dict:
 
 
 @torch.no_grad()
-def zero_shot(model: CLIP, words, pictures: np.ndarray, captions: list[str]) -> Tensor:
-    """(B,): the number of the caption that suits each picture best."""
+def zero_shot(model: CLIP, words, images: np.ndarray, captions: list[str]) -> Tensor:
+    """(B,): the number of the caption that suits each image best."""
     device = next(model.parameters()).device
-    seen = model.encode_image(to_tensor(pictures).to(device), normalize=True)
+    seen = model.encode_image(to_tensor(images).to(device), normalize=True)
     read = model.encode_text(tokens(words, captions, networks.CLIP["text_cfg"]["context_length"]).to(device), True)
     return (seen @ read.T).argmax(1).cpu()
 
 
-def accuracy(model: CLIP, words, drawn: list[world.Scene], pictures: np.ndarray) -> dict[str, float]:
+def accuracy(model: CLIP, words, drawn: list[world.Scene], images: np.ndarray) -> dict[str, float]:
     """The share of scenes whose category, place and colour are named right, all else left unsaid."""
     places = [p for p in PLACES if p]
     questions = {
@@ -47,7 +47,7 @@ def accuracy(model: CLIP, words, drawn: list[world.Scene], pictures: np.ndarray)
         ),
     }
     return {
-        aspect: float((zero_shot(model, words, pictures, captions) == torch.tensor(truth)).float().mean())
+        aspect: float((zero_shot(model, words, images, captions) == torch.tensor(truth)).float().mean())
         for aspect, (captions, truth) in questions.items()
     }
 
@@ -67,11 +67,11 @@ class Clip:
         )
 
     def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
-        pictures, _, drawn = scenes(rng, self.batch, plain=0.85, photo=0.85, studio=0.1)
+        images, _, drawn = scenes(rng, self.batch, plain=0.85, photo=0.85, studio=0.1)
         captions = [world.caption(s, rng) for s in drawn]
         self.network.train()
         ids = tokens(self.words, captions, networks.CLIP["text_cfg"]["context_length"])
-        seen = self.network.encode_image(degraded(to_tensor(pictures), generator).to(self.device), normalize=True)
+        seen = self.network.encode_image(degraded(to_tensor(images), generator).to(self.device), normalize=True)
         read = self.network.encode_text(ids.to(self.device), normalize=True)
         scores = self.network.logit_scale.exp().clamp(max=100) * seen @ read.T
         # Rows with the same caption are each other's right answers too, not mistakes.
@@ -83,6 +83,6 @@ class Clip:
         self.average.update(self.network, number, longest=0.995)
 
     def look(self, folder: Path, number: int) -> str:
-        pictures, _, drawn = scenes(np.random.default_rng(99), 200, plain=1, photo=1, studio=0)
-        found = accuracy(self.average.module, self.words, drawn, pictures)
+        images, _, drawn = scenes(np.random.default_rng(99), 200, plain=1, photo=1, studio=0)
+        found = accuracy(self.average.module, self.words, drawn, images)
         return "zero-shot " + ", ".join(f"{aspect} {share:.3f}" for aspect, share in found.items())

@@ -15,7 +15,7 @@ from personalize_core.mini.names import HELD_OUT, SIZE
 from personalize_core.mini.world import Design, Pose, Scene
 
 FOLDER = Path("data/concepts")
-PLACES = {  # name -> where its photographs were taken; the other places are left for new pictures
+PLACES = {  # name -> where its photographs were taken; the other places are left for new images
     "backpack1": ("meadow", "kitchen", "", "beach", "city"),
     "bear1": ("", "kitchen", "snow", "meadow", "beach"),
     "car1": ("city", "desert", "mountains", "", "meadow"),
@@ -58,8 +58,8 @@ def write(folder: Path = FOLDER) -> None:
     for name in DESIGNS:
         (folder / name / "masks").mkdir(parents=True, exist_ok=True)
         for number, place in enumerate(PLACES[name]):
-            picture, mask = world.draw(scene(name, place, number))
-            Image.fromarray(picture).save(folder / name / f"{number:02d}.png", optimize=True)
+            image, mask = world.draw(scene(name, place, number))
+            Image.fromarray(image).save(folder / name / f"{number:02d}.png", optimize=True)
             Image.fromarray(mask).save(folder / name / "masks" / f"{number:02d}.png", optimize=True)
         (folder / name / "concept.yaml").write_text(f'placeholder: "<{name}>"\nclass_noun: {category(name)}\n')
 

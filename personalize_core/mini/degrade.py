@@ -1,4 +1,4 @@
-"""What generated and reconstructed pictures suffer, for the networks that must judge them: blur, noise, tint."""
+"""What generated and reconstructed images suffer, for the networks that must judge them: blur, noise, tint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def degraded(x: Tensor, generator: torch.Generator) -> Tensor:
-    """About two pictures in three of (B, 3, h, w), -1 to 1, made softer, noisier or off in tone."""
+    """About two images in three of (B, 3, h, w), -1 to 1, made softer, noisier or off in tone."""
     rows = (len(x), 1, 1, 1)
     share = torch.rand(rows, generator=generator) * (torch.rand(rows, generator=generator) < 0.6)
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)

@@ -77,7 +77,7 @@ def cached_scene(seed: int, number: int) -> world.Scene:
 
 
 def fingerprint(vae: AutoencoderKL, seed: int) -> str:
-    """Another one for another autoencoder, or another world, as its first pictures tell: theirs are other latents."""
+    """Another one for another autoencoder, or another world, as its first images tell: theirs are other latents."""
     parts = [parameter.detach().cpu().numpy() for parameter in vae.parameters()]
     parts += [world.draw(cached_scene(seed, number))[0] for number in range(32)]
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:12]
@@ -91,9 +91,9 @@ def latents_of(vae: AutoencoderKL, work: Path, seed: int, count: int) -> Tensor:
         rows = []
         for start in range(0, count, 64):
             numbers = range(start, min(start + 64, count))
-            pictures = np.stack([world.draw(cached_scene(seed, n))[0] for n in numbers])
+            images = np.stack([world.draw(cached_scene(seed, n))[0] for n in numbers])
             with torch.no_grad():
-                mean = vae.encode(to_tensor(pictures).to(vae.device)).latent_dist.mean
+                mean = vae.encode(to_tensor(images).to(vae.device)).latent_dist.mean
             rows.append(mean.cpu().half() * vae.config.scaling_factor)
         save_file({"latents": torch.cat(rows).contiguous()}, path)
     return load_file(path)["latents"].float()
@@ -233,8 +233,8 @@ class Diffusion:
 
     def look(self, folder: Path, number: int) -> str:
         text, network = self.text_average.module, self.average.module
-        pictures = sample(self.vae, self.words, text, network, PROMPTS, steps=20)
-        grid = np.concatenate([np.concatenate(list(row), 1) for row in pictures.reshape(-1, 8, 64, 64, 3)])
+        images = sample(self.vae, self.words, text, network, PROMPTS, steps=20)
+        grid = np.concatenate([np.concatenate(list(row), 1) for row in images.reshape(-1, 8, 64, 64, 3)])
         Image.fromarray(grid).save(folder / f"look_{number:06d}.png")
         scenes, pairs = judged_scenes(96), judged_pairs(96)
         table = swap_table(self.words, text, network, scenes, encoded(self.vae, scenes))

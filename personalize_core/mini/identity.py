@@ -1,4 +1,4 @@
-"""The identity encoder: a ViT that learns by self-distillation that two pictures show the same thing.
+"""The identity encoder: a ViT that learns by self-distillation that two images show the same thing.
 
 As in DINO (Caron et al. 2021) and MoCo v3 (Chen et al. 2021), a student has to say of one view what its own moving
 average, the teacher, says of another, and no label is used. The two views are two renders of one design on different
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from personalize_core.mini import loop, networks, world
 from personalize_core.mini.degrade import degraded
 from personalize_core.mini.names import VARIANTS
-from personalize_core.mini.networks import Average, to_pictures, to_tensor
+from personalize_core.mini.networks import Average, to_images, to_tensor
 
 EACH = 4  # renders of a design, beside the one that the autoencoder goes over
 TEMPERATURE = 0.07
@@ -47,12 +47,12 @@ def designs(rng: np.random.Generator, count: int, plain: float = 0.1) -> list[wo
 
 
 @torch.no_grad()
-def went_through(vae: AutoencoderKL, pictures: np.ndarray, generator: torch.Generator) -> np.ndarray:
+def went_through(vae: AutoencoderKL, images: np.ndarray, generator: torch.Generator) -> np.ndarray:
     """What the decoder makes of latents that are a little off, as generated ones are. (B, h, w, 3) uint8."""
-    latents = vae.encode(to_tensor(pictures).to(vae.device)).latent_dist.mean
+    latents = vae.encode(to_tensor(images).to(vae.device)).latent_dist.mean
     level = 0.3 * torch.rand(len(latents), 1, 1, 1, generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
-    return to_pictures(vae.decode(latents + (level * noise).to(vae.device)).sample)
+    return to_images(vae.decode(latents + (level * noise).to(vae.device)).sample)
 
 
 def make_views(things: list[world.Design], rng: np.random.Generator, vae: AutoencoderKL, out: np.ndarray) -> None:
@@ -83,11 +83,11 @@ def views_of(work: Path, seed: int, count: int, vae: AutoencoderKL) -> np.ndarra
     return np.load(path, mmap_mode="r")
 
 
-def shifted(pictures: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Each picture moved by up to SHIFT pixels, its edge repeated."""
-    padded = np.pad(pictures, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="edge")
-    corners = rng.integers(0, 2 * SHIFT + 1, (len(pictures), 2))
-    h, w = pictures.shape[1:3]
+def shifted(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each image moved by up to SHIFT pixels, its edge repeated."""
+    padded = np.pad(images, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="edge")
+    corners = rng.integers(0, 2 * SHIFT + 1, (len(images), 2))
+    h, w = images.shape[1:3]
     return np.stack([one[y : y + h, x : x + w] for one, (y, x) in zip(padded, corners, strict=True)])
 
 
@@ -125,9 +125,9 @@ def distillation(student: Tensor, teacher: Tensor, owners: Tensor, memory: Memor
     return F.cross_entropy(scores, torch.arange(len(student), device=student.device))
 
 
-def class_token(network: nn.Module, pictures: Tensor) -> Tensor:
+def class_token(network: nn.Module, images: Tensor) -> Tensor:
     """(B, width), rows of length 1: the feature itself, with no head between it and the loss."""
-    return F.normalize(network(pictures).last_hidden_state[:, 0], dim=1)
+    return F.normalize(network(images).last_hidden_state[:, 0], dim=1)
 
 
 class Identity:
@@ -156,8 +156,8 @@ class Identity:
     def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
         things = rng.choice(len(self.views), self.batch, replace=False)
         columns = np.stack([rng.choice(EACH + 1, 2, replace=False) for _ in things])
-        pictures = np.concatenate([self.views[things, columns[:, side]] for side in (0, 1)])
-        clean = to_tensor(shifted(pictures, rng))
+        images = np.concatenate([self.views[things, columns[:, side]] for side in (0, 1)])
+        clean = to_tensor(shifted(images, rng))
         said = class_token(self.student, degraded(clean, generator).to(self.device))
         with torch.no_grad():
             seen = class_token(self.teacher.module, degraded(clean, generator).to(self.device))

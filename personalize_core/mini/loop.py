@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-WORK = Path("data/.work/mini")  # checkpoints and pictures on the way; never in git
+WORK = Path("data/.work/mini")  # checkpoints and images on the way; never in git
 
 
 class Stage(Protocol):
@@ -36,7 +36,7 @@ class Stage(Protocol):
     def after_step(self, number: int) -> None: ...
 
     def look(self, folder: Path, number: int) -> str:
-        """Draw a picture into the folder; a line for the log."""
+        """Draw an image into the folder; a line for the log."""
         ...
 
 

@@ -95,7 +95,7 @@ DESIGNS = ("plain", "halves", "sides", "diagonal", "stripes")
 MARKS = ("star", "heart", "disc", "cross", "bolt", "ring")
 
 # Words by which a caption of the photo style may begin: Textual Inversion's templates (Gal et al. 2022), shortened
-# to those that say nothing about the picture, and the plain one, which training draws most of the time.
+# to those that say nothing about the image, and the plain one, which training draws most of the time.
 PHOTO_TEMPLATES = (
     "a photo of a {}",
     "a photo of the {}",
@@ -122,7 +122,7 @@ PHOTO_TEMPLATES = (
     "a rendering of a {}",
     "a depiction of a {}",
     "a depiction of the {}",
-    "a picture of a {}",
+    "an image of a {}",
     "an image of a {}",
     "a {}",
 )

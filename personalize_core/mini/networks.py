@@ -113,11 +113,11 @@ class Average(nn.Module):
             average.copy_(value)
 
 
-def to_tensor(pictures) -> Tensor:
+def to_tensor(images) -> Tensor:
     """(B, h, w, 3) uint8 array to (B, 3, h, w) float32 in -1 to 1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1).contiguous()
 
 
-def to_pictures(tensor: Tensor):
+def to_images(tensor: Tensor):
     """The way back: (B, h, w, 3) uint8 array."""
     return (tensor.detach().cpu().float().clamp(-1, 1) + 1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()

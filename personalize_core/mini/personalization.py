@@ -31,11 +31,11 @@ PARAMS = {
 
 
 def run(workspace: Path) -> tuple[dict[str, float], str, np.ndarray]:
-    """Train, draw and score all concepts in a workspace of the gate's own; what is there already is not made again.
+    """Train, sample and score all concepts in a workspace of the gate's own; what is there already is not made again.
 
     Returns:
-        The figures, what they were measured on, and the pictures, (8 * 8, h, w, 3) uint8: a row per concept, of two
-        of its photographs and six pictures on places that it was never seen on.
+        The figures, what they were measured on, and the images, (8 * 8, h, w, 3) uint8: a row per concept, of two
+        of its concept images and six images on places that it was never seen on.
     """
     concepts.write(workspace / "data" / "concepts")
     (workspace / "data" / "prompts").mkdir(exist_ok=True)
@@ -56,15 +56,15 @@ def run(workspace: Path) -> tuple[dict[str, float], str, np.ndarray]:
     figures["concepts whose 95 % interval lies above the base model"] = float(
         sum(rows[name]["low"] > 0 for name in names)
     )
-    pictures = [picture for name in names for picture in row_of(store, name, grids[name])]
-    measured_on = f"8 concepts, {PARAMS['sampling']['images_per_prompt']} pictures on each of {len(PROMPTS)} places"
-    return figures, f"{measured_on}; DreamBooth, 200 steps", np.stack(pictures)
+    images = [image for name in names for image in row_of(store, name, grids[name])]
+    measured_on = f"8 concepts, {PARAMS['sampling']['images_per_prompt']} images on each of {len(PROMPTS)} places"
+    return figures, f"{measured_on}; DreamBooth, 200 steps", np.stack(images)
 
 
 def row_of(store: Store, name: str, grid: Path) -> list[np.ndarray]:
     places = [place for place, words in PLACES.items() if words]
     unseen = [number for number, place in enumerate(places) if place not in concepts.PLACES[name]]
-    photographs = sorted(store.concept_folder(name).glob("*.png"))
-    drawn = [grid / steps.image_name(METHOD, prompt, image) for image in (0, 1) for prompt in unseen]
-    files = [photographs[0], photographs[-1], *drawn[:6]]
+    references = sorted(store.concept_folder(name).glob("*.png"))
+    sampled = [grid / steps.image_name(METHOD, prompt, image) for image in (0, 1) for prompt in unseen]
+    files = [references[0], references[-1], *sampled[:6]]
     return [np.asarray(Image.open(file, formats=("PNG",)).convert("RGB")) for file in files]

@@ -16,9 +16,9 @@ Rng = np.random.Generator
 
 def draw(place: str, rng: Rng) -> np.ndarray:
     """(SIZE, SIZE, 3) float32, 0 to 1."""
-    picture = DRAWERS[place](rng).resize((SIZE, SIZE), Image.Resampling.BOX)
+    image = DRAWERS[place](rng).resize((SIZE, SIZE), Image.Resampling.BOX)
     tint = rng.normal(0, 0.015, 3) + rng.normal(0, 0.02)
-    return np.clip(np.asarray(picture).astype(np.float32) / 255 + tint.astype(np.float32), 0, 1)
+    return np.clip(np.asarray(image).astype(np.float32) / 255 + tint.astype(np.float32), 0, 1)
 
 
 def gradient(top: Colour, bottom: Colour, start: int = 0, stop: int = FULL) -> Image.Image:
@@ -33,8 +33,8 @@ def disc(pen: ImageDraw.ImageDraw, x: float, y: float, r: float, colour: Colour)
 
 
 def beach(rng: Rng) -> Image.Image:
-    picture = gradient((120, 195, 245), (190, 230, 250), 0, 50)
-    pen = ImageDraw.Draw(picture)
+    image = gradient((120, 195, 245), (190, 230, 250), 0, 50)
+    pen = ImageDraw.Draw(image)
     sea = int(rng.integers(46, 56))
     pen.rectangle((0, sea, FULL, 90), fill=(30, 130, 195))
     pen.rectangle((0, sea + 12, FULL, 90), fill=(50, 160, 205))
@@ -42,12 +42,12 @@ def beach(rng: Rng) -> Image.Image:
     pen.polygon([(0, shore + tilt), (FULL, shore - tilt), (FULL, FULL), (0, FULL)], fill=(240, 215, 150))
     pen.line([(0, shore + tilt), (FULL, shore - tilt)], fill=(250, 250, 245), width=4)
     disc(pen, rng.choice([18, 110]), 18, 10, (255, 240, 130))
-    return picture
+    return image
 
 
 def snow(rng: Rng) -> Image.Image:
-    picture = gradient((185, 205, 225), (225, 235, 243), 0, 70)
-    pen = ImageDraw.Draw(picture)
+    image = gradient((185, 205, 225), (225, 235, 243), 0, 70)
+    pen = ImageDraw.Draw(image)
     ground = int(rng.integers(62, 74))
     for x in (int(rng.integers(2, 26)), int(rng.integers(102, 126))):
         for step in range(3):
@@ -55,12 +55,12 @@ def snow(rng: Rng) -> Image.Image:
             pen.polygon([(x, y), (x - half, y + 20), (x + half, y + 20)], fill=(60, 110, 95))
     pen.ellipse((-50, ground - 6, 110, FULL + 60), fill=(246, 249, 253))
     pen.ellipse((20, ground, 190, FULL + 60), fill=(236, 242, 250))
-    return picture
+    return image
 
 
 def jungle(rng: Rng) -> Image.Image:
-    picture = gradient((40, 125, 60), (22, 80, 42))
-    pen = ImageDraw.Draw(picture)
+    image = gradient((40, 125, 60), (22, 80, 42))
+    pen = ImageDraw.Draw(image)
     for x in (int(rng.integers(8, 30)), int(rng.integers(98, 120))):
         pen.rectangle((x - 5, 0, x + 5, FULL), fill=(95, 70, 45))
     for x, y in ((0, 8), (40, -4), (88, -4), (FULL, 8), (0, 112), (FULL, 112), (44, 126), (88, 126)):
@@ -71,12 +71,12 @@ def jungle(rng: Rng) -> Image.Image:
         leaf = [(x - along[0], y - along[1]), (x + across[0], y + across[1])]
         leaf += [(x + along[0], y + along[1]), (x - across[0], y - across[1])]
         pen.polygon(leaf, fill=(70, 175, 70) if rng.random() < 0.5 else (45, 150, 65))
-    return picture
+    return image
 
 
 def city(rng: Rng) -> Image.Image:
-    picture = gradient((165, 190, 215), (215, 220, 225), 0, 90)
-    pen = ImageDraw.Draw(picture)
+    image = gradient((165, 190, 215), (215, 220, 225), 0, 90)
+    pen = ImageDraw.Draw(image)
     shift = int(rng.integers(-12, 1))
     for number in range(5):
         left, top = shift + 29 * number, int(rng.integers(10, 46))
@@ -88,23 +88,23 @@ def city(rng: Rng) -> Image.Image:
     pen.rectangle((0, 94, FULL, FULL), fill=(85, 88, 95))
     for x in range(int(rng.integers(-20, 0)), FULL, 40):
         pen.rectangle((x, 116, x + 20, 120), fill=(235, 235, 225))
-    return picture
+    return image
 
 
 def mountains(rng: Rng) -> Image.Image:
-    picture = gradient((95, 160, 225), (185, 215, 240), 0, 80)
-    pen = ImageDraw.Draw(picture)
+    image = gradient((95, 160, 225), (185, 215, 240), 0, 80)
+    pen = ImageDraw.Draw(image)
     for x, peak in ((int(rng.integers(96, 120)), int(rng.integers(22, 34))), (int(rng.integers(16, 50)), 12)):
         pen.polygon([(x - 66, 92), (x, peak), (x + 66, 92)], fill=(112, 108, 130))
         side = 20 * 66 / (92 - peak)
         pen.polygon([(x - side, peak + 20), (x, peak), (x + side, peak + 20)], fill=(248, 250, 253))
     pen.rectangle((0, 88, FULL, FULL), fill=(85, 140, 75))
-    return picture
+    return image
 
 
 def desert(rng: Rng) -> Image.Image:
-    picture = gradient((250, 185, 95), (253, 225, 160), 0, 70)
-    pen = ImageDraw.Draw(picture)
+    image = gradient((250, 185, 95), (253, 225, 160), 0, 70)
+    pen = ImageDraw.Draw(image)
     disc(pen, rng.uniform(50, 80), 24, 13, (255, 250, 215))
     dune = int(rng.integers(58, 72))
     pen.ellipse((-60, dune, 100, FULL + 90), fill=(222, 150, 75))
@@ -113,12 +113,12 @@ def desert(rng: Rng) -> Image.Image:
     pen.rounded_rectangle((x - 5, 40, x + 5, 84), 5, fill=(55, 125, 70))
     pen.rounded_rectangle((x - 14, 50, x - 8, 66), 3, fill=(55, 125, 70))
     pen.rectangle((x - 12, 60, x, 66), fill=(55, 125, 70))
-    return picture
+    return image
 
 
 def meadow(rng: Rng) -> Image.Image:
-    picture = gradient((125, 200, 250), (205, 235, 252), 0, 60)
-    pen = ImageDraw.Draw(picture)
+    image = gradient((125, 200, 250), (205, 235, 252), 0, 60)
+    pen = ImageDraw.Draw(image)
     for x in (rng.uniform(8, 50), rng.uniform(80, 120)):
         for dx, r in ((-9, 7), (0, 9), (10, 7)):
             disc(pen, x + dx, 16, r, (252, 253, 255))
@@ -128,12 +128,12 @@ def meadow(rng: Rng) -> Image.Image:
     for _ in range(7):
         x, y = rng.uniform(0, FULL), rng.choice([rng.uniform(grass + 6, grass + 16), rng.uniform(108, 126)])
         disc(pen, x, y, 4, ((250, 235, 90), (250, 250, 250), (245, 130, 170))[int(rng.integers(3))])
-    return picture
+    return image
 
 
 def kitchen(rng: Rng) -> Image.Image:
-    picture = Image.new("RGB", (FULL, FULL), (245, 235, 215))
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (FULL, FULL), (245, 235, 215))
+    pen = ImageDraw.Draw(image)
     shift = int(rng.integers(0, 22))
     for line in range(shift, FULL + 22, 22):
         pen.line([(line, 0), (line, FULL)], fill=(216, 203, 180), width=2)
@@ -144,24 +144,24 @@ def kitchen(rng: Rng) -> Image.Image:
     counter = int(rng.integers(86, 94))
     pen.rectangle((0, counter, FULL, FULL), fill=(160, 100, 58))
     pen.rectangle((0, counter, FULL, counter + 6), fill=(190, 128, 80))
-    return picture
+    return image
 
 
 def night(rng: Rng) -> Image.Image:
-    picture = gradient((18, 22, 70), (62, 62, 135), 0, 90)
-    pen = ImageDraw.Draw(picture)
+    image = gradient((18, 22, 70), (62, 62, 135), 0, 90)
+    pen = ImageDraw.Draw(image)
     for _ in range(12):
         disc(pen, rng.uniform(0, FULL), rng.uniform(0, 76), 1.6, (240, 240, 210))
     x = rng.choice([20, 106])
     disc(pen, x, 20, 12, (250, 245, 200))
     disc(pen, x + 6, 17, 10, (24, 28, 78))
     pen.ellipse((-40, int(rng.integers(84, 94)), 170, FULL + 70), fill=(38, 48, 62))
-    return picture
+    return image
 
 
 def underwater(rng: Rng) -> Image.Image:
-    picture = gradient((45, 165, 205), (8, 65, 125))
-    pen = ImageDraw.Draw(picture)
+    image = gradient((45, 165, 205), (8, 65, 125))
+    pen = ImageDraw.Draw(image)
     for _ in range(7):
         x, y, r = rng.uniform(4, 124), rng.uniform(4, 80), rng.uniform(3, 6)
         pen.ellipse((x - r, y - r, x + r, y + r), outline=(185, 230, 245), width=2)
@@ -169,7 +169,7 @@ def underwater(rng: Rng) -> Image.Image:
     for x in (rng.uniform(4, 26), rng.uniform(102, 124)):
         points = [(x + 5 * np.sin(y / 9), y) for y in range(int(rng.integers(64, 84)), 122, 3)]
         pen.line(points, fill=(40, 140, 85), width=7)
-    return picture
+    return image
 
 
 def studio(rng: Rng) -> Image.Image:

@@ -1,11 +1,11 @@
-"""Pictures from the miniature while it trains, and what both stage and gates ask of it."""
+"""Images from the miniature while it trains, and what both stage and gates ask of it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from personalize_core.mini.networks import scheduler, to_pictures
+from personalize_core.mini.networks import scheduler, to_images
 from personalize_core.mini.text import tokens
 
 
@@ -13,7 +13,7 @@ from personalize_core.mini.text import tokens
 def sample(
     vae, words, text_encoder, unet, prompts: list[str], *, steps: int = 25, guidance: float = 4.0, seed: int = 0
 ):
-    """DDIM with classifier-free guidance; one generator per picture. (B, 64, 64, 3) uint8."""
+    """DDIM with classifier-free guidance; one generator per image. (B, 64, 64, 3) uint8."""
     device = next(unet.parameters()).device
     noise = [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed + n)) for n in range(len(prompts))]
     x = torch.stack(noise).to(device)
@@ -23,7 +23,7 @@ def sample(
     for t in plan.timesteps:
         with_prompt, without = unet(torch.cat([x, x]), t.to(device), context).sample.chunk(2)
         x = plan.step(without + guidance * (with_prompt - without), t, x).prev_sample
-    return to_pictures(vae.decode(x / vae.config.scaling_factor).sample)
+    return to_images(vae.decode(x / vae.config.scaling_factor).sample)
 
 
 def noised(latents: Tensor, noise: Tensor, t: Tensor, alphas: Tensor) -> Tensor:

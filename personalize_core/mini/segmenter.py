@@ -29,54 +29,54 @@ SHIFT = 4  # pixels; a cached scene is moved by up to so many before it is shown
 
 
 def scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A picture (64, 64, 3) uint8 and the mask of its things (64, 64) bool."""
+    """An image (64, 64, 3) uint8 and the mask of its things (64, 64) bool."""
     kind = rng.random()
     drawn = world.random_pair(rng, plain=0.4) if kind < PAIRS else world.random_scene(rng, plain=0.4)
     if kind > 1 - EMPTY:
         empty = places.draw(str(rng.choice(list(PLACES))), np.random.default_rng(drawn.place_seed))
         pixels = world.softened(world.styled(empty, drawn.style))
         return (pixels * 255).round().astype(np.uint8), np.zeros(pixels.shape[:2], bool)
-    picture, mask = world.draw(drawn)
-    return picture, mask > 127
+    image, mask = world.draw(drawn)
+    return image, mask > 127
 
 
 def scenes(rng: np.random.Generator, count: int, vae: AutoencoderKL, through: float) -> tuple[np.ndarray, np.ndarray]:
     """(count, 64, 64, 3) uint8 and (count, 64, 64) bool; a share of them as the autoencoder gives them back."""
     drawn = [scene(rng) for _ in range(count)]
-    pictures, masks = np.stack([one for one, _ in drawn]), np.stack([mask for _, mask in drawn])
+    images, masks = np.stack([one for one, _ in drawn]), np.stack([mask for _, mask in drawn])
     generator, last = torch.Generator().manual_seed(int(rng.integers(2**31))), round(count * through)
     for start in range(0, last, 50):
         rows = slice(start, min(start + 50, last))
-        pictures[rows] = went_through(vae, np.ascontiguousarray(pictures[rows]), generator)
-    return pictures, masks
+        images[rows] = went_through(vae, np.ascontiguousarray(images[rows]), generator)
+    return images, masks
 
 
 def cached(work: Path, seed: int, count: int, vae: AutoencoderKL) -> tuple[np.ndarray, np.ndarray]:
     """The scenes of a seed, drawn once and kept: drawing one takes as long as a training step on it."""
     path = work / f"segmenter_scenes_{seed}_{count}.safetensors"
     if not path.exists():
-        pictures, masks = scenes(np.random.default_rng([seed, 78]), count, vae, THROUGH)
+        images, masks = scenes(np.random.default_rng([seed, 78]), count, vae, THROUGH)
         temporary = path.with_suffix(".tmp")
-        save_file({"pictures": pictures, "masks": masks}, temporary)
+        save_file({"pictures": images, "masks": masks}, temporary)
         os.replace(temporary, path)
     found = load_file(path)
     return found["pictures"], found["masks"]
 
 
-def moved(pictures: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def moved(images: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Each moved by up to SHIFT pixels, its edge repeated, and every second one mirrored."""
     out, edge = [], ((SHIFT, SHIFT), (SHIFT, SHIFT))
-    for picture, mask in zip(pictures, masks, strict=True):
+    for image, mask in zip(images, masks, strict=True):
         y, x = rng.integers(0, 2 * SHIFT + 1, 2)
         step, (h, w) = (-1 if rng.random() < 0.5 else 1), mask.shape
-        picture = np.pad(picture, (*edge, (0, 0)), mode="edge")[y : y + h, x : x + w][:, ::step]
-        out.append((picture, np.pad(mask, edge, mode="edge")[y : y + h, x : x + w][:, ::step]))
+        image = np.pad(image, (*edge, (0, 0)), mode="edge")[y : y + h, x : x + w][:, ::step]
+        out.append((image, np.pad(mask, edge, mode="edge")[y : y + h, x : x + w][:, ::step]))
     return np.stack([one for one, _ in out]), np.stack([mask for _, mask in out])
 
 
 def loss_of(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy per pixel, and one minus Dice's coefficient per picture (Milletari et al. 2016), with 1 added to
-    both of its terms: of an empty picture it asks for an empty mask. (B, h, w) each."""
+    """Cross-entropy per pixel, and one minus Dice's coefficient per image (Milletari et al. 2016), with 1 added to
+    both of its terms: of an empty image it asks for an empty mask. (B, h, w) each."""
     likely = logits.sigmoid()
     together = 2 * (likely * masks).sum((1, 2)) + 1
     dice = together / (likely.sum((1, 2)) + masks.sum((1, 2)) + 1)
@@ -90,9 +90,9 @@ def overlap(found: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def masks_of(network: torch.nn.Module, pictures: np.ndarray) -> np.ndarray:
+def masks_of(network: torch.nn.Module, images: np.ndarray) -> np.ndarray:
     device = next(network.parameters()).device
-    parts = [network(to_tensor(pictures[n : n + 64]).to(device))[:, 0] > 0 for n in range(0, len(pictures), 64)]
+    parts = [network(to_tensor(images[n : n + 64]).to(device))[:, 0] > 0 for n in range(0, len(images), 64)]
     return torch.cat(parts).cpu().numpy()
 
 
@@ -110,7 +110,7 @@ class Segmenter:
     ) -> None:
         self.seed, self.batch, self.device = seed, batch, device
         self.vae = AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True).to(device).eval()  # type: ignore[union-attr]
-        self.pictures, self.masks = cached(work, seed, count, self.vae)
+        self.images, self.masks = cached(work, seed, count, self.vae)
         torch.manual_seed(seed)
         self.network = MiniNetwork().to(device)
         self.average = Average(self.network)
@@ -118,9 +118,9 @@ class Segmenter:
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr, weight_decay=0.01, fused=True)
 
     def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
-        rows = rng.choice(len(self.pictures), self.batch, replace=False)
-        pictures, masks = moved(self.pictures[rows], self.masks[rows], rng)
-        x = degraded(to_tensor(pictures), generator).to(self.device)
+        rows = rng.choice(len(self.images), self.batch, replace=False)
+        images, masks = moved(self.images[rows], self.masks[rows], rng)
+        x = degraded(to_tensor(images), generator).to(self.device)
         return loss_of(self.network(x)[:, 0], torch.from_numpy(masks).float().to(self.device)), self.batch
 
     def after_step(self, number: int) -> None:
@@ -128,6 +128,6 @@ class Segmenter:
 
     @torch.no_grad()
     def look(self, folder: Path, number: int) -> str:
-        pictures, masks = scenes(np.random.default_rng(99), 60, self.vae, through=0.5)
-        found = overlap(masks_of(self.average.module, pictures), masks)
+        images, masks = scenes(np.random.default_rng(99), 60, self.vae, through=0.5)
+        found = overlap(masks_of(self.average.module, images), masks)
         return f"intersection over union: clean {found[30:].mean():.3f}, from the autoencoder {found[:30].mean():.3f}"

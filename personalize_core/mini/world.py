@@ -41,7 +41,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Pose:
-    size: float  # the longer side, as a share of the picture
+    size: float  # the longer side, as a share of the image
     x: float  # centre, pixels
     y: float
     angle: float  # degrees, counter-clockwise
@@ -93,7 +93,7 @@ def random_scene(rng: Rng, plain: float = 0.8, photo: float = 0.8, studio: float
 
 
 def random_pair(rng: Rng, **odds: float) -> Scene:
-    """Two things of different categories side by side, each about half as wide as the picture."""
+    """Two things of different categories side by side, each about half as wide as the image."""
     scene = random_scene(rng, **odds)
     category = str(rng.choice([c for c in CATEGORIES if c != scene.category]))
     design = random_design(rng, str(rng.choice(VARIANTS[category])), odds.get("plain", 0.8))
@@ -102,7 +102,7 @@ def random_pair(rng: Rng, **odds: float) -> Scene:
 
 
 def half_as_wide(rng: Rng, middle: float) -> Pose:
-    """Of a thing that takes about half of the picture's width, around `middle` (0 to 1) of it."""
+    """Of a thing that takes about half of the image's width, around `middle` (0 to 1) of it."""
     size, x = rng.uniform(0.40, 0.47), SIZE * middle + rng.uniform(-2, 2)
     return replace(random_pose(rng), size=size, x=x)
 
@@ -132,32 +132,32 @@ def caption(scene: Scene, rng: Rng | None = None, names: Sequence[str | None] | 
 
 
 def draw(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, (SIZE, SIZE, 3) uint8, and the mask of all its things, (SIZE, SIZE) uint8, 0 or 255."""
-    picture = places.draw(scene.place, np.random.default_rng(scene.place_seed))
+    """The image, (SIZE, SIZE, 3) uint8, and the mask of all its things, (SIZE, SIZE) uint8, 0 or 255."""
+    image = places.draw(scene.place, np.random.default_rng(scene.place_seed))
     masks = []
     for thing in scene.things:
-        picture, alpha = placed(picture, thing)
+        image, alpha = placed(image, thing)
         masks.append(alpha)
     mask = (np.maximum.reduce(masks) > 0.5) * 255
-    return (softened(styled(picture, scene.style)) * 255).round().astype(np.uint8), mask.astype(np.uint8)
+    return (softened(styled(image, scene.style)) * 255).round().astype(np.uint8), mask.astype(np.uint8)
 
 
-def placed(picture: np.ndarray, thing: Thing) -> tuple[np.ndarray, np.ndarray]:
-    """The thing and its shadow on the picture, (SIZE, SIZE, 3) float32, 0 to 1; and the thing's alpha (SIZE, SIZE)."""
+def placed(image: np.ndarray, thing: Thing) -> tuple[np.ndarray, np.ndarray]:
+    """The thing and its shadow on the image, (SIZE, SIZE, 3) float32, 0 to 1; and the thing's alpha (SIZE, SIZE)."""
     layer = posed(painted(thing.design), thing.pose)
     alpha = layer[..., 3:]
-    return shadowed(picture, alpha[..., 0]) * (1 - alpha) + layer[..., :3] * alpha, alpha[..., 0]
+    return shadowed(image, alpha[..., 0]) * (1 - alpha) + layer[..., :3] * alpha, alpha[..., 0]
 
 
-def softened(picture: np.ndarray) -> np.ndarray:
+def softened(image: np.ndarray) -> np.ndarray:
     """A Gaussian blur of SOFTNESS, three taps each way; the border repeats itself."""
     beside = np.exp(-0.5 / SOFTNESS**2)
     middle, beside = 1 / (1 + 2 * beside), beside / (1 + 2 * beside)
     for axis in (0, 1):
-        padded = np.pad(picture, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
+        padded = np.pad(image, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
         before, after = np.take(padded, range(SIZE), axis), np.take(padded, range(2, SIZE + 2), axis)
-        picture = middle * picture + beside * (before + after)
-    return picture
+        image = middle * image + beside * (before + after)
+    return image
 
 
 def painted(design: Design) -> Image.Image:
@@ -198,8 +198,8 @@ def shaped(grid: np.ndarray, shape: tuple[float, float, float]) -> np.ndarray:
         across = width * (1 - max(narrower, 0))
         left = canvas / 2 + lean * width * (0.5 - row) - across / 2
         corners += [(side - left) / across * grid.shape[1], row * grid.shape[0]]
-    picture = Image.fromarray(grid.astype(np.float32))
-    bent = picture.transform((canvas, height), Image.Transform.QUAD, corners, Image.Resampling.BILINEAR)
+    image = Image.fromarray(grid.astype(np.float32))
+    bent = image.transform((canvas, height), Image.Transform.QUAD, corners, Image.Resampling.BILINEAR)
     return np.asarray(bent).copy()
 
 
@@ -249,7 +249,7 @@ def draw_mark(pen: ImageDraw.ImageDraw, mark: str, x: float, y: float, r: float)
 
 
 def posed(sprite: Image.Image, pose: Pose) -> np.ndarray:
-    """The sprite turned, scaled and set on an empty picture: (SIZE, SIZE, 4) float32, 0 to 1."""
+    """The sprite turned, scaled and set on an empty image: (SIZE, SIZE, 4) float32, 0 to 1."""
     if pose.flipped:
         sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     scale = pose.size * SIZE / (max(sprite.size) - 2 * MARGIN)
@@ -271,14 +271,14 @@ def shadowed(ground: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return ground * (1 - 0.45 * np.clip(1.3 - distance, 0, 1)[..., None]).astype(np.float32)
 
 
-def styled(picture: np.ndarray, style: str) -> np.ndarray:
+def styled(image: np.ndarray, style: str) -> np.ndarray:
     if style == "photo":
-        return np.clip(picture, 0, 1)
-    image = Image.fromarray((np.clip(picture, 0, 1) * 255).astype(np.uint8))
+        return np.clip(image, 0, 1)
+    canvas = Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8))
     if style == "painting":  # blotches of paler colour on warm paper
-        soft = np.asarray(image.filter(ImageFilter.MedianFilter(5))).astype(np.float32) / 255
+        soft = np.asarray(canvas.filter(ImageFilter.MedianFilter(5))).astype(np.float32) / 255
         return soft * 0.62 + np.array([0.38, 0.36, 0.31], np.float32)
-    grey = image.convert("L")  # sketch: pale grey, edges in pencil
+    grey = canvas.convert("L")  # sketch: pale grey, edges in pencil
     edges = grey.filter(ImageFilter.FIND_EDGES)
     edges.paste(0, (0, 0, SIZE, 1)), edges.paste(0, (0, SIZE - 1, SIZE, SIZE))  # type: ignore[func-returns-value]
     edges.paste(0, (0, 0, 1, SIZE)), edges.paste(0, (SIZE - 1, 0, SIZE, SIZE))  # type: ignore[func-returns-value]

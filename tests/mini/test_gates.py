@@ -90,9 +90,9 @@ def test_the_pictures_gate_asks_with_another_seed_each_time_and_counts_what_was_
         asked.extend((prompt, seed + n) for n, prompt in enumerate(prompts))
         return np.zeros((len(prompts), 64, 64, 3), np.uint8)
 
-    def verdicts(judge, pictures):
+    def verdicts(judge, images):
         """Right on the category, right on every other colour, never on the place."""
-        shown = held_out_words(len(pictures))
+        shown = held_out_words(len(images))
         colours = [list(COLOURS).index(c) for _, c, _ in shown]
         return {
             "category": torch.tensor([CATEGORIES.index(c) for c, _, _ in shown]),
@@ -104,9 +104,9 @@ def test_the_pictures_gate_asks_with_another_seed_each_time_and_counts_what_was_
     monkeypatch.setattr(classifier, "verdicts", verdicts)
     monkeypatch.setattr("personalize_core.mini.gates.pictures.judge_scores", lambda judge, pictures: {})
     parts = SimpleNamespace(vae=None, tokenizer=None, text_encoder=None, unet=None)
-    figures, measured_on, pictures = pictures_gate(parts, None, 3.0, count=150)  # type: ignore[arg-type]
+    figures, measured_on, images = pictures_gate(parts, None, 3.0, count=150)  # type: ignore[arg-type]
     assert figures == {"category named": 1, "colour named": 0.5, "place named": 0}
-    assert len(pictures) == 150 and len(set(asked)) == 150 and len({seed for _, seed in asked}) == 150
+    assert len(images) == 150 and len(set(asked)) == 150 and len({seed for _, seed in asked}) == 150
     assert measured_on.startswith("150 samples of 117 held-out combinations")
 
 
@@ -138,16 +138,16 @@ def test_found_again_is_the_share_whose_nearest_is_their_own():
 
 
 class Colours:
-    """An identity encoder that sees nothing but the mean colour of the picture's middle."""
+    """An identity encoder that sees nothing but the mean colour of the image's middle."""
 
-    def images(self, pictures):
-        middles = np.stack([np.asarray(p)[20:52, 16:48].astype(np.float32).mean((0, 1)) for p in pictures])
+    def images(self, images):
+        middles = np.stack([np.asarray(p)[20:52, 16:48].astype(np.float32).mean((0, 1)) for p in images])
         return torch.nn.functional.normalize(torch.from_numpy(middles - middles.mean()), dim=1)
 
 
 class Blind:
-    def images(self, pictures):
-        return torch.ones(len(pictures), 1)
+    def images(self, images):
+        return torch.ones(len(images), 1)
 
 
 class Same(torch.nn.Module):
@@ -175,7 +175,7 @@ def test_the_identity_gate_tells_an_encoder_that_sees_from_one_that_does_not(mon
 
 def test_the_autoencoder_gate_measures_decibels_and_what_is_lost(monkeypatch):
     monkeypatch.setattr(
-        classifier, "verdicts", lambda judge, pictures: {a: torch.zeros(30) for a in ("category", "colour")}
+        classifier, "verdicts", lambda judge, images: {a: torch.zeros(30) for a in ("category", "colour")}
     )
     perfect, _ = autoencoder_gate(Same(), None, fresh=10, read_on=30)  # type: ignore[arg-type]
     off, measured_on = autoencoder_gate(Same(20 / 127.5), None, fresh=10, read_on=30)  # type: ignore[arg-type]
@@ -242,8 +242,8 @@ def test_a_swapped_caption_differs_in_its_one_word(aspect):
 
 
 def test_a_grid_fills_its_last_row_with_white():
-    picture = np.zeros((5, 4, 4, 3), np.uint8)
-    grid = np.asarray(tiled(picture, 3, scale=1))
+    image = np.zeros((5, 4, 4, 3), np.uint8)
+    grid = np.asarray(tiled(image, 3, scale=1))
     assert grid.shape == (8, 12, 3)
     assert not grid[:4].any() and not grid[4:, :8].any() and (grid[4:, 8:] == 255).all()
 
@@ -304,8 +304,8 @@ def test_the_photographs_stand_before_pictures_on_places_that_they_do_not_show(t
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (64, 64), (prompt, image, 0)).save(path)
     row = personalization.row_of(store, name, grid)
-    assert len(row) == 8 and all(picture.shape == (64, 64, 3) for picture in row)
-    asked = [places[picture[0, 0, 0]] for picture in row[2:]]
+    assert len(row) == 8 and all(image.shape == (64, 64, 3) for image in row)
+    asked = [places[image[0, 0, 0]] for image in row[2:]]
     assert not set(asked) & set(concepts.PLACES[name])
 
 

@@ -13,27 +13,27 @@ from personalize_core.mini.networks import to_tensor
 
 
 @pytest.fixture
-def picture():
+def image():
     return to_tensor(world.draw(world.random_scene(np.random.default_rng(0)))[0][None])
 
 
-def test_the_autoencoder_goes_on_from_the_weights_that_ship(tmp_path, picture):
+def test_the_autoencoder_goes_on_from_the_weights_that_ship(tmp_path, image):
     stage: Any = autoencoder.Refined(batch=2)
     shipped = load_file(WEIGHTS / "base" / "vae" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(value, shipped[name].float()) for name, value in stage.network.state_dict().items())
     loop.train(stage, 2, tmp_path)
     with torch.no_grad():
-        old, new = (vae.encode(picture).latent_dist.mean for vae in (stage.before, stage.average.module))
+        old, new = (vae.encode(image).latent_dist.mean for vae in (stage.before, stage.average.module))
     assert not torch.equal(old, new)
 
 
-def test_frozen_latents_are_scaled_and_shifted_and_the_pictures_are_the_same(tmp_path, picture):
+def test_frozen_latents_are_scaled_and_shifted_and_the_pictures_are_the_same(tmp_path, image):
     stage: Any = autoencoder.Refined(batch=2)
     loop.train(stage, 2, tmp_path)
     autoencoder.freeze(tmp_path)
     frozen: Any = diffusion.AutoencoderKL.from_pretrained(tmp_path / "vae")
     with torch.no_grad():
-        latents, settled = (vae.encode(picture).latent_dist for vae in (stage.average.module, frozen))
+        latents, settled = (vae.encode(image).latent_dist for vae in (stage.average.module, frozen))
         assert torch.allclose(
             frozen.decode(settled.mean).sample, stage.average.module.decode(latents.mean).sample, atol=1e-4
         )

@@ -65,10 +65,10 @@ def test_designs_differ_and_are_on_sprites_of_the_training():
 
 
 def test_a_shifted_picture_is_the_picture_moved_by_at_most_so_much():
-    picture = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
-    moved, most = identity.shifted(picture, np.random.default_rng(1)), identity.SHIFT
+    image = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), np.uint8)
+    moved, most = identity.shifted(image, np.random.default_rng(1)), identity.SHIFT
     found = set()
-    for before, after in zip(picture, moved, strict=True):
+    for before, after in zip(image, moved, strict=True):
         inner = before[most:-most, most:-most]
         places = [
             (y, x)

@@ -26,8 +26,8 @@ def model():
 
 def test_the_pipeline_draws(model):
     torch.set_num_threads(1)
-    picture = model("a photo of a red mug", num_inference_steps=2, height=64, width=64).images[0]
-    assert picture.size == (64, 64)
+    image = model("a photo of a red mug", num_inference_steps=2, height=64, width=64).images[0]
+    assert image.size == (64, 64)
 
 
 def test_it_draws_at_its_own_size_unasked(model):

@@ -29,10 +29,10 @@ def test_another_seed_draws_another():
 def test_repainting_the_thing_changes_nothing_far_outside_its_mask():
     for scene in scenes(5, 8, plain=1, photo=1):
         other = replace(scene, design=replace(scene.design, colours=("teal", "teal")))
-        (picture, mask), (repainted, _) = world.draw(scene), world.draw(other)
+        (image, mask), (repainted, _) = world.draw(scene), world.draw(other)
         near = np.asarray(Image.fromarray(mask).filter(ImageFilter.MaxFilter(7))) > 0
-        assert np.array_equal(picture[~near], repainted[~near])
-        assert not np.array_equal(picture[mask > 0], repainted[mask > 0])
+        assert np.array_equal(image[~near], repainted[~near])
+        assert not np.array_equal(image[mask > 0], repainted[mask > 0])
 
 
 def test_a_mask_covers_a_good_part_of_the_picture_and_not_all():
@@ -50,9 +50,9 @@ def test_the_full_caption_says_what_is_drawn():
 @pytest.mark.parametrize("name", list(concepts.DESIGNS))
 def test_what_is_committed_of_a_concept_is_what_the_world_draws(name):
     for number, place in enumerate(concepts.PLACES[name]):
-        picture, mask = world.draw(concepts.scene(name, place, number))
+        image, mask = world.draw(concepts.scene(name, place, number))
         folder = concepts.FOLDER / name
-        assert np.array_equal(picture, np.asarray(Image.open(folder / f"{number:02d}.png")))
+        assert np.array_equal(image, np.asarray(Image.open(folder / f"{number:02d}.png")))
         assert np.array_equal(mask, np.asarray(Image.open(folder / "masks" / f"{number:02d}.png")))
 
 
@@ -96,15 +96,15 @@ def test_of_two_things_the_first_is_on_the_left_and_both_are_named_in_order():
 def test_a_picture_is_softened_as_a_gaussian_of_three_taps_would():
     from scipy.ndimage import gaussian_filter
 
-    picture = np.random.default_rng(9).random((64, 64, 3))
-    blurred = gaussian_filter(picture, (world.SOFTNESS, world.SOFTNESS, 0), mode="nearest", radius=1)
-    assert np.allclose(world.softened(picture), blurred, atol=1e-12)
+    image = np.random.default_rng(9).random((64, 64, 3))
+    blurred = gaussian_filter(image, (world.SOFTNESS, world.SOFTNESS, 0), mode="nearest", radius=1)
+    assert np.allclose(world.softened(image), blurred, atol=1e-12)
 
 
 def test_clutter_is_drawn_from_the_seed_and_its_mask_covers_what_was_put_on_the_place():
-    pictures, masks = autoencoder.cluttered(np.random.default_rng(10), 6)
+    images, masks = autoencoder.cluttered(np.random.default_rng(10), 6)
     again, _ = autoencoder.cluttered(np.random.default_rng(10), 6)
-    assert np.array_equal(pictures, again) and pictures.shape == (6, 64, 64, 3)
+    assert np.array_equal(images, again) and images.shape == (6, 64, 64, 3)
     assert 0.1 < (masks > 0).mean() < 0.9
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from personalize_core.mini import concepts, world
-from personalize_core.mini.networks import to_pictures, to_tensor
+from personalize_core.mini.networks import to_images, to_tensor
 
 
 def concept_images() -> np.ndarray:
@@ -23,7 +23,7 @@ def concept_images() -> np.ndarray:
 def reconstructed(vae, images: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         parts = [vae(to_tensor(images[n : n + 32])).sample for n in range(0, len(images), 32)]
-    return to_pictures(torch.cat(parts))
+    return to_images(torch.cat(parts))
 
 
 def tiled(images: np.ndarray, columns: int, scale: int = 2) -> Image.Image:

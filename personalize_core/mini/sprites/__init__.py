@@ -14,6 +14,6 @@ FOLDER = Path(__file__).parent
 @cache
 def load(sprite: str) -> tuple[np.ndarray, np.ndarray]:
     """Shade and alpha, (h, w) float32: shade is 0 at the body's own colour, -1 darkest, 1 lightest; alpha 0 to 1."""
-    with Image.open(FOLDER / f"{sprite}.png", formats=("PNG",)) as picture:
-        pixels = np.asarray(picture.convert("LA")).astype(np.float32)
+    with Image.open(FOLDER / f"{sprite}.png", formats=("PNG",)) as image:
+        pixels = np.asarray(image.convert("LA")).astype(np.float32)
     return (pixels[..., 0] - 128) / 110, pixels[..., 1] / 255
