@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from personalize_core.mini import loop, tokenizer, world
+from personalize_core.mini.autoencoder import shipped
 from personalize_core.mini.names import CATEGORIES, COLOURS, PLACES
 from personalize_core.mini.networks import Average, scheduler, text_encoder, to_tensor, unet
 from personalize_core.mini.sampling import noised, sample
-from personalize_core.mini.text import Heads, at_end, labels, reading_loss, tokens
+from personalize_core.mini.text import IGNORED, Heads, at_end, labels, reading_loss, tokens
 
 ODDS = {"plain": 0.8, "photo": 0.85, "studio": 0.2}
 PAIRS = 0.2  # share of scenes that show two things
@@ -57,6 +58,9 @@ PROMPTS = [
 ]
 
 
+Scenes = Callable[[int, int], world.Scene]  # seed and number to a scene
+
+
 def held_out(category: str, colour: str, place: str) -> bool:
     """One in eleven combinations of words is kept from the U-Net, to be asked for when it is judged."""
     if not place or colour not in COLOURS:
@@ -76,22 +80,22 @@ def cached_scene(seed: int, number: int) -> world.Scene:
             return scene
 
 
-def fingerprint(vae: AutoencoderKL, seed: int) -> str:
+def fingerprint(vae: AutoencoderKL, seed: int, scene: Scenes = cached_scene) -> str:
     """Another one for another autoencoder, or another world, as its first images tell: theirs are other latents."""
     parts = [parameter.detach().cpu().numpy() for parameter in vae.parameters()]
-    parts += [world.draw(cached_scene(seed, number))[0] for number in range(32)]
+    parts += [world.draw(scene(seed, number))[0] for number in range(32)]
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()[:12]
 
 
-def latents_of(vae: AutoencoderKL, work: Path, seed: int, count: int) -> Tensor:
+def latents_of(vae: AutoencoderKL, work: Path, seed: int, count: int, scene: Scenes = cached_scene) -> Tensor:
     """(count, 4, 16, 16) latents of the scenes of a seed, made once and kept."""
-    path = work / f"latents_{seed}_{count}_{fingerprint(vae, seed)}.safetensors"
+    path = work / f"latents_{seed}_{count}_{fingerprint(vae, seed, scene)}.safetensors"
     if not path.exists():
         print(f"encoding {count} scenes", flush=True)
         rows = []
         for start in range(0, count, 64):
             numbers = range(start, min(start + 64, count))
-            images = np.stack([world.draw(cached_scene(seed, n))[0] for n in numbers])
+            images = np.stack([world.draw(scene(seed, n))[0] for n in numbers])
             with torch.no_grad():
                 mean = vae.encode(to_tensor(images).to(vae.device)).latent_dist.mean
             rows.append(mean.cpu().half() * vae.config.scaling_factor)
@@ -125,22 +129,31 @@ def swap_table(
     seed: int = 5,
 ) -> dict[str, dict[str, float]]:
     """With the same noise and timesteps, how often and by how much the true caption's loss is the lower one."""
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    device, alphas = next(unet.parameters()).device, scheduler().alphas_cumprod
+    rng, device = np.random.default_rng(seed), next(unet.parameters()).device
     captions = {"true": [world.caption(s) for s in scenes]}
     captions |= {aspect: [swapped(s, aspect, rng) for s in scenes] for aspect in aspects}
-    losses = {name: torch.zeros(len(scenes)) for name in captions}
     contexts = {n: text_encoder(tokens(words, c).to(device)).last_hidden_state for n, c in captions.items()}
+    return compared(unet, latents, contexts, draws, seed)
+
+
+@torch.no_grad()
+def compared(
+    unet, latents: Tensor, contexts: dict[str, Tensor], draws: int = 4, seed: int = 5
+) -> dict[str, dict[str, float]]:
+    """Of each of the (N, 77, D) contexts but "true": how often and by how much the true one's loss is the lower."""
+    generator, alphas = torch.Generator().manual_seed(seed), scheduler().alphas_cumprod
+    device = next(unet.parameters()).device
+    losses = {name: torch.zeros(len(latents)) for name in contexts}
     for draw in range(draws):
         noise = torch.randn(latents.shape, generator=generator)
-        t = ((draw + torch.rand(len(scenes), generator=generator)) / draws * 1000).long()
+        t = ((draw + torch.rand(len(latents), generator=generator)) / draws * 1000).long()
         x_t = noised(latents, noise, t, alphas)
-        for start in range(0, len(scenes), 32):
+        for start in range(0, len(latents), 32):
             rows = slice(start, start + 32)
             for name, context in contexts.items():
                 answer = unet(x_t[rows].to(device), t[rows].to(device), context[rows]).sample.cpu()
                 losses[name][rows] += ((answer - noise[rows]) ** 2).mean(dim=(1, 2, 3)) / draws
-    differences = {aspect: losses[aspect] - losses["true"] for aspect in aspects}
+    differences = {name: losses[name] - losses["true"] for name in contexts if name != "true"}
     return {
         aspect: {
             "wins": float((d > 0).float().mean()),
@@ -169,6 +182,7 @@ def encoded(vae, scenes: list[world.Scene]) -> Tensor:
 
 class Diffusion:
     name = "unet"
+    scene: Scenes = staticmethod(cached_scene)
 
     def __init__(
         self,
@@ -181,7 +195,7 @@ class Diffusion:
     ) -> None:
         self.seed, self.batch, self.device = seed, batch, device
         self.vae = AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True).to(device).eval()  # type: ignore[union-attr]
-        self.latents = latents_of(self.vae, work, seed, scenes)
+        self.latents = latents_of(self.vae, work, seed, scenes, self.scene)
         torch.manual_seed(seed)
         self.words = tokenizer.load()
         self.text = text_encoder(len(self.words), self.words.eos_token_id).to(device)
@@ -203,11 +217,7 @@ class Diffusion:
 
     def step(self, number: int, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, int]:
         rows = self.rows(rng)
-        scenes = [cached_scene(self.seed, int(n)) for n in rows]
-        captions = [world.caption(s, rng) for s in scenes]
-        shown = ["" if rng.random() < DROPPED else c for c in captions]
-        ids = tokens(self.words, shown).to(self.device)
-        context = self.text(ids).last_hidden_state
+        context, reading = self.read(rows, rng)
         latents = self.latents[rows]
         noise = torch.randn(latents.shape, generator=generator)
         strata = (torch.arange(self.batch) + torch.rand(self.batch, generator=generator)) / self.batch
@@ -217,11 +227,18 @@ class Diffusion:
         snr = self.alphas[t] / (1 - self.alphas[t])
         weight = (snr.clamp(max=GAMMA) / snr).to(self.device)
         loss = (weight * ((answer - noise.to(self.device)) ** 2).mean(dim=(1, 2, 3))).mean()
+        return loss + READING * reading, self.batch
+
+    def read(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """What the captions of these scenes say, (batch, 77, D), some left empty; and the loss of reading it back."""
+        scenes = [self.scene(self.seed, int(n)) for n in rows]
+        captions = [world.caption(s, rng) for s in scenes]
+        shown = ["" if rng.random() < DROPPED else c for c in captions]
+        ids = tokens(self.words, shown).to(self.device)
+        context = self.text(ids).last_hidden_state
         said = torch.tensor([bool(c) for c in shown])
-        truth = {aspect: torch.where(said, label, -100) for aspect, label in labels(scenes, captions).items()}
-        if bool(said.any()):
-            loss = loss + READING * reading_loss(self.heads(at_end(context, ids, self.words.eos_token_id)), truth)
-        return loss, self.batch
+        truth = {aspect: torch.where(said, label, IGNORED) for aspect, label in labels(scenes, captions).items()}
+        return context, reading_loss(self.heads(at_end(context, ids, self.words.eos_token_id)), truth)
 
     def rows(self, rng: np.random.Generator) -> np.ndarray:
         """(batch,) numbers of the scenes of one step."""
@@ -243,13 +260,20 @@ class Diffusion:
 
 
 class Adapted(Diffusion):
-    """Stage 3b: the U-Net and the text encoder that ship go on, on whatever autoencoder stands in work/vae."""
+    """Stage 3b: the U-Net and the text encoder that ship go on, on whatever autoencoder stands in work/vae.
+
+    Where none stands there, the one that ships is put there.
+    """
 
     name = "adapted"
 
-    def __init__(self, seed: int = 1, lr: float = 6e-4, scenes: int = 25_000, **options: Any) -> None:
-        super().__init__(seed, lr=lr, scenes=scenes, **options)
-        weights = np.array([HARD.get(cached_scene(self.seed, n).category, 1.0) for n in range(len(self.latents))])
+    def __init__(
+        self, seed: int = 1, lr: float = 6e-4, scenes: int = 25_000, work: Path = loop.WORK, **options: Any
+    ) -> None:
+        if not (work / "vae").exists():
+            shipped().save_pretrained(work / "vae")
+        super().__init__(seed, lr=lr, scenes=scenes, work=work, **options)
+        weights = np.array([HARD.get(self.scene(self.seed, n).category, 1.0) for n in range(len(self.latents))])
         self.odds = np.cumsum(weights / weights.sum())
         base = Path(__file__).parent / "weights" / "base"
         network = UNet2DConditionModel.from_pretrained(base / "unet", use_safetensors=True, torch_dtype=torch.float32)

@@ -45,7 +45,7 @@ def pipeline(work: Path) -> StableDiffusionPipeline:
     words = tokenizer.load()
     torch.manual_seed(0)
     text = networks.text_encoder(len(words), words.eos_token_id)
-    checkpoint = loop.last(work, "adapted", "unet")
+    checkpoint = loop.last(work, "named", "adapted", "unet")
     network = averaged(networks.unet(), checkpoint)
     text = averaged(text, checkpoint, "text_average")
     return StableDiffusionPipeline(
@@ -65,6 +65,12 @@ def write_base(work: Path, folder: Path) -> None:
     model.set_progress_bar_config(disable=True)
     model.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
     tokenizer.build(folder / "tokenizer")  # with vocab.json and merges.txt, which save_pretrained leaves out
+
+
+def write_text(work: Path, folder: Path) -> None:
+    words = tokenizer.load()
+    text = networks.text_encoder(len(words), words.eos_token_id)
+    averaged(text, work / "phrased", "text_average").half().save_pretrained(folder)
 
 
 def write_vae(work: Path, folder: Path) -> None:
@@ -107,6 +113,7 @@ def size_of(folder: Path) -> int:
 PARTS = {
     "base": ("base", write_base),
     "vae": ("base/vae", write_vae),
+    "text": ("base/text_encoder", write_text),
     "clip": ("clip", write_clip),
     "identity": ("identity", write_identity),
     "segmenter": ("segmenter", write_segmenter),

@@ -15,13 +15,21 @@ def sample(
 ):
     """DDIM with classifier-free guidance; one generator per image. (B, 64, 64, 3) uint8."""
     device = next(unet.parameters()).device
-    noise = [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed + n)) for n in range(len(prompts))]
-    x = torch.stack(noise).to(device)
-    context = text_encoder(tokens(words, prompts + [""] * len(prompts)).to(device)).last_hidden_state
+    said, empty = (
+        text_encoder(tokens(words, texts).to(device)).last_hidden_state for texts in (prompts, [""] * len(prompts))
+    )
+    return sampled_from(vae, unet, said, empty, steps=steps, guidance=guidance, seed=seed)
+
+
+@torch.no_grad()
+def sampled_from(vae, unet, said: Tensor, empty: Tensor, *, steps: int = 25, guidance: float = 4.0, seed: int = 0):
+    """The same, of what the text encoder said of the prompts and of the empty one, (B, 77, D) each."""
+    noise = [torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(seed + n)) for n in range(len(said))]
+    x, context = torch.stack(noise).to(said.device), torch.cat([said, empty])
     plan = scheduler()
     plan.set_timesteps(steps)
     for t in plan.timesteps:
-        with_prompt, without = unet(torch.cat([x, x]), t.to(device), context).sample.chunk(2)
+        with_prompt, without = unet(torch.cat([x, x]), t.to(said.device), context).sample.chunk(2)
         x = plan.step(without + guidance * (with_prompt - without), t, x).prev_sample
     return to_images(vae.decode(x / vae.config.scaling_factor).sample)
 

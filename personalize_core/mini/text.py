@@ -59,8 +59,12 @@ def at_end(hidden: Tensor, ids: Tensor, end: int) -> Tensor:
 
 
 def reading_loss(scores: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
-    losses = [F.cross_entropy(scores[a], truth[a].to(scores[a].device), ignore_index=IGNORED) for a in ASPECTS]
-    return torch.stack(losses).sum()
+    """Summed over the aspects; nothing for one that no caption says."""
+    total = torch.zeros((), device=next(iter(scores.values())).device)
+    for aspect, score in scores.items():
+        if bool((truth[aspect] != IGNORED).any()):
+            total = total + F.cross_entropy(score, truth[aspect].to(score.device), ignore_index=IGNORED)
+    return total
 
 
 def right(scores: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:

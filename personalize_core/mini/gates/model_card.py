@@ -25,6 +25,9 @@ ABOUT = {
     "unet": ("base",),
     "pictures": ("base",),
     "personalization": ("base", "identity"),
+    "names": ("base",),
+    "fitted": ("base",),
+    "words": ("base", "identity"),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from personalize_core.mini import personalization
+
 Figures = dict[str, float]
 
 
@@ -16,6 +18,20 @@ NEEDED: dict[str, dict[str, float]] = {
         "nearest is the same concept, reconstructed renders": 0.95,
     },
     "personalization": {"concepts whose 95 % interval lies above the base model": 8},
+    "names": {
+        "composed: category": 0.90,
+        "composed: one colour": 0.90,
+        "composed: both colours": 0.60,
+        "composed: first colour wins": 0.80,
+        "composed: second colour wins": 0.80,
+        "composed: mark wins": 0.80,
+    },
+    "fitted": {"fitted: category": 0.90, "fitted: one colour": 0.90, "fitted: both colours": 0.60},
+    "words": {
+        "textual_inversion: concepts whose interval lies above": 7,
+        "textual_inversion: category named": 0.85,
+    }
+    | {f"{method}: low end of its 95 % interval": 0.0 for method in personalization.WORDS},
 }
 # gate -> what a person is to see, in how many images at least, of how many
 SEEN = {
