@@ -1,4 +1,7 @@
-"""Write the tables of methods in README.md and docs/methods.md from the methods' recipes: `make docs`.
+"""Write the tables of the pages from what they describe: `make docs`.
+
+Those of methods in README.md and docs/methods.md come from the methods' recipes, that of layouts in
+docs/score_other_images.md from the layouts, and those in docs/reading_peft_results.md from docs/peft_image_gen.csv.
 
 A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; everything else on a page is written by hand.
 tests/test_docs.py fails where a table is stale.
@@ -6,13 +9,18 @@ tests/test_docs.py fails where a table is stale.
 
 from __future__ import annotations
 
+import csv
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy.stats import spearmanr
+
 from personalize_core.base_model.loading import load_base_model
 from personalize_core.concepts.concept import Concept
+from personalize_core.external.layouts import LAYOUTS
 from personalize_core.files.typed_yaml import keys_of
 from personalize_core.methods import RECIPES, method_class
 from personalize_core.methods.recipe import Recipe
@@ -20,6 +28,11 @@ from personalize_core.methods.shared.options import LAG
 
 ROOT = Path(__file__).parent.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "methods.md"
+OTHER_IMAGES, PEFT = ROOT / "docs" / "score_other_images.md", ROOT / "docs" / "reading_peft_results.md"
+PAGES = (README, PAGE, OTHER_IMAGES, PEFT)
+PEFT_RESULTS = ROOT / "docs" / "peft_image_gen.csv"
+PEFT_FILES = "https://github.com/huggingface/peft/blob/{commit}/method_comparison/image-gen/results/{experiment}.json"
+LATE = ("valid_400", "valid_500", "valid_600", "valid_700")
 _TABLE = re.compile(r"(<!-- (\w+):begin -->\n).*?(<!-- \2:end -->)", re.S)
 
 
@@ -89,11 +102,73 @@ def strategies(text: str) -> str:
     return _table(["strategy", "methods", "how"], rows)
 
 
+def layouts(text: str) -> str:
+    rows = [
+        [f"`{layout.NAME}`", layout.MEANING, "; ".join(f"`{name}`: {words}" for name, words in layout.OPTIONS.items())]
+        for layout in LAYOUTS.values()
+    ]
+    return _table(["layout", "what the folder holds", "options"], rows)
+
+
+def peft_results(text: str) -> str:
+    """Every experiment, the highest test score first."""
+    rows = [
+        [
+            f"[{row['experiment']}]({PEFT_FILES.format(**row)})",
+            f"{int(row['parameters']):,}",
+            row["test"],
+            row["drift"] or "NaN",
+            ", ".join(row[step] for step in LATE) if row[LATE[-1]] else "trained 300 steps",
+            f"{float(row['train_seconds']) / 60:.0f}",
+            f"{int(row['peak_bytes']) / 2**30:.1f}",
+        ]
+        for row in _published()
+    ]
+    heads = ["experiment", "parameters", "test", "drift", "validation at steps 400, 500, 600, 700"]
+    return _table([*heads, "train_time, minutes", "most memory, GiB"], rows)
+
+
+def peft_facts(text: str) -> str:
+    """What the table of experiments shows."""
+    top = _published()[:20]
+    late = [[float(row[step]) for step in LATE] for row in top]
+    ranges = sorted(max(scores) - min(scores) for scores in late)
+    changes = [abs(after - before) for scores in late for before, after in zip(scores, scores[1:], strict=False)]
+    tests = [float(row["test"]) for row in top]
+    before, after = ([scores[place] for scores in late] for place in (2, 3))
+    facts = {
+        "test score, from the highest to the 10th": f"{tests[0]:.3f} to {tests[9]:.3f}",
+        "test score, from the highest to the 20th": f"{tests[0]:.3f} to {tests[19]:.3f}",
+        "range of one run's last four validation scores": f"{ranges[0]:.3f} to {ranges[-1]:.3f}, median "
+        f"{statistics.median(ranges):.3f}",
+        "change of the validation score in 100 steps": f"median {statistics.median(changes):.3f}",
+        "rank correlation of the validation scores at steps 600 and 700": _rank_correlation(before, after),
+        "rank correlation of the validation score at step 700 and the test score": _rank_correlation(after, tests),
+    }
+    return _table(["of the 20 experiments with the highest test scores", "value"], map(list, facts.items()))
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "methods": in_readme,
     "overview": overview,
     "strategies": strategies,
+    "layouts": layouts,
+    "peft_results": peft_results,
+    "peft_facts": peft_facts,
 }
+
+
+def _published() -> list[dict[str, str]]:
+    """PEFT's experiments, the highest test score first; of one that was run twice, the later run."""
+    with PEFT_RESULTS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    latest = {row["experiment"]: row for row in reversed(rows)}  # the file has the later run first
+    return sorted(latest.values(), key=lambda row: -float(row["test"]))
+
+
+def _rank_correlation(one: Sequence[float], other: Sequence[float]) -> str:
+    found: Any = spearmanr(one, other)
+    return f"{found.statistic:.2f}"
 
 
 def _names(recipes: Iterable[Recipe]) -> str:
@@ -120,5 +195,5 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    for page in (README, PAGE):
+    for page in PAGES:
         page.write_text(written(page))

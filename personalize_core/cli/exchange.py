@@ -1,4 +1,4 @@
-"""Commands that exchange artifacts with other programs."""
+"""Commands that exchange artifacts and results with other programs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,21 @@ def export(
 
     report = steps.export(context.obj, concept, method, to)
     print_line((report.path / "README.md").read_text())
+    print_paths("Files", report.images.items())
+
+
+@app.command("export-peft")
+def export_peft(
+    context: typer.Context,
+    to: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
+) -> None:
+    """Export the last comparison as result files of PEFT's benchmark of image generation.
+
+    Each variant and concept becomes a JSON file, VARIANT--CONCEPT.json. docs/reading_peft_results.md says what differs.
+    """
+    from personalize_core import steps
+
+    report = steps.export_peft(context.obj, to)
     print_paths("Files", report.images.items())
 
 

@@ -12,7 +12,7 @@ from personalize_core.steps.class_images import make_class_images
 from personalize_core.steps.comparing import compare
 from personalize_core.steps.estimating import estimate, long_work_notice
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.exchange import export, import_artifact
+from personalize_core.steps.exchange import export, export_peft, import_artifact
 from personalize_core.steps.explaining import explain
 from personalize_core.steps.input_checks import check_inputs, problems_of, problems_of_workspace
 from personalize_core.steps.latents import encode_images
@@ -55,6 +55,7 @@ __all__ = [
     "estimate",
     "explain",
     "export",
+    "export_peft",
     "result_checks",
     "heat_maps",
     "import_artifact",

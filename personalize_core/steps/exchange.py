@@ -40,6 +40,26 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
     return Report(stamp, False, time.monotonic() - started, to, {}, files)
 
 
+def export_peft(store: Store, to: Path) -> Report:
+    """The last comparison as result files of PEFT's benchmark, a JSON file per variant and concept.
+
+    Raises:
+        InputError: nothing has been compared, or `to` exists.
+    """
+    from personalize_core.report import peft_results
+
+    started = time.monotonic()
+    if is_there(to):
+        raise InputError(f"{to} exists already; name a folder that does not, so that nothing is overwritten")
+    results = peft_results.results(store)
+    stamp = stamp_of(results)
+    with whole_folder(to, stamp) as new:
+        for name, result in results.items():
+            write_json(new / name, result)
+    files = {path.name: path for path in sorted(to.glob("*--*.json"))}
+    return Report(stamp, False, time.monotonic() - started, to, {}, files)
+
+
 def import_artifact(store: Store, concept: str, method: str, source: Path) -> Report:
     """What another program learned, as an artifact: sampled and scored like any, and kept until its folder is removed.
 
