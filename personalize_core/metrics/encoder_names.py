@@ -43,13 +43,17 @@ PUBLISHED = {
     "dinov3-b16": OnHub(
         "facebook/dinov3-vitb16-pretrain-lvd1689m", "5931719e67bbdb9737e363e781fb0c67687896bc", "DINOv3 License", True
     ),
+    "siglip2-b16": OnHub("google/siglip2-base-patch16-224", "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2", "Apache-2.0"),
+    "siglip2-b16-256": OnHub(
+        "google/siglip2-base-patch16-256", "3f9f96cb90da5dbc758b01813f2f6f1aee24c1ab", "Apache-2.0"
+    ),
     "clipseg": OnHub("CIDAS/clipseg-rd64-refined", "325a839908143a34b409ae6f2910fa015ea390e6", "Apache-2.0"),
 }
 
 
 MINI_OF: dict[Kind, str] = {"text_image": "mini-clip", "identity": "mini-identity", "segmenter": "mini-segmenter"}
 PUBLISHED_OF: dict[Kind, tuple[str, ...]] = {
-    "text_image": ("clip-b32", "clip-l14"),
+    "text_image": ("clip-b32", "clip-l14", "siglip2-b16", "siglip2-b16-256"),
     "identity": ("dino-s16", "dino-s16-stock", "dinov2-s14", "dinov2-b14", "dinov3-s16", "dinov3-b16"),
     "segmenter": ("clipseg",),
 }

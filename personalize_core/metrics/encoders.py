@@ -31,6 +31,7 @@ from personalize_core.metrics.preprocessing import (
 from personalize_core.metrics.weights import (
     IDENTITY,
     TEXT_IMAGE,
+    Published,
     existing_folder,
     fetched,
     readable,
@@ -121,6 +122,45 @@ class VisionTransformer:
         return in_batches(class_token, images, "images")
 
 
+@dataclass(frozen=True)
+class SigLip:
+    """SigLIP 2 at a fixed size (Tschannen et al. 2025), a SiglipModel of transformers. Implements TextImageEncoder.
+
+    The features are those of its attention pooling. It was trained on texts in lower case of 64 tokens, padding among
+    them (sec. 2.1), so that is how texts are read here, whatever the tokenizer's file says.
+    """
+
+    name: str
+    weights_hash: str
+    prepare: Preprocessing
+    model: Any
+    tokenizer: Any
+    device: str
+
+    @property
+    def preprocessing(self) -> str:
+        return f"{self.prepare}; texts in lower case, padded to {self.context_length} tokens"
+
+    @property
+    def context_length(self) -> int:
+        return self.model.config.text_config.max_position_embeddings
+
+    def images(self, images: Sequence[Image.Image]) -> Tensor:
+        def pooled(some: Sequence[Image.Image]) -> Tensor:
+            return self.model.vision_model(pixel_values=self.prepare(some).to(self.device)).pooler_output
+
+        return in_batches(pooled, images, "images")
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        return in_batches(self._pooled_texts, texts, "texts")
+
+    def _pooled_texts(self, texts: Sequence[str]) -> Tensor:
+        lower = [words.lower() for words in texts]
+        options = {"padding": "max_length", "max_length": self.context_length, "truncation": True}
+        tokens = self.tokenizer(lower, return_tensors="pt", **options)["input_ids"].to(self.device)
+        return self.model.text_model(input_ids=tokens).pooler_output
+
+
 @torch.inference_mode()
 def in_batches(encode: Callable[[Sequence], Tensor], items: Sequence, what: str) -> Tensor:
     """Encode a few at a time, so that memory does not grow with the number of images."""
@@ -145,19 +185,25 @@ def load_text_image_encoder(name_or_folder: str | Path, device: str = "cpu") -> 
     """The encoder of CLIP-T and CLIP-I.
 
     Args:
-        name_or_folder: "mini-clip", which comes with this package; "clip-b32" or "clip-l14", fetched from the
-            hub; "clip-b32:PATH", the same from a local safetensors file or folder; or a folder that open_clip wrote
-            (open_clip_config.json and weights), fed as its own configuration says.
+        name_or_folder: "mini-clip", which comes with this package; "clip-b32", "clip-l14" or "siglip2-b16", fetched
+            from the hub, and so on (encoder_names.PUBLISHED); "clip-b32:PATH", the same from a local safetensors file
+            or folder; or a folder that open_clip wrote (open_clip_config.json and weights), or transformers with a
+            SiglipModel (config.json, weights, tokenizer), fed as its own configuration says.
         device: where the network runs; features come back to the CPU.
 
     Raises:
         InputError: no such name, weights that cannot be had, or a folder that holds something else.
     """
     name, path = find(name_or_folder, "text_image")
+    known = TEXT_IMAGE.get(name)
+    if known and not known.architecture:
+        return _siglip(name, existing_folder(name, path or fetched(name, known), "config.json"), known, device)
+    if path and not known and (path / "config.json").is_file() and not (path / "open_clip_config.json").is_file():
+        return _siglip(name, path, None, device)
+
     import open_clip  # two seconds: only who scores pays them
 
-    if name in TEXT_IMAGE:
-        known = TEXT_IMAGE[name]
+    if known:
         weights = the_weights(path or fetched(name, known), known.files)
         model = readable(name, weights, lambda: open_clip.create_model(known.architecture, pretrained=str(weights)))
         return Clip(
@@ -217,12 +263,31 @@ def load_identity_encoder(name_or_folder: str | Path, device: str = "cpu") -> En
     network = _network(folder, VISION_TRANSFORMERS)
     options = {"add_pooling_layer": False} if network == "ViTModel" else {}
     model = _of_transformers(name, getattr(transformers, network), folder, weights, **options)
-    if known and model.config.hidden_size != known.width:
-        raise InputError(
-            f"{folder} is not {name}: its features have width {model.config.hidden_size}, not {known.width}"
-        )
+    _check_width(name, folder, model.config.hidden_size, known)
     prepare = (known and known.prepare) or preprocessing_of_transformers(folder, model.config.image_size)
     return VisionTransformer(name, sha256(weights), prepare, model.to(device), device)
+
+
+def _siglip(name: str, folder: Path, known: Published | None, device: str) -> SigLip:
+    """The SiglipModel of transformers in that folder."""
+    from transformers import AutoTokenizer, SiglipModel
+
+    from personalize_core.compat import hide_bars_of_transformers
+
+    hide_bars_of_transformers()
+    _network(folder, {"siglip": "SiglipModel"})
+    weights = the_weights(folder, ("model.safetensors",))
+    model = _of_transformers(name, SiglipModel, folder, weights)
+    vision = model.config.vision_config
+    _check_width(name, folder, vision.hidden_size, known)
+    prepare = preprocessing_of_transformers(folder, vision.image_size)
+    tokenizer = readable(name, folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    return SigLip(name, sha256(weights), prepare, model.to(device), tokenizer, device)
+
+
+def _check_width(name: str, folder: Path, width: int, known: Published | None) -> None:
+    if known and width != known.width:
+        raise InputError(f"{folder} is not {name}: its features have width {width}, not {known.width}")
 
 
 def _network(folder: Path, known: Mapping[str, str]) -> str:

@@ -26,9 +26,12 @@ class Published:
     files: tuple[str, ...]  # the weights first
     width: int  # D, to tell a wrong local folder at once
     prepare: Preprocessing | None  # None: as the folder's own configuration says
-    architecture: str = ""  # open_clip's name of it; "-quickgelu" is the activation that OpenAI trained with
+    # open_clip's name of it; "-quickgelu" is the activation that OpenAI trained with. Empty: transformers loads it
+    architecture: str = ""
 
 
+AS_SAVED = ("model.safetensors", "config.json", "preprocessor_config.json")  # by transformers
+WITH_TOKENIZER = (*AS_SAVED, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 TEXT_IMAGE = {
     "clip-b32": Published(
         *PUBLISHED["clip-b32"],
@@ -44,8 +47,9 @@ TEXT_IMAGE = {
         replace(CLIP_PREPROCESSING, crop_rounds_down=True),  # openai/clip-vit-large-patch14's processor, as in OFT's
         "ViT-L-14-quickgelu",
     ),
+    "siglip2-b16": Published(*PUBLISHED["siglip2-b16"], WITH_TOKENIZER, 768, None),
+    "siglip2-b16-256": Published(*PUBLISHED["siglip2-b16-256"], WITH_TOKENIZER, 768, None),
 }
-AS_SAVED = ("model.safetensors", "config.json", "preprocessor_config.json")  # by transformers
 IDENTITY = {
     # CustomConcept101's way to prepare an image, and that of the model's own processor, as in OFT's script: straight
     # to 224 x 224. What else it does, the file says that is saved beside the weights.
