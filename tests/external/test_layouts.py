@@ -122,6 +122,8 @@ def test_ai_toolkit_seeds_of_samples(tmp_path):
 
 
 def test_ai_toolkit_prompts_from_elsewhere(tmp_path):
+    put_ai_toolkit(tmp_path / "run", {"prompts": "a dog"})
+    assert "holds no prompts under config.process[0].sample" in refusal(tmp_path / "run")
     put_ai_toolkit(tmp_path / "run", {"prompts": []})
     assert "holds no prompts under config.process[0].sample" in refusal(tmp_path / "run")
     os.remove(tmp_path / "run" / "config.yaml")
@@ -188,6 +190,7 @@ def test_kohya_prompt_files(tmp_path, name, text):
         ("p.json", "[1, 2]", "prompt 0 should be a text"),
         ("p.toml", "prompt", "is not TOML"),
         ("p.toml", "", "holds no prompt"),
+        ("p.toml", f"seed = {'9' * 5000}", "is not TOML"),
         ("p.txt", "# nothing\n", "holds no prompt"),
         ("p.txt", "one\n", "is of prompt 1, and"),
         ("p.json", '["", "two"]', "the prompt is empty"),

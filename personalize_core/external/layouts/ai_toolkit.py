@@ -7,7 +7,7 @@ toolkit/config_modules.py): `samples/MILLISECONDS__STEP_INDEX.jpg`, and `config.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,10 @@ def _samples_of(path: Path) -> tuple[list[_Sample], str | None]:
     processes = object_in(read_yaml(path), "config").get("process")
     process = processes[0] if isinstance(processes, list) and processes else None
     config = object_in(process, "sample")
-    written = config.get("samples", [{"prompt": prompt} for prompt in config.get("prompts") or []])
-    if not isinstance(written, Sequence) or not written:
+    prompts = config.get("prompts")
+    listed = [{"prompt": prompt} for prompt in prompts] if isinstance(prompts, list) else []
+    written = config.get("samples", listed)
+    if not isinstance(written, list) or not written:
         raise InputError(f"{path} holds no prompts under config.process[0].sample.prompts")
     seed, walks = _whole(config.get("seed", 0)), bool(config.get("walk_seed", False))
     trigger = object_in(process).get("trigger_word")

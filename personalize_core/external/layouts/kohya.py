@@ -99,8 +99,8 @@ def _prompts_of(path: Path) -> list[str]:
 def _from_toml(path: Path) -> list[dict[str, Any]]:
     try:
         found = tomllib.loads(read_text(path, MOST_LIST))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits is no TOMLDecodeError
+        raise InputError(f"{path} is not TOML: {' '.join(str(error).split())[:300]}") from None
     common = object_in(found, "prompt")
     subsets = common.get("subset")
     return [{**common, **subset} for subset in subsets or [] if isinstance(subset, dict)]
