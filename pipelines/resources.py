@@ -8,6 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from personalize_core.workspace.store import Store
+from pipelines import run_locks
 
 
 class Workspace(dg.ConfigurableResource):
@@ -19,6 +20,14 @@ class Workspace(dg.ConfigurableResource):
         description="A file of data/protocols, by its name: sample, score and compare as it says, in data/under/NAME. "
         "Left out: as params.yaml says. It trains nothing again.",
     )
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Before the steps of a run: its process says that it lives (recovery.py). Ticks have no run."""
+        if context.run:
+            run_locks.hold(self.run_locks(), context.run.run_id)
+
+    def run_locks(self) -> Path:
+        return Store(Path(self.root).resolve()).work("runs")
 
     def store(self) -> Store:
         return Store(Path(self.root).resolve(), self.protocol)

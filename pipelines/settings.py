@@ -92,7 +92,8 @@ def made_with(
 ) -> dg.MaterializeResult:
     """The result, saying which version of the settings it was made with.
 
-    By itself Dagster would say the last that was reported, and the sensor may not have seen the newest yet.
+    By itself Dagster would say the last that was reported, and the sensor may not have seen the newest yet. There is no
+    other way to tell it than these tags (tests/pipelines/test_dagster.py).
     """
     known, number = _latest(instance, spec.key, method)
     if known != version:
@@ -106,7 +107,8 @@ def made_with(
 
 def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> tuple[str | None, int | None]:
     """The version that was reported last, and the number of its event."""
-    record = instance.get_latest_data_version_record(key, is_source=True, partition_key=partition)
-    if record is None or record.asset_observation is None:
-        return None, None
-    return (record.asset_observation.tags or {}).get("dagster/data_version"), record.storage_id
+    asked = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
+    for record in instance.fetch_observations(asked, limit=1).records:
+        if record.asset_observation:
+            return (record.asset_observation.tags or {}).get("dagster/data_version"), record.storage_id
+    return None, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import dagster as dg
 import pytest
 import yaml
 
@@ -17,24 +18,22 @@ KUBERNETES = DEPLOY / "kubernetes"
 
 
 @pytest.fixture
-def launcher(monkeypatch: pytest.MonkeyPatch):
+def launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Of an instance with the launcher of deploy/ray, and with a history in a temporary folder."""
     pytest.importorskip("dagster_ray")
-    pytest.importorskip("dagster_postgres")
-    from dagster._core.instance.ref import InstanceRef
-
+    settings = yaml.safe_load((DEPLOY / "ray" / "dagster.yaml").read_text())
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"run_launcher": settings["run_launcher"]}))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("RAY_ADDRESS", "http://ray-head:8265")
-    for name in ("POSTGRES_HOST", "POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"):
-        monkeypatch.setenv(name, "stand-in")
-    launcher = InstanceRef.from_dir(str(DEPLOY / "ray")).run_launcher
-    assert launcher
-    return launcher
+    with dg.DagsterInstance.get() as instance:
+        yield instance.run_launcher
 
 
 def test_every_run_is_a_ray_job_with_a_card_of_its_own(launcher):
     assert type(launcher).__name__ == "RayRunLauncher"
     assert (launcher.address, launcher.num_gpus) == ("http://ray-head:8265", 1)
     assert launcher.runtime_env["env_vars"] == {store.OWN_DEVICE: "1"}
-    assert launcher.supports_check_run_worker_health  # a lost worker is noticed, see pipelines/recovery.py
+    assert launcher.supports_check_run_worker_health  # a lost worker is noticed
 
 
 # Which device a process waits for

@@ -7,22 +7,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.events import EngineEventData
-from dagster._core.launcher import DefaultRunLauncher
-from dagster._core.test_utils import create_run_for_test
 
 from personalize_core import steps
 from personalize_core.workspace.store import Store
 from pipelines import assets, recovery
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
+from pipelines.resources import Workspace
 from tests import tiny_workspace
+from tests.in_dagster import materialize, passing
 
 ROOT = Path(__file__).parents[2]
 PAIR = dg.MultiPartitionKey({"concept": "rex", "method": "textual_inversion"})
@@ -87,11 +85,12 @@ def test_a_run_that_lost_its_process_is_found_and_trains_on_from_its_checkpoint(
     with instance_of(workspace) as instance:
         (run,) = instance.get_runs()
         assert run.status == dg.DagsterRunStatus.STARTED  # as a power cut leaves it
-        assert list(recovery.report_lost_runs(instance)) == [run.run_id]
+        locks = Workspace(root=str(workspace)).run_locks()
+        assert list(recovery.report_lost_runs(instance, locks)) == [run.run_id]
         (failed,) = instance.get_runs()
         assert failed.status == dg.DagsterRunStatus.FAILURE
         assert failed.tags["dagster/will_retry"] == "true"  # what Dagster's daemon goes by
-        assert recovery.report_lost_runs(instance) == {}
+        assert recovery.report_lost_runs(instance, locks) == {}
 
     heard = []
     with pytest.MonkeyPatch.context() as patch:
@@ -105,46 +104,85 @@ def test_a_run_that_lost_its_process_is_found_and_trains_on_from_its_checkpoint(
     assert bytes_under(artifact) == resumed
 
 
-class Elsewhere(DefaultRunLauncher):
-    """A launcher whose runs are on other machines, and which looks after them itself."""
-
-    @property
-    def supports_check_run_worker_health(self) -> bool:
-        return True
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "runs"
 
 
-def test_runs_on_other_machines_are_left_to_their_launcher(monkeypatch):
-    monkeypatch.setattr(recovery, "_lives", lambda *process: False)
+HOLDER = """
+import sys
+from pathlib import Path
+from pipelines import run_locks
+run_locks.hold(Path(sys.argv[1]), sys.argv[2])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def holder(folder: Path, run_id: str) -> subprocess.Popen[str]:
+    """A process that works on a run, until its input ends or it is killed."""
+    command = [sys.executable, "-c", HOLDER, str(folder), run_id]
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout and process.stdout.readline() == "held\n"
+    return process
+
+
+def started_run(instance: dg.DagsterInstance) -> dg.DagsterRun:
+    return instance.create_run_for_job(defs.resolve_job_def("compare"), status=dg.DagsterRunStatus.STARTED)
+
+
+def test_a_run_whose_process_lives_is_left_alone_and_one_whose_process_was_killed_is_not(folder):
     with dg.DagsterInstance.local_temp() as instance:
-        run = create_run_for_test(instance, "learn", status=dg.DagsterRunStatus.STARTED)
-        instance.report_engine_event("Started process for run (pid: 1).", run, EngineEventData.in_process(1))
-        assert recovery.lost_runs(instance) == {run.run_id: 1}
-        monkeypatch.setattr(type(instance), "run_launcher", Elsewhere())
-        assert recovery.lost_runs(instance) == {}
+        runs = [started_run(instance) for _ in range(2)]
+        lives, killed = (holder(folder, run.run_id) for run in runs)
+        assert recovery.report_lost_runs(instance, folder) == {}
+        killed.kill()
+        killed.wait()
+        lost = recovery.report_lost_runs(instance, folder)
+        assert list(lost) == [runs[1].run_id] and f"process {killed.pid}" in lost[runs[1].run_id]
+        statuses = {run.run_id: run.status for run in instance.get_runs()}
+        assert statuses == {runs[0].run_id: dg.DagsterRunStatus.STARTED, runs[1].run_id: dg.DagsterRunStatus.FAILURE}
+        lives.communicate()
 
 
-def test_the_sensor_says_what_it_found(monkeypatch):
-    monkeypatch.setattr(recovery, "_lives", lambda *process: False)
+def test_a_run_that_ended_leaves_no_file_behind_and_one_of_another_history_is_left_alone(folder):
+    with dg.DagsterInstance.local_temp() as instance:
+        run = started_run(instance)
+        instance.report_run_canceled(run)
+        for run_id in (run.run_id, "of-another-history"):
+            holder(folder, run_id).communicate()
+        assert recovery.report_lost_runs(instance, folder) == {}
+        assert [path.stem for path in folder.iterdir()] == ["of-another-history"]
+
+
+def test_the_process_of_a_run_holds_its_lock_and_only_that(tmp_path, instance, monkeypatch):
+    """In the process of a run, as Dagster prepares it; another one cannot take the lock."""
+    free = "from pathlib import Path; from pipelines import run_locks; import sys; "
+    free += "print([name for name, _ in run_locks.without_process(Path(sys.argv[1]))])"
+    asked = []
+
+    def step(store, listener):
+        command = [sys.executable, "-c", free, str(store.work("runs"))]
+        asked.append(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip())
+        return steps.Report(stamp="s", skipped=False, seconds=1.0, path=tmp_path)
+
+    monkeypatch.setattr(steps, "compare", step)
+    monkeypatch.setattr(steps.result_checks, "comparison", passing("comparison"))
+    done = [materialize(instance, tmp_path, [assets.comparison]) for _ in range(2)]
+    assert asked == ["[]", f"['{done[0].run_id}']"]
+
+
+def test_the_sensor_says_what_it_found(tmp_path):
+    workspace = Workspace(root=str(tmp_path))
     with dg.DagsterInstance.local_temp() as instance:
 
         def look() -> str:
             with dg.build_sensor_context(instance=instance) as context:
-                said = recovery.lost_runs_sensor(context)
+                said = recovery.lost_runs_sensor(context, workspace=workspace)
             assert isinstance(said, dg.SkipReason)
             return said.skip_message or ""
 
         assert look() == "every started run has its process"
-        run = create_run_for_test(instance, "learn", status=dg.DagsterRunStatus.STARTED)
-        instance.report_engine_event("Started process for run (pid: 1).", run, EngineEventData.in_process(1))
+        holder(workspace.run_locks(), started_run(instance).run_id).communicate()
         assert look().startswith("1 runs were lost")
         assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.FAILURE]
-
-
-def test_a_run_whose_process_lives_is_left_alone():
-    now = time.time()
-    assert recovery._lives(os.getpid(), now)
-    assert not recovery._lives(os.getpid(), now - 7 * 86400)  # another process had that number then
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and its status is still to be read
-        assert not recovery._lives(ended.pid, now + 1)
-    assert not recovery._lives(ended.pid, now)

@@ -16,7 +16,6 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
 from dagster._core.loader import LoadingContextForTest
-from dagster._core.storage.tags import PARTITION_NAME_TAG
 from PIL import Image
 
 from personalize_core.concepts import concept_files
@@ -267,7 +266,7 @@ def test_a_cell_that_waits_or_runs_already_is_not_asked_for_again(pipeline):
     assert isinstance(preparing, dg.SkipReason)
     assert all("lr" in request.tags["personalize/why"] for request in training)
     pipeline.instance.add_run(
-        dg.DagsterRun("learn", status=dg.DagsterRunStatus.STARTED, tags={PARTITION_NAME_TAG: "rex|textual_inversion"})
+        dg.DagsterRun("learn", status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": "rex|textual_inversion"})
     )
     training, _ = requests_of_tonight(pipeline)
     assert {str(request.partition_key) for request in training} == own - {"rex|textual_inversion"}

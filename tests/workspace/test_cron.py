@@ -13,9 +13,17 @@ BAD = ["at night", "", "* * * *", "60 * * * *", "0 24 * * *", "0 2 0 * *", "0 2 
 
 @pytest.mark.parametrize("expression", GOOD)
 def test_what_dagster_takes_is_taken(expression):
-    from dagster._utils.schedules import is_valid_cron_string
+    import dagster as dg
 
-    assert check_cron(expression) == expression and is_valid_cron_string(expression)
+    assert check_cron(expression) == expression
+    assert dg.ScheduleDefinition("any", job_name="any", cron_schedule=expression).cron_schedule == expression
+
+
+def test_dagster_refuses_what_is_no_cron_expression_when_a_schedule_is_defined():
+    import dagster as dg
+
+    with pytest.raises(dg.DagsterInvalidDefinitionError):
+        dg.ScheduleDefinition("any", job_name="any", cron_schedule="60 * * * *")
 
 
 @pytest.mark.parametrize("expression", BAD)
