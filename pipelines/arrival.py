@@ -5,7 +5,7 @@ import uuid
 
 import dagster as dg
 
-from pipelines import assets, jobs, settings
+from pipelines import assets, jobs, messages, settings
 from pipelines.partitions import CONCEPT, concepts
 from pipelines.requests import preparation
 from pipelines.resources import Workspace
@@ -75,9 +75,10 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
     reported |= {name: now[name] for name in changed}
     events = [event for name in changed for event in _arrived(store.concept_folder(name), name, found[name])]
     if failed != (last["failed"] or {}) or (last["failed"] is None and reported):
-        events += [
-            _cannot_be_used(name, why) for name, why in failed.items() if (last["failed"] or {}).get(name) != why
-        ]
+        new = {name: why for name, why in failed.items() if (last["failed"] or {}).get(name) != why}
+        for name, why in new.items():
+            messages.refused(store, name, why, context.log)
+        events += [_cannot_be_used(name, why) for name, why in new.items()]
         verdict = _verdict(failed, len(failed.keys() | now.keys()))
         events.append(dg.AssetCheckEvaluation(asset_key=assets.concept_images.key, check_name=CHECK, **verdict))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import dagster as dg
 
 from pipelines.failures import sorted_out
+from pipelines.messages import failed_checks_told
 
 OWNERS = ["team:personalize"]
 GPU = "gpu"  # the pool that holds one run per graphics card
@@ -41,7 +42,7 @@ def asset(
             pool=pool,
             check_specs=check_specs,
             automation_condition=automation_condition,
-        )(sorted_out(body))
+        )(sorted_out(failed_checks_told(body)))
 
     return define
 

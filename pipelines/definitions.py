@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from pipelines import analyses, arrival, assets, canary, checks, jobs, recovery, schedules, settings
+from pipelines import analyses, arrival, assets, canary, checks, jobs, notifications, recovery, schedules, settings
 from pipelines.resources import Workspace
 
 defs = dg.Definitions(
@@ -18,6 +18,8 @@ defs = dg.Definitions(
         schedules.training_follows,
         schedules.comparison_follows,
         recovery.lost_runs_sensor,
+        notifications.failed_runs,
+        notifications.notifications,
     ],
     resources={"workspace": Workspace.configure_at_launch()},  # so that a run may choose its protocol
     # Every run has a process of its own already; its steps then share one import of torch and one base model.

@@ -7,7 +7,15 @@ ever sees it half made. Dagster, DVC and the command line call these and hold no
 from personalize_core.sampling.grid import image_name
 from personalize_core.steps import result_checks
 from personalize_core.steps.analyses import ANALYSES, analyse, analyse_together, analysed, suggest_class
-from personalize_core.steps.canary import accept_canary, canary_cells, moved, run_canary, upgrades, why_canary
+from personalize_core.steps.canary import (
+    accept_canary,
+    canary_cells,
+    moved,
+    noise_band,
+    run_canary,
+    upgrades,
+    why_canary,
+)
 from personalize_core.steps.class_images import make_class_images
 from personalize_core.steps.comparing import compare
 from personalize_core.steps.estimating import estimate, long_work_notice
@@ -63,6 +71,7 @@ __all__ = [
     "long_work_notice",
     "make_class_images",
     "moved",
+    "noise_band",
     "image_name",
     "plan",
     "problems_of",

@@ -136,15 +136,15 @@ def _moved(store: Store, cell: str, before: dict[str, float], now: dict[str, flo
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         variant, _, metric = name.rpartition(".")
-        least, by = _band(store, cell.partition("/")[0], variant, metric)
+        least, by = noise_band(store, cell.partition("/")[0], variant, metric)
         if old is None or new is None or not abs(new - old) <= least:  # NaN leaves every band
             values = " -> ".join("absent" if value is None else f"{value:.4f}" for value in (old, new))
             found.append(f"{cell}: {variant}'s {metric} {values}; up to {least:.4f} is {by}")
     return found
 
 
-def _band(store: Store, concept: str, variant: str, metric: str) -> tuple[float, str]:
-    """By how much a mean may differ, and why so much."""
+def noise_band(store: Store, concept: str, variant: str, metric: str) -> tuple[float, str]:
+    """By how much a mean score may differ between two trainings, and why so much."""
     import polars as pl
 
     from personalize_core.report.comparison_in_words import NOISE
