@@ -7,7 +7,7 @@ from pathlib import Path
 
 from personalize_core.base_model.loading import identify
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import whole_folder, write_json
+from personalize_core.files.atomic import new_folder, whole_folder, write_json
 from personalize_core.files.outside import is_there, refuse_pickle
 from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.methods import check_method, method_class
@@ -52,12 +52,11 @@ def export_peft(store: Store, to: Path) -> Report:
     if is_there(to):
         raise InputError(f"{to} exists already; name a folder that does not, so that nothing is overwritten")
     results = peft_results.results(store)
-    stamp = stamp_of(results)
-    with whole_folder(to, stamp) as new:
+    with new_folder(to) as new:  # without a manifest: PEFT's programs read every JSON file of the folder
         for name, result in results.items():
             write_json(new / name, result)
-    files = {path.name: path for path in sorted(to.glob("*--*.json"))}
-    return Report(stamp, False, time.monotonic() - started, to, {}, files)
+    files = {name: to / name for name in sorted(results)}
+    return Report(stamp_of(results), False, time.monotonic() - started, to, {}, files)
 
 
 def import_artifact(store: Store, concept: str, method: str, source: Path) -> Report:

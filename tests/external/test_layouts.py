@@ -164,6 +164,16 @@ def test_kohya_samples(tmp_path):
     assert len(read_listing(tmp_path, options={"method": "rex"}).images) == 2
 
 
+def test_kohya_names_of_older_versions(tmp_path):
+    put_image(tmp_path / "rex_20230901074501_e000010_00_42.png")
+    put_image(tmp_path / "rex_20230901074502_e000010_01.png")
+    put_text(tmp_path / "prompt.txt", "a dog --d 42\na cat\n")
+    assert rows(read_listing(tmp_path, options={"step": "e000010", "method": "rex"})) == [
+        ("rex_20230901074501_e000010_00_42.png", "a dog", 42),
+        ("rex_20230901074502_e000010_01.png", "a cat", None),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -174,6 +174,8 @@ def test_folders_layouts_and_options_that_are_not_there_are_refused(tmp_path):
     assert "does not exist" in refusal(tmp_path / "gone")
     put_image(tmp_path / "a.png")
     assert "is not a folder" in refusal(tmp_path / "a.png")
+    (tmp_path / "loop").symlink_to("loop")
+    assert "is not a folder" in refusal(tmp_path / "loop")
     assert "none of the known layouts" in refusal(tmp_path)
     assert "there is no layout 'mine'" in refusal(tmp_path, "mine")
     assert "has no prompts.csv and no prompts.jsonl" in refusal(tmp_path, "manifest")

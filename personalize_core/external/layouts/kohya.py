@@ -27,17 +27,20 @@ OPTIONS: Mapping[str, str] = {
 }
 
 SAMPLES, PROMPTS = "sample", "prompt.txt"
-_NAMED = re.compile(r"(?:(?P<run>.+)_)?(?P<step>e?\d{6})_(?P<index>\d{2,6})_(?P<time>\d{14})(?:_(?P<seed>\d{1,20}))?")
+_RUN, _SEED = r"(?:(?P<run>.+)_)?", r"(?:_(?P<seed>\d{1,20}))?"
+_PLACE, _TIME = r"(?P<step>e?\d{6})_(?P<index>\d{2,6})", r"(?P<time>\d{14})"
+_NAMES = [re.compile(f"{_RUN}{of}{_SEED}") for of in (f"{_PLACE}_{_TIME}", f"{_TIME}_{_PLACE}")]
+"""The time stood before the step in older versions."""
 
 
 def recognises(folder: Path) -> bool:
     names = image_names(_images_in(folder))
-    return bool(names) and all(_NAMED.fullmatch(Path(name).stem) for name in names)
+    return bool(names) and all(map(_match, names))
 
 
 def read(folder: Path, options: Mapping[str, str]) -> Listing:
     images_in = _images_in(folder)
-    found = {name: match for name in image_names(images_in) if (match := _NAMED.fullmatch(Path(name).stem))}
+    found = {name: match for name in image_names(images_in) if (match := _match(name))}
     if not found:
         raise InputError(f"{images_in} holds no image named NAME_STEP_INDEX_TIME, as sd-scripts name them")
     run = only_or_chosen(options, "method", sorted({match["run"] or "" for match in found.values()}), images_in)
@@ -69,6 +72,11 @@ def read(folder: Path, options: Mapping[str, str]) -> Listing:
             external_image((inner / name).as_posix(), prompts[index], None if seed is None else int(seed), str(path))
         )
     return Listing(tuple(images), NAME, tuple(left_out))
+
+
+def _match(name: str) -> re.Match[str] | None:
+    """The parts of an image's name."""
+    return next((found for form in _NAMES if (found := form.fullmatch(Path(name).stem))), None)
 
 
 def _images_in(folder: Path) -> Path:
