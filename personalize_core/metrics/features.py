@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from personalize_core.concepts.image_files import load_image
 from personalize_core.concepts.masks import own_masks
 from personalize_core.errors import InputError
+from personalize_core.files.stamps import sha256, sources_hash
 from personalize_core.metrics import masks
+from personalize_core.metrics.chunks import even_chunks, in_workers
 from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.metrics.encoders import (
     Encoder,
@@ -22,10 +25,18 @@ from personalize_core.metrics.encoders import (
     load_identity_encoder,
     load_text_image_encoder,
 )
-from personalize_core.metrics.preprocessing import in_threads
+from personalize_core.metrics.kept_features import Chunk, KeptFeatures
 from personalize_core.metrics.tables import EMPTY
 
-CHUNK = 256  # images that are held in memory at once
+SOURCES = (  # of our own, what features depend on
+    "concepts/image_files",
+    "metrics/chunks",
+    "metrics/encoders",
+    "metrics/features",
+    "metrics/masks",
+    "metrics/preprocessing",
+    "metrics/weights",
+)
 
 
 @dataclass(frozen=True)
@@ -88,39 +99,94 @@ def _loaded(
 
 
 @dataclass(frozen=True)
+class Processing:
+    """How images are worked through; no score depends on it."""
+
+    workers: int = 1  # threads that read, prepare and encode, each a chunk of its own
+    device: str = "cpu"  # of the encoders
+    kept: KeptFeatures | None = None  # where the features of finished chunks are kept; None: nowhere
+    progress: Callable[[int, int], None] = lambda done, total: None  # images that are encoded, of how many
+
+
+@dataclass(frozen=True)
 class Seen:
     """Images as the encoders see them, whole and masked, each image read once and prepared once per encoder."""
 
     features: Mapping[tuple[str, str, bool], Tensor]  # (metric without masks, encoder's name, masked) -> (N, D)
     foreground: Sequence[float] | None  # (N) share of each image that its mask leaves; None: no segmenter
     unmasked_for: str = ""  # why there are no masked features
+    left_out: Sequence[tuple[int, str]] = ()  # (place among the given images, reason); N counts the others alone
 
     @classmethod
-    def of(cls, paths: Sequence[Path], class_noun: str, own: Sequence[masks.Mask] | None, encoders: Encoders) -> Seen:
-        """own: masks that came with the images; None: the segmenter finds them."""
-        parts: dict[tuple[str, str, bool], list[Tensor]] = {}
-        shares: list[float] = []
-        for start, images in _chunks(paths):
-            found = own[start : start + len(images)] if own else None
-            views = {False: images}
-            if encoders.segmenter:
-                found = found or encoders.segmenter.masks(images, class_noun)
-                shares += map(masks.share, found)
-                views[True] = [masks.composite(*pair) for pair in zip(images, found, strict=True)]
-            for masked, view in views.items():
-                for metric, encoder, _ in encoders.of_images:
-                    parts.setdefault((metric, encoder.name, masked), []).append(encoder.images(view))
-        joined = {key: torch.cat(some) for key, some in parts.items()}
-        return cls(joined, shares if encoders.segmenter else None)
+    def of(
+        cls,
+        paths: Sequence[Path],
+        class_noun: str,
+        own: Sequence[masks.Mask] | None,
+        encoders: Encoders,
+        processing: Processing | None = None,
+        unreadable: Literal["raise", "leave_out"] = "raise",
+    ) -> Seen:
+        """The features of images in files, in the files' order.
+
+        Args:
+            own: masks that came with the images; None: the segmenter finds them.
+            unreadable: what becomes of an image that cannot be read as `load_image` reads it. "leave_out": it has no
+                features, and `left_out` says why.
+
+        Raises:
+            InputError: an image cannot be read, or, with "leave_out", none of them can.
+        """
+        how = processing or Processing()
+        chunks, done = even_chunks(len(paths)), 0
+        kept = how.kept if own is None else None
+        shared = _dependencies(class_noun, encoders, how.device) if kept else {}
+
+        def encoded(places: range) -> Chunk:
+            some = [paths[place] for place in places]
+            depends_on = {"images": [_hash(path) for path in some], **shared} if kept else {}
+            before = kept.read(depends_on) if kept else None
+            if before and not (before.left_out and unreadable == "raise"):
+                return before
+            found = _encoded(some, class_noun, own and [own[place] for place in places], encoders, unreadable)
+            if kept:
+                kept.write(depends_on, found)
+            return found
+
+        parts: list[Chunk] = []
+        how.progress(0, len(paths))
+        for places, part in zip(chunks, in_workers(encoded, chunks, how.workers), strict=True):
+            parts.append(part)
+            done += len(places)
+            how.progress(done, len(paths))
+        left_out = [
+            (places[place], reason)
+            for places, part in zip(chunks, parts, strict=True)
+            for place, reason in part.left_out
+        ]
+        if len(left_out) == len(paths):
+            reason = f"; of {paths[0].name}: it {left_out[0][1]}" if left_out else ""
+            raise InputError(f"none of {len(paths)} images can be read{reason}")
+        joined = {
+            (metric, encoder.name, masked): torch.cat(
+                [part.features[_in_file(metric, encoder, masked)] for part in parts if part.features]
+            )
+            for masked in ((False, True) if encoders.segmenter else (False,))
+            for metric, encoder, _ in encoders.of_images
+        }
+        shares = [share for part in parts for share in part.shares]
+        return cls(joined, shares if encoders.segmenter else None, left_out=left_out)
 
     @classmethod
-    def of_concept_images(cls, paths: Sequence[Path], class_noun: str, encoders: Encoders) -> Seen:
+    def of_concept_images(
+        cls, paths: Sequence[Path], class_noun: str, encoders: Encoders, processing: Processing | None = None
+    ) -> Seen:
         """The same of a concept's images. If no concept is found in one of them, there are no masked features.
 
         A concept image that is grey all over would reward the images that do not show the concept.
         """
         own = own_masks(paths) if encoders.segmenter else None
-        seen = cls.of(paths, class_noun, own, encoders)
+        seen = cls.of(paths, class_noun, own, encoders, processing)
         empty = [path for path, share in zip(paths, seen.foreground or [], strict=False) if share < EMPTY]
         if not empty:
             return seen
@@ -129,6 +195,56 @@ class Seen:
         return cls({key: some for key, some in seen.features.items() if not key[2]}, seen.foreground, why)
 
 
-def _chunks(paths: Sequence[Path]) -> Iterator[tuple[int, list[Any]]]:
-    for start in range(0, len(paths), CHUNK):
-        yield start, list(in_threads(load_image, paths[start : start + CHUNK]))
+def _encoded(
+    paths: Sequence[Path],
+    class_noun: str,
+    own: Sequence[masks.Mask] | None,
+    encoders: Encoders,
+    unreadable: Literal["raise", "leave_out"],
+) -> Chunk:
+    """The features of one chunk."""
+    images: list[Image.Image] = []
+    left_out: list[tuple[int, str]] = []
+    for place, path in enumerate(paths):
+        try:
+            images.append(load_image(path))
+        except InputError as error:
+            if unreadable == "raise":
+                raise
+            left_out.append((place, str(error).removeprefix(str(path)).strip()))
+    if not images:
+        return Chunk({}, [], left_out)
+    views, shares = {False: images}, []
+    if encoders.segmenter:
+        given = own and [mask for place, mask in enumerate(own) if place not in dict(left_out)]
+        found = given or encoders.segmenter.masks(images, class_noun)
+        shares = [masks.share(mask) for mask in found]
+        views[True] = [masks.composite(*pair) for pair in zip(images, found, strict=True)]
+    features = {
+        _in_file(metric, encoder, masked): encoder.images(view)
+        for masked, view in views.items()
+        for metric, encoder, _ in encoders.of_images
+    }
+    return Chunk(features, shares, left_out)
+
+
+def _in_file(metric: str, encoder: Encoder, masked: bool) -> str:
+    return f"{metric} {encoder.name}{' masked' if masked else ''}"
+
+
+def _dependencies(class_noun: str, encoders: Encoders, device: str) -> dict[str, Any]:
+    """What features depend on besides the images: each one's own, and those beside which it is encoded."""
+    return {
+        "encoders": [[name, one.name, one.weights_hash, one.preprocessing] for name, one, _ in encoders.of_images],
+        "masks": [masks.rule(encoders.segmenter), class_noun] if encoders.segmenter else [],
+        "device": device,
+        "torch": torch.__version__,
+        "sources": sources_hash(SOURCES),
+    }
+
+
+def _hash(path: Path) -> str | None:
+    try:
+        return sha256(path)
+    except (OSError, InputError):
+        return None  # it cannot be read, and if it can be a moment later, its hash is another

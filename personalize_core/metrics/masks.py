@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +30,7 @@ from personalize_core.metrics.tables import EMPTY
 from personalize_core.metrics.weights import SEGMENTERS
 
 GREY = 128
+_ASKING = Lock()  # tokenizers of transformers refuse to be used by two threads at once
 
 
 class Segmenter(Protocol):
@@ -124,7 +126,8 @@ class ClipSeg:
         return f"{self.prepare}; the class noun as the query; probability above 0.5"
 
     def masks(self, images: Sequence[Image.Image], class_noun: str) -> list[Mask]:
-        query = self.tokenizer([class_noun], return_tensors="pt", truncation=True).to(self.device)
+        with _ASKING:
+            query = self.tokenizer([class_noun], return_tensors="pt", truncation=True).to(self.device)
 
         def logits(some: Sequence[Image.Image]) -> Tensor:
             words = {name: query[name].expand(len(some), -1) for name in ("input_ids", "attention_mask")}

@@ -54,10 +54,10 @@ class Preprocessing:
         """Images to (N, 3, crop, crop). Resizing is Pillow's, on 8-bit values, as in most of the original tools."""
         import torch  # not at the top: which preprocessing a published encoder has is asked without computing features
 
-        pixels = np.stack(list(in_threads(self._square, images)))
+        pixels = np.stack([self._square(image) for image in images])
         x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-        x = x if self.scaled_first else x / 255
-        return (x - torch.tensor(self.mean).view(3, 1, 1)) / torch.tensor(self.std).view(3, 1, 1)
+        x = x if self.scaled_first else x.div_(255)
+        return x.sub_(torch.tensor(self.mean).view(3, 1, 1)).div_(torch.tensor(self.std).view(3, 1, 1))
 
     def _square(self, image: Image.Image) -> np.ndarray:
         """(crop, crop, 3): uint8, or float32 in [0, 1] if they are `scaled_first`."""

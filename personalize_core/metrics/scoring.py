@@ -17,7 +17,7 @@ from personalize_core.errors import InputError
 from personalize_core.files.stamps import sha256
 from personalize_core.metrics import masks, similarity, tables
 from personalize_core.metrics.encoders import Encoder
-from personalize_core.metrics.features import Encoders, Seen
+from personalize_core.metrics.features import Encoders, Processing, Seen
 from personalize_core.metrics.preprocessing import in_threads
 from personalize_core.metrics.tables import MEASURES, SCALED
 from personalize_core.sampling.grid import images_in, read_grid
@@ -48,6 +48,7 @@ def score_grid(
     concept_images: Sequence[Path],
     encoders: Encoders,
     without_identity: Set[int] = frozenset(),
+    processing: Processing | None = None,
 ) -> Scored:
     """Every image of a grid: CLIP-T with its prompt, CLIP-I and DINO with the concept images.
 
@@ -81,7 +82,8 @@ def score_grid(
         for (variant, prompt, image), path, digest in zip(cells, paths, in_threads(sha256, paths), strict=True)
     ]
     noun, found = concept.class_noun, Scored()
-    sampled, known = Seen.of(paths, noun, None, encoders), Seen.of_concept_images(concept_images, noun, encoders)
+    sampled = Seen.of(paths, noun, None, encoders, processing)
+    known = Seen.of_concept_images(concept_images, noun, encoders)
 
     templates = [texts_of(template, concept) for template in described["templates"]]
     for variant in encoders.texts:

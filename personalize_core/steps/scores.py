@@ -13,7 +13,7 @@ from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.workspace.dependencies import score_stamp
 from personalize_core.workspace.lineage.making import making
-from personalize_core.workspace.recipes import device_of, prompts_of
+from personalize_core.workspace.recipes import device_of, prompts_of, workers_of
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
@@ -25,10 +25,13 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
     check_method(method)
     grid, skipped = store.grid(method, concept), prompts_of(store, concept).without_identity
 
-    def scored(concept_images: list[Path], encoders: features.Encoders) -> scoring.Scored:
+    def scored(
+        concept_images: list[Path], encoders: features.Encoders, processing: features.Processing
+    ) -> scoring.Scored:
         from personalize_core.metrics import scoring
 
-        return scoring.score_grid(store.root, grid, store.concept(concept), concept_images, encoders, skipped)
+        described = store.concept(concept)
+        return scoring.score_grid(store.root, grid, described, concept_images, encoders, skipped, processing)
 
     with store.alone("grid", method, concept):  # whoever samples it anew: what is named is what is scored
         return _score(store, concept, method, scored, listener)
@@ -37,7 +40,9 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
 def score_references(store: Store, concept: str, listener: Listener = unheard) -> Report:
     """The concept's images against each other: what even real images reach."""
 
-    def scored(concept_images: list[Path], encoders: features.Encoders) -> scoring.Scored:
+    def scored(
+        concept_images: list[Path], encoders: features.Encoders, processing: features.Processing
+    ) -> scoring.Scored:
         from personalize_core.metrics import scoring
 
         return scoring.score_references(store.root, store.concept(concept), concept_images, encoders)
@@ -59,16 +64,26 @@ def _score(
     with store.alone("scores", method, concept):
         skipped = is_up_to_date(folder, stamp)
         if not skipped:
-            what = f"scoring {concept}, {method}"
-            listener(Event(what, 0, 1))
+            what, images = f"scoring {concept}, {method}", 1
+            listener(Event(what, 0, images))
             concept_images, device = concept_files.concept_images(store.concept_folder(concept)), device_of(store)
             from personalize_core.metrics import features
+            from personalize_core.metrics.kept_features import KeptFeatures
 
+            def encoded(done: int, total: int) -> None:
+                nonlocal images
+                images = total
+                if done < total:  # the rest is told when the table is written
+                    listener(Event(what, done, total))
+
+            kept = KeptFeatures(store.work("features", *folder.relative_to(store.data).parts))
+            processing = features.Processing(workers_of(store), device, kept, encoded)
             with making(store, folder, stamp) as new, store.device():
                 encoders = features.load_encoders(**names.model_dump(), device=device)
-                found = scored(concept_images, encoders)
+                found = scored(concept_images, encoders, processing)
                 tables.write(found.table, new / SCORES)
                 write_json(new / ABSENT, found.absent)
-            listener(Event(what, 1, 1))
+            kept.remove()
+            listener(Event(what, images, images))
     metrics = tables.means(tables.read(folder / SCORES))
     return Report(stamp, skipped, time.monotonic() - started, folder / SCORES, metrics)

@@ -67,6 +67,7 @@ TRAINING = (
 ENCODERS = ("metrics/encoder_names", "metrics/encoders", "metrics/preprocessing", "metrics/weights")
 SCORING = (
     *ENCODERS,
+    "metrics/chunks",
     "metrics/features",
     "metrics/masks",
     "metrics/parquet",

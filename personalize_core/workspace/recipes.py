@@ -13,7 +13,7 @@ from personalize_core.errors import InputError, listed
 from personalize_core.files.snapshot import memoized
 from personalize_core.workspace.protocols import Prompts, read_collection, read_prompts
 from personalize_core.workspace.sampling_settings import PromptList
-from personalize_core.workspace.store import Store
+from personalize_core.workspace.store import OWN_DEVICE, Store
 from personalize_core.workspace.variants import Variant
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from personalize_core.concepts.preprocessing import Preprocessing
 
 A_PROCESS = 2 * 2**30  # bytes, at most, that training, sampling and scoring beside the miniature take
+
+MOST_WORKERS = 8  # each holds the images of a chunk in memory
 
 
 def load_base(store: Store) -> BaseModel:
@@ -47,6 +49,16 @@ def processes_of(store: Store) -> int:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, psutil.virtual_memory().available // A_PROCESS))
+
+
+def workers_of(store: Store) -> int:
+    """How many threads of this process read, prepare and encode images at once: one where it has been given one core.
+
+    On a device of its own one thread's images are prepared while another's are encoded.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shares_cores = device_of(store) == "cpu" and os.environ.get(OWN_DEVICE) == "1"
+    return 1 if shares_cores else min(MOST_WORKERS, cores)
 
 
 @memoized
