@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,11 @@ def image_names(folder: Path) -> list[str]:
     Raises:
         InputError: the folder cannot be read, holds too many images, or one has a name that is not UTF-8.
     """
-    found = [name for name in _names(folder) if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    found = [
+        entry.name
+        for entry in _entries(folder)
+        if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and not _is_folder(entry)
+    ]
     if len(found) > MOST_IMAGES:
         raise InputError(f"{folder} holds {len(found):,} images, and at most {MOST_IMAGES:,} are scored at once")
     for name in found:
@@ -30,7 +35,7 @@ def image_names(folder: Path) -> list[str]:
             name.encode()
         except UnicodeEncodeError:
             raise InputError(f"{folder} holds {shown(name)}, whose name is not UTF-8; rename it") from None
-    return [name for name in found if not (folder / name).is_dir()]
+    return found
 
 
 def folder_names(folder: Path) -> list[str]:
@@ -39,14 +44,21 @@ def folder_names(folder: Path) -> list[str]:
     Raises:
         InputError: the folder cannot be read.
     """
-    return [name for name in _names(folder) if (folder / name).is_dir()]
+    return [entry.name for entry in _entries(folder) if _is_folder(entry)]
 
 
-def _names(folder: Path) -> Iterator[str]:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What a folder holds, by name, without what is hidden."""
     try:
-        yield from sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A folder or a link to one, without asking the disk about each file."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
 
 
 def prompts_of(path: Path) -> list[str]:

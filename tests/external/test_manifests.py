@@ -73,9 +73,9 @@ def test_ten_thousand_lines_are_read_in_seconds(tmp_path):
         os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
     lines = [f"{number}.png,a dog number {number % 100},{number}" for number in range(10_001)]
     put_text(tmp_path / "prompts.csv", "\n".join(["file,prompt,seed", *lines]))
-    started = time.monotonic()
+    started = time.process_time()
     assert len(read_listing(tmp_path).images) == 10_001
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20  # measured: 0.5; a comparison of all with all takes minutes
 
 
 @pytest.mark.parametrize(

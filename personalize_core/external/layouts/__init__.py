@@ -97,8 +97,10 @@ def read_listing(folder: Path, layout: str | None = None, options: Mapping[str, 
 
 
 def _recognised(folder: Path) -> Layout:
+    if manifest.recognises(folder):
+        return manifest
     fitting = [layout for layout in LAYOUTS.values() if layout.recognises(folder)]
-    if manifest in fitting or len(fitting) == 1:
+    if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise InputError(
