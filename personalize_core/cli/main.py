@@ -16,6 +16,7 @@ from personalize_core.cli import (
     analyses,
     concepts,
     exchange,
+    external,
     information,
     lineage,
     reporting,
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"max_content_width": 120},
 )
-for group in (concepts, running, sampling, reporting, analyses, lineage, study, exchange, information):
+for group in (concepts, running, sampling, external, reporting, analyses, lineage, study, exchange, information):
     app.add_typer(group.app)
 app.add_typer(steps.app, name="step")
 

@@ -51,6 +51,8 @@ def print_comparison(store: Store, made: Report) -> None:
     print_table(heading, rows)
     if gaps := comparison_in_words.gaps(made.path):
         print_line(gaps)
+    if paired := comparison_in_words.pairing_of(made.path):
+        print_line(paired)
     noise = comparison_in_words.training_noise(made.path)
     if len(noise):
         times = " or ".join(str(count) for count in sorted(set(noise["trainings"])))

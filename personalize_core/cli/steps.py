@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from personalize_core.cli import reporting
+from personalize_core.cli import external, reporting
 from personalize_core.cli.cells import each, over_concepts
 from personalize_core.cli.options import Method
 from personalize_core.cli.terminal import progress
@@ -67,6 +67,12 @@ def score_references(context: typer.Context) -> None:
     from personalize_core import steps
 
     over_concepts(context.obj, steps.score_references)
+
+
+@app.command("score-external")
+def score_external(context: typer.Context) -> None:
+    """Score the external columns."""
+    external.score_registered(context.obj)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from personalize_core.metrics import statistics
 from personalize_core.metrics.statistics import DRAWS, LEVEL, Estimate, Noise
 
 BY_NOISE, BY_SEED, BY_PROMPT, UNPAIRED = "prompt and noise", "prompt and seed", "prompt", "unpaired"
+WAYS = (BY_NOISE, BY_SEED, BY_PROMPT, UNPAIRED)
 MEANING = (
     f"{BY_NOISE!r} or {BY_SEED!r}: image by image; {BY_PROMPT!r}: the means of prompts that both have; {UNPAIRED!r}: "
     "the means of concepts that both have, each over prompts of its own"
@@ -41,8 +42,8 @@ KIND = (
 )
 NOISE = (
     pl.when(pl.col("source").is_null())
-    .then(pl.col("image_index"))
-    .otherwise(pl.coalesce("seed", "image_index"))
+    .then(pl.col("image_index").cast(pl.UInt64))
+    .otherwise(pl.coalesce("seed", pl.col("image_index").cast(pl.UInt64)))
     .alias("noise")
 )
 # A list that holds a prompt twice samples it from two noises; elsewhere prompts have no place.
@@ -66,7 +67,8 @@ class Images:
 
     def only(self, chosen: np.ndarray) -> Images:
         columns = (self.concepts, self.prompts, self.scores, self.foreground, self.places)
-        return Images(*(column[chosen] for column in columns), self.kinds)
+        concepts, prompts, scores, foreground, places = (column[chosen] for column in columns)
+        return Images(concepts, prompts, scores, foreground, places, self.kinds)
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,15 @@ def images_of(cells: pl.DataFrame) -> dict[str, Images]:
     """
     places = cells.select(PLACE).unique().sort(PLACE).with_row_index("place")
     numbered = cells.join(places, on=PLACE).sort("place").with_columns(concept_number=pl.col("concept").rank("dense"))
-    columns = ("concept_number", "prompt_number", "score", "foreground", "place")
     return {
-        str(variant): Images(*(own[name].to_numpy() for name in columns), frozenset(own["kind"].unique()))
+        str(variant): Images(
+            concepts=own["concept_number"].to_numpy(),
+            prompts=own["prompt_number"].to_numpy(),
+            scores=own["score"].to_numpy(),
+            foreground=own["foreground"].to_numpy(),
+            places=own["place"].to_numpy(),
+            kinds=frozenset(own["kind"].unique()),
+        )
         for (variant,), own in numbered.partition_by("variant", as_dict=True, maintain_order=True).items()
     }
 

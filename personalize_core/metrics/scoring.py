@@ -20,7 +20,7 @@ from personalize_core.metrics.encoders import Encoder
 from personalize_core.metrics.features import Encoders, Processing, Seen
 from personalize_core.metrics.preprocessing import in_threads
 from personalize_core.metrics.tables import MEASURES, SCALED
-from personalize_core.sampling.grid import images_in, read_grid
+from personalize_core.sampling.grid import located, read_grid
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Scored:
     """The scores, and why others are absent."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
-    absent: list[dict[str, Any]] = field(default_factory=list)  # metric, encoder, image (None: all of them), reason
+    absent: list[dict[str, Any]] = field(default_factory=list)  # metric, encoder, image (None: all of each), reason
 
     @property
     def table(self) -> pl.DataFrame:
@@ -61,8 +61,8 @@ def score_grid(
             the concept do not fit.
     """
     described = read_grid(grid)
-    images = images_in(described)
-    cells, paths = list(images.values()), [grid / name for name in images]
+    images = located(grid, described, root)
+    paths = [image.path for image in images]
     if lacking := [path for path in paths if not path.is_file()]:
         raise InputError(
             f"{lacking[0]} is missing from its grid ({len(lacking)} of {len(paths)}); sample the grid again"
@@ -72,22 +72,29 @@ def score_grid(
             "base_model": described["base_model"],
             "concept": described["concept"],
             "method": described["method"],
-            "variant": variant,
-            "prompt_index": prompt,
-            "prompt": described["templates"][prompt],
-            "image_index": image,
-            "image": path.relative_to(root).as_posix(),
+            "variant": image.variant,
+            "prompt_index": image.prompt,
+            "prompt": described["templates"][image.prompt],
+            "image_index": image.image,
+            "seed": image.seed,
+            "source": described["external"]["source"] if "external" in described else None,
+            "image": (path.relative_to(root) if path.is_relative_to(root) else path).as_posix(),
             "image_sha256": digest,
         }
-        for (variant, prompt, image), path, digest in zip(cells, paths, in_threads(sha256, paths), strict=True)
+        for image, path, digest in zip(images, paths, in_threads(sha256, paths), strict=True)
     ]
     noun, found = concept.class_noun, Scored()
-    sampled = Seen.of(paths, noun, None, encoders, processing)
+    made_elsewhere = "external" in described
+    sampled = Seen.of(paths, noun, None, encoders, processing, "leave_out" if made_elsewhere else "raise")
     known = Seen.of_concept_images(concept_images, noun, encoders)
+    if sampled.left_out:  # and sampled has no features of them
+        found.absent += [_absence(None, None, about[place]["image"], reason) for place, reason in sampled.left_out]
+        readable = sorted(set(range(len(images))) - {place for place, _ in sampled.left_out})
+        images, about = [images[place] for place in readable], [about[place] for place in readable]
 
     templates = [texts_of(template, concept) for template in described["templates"]]
     for variant in encoders.texts:
-        said = [templates[prompt][variant] for _, prompt, _ in cells]
+        said = [templates[image.prompt][variant] for image in images]
         written = [index for index, words in enumerate(said) if words.strip()]
         metric = "clip_t" if variant == "class_phrase" else f"clip_t_{variant}"
         names = [name for name, measure in MEASURES.items() if measure.text_variant == variant]
@@ -115,6 +122,7 @@ def score_grid(
     found.rows = [
         row for row in found.rows if MEASURES[row["metric"]].reads_text or row["prompt_index"] not in without_identity
     ]
+    found.absent += [_absence(None, None, image, reason) for image, reason in described.get("left_out", ())]
     return found
 
 
@@ -205,7 +213,7 @@ def _add(
     found.rows.append({**about, **measured})
 
 
-def _absence(metric: str, encoder: Encoder | None, image: str | None, reason: str) -> dict[str, Any]:
+def _absence(metric: str | None, encoder: Encoder | None, image: str | None, reason: str) -> dict[str, Any]:
     return {"metric": metric, "encoder": encoder.name if encoder else None, "image": image, "reason": reason}
 
 

@@ -103,7 +103,7 @@ COLUMNS: dict[str, Column] = {
     "image_index": Column(
         pl.Int64(), "which image of this prompt, from 0; of images sampled here, equal indices share their first noise"
     ),
-    "seed": Column(pl.Int64(), "of an image made elsewhere, where it is known; else null", nullable=True),
+    "seed": Column(pl.UInt64(), "of an image made elsewhere, where it is known; else null", nullable=True),
     "source": text("what made an image that was made elsewhere; null for one sampled here", nullable=True),
     "image": text("path of the image, relative to the workspace, with '/'"),
     "image_sha256": text("sha256 of the image's file"),

@@ -7,8 +7,10 @@ from typing import Any
 
 import polars as pl
 
+from personalize_core.errors import listed
+from personalize_core.files.atomic import read_result
 from personalize_core.methods import BASELINE
-from personalize_core.metrics import costs, ranking, tables
+from personalize_core.metrics import costs, pairing, ranking, tables
 from personalize_core.metrics.concept_coverage import ConceptCoverage
 from personalize_core.report.display_names import in_words
 from personalize_core.workspace.store import REFERENCES
@@ -18,7 +20,7 @@ METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}  # in the ord
 
 
 def table(folder: Path, measured: Path) -> list[list[str]]:
-    """The summary over all concepts for a terminal: a heading, then a row per variant, the base model first.
+    """The summary over all concepts for a terminal: a heading, then a row per variant, the baseline first.
 
     A variant that was not scored on all concepts says on how many.
 
@@ -30,14 +32,16 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
     if path.is_file():
         rows = _headline(path).filter(metric="dino")
         gains = {row["variant"]: row for row in rows.iter_rows(named=True)}
-    order = {BASELINE: 0, REFERENCES: 2}
+    baseline = read_result(folder / "summary.json", baseline=str)["baseline"]
+    order = {baseline: 0, REFERENCES: 2}
     variants = sorted(summary["variant"].unique(), key=lambda name: (order.get(name, 1), name))
     rows = training_noise(folder).iter_rows(named=True)
     noises = {(row["variant"], row["metric"]): f" noise {row['between']:.3f}" for row in rows}
     taken = pl.read_parquet(measured).filter(concept=tables.ALL_CONCEPTS) if measured.is_file() else pl.DataFrame()
     cost = {row["variant"]: costs.in_words(row) for row in taken.iter_rows(named=True)}
     coverage = _coverage(folder)
-    lines = [["Variant", *METRICS.values(), "DINO over the base model", "Cost"]]
+    over = "the base model" if baseline == BASELINE else in_words(baseline)
+    lines = [["Variant", *METRICS.values(), f"DINO over {over}", "Cost"]]
     for variant in variants:
         scores = {row["metric"]: row for row in summary.filter(pl.col("variant") == variant).iter_rows(named=True)}
         cells = [
@@ -71,6 +75,15 @@ def verdicts(folder: Path) -> list[list[str]]:
                 [words, " to ".join(map(str, sorted(places))), in_words(row["variant"]), "; ".join(parts) or "-"]
             )
     return lines
+
+
+def pairing_of(folder: Path) -> str:
+    """How variants were compared, where not all of them image by image; else nothing."""
+    pairs = pl.read_parquet(folder / "pairs.parquet")
+    ways = [way for way in pairing.WAYS if way in set(pairs["pairing"])]
+    if set(ways) <= {pairing.BY_NOISE}:
+        return ""
+    return f"Images made elsewhere share no noise with ours. Pairs of variants were compared by {listed(ways)}"
 
 
 def gaps(folder: Path) -> str:

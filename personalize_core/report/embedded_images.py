@@ -23,6 +23,7 @@ PIXELS = 120_000_000  # of all images in a page together: some 15 MB
 SIDES = (768, 512, 384, 256, 192, 128)  # pixels of an image's longer side, at most; the largest that fits
 SMALL = 128  # pixels; an image that is no larger is kept as it is, pixel for pixel
 MOST_OF_A_PROMPT = 4  # images, however few there are in all
+MOST_PROMPTS = 60  # of a concept; an external column may have a prompt for each of its images
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def grids(evidence: Evidence, pixels: int = PIXELS) -> tuple[list[Grid], str]:
     Raises:
         InputError: an image that was scored is not there any more, or is another one by now.
     """
-    sampled = evidence.scores.filter(pl.col("method") != CEILING)
+    sampled = _in_columns(evidence.scores.filter(pl.col("method") != CEILING))
     chosen = _chosen(evidence, sampled, pixels)
     shown = [
         _grid(evidence.root, concept, evidence, sampled, chosen) for concept in evidence.concepts[: chosen.concepts]
@@ -77,11 +78,30 @@ def grids(evidence: Evidence, pixels: int = PIXELS) -> tuple[list[Grid], str]:
     return shown, _left_out(evidence, sampled, chosen)
 
 
+def _in_columns(sampled: pl.DataFrame) -> pl.DataFrame:
+    """The same with prompt_index the place of a prompt among all of its concept: those of images sampled here first.
+
+    An external column has the prompts in an order of its own; equal texts are one column.
+    """
+    here = sampled.filter(pl.col("source").is_null())
+    known = here.select("concept", "prompt", "prompt_index").unique().sort("concept", "prompt_index")
+    first = known.unique(["concept", "prompt"], keep="first", maintain_order=True)
+    others = sampled.filter(pl.col("source").is_not_null()).sort("variant", "prompt_index")
+    new = others.join(first, on=["concept", "prompt"], how="anti").select("concept", "prompt")
+    beyond = max(known["prompt_index"].to_list(), default=-1) + 1
+    new = new.unique(maintain_order=True).with_columns(prompt_index=beyond + pl.int_range(pl.len()).over("concept"))
+    columns = ["concept", "prompt", "prompt_index"]
+    places = pl.concat([first.select(columns), new.select(columns)])
+    moved = others.drop("prompt_index").join(places, on=["concept", "prompt"]).select(sampled.columns)
+    return pl.concat([here, moved])
+
+
 def _chosen(evidence: Evidence, sampled: pl.DataFrame, pixels: int) -> Chosen:
     """Smaller images first, then fewer of a prompt, then fewer concepts."""
     most = min(MOST_OF_A_PROMPT, int(sampled["image_index"].n_unique()))
     native = max(_size(evidence.root / sampled["image"][0]))
-    places = sampled.select("concept", "variant", "prompt_index").unique()
+    shown = sampled.filter(pl.col("prompt_index").rank("dense").over("concept") <= MOST_PROMPTS)
+    places = shown.select("concept", "variant", "prompt_index").unique()
     each = {name: len(places.filter(concept=name)) for name in places["concept"].unique()}
     for concepts in range(len(evidence.concepts), 0, -1):
         cells = sum(each[concept.name] for concept in evidence.concepts[:concepts])
@@ -95,7 +115,7 @@ def _chosen(evidence: Evidence, sampled: pl.DataFrame, pixels: int) -> Chosen:
 def _grid(root: Path, concept: ConceptTold, evidence: Evidence, sampled: pl.DataFrame, chosen: Chosen) -> Grid:
     own = sampled.filter(concept=concept.name)
     images = own["image_index"].unique().sort().to_list()[: chosen.of_a_prompt]
-    prompts = own.select("prompt_index", "prompt").unique().sort("prompt_index", "prompt").rows()
+    prompts = own.select("prompt_index", "prompt").unique().sort("prompt_index", "prompt").rows()[:MOST_PROMPTS]
     places = [(*prompt, image) for prompt in prompts for image in images]
     found: dict[tuple, dict[str, Any]] = {}
     for row in own.filter(pl.col("image_index").is_in(images)).iter_rows(named=True):
@@ -125,14 +145,22 @@ def _cell(root: Path, row: Mapping[str, Any], concept: ConceptTold, side: int) -
     scores = ", ".join(
         f"{words} {own[name]:.3f}".replace("-", "\u2011") for name, words in METRICS.items() if name in own
     )
-    about = f"{variant}: {prompt}, noise {row['image_index'] + 1}"
+    about = f"{variant}: {prompt}, {_which(row)}"
     return Cell(data_uri(opened(path), side), f"{concept.name} by {about}", f"{about}. {scores}")
+
+
+def _which(row: Mapping[str, Any]) -> str:
+    if row["source"] is None:
+        return f"noise {row['image_index'] + 1}"
+    return f"image {row['image_index'] + 1}" + (f", seed {row['seed']}" if row["seed"] is not None else "")
 
 
 def _left_out(evidence: Evidence, sampled: pl.DataFrame, chosen: Chosen) -> str:
     parts, images = [], int(sampled["image_index"].n_unique())
     if chosen.of_a_prompt < images:
         parts.append(f"the first {chosen.of_a_prompt} of {images} images of each prompt")
+    if (prompts := int(sampled.group_by("concept").agg(pl.col("prompt").n_unique())["prompt"].max())) > MOST_PROMPTS:  # type: ignore[arg-type]
+        parts.append(f"the first {MOST_PROMPTS} of {prompts:,} prompts")
     if chosen.concepts < len(evidence.concepts):
         parts.append(f"the first {chosen.concepts} of {len(evidence.concepts)} concepts")
     if chosen.side < max(_size(evidence.root / sampled["image"][0])):
@@ -157,8 +185,7 @@ def data_uri(image: Image.Image, side: int = 1200) -> str:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    with Image.open(_there(path), formats=("PNG",)) as image:
-        return image.size
+    return opened(_there(path)).size
 
 
 def _there(path: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from personalize_core.concepts import concept_files
-from personalize_core.errors import InputError
+from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import has_this_format, read_json, read_record, read_result
 from personalize_core.methods import BASELINE, recipe_class
 from personalize_core.metrics import parquet, tables
@@ -19,7 +19,7 @@ from personalize_core.metrics.concept_coverage import ConceptCoverage
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.training import training_log
-from personalize_core.workspace.store import REFERENCES, SCORES, Store
+from personalize_core.workspace.store import REFERENCES, SCORES, Store, is_label
 
 IDENTITY, TEXT = "dino", "clip_t"  # what the plane shows and the verdict is about first
 METRICS = {IDENTITY: "DINO", TEXT: "CLIP-T", "clip_i": "CLIP-I"}
@@ -101,7 +101,13 @@ class Evidence:
     sampling: Sequence[Mapping[str, Any]]  # the settings the images were sampled with; one, if all is well
     seeds: Sequence[int]
     costs: Mapping[str, Mapping[str, Any]]  # variant -> what it cost on the mean of all concepts, as far as recorded
-    variants: Sequence[str] = field(default=())  # the base model first, without the real images
+    variants: Sequence[str] = field(default=())  # the baseline first, without the real images
+    baseline: str = BASELINE  # the variant that the others are compared with
+
+    @property
+    def external(self) -> bool:
+        """Are there images that were made elsewhere?"""
+        return self.scores["source"].null_count() < len(self.scores)
 
     def overall(self, metric: str) -> dict[str, dict[str, Any]]:
         """variant -> its row of the summary over all concepts."""
@@ -142,7 +148,8 @@ def read(store: Store) -> Evidence:
     cells = sampled.select("method", "concept").unique().sort("method", "concept").rows()
     grids = [read_record(store.grid(method, concept) / DESCRIPTION) for method, concept in cells]
     differences = folder / "differences.parquet"
-    summarised = read_result(folder / "summary.json", missing=list)
+    summarised = read_result(folder / "summary.json", missing=list, baseline=str)
+    baseline = summarised["baseline"]
     return Evidence(
         root=store.root,
         protocol=store.protocol,
@@ -157,11 +164,14 @@ def read(store: Store) -> Evidence:
         missing=[name for name in summarised["missing"] if not _is_concept_images(name)],
         absent=_json(folder / "absent.json") or [],
         concepts=[_concept(store, name) for name in sorted(sampled["concept"].unique())],
-        methods=[_method(store, method, sampled, cells) for method in _ordered({method for method, _ in cells})],
+        methods=[
+            _method(store, method, sampled, cells) for method in _ordered({method for method, _ in cells}, baseline)
+        ],
         sampling=_distinct(grid["sampling"] for grid in grids if "sampling" in grid),
         seeds=_distinct(grid["seed"] for grid in grids if "seed" in grid),
         costs=_costs(store.costs()),
-        variants=_ordered(names),
+        variants=_ordered(names, baseline),
+        baseline=baseline,
     )
 
 
@@ -170,9 +180,9 @@ def headline(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter("headline") if "headline" in table.columns else table
 
 
-def _ordered(names) -> list[str]:
-    """The base model first, then by name."""
-    return sorted(names, key=lambda name: (name != BASELINE, name))
+def _ordered(names, baseline: str) -> list[str]:
+    """The baseline first, then by name."""
+    return sorted(names, key=lambda name: (name != baseline, name))
 
 
 def _is_concept_images(cell: str) -> bool:
@@ -194,6 +204,8 @@ def _concept(store: Store, name: str) -> ConceptTold:
 
 def _method(store: Store, name: str, sampled: pl.DataFrame, cells: Sequence[tuple[str, str]]) -> MethodTold:
     concepts = [concept for method, concept in cells if method == name]
+    if is_label(name):
+        return _external(name, sampled, [read_record(store.grid(name, concept) / DESCRIPTION) for concept in concepts])
     recipe = recipe_class(name)
     return MethodTold(
         name=name,
@@ -204,6 +216,22 @@ def _method(store: Store, name: str, sampled: pl.DataFrame, cells: Sequence[tupl
         learned=[_learned(store.artifact(name, concept), concept) for concept in concepts],
         heat_maps=[one for concept in concepts for one in _heat_maps(store, name, concept)],
         analyses={concept: found for concept in concepts if (found := _analyses(store, name, concept))},
+    )
+
+
+def _external(label: str, sampled: pl.DataFrame, grids: Sequence[Mapping[str, Any]]) -> MethodTold:
+    """An external column: of how its images were made, no more is known than what its description says."""
+    about = [grid["external"] for grid in grids if "external" in grid]
+    sources, layouts = (sorted({one[key] for one in about}) for key in ("source", "layout"))
+    return MethodTold(
+        name=label,
+        summary=f"Images made elsewhere, by {listed(sources)}; read by the layout {listed(layouts)}.",
+        source="",
+        published={},
+        variants=[label],
+        learned=[],
+        heat_maps=[],
+        analyses={},
     )
 
 

@@ -70,7 +70,7 @@ def narrow(evidence: Evidence) -> tuple[InlineFigure, dict[str, str]] | None:
     if not (variants := _in_the_plane(evidence)):
         return None
     numbers = {variant: str(number) for number, variant in enumerate(variants, start=1)}
-    figure = scatter_plot(evidence.summary, "", labels=numbers, size=(4.4, 5.0))
+    figure = scatter_plot(evidence.summary, "", labels=numbers, size=(4.4, 5.0), baseline=evidence.baseline)
     return rendered(figure, "identity_vs_text_narrow", _said(evidence, ALL_CONCEPTS)), numbers
 
 
@@ -95,7 +95,7 @@ def _plane(evidence: Evidence, name: str, concept: str) -> InlineFigure:
     several = concept == ALL_CONCEPTS and len(names) > 1
     over = f"{len(names)} concepts" if evidence.coverage.whole else f"the concepts that each has, of {len(names)}"
     about = f"mean over {over}" if several else names[0] if concept == ALL_CONCEPTS else concept
-    figure = scatter_plot(evidence.summary, f"Identity against text, {about}", concept)
+    figure = scatter_plot(evidence.summary, f"Identity against text, {about}", concept, baseline=evidence.baseline)
     return rendered(figure, name, _said(evidence, concept))
 
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from personalize_core.errors import listed
 from personalize_core.files.atomic import write_bytes
+from personalize_core.metrics import pairing
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.report import embedded_images, inline_figures, published, tables
 from personalize_core.report import evidence as read_evidence
@@ -24,6 +25,7 @@ from personalize_core.report.display_names import each_in_words, in_words
 from personalize_core.report.evidence import METRICS, Evidence, MethodTold, Shown
 from personalize_core.report.figures.images import opened_figure
 from personalize_core.report.figures.style import variant_colours
+from personalize_core.report.verdicts import baseline_in_words
 from personalize_core.workspace.store import FIGURES, PAGE, Store
 
 TABLES = "tables"  # in the folder of a report
@@ -73,7 +75,7 @@ def render(
     environment.filters |= {"in_words": in_words, "each_in_words": each_in_words, "anchor": anchor}
     environment.globals["packaged"] = lambda name: Markup((environment.loader.get_source(environment, name))[0])  # type: ignore[union-attr]
     grids, left_out = shown
-    colours = variant_colours(evidence.variants)
+    colours = variant_colours(evidence.variants, evidence.baseline)
     return environment.get_template("page.html").render(
         evidence=evidence,
         title=title(evidence),
@@ -137,8 +139,9 @@ def measured(evidence: Evidence) -> list[tuple[str, str]]:
         ("Images", counted(evidence)),
         (
             "Pairing",
-            "Images of one concept, prompt and image number start from the same noise, whatever the variant; "
-            "differences are taken image by image.",
+            "Images of one concept, prompt and image number that were sampled here start from the same noise, whatever "
+            "the variant; differences are taken image by image."
+            + (f" Images made elsewhere are compared {pairing.MEANING}." if evidence.external else ""),
         ),
         (
             "Averages",
@@ -167,7 +170,7 @@ def missing(evidence: Evidence) -> list[str]:
     if alone := [concept.name for concept in evidence.concepts if concept.name not in scored]:
         found.append(f"Concept images were not compared with each other for {', '.join(alone)}: no ceiling there.")
     if evidence.differences is None:
-        found.append("The base model alone was not scored, so there is no baseline.")
+        found.append(f"There is no baseline: {baseline_in_words(evidence.baseline)}, was not scored.")
     lacking = evidence.pairs.filter(pl.col("unpaired") > 0)
     if len(lacking):
         found.append(
@@ -204,15 +207,16 @@ def anchor(name: str) -> str:
 
 def _told(method: MethodTold, evidence: Evidence) -> dict[str, Any]:
     """A method as the template needs it."""
-    first = method.learned[0]
-    config = first.described.get("config", {})
+    config = method.learned[0].described.get("config", {}) if method.learned else {}
     differing = [one.concept for one in method.learned[1:] if one.described.get("config", {}) != config]
     costs = evidence.costs.get(method.variants[0], {})
     return {
         "method": method,
         "recipe": tables.recipe(config, method.published),
         "differing": differing,
-        "costs": [
+        "costs": []
+        if not method.learned
+        else [
             *((words, tables.for_people(name, costs.get(name))) for name, words in tables.COSTS.items()),
             *((words, costs[name]) for name, words in tables.MEASURED_ON.items() if costs.get(name)),
         ],

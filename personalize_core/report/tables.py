@@ -130,20 +130,26 @@ def verdicts(evidence: Evidence) -> Table:
     frame, whole = evidence.pairs.filter(pl.col("metric").is_in(evidence.metrics)), evidence.coverage.whole
     shown = [
         [METRICS[row["metric"]], in_words(row["variant"]), in_words(row["other"]), row["verdict"],
-         interval(row, "difference"), str(row["images"]), *([] if whole else [str(row["concepts"])])]
+         interval(row, "difference"), *([row["pairing"]] if evidence.external else []),
+         str(row["images"]), *([] if whole else [str(row["concepts"])])]
         for row in frame.iter_rows(named=True)
     ]  # fmt: skip
-    heading = ["Score", "Variant", "Beside", "Verdict", "Difference [together 95 %]", "Pairs of images"]
+    heading = ["Score", "Variant", "Beside", "Verdict", "Difference [together 95 %]"]
+    heading += ["Compared by", "Images"] if evidence.external else ["Pairs of images"]
     heading += [] if whole else ["Concepts that both have"]
     return Table(
-        "verdicts", "Any two variants, paired by prompt and noise", frame, ranking.PAIR_COLUMNS, [heading, *shown]
+        "verdicts",
+        "Any two variants" if evidence.external else "Any two variants, paired by prompt and noise",
+        frame,
+        ranking.PAIR_COLUMNS,
+        [heading, *shown],
     )
 
 
 def over_the_baseline(evidence: Evidence) -> Table:
-    """What each variant adds to the base model."""
+    """What each variant adds to the baseline."""
     if evidence.differences is None:
-        return Table("over_the_base_model", "", pl.DataFrame(), {}, [])
+        return Table("over_the_baseline", "", pl.DataFrame(), {}, [])
     frame = evidence.differences
     rows = _headline(frame.filter(concept=ALL_CONCEPTS), evidence)
     shown = [
@@ -151,13 +157,15 @@ def over_the_baseline(evidence: Evidence) -> Table:
             in_words(variant),
             *_concepts(evidence, variant),
             *(interval(of.get(metric), "difference") for metric in evidence.metrics),
+            *([next(iter(of.values()))["pairing"]] if evidence.external else []),
         ]
         for variant, of in rows.items()
     ]
     heading = ["Variant", *_concepts(evidence), *(f"{METRICS[metric]} [95 %]" for metric in evidence.metrics)]
+    heading += ["Compared by"] if evidence.external else []
     return Table(
-        "over_the_base_model",
-        "What each variant adds to the base model",
+        "over_the_baseline",
+        f"What each variant adds to the baseline, {in_words(evidence.baseline)}",
         frame,
         {name: summaries.SUMMARY_COLUMNS[name] for name in frame.columns},
         [heading, *shown],
@@ -250,6 +258,7 @@ def recipes(evidence: Evidence) -> Table:
     rows = [
         {"method": method.name, **row}
         for method in evidence.methods
+        if method.learned
         for row in recipe(method.learned[0].described.get("config", {}), method.published)
     ]
     schema: dict[str, Any] = dict.fromkeys(("method", "option", "value", "published"), pl.String())

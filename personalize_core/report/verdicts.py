@@ -9,8 +9,9 @@ from typing import Any
 import polars as pl
 
 from personalize_core.errors import listed
+from personalize_core.methods import BASELINE
+from personalize_core.metrics.pairing import BY_NOISE, BY_PROMPT, BY_SEED, UNPAIRED
 from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
-from personalize_core.metrics.tables import BASELINE
 from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import ASKED, Evidence
 
@@ -75,10 +76,10 @@ def _not_sure(ranked: Sequence[dict[str, Any]]) -> str:
 
 
 def _against_the_baseline(evidence: Evidence, metric: str) -> list[str]:
-    """Each other variant beside the base model that learned nothing."""
+    """Each other variant beside the baseline."""
     found: dict[str, list[str]] = {HIGHER: [], CANNOT_TELL: [], LOWER: []}
     for variant in evidence.variants:
-        if variant != BASELINE and (row := between(evidence, metric, variant, BASELINE)):
+        if variant != evidence.baseline and (row := between(evidence, metric, variant, evidence.baseline)):
             found[row["verdict"]].append(variant)
     words = {HIGHER: "above it: {}", CANNOT_TELL: "cannot tell from it: {}", LOWER: "below it: {}"}
     there = sorted((len(names), verdict) for verdict, names in found.items() if names)
@@ -86,7 +87,11 @@ def _against_the_baseline(evidence: Evidence, metric: str) -> list[str]:
     if there and there[-1][0] > MANY:  # the last part, and the longest
         count, verdict = there[-1]
         parts[-1] = words[verdict].format(f"all {count}" if len(there) == 1 else f"all {count} others")
-    return [f"Against the base model, which learned nothing: {'; '.join(parts)}."] if parts else []
+    return [f"Against {baseline_in_words(evidence.baseline)}: {'; '.join(parts)}."] if parts else []
+
+
+def baseline_in_words(baseline: str) -> str:
+    return "the base model, which learned nothing" if baseline == BASELINE else f"the baseline, {in_words(baseline)}"
 
 
 def between(evidence: Evidence, metric: str, variant: str, other: str) -> dict[str, Any] | None:
@@ -128,6 +133,8 @@ def notes(evidence: Evidence) -> list[str]:
         found.append(f"They are about {these} alone: how others of the kind would come out is not known.")
     if not evidence.coverage.whole:
         found.append(_gaps(evidence))
+    if paired := _pairing(evidence):
+        found.append(paired)
     unmeasured = evidence.pairs["training_noise"].null_count()
     if unmeasured == len(evidence.pairs):
         found.append("How much training again with another seed would change is not measured.")
@@ -148,6 +155,21 @@ def _gaps(evidence: Evidence) -> str:
         f"Not every variant was scored on all {coverage.total} concepts ({listed(lacking)}): any two are compared on "
         f"the images that both have, of {shared} concepts, and a mean is over the variant's own."
     )
+
+
+def _pairing(evidence: Evidence) -> str:
+    """How variants were compared, where not all of them image by image."""
+    ways = dict(evidence.pairs.filter(metric=evidence.metrics[0])["pairing"].value_counts().rows())
+    words = {
+        BY_SEED: "of {} pairs, images made elsewhere of the same prompt and seed",
+        BY_PROMPT: "of {} pairs, the means of prompts that both have, for their images share no noise",
+        UNPAIRED: "of {} pairs, the means of concepts, for they have other prompts: such a difference is less certain",
+    }
+    parts = [text.format(ways[way]) for way, text in words.items() if way in ways]
+    if not parts:
+        return ""
+    here = f"of {ways[BY_NOISE]} pairs of variants, images of the same prompt and noise; " if BY_NOISE in ways else ""
+    return f"Compared were, {here}{'; '.join(parts)}."
 
 
 def caution(evidence: Evidence) -> str:

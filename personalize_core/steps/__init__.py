@@ -22,6 +22,7 @@ from personalize_core.steps.estimating import estimate, long_work_notice
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.exchange import export, export_peft, import_artifact
 from personalize_core.steps.explaining import explain
+from personalize_core.steps.external import add_external, list_external, score_external
 from personalize_core.steps.input_checks import check_inputs, problems_of, problems_of_workspace
 from personalize_core.steps.latents import encode_images
 from personalize_core.steps.planning import Cell, earlier_version_notice, is_prepared, plan
@@ -45,6 +46,7 @@ __all__ = [
     "Report",
     "Rows",
     "accept_canary",
+    "add_external",
     "analyse",
     "analyse_together",
     "analysed",
@@ -68,6 +70,7 @@ __all__ = [
     "heat_maps",
     "import_artifact",
     "is_prepared",
+    "list_external",
     "long_work_notice",
     "make_class_images",
     "moved",
@@ -82,6 +85,7 @@ __all__ = [
     "run_canary",
     "sampling_stamp",
     "score",
+    "score_external",
     "score_references",
     "scoring_stamp",
     "suggest_class",

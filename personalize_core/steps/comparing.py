@@ -15,9 +15,10 @@ from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.repeating import find_trainings, scores_of
 from personalize_core.steps.sampling import sampled_as_now
 from personalize_core.workspace.dependencies import COMPARING, manifest_stamp
+from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import concepts_wanted
-from personalize_core.workspace.store import REFERENCES, Store
+from personalize_core.workspace.store import REFERENCES, Store, is_label
 
 if TYPE_CHECKING:
     from personalize_core.metrics.costs import Places
@@ -43,8 +44,10 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
         for concept in _concepts(store)
         for method in (*store.params.method_names, *_further_ablations(store, concept), REFERENCES)
     ]
+    wanted = {concept for _, concept in cells}
+    cells += [(label, concept) for label, concept in registered(store) if concept in wanted]
     scored = [cell for cell in cells if has_this_format(store.scores(*cell))]
-    otherwise = [cell for cell in scored if cell[0] != REFERENCES and not sampled_as_now(store, *cell)]
+    otherwise = [cell for cell in scored if cell[0] != REFERENCES and not _as_now(store, *cell)]
     there = [cell for cell in scored if cell not in otherwise]
     if all(method == REFERENCES for method, _ in there):
         by = f"protocol {store.protocol!r}" if store.protocol else "params.yaml"
@@ -67,6 +70,7 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
             ],
             "cells": cells,
             "protocol": store.protocol,
+            "baseline": store.params.baseline,
             "names": display_names.of(method for method, _ in cells),
             "sources": sources_hash(COMPARING),
         }
@@ -84,6 +88,11 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
     costs.write([_places(store, *cell) for cell in there if cell[0] != REFERENCES], store.costs())
     images = {path.stem: path for path in sorted(folder.glob("*.png"))}
     return Report(stamp, skipped, time.monotonic() - started, folder, {}, images)
+
+
+def _as_now(store: Store, method: str, concept: str) -> bool:
+    """An external column was not sampled here: it stands there as it was scored last."""
+    return is_label(method) or sampled_as_now(store, method, concept)
 
 
 def _places(store: Store, method: str, concept: str) -> Places:

@@ -11,26 +11,30 @@ from personalize_core.concepts import concept_files
 from personalize_core.files.atomic import is_up_to_date, write_json
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.workspace.dependencies import score_stamp
+from personalize_core.workspace.dependencies import score_stamp, without_identity
 from personalize_core.workspace.lineage.making import making
-from personalize_core.workspace.recipes import device_of, prompts_of, workers_of
-from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
+from personalize_core.workspace.recipes import device_of, workers_of
+from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store, is_label
 
 if TYPE_CHECKING:
     from personalize_core.metrics import features, scoring
 
 
 def score(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
-    """Every image of a grid against its text and the concept's images, a row per image and metric."""
-    check_method(method)
-    grid, skipped = store.grid(method, concept), prompts_of(store, concept).without_identity
+    """Every image of a grid against its text and the concept's images, a row per image and metric.
+
+    method: or the label of an external column whose images have been listed.
+    """
+    if not is_label(method):
+        check_method(method)
+    grid = store.grid(method, concept)
 
     def scored(
         concept_images: list[Path], encoders: features.Encoders, processing: features.Processing
     ) -> scoring.Scored:
         from personalize_core.metrics import scoring
 
-        described = store.concept(concept)
+        described, skipped = store.concept(concept), set(without_identity(store, concept, method))
         return scoring.score_grid(store.root, grid, described, concept_images, encoders, skipped, processing)
 
     with store.alone("grid", method, concept):  # whoever samples it anew: what is named is what is scored

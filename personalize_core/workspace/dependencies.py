@@ -14,8 +14,9 @@ from personalize_core.files.snapshot import memoized
 from personalize_core.files.stamps import Stamp, sha256, sources_hash, stamp_of
 from personalize_core.methods import method_source
 from personalize_core.metrics.encoder_names import weights_of
+from personalize_core.sampling.grid import read_grid
 from personalize_core.workspace.recipes import preprocessing_of, prompts_of, recipe_of, variants_of
-from personalize_core.workspace.store import REFERENCES, Store
+from personalize_core.workspace.store import REFERENCES, Store, is_label
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,11 +77,13 @@ SCORING = (
     "metrics/tables",
     "sampling/grid",
 )
+EXTERNAL = ("external", "sampling/grid", "workspace/external_columns")
 # What people read instead of identifiers; the methods' own display names are stamped by their values.
 NAMING = ("report/display_names", "methods/shared/options")
 COMPARING = (
     "metrics/concept_coverage",
     "metrics/costs",
+    "metrics/pairing",
     "metrics/parquet",
     "metrics/ranking",
     "metrics/statistics",
@@ -93,6 +96,7 @@ COMPARING = (
 # And all of report/, its page among it.
 REPORTING = (
     "metrics/concept_coverage",
+    "metrics/pairing",
     "metrics/parquet",
     "metrics/ranking",
     "metrics/summaries",
@@ -160,8 +164,10 @@ def score_stamp(store: Store, concept: str, method: str) -> Stamp:
     sampled: dict[str, Any] = {}
     if method != REFERENCES:
         missing = f"{method} has sampled no grid of {concept!r}"
+        if is_label(method):
+            missing = f"the images of the external column {method!r} of {concept!r} have not been listed"
         sampled["grid"] = manifest_stamp(store.grid(method, concept), missing)
-        sampled["without_identity"] = sorted(prompts_of(store, concept).without_identity)
+        sampled["without_identity"] = without_identity(store, concept, method)
     folder = store.concept_folder(concept)
     return stamp_of(
         {
@@ -172,6 +178,19 @@ def score_stamp(store: Store, concept: str, method: str) -> Stamp:
             "masks": own_content(folder) if store.params.encoders.segmenter else {},
         }
     )
+
+
+def without_identity(store: Store, concept: str, method: str) -> list[int]:
+    """Places of prompts in the grid's list whose images have no identity scores, as the protocol has it.
+
+    An external column has a list of its own, in which they are found by their text.
+    """
+    prompts = prompts_of(store, concept)
+    if not is_label(method):
+        return sorted(prompts.without_identity)
+    skipped = {prompts.templates[place] for place in prompts.without_identity}
+    templates = read_grid(store.grid(method, concept))["templates"]
+    return [place for place, template in enumerate(templates) if template in skipped]
 
 
 def train_stamp(store: Store, concept: str, method: str) -> Stamp:
@@ -193,6 +212,18 @@ def train_stamp(store: Store, concept: str, method: str) -> Stamp:
             "class_images": class_images,
         }
     )
+
+
+def external_stamp(store: Store, concept: str, label: str, listed: Mapping[str, Any]) -> Stamp:
+    """Names everything that the list of an external column's images depends on.
+
+    listed: what the list holds, with the sha256 of every image.
+    """
+    return stamp_of({"listed": listed, "concept": vars(store.concept(concept)), "sources": sources_hash(EXTERNAL)})
+
+
+def base_model_name(store: Store) -> str:
+    return _base_model(store).name
 
 
 def recipe_stamp(store: Store, method: str) -> Stamp:

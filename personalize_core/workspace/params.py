@@ -13,6 +13,7 @@ from personalize_core.files.outside import is_there
 from personalize_core.files.typed_yaml import Values, as_written, build, validated
 from personalize_core.methods import (
     ABLATION_NAMES,
+    BASELINE,
     MARK,
     METHOD_NAMES,
     ablation_changes,
@@ -39,6 +40,7 @@ class Params(Section):
     sampling: Sampling
     class_images: SamplerSettings  # for prior preservation; apart, so that another protocol trains nothing again
     encoders: Encoders
+    baseline: str = BASELINE  # the variant that the others are compared with; or the label of an external column
     methods: dict[str, dict[str, Values]]  # method -> base model -> what its recipe changes for that base model
     ablations: dict[str, dict[str, Values]] = {}  # the same for METHOD@ABLATION, on top of the method's own recipe
     automation: Automation = Automation()

@@ -17,6 +17,7 @@ from personalize_core.concepts.concept_files import read_concept
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import machine
 from personalize_core.files.snapshot import memoized
+from personalize_core.methods import METHOD_NAMES, method_of
 
 if TYPE_CHECKING:
     from personalize_core.workspace.params import Params
@@ -27,6 +28,11 @@ SCORES = "scores.parquet"  # in a folder of scores
 OWN_DEVICE = "PERSONALIZE_OWN_DEVICE"  # the environment's variable: "1" where no other process uses this one's device
 PAGE, FIGURES = "report.html", "figures"  # in the folder of a report
 ABSENT = "absent.json"  # beside it: which scores could not be computed, and why
+
+
+def is_label(name: str) -> bool:
+    """Is it the label of an external column? Else it is a method, an ablation or REFERENCES."""
+    return name != REFERENCES and method_of(name) not in METHOD_NAMES
 
 
 @dataclass(frozen=True)
@@ -142,11 +148,20 @@ class Store:
     def artifact(self, method: str, concept: str) -> Path:
         return self.trained / "artifacts" / method / concept
 
+    def external(self, label: str, concept: str) -> Path:
+        """The description of an external column."""
+        return self.data / "external" / label / f"{concept}.yaml"
+
     def grid(self, method: str, concept: str) -> Path:
-        return self.sampled / "grids" / method / concept
+        """Of an external column, which has its label for a method: the list of its images."""
+        return self._beside("images", method, concept) or self.sampled / "grids" / method / concept
 
     def scores(self, method: str, concept: str) -> Path:
-        return self.sampled / "metrics" / method / concept
+        return self._beside("metrics", method, concept) or self.sampled / "metrics" / method / concept
+
+    def _beside(self, kind: str, name: str, concept: str) -> Path | None:
+        """What is made of an external column lies apart from what is made of methods, as DVC's stages need it."""
+        return self.sampled / "external_columns" / kind / name / concept if is_label(name) else None
 
     def comparison(self) -> Path:
         return self.sampled / "comparison"

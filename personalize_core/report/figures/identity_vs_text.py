@@ -27,11 +27,12 @@ def save_scatter_plot(
     identity: str = "dino",
     text: str = "clip_t",
     labels: Mapping[str, str] | None = None,
+    baseline: str = BASELINE,
 ) -> None:
     """One point per variant: how well it keeps the concept (up) and follows the prompt (right), as PNG and SVG.
 
-    The cross on a point is its 95 % interval; a point without one has a single image. The base model's identity is
-    drawn as the baseline, that of the real images with each other as the ceiling (which has no prompt, hence no text
+    The cross on a point is its 95 % interval; a point without one has a single image. The baseline's identity is
+    drawn as a line, that of the real images with each other as the ceiling (which has no prompt, hence no text
     alignment).
 
     Args:
@@ -44,7 +45,7 @@ def save_scatter_plot(
     Raises:
         ValueError: no variant has both metrics, or there are several base models.
     """
-    save_figure(scatter_plot(summary, title, concept, identity, text, labels), path, also_svg=True)
+    save_figure(scatter_plot(summary, title, concept, identity, text, labels, baseline=baseline), path, also_svg=True)
 
 
 def scatter_plot(
@@ -55,6 +56,7 @@ def scatter_plot(
     text: str = "clip_t",
     labels: Mapping[str, str] | None = None,
     size: tuple[float, float] = (7.6, 5.6),
+    baseline: str = BASELINE,
 ) -> Figure:
     """The figure of `save_scatter_plot`, not saved yet; the dotted line is the Pareto front of the means.
 
@@ -72,12 +74,12 @@ def scatter_plot(
     variants = [variant for variant in up if variant in right]
     if not variants:
         raise ValueError(f"no variant of {concept!r} has both {identity!r} and {text!r} scores")
-    variants.sort(key=lambda variant: (variant != BASELINE, variant))
+    variants.sort(key=lambda variant: (variant != baseline, variant))
     coverage = ConceptCoverage.of_summary(summary)
     gaps = concept == ALL_CONCEPTS and not coverage.whole
     named = {variant: in_words(variant) + (coverage.note(variant) if gaps else "") for variant in variants}
     labels = named | dict(labels or {})
-    colours = variant_colours(variants)
+    colours = variant_colours(variants, baseline)
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, dpi=150, layout="constrained")
@@ -94,8 +96,9 @@ def scatter_plot(
         xs = [right[v][end] for v in variants for end in ("low", "high")]
         ys = [up[v][end] for v in variants for end in ("low", "high")]
         lines = {}
-        if BASELINE in up:
-            lines["baseline: nothing learned"] = up[BASELINE]["mean"]
+        if baseline in up:
+            about = "nothing learned" if baseline == BASELINE else in_words(baseline)
+            lines[f"baseline: {about}"] = up[baseline]["mean"]
         if CEILING in up:
             lines["ceiling: real images with each other"] = up[CEILING]["mean"]
             ys += [up[CEILING]["low"], up[CEILING]["high"]]
@@ -117,10 +120,10 @@ def scatter_plot(
         axes.set_ylabel(f"keeps the concept  →   {METRIC_WORDS.get(identity, identity)}, by {encoder[identity]}")
         above_all = textwrap.fill(title, TITLE_WIDTH)
         axes.set_title(above_all, loc="left", fontsize=13, color=INK, fontweight="bold", pad=22)
-        counted = up[variants[-1]]
-        about = f"{counted['images']} images a variant"
-        if counted["concepts"] > 1:
-            about += f", {counted['concepts']} concepts"
+        images, concepts = (sorted({up[variant][name] for variant in variants}) for name in ("images", "concepts"))
+        about = " to ".join(map(str, dict.fromkeys([images[0], images[-1]]))) + " images a variant"
+        if concepts[-1] > 1:
+            about += f", {concepts[-1]} concepts"
         if gaps:
             about = "each over the concepts that it has, so points do not compare"
         above = f"mean and 95 % interval; {about}" + ("; dotted: Pareto front" if len(front) > 1 and not gaps else "")

@@ -32,10 +32,10 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def variant_colours(variants: Iterable[str]) -> dict[str, str]:
+def variant_colours(variants: Iterable[str], baseline: str = BASELINE) -> dict[str, str]:
     """A colour for each variant, the same in every figure of these variants; grey for the baseline."""
-    learned = sorted(variant for variant in variants if variant != BASELINE)
-    return {variant: COLOURS[i % len(COLOURS)] for i, variant in enumerate(learned)} | {BASELINE: GREY}
+    learned = sorted(variant for variant in variants if variant != baseline)
+    return {variant: COLOURS[i % len(COLOURS)] for i, variant in enumerate(learned)} | {baseline: GREY}
 
 
 def save_figure(figure: Figure, path: str | Path, also_svg: bool = False) -> None:
