@@ -1,0 +1,184 @@
+"""Images made elsewhere: from a folder of another program to a column of the comparison, and what can go wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+
+from personalize_core import steps
+from personalize_core.errors import InputError
+from personalize_core.files.atomic import read_json
+from personalize_core.metrics import tables
+from personalize_core.metrics.encoder_names import MINI_WEIGHTS
+from personalize_core.workspace.external_columns import ExternalColumn, registered
+from personalize_core.workspace.store import ABSENT, SCORES, Store
+from tests import recomputed_scores
+from tests.report import workspace
+
+PROMPTS = [template.replace("{}", "sks dog") for template in workspace.PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Store:
+    """Two concepts, three methods; scores that nobody measured."""
+    return workspace.make(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def store(made, tmp_path) -> Store:
+    shutil.copytree(made.root, tmp_path / "workspace")
+    return Store(tmp_path / "workspace")
+
+
+def folder_of(place: Path, prompts=PROMPTS, images=2, seeds=True, name="image") -> Path:
+    """What another program might have made: JPEGs and PNGs of several sizes, and a manifest."""
+    place.mkdir(parents=True)
+    rows = []
+    for prompt, words in enumerate(prompts):
+        for image in range(images):
+            file = f"{name}_{prompt}_{image}.{'jpg' if image else 'png'}"
+            workspace.noise_image([7, prompt, image], (40 + 8 * image, 30)).save(place / file)
+            rows.append({"file": file, "prompt": words} | ({"seed": 100 + image} if seeds else {}))
+    (place / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place
+
+
+def add(store: Store, folder: Path, label="flux", concept="rex", **options) -> steps.Report:
+    steps.add_external(store, label, concept, ExternalColumn(folder=str(folder), **options))
+    return steps.score_external(store, concept, label)
+
+
+def scores_of(store: Store, label="flux", concept="rex") -> pl.DataFrame:
+    return tables.read(store.scores(label, concept) / SCORES)
+
+
+def test_a_folder_becomes_a_column_and_is_only_read(store, tmp_path):
+    folder = folder_of(tmp_path / "out")
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    report = add(store, folder, source="FLUX.1-dev")
+    assert not report.skipped and before == {
+        path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()
+    }
+    table = scores_of(store)
+    assert set(table["source"]) == {"FLUX.1-dev"} and set(table["seed"]) == {100, 101}
+    assert set(table["prompt"]) == set(workspace.PROMPTS)
+    assert table.filter(metric="dino").height == 8
+    assert steps.score_external(store, "rex", "flux").skipped
+    assert registered(store) == [("flux", "rex")]
+
+
+def test_every_number_is_found_again_by_other_means(store, tmp_path):
+    """As tests/metrics/test_scores_recomputed.py does for ours: by a script that shares no code with the project."""
+    add(store, folder_of(tmp_path / "out"))
+    table, bicubic = scores_of(store), Image.Resampling.BICUBIC
+    half = (0.5, 0.5)
+    text = recomputed_scores.OfText(MINI_WEIGHTS / "clip", (64, bicubic, *half))
+    identity = recomputed_scores.OfIdentity(MINI_WEIGHTS / "identity", (64, bicubic, *half))
+    references = [Image.open(path).convert("RGB") for path in sorted((store.concepts / "rex").glob("*.png"))]
+    found = {(row["metric"], row["image"]): row["score"] for row in table.iter_rows(named=True)}
+    for row in table.filter(metric="clip_t").iter_rows(named=True):
+        image = Image.open(row["image"]).convert("RGB")
+        words = row["prompt"].replace("{}", "dog")
+        with torch.inference_mode():
+            expected = {
+                "clip_t": float(text.see(image) @ text.say(words)),
+                "clip_i": float(np.mean([text.see(image) @ text.see(one) for one in references])),
+                "dino": float(np.mean([identity.see(image) @ identity.see(one) for one in references])),
+            }
+        for metric, value in expected.items():
+            assert found[metric, row["image"]] == pytest.approx(value, abs=1e-5)
+
+
+def test_it_stands_in_the_comparison_the_report_and_every_table(store, tmp_path):
+    folder = tmp_path / "out"
+    add(store, folder_of(folder))
+    add(store, folder_of(tmp_path / "other", [f"my dog, scene {n}" for n in range(5)]), label="unpaired")
+    rescored(store)
+    steps.compare(store)
+    pairs = pl.read_parquet(store.comparison() / "pairs.parquet").filter(metric="dino")
+    ways = {(row["variant"], row["other"]): row["pairing"] for row in pairs.iter_rows(named=True)}
+    assert ways["base_model", "flux"] == "prompt"
+    assert ways["flux", "unpaired"] == ways["base_model", "unpaired"] == "unpaired"
+    assert ways["base_model", "dreambooth"] == "prompt and noise"
+    page = steps.report(store).path.read_text()
+    assert "Images made elsewhere" in page
+    assert page.count("flux") > 5 and "scene 4" in page
+    columns = pl.read_parquet(store.report() / "tables" / "over_the_baseline.parquet")
+    assert set(columns.filter(variant="flux")["pairing"]) == {"prompt"}
+
+
+def test_a_folder_can_be_the_baseline(store, tmp_path):
+    add(store, folder_of(tmp_path / "out"))
+    rescored(store)
+    params = store.root / "params.yaml"
+    params.write_text(params.read_text() + "baseline: flux\n")
+    store = Store(store.root)
+    steps.compare(store)
+    found = pl.read_parquet(store.comparison() / "differences.parquet")
+    assert "flux" not in set(found["variant"]) and "base_model" in set(found["variant"])
+    page = steps.report(store).path.read_text()
+    assert "Against the baseline, flux" in page and "which learned nothing" not in page
+
+
+def rescored(store: Store) -> None:
+    """The methods' own grids by the same encoders as the external columns, in place of scores that nobody measured."""
+    for concept in workspace.CONCEPTS:
+        for method in workspace.LEVELS:
+            steps.score(store, concept, method)
+        steps.score_references(store, concept)
+
+
+def test_an_image_whose_prompt_does_not_name_the_concept_is_left_out_with_the_reason(store, tmp_path):
+    add(store, folder_of(tmp_path / "out", [*PROMPTS[:2], "a cat"]))
+    assert set(scores_of(store)["prompt"]) == set(workspace.PROMPTS[:2])
+    absent = read_json(store.scores("flux", "rex") / ABSENT)
+    assert [one["image"] for one in absent if "does not mention" in one["reason"]] == ["image_2_0.png", "image_2_1.jpg"]
+
+
+def test_prompts_that_never_name_the_concept_are_refused_with_what_to_do(store, tmp_path):
+    folder = folder_of(tmp_path / "out", ["photo of ohwx pet in the snow", "ohwx pet asleep"])
+    with pytest.raises(InputError, match="--mention"):
+        add(store, folder)
+    assert registered(store) == [] and not store.scores("flux", "rex").exists()
+    add(store, folder, mention="ohwx pet")
+    assert set(scores_of(store)["text"].drop_nulls()) >= {"photo of dog in the snow", "dog asleep"}
+
+
+@pytest.mark.parametrize("label", ["dreambooth", "real_images", "Flux", "a/b", "vico@x", "", "x" * 64])
+def test_a_label_that_cannot_be_one_is_refused(store, tmp_path, label):
+    with pytest.raises(InputError, match="label"):
+        add(store, folder_of(tmp_path / "out"), label=label)
+    assert registered(store) == []
+
+
+def test_a_label_does_not_change_its_folder_unasked(store, tmp_path):
+    add(store, folder_of(tmp_path / "one"))
+    with pytest.raises(InputError, match="stands for .*one already"):
+        add(store, folder_of(tmp_path / "two"))
+    add(store, tmp_path / "one", source="now known")
+    assert set(scores_of(store)["source"]) == {"now known"}
+
+
+def test_a_changed_image_is_scored_again_and_a_missing_one_is_named(store, tmp_path):
+    folder = folder_of(tmp_path / "out")
+    add(store, folder)
+    before = scores_of(store)
+    workspace.noise_image([99], (40, 30)).save(folder / "image_0_0.png")
+    assert not steps.score_external(store, "rex", "flux").skipped
+    assert not scores_of(store).equals(before)
+    (folder / "image_1_0.png").unlink()
+    with pytest.raises(InputError, match="image_1_0.png"):
+        steps.score_external(store, "rex", "flux")
+
+
+def test_a_column_of_another_concept_is_not_of_this_one(store, tmp_path):
+    add(store, folder_of(tmp_path / "out"))
+    with pytest.raises(InputError, match="there is no external column 'flux' of 'cup'"):
+        steps.score_external(store, "cup", "flux")
