@@ -145,9 +145,11 @@ def short_checks() -> Iterator[None]:
         yield
 
 
-def quick_scatter_plot(summary: pl.DataFrame, path: Path, title: str, concept: str = "all") -> None:
+def quick_scatter_plot(
+    summary: pl.DataFrame, path: Path, title: str, concept: str = "all", baseline: str = ""
+) -> None:
     """In the place of save_scatter_plot: small files that depend on all that it would show."""
-    shown = hashlib.sha256(repr((summary.rows(), title, concept)).encode()).digest()
+    shown = hashlib.sha256(repr((summary.rows(), title, concept, baseline)).encode()).digest()
     buffer = io.BytesIO()
     Image.frombytes("L", (8, 4), shown).save(buffer, "png")
     write_bytes(path, buffer.getvalue())

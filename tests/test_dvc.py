@@ -52,6 +52,7 @@ out, content = {
     "sample": (f"grids/{method}", [params["sampling"], params["variants"].get(method), method]),
     "score": (f"metrics/{method}", params["encoders"]),
     "score-references": ("metrics/real_images", params["encoders"]),
+    "score-external": ("external_columns", params["encoders"]),
     "compare": ("comparison", "all"),
     "report": ("report", "all"),
 }[name]
@@ -80,7 +81,7 @@ class Workspace:
         self.params["methods"] = {name: self.params["methods"][name] for name in METHODS}
         self.write_params()
         prompts = self.params["sampling"]["prompts"]
-        for name in (*sources(), f"data/prompts/{prompts}.txt", "data/concepts/dog7/00.png"):
+        for name in (*sources(), f"data/prompts/{prompts}.txt", "data/concepts/dog7/00.png", "data/external/README.md"):
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
@@ -148,6 +149,7 @@ def workspace(tmp_path_factory):
     assert ran == {
         "encode_images",
         "score_references",
+        "score_external",
         "compare",
         "report",
         *(f"{stage}@{method}" for stage in ("train", "sample", "score") for method in METHODS),
@@ -348,6 +350,7 @@ def files(modules) -> set[str]:
         ("sample", {*depends.SAMPLING, *depends.REFINING}),
         ("score", depends.SCORING),
         ("score_references", depends.SCORING),
+        ("score_external", {*depends.SCORING, *depends.EXTERNAL}),
         (
             "ablation",
             {

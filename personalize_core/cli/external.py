@@ -44,9 +44,9 @@ def score(
         str | None, typer.Option(help="What made the images, such as 'FLUX.1-dev, LoRA of ai-toolkit'.")
     ] = None,
 ) -> None:
-    """Score images that another program made, as a column of the comparison.
+    """Score images that another program made.
 
-    The folder holds a manifest (prompts.csv or prompts.jsonl: file, prompt, seed), images named PROMPTINDEX_SEED.png
+    They become a column of the comparison, beside the methods. The folder holds a manifest (prompts.csv or prompts.jsonl: file, prompt, seed), images named PROMPTINDEX_SEED.png
     with prompts.txt, or what a known program writes. docs/score_other_images.md lists the layouts.
     """
     from personalize_core import steps
@@ -72,6 +72,7 @@ def score_registered(store: Store) -> None:
     from personalize_core.workspace.external_columns import registered
 
     columns = registered(store)
+    store.external_columns.mkdir(parents=True, exist_ok=True)  # DVC wants it, also where there are no columns
     names = [f"{label}, {concept}" for label, concept in columns]
     each(names, [partial(steps.score_external, store, concept, label) for label, concept in columns])
 

@@ -170,7 +170,8 @@ def missing(evidence: Evidence) -> list[str]:
     if alone := [concept.name for concept in evidence.concepts if concept.name not in scored]:
         found.append(f"Concept images were not compared with each other for {', '.join(alone)}: no ceiling there.")
     if evidence.differences is None:
-        found.append(f"There is no baseline: {baseline_in_words(evidence.baseline)}, was not scored.")
+        words = baseline_in_words(evidence.baseline)
+        found.append(f"{words[:1].upper()}{words[1:]}, was not scored, so there is no baseline.")
     lacking = evidence.pairs.filter(pl.col("unpaired") > 0)
     if len(lacking):
         found.append(

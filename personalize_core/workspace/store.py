@@ -152,6 +152,11 @@ class Store:
         """The description of an external column."""
         return self.data / "external" / label / f"{concept}.yaml"
 
+    @property
+    def external_columns(self) -> Path:
+        """What is made of all external columns."""
+        return self.sampled / "external_columns"
+
     def grid(self, method: str, concept: str) -> Path:
         """Of an external column, which has its label for a method: the list of its images."""
         return self._beside("images", method, concept) or self.sampled / "grids" / method / concept
@@ -161,7 +166,7 @@ class Store:
 
     def _beside(self, kind: str, name: str, concept: str) -> Path | None:
         """What is made of an external column lies apart from what is made of methods, as DVC's stages need it."""
-        return self.sampled / "external_columns" / kind / name / concept if is_label(name) else None
+        return self.external_columns / kind / name / concept if is_label(name) else None
 
     def comparison(self) -> Path:
         return self.sampled / "comparison"

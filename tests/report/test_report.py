@@ -291,7 +291,7 @@ def gap(tmp_path_factory) -> Store:
 def test_every_row_says_over_how_many_concepts_it_is(gap, evidence):
     told = read_evidence.read(gap)
     made = tables.every(told)
-    for name in ("overview", "over_the_base_model", "every_measure", "by_prompt"):
+    for name in ("overview", "over_the_baseline", "every_measure", "by_prompt"):
         heading, *rows = made[name].shown
         of = {(row[heading.index("Variant")], row[heading.index("Concepts")]) for row in rows}
         lacking = {words for words, count in of if count == "1"}

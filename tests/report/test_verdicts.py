@@ -25,7 +25,7 @@ def compared(told: dict[tuple[str, str], str], **more: Any) -> Any:
     rows = [
         {"base_model": "mini", "metric": "dino", "encoder": "e", "variant": one, "other": other, "verdict": said}
         | dict(zip(("difference", "low", "high"), metrics[said], strict=True))
-        | {"comparisons": len(told), "over": "prompts", "training_noise": None, "concepts": 2}
+        | {"pairing": "prompt and noise", "comparisons": len(told), "over": "prompts", "training_noise": None, "concepts": 2}
         | more
         for (one, other), said in told.items()
     ]
@@ -41,6 +41,7 @@ def compared(told: dict[tuple[str, str], str], **more: Any) -> Any:
     ranked = ranking.rank(pairs, summary)
     return SimpleNamespace(
         pairs=pairs, rank=ranked, variants=names, metrics=["dino"], base_model="mini", concepts=[1, 2],
+        baseline="base_model",
         coverage=ConceptCoverage.of_summary(summary),
     )  # fmt: skip
 
