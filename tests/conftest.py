@@ -145,9 +145,7 @@ def short_checks() -> Iterator[None]:
         yield
 
 
-def quick_scatter_plot(
-    summary: pl.DataFrame, path: Path, title: str, concept: str = "all", baseline: str = ""
-) -> None:
+def quick_scatter_plot(summary: pl.DataFrame, path: Path, title: str, concept: str = "all", baseline: str = "") -> None:
     """In the place of save_scatter_plot: small files that depend on all that it would show."""
     shown = hashlib.sha256(repr((summary.rows(), title, concept, baseline)).encode()).digest()
     buffer = io.BytesIO()

@@ -193,7 +193,8 @@ def test_a_change_of_one_methods_source_trains_no_other(workspace):
 def test_a_change_of_the_sampling_trains_nothing(workspace):
     workspace.edit("sampling", "steps", 3)
     ran = workspace.repro()
-    assert ran == {name for method in METHODS for name in of(method)} - {f"train@{method}" for method in METHODS}
+    of_methods = {name for method in METHODS for name in of(method)} - {f"train@{method}" for method in METHODS}
+    assert ran == of_methods | {"score_external"}  # which finds all up to date: no prompt without identity is another
 
 
 @pytest.mark.slow
@@ -202,7 +203,9 @@ def test_a_new_concept_reaches_every_stage(workspace):
     photo.parent.mkdir()
     photo.write_text("a concept image")
     ran = workspace.repro()
-    assert {"encode_images", "score_references"} < ran and {f"train@{method}" for method in METHODS} < ran
+    assert {"encode_images", "score_references", "score_external"} < ran and {
+        f"train@{method}" for method in METHODS
+    } < ran
 
 
 @pytest.mark.slow
@@ -277,10 +280,13 @@ def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(
     shutil.rmtree(store.concept_folder("cup"))
     values = tiny_workspace.params(tmp_path)
     values["methods"] = {"textual_inversion": values["methods"]["textual_inversion"]}
-    store = tiny_workspace.write_params(tmp_path, values | {"variants": {}, "gradient_checkpointing": False})
+    store = tiny_workspace.write_params(
+        tmp_path, values | {"variants": {}, "gradient_checkpointing": False, "baseline": "base_model"}
+    )
     values = yaml.safe_load((tmp_path / "params.yaml").read_text()) | {"precision": "fp32"}
     tiny_workspace.write_params(tmp_path, values)  # dvc.yaml names every section
     shutil.copytree(ROOT / "personalize_core", tmp_path / "personalize_core", copy_function=os.link)
+    shutil.copytree(ROOT / "data" / "external", tmp_path / "data" / "external")
     shutil.copytree(ROOT / ".dvc", tmp_path / ".dvc", ignore=lambda folder, names: {*names} - {"config"})
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, tmp_path)

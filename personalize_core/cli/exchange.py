@@ -33,7 +33,7 @@ def export_peft(
     context: typer.Context,
     to: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
 ) -> None:
-    """Export the last comparison as result files of PEFT's benchmark of image generation.
+    """Export the last comparison as PEFT's result files.
 
     Each variant and concept becomes a JSON file, VARIANT--CONCEPT.json. docs/reading_peft_results.md says what differs.
     """

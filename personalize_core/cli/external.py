@@ -46,8 +46,9 @@ def score(
 ) -> None:
     """Score images that another program made.
 
-    They become a column of the comparison, beside the methods. The folder holds a manifest (prompts.csv or prompts.jsonl: file, prompt, seed), images named PROMPTINDEX_SEED.png
-    with prompts.txt, or what a known program writes. docs/score_other_images.md lists the layouts.
+    They become a column of the comparison, beside the methods. The folder holds a manifest (prompts.csv or
+    prompts.jsonl: file, prompt, seed), images named PROMPTINDEX_SEED.png with prompts.txt, or what a known program
+    writes. docs/score_other_images.md lists the layouts.
     """
     from personalize_core import steps
     from personalize_core.workspace.external_columns import ExternalColumn

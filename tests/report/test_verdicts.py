@@ -25,7 +25,13 @@ def compared(told: dict[tuple[str, str], str], **more: Any) -> Any:
     rows = [
         {"base_model": "mini", "metric": "dino", "encoder": "e", "variant": one, "other": other, "verdict": said}
         | dict(zip(("difference", "low", "high"), metrics[said], strict=True))
-        | {"pairing": "prompt and noise", "comparisons": len(told), "over": "prompts", "training_noise": None, "concepts": 2}
+        | {
+            "pairing": "prompt and noise",
+            "comparisons": len(told),
+            "over": "prompts",
+            "training_noise": None,
+            "concepts": 2,
+        }
         | more
         for (one, other), said in told.items()
     ]
