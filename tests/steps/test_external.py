@@ -182,3 +182,31 @@ def test_a_column_of_another_concept_is_not_of_this_one(store, tmp_path):
     add(store, folder_of(tmp_path / "out"))
     with pytest.raises(InputError, match="there is no external column 'flux' of 'cup'"):
         steps.score_external(store, "cup", "flux")
+
+
+def test_an_image_that_cannot_be_read_is_absent_with_its_reason_and_the_others_are_scored(store, tmp_path):
+    folder = folder_of(tmp_path / "out")
+    whole = add(store, folder_of(tmp_path / "whole"), label="whole") and scores_of(store, "whole")
+    (folder / "image_1_0.png").write_bytes((folder / "image_1_0.png").read_bytes()[:60])
+    (folder / "image_2_1.jpg").write_bytes(b"")
+    add(store, folder)
+    table = scores_of(store)
+    assert table.filter(metric="dino").height == 6
+    names = pl.col("image").str.split("/").list.last().alias("file")
+    both = table.select("metric", names, "score").join(whole.select("metric", names, "score"), on=["metric", "file"])
+    assert len(both) == len(table) and (both["score"] - both["score_right"]).abs().max() < 1e-6  # type: ignore[operator]
+    absent = read_json(store.scores("flux", "rex") / ABSENT)
+    assert sorted(Path(one["image"]).name for one in absent) == ["image_1_0.png", "image_2_1.jpg"]
+    assert all(one["reason"] for one in absent)
+    rescored(store)
+    steps.compare(store)
+    assert "flux" in steps.report(store).path.read_text()
+
+
+def test_a_folder_of_images_none_of_which_can_be_read_is_refused(store, tmp_path):
+    folder = folder_of(tmp_path / "out", PROMPTS[:1])
+    for path in folder.glob("image*"):
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError, match="none of 2 images can be read"):
+        add(store, folder)
+    assert not store.scores("flux", "rex").exists()
