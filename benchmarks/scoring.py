@@ -27,10 +27,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -41,9 +43,11 @@ from PIL import Image
 
 from personalize_core import steps
 from personalize_core.concepts.concept import Concept
-from personalize_core.metrics import features, scoring
+from personalize_core.concepts.image_files import load_image
+from personalize_core.metrics import chunks, features, scoring
 from personalize_core.metrics.encoder_names import MINI_WEIGHTS
 from personalize_core.metrics.encoders import Encoder
+from personalize_core.metrics.kept_features import KeptFeatures
 from personalize_core.steps.processes import shared_out
 
 ROOT = Path(__file__).parents[1]
@@ -152,6 +156,7 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, default=1, help="also distribute many tables, as `personalize run` does"
     )
+    parser.add_argument("--ways", action="store_true", help="also compare ways to score several images at once")
     options = parser.parse_args()
     concept_images = sorted((ROOT / "data" / "concepts" / CONCEPT.name).glob("*.png"))
     encoders = loaded(options.device)
@@ -171,6 +176,8 @@ def main() -> None:
                 took[loop] = clock() - began
             for name, seconds in took.items() if turn else ():
                 times[name].append(seconds)
+        if options.ways:
+            compare_ways(folder, concept_images, encoders, loops["encoder"], options.rounds)
         if options.processes > 1:
             share(options, folder, concept_images, loops)
     wide = found.pivot("metric", index=["prompt_index", "image_index"], values="score")
@@ -185,6 +192,71 @@ def main() -> None:
             print(f"{loop}: {each}, ratio {seconds / ours:.2f} {ratios}, apart by at most {apart.max():.0e}")
     for encoder in (*encoders.text_image, *encoders.identity):
         print(f"{encoder.name} alone, {alone(encoder, concept_images, options.rounds, clock)}")
+
+
+def compare_ways(
+    folder: Path, concept_images: list[Path], encoders: scoring.Encoders, loop: OneByOne, rounds: int
+) -> None:
+    """Wall-clock time of a whole table; all take turns, so that other work on the machine meets them alike."""
+    cores = len(os.sched_getaffinity(0))
+
+    def table(workers: int, kept: Path | None = None) -> Any:
+        how = features.Processing(workers, kept=KeptFeatures(kept) if kept else None)
+        return scoring.score_grid(folder, folder, CONCEPT, concept_images, encoders, processing=how).table
+
+    def with_batches_of(size: int) -> Any:
+        features.even_chunks = partial(chunks.even_chunks, most=size)
+        try:
+            return table(1)
+        finally:
+            features.even_chunks = chunks.even_chunks
+
+    def kept() -> Any:
+        try:
+            return table(cores, folder / "kept")
+        finally:
+            KeptFeatures(folder / "kept").remove()
+
+    def on_all_cores() -> Any:
+        torch.set_num_threads(cores)
+        try:
+            return table(1)
+        finally:
+            torch.set_num_threads(1)
+
+    ways: dict[str, Callable[[], Any]] = {
+        "one image at a time": lambda: loop.scores(folder, concept_images),
+        "chunks of 8, one thread": lambda: with_batches_of(8),
+        "chunks of 32, one thread": lambda: table(1),
+        "chunks of 32, reading ahead in a second thread": lambda: read_ahead(folder, concept_images, encoders),
+        f"chunks of 32, torch on {cores} threads": on_all_cores,
+        f"chunks of 32, {cores} threads, each with its own chunk": lambda: table(cores),
+        "the same, features kept on disk": kept,
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            if turn:
+                times[name].append(time.perf_counter() - began)
+    load = os.getloadavg()[0]
+    for name, some in times.items():
+        ratios = [first / own for first, own in zip(times["one image at a time"], some, strict=True)]
+        print(f"{name}: ratio {statistics.median(ratios):.2f} {[round(ratio, 2) for ratio in ratios]}, load {load:.1f}")
+
+
+def read_ahead(folder: Path, concept_images: list[Path], encoders: scoring.Encoders) -> None:
+    """One thread decodes the next chunk while this one encodes; features alone, without rows."""
+    paths = sorted((folder / "plain").glob("*.png"))
+    with ThreadPoolExecutor(1) as pool:
+        parts = [[paths[place] for place in chunk] for chunk in chunks.even_chunks(len(paths))]
+        coming = pool.submit(list, map(load_image, parts[0]))
+        for following in [*parts[1:], []]:
+            images, coming = coming.result(), pool.submit(list, map(load_image, following))
+            for _, encoder, _ in encoders.of_images:
+                encoder.images(images)
+    features.Seen.of_concept_images(concept_images, CONCEPT.class_noun, encoders)
 
 
 def share(options: Any, folder: Path, concept_images: list[Path], loops: dict[str, OneByOne]) -> None:

@@ -19,6 +19,7 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.image_files import load_image
 from personalize_core.methods.interface import Method
 from personalize_core.metrics.encoders import Encoder, TextImageEncoder
+from personalize_core.metrics.features import Encoders, Processing, Seen
 from personalize_core.metrics.tables import BASELINE
 from personalize_core.sampling.sampler import Sampler, initial_noise, make_sampler, sample, step_generators
 from personalize_core.workspace.sampling_settings import SamplerSettings
@@ -68,6 +69,7 @@ class Inputs:
     how: SamplerSettings
     seed: int
     ready: Callable[[str, Sequence[str]], Method]  # (variant, prompts) -> the trained method, ready to sample them
+    workers: int = 1  # threads that read and encode images
 
     @property
     def is_baseline(self) -> bool:
@@ -86,11 +88,13 @@ class Inputs:
         return both_ends(self.start, self.trained, self.base)
 
     def features(self, encoder: Encoder, paths: Sequence[Path]) -> np.ndarray:
-        """(N, D) float64, rows of length one, of images in files."""
-        key = (encoder.name, tuple(paths))
-        if key not in self._encoded:
-            self._encoded[key] = self.features_of(encoder, opened(paths))
-        return self._encoded[key]
+        """(N, D) float64, rows of length one, of images in files; by one of the two encoders of these inputs."""
+        key = tuple(paths)
+        if key not in self._encoded:  # by both at once, so that each file is read once
+            both = Encoders([self.text_image], [self.identity])
+            self._encoded[key] = Seen.of(paths, self.concept.class_noun, None, both, Processing(self.workers))
+        metric = "dino" if encoder is self.identity else "clip_i"
+        return self._encoded[key].features[metric, encoder.name, False].double().numpy()
 
     def features_of(self, encoder: Encoder, images: Sequence[Image.Image] | np.ndarray) -> np.ndarray:
         """The same, of images at hand; an array is (N, H, W, 3) uint8."""
@@ -122,7 +126,7 @@ class Inputs:
         return torch.cat(parts).numpy()
 
     @cached_property
-    def _encoded(self) -> dict[tuple[str, tuple[Path, ...]], np.ndarray]:
+    def _encoded(self) -> dict[tuple[Path, ...], Seen]:
         return {}
 
 

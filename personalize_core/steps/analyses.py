@@ -32,7 +32,7 @@ from personalize_core.sampling.grid import DESCRIPTION, image_name, read_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import ready_to_sample, refining, sampled_as_now
 from personalize_core.workspace.dependencies import ENCODERS, NAMING, SAMPLING, artifact_stamp, manifest_stamp
-from personalize_core.workspace.recipes import device_of, load_base
+from personalize_core.workspace.recipes import device_of, load_base, workers_of
 from personalize_core.workspace.store import SCORES, Store
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ ANALYSING = (
     *(f"analyses/{name}" for name in (*ALL, *SHARED)),
     *NAMING,
     *ENCODERS,
+    "metrics/chunks",
+    "metrics/features",
     "metrics/similarity",
     "metrics/tables",
     "report/figures",
@@ -292,6 +294,7 @@ def _inputs(store: Store, concept: str, method: str, listener: Listener) -> Inpu
         how=params.sampling,
         seed=store.sampling_seed,
         ready=ready,
+        workers=workers_of(store),
     )
 
 
