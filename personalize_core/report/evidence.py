@@ -225,7 +225,7 @@ def _external(label: str, sampled: pl.DataFrame, grids: Sequence[Mapping[str, An
     sources, layouts = (sorted({one[key] for one in about}) for key in ("source", "layout"))
     return MethodTold(
         name=label,
-        summary=f"Images made elsewhere, by {listed(sources)}; read by the layout {listed(layouts)}.",
+        summary=f"Images made elsewhere; what made them: {listed(sources)}; read by the layout {listed(layouts)}.",
         source="",
         published={},
         variants=[label],

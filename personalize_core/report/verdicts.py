@@ -160,16 +160,16 @@ def _gaps(evidence: Evidence) -> str:
 def _pairing(evidence: Evidence) -> str:
     """How variants were compared, where not all of them image by image."""
     ways = dict(evidence.pairs.filter(metric=evidence.metrics[0])["pairing"].value_counts().rows())
-    words = {
-        BY_SEED: "of {} pairs, images made elsewhere of the same prompt and seed",
-        BY_PROMPT: "of {} pairs, the means of prompts that both have, for their images share no noise",
-        UNPAIRED: "of {} pairs, the means of concepts, for they have other prompts: such a difference is less certain",
-    }
-    parts = [text.format(ways[way]) for way, text in words.items() if way in ways]
-    if not parts:
+    if set(ways) <= {BY_NOISE}:
         return ""
-    here = f"of {ways[BY_NOISE]} pairs of variants, images of the same prompt and noise; " if BY_NOISE in ways else ""
-    return f"Compared were, {here}{'; '.join(parts)}."
+    words = {
+        BY_NOISE: "by images of the same prompt and noise",
+        BY_SEED: "by images of the same prompt and seed",
+        BY_PROMPT: "by the means of prompts that both have, for their images share no noise",
+        UNPAIRED: "by the means of concepts, for they have other prompts, which makes a difference less certain",
+    }
+    parts = [f"{ways[way]} {text}" for way, text in words.items() if way in ways]
+    return f"How pairs of variants were compared: {', '.join(parts)}."
 
 
 def caution(evidence: Evidence) -> str:
