@@ -9,7 +9,7 @@ from personalize_core.errors import InputError, listed
 from personalize_core.files.outside import is_folder, is_there, refuse_pickle
 from personalize_core.files.stamps import sha256
 
-Kind = Literal["text_image", "identity", "segmenter"]
+Kind = Literal["text_image", "identity", "segmenter", "masc"]
 
 MINI_WEIGHTS = Path(__file__).resolve().parents[1] / "mini" / "weights"
 MINI = {"mini-clip": "clip", "mini-identity": "identity", "mini-segmenter": "segmenter"}  # name -> folder of weights
@@ -47,6 +47,9 @@ PUBLISHED = {
     "siglip2-b16-256": OnHub(
         "google/siglip2-base-patch16-256", "3f9f96cb90da5dbc758b01813f2f6f1aee24c1ab", "Apache-2.0"
     ),
+    "siglip2-so400m-naflex": OnHub(
+        "google/siglip2-so400m-patch16-naflex", "cc24074f717b612951c2dead130904ab9b65a81e", "Apache-2.0"
+    ),
     "clipseg": OnHub("CIDAS/clipseg-rd64-refined", "325a839908143a34b409ae6f2910fa015ea390e6", "Apache-2.0"),
 }
 
@@ -56,6 +59,7 @@ PUBLISHED_OF: dict[Kind, tuple[str, ...]] = {
     "text_image": ("clip-b32", "clip-l14", "siglip2-b16", "siglip2-b16-256"),
     "identity": ("dino-s16", "dino-s16-stock", "dinov2-s14", "dinov2-b14", "dinov3-s16", "dinov3-b16"),
     "segmenter": ("clipseg",),
+    "masc": ("siglip2-so400m-naflex",),
 }
 
 
@@ -66,7 +70,7 @@ def find(name_or_folder: str | Path, kind: Kind) -> tuple[str, Path | None]:
         InputError: there is no such encoder, or its path leads nowhere.
     """
     text = str(name_or_folder)
-    if text == MINI_OF[kind]:
+    if text == MINI_OF.get(kind):
         return text, MINI_WEIGHTS / MINI[text]
     name, _, local = text.partition(":")
     published = PUBLISHED_OF[kind]
@@ -80,8 +84,9 @@ def find(name_or_folder: str | Path, kind: Kind) -> tuple[str, Path | None]:
     if is_folder(path):
         return path.resolve().name, path
     what = "segmenter" if kind == "segmenter" else "encoder"
+    names = [*filter(None, [MINI_OF.get(kind)]), *published]
     raise InputError(
-        f"there is no {what} {text!r}: known are {listed([MINI_OF[kind], *published])}; or write the path of a folder "
+        f"there is no {what} {text!r}: known are {listed(names)}; or write the path of a folder "
         f"with weights, or {published[0]}:PATH for the published weights if they lie on this machine"
     )
 

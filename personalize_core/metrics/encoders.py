@@ -260,10 +260,10 @@ def load_identity_encoder(name_or_folder: str | Path, device: str = "cpu") -> En
         path = fetched(name, known)
     folder = existing_folder(name, path, "config.json")
     weights = the_weights(folder, ("model.safetensors",))
-    network = _network(folder, VISION_TRANSFORMERS)
+    network = network_of(folder, VISION_TRANSFORMERS)
     options = {"add_pooling_layer": False} if network == "ViTModel" else {}
-    model = _of_transformers(name, getattr(transformers, network), folder, weights, **options)
-    _check_width(name, folder, model.config.hidden_size, known)
+    model = of_transformers(name, getattr(transformers, network), folder, weights, **options)
+    check_width(name, folder, model.config.hidden_size, known)
     prepare = (known and known.prepare) or preprocessing_of_transformers(folder, model.config.image_size)
     return VisionTransformer(name, sha256(weights), prepare, model.to(device), device)
 
@@ -275,22 +275,23 @@ def _siglip(name: str, folder: Path, known: Published | None, device: str) -> Si
     from personalize_core.compat import hide_bars_of_transformers
 
     hide_bars_of_transformers()
-    _network(folder, {"siglip": "SiglipModel"})
+    network_of(folder, {"siglip": "SiglipModel"})
     weights = the_weights(folder, ("model.safetensors",))
-    model = _of_transformers(name, SiglipModel, folder, weights)
+    model = of_transformers(name, SiglipModel, folder, weights)
     vision = model.config.vision_config
-    _check_width(name, folder, vision.hidden_size, known)
+    check_width(name, folder, vision.hidden_size, known)
     prepare = preprocessing_of_transformers(folder, vision.image_size)
     tokenizer = readable(name, folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
     return SigLip(name, sha256(weights), prepare, model.to(device), tokenizer, device)
 
 
-def _check_width(name: str, folder: Path, width: int, known: Published | None) -> None:
+def check_width(name: str, folder: Path, width: int, known: Published | None) -> None:
+    """Raise InputError if features of this width are not those of the published encoder, None: of no published one."""
     if known and width != known.width:
         raise InputError(f"{folder} is not {name}: its features have width {width}, not {known.width}")
 
 
-def _network(folder: Path, known: Mapping[str, str]) -> str:
+def network_of(folder: Path, known: Mapping[str, str]) -> str:
     """The class of transformers that a folder's config.json asks for.
 
     Raises:
@@ -304,7 +305,7 @@ def _network(folder: Path, known: Mapping[str, str]) -> str:
         raise InputError(f"{path} names no model_type that is known here: {listed(known)}") from None
 
 
-def _of_transformers(name: str, network: Any, folder: Path, weights: Path, **options: Any) -> Any:
+def of_transformers(name: str, network: Any, folder: Path, weights: Path, **options: Any) -> Any:
     """The network in that folder in float32, frozen.
 
     Raises:

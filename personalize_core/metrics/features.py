@@ -26,6 +26,7 @@ from personalize_core.metrics.encoders import (
     load_text_image_encoder,
 )
 from personalize_core.metrics.kept_features import Chunk, KeptFeatures
+from personalize_core.metrics.masc import NaFlex, load_masc
 from personalize_core.metrics.tables import EMPTY
 
 SOURCES = (  # of our own, what features depend on
@@ -47,6 +48,7 @@ class Encoders:
     identity: Sequence[Encoder]  # DINO
     segmenter: masks.Segmenter | None = None  # masked CLIP-I and DINO; None: not measured
     texts: Sequence[str] = ("class_phrase", "slot_deleted")  # CLIP-T; of tables.TEXTS
+    masc: NaFlex | None = None  # MaSC, by the segmenter's masks; None: not measured
 
     @property
     def of_images(self) -> list[tuple[str, Encoder, bool]]:
@@ -61,14 +63,15 @@ def load_encoders(
     segmenter: str | None,
     texts: Sequence[str],
     device: str,
+    masc: str | None = None,
 ) -> Encoders:
     """What a table is measured with, kept for the next table, which mostly wants the same.
 
     Raises:
         InputError: one of them cannot be had, or two of a list go by one name.
     """
-    weights = tuple(weights_of(name) for name in [*text_image, *identity, *([segmenter] if segmenter else [])])
-    made = _loaded(tuple(text_image), tuple(identity), segmenter, tuple(texts), device, weights)
+    weights = tuple(weights_of(name) for name in [*text_image, *identity, *filter(None, [segmenter, masc])])
+    made = _loaded(tuple(text_image), tuple(identity), segmenter, tuple(texts), device, masc, weights)
     for given, encoders in ((text_image, made.text_image), (identity, made.identity)):
         names = [encoder.name for encoder in encoders]
         if twice := [name for name in names if names.count(name) > 1]:
@@ -87,6 +90,7 @@ def _loaded(
     segmenter: str | None,
     texts: tuple[str, ...],
     device: str,
+    masc: str | None,
     weights: tuple[str, ...],
 ) -> Encoders:
     """weights: others by now are loaded anew, though their names are the same."""
@@ -95,6 +99,7 @@ def _loaded(
         [load_identity_encoder(name, device) for name in identity],
         masks.load_segmenter(segmenter, device) if segmenter else None,
         texts,
+        load_masc(masc, device) if masc else None,
     )
 
 

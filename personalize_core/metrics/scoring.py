@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.masks import own_masks
 from personalize_core.errors import InputError
 from personalize_core.files.stamps import sha256
-from personalize_core.metrics import masks, similarity, tables
+from personalize_core.metrics import masc, masks, similarity, tables
 from personalize_core.metrics.encoders import Encoder
 from personalize_core.metrics.features import Encoders, Processing, Seen
 from personalize_core.metrics.preprocessing import in_threads
 from personalize_core.metrics.tables import MEASURES, SCALED
 from personalize_core.sampling.grid import located, read_grid
+
+ALONE = "there is one concept image, and none to compare it with"
 
 
 @dataclass
@@ -119,6 +124,8 @@ def score_grid(
                     _add(found, name, encoder, number == 0, about[index] | {"text": said[index]}, score, 1)
     for metric, encoder, headline in encoders.of_images:
         _compare(found, metric, encoder, headline, about, sampled, known, encoders.segmenter, _with_all)
+    prompts = [masc.without_subject(templates[image.prompt]["class_phrase"], noun) for image in images]
+    _add_masc(found, about, [image.path for image in images], prompts, noun, concept_images, encoders)
     found.rows = [
         row for row in found.rows if MEASURES[row["metric"]].reads_text or row["prompt_index"] not in without_identity
     ]
@@ -132,9 +139,9 @@ def score_references(root: Path, concept: Concept, concept_images: Sequence[Path
     if len(concept_images) < 2:
         for metric, encoder, _ in encoders.of_images:
             for name in (metric, f"{metric}_masked") if encoders.segmenter else (metric,):
-                found.absent.append(
-                    _absence(name, encoder, None, "there is one concept image, and none to compare it with")
-                )
+                found.absent.append(_absence(name, encoder, None, ALONE))
+        if encoders.masc:
+            found.absent.append(_absence("masc_cp", encoders.masc, None, ALONE))
         return found
     known = Seen.of_concept_images(concept_images, concept.class_noun, encoders)
     real: dict[str, Any] = {"concept": concept.name, "method": tables.CEILING, "variant": tables.CEILING}
@@ -144,6 +151,7 @@ def score_references(root: Path, concept: Concept, concept_images: Sequence[Path
     ]
     for metric, encoder, headline in encoders.of_images:
         _compare(found, metric, encoder, headline, about, known, known, encoders.segmenter, _with_others)
+    _add_masc(found, about, concept_images, None, concept.class_noun, concept_images, encoders)
     return found
 
 
@@ -189,10 +197,48 @@ def _compare(
             _add(found, name, encoder, headline, about[index] | more, score, pairs)
 
 
+def _add_masc(
+    found: Scored,
+    about: Sequence[dict[str, Any]],
+    paths: Sequence[Path],
+    prompts: Sequence[str] | None,
+    class_noun: str,
+    concept_images: Sequence[Path],
+    encoders: Encoders,
+) -> None:
+    """Rows of MaSC. prompts: without their subject; None: the images are the concept images, each with its others."""
+    if not (network := encoders.masc) or not (segmenter := encoders.segmenter):
+        return
+    references = list(masc.look(network, concept_images, class_noun, own_masks(concept_images), segmenter))
+    empty = [path.name for path, one in zip(concept_images, references, strict=True) if not one.foreground.any()]
+    if empty:
+        why = f"no patch of the concept image {empty[0]} shows its {class_noun}; put better masks beside the images"
+        found.absent.append(_absence("masc_cp", network, None, why))
+    seen = masc.look(network, paths, class_noun, None, segmenter) if prompts is not None else references
+    distinct = sorted({words for words in prompts or () if words})
+    texts = dict(zip(distinct, network.texts(distinct), strict=True)) if distinct else {}
+    for index, image in enumerate(seen):
+        row = about[index] | {"mask": masc.rule(segmenter), "foreground": image.share}
+        others = [one for place, one in enumerate(references) if prompts is not None or place != index]
+        if not empty:
+            alike = [masc.concept_preservation(one, image) for one in others]
+            score = sum(alike) / len(alike)
+            _add(found, "masc_cp", network, True, row, score if isfinite(score) else None, len(alike))
+        if prompts is None:
+            continue
+        if not (words := prompts[index]):
+            found.absent.append(_absence("masc_pf", network, row["image"], "its prompt leaves no text"))
+        elif image.background is None:
+            found.absent.append(_absence("masc_pf", network, row["image"], "its mask leaves no background"))
+        else:
+            score = float(F.cosine_similarity(image.background.double(), texts[words].double(), dim=0))
+            _add(found, "masc_pf", network, True, row | {"text": words}, score if isfinite(score) else None, 1)
+
+
 def _add(
     found: Scored,
     metric: str,
-    encoder: Encoder,
+    encoder: Encoder | masc.NaFlex,
     headline: bool,
     about: Mapping[str, Any],
     score: float | None,
@@ -213,7 +259,9 @@ def _add(
     found.rows.append({**about, **measured})
 
 
-def _absence(metric: str | None, encoder: Encoder | None, image: str | None, reason: str) -> dict[str, Any]:
+def _absence(
+    metric: str | None, encoder: Encoder | masc.NaFlex | None, image: str | None, reason: str
+) -> dict[str, Any]:
     return {"metric": metric, "encoder": encoder.name if encoder else None, "image": image, "reason": reason}
 
 

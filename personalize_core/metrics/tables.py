@@ -25,6 +25,7 @@ ALL_CONCEPTS = "all concepts"  # in a summary; no concept can be called so, for 
 PLAIN, SCALED = "plain", "x2.5"  # scalings: the cosine itself, and CLIPScore's 2.5 * max(cosine, 0)
 OWN_TEXT, ALL_PAIRS, OTHER_REAL = "own text", "all pairs G x R", "real images i != j"  # pairings
 UNMASKED = "none"
+SUBJECT_DELETED = "subject_deleted"  # MaSC's text variant
 EMPTY = 0.01  # a mask of a smaller share of its image is empty: the concept is absent
 
 TEXTS: dict[str, str] = {  # text variants: what stands in the prompt's slot
@@ -59,6 +60,17 @@ def _measures() -> dict[str, Measure]:
         words = f"mean cosine with the concept images, by the {encoder} encoder, in [-1, 1]"
         found[name] = Measure(words)
         found[f"{name}_masked"] = Measure(f"{words}; all of them grey where they do not show the concept", masked=True)
+    found["masc_cp"] = Measure(
+        "MaSC's concept preservation: the concept's patches in a concept image, each with its best match among all "
+        "patches of the image, mean cosine; mean over the concept images, in [-1, 1]",
+        masked=True,
+    )
+    found["masc_pf"] = Measure(
+        "MaSC's prompt following: cosine of the image's patches that do not show the concept, pooled, with the prompt "
+        "without its subject, in [-1, 1]",
+        SUBJECT_DELETED,
+        masked=True,
+    )
     return found
 
 
@@ -111,22 +123,25 @@ COLUMNS: dict[str, Column] = {
     "encoder": text("the network whose features were compared"),
     "encoder_sha256": text("sha256 of that network's weights file"),
     "preprocessing": text("what happened to an image before that network saw it"),
-    "text": text("what a clip_t row compared the image with; null for the other metrics", nullable=True),
+    "text": text("what a clip_t or masc_pf row compared the image with; null for the other metrics", nullable=True),
     "text_variant": text(
         "how that text came of the prompt: "
         + "; ".join(f"{name}: {words}" for name, words in TEXTS.items())
+        + f"; {SUBJECT_DELETED}: the class noun deleted with its article, as MaSC does"
         + "; or null",
         nullable=True,
     ),
     "scaling": text(f"{PLAIN}: the cosine itself; {SCALED}: CLIPScore, 2.5 * max(cosine, 0)"),
     "pairing": text(f"{OWN_TEXT}; {ALL_PAIRS}: with all concept images; {OTHER_REAL}: with all its others"),
-    "mask": text(f"{UNMASKED}, or what was made grey in the image and in the concept images, and by which segmenter"),
+    "mask": text(
+        f"{UNMASKED}, or what of the image and the concept images was made grey or left out, and by which segmenter"
+    ),
     "headline": Column(pl.Boolean(), "by the first encoder of its list, which rankings and figures show"),
     "pairs": Column(pl.Int64(), "how many cosines the score is the mean of"),
     "foreground": Column(
         pl.Float64(),
-        f"share of the image that its mask leaves; below {EMPTY:g} the concept is absent and the image all grey, "
-        f"which stays in every mean; null where mask is {UNMASKED!r}",
+        f"share of the image that its mask leaves; below {EMPTY:g} the concept is absent and the image all grey "
+        f"(but for MaSC), which stays in every mean; null where mask is {UNMASKED!r}",
         nullable=True,
     ),
     "score": Column(pl.Float64(), "the score; higher is more alike; never NaN"),

@@ -70,6 +70,9 @@ IDENTITY = {
     "dinov3-s16": Published(*PUBLISHED["dinov3-s16"], AS_SAVED, 384, None),
     "dinov3-b16": Published(*PUBLISHED["dinov3-b16"], AS_SAVED, 768, None),
 }
+MASC = {
+    "siglip2-so400m-naflex": Published(*PUBLISHED["siglip2-so400m-naflex"], WITH_TOKENIZER, 1152, None),
+}
 SEGMENTERS = {
     "clipseg": Published(  # Lueddecke & Ecker 2022, "Image Segmentation Using Text and Image Prompts"
         *PUBLISHED["clipseg"],

@@ -142,6 +142,8 @@ def _check_encoders(store: Store, found: Problems) -> None:
         found.free_of(encoder_names.find, name, "identity")
     if encoders.segmenter:
         found.free_of(encoder_names.find, encoders.segmenter, "segmenter")
+    if encoders.masc:
+        found.free_of(encoder_names.find, encoders.masc, "masc")
 
 
 def _check_cell(store: Store, concept: str, method: str) -> None:

@@ -70,6 +70,7 @@ SCORING = (
     *ENCODERS,
     "metrics/chunks",
     "metrics/features",
+    "metrics/masc",
     "metrics/masks",
     "metrics/parquet",
     "metrics/scoring",
@@ -309,7 +310,7 @@ def refined_by(store: Store, concept: str, method: str, variants: Mapping[str, V
 def scored_by(store: Store) -> dict[str, Any]:
     """What every table of scores depends on, whatever it is of."""
     names = store.params.encoders
-    by_name = [*names.text_image, *names.identity, *([names.segmenter] if names.segmenter else [])]
+    by_name = [*names.text_image, *names.identity, *filter(None, [names.segmenter, names.masc])]
     return {
         "encoders": [weights_of(name) for name in by_name],
         "lists": names.model_dump(),

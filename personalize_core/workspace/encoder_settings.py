@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from personalize_core.workspace.sections import Names, Section, each_once
 
@@ -22,3 +22,10 @@ class Encoders(Section):
         "class_phrase",
         "slot_deleted",
     ]  # for CLIP-T; see metrics/tables.py
+    masc: str | None = None  # for MaSC, by the segmenter's masks; None: it is not measured
+
+    @model_validator(mode="after")
+    def _masks_for_masc(self) -> Encoders:
+        if self.masc and not self.segmenter:
+            raise ValueError("masc needs masks: name a segmenter beside it")
+        return self
