@@ -1,7 +1,8 @@
 """Diversity across seeds: how much the images of one prompt differ.
 
-OFT (Qiu et al. 2023) reports the mean LPIPS over pairs of images. LPIPS needs weights that no package we may use
-includes, so this is another quantity under another name. It must not be compared with published LPIPS.
+OFT (Qiu et al. 2023) reports the mean LPIPS over pairs of images. LPIPS needs layers that its package ships as a
+pickle, which nothing here reads, so this is another quantity under another name. It must not be compared with
+published LPIPS. Beside it stands the Vendi score (Friedman & Dieng 2023) of the same features.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from personalize_core.metrics.tables import BASELINE
 TITLE = "Diversity across seeds"
 HOW = (
     "Mean over all pairs of images of one prompt of the distance of their features, 1 - cosine; then over prompts. "
-    "This is not LPIPS (its weights cannot be installed here): do not compare it with published values. Beside it the "
+    "This is not LPIPS (its weights come as a pickle): do not compare it with published values. The Vendi "
+    "score of the same features is the effective number of different images among those of a prompt. Beside both the "
     "base model's images of the class noun in the same prompts, and the concept images among each other. Features of "
     "the identity encoder see the thing more than what is around it; those of the text-image encoder see both."
 )
@@ -27,6 +29,7 @@ MEANINGS = {
     "prompt": "the prompt template",
     "images": "how many images the pairs are of",
     "distance": "mean of 1 - cosine over their pairs, in [0, 2]",
+    "vendi": "their Vendi score: the effective number of different images, from 1 to images",
 }
 
 
@@ -40,6 +43,17 @@ def mean_pairwise_distance(features: np.ndarray) -> float:
         raise ValueError("a distance takes two images at least")
     cosines = (float(np.square(features.sum(axis=0)).sum()) - count) / (count * (count - 1))
     return 1.0 - min(cosines, 1.0)
+
+
+def vendi_score(features: np.ndarray) -> float:
+    """Of N rows of length one, (N, D): the effective number of different ones, from 1 to N.
+
+    Friedman & Dieng 2023, definition 3.1: exp of the entropy of the eigenvalues of K / N, K the cosines of all pairs.
+    """
+    count = len(features)
+    shares = np.linalg.eigvalsh(features.astype(np.float64) @ features.T.astype(np.float64) / count)
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def analyse(inputs: Inputs, findings: Findings) -> None:
@@ -58,7 +72,9 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
         for name, (grid, variant) in series.items():
             per_prompt = inputs.features(encoder, grid.paths(variant)).reshape(len(grid.templates), images, -1)
             distances = [mean_pairwise_distance(some) for some in per_prompt]
+            numbers = [vendi_score(some) for some in per_prompt]
             findings.metrics[f"{name}, {encoder.name}"] = sum(distances) / len(distances)
+            findings.metrics[f"{name}, {encoder.name}, Vendi score"] = sum(numbers) / len(numbers)
             values[name] = [[distance] for distance in distances]
             rows += [
                 {
@@ -68,17 +84,20 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
                     "prompt": grid.templates[prompt],
                     "images": images,
                     "distance": distance,
+                    "vendi": number,
                 }
-                for prompt, distance in enumerate(distances)
+                for prompt, (distance, number) in enumerate(zip(distances, numbers, strict=True))
             ]
         lines = {}
         if len(inputs.concept_images) > 1:
-            between = mean_pairwise_distance(inputs.features(encoder, inputs.concept_images))
+            real = inputs.features(encoder, inputs.concept_images)
+            between = mean_pairwise_distance(real)
             findings.metrics[f"concept images, {encoder.name}"] = lines["concept images among each other"] = between
+            findings.metrics[f"concept images, {encoder.name}, Vendi score"] = vendi_score(real)
         panels.append(shared_plots.Panel(f"distance, by {encoder.name}", values, lines))
     if len(inputs.concept_images) < 2:
         findings.absent["concept_images"] = "the concept has one concept image, which differs from no other"
-    findings.table("diversity.parquet", rows, MEANINGS, "the mean distance of each prompt's images")
+    findings.table("diversity.parquet", rows, MEANINGS, "the mean distance and the Vendi score of each prompt's images")
     path = findings.image("diversity_across_seeds.png", "how much the images of one prompt differ")
     title = f"{inputs.concept.name}: how much the {images} images of a prompt differ"
     shared_plots.dots(panels, inputs.grid.templates, path, title, "right: more different")

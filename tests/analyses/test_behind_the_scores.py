@@ -93,6 +93,18 @@ def test_one_image_has_no_diversity():
         diversity.mean_pairwise_distance(rows(1, 4, 0))
 
 
+def test_the_vendi_score_is_the_effective_number_of_images():
+    """Against the singular values of the features, which need no kernel, and sets whose number is known."""
+    features = rows(6, 4, 3)
+    shares = [value**2 / 6 for value in np.linalg.svd(features, compute_uv=False)]
+    assert sum(shares) == pytest.approx(1)
+    naive = np.prod([share**-share for share in shares])
+    assert diversity.vendi_score(features) == pytest.approx(naive, abs=1e-9)
+    assert diversity.vendi_score(np.repeat(features[:1], 5, axis=0)) == pytest.approx(1, abs=1e-6)
+    assert diversity.vendi_score(np.eye(5)) == pytest.approx(5)
+    assert diversity.vendi_score(np.repeat(np.eye(3), 2, axis=0)) == pytest.approx(3)
+
+
 # Drift
 
 
