@@ -1,7 +1,8 @@
 """Write the tables of the pages from what they describe: `make docs`.
 
 Those of methods in README.md and docs/methods.md come from the methods' recipes, that of layouts in
-docs/score_other_images.md from the layouts, and those in docs/reading_peft_results.md from docs/peft_image_gen.csv.
+docs/score_other_images.md from the layouts, that in docs/encoders.md from the encoders that are known, and those in
+docs/reading_peft_results.md from docs/peft_image_gen.csv.
 
 A table stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`; everything else on a page is written by hand.
 tests/test_docs.py fails where a table is stale.
@@ -25,11 +26,13 @@ from personalize_core.files.typed_yaml import keys_of
 from personalize_core.methods import RECIPES, method_class
 from personalize_core.methods.recipe import Recipe
 from personalize_core.methods.shared.options import LAG
+from personalize_core.metrics.encoder_names import PUBLISHED, PUBLISHED_OF
 
 ROOT = Path(__file__).parent.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "methods.md"
 OTHER_IMAGES, PEFT = ROOT / "docs" / "score_other_images.md", ROOT / "docs" / "reading_peft_results.md"
-PAGES = (README, PAGE, OTHER_IMAGES, PEFT)
+ENCODERS = ROOT / "docs" / "encoders.md"
+PAGES = (README, PAGE, OTHER_IMAGES, PEFT, ENCODERS)
 PEFT_RESULTS = ROOT / "docs" / "peft_image_gen.csv"
 PEFT_FILES = "https://github.com/huggingface/peft/blob/{commit}/method_comparison/image-gen/results/{experiment}.json"
 LATE = ("valid_400", "valid_500", "valid_600", "valid_700")
@@ -148,10 +151,29 @@ def peft_facts(text: str) -> str:
     return _table(["of the 20 experiments with the highest test scores", "value"], map(list, facts.items()))
 
 
+def encoders(text: str) -> str:
+    """Every published encoder and segmenter, by what it is for."""
+    purposes = {"text_image": "CLIP-T, CLIP-I", "identity": "DINO", "segmenter": "masks", "masc": "MaSC"}
+    rows = [
+        [
+            f"`{name}`",
+            purposes[kind],
+            f"[{found.repository}](https://huggingface.co/{found.repository})",
+            f"`{found.revision[:12]}`",
+            f"{found.licence}{', gated' if found.gated else ''}",
+        ]
+        for kind, names in PUBLISHED_OF.items()
+        for name in names
+        for found in [PUBLISHED[name]]
+    ]
+    return _table(["name", "for", "weights", "revision", "licence"], rows)
+
+
 TABLES: dict[str, Callable[[str], str]] = {
     "methods": in_readme,
     "overview": overview,
     "strategies": strategies,
+    "encoders": encoders,
     "layouts": layouts,
     "peft_results": peft_results,
     "peft_facts": peft_facts,
