@@ -3,6 +3,7 @@
   direct [CELLS ...]   a cell (train, sample, score) by calling the core, and by Dagster in the same, warm process
   daemon [CELLS ...]   the same as a backfill through a real `dagster dev`: a queued run, a process for each cell
   backfill             101 concepts x 10 methods: accepted, all queued, cancelled, resumed; and the GPU pool's limit
+  arrival [CONCEPTS]   ticks of the sensor `concept_folder` over 10,000 concepts of 5 images, or so many
   dvc                  `dvc repro` over 101 concepts x 10 methods with nothing to do
 
 Every cell is done already, so that a run finds its three results current: what is measured is what surrounds the work.
@@ -338,6 +339,62 @@ def backfill() -> None:
             ui.cancel(second)
 
 
+# Arrival
+
+
+def arrival(count: int) -> None:
+    """Ticks of which nothing is new, of which one folder is, and, for comparison, reading everything once."""
+    import dagster as dg
+
+    from personalize_core.workspace import arrival as core
+    from pipelines.arrival import concept_folder
+    from pipelines.partitions import CONCEPT
+    from pipelines.resources import Workspace
+    from tests.watching import concept
+
+    with temporary_folder() as root:
+        first = concept(root / "data" / "concepts", concept_name(0))
+        for number in range(1, 5):
+            shutil.copy(first / "00.png", first / f"{number:02d}.png")
+        for number in range(1, count):
+            folder = first.with_name(concept_name(number))
+            folder.mkdir()
+            for path in first.iterdir():
+                os.link(path, folder / path.name)
+            description = (first / "concept.yaml").read_text().replace(first.name, folder.name)
+            (folder / "concept.yaml").unlink()
+            (folder / "concept.yaml").write_text(description)
+        with dg.DagsterInstance.ephemeral() as instance:
+            store, cursors = Store(root), [""]
+
+            def look() -> None:
+                """A tick; what it reports is stored by the daemon, after it."""
+                with dg.build_sensor_context(instance=instance, cursor=cursors[-1] or None) as context:
+                    result: Any = concept_folder(context, workspace=Workspace(root=str(root)))
+                cursors.append(result.cursor)
+                for request in result.dynamic_partitions_requests or []:
+                    instance.add_dynamic_partitions(CONCEPT, list(request.partition_keys))
+
+            def timed(what: str, do: Any) -> None:
+                begun, own = time.perf_counter(), time.process_time()
+                do()
+                spent = (
+                    f"{time.perf_counter() - begun:.2f} s, of the process's own time {time.process_time() - own:.2f} s"
+                )
+                print(f"{count} concepts of 5 images, {what}: {spent}; {load()}", flush=True)
+
+            timed("the first look", look)
+            timed("the second look, which asks for the asset", look)
+            timed("everything read once, by the asset", lambda: core.look(store))
+            timed("a look that reports everything", look)
+            for _ in range(3):
+                timed("a look when nothing has changed", look)
+            concept(root / "data" / "concepts", "added")
+            timed("a look when one folder has come", look)
+            timed("the next look, which asks for it", look)
+            timed("one folder read, by the asset", lambda: core.look(store))
+
+
 # DVC
 
 
@@ -395,11 +452,13 @@ def load() -> str:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    arguments.add_argument("what", choices=["direct", "daemon", "backfill", "dvc"])
+    arguments.add_argument("what", choices=["direct", "daemon", "backfill", "arrival", "dvc"])
     arguments.add_argument("cells", type=int, nargs="*", default=[1, 10, 100])
     chosen = arguments.parse_args()
     if chosen.what in ("direct", "daemon"):
         {"direct": direct, "daemon": daemon}[chosen.what](chosen.cells)
+    elif chosen.what == "arrival":
+        arrival(chosen.cells[0] if len(chosen.cells) == 1 else 10_000)
     else:
         {"backfill": backfill, "dvc": dvc}[chosen.what]()
 

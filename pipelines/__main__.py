@@ -13,6 +13,8 @@ import typer
 from pipelines import services
 from pipelines.guard import ALLOWED_HOSTS
 
+AT_START = 100  # concept folders that are read before the UI starts; the asset `arrival` reads the others
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
@@ -76,7 +78,7 @@ def prepare(gpus: int) -> None:
     from pipelines.partitions import CONCEPT
     from pipelines.resources import Workspace
 
-    found = arrival.look(Workspace().store().concepts)
+    found = arrival.look(Workspace().store(), most=AT_START)
     for folder in found.values():
         if folder.problem:
             typer.echo(f"personalize: left out: {folder.problem}", err=True)

@@ -1,17 +1,18 @@
 """Folders of concept images become partitions, or are reported with what is wrong with them."""
 
+import hashlib
 import json
 import uuid
+from datetime import datetime
 
 import dagster as dg
 
-from pipelines import assets, jobs, messages, settings
+from pipelines import assets, intake, jobs, messages, settings
 from pipelines.partitions import CONCEPT, concepts
-from pipelines.requests import preparation
+from pipelines.requests import FIRST, is_under_way, preparation
 from pipelines.resources import Workspace
 
 CHECK = "folders_usable"
-SHOWN = 50  # folders in the check's table
 NOTHING = {"seen": {}, "there": {}, "reported": {}, "failed": None, "count": 0}
 
 
@@ -26,21 +27,21 @@ def folders_usable(workspace: Workspace) -> dg.AssetCheckResult:
     from personalize_core.workspace import arrival
 
     store = workspace.store()
-    found = arrival.look(store.concepts)
+    found = arrival.look(store, again=True)
     failed = {name: folder.problem for name, folder in found.items() if folder.problem}
     return dg.AssetCheckResult(**_verdict(failed | arrival.refusals(store), len(found)))
 
 
 @dg.sensor(
-    jobs=[jobs.prepare, jobs.compare],
+    jobs=[jobs.arrive, jobs.prepare, jobs.compare],
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     tags={"stage": "arrival"},
-    description="Keeps the partition `concept` like the folders of data/concepts, and reports what they hold; what "
-    "arrives elsewhere (params.yaml, automation.arrival) is brought there first. A folder counts when it was the same "
-    "on two looks, so that one that is being copied is left to settle. One that cannot be used is reported with the "
-    f"reason, on `concept_images` and its check `{CHECK}`, and is looked at again when it changes. With "
-    "automation.continuous each concept that has settled is trained at once.",
+    description="Keeps the partition `concept` like the folders of data/concepts, and reports what they hold. It only "
+    "lists files: what has changed is copied and read by the asset `arrival`, for which it asks. A folder counts when "
+    "it was the same on two looks, so that one that is being copied is left to settle. One that cannot be used is "
+    f"reported with the reason, on `concept_images` and its check `{CHECK}`, and is looked at again when it changes. "
+    "With automation.continuous each concept that has arrived is trained at once.",
 )
 def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
     """The cursor holds what the last look saw, and what has been reported; a tick that failed leaves it as it was."""
@@ -51,28 +52,37 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
 
     store = workspace.store()
     last = NOTHING | {"begun": uuid.uuid4().hex[:8]} | json.loads(context.cursor or "{}")
+    now = arrival.listed(store.concepts)
     there, elsewhere, automation, where = last["there"], {}, Automation(), "params.yaml"
+    wanted, left = {}, []
     try:
         automation = Params.read_automation(store.root / where)
         where = automation.arrival
-        there, elsewhere = _receive(store, automation.arrival, last["there"])
+        address = arrival.address_of(store, where)
+        there = arrival.listing(address) if address else {}
+        elsewhere = arrival.refusals(store) if address else {}
+        if address:
+            settled_there = {name: state for name, state in there.items() if last["there"].get(name) == state}
+            wanted, left = arrival.to_bring(store, address, settled_there, there.keys() | last["there"].keys(), now)
     except InputError as error:  # what lies in data/concepts is looked at all the same
         elsewhere = {where: str(error)}
 
-    found = arrival.look(store.concepts)
-    now = {name: folder.state for name, folder in found.items()}
+    found = arrival.known(store, now)
     settled = {name for name, state in now.items() if last["seen"].get(name) == state}
-    good = {name for name in settled if not found[name].problem}
-    failed = {name: str(found[name].problem) for name in sorted(settled - good)} | elsewhere
-    unsettled = {name: why for name, why in (last["failed"] or {}).items() if name in now and name not in settled}
+    unread = sorted(settled - found.keys())
+    good = {name for name in settled & found.keys() if not found[name].problem}
+    failed = {name: str(found[name].problem) for name in sorted((settled & found.keys()) - good)} | elsewhere
+    unsettled = {
+        name: why for name, why in (last["failed"] or {}).items() if name in now and name not in failed.keys() | good
+    }
     failed = unsettled | failed
 
     known = set(context.instance.get_dynamic_partitions(CONCEPT))
     added = sorted(good - known)
     gone = sorted(known - now.keys() - last["seen"].keys())
-    changed = sorted(name for name in good if last["reported"].get(name) != now[name])
+    changed = sorted(name for name in good if last["reported"].get(name) != found[name].state)
     reported = {name: content for name, content in last["reported"].items() if name not in gone}
-    reported |= {name: now[name] for name in changed}
+    reported |= {name: found[name].state for name in changed}
     events = [event for name in changed for event in _arrived(store.concept_folder(name), name, found[name])]
     if failed != (last["failed"] or {}) or (last["failed"] is None and reported):
         new = {name: why for name, why in failed.items() if (last["failed"] or {}).get(name) != why}
@@ -87,7 +97,14 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
     requests = [preparation(name, f"arrived {occasion}") for name in changed] if automation.continuous else []
     if gone and store.comparison().is_dir():
         requests.append(dg.RunRequest(job_name=jobs.compare.name, run_key=f"gone {occasion}"))
-    news = bool(added or gone or changed)
+    if (unread or wanted or left) and not is_under_way(context.instance, jobs.arrive.name):
+        config = dg.RunConfig({"arrival": intake.Arrived(wanted=wanted, gone=left)})
+        what = json.dumps([{name: now[name] for name in unread}, wanted, left])
+        asked = hashlib.sha256(what.encode()).hexdigest()[:16]
+        hour = f"{datetime.now():%Y-%m-%d %H}"  # what may pass is tried again, once an hour
+        key = f"arrived {last['begun']} {asked} {hour}"
+        requests.append(dg.RunRequest(key, config, job_name=jobs.arrive.name, tags=FIRST))
+    news = bool(added or gone or changed or requests)
     why = None if news else "; ".join(failed.values()) or "the folders of data/concepts are as they were"
     return dg.SensorResult(
         skip_reason=why,
@@ -110,20 +127,6 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
     )
 
 
-def _receive(store, location: str, last: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Bring what has settled where concepts arrive. Returns what is there, and what could not be brought, and why."""
-    from personalize_core.workspace import arrival
-
-    address = arrival.address_of(store, location)
-    if address is None:
-        return {}, {}
-    there = arrival.listing(address)
-    settled = [name for name, state in there.items() if last.get(name) == state]
-    gone = [name for name in arrival.brought(store, address) if name not in there and name not in last]
-    arrival.receive(store, address, there, settled, gone)
-    return there, arrival.refusals(store)
-
-
 def _arrived(path, name: str, folder) -> list:
     about = {"path": str(path), "class_noun": folder.class_noun, "concept_images": folder.concept_images}
     return settings.events(assets.concept_images.key, name, folder.state, about)
@@ -140,12 +143,9 @@ def _cannot_be_used(name: str, why: str) -> dg.AssetObservation:
 
 def _verdict(failed: dict, folders: int) -> dict:
     """What the check says: how many folders cannot be used, and why not."""
-    rows = [dg.TableRecord({"folder": name, "why": why}) for name, why in list(failed.items())[:SHOWN]]
-    columns = dg.TableSchema([dg.TableColumn("folder"), dg.TableColumn("why")])
     return {
         "passed": not failed,
         "severity": dg.AssetCheckSeverity.ERROR,
         "description": f"{len(failed)} of {folders} folders cannot be used: {'; '.join(failed)}" if failed else None,
-        "metadata": {"folders": folders, "cannot_be_used": len(failed)}
-        | ({"reasons": dg.MetadataValue.table(rows, schema=columns)} if rows else {}),
+        "metadata": {"folders": folders, "cannot_be_used": len(failed)} | intake.table(failed),
     }

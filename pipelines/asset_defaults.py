@@ -23,6 +23,7 @@ def asset(
     pool: str | None = None,
     check_specs: Sequence[dg.AssetCheckSpec] = (),
     automation_condition: dg.AutomationCondition | None = None,
+    freshness_policy: dg.FreshnessPolicy | None = None,
 ) -> Callable[[Callable[..., dg.MaterializeResult]], dg.AssetsDefinition]:
     """An asset that a step of the core makes: `dg.asset`, of a body that calls the step and reports.
 
@@ -42,6 +43,7 @@ def asset(
             pool=pool,
             check_specs=check_specs,
             automation_condition=automation_condition,
+            freshness_policy=freshness_policy,
         )(sorted_out(failed_checks_told(body)))
 
     return define

@@ -5,6 +5,8 @@ the habit of the other files: Dagster looks at the type of `context` itself. Tha
 concept, Dagster infers from the partitions.
 """
 
+from datetime import timedelta
+
 import dagster as dg
 
 from pipelines import asset_defaults, checks, metadata, settings
@@ -13,6 +15,9 @@ from pipelines.lineage import behind
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
 from pipelines.resources import Workspace
+
+# Compared anew whenever scores change; so an old comparison says that nothing was scored, or that comparing fails.
+COMPARED_LATELY = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=30), warn_window=timedelta(days=8))
 
 concept_images = asset_defaults.source(
     "concept_images",
@@ -161,6 +166,7 @@ def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) ->
     kinds={"polars", "image"},
     deps=[metrics, reference_scores, image_grid],
     automation_condition=AFTER_SCORES,
+    freshness_policy=COMPARED_LATELY,
     check_specs=checks.of("comparison"),
 )
 def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
@@ -179,6 +185,7 @@ def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Ma
     kinds={"html"},
     deps=[comparison, artifact, image_grid],
     automation_condition=WITH_COMPARISON,
+    freshness_policy=COMPARED_LATELY,
 )
 def report(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The comparison in words, figures, images and tables: one page that needs nothing else."""

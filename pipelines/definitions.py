@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import dagster as dg
 
-from pipelines import analyses, arrival, assets, canary, checks, jobs, notifications, recovery, schedules, settings
+from pipelines import (
+    analyses,
+    arrival,
+    assets,
+    canary,
+    checks,
+    intake,
+    jobs,
+    notifications,
+    recovery,
+    retention,
+    schedules,
+    settings,
+)
 from pipelines.resources import Workspace
 
 defs = dg.Definitions(
-    assets=[*assets.ALL, *analyses.ALL, canary.canary],
+    assets=[intake.arrival, *assets.ALL, *analyses.ALL, canary.canary],
     asset_checks=[*checks.ALL, arrival.folders_usable],
     jobs=jobs.ALL,
     schedules=[schedules.nightly, schedules.nightly_preparation, schedules.canary_after_upgrade],
@@ -18,6 +31,7 @@ defs = dg.Definitions(
         schedules.training_follows,
         schedules.comparison_follows,
         recovery.lost_runs_sensor,
+        retention.old_runs,
         notifications.failed_runs,
         notifications.notifications,
     ],

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import dagster as dg
 
-from pipelines import assets, checks
+from pipelines import assets, checks, intake
 from pipelines.canary import canary
 
+arrive = dg.define_asset_job(
+    "arrive",
+    selection=dg.AssetSelection.assets(intake.arrival),
+    description="Copy what arrived elsewhere to data/concepts, and check what has changed there.",
+)
 prepare = dg.define_asset_job(
     "prepare",
     selection=dg.AssetSelection.assets(assets.latents, assets.class_images, assets.reference_scores)
@@ -29,4 +34,4 @@ rerun_canary = dg.define_asset_job(
     description="Run the cells of the canary again, apart from all results, and compare their scores.",
 )
 
-ALL = [prepare, learn, compare, rerun_canary]
+ALL = [arrive, prepare, learn, compare, rerun_canary]

@@ -50,7 +50,7 @@ def stale(instance: dg.DagsterInstance, store: Store, concepts: Sequence[str] | 
 def usable(instance: dg.DagsterInstance, store: Store) -> list[str]:
     from personalize_core.workspace import arrival
 
-    found = arrival.look(store.concepts)
+    found = arrival.look(store)
     known = sorted(instance.get_dynamic_partitions(CONCEPT))
     return [name for name in known if name in found and not found[name].problem]
 
@@ -60,6 +60,11 @@ def under_way(instance: dg.DagsterInstance, partitions: Sequence[str] | None = N
     tags = {"dagster/partition": [*partitions]} if partitions else None
     unfinished = instance.get_runs(dg.RunsFilter(statuses=[*_UNFINISHED], tags=tags))
     return {key for run in unfinished if (key := run.tags.get("dagster/partition"))}
+
+
+def is_under_way(instance: dg.DagsterInstance, job: str) -> bool:
+    """Does a run of this job wait or run?"""
+    return bool(instance.get_run_records(dg.RunsFilter(job_name=job, statuses=[*_UNFINISHED]), limit=1))
 
 
 _UNFINISHED = (

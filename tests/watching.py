@@ -9,7 +9,7 @@ import dagster as dg
 import yaml
 from PIL import Image
 
-from pipelines import arrival
+from pipelines import arrival, intake, jobs
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
 
@@ -39,6 +39,21 @@ class Watch:
         self.instance, self.root, self.cursor = instance, root, None
 
     def tick(self) -> dg.SensorResult:
+        """One look, the run of the asset `arrival` that it asks for, and the look after that."""
+        first = self.look()
+        arrivals = [request for request in first.run_requests or [] if request.job_name == jobs.arrive.name]
+        if not arrivals:
+            return first
+        for request in arrivals:
+            resources = {"workspace": Workspace(root=str(self.root))}
+            dg.materialize([intake.arrival], resources=resources, instance=self.instance, run_config=request.run_config)
+        others = [request for request in first.run_requests or [] if request not in arrivals]
+        second = self.look()
+        assert jobs.arrive.name not in [request.job_name for request in second.run_requests or []], "asked twice"
+        events = [*first.asset_events, *second.asset_events]
+        return second._replace(asset_events=events, run_requests=[*others, *(second.run_requests or [])])
+
+    def look(self) -> dg.SensorResult:
         with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
             result = arrival.concept_folder(context, workspace=Workspace(root=str(self.root)))
         assert isinstance(result, dg.SensorResult)

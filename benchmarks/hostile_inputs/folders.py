@@ -21,8 +21,11 @@ BAD_NAMES = (b"Dog 7", b"a|b", b"dog...7", b"dog\xe9", b"x" * 64, b"-dog", b"[re
 
 def here(folder: Path) -> dict[str, str | None]:
     """Each folder of data/concepts after two looks, with the reason why it is no concept."""
-    arrival.look(folder / "input")
-    return {name: found.problem for name, found in arrival.look(folder / "input").items()}
+    store = Store(folder / "workspace")
+    store.data.mkdir(parents=True, exist_ok=True)
+    store.concepts.symlink_to(folder / "input")
+    arrival.look(store)
+    return {name: found.problem for name, found in arrival.look(store).items()}
 
 
 def elsewhere(folder: Path) -> dict[str, str | None]:
@@ -30,7 +33,7 @@ def elsewhere(folder: Path) -> dict[str, str | None]:
     store = Store(folder / "workspace")
     for _ in range(2):
         there = arrival.listing(str(folder / "input"))
-        arrival.receive(store, str(folder / "input"), there, settled=there.keys(), gone=[])
+        arrival.bring(store, str(folder / "input"), there, gone=[])
     return dict.fromkeys(store.concept_names()) | arrival.refusals(store)
 
 

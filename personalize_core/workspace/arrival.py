@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import stat
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept import check_name
-from personalize_core.errors import InputError, listed, printable
+from personalize_core.errors import InputError, printable
+from personalize_core.errors import listed as in_words
 from personalize_core.files.atomic import folder_aside, read_record, replace_folder, write_json
 from personalize_core.files.outside import user_path
 from personalize_core.files.stamps import sha256, stamp_of
@@ -23,26 +26,59 @@ RECORD = ".arrived.json"  # in a folder that was brought: from where, and what i
 INNER = "masks"  # the only folder within a concept's folder that is brought along
 DEEPEST = 3  # levels of a location that are looked at: NAME/masks/FILE
 REFUSED = "arrival.json"  # folders of the location that cannot be brought, and why
+LOOKED = "looked.json"  # what the folders of data/concepts were found to be
 
 
 @dataclass(frozen=True)
 class Folder:
     """One folder of data/concepts, as a look found it."""
 
-    state: str  # equal on two looks: it has stopped changing. Of a concept, a hash of its content
+    state: str  # a hash of its content; "" where it is no concept
     problem: str | None = None  # why it is no concept
     class_noun: str = ""  # of a concept
     concept_images: int = 0
 
 
-def look(concepts: Path) -> dict[str, Folder]:
+def listed(concepts: Path) -> dict[str, str]:
+    """Every folder of data/concepts by its name -> what changes with its files, of which no byte is read."""
+    return {printable(folder.name): _listed(folder) for folder in _folders(concepts)}
+
+
+def known(store: Store, here: Mapping[str, str]) -> dict[str, Folder]:
+    """What `look` found, of the folders that are as they were then.
+
+    Args:
+        here: as `listed` gave it.
+    """
+    record = read_record(store.work(LOOKED))
+    if record.get("by") != _by():
+        return {}
+    try:
+        folders = {name: dict(about) for name, about in record["folders"].items()}
+        return {name: Folder(**about) for name, about in folders.items() if about.pop("listed") == here.get(name)}
+    except (AttributeError, KeyError, TypeError, ValueError):  # damaged: all are read again
+        return {}
+
+
+def look(store: Store, most: int | None = None, again: bool = False) -> dict[str, Folder]:
     """Every folder of data/concepts by its name: is it a concept whose every concept image can be read?
 
-    Concept images are read again only where a file's size, time or inode has changed. Whatever goes wrong with one
-    folder is its problem, and the others are looked at.
+    A folder is read where a file's size, time or inode has changed since the last look of any process. Whatever goes
+    wrong with one folder is its problem, and the others are looked at.
+
+    Args:
+        most: how many may be read; those that are left are not among the folders.
+        again: read those that could not be used again, whether or not they have changed.
     """
-    found = sorted(concepts.iterdir()) if concepts.is_dir() else []
-    return {printable(path.name): _looked_at(path) for path in found if path.is_dir() and not path.name.startswith(".")}
+    folders = {printable(folder.name): folder for folder in _folders(store.concepts)}
+    here = {name: _listed(folder) for name, folder in folders.items()}
+    found = {name: folder for name, folder in known(store, here).items() if not (again and folder.problem)}
+    unread = [name for name in folders if name not in found][:most]
+    found |= {name: _looked_at(folders[name]) for name in unread}
+    if unread:
+        about = {name: {"listed": here[name]} | dataclasses.asdict(folder) for name, folder in found.items()}
+        write_json(store.work(LOOKED), {"by": _by(), "folders": about})
+    return {name: found[name] for name in folders if name in found}
 
 
 def address_of(store: Store, location: str) -> str | None:
@@ -72,32 +108,36 @@ def listing(address: str) -> dict[str, str]:
     return {name: stamp_of(entries) for name, entries in sorted(folders.items())}
 
 
-def receive(
-    store: Store, address: str, there: Mapping[str, str], settled: Collection[str], gone: Iterable[str]
-) -> None:
+def bring(store: Store, address: str, wanted: Mapping[str, str], gone: Collection[str]) -> list[str]:
     """Bring what has settled to data/concepts, each folder whole or not at all; the originals are only read.
 
     What a person has changed here, or put here, is left as it is. What is gone there goes from here too, into
     data/.work/removed, if it was brought from there and is as it was brought. `refusals` says what was not done.
 
     Args:
-        there: name -> state, as `listing` gave it.
-        settled: names whose state was the same on the look before.
+        wanted: name -> state, as `listing` gave it on two looks; what is another one by now is left to the next.
         gone: names that were brought from there and were missing on two looks.
+
+    Returns:
+        The names that could not be brought for a reason that may pass.
+
+    Raises:
+        InputError: the place cannot be reached.
     """
-    before, refused = _refusals(store), {}
+    there = listing(address)
+    before, refused, passing = _refusals(store), {}, []
     for name in there:
         key = printable(name)
-        folder, known = store.concepts / name, before.get(key, {})
-        if name not in settled:
-            if known:
-                refused[key] = known
+        folder, earlier = store.concepts / name, before.get(key, {})
+        if wanted.get(name) != there[name]:
+            if earlier:
+                refused[key] = earlier
             continue
         if _is_here(folder, address, there[name]):
             continue
-        if known.get("state") == there[name] and known.get("here") == _content_of(folder):
-            refused[key] = known  # neither has changed, so it would be refused again
-            continue
+        if earlier.get("state") == there[name] and earlier.get("here") == _content_of(folder):
+            refused[key] = earlier | {"tried": _tried(there[name], folder)}
+            continue  # neither has changed, so it would be refused again
         try:
             check_name(name)
             _check_untouched(folder, address)
@@ -106,15 +146,44 @@ def receive(
             refused[key] = {"state": there[name], "here": _content_of(folder), "why": str(error)}
         except Exception as error:  # whatever is wrong with one folder, the others are brought
             refused[key] = {"why": _reason(error, f"{address}/{name}")}
-    refused |= _take_away(store, address, sorted(gone), nothing_left=not there)
+            if isinstance(error.__cause__ or error, OSError):
+                passing.append(name)
+        if key in refused and name not in passing:
+            refused[key]["tried"] = _tried(there[name], folder)
+    refused |= _take_away(store, address, sorted({*gone} - there.keys()), nothing_left=not there)
     if refused != before:
         write_json(store.work(REFUSED), refused)
+    return passing
 
 
-def brought(store: Store, address: str) -> list[str]:
-    """The concepts here that were brought from there."""
-    records = sorted(store.concepts.glob(f"*/{RECORD}"))
-    return [path.parent.name for path in records if _record(path.parent).get("from") == address]
+def to_bring(
+    store: Store, address: str, settled: Mapping[str, str], seen: Collection[str], here: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """What has settled there, and what is gone, as far as `bring` has not tried it as it is now.
+
+    Args:
+        settled: name -> state, as `listing` gave it on two looks.
+        seen: the names of either look.
+        here: as `listed` gave it.
+    """
+    before, brought_before = _refusals(store), brought(store, address)
+
+    def untried(name: str, state: str) -> bool:
+        key = printable(name)
+        return before.get(key, {}).get("tried") != [state, here.get(key, "")]
+
+    new = {name: state for name, state in settled.items() if brought_before.get(name) != state and untried(name, state)}
+    return new, [name for name in brought_before if name not in seen and untried(name, "")]
+
+
+def _tried(state: str, folder: Path) -> list[str]:
+    return [state, _listed(folder) if folder.is_dir() else ""]
+
+
+def brought(store: Store, address: str) -> dict[str, str]:
+    """The concepts here that were brought from there, each with the state that it had there."""
+    records = {path.parent.name: _record(path.parent) for path in sorted(store.concepts.glob(f"*/{RECORD}"))}
+    return {name: str(record.get("state")) for name, record in records.items() if record.get("from") == address}
 
 
 def refusals(store: Store) -> dict[str, str]:
@@ -129,41 +198,57 @@ class _Refused(InputError):
 # Looking
 
 
-Entry = tuple[str, tuple[int, ...]]  # a file's path within the folder, and its kind, size, time and inode
+def _folders(concepts: Path) -> list[Path]:
+    if not concepts.is_dir():
+        return []
+    with os.scandir(concepts) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return [concepts / name for name in names]
+
+
+def _listed(folder: Path) -> str:
+    """A hash of the kind, size, time and inode of everything in the folder and among its masks; of links' targets."""
+    try:
+        found = [*_entries(folder, ""), *_entries(folder / INNER, INNER)]
+    except OSError as error:
+        return printable(f"{type(error).__name__} {error.errno}")
+    return hashlib.sha256(repr(sorted(found)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _entries(folder: Path, within: str) -> list[tuple[str, str, tuple[int, ...]]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [(within, entry.name, _state(entry)) for entry in entries if entry.name != RECORD]
+    except (FileNotFoundError, NotADirectoryError):
+        if within:
+            return []
+        raise
+
+
+def _state(entry: os.DirEntry[str]) -> tuple[int, ...]:
+    """A file that has gone since it was listed has another state than before."""
+    try:
+        about = entry.stat()
+    except OSError:
+        return ()
+    if stat.S_ISDIR(about.st_mode):
+        return (about.st_mode,)
+    return about.st_mode, about.st_size, about.st_mtime_ns, about.st_ino
 
 
 def _looked_at(folder: Path) -> Folder:
     try:
         check_name(folder.name)
-        found = sorted([*folder.iterdir(), *(folder / INNER).glob("*")])
-        entries = tuple(_entry(folder, path) for path in found if path.name != RECORD)
-    except InputError as error:
-        return Folder("", str(error))
-    except Exception as error:
-        reason = _reason(error, folder)
-        return Folder(stamp_of({"reason": reason}), reason)
-    return _checked(folder, entries)
-
-
-def _entry(folder: Path, path: Path) -> Entry:
-    """Of a link, what it leads to. A file that has gone since it was listed has another state than before."""
-    try:
-        about = path.stat()
-    except OSError:
-        return path.relative_to(folder).as_posix(), ()
-    if stat.S_ISDIR(about.st_mode):
-        return path.relative_to(folder).as_posix(), (about.st_mode,)
-    state = about.st_mode, about.st_size, about.st_mtime_ns, about.st_ino
-    return path.relative_to(folder).as_posix(), state
-
-
-@lru_cache(maxsize=20_000)
-def _checked(folder: Path, entries: tuple[Entry, ...]) -> Folder:
-    try:
         concept, images = concept_files.read_concept(folder), concept_files.check_folder(folder)
         return Folder(_content(folder), None, concept.class_noun, len(images))
     except Exception as error:
-        return Folder(stamp_of({"entries": entries}), _reason(error, folder))
+        return Folder("", _reason(error, folder))
+
+
+@cache
+def _by() -> str:
+    """What decides whether a folder can be used: another version of it looks at every folder again."""
+    return stamp_of({path.name: sha256(path) for path in sorted(Path(concept_files.__file__).parent.glob("*.py"))})
 
 
 def _reason(error: Exception, place: str | Path) -> str:
@@ -282,9 +367,11 @@ def _occupied(folder: Path, address: str) -> _Refused:
 
 def _take_away(store: Store, address: str, gone: list[str], nothing_left: bool) -> dict[str, dict[str, Any]]:
     if gone and nothing_left:  # rather a disk that is not mounted than the end of all concepts
-        why = f"{address} is empty; {listed(gone)}, which came from there, stay here until they are moved away here too"
-        return {name: {"why": why} for name in gone}
-    refused = {}
+        why = (
+            f"{address} is empty; {in_words(gone)}, which came from there, stay here until they are moved away here too"
+        )
+        return {name: {"why": why, "tried": _tried("", store.concepts / name)} for name in gone}
+    refused: dict[str, dict[str, Any]] = {}
     for name in gone:
         folder = store.concepts / name
         if _unchanged(folder, _record(folder)):
@@ -297,6 +384,8 @@ def _take_away(store: Store, address: str, gone: list[str], nothing_left: bool) 
         else:
             why = f"{name!r} is gone from {address}, but {folder} was changed here since, so it stays until it is moved"
             refused[name] = {"why": why}
+        if name in refused:
+            refused[name]["tried"] = _tried("", folder)
     return refused
 
 

@@ -59,6 +59,7 @@ class Automation(Section):
     continuous: bool = False  # train a concept as soon as it has settled, and not only at night
     nightly: Annotated[str, AfterValidator(check_cron)] = "0 2 * * *"  # cron: when whatever is out of date is trained
     notify: Notify = Notify()
+    keep_runs: Annotated[int, Field(ge=1, le=36500)] | None = None  # days; None: Dagster's history keeps all runs
     canary: dict[str, Names] = {}  # concept -> methods: the cells that are run again after an upgrade
 
     @field_validator("canary")
