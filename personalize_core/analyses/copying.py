@@ -2,7 +2,8 @@
 
 No paper measures it, and identity scores reward a copy. A concept image that was held out is the
 measure of what an honest new image reaches: each in turn is compared with all the others. That says nothing about
-the method, so none has to be trained without it.
+the method, so none has to be trained without it. Where images are held out from training, these are compared with
+the ones that were trained on.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ HOW = (
     "The nearest training concept image of each image, by the cosine of features: of the identity encoder, of the "
     "text-image encoder, and of the middle squares' pixels (32 x 32, mean taken off), which alone tells a literal copy "
     "from a good likeness. The yardstick: each concept image held out against the others. For a fair mean, an image is "
-    "compared with as many concept images as a held-out one: the mean over all ways to leave one of them out. A prompt "
-    "that asks for the scene of a concept image may bring an image nearer to it than the concept images are to each "
-    "other, without copying it: look at the pair."
+    "compared with as many concept images as a held-out one: the mean over all ways to leave one of them out. Where "
+    "images were held out from training, they are the yardstick instead, and like every image they are compared with "
+    "all that were trained on. A prompt that asks for the scene of a concept image may bring an image nearer to it "
+    "than the concept images are to each other, without copying it: look at the pair."
 )
 SIDE = 32
 PAIRS = 6  # of the nearest pairs that an image shows
@@ -36,7 +38,7 @@ MEANINGS = {
     "encoder": "whose features were compared; 'pixels' are 32 x 32 values with their mean taken off",
     "image": "the image's file: in the grid's folder, or a concept image",
     "prompt": "the prompt template; null for a concept image",
-    "nearest": "the nearest concept image's file; a held-out concept image's is another one",
+    "nearest": "the nearest concept image's file, of those trained on; a held-out concept image's is another one",
     "similarity": "cosine with it, in [-1, 1]",
     "with_one_left_out": "mean over the concept images of the nearest cosine without that one; null for a concept "
     "image, and if there is only one",
@@ -103,10 +105,13 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
         concept_images = features(inputs.concept_images)
         most = 1.0
         if several:
-            held = held_out(concept_images)
+            held, paths = held_out(concept_images), inputs.concept_images
             most = float(held.similarity.max())
+            if inputs.held_out:
+                held, paths = nearest(features(inputs.held_out), concept_images), inputs.held_out
+                most = max(most, float(held.similarity.max()))
             findings.metrics[f"held out, {encoder}"] = float(held.similarity.mean())
-            for path, index, similarity in zip(inputs.concept_images, held.index, held.similarity, strict=True):
+            for path, index, similarity in zip(paths, held.index, held.similarity, strict=True):
                 rows.append(
                     {
                         "variant": "held out",

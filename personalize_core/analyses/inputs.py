@@ -60,7 +60,7 @@ class Inputs:
     trained: Method
     identity: Encoder
     text_image: TextImageEncoder
-    concept_images: Sequence[Path]
+    concept_images: Sequence[Path]  # those that were trained on
     grid: SampledGrid
     baseline: SampledGrid | None  # the base model's grid of the same prompts, if there is one
     scores: pl.DataFrame | None
@@ -70,6 +70,7 @@ class Inputs:
     seed: int
     ready: Callable[[str, Sequence[str]], Method]  # (variant, prompts) -> the trained method, ready to sample them
     workers: int = 1  # threads that read and encode images
+    held_out: Sequence[Path] = ()  # concept images that were not trained on
 
     @property
     def is_baseline(self) -> bool:

@@ -11,7 +11,7 @@ import polars as pl
 from personalize_core.analyses.findings import Findings, NotDefined
 from personalize_core.analyses.inputs import Inputs
 from personalize_core.analyses.shared_plots import Panel, dots
-from personalize_core.metrics.tables import BASELINE, CEILING
+from personalize_core.metrics.tables import BASELINE, CEILING, shown
 from personalize_core.report.figures.style import METRIC_WORDS
 
 TITLE = "Prompt by prompt"
@@ -68,7 +68,7 @@ def plot(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
     prompts = table.select("prompt_index", "prompt").unique().sort("prompt_index")["prompt"].to_list()
     variants = sorted(table["variant"].unique().to_list(), key=lambda name: (name != BASELINE, name))
     panels = []
-    for metric in PLOTTED:
+    for metric in (shown(metric, set(table["metric"])) for metric in PLOTTED):
         rows = table.filter(metric=metric)
         for encoder in sorted(rows["encoder"].unique().to_list()):
             mine = rows.filter(encoder=encoder)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,15 +51,21 @@ def _read(text: str, path: Path) -> Any:
     return outside.parse_yaml(text, path, plain=True)  # where "no" and "on" are words
 
 
-def concept_images(folder: Path) -> list[Path]:
+def concept_images(folder: Path, names: Collection[str] | None = None) -> list[Path]:
     """The concept's images, sorted, every one decoded once.
+
+    Args:
+        names: only these of its files; the others are not opened.
 
     Raises:
         InputError: there are none, or one cannot be read.
     """
     from personalize_core.concepts.image_files import listing
 
-    return _checked_images(listing(folder), folder)
+    found = listing(folder)
+    if names is not None:
+        found = replace(found, images=[path for path in found.images if path.name in names])
+    return _checked_images(found, folder)
 
 
 def check_folder(folder: Path) -> list[Path]:

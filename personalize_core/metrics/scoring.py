@@ -22,7 +22,7 @@ from personalize_core.metrics import masc, masks, similarity, tables
 from personalize_core.metrics.encoders import Encoder
 from personalize_core.metrics.features import Encoders, Processing, Seen
 from personalize_core.metrics.preprocessing import in_threads
-from personalize_core.metrics.tables import MEASURES, SCALED
+from personalize_core.metrics.tables import ALL_IMAGES, ALL_PAIRS, HELD_OUT, MEASURES, OTHER_REAL, SCALED, TRAINED_ON
 from personalize_core.sampling.grid import located, read_grid
 
 ALONE = "there is one concept image, and none to compare it with"
@@ -54,12 +54,15 @@ def score_grid(
     encoders: Encoders,
     without_identity: Set[int] = frozenset(),
     processing: Processing | None = None,
+    held_out: Sequence[Path] | None = None,
 ) -> Scored:
     """Every image of a grid: CLIP-T with its prompt, CLIP-I and DINO with the concept images.
 
     Args:
         without_identity: places of prompts that change the look of the concept, so that a protocol wants no likeness
             to its concept images there: those images have no rows but CLIP-T's.
+        held_out: more images of the concept, that nothing was trained on. CLIP-I and DINO then are with these, and
+            "_trained_on" with `concept_images` beside them. None: images are not held out here at all.
 
     Raises:
         InputError: the grid's description or an image that it lists is missing or damaged, or masks that came with
@@ -91,7 +94,6 @@ def score_grid(
     noun, found = concept.class_noun, Scored()
     made_elsewhere = "external" in described
     sampled = Seen.of(paths, noun, None, encoders, processing, "leave_out" if made_elsewhere else "raise")
-    known = Seen.of_concept_images(concept_images, noun, encoders)
     if sampled.left_out:  # and sampled has no features of them
         found.absent += [_absence(None, None, about[place]["image"], reason) for place, reason in sampled.left_out]
         readable = sorted(set(range(len(images))) - {place for place, _ in sampled.left_out})
@@ -122,10 +124,15 @@ def score_grid(
                     if cosine is not None and MEASURES[name].scaling == SCALED:
                         score = float(similarity.clip_score(torch.tensor(cosine, dtype=torch.float64)))
                     _add(found, name, encoder, number == 0, about[index] | {"text": said[index]}, score, 1)
-    for metric, encoder, headline in encoders.of_images:
-        _compare(found, metric, encoder, headline, about, sampled, known, encoders.segmenter, _with_all)
     prompts = [masc.without_subject(templates[image.prompt]["class_phrase"], noun) for image in images]
-    _add_masc(found, about, [image.path for image in images], prompts, noun, concept_images, encoders)
+    own = [image.path for image in images]
+    for references, some in _reference_sets(found, concept_images, held_out, encoders).items():
+        known = Seen.of_concept_images(some, noun, encoders)
+        for metric, encoder, headline in encoders.of_images:
+            how = {"references": references}
+            _compare(found, metric, encoder, headline, about, sampled, known, encoders.segmenter, _with_all, how)
+        first = references != TRAINED_ON or held_out == []  # the prompts are the same with either set
+        _add_masc(found, about, own, prompts, noun, some, encoders, references, follow=first)
     found.rows = [
         row for row in found.rows if MEASURES[row["metric"]].reads_text or row["prompt_index"] not in without_identity
     ]
@@ -133,26 +140,61 @@ def score_grid(
     return found
 
 
-def score_references(root: Path, concept: Concept, concept_images: Sequence[Path], encoders: Encoders) -> Scored:
-    """The concept images, each with all the others: CLIP-I and DINO. One alone has no others, and no row."""
-    found = Scored()
-    if len(concept_images) < 2:
-        for metric, encoder, _ in encoders.of_images:
-            for name in (metric, f"{metric}_masked") if encoders.segmenter else (metric,):
-                found.absent.append(_absence(name, encoder, None, ALONE))
-        if encoders.masc:
-            found.absent.append(_absence("masc_cp", encoders.masc, None, ALONE))
+def score_references(
+    root: Path,
+    concept: Concept,
+    concept_images: Sequence[Path],
+    encoders: Encoders,
+    held_out: Sequence[Path] | None = None,
+) -> Scored:
+    """The concept images, each with all the others: CLIP-I and DINO. One alone has no others, and no row.
+
+    held_out: as `score_grid` takes them. Each image that was trained on then is compared with all that were held out,
+    and each of these with all that were trained on, so that both metrics have the same mean.
+    """
+    found, noun = Scored(), concept.class_noun
+    sets = _reference_sets(found, concept_images, held_out, encoders)
+    if len(concept_images) < 2 and not held_out:
+        _all_absent(found, encoders, list(sets), ALONE)
         return found
-    known = Seen.of_concept_images(concept_images, concept.class_noun, encoders)
+    seen = {references: Seen.of_concept_images(some, noun, encoders) for references, some in sets.items()}
     real: dict[str, Any] = {"concept": concept.name, "method": tables.CEILING, "variant": tables.CEILING}
-    about = [
-        real | {"image_index": index, "image": path.relative_to(root).as_posix(), "image_sha256": sha256(path)}
-        for index, path in enumerate(concept_images)
-    ]
-    for metric, encoder, headline in encoders.of_images:
-        _compare(found, metric, encoder, headline, about, known, known, encoders.segmenter, _with_others)
-    _add_masc(found, about, concept_images, None, concept.class_noun, concept_images, encoders)
+    for references, known in seen.items():
+        other = {HELD_OUT: TRAINED_ON, TRAINED_ON: HELD_OUT}[references] if len(sets) > 1 else references
+        about = [
+            real | {"image_index": index, "image": path.relative_to(root).as_posix(), "image_sha256": sha256(path)}
+            for index, path in enumerate(sets[other])
+        ]
+        alike = _with_others if other == references else _with_all
+        how = {"references": references, "pairing": OTHER_REAL if other == references else ALL_PAIRS}
+        for metric, encoder, headline in encoders.of_images:
+            _compare(found, metric, encoder, headline, about, seen[other], known, encoders.segmenter, alike, how)
+        _add_masc(found, about, sets[other], None, noun, sets[references], encoders, references)
     return found
+
+
+def _reference_sets(
+    found: Scored, concept_images: Sequence[Path], held_out: Sequence[Path] | None, encoders: Encoders
+) -> dict[str, Sequence[Path]]:
+    """Of tables' references, those that images are compared with."""
+    if held_out is None:
+        return {ALL_IMAGES: concept_images}
+    if held_out:
+        return {HELD_OUT: held_out, TRAINED_ON: concept_images}
+    few = f"of {len(concept_images)} concept images none is held out, and all are trained on"
+    _all_absent(found, encoders, [HELD_OUT], few)
+    return {TRAINED_ON: concept_images}
+
+
+def _all_absent(found: Scored, encoders: Encoders, references: Sequence[str], reason: str) -> None:
+    for metric, encoder, _ in encoders.of_images:
+        for masked in (False, True) if encoders.segmenter else (False,):
+            for each in references:
+                name = tables.compared(metric, masked, each == TRAINED_ON)
+                found.absent.append(_absence(name, encoder, None, reason))
+    if encoders.masc:
+        names = [tables.compared("masc_cp", False, each == TRAINED_ON) for each in references]
+        found.absent += [_absence(name, encoders.masc, None, reason) for name in names]
 
 
 # -- features to rows -----------------------------------------------------------------------------------------
@@ -177,12 +219,16 @@ def _compare(
     known: Seen,
     segmenter: masks.Segmenter | None,
     alike: Callable[[Tensor, Tensor], tuple[Tensor, int]],
+    how: Mapping[str, str],
 ) -> None:
-    """Rows of one encoder that compare images with the concept's images, whole and masked."""
+    """Rows of one encoder that compare images with the concept's images, whole and masked.
+
+    how: of the rows' contract, references and, where it does not follow from the method, pairing.
+    """
     for masked in (False, True) if segmenter else (False,):
-        name = f"{metric}_masked" if masked else metric
-        if masked and known.unmasked_for:
-            found.absent.append(_absence(name, encoder, None, known.unmasked_for))
+        name = tables.compared(metric, masked, how["references"] == TRAINED_ON)
+        if masked and (why := known.unmasked_for or sampled.unmasked_for):
+            found.absent.append(_absence(name, encoder, None, why))
             continue
         images, references = (seen.features[metric, encoder.name, masked] for seen in (sampled, known))
         if not _usable(references).all():
@@ -191,9 +237,9 @@ def _compare(
         usable = _usable(images)
         values, pairs = alike(images[usable], references) if usable.any() else (torch.empty(0), 1)
         for index, score in enumerate(_spread(values, usable)):
-            more: dict[str, Any] = {}
+            more: dict[str, Any] = dict(how)
             if masked and segmenter and sampled.foreground:
-                more = {"mask": masks.rule(segmenter), "foreground": sampled.foreground[index]}
+                more |= {"mask": masks.rule(segmenter), "foreground": sampled.foreground[index]}
             _add(found, name, encoder, headline, about[index] | more, score, pairs)
 
 
@@ -205,26 +251,44 @@ def _add_masc(
     class_noun: str,
     concept_images: Sequence[Path],
     encoders: Encoders,
+    kind: str,
+    follow: bool = True,
 ) -> None:
-    """Rows of MaSC. prompts: without their subject; None: the images are the concept images, each with its others."""
+    """Rows of MaSC. prompts: without their subject; None: the images are concept images, each with the others.
+
+    kind: of tables' references. follow: whether prompt following is measured too.
+    """
     if not (network := encoders.masc) or not (segmenter := encoders.segmenter):
         return
+    name, pairing = tables.compared("masc_cp", False, kind == TRAINED_ON), {}
+    within = prompts is None and list(paths) == list(concept_images)
+    if prompts is None:
+        pairing = {"pairing": OTHER_REAL if within else ALL_PAIRS}
     references = list(masc.look(network, concept_images, class_noun, own_masks(concept_images), segmenter))
     empty = [path.name for path, one in zip(concept_images, references, strict=True) if not one.foreground.any()]
     if empty:
         why = f"no patch of the concept image {empty[0]} shows its {class_noun}; put better masks beside the images"
-        found.absent.append(_absence("masc_cp", network, None, why))
-    seen = masc.look(network, paths, class_noun, None, segmenter) if prompts is not None else references
+        found.absent.append(_absence(name, network, None, why))
+    masks_of = own_masks(paths) if prompts is None else None
+    seen = references if within else masc.look(network, paths, class_noun, masks_of, segmenter)
     distinct = sorted({words for words in prompts or () if words})
     texts = dict(zip(distinct, network.texts(distinct), strict=True)) if distinct else {}
     for index, image in enumerate(seen):
         row = about[index] | {"mask": masc.rule(segmenter), "foreground": image.share}
-        others = [one for place, one in enumerate(references) if prompts is not None or place != index]
+        others = [one for place, one in enumerate(references) if not within or place != index]
         if not empty:
             alike = [masc.concept_preservation(one, image) for one in others]
             score = sum(alike) / len(alike)
-            _add(found, "masc_cp", network, True, row, score if isfinite(score) else None, len(alike))
-        if prompts is None:
+            _add(
+                found,
+                name,
+                network,
+                True,
+                row | {"references": kind} | pairing,
+                score if isfinite(score) else None,
+                len(alike),
+            )
+        if prompts is None or not follow:
             continue
         if not (words := prompts[index]):
             found.absent.append(_absence("masc_pf", network, row["image"], "its prompt leaves no text"))

@@ -21,6 +21,7 @@ An interval is made in three steps:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -151,7 +152,9 @@ def _shared_prompts(concept_of: np.ndarray, prompt_of: np.ndarray, cells: np.nda
     return (added, several - 1.0) if added > 0 else None
 
 
-def of_pairs(scores: list[np.ndarray], *, level: float = LEVEL) -> Estimate:
+def of_pairs(
+    scores: list[np.ndarray], *, across: Sequence[np.ndarray | None] | None = None, level: float = LEVEL
+) -> Estimate:
     """The mean over all pairs of a concept's images, then over one or two concepts.
 
     Two scores share a pair, and every concept image is in several scores: their mean is about twice as uncertain as if
@@ -160,12 +163,20 @@ def of_pairs(scores: list[np.ndarray], *, level: float = LEVEL) -> Estimate:
 
     Args:
         scores: an array for each concept; each score is a concept image's mean with the n - 1 others.
+        across: for a concept whose images were compared with those of another set, the scores of these with the first:
+            a two-sample U-statistic of degree (1, 1), whose jackknife is the sum of both sets' own variances.
     """
     mean, terms = float(np.mean([values.mean() for values in scores])), []
-    if min(map(len, scores)) < 3:
-        return Estimate(mean)
-    for values in scores:
+    for values, others in zip(scores, across or [None] * len(scores), strict=True):
         n = len(values)
+        if others is not None:
+            if min(n, len(others)) < 2:
+                return Estimate(mean)
+            both = [(float(one.var(ddof=1)) / len(one), len(one) - 1.0) for one in (values, others)]
+            terms.append((sum(variance for variance, _ in both), satterthwaite(both)))
+            continue
+        if n < 3:
+            return Estimate(mean)
         without_one = (n * values.mean() - 2 * values) / (n - 2)  # the mean over the pairs of the others
         terms.append(((n - 1) / n * float(((without_one - without_one.mean()) ** 2).sum()), n - 1.0))
     return spread_around(mean, *mean_of(terms), "concept_images", level, None, 0.5)

@@ -16,6 +16,7 @@ from personalize_core.metrics.parquet import write_parquet
 from personalize_core.metrics.statistics import DRAWS, Estimate
 from personalize_core.metrics.tables import (
     ALL_CONCEPTS,
+    ALL_PAIRS,
     BASELINE,
     CEILING,
     COLUMNS,
@@ -23,6 +24,7 @@ from personalize_core.metrics.tables import (
     check_contract,
     checked,
     groups,
+    twin_of,
 )
 
 WAY = ["base_model", "metric", "encoder"]  # scores that differ in one of these never compare
@@ -81,7 +83,7 @@ def summarise(table: pl.DataFrame, draws: int = DRAWS, seed: int = 0) -> pl.Data
     for labels, group in groups(with_prompts(table), LABELS):
         for concept, cells in per_concept_and_all(group):
             if labels["method"] == CEILING and cells["concept"].n_unique() < statistics.FEWEST_CONCEPTS:
-                found = statistics.of_pairs([own["score"].to_numpy() for _, own in groups(cells, ["concept"])])
+                found = _of_real_images(table, labels, cells["concept"].unique(maintain_order=True).to_list())
             else:
                 found = estimate_of(cells, "score", draws, seed)
             means = {"mean": found.mean, "micro": micro(cells)}
@@ -109,7 +111,12 @@ def difference_from_baseline(
             f"{listed(table['variant'].unique().sort())}"
         )
     # real images have no prompt, so nothing of theirs shares a cell with a sampled image
-    sampled = with_prompts(table.filter(pl.col("prompt_index").is_not_null()))
+    rows = over_baseline(with_prompts(table.filter(pl.col("prompt_index").is_not_null())), baseline, draws, seed)
+    return summary_of(rows, ["difference"], ["images", "prompts", "concepts", "n_empty", "unpaired"], ["pairing"])
+
+
+def over_baseline(sampled: pl.DataFrame, baseline: str, draws: int, seed: int) -> list[dict[str, Any]]:
+    """The rows of `difference_from_baseline`. sampled: what `with_prompts` returned, of images with prompts."""
     baselines = {
         tuple(way.values()): {concept: own for concept, own in per_concept_and_all(cells)}
         for way, cells in groups(sampled.filter(variant=baseline), WAY)
@@ -126,7 +133,19 @@ def difference_from_baseline(
                 continue
             measured = {"difference": found.estimate.mean, **spread(found.estimate), "pairing": found.pairing}
             rows.append({**labels, "concept": concept, **measured, **counts_of(found)})
-    return summary_of(rows, ["difference"], ["images", "prompts", "concepts", "n_empty", "unpaired"], ["pairing"])
+    return rows
+
+
+def _of_real_images(table: pl.DataFrame, labels: Mapping[str, Any], concepts: Sequence[str]) -> Estimate:
+    """One or two concepts' images with each other, or, of a concept with images held out, these with the others."""
+    real = table.filter(pl.col("method") == CEILING, pl.col("encoder") == labels["encoder"])
+    scores, across = [], []
+    for concept in concepts:
+        own = real.filter(concept=concept, metric=labels["metric"])
+        scores.append(own["score"].to_numpy())
+        others = real.filter(concept=concept, metric=twin_of(labels["metric"]))["score"].to_numpy()
+        across.append(others if own["pairing"][0] == ALL_PAIRS else None)
+    return statistics.of_pairs(scores, across=across)
 
 
 def with_prompts(table: pl.DataFrame) -> pl.DataFrame:

@@ -8,7 +8,7 @@ were measured in different ways never join.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ ALL_CONCEPTS = "all concepts"  # in a summary; no concept can be called so, for 
 
 PLAIN, SCALED = "plain", "x2.5"  # scalings: the cosine itself, and CLIPScore's 2.5 * max(cosine, 0)
 OWN_TEXT, ALL_PAIRS, OTHER_REAL = "own text", "all pairs G x R", "real images i != j"  # pairings
+ALL_IMAGES, HELD_OUT, TRAINED_ON = "all concept images", "held out", "trained on"  # references
 UNMASKED = "none"
 SUBJECT_DELETED = "subject_deleted"  # MaSC's text variant
 EMPTY = 0.01  # a mask of a smaller share of its image is empty: the concept is absent
@@ -43,10 +44,28 @@ class Measure:
     text_variant: str | None = None  # of TEXTS; None: images are compared with images
     scaling: str = PLAIN
     masked: bool = False
+    trained_on: bool = False  # compared with the images trained on, where others are held out
 
     @property
     def reads_text(self) -> bool:
         return self.text_variant is not None
+
+
+def compared(metric: str, masked: bool, trained_on: bool) -> str:
+    """The name under which a metric compares images with images: "dino", "dino_masked", "dino_trained_on"..."""
+    return metric + "_masked" * masked + "_trained_on" * trained_on
+
+
+def twin_of(metric: str) -> str:
+    """The same metric with the other images, where some are held out: of "dino" "dino_trained_on", and back."""
+    short = metric.removesuffix("_trained_on")
+    return short if short != metric else compared(metric, False, True)
+
+
+def shown(metric: str, there: Collection[str]) -> str:
+    """The metric that stands for this one where `there` are measured: its twin, if no concept has images held out."""
+    twin = twin_of(metric)
+    return twin if metric not in there and twin in there else metric
 
 
 def _measures() -> dict[str, Measure]:
@@ -57,14 +76,20 @@ def _measures() -> dict[str, Measure]:
         scaled = f"CLIPScore: 2.5 * max({name}, 0), in [0, 2.5]; as published near 0.7 to 0.8"
         found[f"{name}_scaled"] = Measure(scaled, variant, SCALED)
     for name, encoder in (("clip_i", "text-image"), ("dino", "identity")):
-        words = f"mean cosine with the concept images, by the {encoder} encoder, in [-1, 1]"
-        found[name] = Measure(words)
-        found[f"{name}_masked"] = Measure(f"{words}; all of them grey where they do not show the concept", masked=True)
-    found["masc_cp"] = Measure(
-        "MaSC's concept preservation: the concept's patches in a concept image, each with its best match among all "
-        "patches of the image, mean cosine; mean over the concept images, in [-1, 1]",
-        masked=True,
-    )
+        for trained_on in (False, True):
+            which = "concept images that were trained on, where others are held out" if trained_on else "concept images"
+            words = f"mean cosine with the {which}, by the {encoder} encoder, in [-1, 1]"
+            grey = f"{words}; all of them grey where they do not show the concept"
+            found[compared(name, False, trained_on)] = Measure(words, trained_on=trained_on)
+            found[compared(name, True, trained_on)] = Measure(grey, masked=True, trained_on=trained_on)
+    for trained_on in (False, True):
+        which = "concept images that were trained on, where others are held out" if trained_on else "concept images"
+        found[compared("masc_cp", False, trained_on)] = Measure(
+            "MaSC's concept preservation: the concept's patches in a concept image, each with its best match among all "
+            f"patches of the image, mean cosine; mean over the {which}, in [-1, 1]",
+            masked=True,
+            trained_on=trained_on,
+        )
     found["masc_pf"] = Measure(
         "MaSC's prompt following: cosine of the image's patches that do not show the concept, pooled, with the prompt "
         "without its subject, in [-1, 1]",
@@ -79,12 +104,29 @@ METRICS: dict[str, str] = {name: measure.meaning for name, measure in MEASURES.i
 
 
 def contract_of(metric: str, method: str) -> dict[str, str | None]:
-    """What a metric's name and the method say of the contract: text_variant, scaling, pairing; UNMASKED if it is."""
+    """What a metric's name and the method say of the contract where nothing else is said.
+
+    That is text_variant, scaling, pairing and references; UNMASKED if it is.
+    """
     measure = MEASURES[metric]
     pairing = OTHER_REAL if method == CEILING else ALL_PAIRS
     known = {"text_variant": measure.text_variant, "scaling": measure.scaling}
     known["pairing"] = OWN_TEXT if measure.reads_text else pairing
+    known["references"] = None if measure.reads_text else TRAINED_ON if measure.trained_on else ALL_IMAGES
     return known if measure.masked else known | {"mask": UNMASKED}
+
+
+def _contracts_of(metric: str, method: str) -> list[dict[str, str | None]]:
+    """All that the contract of a row may be: two sets of real images are compared with each other, one within itself.
+
+    The images held out and those trained on are such sets; what is compared with them, the metric's name says.
+    """
+    plain, measure = contract_of(metric, method), MEASURES[metric]
+    if measure.reads_text:
+        return [plain]
+    if measure.trained_on:
+        return [plain] if method != CEILING else [plain, plain | {"pairing": ALL_PAIRS}]
+    return [plain, plain | {"pairing": ALL_PAIRS, "references": HELD_OUT}]
 
 
 @dataclass(frozen=True)
@@ -132,7 +174,13 @@ COLUMNS: dict[str, Column] = {
         nullable=True,
     ),
     "scaling": text(f"{PLAIN}: the cosine itself; {SCALED}: CLIPScore, 2.5 * max(cosine, 0)"),
-    "pairing": text(f"{OWN_TEXT}; {ALL_PAIRS}: with all concept images; {OTHER_REAL}: with all its others"),
+    "pairing": text(f"{OWN_TEXT}; {ALL_PAIRS}: with all references; {OTHER_REAL}: with all its others"),
+    "references": text(
+        f"which concept images an image was compared with. {ALL_IMAGES}: none is held out, all are trained on; "
+        f"{HELD_OUT}: those that are not trained on; {TRAINED_ON}: those that are, where others may be held out (of "
+        "too few, none is); null: it was compared with a text",
+        nullable=True,
+    ),
     "mask": text(
         f"{UNMASKED}, or what of the image and the concept images was made grey or left out, and by which segmenter"
     ),
@@ -150,7 +198,7 @@ SCHEMA = pl.Schema({name: column.dtype for name, column in COLUMNS.items()})
 
 CELL = ["concept", "prompt_index", "image_index"]  # one place in the grid, the same for every variant
 CONTRACT = [  # all must agree before scores of one metric by one encoder may be compared
-    "encoder_sha256", "preprocessing", "text_variant", "scaling", "mask", "headline"
+    "encoder_sha256", "preprocessing", "text_variant", "scaling", "references", "mask", "headline"
 ]  # fmt: skip
 KEY = ["metric", "base_model", "method", "variant", *CELL]  # what makes a row the only one of its kind
 
@@ -211,9 +259,13 @@ def _check_rows(table: pl.DataFrame, where: str) -> None:
     kinds = table.with_columns(
         pl.when(pl.col("method") == CEILING).then(pl.lit(CEILING)).otherwise(pl.lit("")).alias("method"),
         mask=pl.when(pl.col("mask") == UNMASKED).then(pl.col("mask")),
-    ).select("metric", "method", "text_variant", "scaling", "pairing", "mask")
+    ).select("metric", "method", "text_variant", "scaling", "pairing", "references", "mask")
     for row in kinds.unique(maintain_order=True).iter_rows(named=True):
-        for column, expected in ({"mask": None} | contract_of(row["metric"], row["method"])).items():
+        known = _contracts_of(row["metric"], row["method"])
+        contract = next((one for one in known if one["references"] == row["references"]), known[0])
+        if any(one["pairing"] == row["pairing"] and one["references"] == row["references"] for one in known):
+            contract = contract | {"pairing": row["pairing"]}
+        for column, expected in ({"mask": None} | contract).items():
             if row[column] != expected:
                 if column == "mask":
                     expected = f"{UNMASKED!r}" if expected else "a rule"

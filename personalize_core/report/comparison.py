@@ -12,9 +12,9 @@ from personalize_core.concepts import concept_files
 from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import read_results, write_json
-from personalize_core.metrics import costs, parquet, ranking, summaries, tables
+from personalize_core.metrics import costs, held_out, parquet, ranking, summaries, tables
 from personalize_core.metrics.concept_coverage import ConceptCoverage
-from personalize_core.report.comparison_in_words import NOISE
+from personalize_core.report.comparison_in_words import COPYING, NOISE
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.identity_vs_text import save_scatter_plot
 from personalize_core.report.figures.image_grids import comparison_grid
@@ -52,6 +52,9 @@ def write(
         parquet.write_parquet(noise, folder / NOISE, ranking.NOISE_COLUMNS)
     compared = ranking.pairs(table, noise)
     ranking.write(compared, ranking.rank(compared, summary), folder)
+    copied = held_out.what_copying_adds(table)
+    if len(copied):
+        held_out.write(copied, folder / COPYING)
     differences = _differences(table, baseline)
     if differences is not None:
         summaries.write_summary(differences, folder / "differences.parquet")

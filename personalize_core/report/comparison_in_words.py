@@ -15,6 +15,7 @@ from personalize_core.metrics.concept_coverage import ConceptCoverage
 from personalize_core.report.display_names import in_words
 from personalize_core.workspace.store import REFERENCES
 
+COPYING = "copying.parquet"  # only where images are held out; metrics/held_out.py
 NOISE = "training_noise.parquet"  # only where a method was trained again
 METRICS = {"clip_t": "CLIP-T", "clip_i": "CLIP-I", "dino": "DINO"}  # in the order of tables for people
 
@@ -27,10 +28,11 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
     measured: the table of costs.
     """
     summary = _headline(folder / "summary.parquet")
+    metrics = _metrics(summary["metric"])
     path = folder / "differences.parquet"
     gains = {}
     if path.is_file():
-        rows = _headline(path).filter(metric="dino")
+        rows = _headline(path).filter(metric=tables.shown("dino", metrics))
         gains = {row["variant"]: row for row in rows.iter_rows(named=True)}
     baseline = read_result(folder / "summary.json", baseline=str)["baseline"]
     order = {baseline: 0, REFERENCES: 2}
@@ -41,16 +43,22 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
     cost = {row["variant"]: costs.in_words(row) for row in taken.iter_rows(named=True)}
     coverage = _coverage(folder)
     over = "the base model" if baseline == BASELINE else in_words(baseline)
-    lines = [["Variant", *METRICS.values(), f"DINO over {over}", "Cost"]]
+    lines = [["Variant", *metrics.values(), f"DINO over {over}", "Cost"]]
     for variant in variants:
         scores = {row["metric"]: row for row in summary.filter(pl.col("variant") == variant).iter_rows(named=True)}
         cells = [
             _interval(scores[metric], "mean") + noises.get((variant, metric), "") if metric in scores else "-"
-            for metric in METRICS
+            for metric in metrics
         ]
         gained = _interval(gains[variant], "difference") if variant in gains else "-"
         lines.append([in_words(variant) + coverage.note(variant), *cells, gained, cost.get(variant, "-")])
     return lines
+
+
+def _metrics(there: pl.Series) -> dict[str, str]:
+    """METRICS; with the images trained on where no concept has images held out, though some were asked for."""
+    names = {metric: tables.shown(metric, set(there)) for metric in METRICS}
+    return {name: METRICS[metric] + ", trained on" * (name != metric) for metric, name in names.items()}
 
 
 def training_noise(folder: Path) -> pl.DataFrame:
@@ -63,7 +71,7 @@ def verdicts(folder: Path) -> list[list[str]]:
     """The ranking for a terminal: a heading, then a row per metric and variant, the best mean first."""
     ranked = pl.read_parquet(folder / "rank.parquet")
     lines = [["By", "Place", "Variant", "Verdict"]]
-    for metric, words in METRICS.items():
+    for metric, words in _metrics(ranked["metric"]).items():
         for row in ranked.filter(metric=metric).iter_rows(named=True):
             places = {row["place_from"], row["place_to"]}
             parts = [

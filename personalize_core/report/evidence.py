@@ -17,13 +17,18 @@ from personalize_core.methods import BASELINE, recipe_class
 from personalize_core.metrics import parquet, tables
 from personalize_core.metrics.concept_coverage import ConceptCoverage
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
+from personalize_core.report.comparison_in_words import COPYING
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.training import training_log
 from personalize_core.workspace.store import REFERENCES, SCORES, Store, is_label
 
 IDENTITY, TEXT = "dino", "clip_t"  # what the plane shows and the verdict is about first
-METRICS = {IDENTITY: "DINO", TEXT: "CLIP-T", "clip_i": "CLIP-I"}
+SHOWN = {IDENTITY: "DINO", TEXT: "CLIP-T", "clip_i": "CLIP-I"}
 ASKED = {IDENTITY: "keeps the concept", "clip_i": "keeps the concept", TEXT: "follows the prompt"}
+# Where no concept has images held out though some were asked for, those trained on take their place.
+IN_PLACE = {name: tables.twin_of(name) for name in (IDENTITY, "clip_i")}
+METRICS = SHOWN | {twin: f"{SHOWN[name]}, images trained on" for name, twin in IN_PLACE.items()}
+ASKED |= {twin: ASKED[name] for name, twin in IN_PLACE.items()}
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ class Analysis:
 class ConceptTold:
     name: str
     class_noun: str
-    concept_images: Sequence[Path]
+    concept_images: Sequence[Path]  # all of them
+    held_out: int | None  # how many of them were not trained on; None: no such thing was asked for
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class Evidence:
     methods: Sequence[MethodTold]
     sampling: Sequence[Mapping[str, Any]]  # the settings the images were sampled with; one, if all is well
     seeds: Sequence[int]
+    copying: pl.DataFrame | None  # metrics/held_out.py; None where no image is held out
     costs: Mapping[str, Mapping[str, Any]]  # variant -> what it cost on the mean of all concepts, as far as recorded
     variants: Sequence[str] = field(default=())  # the baseline first, without the real images
     baseline: str = BASELINE  # the variant that the others are compared with
@@ -121,9 +128,14 @@ class Evidence:
 
     @property
     def metrics(self) -> list[str]:
-        """Those of METRICS that were measured."""
+        """Those of METRICS that were measured and are shown first: with the images held out, where there are some."""
         there = set(self.scores["metric"])
-        return [metric for metric in METRICS if metric in there]
+        return [name for metric in SHOWN if (name := tables.shown(metric, there)) in there]
+
+    @property
+    def identity(self) -> str:
+        """The metric of identity that the plane shows and the verdict is about first."""
+        return tables.shown(IDENTITY, set(self.scores["metric"]))
 
 
 def read(store: Store) -> Evidence:
@@ -147,7 +159,7 @@ def read(store: Store) -> Evidence:
     names = sampled["variant"].unique().sort().to_list()
     cells = sampled.select("method", "concept").unique().sort("method", "concept").rows()
     grids = [read_record(store.grid(method, concept) / DESCRIPTION) for method, concept in cells]
-    differences = folder / "differences.parquet"
+    differences, copying = folder / "differences.parquet", folder / COPYING
     summarised = read_result(folder / "summary.json", missing=list, baseline=str)
     baseline = summarised["baseline"]
     return Evidence(
@@ -163,12 +175,13 @@ def read(store: Store) -> Evidence:
         differences=headline(parquet.read_parquet(differences)) if differences.is_file() else None,
         missing=[name for name in summarised["missing"] if not _is_concept_images(name)],
         absent=_json(folder / "absent.json") or [],
-        concepts=[_concept(store, name) for name in sorted(sampled["concept"].unique())],
+        concepts=[_concept(store, name, sampled) for name in sorted(sampled["concept"].unique())],
         methods=[
             _method(store, method, sampled, cells) for method in _ordered({method for method, _ in cells}, baseline)
         ],
         sampling=_distinct(grid["sampling"] for grid in grids if "sampling" in grid),
         seeds=_distinct(grid["seed"] for grid in grids if "seed" in grid),
+        copying=headline(parquet.read_parquet(copying)) if copying.is_file() else None,
         costs=_costs(store.costs()),
         variants=_ordered(names, baseline),
         baseline=baseline,
@@ -197,9 +210,12 @@ def _distinct(values) -> list[Any]:
     return found
 
 
-def _concept(store: Store, name: str) -> ConceptTold:
-    described = store.concept(name)
-    return ConceptTold(name, described.class_noun, concept_files.concept_images(store.concept_folder(name)))
+def _concept(store: Store, name: str, sampled: pl.DataFrame) -> ConceptTold:
+    described, images = store.concept(name), concept_files.concept_images(store.concept_folder(name))
+    of_concept = sampled.filter(concept=name)
+    held_out = of_concept.filter(references=tables.HELD_OUT)["pairs"].to_list()
+    asked = bool(held_out) or tables.TRAINED_ON in set(of_concept["references"])
+    return ConceptTold(name, described.class_noun, images, max(held_out, default=0) if asked else None)
 
 
 def _method(store: Store, name: str, sampled: pl.DataFrame, cells: Sequence[tuple[str, str]]) -> MethodTold:

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from personalize_core.metrics.tables import ALL_CONCEPTS
+from personalize_core.metrics.tables import ALL_CONCEPTS, shown
 from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import Evidence, Learned
 from personalize_core.report.figures.identity_vs_text import scatter_plot
@@ -86,7 +86,7 @@ def rendered(figure: Figure, name: str, alt: str) -> InlineFigure:
 
 def _in_the_plane(evidence: Evidence) -> list[str]:
     """The variants that have both scores, as the figure orders them."""
-    both = [set(evidence.overall(metric)) for metric in ("dino", "clip_t")]
+    both = [set(evidence.overall(metric)) for metric in (evidence.identity, "clip_t")]
     return [variant for variant in evidence.variants if all(variant in of for of in both)]
 
 
@@ -103,11 +103,12 @@ def _said(evidence: Evidence, concept: str) -> str:
     """The plane's points in words."""
     rows = evidence.summary.filter(concept=concept)
     means = {(row["variant"], row["metric"]): row["mean"] for row in rows.iter_rows(named=True)}
+    identity = shown("dino", set(rows["metric"]))
     coverage = {v: evidence.coverage.note(v) if concept == ALL_CONCEPTS else "" for v in evidence.variants}
     points = [
-        f"{in_words(variant)}{coverage[variant]} {means[variant, 'clip_t']:.3f}, {means[variant, 'dino']:.3f}"
+        f"{in_words(variant)}{coverage[variant]} {means[variant, 'clip_t']:.3f}, {means[variant, identity]:.3f}"
         for variant in evidence.variants
-        if (variant, "clip_t") in means and (variant, "dino") in means
+        if (variant, "clip_t") in means and (variant, identity) in means
     ]
     return f"Text alignment (CLIP-T) and identity (DINO) of {concept}: {'; '.join(points)}."
 

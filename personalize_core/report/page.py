@@ -22,7 +22,7 @@ from personalize_core.report import embedded_images, inline_figures, published, 
 from personalize_core.report import evidence as read_evidence
 from personalize_core.report import verdicts as told
 from personalize_core.report.display_names import each_in_words, in_words
-from personalize_core.report.evidence import METRICS, Evidence, MethodTold, Shown
+from personalize_core.report.evidence import METRICS, ConceptTold, Evidence, MethodTold, Shown
 from personalize_core.report.figures.images import opened_figure
 from personalize_core.report.figures.style import variant_colours
 from personalize_core.report.verdicts import baseline_in_words
@@ -129,7 +129,7 @@ def measured(evidence: Evidence) -> list[tuple[str, str]]:
     over = sorted(set(summary["over"].drop_nulls()))
     sampling = "; ".join(", ".join(f"{name} {value}" for name, value in how.items()) for how in evidence.sampling)
     seeds = ", ".join(map(str, evidence.seeds))
-    concept_images = ", ".join(f"{concept.name} ({len(concept.concept_images)})" for concept in evidence.concepts)
+    concept_images = ", ".join(f"{concept.name} ({_images_of(concept)})" for concept in evidence.concepts)
     return [
         ("Base model", evidence.base_model),
         ("Protocol", evidence.protocol or "none by name: the section “sampling” of params.yaml"),
@@ -145,8 +145,7 @@ def measured(evidence: Evidence) -> list[tuple[str, str]]:
         ),
         (
             "Averages",
-            "Over a prompt's images, then over prompts, then over concepts (macro). Likeness to the concept is the "
-            "mean cosine with all of its concept images; their cosines with each other are the ceiling.",
+            f"Over a prompt's images, then over prompts, then over concepts (macro). {_likeness(evidence)}",
         ),
         (
             "Intervals",
@@ -161,11 +160,41 @@ def measured(evidence: Evidence) -> list[tuple[str, str]]:
     ]
 
 
+def _images_of(concept: ConceptTold) -> str:
+    total, held_out = len(concept.concept_images), concept.held_out
+    if held_out is None:
+        return str(total)
+    return f"{total - held_out} trained on, {held_out} held out" if held_out else f"all {total} trained on"
+
+
+def _likeness(evidence: Evidence) -> str:
+    if all(concept.held_out is None for concept in evidence.concepts):
+        return (
+            "Likeness to the concept is the mean cosine with all of its concept images; their cosines with each other "
+            "are the ceiling."
+        )
+    return (
+        "Likeness to the concept is the mean cosine with its concept images that are held out from training; with "
+        "those that were trained on, it stands beside it. The cosines of the ones with the others are the ceiling."
+    )
+
+
+def _few_images(evidence: Evidence) -> list[str]:
+    """A sentence for each concept of which nothing is held out, though some images were asked for."""
+    return [
+        f"Of {concept.name}, no image is held out: it has {_some(len(concept.concept_images), 'concept image')}, too "
+        "few, and all are trained on. It has no score with images held out."
+        for concept in evidence.concepts
+        if concept.held_out == 0
+    ]
+
+
 def missing(evidence: Evidence) -> list[str]:
     """What this report does not hold, and what follows from it."""
     found = _not_scored(evidence.missing)
     reasons = Counter(str(one.get("reason", "no reason is given")) for one in evidence.absent)
     found += [f"{_some(count, 'score')} could not be computed: {reason}" for reason, count in reasons.items()]
+    found += _few_images(evidence)
     scored = set(evidence.scores.filter(pl.col("method") == CEILING)["concept"])
     if alone := [concept.name for concept in evidence.concepts if concept.name not in scored]:
         found.append(f"Concept images were not compared with each other for {', '.join(alone)}: no ceiling there.")

@@ -6,7 +6,7 @@ published_results.csv holds scores of published tables with their citations; con
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import yaml
 
-from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
+from personalize_core.metrics.tables import ALL_CONCEPTS, ALL_IMAGES, CEILING
 from personalize_core.report.evidence import Evidence
 
 TEXT = "class phrase"  # what CLIP-T compares an image with, here: the prompt with the class noun for the concept
@@ -33,6 +33,7 @@ class Ours:
     images_per_prompt: int
     means: Mapping[tuple[str, str, str], tuple[float, float | None, float | None]]
     """(variant, metric, encoder) -> mean, low, high."""
+    references: Mapping[str, str] = field(default_factory=dict)  # metric -> which concept images it compares with
 
     def encoders(self, metric: str) -> list[str]:
         return sorted({encoder for _, measured, encoder in self.means if measured == metric})
@@ -53,6 +54,9 @@ class Ours:
                 (row["variant"], row["metric"], row["encoder"]): (row["mean"], row["low"], row["high"])
                 for row in overall.iter_rows(named=True)
             },
+            references=dict(
+                evidence.every_score.drop_nulls("references").select("metric", "references").unique().iter_rows()
+            ),
         )
 
 
@@ -102,6 +106,7 @@ def differences(contract: Mapping[str, Any], row: Mapping[str, Any], ours: Ours)
         f"encoder of {measured['metric']}": (there, there if there in encoders else " and ".join(encoders) or "none"),
         "average": (contract.get("average", AVERAGE), AVERAGE),
     }
+    pairs["concept images"] = (ALL_IMAGES, ours.references.get(measured["metric"], ALL_IMAGES))
     if measured["metric"].startswith("clip_t"):
         pairs["text"] = (contract["text"], TEXT)
     return [

@@ -14,11 +14,11 @@ import polars as pl
 from tabulate import tabulate
 
 from personalize_core.files.atomic import write_bytes
-from personalize_core.metrics import costs, parquet, ranking, summaries, tables
+from personalize_core.metrics import costs, held_out, parquet, ranking, summaries, tables
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.report import published
 from personalize_core.report.display_names import in_words
-from personalize_core.report.evidence import IDENTITY, METRICS, TEXT, Evidence
+from personalize_core.report.evidence import METRICS, TEXT, Evidence
 from personalize_core.report.verdicts import interval
 
 NOT_RECORDED = "not recorded"
@@ -74,6 +74,7 @@ def every(evidence: Evidence) -> dict[str, Table]:
         overview(evidence),
         verdicts(evidence),
         over_the_baseline(evidence),
+        copying(evidence),
         every_measure(evidence),
         by_concept(evidence),
         by_prompt(evidence),
@@ -102,7 +103,7 @@ def overview(evidence: Evidence) -> Table:
         row["concepts"] = max(one["concepts"] for one in found.values())
         rows.append(row)
         cells = [interval(found.get(metric), "mean") for metric in evidence.metrics]
-        place = [_place(places.get((metric, variant))) for metric in (IDENTITY, TEXT)]
+        place = [_place(places.get((metric, variant))) for metric in (evidence.identity, TEXT)]
         of_cost = ["-" if variant == CEILING else for_people(name, row[name]) for name in recorded]
         shown.append([in_words(variant), *_concepts(evidence, variant), *cells, *place, *of_cost])
     schema: dict[str, Any] = {"variant": pl.String(), "method": pl.String()}
@@ -112,7 +113,13 @@ def overview(evidence: Evidence) -> Table:
     schema |= dict.fromkeys(COSTS, pl.Float64()) | {"images": pl.Int64(), "concepts": pl.Int64()}
     meanings = {name: _meaning(name) for name in schema}
     names = [f"{METRICS[metric]} [95 %]" for metric in evidence.metrics]
-    heading = ["Variant", *_concepts(evidence), *names, f"Place, {METRICS[IDENTITY]}", f"Place, {METRICS[TEXT]}"]
+    heading = [
+        "Variant",
+        *_concepts(evidence),
+        *names,
+        f"Place, {METRICS[evidence.identity]}",
+        f"Place, {METRICS[TEXT]}",
+    ]
     heading += [COSTS[name] for name in recorded]
     return Table(
         "overview",
@@ -170,6 +177,41 @@ def over_the_baseline(evidence: Evidence) -> Table:
         {name: summaries.SUMMARY_COLUMNS[name] for name in frame.columns},
         [heading, *shown],
         "Each interval stands alone; the verdicts correct for looking at many.",
+    )
+
+
+def copying(evidence: Evidence) -> Table:
+    """Identity with the images held out and with those trained on, and their difference."""
+    if evidence.copying is None:
+        return Table("copying", "", pl.DataFrame(), {}, [])
+    frame = evidence.copying
+    metrics = [metric for metric in evidence.metrics if metric in set(frame["metric"])]
+    shown = []
+    for row in frame.filter(pl.col("metric").is_in(metrics), pl.col("concept") == ALL_CONCEPTS).iter_rows(named=True):
+        beyond = {"beyond": row["beyond"], "low": row["beyond_low"], "high": row["beyond_high"]}
+        cells = [_number(row["held_out"]), _number(row["trained_on"])]
+        cells += [interval(row, "difference"), interval(beyond, "beyond")]
+        shown.append([METRICS[row["metric"]], in_words(row["variant"]), *cells, str(row["concepts"])])
+    order = {in_words(variant): place for place, variant in enumerate(evidence.variants)}
+    shown.sort(key=lambda cells: ([METRICS[metric] for metric in metrics].index(cells[0]), order[cells[1]]))
+    heading = [
+        "Score",
+        "Variant",
+        "Held out",
+        "Trained on",
+        "Difference [95 %]",
+        "Beyond the base model [95 %]",
+        "Concepts",
+    ]
+    return Table(
+        "copying",
+        "What copying adds",
+        frame,
+        held_out.COLUMNS,
+        [heading, *shown],
+        "The same images, compared with the concept images held out and with those trained on. The base model copies "
+        "nothing, so its difference is that of the images themselves; what a variant has beyond it, copying adds. Each "
+        "interval stands alone.",
     )
 
 
@@ -295,6 +337,7 @@ def measured(evidence: Evidence) -> Table:
         "text_variant": "Text",
         "scaling": "Scaling",
         "pairing": "Pairing",
+        "references": "Concept images",
         "mask": "Mask",
     }
     columns = [name for name in contract if name in evidence.every_score.columns]
@@ -386,5 +429,7 @@ def _meaning(name: str) -> str:
         return "how many images the means are over"
     if name == "concepts":
         return "how many concepts the means are over"
-    metric, _, what = next((m, "_", name.removeprefix(f"{m}_")) for m in METRICS if name.startswith(f"{m}_"))
+    metric, _, what = next(
+        (m, "_", name.removeprefix(f"{m}_")) for m in sorted(METRICS, key=len, reverse=True) if name.startswith(f"{m}_")
+    )
     return f"{METRICS[metric]}: {(summaries.SUMMARY_COLUMNS | ranking.RANK_COLUMNS)[what]}"

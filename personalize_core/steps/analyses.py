@@ -32,7 +32,7 @@ from personalize_core.sampling.grid import DESCRIPTION, image_name, read_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import ready_to_sample, refining, sampled_as_now
 from personalize_core.workspace.dependencies import ENCODERS, NAMING, SAMPLING, artifact_stamp, manifest_stamp
-from personalize_core.workspace.recipes import device_of, load_base, workers_of
+from personalize_core.workspace.recipes import device_of, load_base, split_of, workers_of
 from personalize_core.workspace.store import SCORES, Store
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
             "beside": [manifest_stamp(place, "") if (place / MANIFEST).is_file() else None for place in beside],
             "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
             "concept_images": concept_files.content(store.concept_folder(concept)),
+            **({"held_out": list(split_of(store, concept).held_out)} if params.held_out else {}),
             "encoders": [weights_of(name) for name in _encoder_names(store)],
             "sampling": params.sampling.how(),
             "precision": params.precision,
@@ -273,6 +274,8 @@ def _inputs(store: Store, concept: str, method: str, listener: Listener) -> Inpu
     scores = [store.scores(name, concept) / SCORES for name in (method, BASELINE)]
 
     seed = read_json(artifact / "config.json")["seed"] or store.training_seed
+    concept_images = concept_files.concept_images(store.concept_folder(concept))
+    held_out = split_of(store, concept).held_out
 
     def ready(variant: str, prompts: Sequence[str]) -> Method:
         return ready_to_sample(variants[variant], store, concept, method, base, trained, prompts, listener)
@@ -285,7 +288,7 @@ def _inputs(store: Store, concept: str, method: str, listener: Listener) -> Inpu
         trained=trained,
         identity=load_identity_encoder(identity, device),
         text_image=load_text_image_encoder(text_image, device),
-        concept_images=concept_files.concept_images(store.concept_folder(concept)),
+        concept_images=[path for path in concept_images if path.name not in held_out],
         grid=_grid(store.grid(method, concept)),
         baseline=_grid(store.grid(BASELINE, concept)) if _sampled_as_asked(store, concept, BASELINE) else None,
         scores=tables.read(scores[0]) if scores[0].is_file() else None,
@@ -295,6 +298,7 @@ def _inputs(store: Store, concept: str, method: str, listener: Listener) -> Inpu
         seed=store.sampling_seed,
         ready=ready,
         workers=workers_of(store),
+        held_out=[path for path in concept_images if path.name in held_out],
     )
 
 

@@ -23,6 +23,7 @@ from personalize_core.workspace.recipes import (
     load_base,
     prompts_of,
     recipe_of,
+    split_of,
 )
 from personalize_core.workspace.store import Store
 from personalize_core.workspace.variants import Variant
@@ -107,14 +108,15 @@ def problems_of_workspace(
 def check_concept_images(
     store: Store, concept: str, concept_images: int, method: str, variants: Mapping[str, Variant]
 ) -> None:
-    """Raise InputError where one of the method's variants takes more concept images than the concept has."""
+    """Raise InputError where one of the method's variants takes more concept images than are trained on."""
     config = store.params.config(method)
+    held_out = " that are not held out" if store.params.held_out else ""
     for name, variant in variants.items():
         needed = config.images_needed(variant.sampling)
         if needed > concept_images:
             raise InputError(
                 f"params.yaml, variants.{method}.{name}: it takes {needed} concept images, and {concept!r} "
-                f"has {concept_images}; change these options, or leave this concept out"
+                f"has {concept_images}{held_out}; change these options, or leave this concept out"
             )
 
 
@@ -151,7 +153,8 @@ def _check_cell(store: Store, concept: str, method: str) -> None:
         concept_files.captioned(store.regularization(store.concept(concept).class_noun))
     if imported(store.artifact(method, concept)):
         check_artifact(store, concept, method)
-    check_concept_images(store, concept, len(_images_of(store, concept)), method, store.params.own_variants(method))
+    trained_on = len(split_of(store, concept).trained_on)
+    check_concept_images(store, concept, trained_on, method, store.params.own_variants(method))
 
 
 def _check_on_base(store: Store, cells: Sequence[tuple[str, str]], found: Problems) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalize_core.concepts import concept_files
 from personalize_core.files.atomic import is_up_to_date, read_json
 from personalize_core.steps.events import Event, Listener, Report, report_over, unheard
 from personalize_core.workspace.dependencies import encoded_stamp, latents_stamp
 from personalize_core.workspace.lineage.making import making
-from personalize_core.workspace.recipes import asked_for, load_base, preprocessing_of
+from personalize_core.workspace.recipes import asked_for, images_trained_on, load_base, preprocessing_of
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
@@ -32,14 +31,14 @@ def encode_images(store: Store, concept: str, listener: Listener = unheard) -> R
     started = time.monotonic()
     recipes = {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in store.params.method_names)}
     made = {key: encode_concept(store, concept, recipe, listener) for key, recipe in recipes.items()}
-    metrics = {"concept_images": float(len(concept_files.concept_images(store.concept_folder(concept))))}
+    metrics = {"concept_images": float(len(images_trained_on(store, concept)))}
     return report_over(made, encoded_stamp(store, concept), started, store.latents(concept), metrics)
 
 
 def encode_concept(store: Store, concept: str, recipe: Preprocessing, listener: Listener) -> Report:
     started = time.monotonic()
     described, folder = store.concept(concept), store.latents(concept, recipe.key)
-    paths = concept_files.concept_images(store.concept_folder(concept))
+    paths = images_trained_on(store, concept)
     stamp = latents_stamp(store, concept, recipe)
     with store.alone("latents", concept, recipe.key):
         if is_up_to_date(folder, stamp):

@@ -29,6 +29,7 @@ from personalize_core.workspace.recipes import (
     preprocessing_of,
     prompts_of,
     recipe_of,
+    split_of,
     variants_of,
 )
 from personalize_core.workspace.store import REFERENCES, Store
@@ -113,13 +114,11 @@ def _decode(folder: Path) -> None:
 
 
 def _look_at(store: Store, concept: str, method: str) -> Cell | None:
-    from personalize_core.concepts.image_files import image_files
-
     try:
         recipe_of(store, method)
         prompts_of(store, concept)
-        concept_images = len(image_files(store.concept_folder(concept)))
-        check_concept_images(store, concept, concept_images, method, variants_of(store, method))
+        trained_on = len(split_of(store, concept).trained_on)
+        check_concept_images(store, concept, trained_on, method, variants_of(store, method))
         artifact = store.artifact(method, concept)
         if imported(artifact):
             check_artifact(store, concept, method)

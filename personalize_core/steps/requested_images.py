@@ -18,7 +18,7 @@ from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import ready_to_sample, refining, sample_images
 from personalize_core.workspace.dependencies import ENCODERS, SAMPLING, artifact_stamp, sampling_sources
 from personalize_core.workspace.lineage.making import making
-from personalize_core.workspace.recipes import device_of, load_base
+from personalize_core.workspace.recipes import device_of, load_base, split_of
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ def sample_several_concepts(
         "seed": store.sampling_seed,
         "encoder": weights_of(params.encoders.identity[0]),
         "concept_images": [concept_files.content(store.concept_folder(concept)) for concept, _ in cells],
+        **({"held_out": [list(split_of(store, name).held_out) for name, _ in cells]} if params.held_out else {}),
         "sources": sources_hash([*SAMPLING, *ENCODERS, "sampling/several_concepts", "metrics/several_concepts"]),
     }
     stamp = stamp_of(request)
@@ -196,14 +197,21 @@ def sample_several_concepts(
 def _identity_of_parts(
     store: Store, concepts: Sequence[str], paths: Sequence[Path], prompts: Sequence[str]
 ) -> dict[str, float]:
-    """Means over the images, of which each has the concepts from left to right as its prompt names them."""
+    """Means over the images, of which each has the concepts from left to right as its prompt names them.
+
+    Images are compared with the concept images that are held out, where a concept has some, else with all of them.
+    """
     from personalize_core.concepts.image_files import load_image
     from personalize_core.metrics.encoders import load_identity_encoder
     from personalize_core.metrics.several_concepts import identity_of_parts
 
     encoder = load_identity_encoder(store.params.encoders.identity[0], device_of(store))
     references = [
-        [load_image(p) for p in concept_files.concept_images(store.concept_folder(name))] for name in concepts
+        [
+            load_image(path)
+            for path in concept_files.concept_images(store.concept_folder(name), split_of(store, name).held_out or None)
+        ]
+        for name in concepts
     ]
     found: dict[str, list[float]] = {f"{part}.{name}": [] for part in concepts for name in concepts}
     alike = identity_of_parts([load_image(path) for path in paths], references, encoder).tolist()

@@ -20,7 +20,7 @@ from personalize_core.sampling.grid import images_in, read_grid
 from personalize_core.steps.latents import MOMENTS
 from personalize_core.steps.training import PROOF, imported
 from personalize_core.workspace.lineage.records import file_problems, manifest_of
-from personalize_core.workspace.recipes import load_base, preprocessing_of
+from personalize_core.workspace.recipes import images_trained_on, load_base, preprocessing_of, split_of
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ def concept_images(store: Store, concept: str) -> list[Gate]:
     """Can every concept image be read, and are they enough for all that params.yaml asks for?"""
     name = "concept_images_usable"
     try:
-        described, found = store.concept(concept), len(concept_files.concept_images(store.concept_folder(concept)))
+        described = store.concept(concept)
+        concept_files.concept_images(store.concept_folder(concept))
+        found = len(split_of(store, concept).trained_on)
     except InputError as error:
         return [Gate(name, False, str(error))]
     metrics = {"concept_images": float(found)}
@@ -160,7 +162,7 @@ def scores(store: Store, concept: str, method: str) -> list[Gate]:
 
 def identity(store: Store, concept: str, method: str) -> list[Gate]:
     """Are the images more like the concept than those of the base model, which has never seen it?"""
-    from personalize_core.metrics import parquet
+    from personalize_core.metrics import parquet, tables
 
     name, baseline = "identity_above_base_model", store.scores(BASELINE, concept) / SCORES
     if method == BASELINE:
@@ -169,7 +171,8 @@ def identity(store: Store, concept: str, method: str) -> list[Gate]:
         return [Gate(name, True, "not compared: the base model has no scores of this concept yet", False)]
     found = {}
     for who, path in ((BASELINE, baseline), (method, store.scores(method, concept) / SCORES)):
-        table = parquet.read_parquet(path).filter(metric="dino", headline=True)
+        table = parquet.read_parquet(path).filter(headline=True)
+        table = table.filter(metric=tables.shown("dino", set(table["metric"])))
         for (variant,), group in table.group_by("variant", maintain_order=True):
             found[who if who == BASELINE else str(variant)] = float(group["score"].to_numpy().mean())
     if BASELINE not in found or len(found) == 1:
@@ -200,7 +203,7 @@ def _look_at_latents(store: Store, concept: str, recipes: Sequence[Preprocessing
     finite = Gate(names[0], not wrong, f"{wrong[0]} is not" if wrong else f"all {count} are")
     if wrong:
         return [finite, Gate(names[1], False, "not looked at, for they are not finite")]
-    base, paths = load_base(store), concept_files.concept_images(store.concept_folder(concept))
+    base, paths = load_base(store), images_trained_on(store, concept)
     worst, fault = math.inf, ""
     with store.device(), torch.no_grad():
         for recipe in recipes:
@@ -268,7 +271,10 @@ def _lacking(store: Store, table: pl.DataFrame, absent: list[dict[str, Any]], co
     excused = {(one["metric"], one["image"]) for one in absent}
     images: dict[str, int | None] = dict.fromkeys(table["image"].unique())  # image -> its prompt, by its place
     spared: set[int] = set()
+    apart: dict[str, set[str]] = {}  # of concept images: references -> those that are compared with them
     if method == REFERENCES:
+        for references, image in table.select("references", "image").unique().iter_rows():
+            apart.setdefault(references, set()).add(image)
         if len(concept_files.concept_images(store.concept_folder(concept))) > 1 and not len(table) and not absent:
             return ["every concept image"]
     else:
@@ -281,9 +287,12 @@ def _lacking(store: Store, table: pl.DataFrame, absent: list[dict[str, Any]], co
     there = set(table.select("metric", "encoder", "image").iter_rows())
     return [
         f"{metric} of {image}"
-        for metric, encoder in table.select("metric", "encoder").unique(maintain_order=True).iter_rows()
+        for metric, encoder, references in table.select("metric", "encoder", "references")
+        .unique(maintain_order=True)
+        .iter_rows()
         for image, prompt in images.items()
-        if (metric, encoder, image) not in there
+        if image in apart.get(references, images)
+        and (metric, encoder, image) not in there
         and not {(metric, image), (metric, None)} & excused
         and not (prompt in spared and not tables.MEASURES[metric].reads_text)
     ] or ([] if len(table) or absent or not images else [next(iter(images))])

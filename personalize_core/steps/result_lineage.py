@@ -40,7 +40,7 @@ from personalize_core.workspace.lineage.records import (
     is_genuine,
     manifest_of,
 )
-from personalize_core.workspace.recipes import preprocessing_of
+from personalize_core.workspace.recipes import content_trained_on, preprocessing_of
 from personalize_core.workspace.store import REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
@@ -89,15 +89,19 @@ class ResultLineage:
 
     # What the steps make
 
-    def concept(self, concept: str, recorded: Mapping[str, str] | None = None) -> Link:
-        """recorded: the hashes of its files when what is explained was made from them, where that is known."""
+    def concept(self, concept: str, recorded: Mapping[str, str] | None = None, for_training: bool = False) -> Link:
+        """recorded: the hashes of its files when what is explained was made from them, where that is known.
+
+        for_training: only of the files that training reads, without the images that are held out.
+        """
         folder = self.store.concept_folder(concept)
         link = Link("concept images", self.short(folder), again="put there by a person, with `personalize add`")
         if not folder.is_dir():
             link.problems.append(IS_GONE)
             return link
         try:
-            link.facts = {"class_noun": self.store.concept(concept).class_noun, "sha256": concept_files.content(folder)}
+            content = content_trained_on(self.store, concept) if for_training else concept_files.content(folder)
+            link.facts = {"class_noun": self.store.concept(concept).class_noun, "sha256": content}
         except (InputError, OSError) as error:
             link.problems.append(str(error))
             return link
@@ -117,7 +121,7 @@ class ResultLineage:
 
         link, made_from = self._result("latents", folder, now, self._again(folder, "step encode-images"))
         link.facts |= _some(made_from, "preprocessing", "vae")
-        link.inputs = [self.concept(concept, made_from.get("files"))]
+        link.inputs = [self.concept(concept, made_from.get("files"), for_training=True)]
         return link
 
     def class_images(self, noun: str) -> Link:
@@ -338,7 +342,7 @@ class ResultLineage:
         """recorded: what the latents that an artifact was trained on were made from, where that is known."""
         link = self.latents(concept, recorded.get("preprocessing") or preprocessing_of(self.store, method).key)
         if files := recorded.get("files"):
-            link.inputs = [self.concept(concept, files)]
+            link.inputs = [self.concept(concept, files, for_training=True)]
         return link
 
     def _class_images_of(self, noun: str, recorded: Mapping[str, Any]) -> Link:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COLUMNS = {"prompt": "prompt_index", "image": "image_index"}  # of a table, where they are not called as rows have it
 MEASURED = ("metric", "encoder", "variant")
-HOW = ("encoder_sha256", "preprocessing", "text", "scaling", "pairing", "mask")
+HOW = ("encoder_sha256", "preprocessing", "text", "scaling", "pairing", "references", "mask")
 ABOUT = ("method", "concept", "image", "image_sha256", "score")
 
 

@@ -15,7 +15,14 @@ from personalize_core.files.stamps import Stamp, sha256, sources_hash, stamp_of
 from personalize_core.methods import method_source
 from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.sampling.grid import read_grid
-from personalize_core.workspace.recipes import preprocessing_of, prompts_of, recipe_of, variants_of
+from personalize_core.workspace.recipes import (
+    content_trained_on,
+    preprocessing_of,
+    prompts_of,
+    recipe_of,
+    split_of,
+    variants_of,
+)
 from personalize_core.workspace.store import REFERENCES, Store, is_label
 
 if TYPE_CHECKING:
@@ -84,6 +91,7 @@ NAMING = ("report/display_names", "methods/shared/options")
 COMPARING = (
     "metrics/concept_coverage",
     "metrics/costs",
+    "metrics/held_out",
     "metrics/pairing",
     "metrics/parquet",
     "metrics/ranking",
@@ -97,6 +105,7 @@ COMPARING = (
 # And all of report/, its page among it.
 REPORTING = (
     "metrics/concept_coverage",
+    "metrics/held_out",
     "metrics/pairing",
     "metrics/parquet",
     "metrics/ranking",
@@ -177,6 +186,7 @@ def score_stamp(store: Store, concept: str, method: str) -> Stamp:
             "concept": vars(store.concept(concept)),
             "concept_images": concept_files.content(folder),
             "masks": own_content(folder) if store.params.encoders.segmenter else {},
+            **({"held_out": list(split_of(store, concept).held_out)} if store.params.held_out else {}),
         }
     )
 
@@ -236,6 +246,7 @@ def recipe_stamp(store: Store, method: str) -> Stamp:
             **_trained_by(store, method),
             "class_images": params.class_images.model_dump() if asks else {},
             "encoding": _encoding(store, preprocessing_of(store, method)),  # it has sources of its own
+            **_held_out(store),
         }
     )
 
@@ -258,7 +269,12 @@ def sampling_stamp(store: Store, method: str) -> Stamp:
 def scoring_stamp(store: Store) -> Stamp:
     """Names what scores depend on besides sampled and concept images."""
     unread = [each.without_identity for each in store.params.sampling.prompts]
-    return stamp_of({**scored_by(store), "without_identity": unread})
+    return stamp_of({**scored_by(store), "without_identity": unread, **_held_out(store)})
+
+
+def _held_out(store: Store) -> dict[str, Any]:
+    """Nothing where no image is held out, so that what was made before there was such a setting keeps its stamp."""
+    return {"held_out": store.params.held_out} if store.params.held_out else {}
 
 
 @memoized
@@ -326,14 +342,13 @@ def repeat_stamp(original: str, seed: int) -> Stamp:
 @memoized
 def latents_stamp(store: Store, concept: str, recipe: Preprocessing) -> Stamp:
     """Names everything that the moments of a concept's images depend on, prepared in one way."""
-    files = concept_files.content(store.concept_folder(concept))
-    return stamp_of({"files": files, **_encoding(store, recipe)})
+    return stamp_of({"files": content_trained_on(store, concept), **_encoding(store, recipe)})
 
 
 def encoded_stamp(store: Store, concept: str) -> Stamp:
     """What the moments of a concept have in common, however its concept images are prepared: that, its method's recipe
     says. So another method that prepares them in another way changes nothing for those that there are."""
-    return stamp_of({"files": concept_files.content(store.concept_folder(concept)), **_encoding(store, None)})
+    return stamp_of({"files": content_trained_on(store, concept), **_encoding(store, None)})
 
 
 def class_encoded_stamp(store: Store, class_noun: str) -> Stamp:

@@ -23,6 +23,7 @@ from personalize_core.methods import (
 )
 from personalize_core.workspace.automation import Automation
 from personalize_core.workspace.encoder_settings import Encoders
+from personalize_core.workspace.held_out_setting import HeldOut
 from personalize_core.workspace.sampling_settings import SamplerSettings, Sampling
 from personalize_core.workspace.sections import MOST_SEED, Section
 from personalize_core.workspace.variants import NAME as VARIANT_NAME
@@ -38,6 +39,7 @@ class Params(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)]
     sampling: Sampling
+    held_out: HeldOut = 0  # concept images that no method is trained on: how many, or which share; concepts/held_out.py
     class_images: SamplerSettings  # for prior preservation; apart, so that another protocol trains nothing again
     encoders: Encoders
     baseline: str = BASELINE  # the variant that the others are compared with; or the label of an external column

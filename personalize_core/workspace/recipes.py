@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from personalize_core.base_model.loading import choose_device, load_base_model
+from personalize_core.concepts import concept_files
+from personalize_core.concepts.held_out import Split, split
 from personalize_core.errors import InputError, listed
 from personalize_core.files.snapshot import memoized
 from personalize_core.workspace.protocols import Prompts, read_collection, read_prompts
@@ -17,6 +19,8 @@ from personalize_core.workspace.store import OWN_DEVICE, Store
 from personalize_core.workspace.variants import Variant
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from personalize_core.base_model.model import BaseModel
     from personalize_core.concepts.preprocessing import Preprocessing
 
@@ -123,6 +127,42 @@ def check_concepts_wanted(store: Store) -> None:
             f"{listed(lacking[:5])}{f' and {len(lacking) - 5} more' if len(lacking) > 5 else ''}; add each with "
             "`personalize add FOLDER --class-noun NOUN --name NAME`, or name the concepts to sample"
         )
+
+
+@memoized
+def split_of(store: Store, concept: str) -> Split:
+    """Which of the concept's images are trained on, and which are held out, by params.yaml.
+
+    Raises:
+        InputError: an image that would be held out has the same bytes as one that would be trained on.
+    """
+    files = dict(concept_files.content(store.concept_folder(concept)))
+    files.pop(concept_files.DESCRIPTION)
+    try:
+        return split(files, store.params.held_out)
+    except InputError as error:
+        raise InputError(f"{store.concept_folder(concept)}: {error}") from None
+
+
+def images_trained_on(store: Store, concept: str) -> list[Path]:
+    """The concept images that training may read, sorted, every one decoded once. No other place chooses them.
+
+    Raises:
+        InputError: there are none, or one cannot be read.
+    """
+    folder = store.concept_folder(concept)
+    if not store.params.held_out:
+        return concept_files.concept_images(folder)
+    return concept_files.concept_images(folder, split_of(store, concept).trained_on)
+
+
+def content_trained_on(store: Store, concept: str) -> dict[str, str]:
+    """File name -> sha256, of the description and of the concept images that training reads."""
+    content = concept_files.content(store.concept_folder(concept))
+    if not store.params.held_out:
+        return content
+    held_out = split_of(store, concept).held_out
+    return {name: digest for name, digest in content.items() if name not in held_out}
 
 
 @memoized

@@ -15,10 +15,11 @@ from PIL import Image
 
 from personalize_core import steps
 from personalize_core.errors import InputError
+from personalize_core.metrics import tables as scores
 from personalize_core.metrics.parquet import meanings_in
 from personalize_core.report import comparison_in_words, embedded_images, inline_figures, page, tables, verdicts
 from personalize_core.report import evidence as read_evidence
-from personalize_core.workspace.store import Store
+from personalize_core.workspace.store import REFERENCES, SCORES, Store
 from tests.report import workspace
 
 
@@ -345,3 +346,60 @@ def test_the_terminal_says_it_too(gap, made):
     assert {line[0] for line in lines} >= {"DreamBooth (1 of 2 concepts)", "Textual Inversion", "base model"}
     assert "all 2 concepts" in comparison_in_words.gaps(gap.comparison())
     assert not comparison_in_words.gaps(made.comparison())
+
+
+# Images held out
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory) -> Store:
+    """rex has seven images, of which two are held out, and dreambooth copies; cup has three."""
+    store = workspace.make(tmp_path_factory.mktemp("held") / "workspace")
+    images = store.concept_folder("rex")
+    for index in range(3, 7):
+        workspace.noise_image([9, index], (32, 24)).save(images / f"{index}.png")
+    for method, concept in [(m, c) for m in (*workspace.LEVELS, REFERENCES) for c in workspace.CONCEPTS]:
+        folder = store.scores(method, concept)
+        rows = [{**row, "pairs": 2} for row in scores.read(folder / SCORES).to_dicts()]
+        copied = {"dreambooth": 0.2}.get(method, 0.01)
+        held_out = [
+            row | {"references": scores.HELD_OUT, "pairing": scores.ALL_PAIRS} if row["references"] else row
+            for row in rows
+            if concept == "rex" or not row["references"]
+        ]
+        trained_on = [
+            row
+            | {"references": scores.TRAINED_ON, "metric": f"{row['metric']}_trained_on", "score": row["score"] + copied}
+            | ({"pairing": scores.ALL_PAIRS} if concept == "rex" else {})
+            for row in rows
+            if row["references"]
+        ]
+        shutil.rmtree(folder)
+        workspace.scores(store, method, concept, [*held_out, *trained_on])
+    steps.compare(store)
+    steps.report(store)
+    return store
+
+
+def test_the_report_says_what_copying_adds_and_for_which_concepts_nothing_is_held_out(held):
+    frame = pl.read_parquet(held.report() / "tables" / "copying.parquet")
+    row = frame.filter(concept="all concepts", variant="dreambooth", metric="dino").row(0, named=True)
+    assert row["difference"] == pytest.approx(0.2) and row["beyond"] == pytest.approx(0.19)
+    assert row["concepts"] == 1
+    html = (held.report() / page.PAGE).read_text()
+    assert "What copying adds" in html and "rex (5 trained on, 2 held out), cup" not in html
+    assert "cup (all 3 trained on), rex (5 trained on, 2 held out)" in html
+    assert "Of cup, no image is held out: it has 3 concept images, too few, and all are trained on." in html
+
+
+def test_where_nothing_can_be_held_out_the_images_trained_on_are_shown_and_named(held, tmp_path):
+    shutil.copytree(held.root, tmp_path / "copy")
+    store = Store(tmp_path / "copy")
+    for method in (*workspace.LEVELS, REFERENCES):
+        shutil.rmtree(store.scores(method, "rex"))
+    steps.compare(store)
+    steps.report(store)
+    html = (store.report() / page.PAGE).read_text()
+    assert "Place, DINO, images trained on" in html and "What copying adds" not in html
+    heading, *rows = comparison_in_words.table(store.comparison(), store.costs())
+    assert heading[3] == "DINO, trained on" and all(row[3] != "-" for row in rows)

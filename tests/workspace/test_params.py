@@ -82,6 +82,18 @@ def test_a_method_without_variants_has_one_of_its_own_name(read):
     assert [variants[name].sampling.lag for name in ("plain", "local")] == [False, True]
 
 
+@pytest.mark.parametrize("value", [0, 2, 1000, 0.25])
+def test_images_are_held_out_by_number_or_share(read, value):
+    assert read("held_out", value=value).held_out == value
+    assert read().held_out == 0
+
+
+@pytest.mark.parametrize("value", [-1, 1001, 1.0, 2.5, -0.5, True, "2", [2], float("nan"), {}])
+def test_what_is_no_number_of_images_and_no_share_is_refused(read, value):
+    said = refusal(lambda: read("held_out", value=value))
+    assert "held_out = " in said and "a number of images, from 0 to 1000, or a share of them between 0 and 1" in said
+
+
 def test_methods_come_in_the_files_order(read):
     assert read().method_names == ["dreambooth", "textual_inversion"]
 

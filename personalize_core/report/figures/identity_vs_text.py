@@ -11,7 +11,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from personalize_core.metrics.concept_coverage import ConceptCoverage
-from personalize_core.metrics.tables import ALL_CONCEPTS, BASELINE, CEILING
+from personalize_core.metrics.tables import ALL_CONCEPTS, BASELINE, CEILING, shown
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.label_placement import place_labels
 from personalize_core.report.figures.style import GREY, INK, METRIC_WORDS, PALE, STYLE, save_figure, variant_colours
@@ -24,7 +24,7 @@ def save_scatter_plot(
     path: str | Path,
     title: str,
     concept: str = ALL_CONCEPTS,
-    identity: str = "dino",
+    identity: str | None = None,
     text: str = "clip_t",
     labels: Mapping[str, str] | None = None,
     baseline: str = BASELINE,
@@ -39,7 +39,8 @@ def save_scatter_plot(
         summary: what summaries.summarise returned, for one base model.
         path: where the PNG goes; the SVG goes beside it.
         concept: whose rows to take.
-        identity, text: which metrics.
+        identity, text: which metrics; identity is "dino" by default, or, for a concept without images held out where
+            others have some, that with the images trained on.
         labels: variant -> words; by default its display name.
 
     Raises:
@@ -52,7 +53,7 @@ def scatter_plot(
     summary: pl.DataFrame,
     title: str,
     concept: str = ALL_CONCEPTS,
-    identity: str = "dino",
+    identity: str | None = None,
     text: str = "clip_t",
     labels: Mapping[str, str] | None = None,
     size: tuple[float, float] = (7.6, 5.6),
@@ -69,6 +70,7 @@ def scatter_plot(
     rows = summary.filter(pl.col("concept") == concept).with_columns(pl.col("low", "high").fill_null(pl.col("mean")))
     if rows["base_model"].drop_nulls().n_unique() > 1:
         raise ValueError("the summary holds several base models; plot one figure for each")
+    identity = identity or shown("dino", set(rows["metric"]))
     up = {row["variant"]: row for row in rows.filter(metric=identity).iter_rows(named=True)}
     right = {row["variant"]: row for row in rows.filter(metric=text).iter_rows(named=True)}
     variants = [variant for variant in up if variant in right]

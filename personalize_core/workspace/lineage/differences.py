@@ -155,6 +155,7 @@ KINDS: dict[str, tuple[str, Callable[[Difference], list[str]]]] = {
     "files": ("concept images", _file),
     "concept_images": ("concept images", _file),
     "masks": ("masks", _file),
+    "held_out": ("held-out images", _nothing),
     "config": ("recipe", _options),
     "preprocessing": ("preprocessing", _value),
     "concept": ("description", _value),

@@ -43,6 +43,17 @@ def file_problems(folder: Path, manifest: Mapping[str, Any], only: str | None = 
     return problems
 
 
+def files_trained_on(artifact: Path) -> dict[str, str]:
+    """File name -> sha256 of the concept images that an artifact was trained on; nothing where its manifest does not
+    say, as with what was imported."""
+    made_from = manifest_of(artifact).get("made_from", {})
+    try:
+        original = made_from["again"]["of"] if "again" in made_from else made_from
+        return {name: str(digest) for name, digest in original["latents"]["of"]["files"].items()}
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
 def is_genuine(manifest: Mapping[str, Any]) -> bool:
     """Does what is written there, down to the last hash, give the stamps that are written there?"""
     try:
