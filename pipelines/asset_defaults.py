@@ -18,7 +18,7 @@ def asset(
     group: str,
     layer: str,
     kinds: set[str],
-    deps: Sequence[dg.AssetSpec | dg.AssetsDefinition] = (),
+    deps: Sequence[dg.AssetSpec | dg.AssetsDefinition | dg.AssetKey] = (),
     partitions_def: dg.PartitionsDefinition | None = None,
     pool: str | None = None,
     check_specs: Sequence[dg.AssetCheckSpec] = (),

@@ -164,7 +164,7 @@ def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) ->
     group="evaluation",
     layer="compared",
     kinds={"polars", "image"},
-    deps=[metrics, reference_scores, image_grid],
+    deps=[metrics, reference_scores, image_grid, dg.AssetKey("external_metrics")],  # pipelines/external.py
     automation_condition=AFTER_SCORES,
     freshness_policy=COMPARED_LATELY,
     check_specs=checks.of("comparison"),

@@ -10,6 +10,7 @@ from pipelines import (
     assets,
     canary,
     checks,
+    external,
     intake,
     jobs,
     notifications,
@@ -21,13 +22,14 @@ from pipelines import (
 from pipelines.resources import Workspace
 
 defs = dg.Definitions(
-    assets=[intake.arrival, *assets.ALL, *analyses.ALL, canary.canary],
+    assets=[intake.arrival, *assets.ALL, *analyses.ALL, external.external_metrics, canary.canary],
     asset_checks=[*checks.ALL, arrival.folders_usable],
-    jobs=jobs.ALL,
+    jobs=[*jobs.ALL, external.score_external],
     schedules=[schedules.nightly, schedules.nightly_preparation, schedules.canary_after_upgrade],
     sensors=[
         arrival.concept_folder,
         settings.settings,
+        external.external_columns,
         schedules.training_follows,
         schedules.comparison_follows,
         recovery.lost_runs_sensor,

@@ -120,7 +120,7 @@ class Phrased:
         torch.manual_seed(seed)
         self.words = tokenizer.load()
         base = Path(__file__).parent / "weights" / "base" / "text_encoder"
-        self.teacher: Any = CLIPTextModel.from_pretrained(base, dtype=torch.float32)
+        self.teacher: Any = CLIPTextModel.from_pretrained(base, use_safetensors=True, dtype=torch.float32)
         self.teacher.to(device).requires_grad_(False).eval()
         self.text = text_encoder(len(self.words), self.words.eos_token_id).to(device)
         self.text.load_state_dict(self.teacher.state_dict())

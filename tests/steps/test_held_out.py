@@ -318,11 +318,12 @@ def test_copying_is_looked_for_among_the_images_trained_on(tmp_path: Path, monke
 
     monkeypatch.setattr(Inputs, "features", colours)
     nothing: Any = None
+    encoder: Any = Fixed()
     grid = SampledGrid(tmp_path, ["a photo of a {}"], 1, {"vico": ["made.png"]})
     inputs = Inputs(
-        "vico", nothing, nothing, nothing, nothing, Fixed(), Fixed(), [paths["trained"], paths["other"]], grid,
+        "vico", nothing, nothing, nothing, nothing, encoder, encoder, [paths["trained"], paths["other"]], grid,
         None, None, None, [], nothing, 0, nothing, held_out=[paths["held"]],
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     folder = tmp_path / "found"
     folder.mkdir()
     findings = Findings(folder, copying.TITLE, copying.HOW)

@@ -138,6 +138,7 @@ def pipeline(first, tmp_path: Path) -> Pipeline:
     shutil.copytree(before.instance.root_directory, home)
     again = Pipeline(root, home)
     again.watch.cursor = before.watch.cursor
+    again.look()  # the copies are other files, and are read once more
     return again
 
 

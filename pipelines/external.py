@@ -1,0 +1,88 @@
+"""Images made elsewhere: a partition for each concept and label, scored when its description is written or changed.
+
+`personalize score FOLDER --concept NAME --as LABEL` writes the descriptions, files of data/external.
+"""
+
+import json
+
+import dagster as dg
+
+from pipelines import asset_defaults, assets, metadata, settings
+from pipelines.lineage import behind
+from pipelines.partitions import CONCEPT, concept_of, concepts
+from pipelines.progress import logged
+from pipelines.resources import Workspace
+
+LABEL = "label"
+labels = dg.DynamicPartitionsDefinition(name=LABEL)
+concept_and_label = dg.MultiPartitionsDefinition({CONCEPT: concepts, LABEL: labels})
+
+
+@asset_defaults.asset(
+    group="evaluation",
+    layer="measured",
+    kinds={"polars", "parquet"},
+    partitions_def=concept_and_label,
+    deps=[assets.concept_images, settings.encoders],
+    pool=asset_defaults.GPU,
+)
+def external_metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """The score of every image of an external column: images that another program made, where they lie."""
+    from personalize_core import steps
+
+    store, concept, label = workspace.store(), concept_of(context), label_of(context)
+    version = steps.scoring_stamp(store)
+    report = steps.score_external(store, concept, label, logged(context))
+    shown = metadata.scores_by_prompt(report) | behind(store, report, concept_images=store.concept_folder(concept))
+    result = metadata.result(context, report, shown)
+    return settings.made_with(context.instance, result, settings.encoders, None, version)
+
+
+score_external = dg.define_asset_job(
+    "score_external",
+    selection=dg.AssetSelection.assets(external_metrics),
+    description="Score the images of one external column.",
+)
+
+
+def label_of(context: dg.AssetExecutionContext) -> str:
+    key = context.partition_key
+    if not isinstance(key, dg.MultiPartitionKey):
+        raise TypeError(f"the partition {key!r} names no label")
+    return key.keys_by_dimension[LABEL]
+
+
+@dg.sensor(
+    job=score_external,
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    tags={"stage": "arrival"},
+    description="Keeps the partition `label` like data/external, and asks for a run for every column that is new or "
+    "described otherwise than before. Changed images are found when a column is scored again.",
+)
+def external_columns(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
+    """The cursor holds the hash of every description that a run was asked for."""
+    from personalize_core.files.stamps import sha256
+    from personalize_core.workspace.external_columns import registered
+
+    store, seen = workspace.store(), json.loads(context.cursor or "{}")
+    known = set(context.instance.get_dynamic_partitions(CONCEPT))
+    columns = [(label, concept) for label, concept in registered(store) if concept in known]
+    now = {f"{label}/{concept}": sha256(store.external(label, concept)) for label, concept in columns}
+    wanted = {label for label, _ in columns}
+    there = set(context.instance.get_dynamic_partitions(LABEL))
+    changes = [
+        *([labels.build_add_request(sorted(wanted - there))] if wanted - there else []),
+        *([labels.build_delete_request(sorted(there - wanted))] if there - wanted else []),
+    ]
+    requests = [
+        dg.RunRequest(
+            partition_key=dg.MultiPartitionKey({CONCEPT: concept, LABEL: label}),
+            run_key=f"{label}/{concept} {now[f'{label}/{concept}']}",
+        )
+        for label, concept in columns
+        if seen.get(f"{label}/{concept}") != now[f"{label}/{concept}"]
+    ]
+    if not changes and not requests:
+        return dg.SensorResult(skip_reason="the columns of data/external are as they were", cursor=json.dumps(now))
+    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=changes, cursor=json.dumps(now))
