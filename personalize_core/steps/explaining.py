@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from personalize_core.errors import InputError
+from personalize_core.files.outside import is_there
 from personalize_core.methods import check_method
 from personalize_core.steps.result_lineage import ResultLineage
 from personalize_core.steps.score_lineage import Rows, explain_scores
 from personalize_core.workspace.lineage.link import Link
-from personalize_core.workspace.store import SCORES, Store
+from personalize_core.workspace.store import SCORES, Store, is_label
 
 
 def explain(store: Store, path: Path | None = None, rows: Rows | None = None, verify: bool = True) -> Link:
@@ -48,7 +49,8 @@ def _existing(store: Store, path: Path) -> Path:
 def _latest(store: Store, rows: Rows) -> Path:
     if rows.concept is None or rows.method is None:
         raise InputError("name a file or folder of data/, or a concept and a method with --concept and --method")
-    check_method(rows.method)
+    if not is_label(rows.method) or not is_there(store.external(rows.method, rows.concept)):
+        check_method(rows.method)
     store.concept(rows.concept)
     places = [place(rows.method, rows.concept) for place in (store.scores, store.grid, store.artifact)]
     for place in places:
@@ -66,6 +68,8 @@ def _placed(store: Store, path: Path) -> tuple[Store, list[str]]:
         own, parts = own.again(int(parts[1])), parts[2:]
     if parts[0] == "under" and len(parts) > 2:
         own, parts = replace(own, protocol=parts[1]), parts[2:]
+    if parts[0] == "external_columns" and len(parts) > 1:  # with labels in place of methods
+        parts = [{"images": "grids"}.get(parts[1], parts[1]), *parts[2:]]
     if parts[0] in ("repeats", "under"):
         raise InputError(f"{path} holds several results; name one of them")
     return own, parts

@@ -19,7 +19,7 @@ from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_record, record_of_result
 from personalize_core.files.stamps import Stamp, sha256
 from personalize_core.methods import check_method
-from personalize_core.sampling.grid import DESCRIPTION, IMAGE
+from personalize_core.sampling.grid import DESCRIPTION, IMAGE, located
 from personalize_core.steps.training import PROOF
 from personalize_core.workspace.dependencies import (
     class_images_stamps,
@@ -41,7 +41,7 @@ from personalize_core.workspace.lineage.records import (
     manifest_of,
 )
 from personalize_core.workspace.recipes import content_trained_on, preprocessing_of
-from personalize_core.workspace.store import REFERENCES, SCORES, Store
+from personalize_core.workspace.store import REFERENCES, SCORES, Store, is_label
 
 if TYPE_CHECKING:
     from personalize_core.concepts.preprocessing import Preprocessing
@@ -178,7 +178,23 @@ class ResultLineage:
         link.inputs.append(self._base_model(described["base_model"]))
         return link
 
+    def external_images(self, label: str, concept: str) -> Link:
+        """The list of an external column's images, which lie where another program put them."""
+        folder = self.store.grid(label, concept)
+        link, _ = self._result("external images", folder, None, self._again(folder, "score"))
+        described = as_written(folder, DESCRIPTION)
+        link.facts |= _some(described, "external", "templates") | {"images": len(described.get("images", ()))}
+        images = located(folder, described, self.store.root) if self.verify and "images" in described else []
+        for image, told in zip(images, described.get("images", ()), strict=False):
+            if not image.path.is_file():
+                link.problems.append(f"{image.path} {IS_GONE}")
+            elif sha256(image.path) != told["sha256"]:
+                link.problems.append(f"{image.path} has been changed since it was scored")
+        return link
+
     def grid(self, method: str, concept: str) -> Link:
+        if is_label(method):
+            return self.external_images(method, concept)
         folder = self.store.grid(method, concept)
         command = self._again(folder, f"evaluate {concept} -m {method}")
         now = lambda: sampling_inputs(self.store, concept, method).stamp  # noqa: E731
@@ -192,7 +208,9 @@ class ResultLineage:
     def scores(self, method: str, concept: str, deep: bool = True) -> Link:
         folder = self.store.scores(method, concept)
         command = self._again(folder, "step score-references")
-        if method != REFERENCES:
+        if is_label(method):
+            command = self._again(folder, "score")
+        elif method != REFERENCES:
             command = self._again(folder, f"evaluate {concept} -m {method}")
         now = lambda: score_stamp(self.store, concept, method)  # noqa: E731
         link, made_from = self._result("scores", folder, now, command)

@@ -210,3 +210,19 @@ def test_a_folder_of_images_none_of_which_can_be_read_is_refused(store, tmp_path
     with pytest.raises(InputError, match="none of 2 images can be read"):
         add(store, folder)
     assert not store.scores("flux", "rex").exists()
+
+
+def test_the_chain_behind_its_numbers_ends_at_the_images_and_tells_a_changed_one(store, tmp_path):
+    folder = folder_of(tmp_path / "out")
+    report = add(store, folder, source="FLUX.1-dev")
+    link = steps.explain(store, report.path)
+    (scores,) = link.inputs if link.what == "file" else (link,)
+    images = scores.inputs[0]
+    assert (scores.what, images.what, images.facts["images"]) == ("scores", "external images", 8)
+    assert images.facts["external"]["source"] == "FLUX.1-dev" and not images.problems
+    assert steps.explain(store, rows=steps.Rows("rex", "flux")).path == scores.path
+    workspace.noise_image([99], (40, 30)).save(folder / "image_0_0.png")
+    (folder / "image_1_0.png").unlink()
+    problems = steps.explain(store, store.grid("flux", "rex")).problems
+    assert all(word in " ".join(problems) for word in ("image_0_0.png has been changed", "image_1_0.png is gone"))
+    assert len(problems) == 2
