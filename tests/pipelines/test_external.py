@@ -38,7 +38,7 @@ def test_a_column_becomes_a_partition_and_is_asked_for_once(store, instance):
     assert not tick(store, instance).run_requests  # its concept has not arrived yet
     instance.add_dynamic_partitions(CONCEPT, list(workspace.CONCEPTS))
     first = tick(store, instance)
-    (request,), (change,) = first.run_requests or (), first.dynamic_partitions_requests or ()
+    (request,), (change,) = list(first.run_requests or []), list(first.dynamic_partitions_requests or [])
     assert request.partition_key == dg.MultiPartitionKey({"concept": "rex", "label": "flux"})
     assert change.partition_keys == ["flux"]
     instance.add_dynamic_partitions(external.LABEL, ["flux", "gone"])
