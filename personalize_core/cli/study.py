@@ -67,6 +67,36 @@ def study(
     print_paths("Files", [("the page: send it to raters", written.page), ("the key: keep it", written.key_file)])
 
 
+@app.command()
+def agreement(
+    context: typer.Context,
+    answers: Annotated[
+        list[Path], typer.Argument(help="The files that the raters saved, or a folder with nothing else in it.")
+    ],
+    key: Annotated[
+        Path | None, typer.Option(help="The study's study_key.json. Default: the one beside the first answers.")
+    ] = None,
+) -> None:
+    """Say how well each metric predicts the answers of a study.
+
+    Pairwise accuracy and rank correlation of each metric and encoder, with intervals over raters and concepts, and how
+    far the raters agree.
+    """
+    from personalize_core import steps
+    from personalize_core.metrics.parquet import read_parquet
+    from personalize_core.report.agreement_in_words import for_people
+    from personalize_core.workspace.store import AGREEMENT
+
+    with progress() as listener:
+        report = steps.study_agreement(context.obj, answers, key, listener)
+    found = read_parquet(report.path / AGREEMENT)
+    heading, *rows = for_people(found)
+    print_table(heading, rows)
+    for note in found["note"].drop_nulls().unique(maintain_order=True):
+        print_line(f"Note: {note}")
+    print_paths("Written", [(path.name, path) for path in sorted(report.path.glob("agreement.*"))])
+
+
 @app.command("study-results")
 def study_results(
     answers: Annotated[

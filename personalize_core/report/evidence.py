@@ -20,7 +20,7 @@ from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.report.comparison_in_words import COPYING
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.training import training_log
-from personalize_core.workspace.store import REFERENCES, SCORES, Store, is_label
+from personalize_core.workspace.store import AGREEMENT, REFERENCES, SCORES, Store, is_label
 
 IDENTITY, TEXT = "dino", "clip_t"  # what the plane shows and the verdict is about first
 SHOWN = {IDENTITY: "DINO", TEXT: "CLIP-T", "clip_i": "CLIP-I"}
@@ -107,6 +107,8 @@ class Evidence:
     sampling: Sequence[Mapping[str, Any]]  # the settings the images were sampled with; one, if all is well
     seeds: Sequence[int]
     copying: pl.DataFrame | None  # metrics/held_out.py; None where no image is held out
+    agreement: pl.DataFrame | None  # of metrics with people; None where `personalize agreement` was not run
+    people: Mapping[str, Any]  # whose answers those are; empty where there are none
     costs: Mapping[str, Mapping[str, Any]]  # variant -> what it cost on the mean of all concepts, as far as recorded
     variants: Sequence[str] = field(default=())  # the baseline first, without the real images
     baseline: str = BASELINE  # the variant that the others are compared with
@@ -120,6 +122,10 @@ class Evidence:
         """variant -> its row of the summary over all concepts."""
         rows = self.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("metric") == metric)
         return {row["variant"]: row for row in rows.iter_rows(named=True)}
+
+    @property
+    def agreement_file(self) -> Path:
+        return Store(self.root, self.protocol).agreement() / AGREEMENT
 
     @property
     def coverage(self) -> ConceptCoverage:
@@ -160,6 +166,7 @@ def read(store: Store) -> Evidence:
     cells = sampled.select("method", "concept").unique().sort("method", "concept").rows()
     grids = [read_record(store.grid(method, concept) / DESCRIPTION) for method, concept in cells]
     differences, copying = folder / "differences.parquet", folder / COPYING
+    agreed = store.agreement() / AGREEMENT
     summarised = read_result(folder / "summary.json", missing=list, baseline=str)
     baseline = summarised["baseline"]
     return Evidence(
@@ -182,6 +189,8 @@ def read(store: Store) -> Evidence:
         sampling=_distinct(grid["sampling"] for grid in grids if "sampling" in grid),
         seeds=_distinct(grid["seed"] for grid in grids if "seed" in grid),
         copying=headline(parquet.read_parquet(copying)) if copying.is_file() else None,
+        agreement=parquet.read_parquet(agreed) if agreed.is_file() else None,
+        people=_json(agreed.with_suffix(".json")) or {},
         costs=_costs(store.costs()),
         variants=_ordered(names, baseline),
         baseline=baseline,

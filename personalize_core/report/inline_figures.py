@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from personalize_core.metrics.tables import ALL_CONCEPTS, shown
 from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import Evidence, Learned
+from personalize_core.report.figures.agreement import agreement_plot
 from personalize_core.report.figures.identity_vs_text import scatter_plot
 from personalize_core.report.figures.losses import NO_LOSS, moving_average
 from personalize_core.report.figures.style import COLOURS, GREY, INK, NO_METADATA, PALE, STYLE
@@ -61,6 +62,9 @@ def every(evidence: Evidence) -> dict[str, InlineFigure]:
         if len(evidence.concepts) > 1:
             names = [concept.name for concept in evidence.concepts]
             made += [_plane(evidence, f"identity_vs_text_{name}", name) for name in names]
+    if evidence.agreement is not None:
+        alt = "Share of people's answers that each score predicts; the table beside it has the numbers."
+        made.append(rendered(agreement_plot(evidence.agreement), "agreement", alt))
     made += [_losses(method.name, method.learned) for method in evidence.methods if method.trained]
     return {one.name: one for one in made}
 

@@ -214,7 +214,8 @@ def missing(evidence: Evidence) -> list[str]:
         found.append("The noise of training (the same method, another seed) is not measured for some or all variants.")
     if not any(method.heat_maps for method in evidence.methods):
         found.append("There are no heat maps; `personalize heat-maps` makes them.")
-    found.append("No human study was made; `personalize study` builds its page.")
+    if evidence.agreement is None or evidence.people.get("automated"):
+        found.append("No human study was made; `personalize study` builds its page.")
     return found
 
 

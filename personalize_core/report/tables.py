@@ -16,7 +16,7 @@ from tabulate import tabulate
 from personalize_core.files.atomic import write_bytes
 from personalize_core.metrics import costs, held_out, parquet, ranking, summaries, tables
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
-from personalize_core.report import published
+from personalize_core.report import agreement_in_words, published
 from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import METRICS, TEXT, Evidence
 from personalize_core.report.verdicts import interval
@@ -75,6 +75,7 @@ def every(evidence: Evidence) -> dict[str, Table]:
         verdicts(evidence),
         over_the_baseline(evidence),
         copying(evidence),
+        agreement(evidence),
         every_measure(evidence),
         by_concept(evidence),
         by_prompt(evidence),
@@ -212,6 +213,23 @@ def copying(evidence: Evidence) -> Table:
         "The same images, compared with the concept images held out and with those trained on. The base model copies "
         "nothing, so its difference is that of the images themselves; what a variant has beyond it, copying adds. Each "
         "interval stands alone.",
+    )
+
+
+def agreement(evidence: Evidence) -> Table:
+    """How well each metric predicts the answers of a study."""
+    if evidence.agreement is None:
+        return Table("agreement", "", pl.DataFrame(), {}, [])
+    meanings = parquet.meanings_in(evidence.agreement_file)
+    notes = evidence.agreement["note"].drop_nulls().unique(maintain_order=True).to_list()
+    return Table(
+        "agreement",
+        "Agreement of scores with people",
+        evidence.agreement,
+        {name: meanings[name] for name in evidence.agreement.columns},
+        agreement_in_words.for_people(evidence.agreement),
+        "Intervals are over raters and concepts. The row of another rater is how often two raters agree; a score can "
+        "hardly predict people better." + "".join(f" Note: {note}." for note in notes),
     )
 
 

@@ -6,6 +6,7 @@ ever sees it half made. Dagster, DVC and the command line call these and hold no
 
 from personalize_core.sampling.grid import image_name
 from personalize_core.steps import result_checks
+from personalize_core.steps.agreeing_with_people import study_agreement
 from personalize_core.steps.analyses import ANALYSES, analyse, analyse_together, analysed, suggest_class
 from personalize_core.steps.canary import (
     accept_canary,
@@ -88,6 +89,7 @@ __all__ = [
     "score_external",
     "score_references",
     "scoring_stamp",
+    "study_agreement",
     "suggest_class",
     "train",
     "unheard",

@@ -25,6 +25,7 @@ def report(store: Store, listener: Listener = unheard) -> Report:
     from personalize_core.metrics import parquet
 
     started, folder, compared = time.monotonic(), store.report(), store.comparison()
+    agreed = store.agreement() / MANIFEST
     stamp_there = manifest_stamp(compared, f"nothing has been compared in {compared}")
     scores = parquet.read_parquet(compared / SCORES)
     cells = scores.select("method", "concept").unique().sort("method", "concept").rows()
@@ -34,6 +35,7 @@ def report(store: Store, listener: Listener = unheard) -> Report:
             "cells": {f"{method}/{concept}": _behind(store, method, concept) for method, concept in cells},
             "costs": sha256(store.costs()) if store.costs().is_file() else None,
             "sources": sources_hash(REPORTING),
+            **({"agreement": read_result(agreed, stamp=str)["stamp"]} if agreed.is_file() else {}),
             "report": {path.name: sha256(path) for path in sorted(SOURCES.iterdir()) if path.is_file()},
         }
     )

@@ -76,6 +76,7 @@ class ResultLineage:
             "metrics": (2, self.scores),
             "analyses": (2, self.analyses),
             "samples": (3, self.samples),
+            "agreement": (0, self.agreement),
             "comparison": (0, self.comparison),
             "report": (0, self.report),
         }
@@ -235,6 +236,13 @@ class ResultLineage:
             for (method, concept), scores in zip(cells, link.inputs, strict=True):
                 if made_from and scores.facts.get("stamp") not in made_from.get("tables", []):
                     link.problems.append(f"stale: the scores of {concept} by {method} have been made again since")
+        return link
+
+    def agreement(self) -> Link:
+        """Of metrics with the answers of a study, which lie where the person who ran it keeps them."""
+        folder = self.store.agreement()
+        link, _ = self._result("agreement with people", folder, None, self._again(folder, "agreement ANSWERS"))
+        link.facts |= _some(as_written(folder, "agreement.json"), "study", "title", "raters", "answers", "automated")
         return link
 
     def report(self) -> Link:

@@ -253,7 +253,7 @@ def design(store: Store, request: Request) -> Key:
 def image_path(store: Store, key: Key, image: StudyImage) -> Path:
     """Where the grid keeps an image of the study."""
     cell = key.cells[image.cell]
-    method = _method_of(store)[image.variant]
+    method = method_of(store)[image.variant]
     return _Grid(store.grid(method, key.concepts[cell.concept].name), image.variant, {}).path(cell)
 
 
@@ -269,7 +269,7 @@ class _Grid:
         return self.folder / image_name(self.variant, cell.prompt_index, cell.image_index)
 
 
-def _method_of(store: Store) -> dict[str, str]:
+def method_of(store: Store) -> dict[str, str]:
     """Variant -> the method whose grids hold it."""
     params = store.params
     return {variant: method for method in params.method_names for variant in params.sampling_variants(method)}
@@ -277,7 +277,7 @@ def _method_of(store: Store) -> dict[str, str]:
 
 def _grids(store: Store, request: Request) -> tuple[dict[str, dict[str, _Grid]], list[str]]:
     """Concept -> variant -> grid, of concepts with a grid of each variant, sampled alike; and the other concepts."""
-    methods = _method_of(store)
+    methods = method_of(store)
     if unknown := [variant for variant in request.variants if variant not in methods]:
         raise InputError(f"params.yaml has no variant {unknown[0]!r}; its variants are {listed(methods)}")
     grids: dict[str, dict[str, _Grid]] = {}

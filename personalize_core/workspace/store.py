@@ -27,6 +27,7 @@ REFERENCES = "real_images"  # the table of the concept's own concept images, sco
 SCORES = "scores.parquet"  # in a folder of scores
 OWN_DEVICE = "PERSONALIZE_OWN_DEVICE"  # the environment's variable: "1" where no other process uses this one's device
 PAGE, FIGURES = "report.html", "figures"  # in the folder of a report
+AGREEMENT = "agreement.parquet"  # in a folder of agreement
 ABSENT = "absent.json"  # beside it: which scores could not be computed, and why
 
 
@@ -188,6 +189,10 @@ class Store:
 
     def analyses(self, method: str, concept: str) -> Path:
         return self.sampled / "analyses" / method / concept
+
+    def agreement(self) -> Path:
+        """How well each metric predicts the answers of a study, beside the comparison."""
+        return self.comparison().with_name("agreement")
 
     def report(self) -> Path:
         """Beside the comparison that it tells of."""

@@ -118,7 +118,7 @@ def test_a_damaged_file_of_kohyas_prompts_is_read_or_refused(tmp_path, name):
     assert all(outcomes(path.read_bytes(), read, DAMAGED))
 
 
-@pytest.mark.parametrize("name", set(LAYOUTS) - {"comfyui"})
+@pytest.mark.parametrize("name", sorted(set(LAYOUTS) - {"comfyui"}))
 def test_a_damaged_graph_in_an_image_is_no_fault_of_another_layout(tmp_path, name):
     put_image(tmp_path / "a.png", {"prompt": "{"})
     LAYOUTS[name].recognises(tmp_path)
