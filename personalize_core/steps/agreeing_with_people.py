@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-
-import polars as pl
+from typing import TYPE_CHECKING
 
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import MANIFEST, is_up_to_date, write_json
@@ -15,6 +14,11 @@ from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.workspace.dependencies import manifest_stamp
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.store import AGREEMENT, SCORES, Store
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from personalize_core.study.design import Key
 
 SOURCES = ("metrics/tables", "report/figures", "steps/agreeing_with_people", "study/answers", "study/metric_agreement")
 FIGURE, ABOUT = "agreement.png", "agreement.json"
@@ -85,8 +89,10 @@ def study_agreement(
     return Report(stamp, skipped, time.monotonic() - started, folder, {}, {"agreement": folder / FIGURE})
 
 
-def pairs_of(key) -> pl.DataFrame:
+def pairs_of(key: Key) -> pl.DataFrame:
     """Every pair of the study, as `metric_agreement.scores_of_pairs` takes them."""
+    import polars as pl
+
     rows = []
     for number, images in enumerate(key.pairs()):
         one, other = (key.images[index] for index in images)
