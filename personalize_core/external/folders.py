@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,23 @@ def image_names(folder: Path) -> list[str]:
         except UnicodeEncodeError:
             raise InputError(f"{folder} holds {shown(name)}, whose name is not UTF-8; rename it") from None
     return found
+
+
+def images_named(folder: Path, form: re.Pattern[str]) -> dict[str, re.Match[str]]:
+    """Those of a folder's images whose names without their endings have a form: name -> its parts, sorted."""
+    return {name: match for name in image_names(folder) if (match := form.fullmatch(Path(name).stem))}
+
+
+def all_named(folder: Path, form: re.Pattern[str]) -> bool:
+    """Does the folder hold images, and have the names of all of them this form?"""
+    names = image_names(folder)
+    return bool(names) and len(images_named(folder, form)) == len(names)
+
+
+def inner_folder(folder: Path, *names: str) -> Path:
+    """The folder in which a tool puts its images; the folder itself where that is the one that was given."""
+    inner = folder.joinpath(*names)
+    return inner if is_folder(inner) else folder
 
 
 def folder_names(folder: Path) -> list[str]:

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
     from personalize_core.study.design import Key
 
-SOURCES = ("metrics/tables", "report/figures", "steps/agreeing_with_people", "study/answers", "study/metric_agreement")
+SOURCES = (
+    "metrics/tables",
+    "report/figures",
+    "steps/agreeing_with_people",
+    "study/alpha",
+    "study/answers",
+    "study/metric_agreement",
+)
 FIGURE, ABOUT = "agreement.png", "agreement.json"
 
 

@@ -16,6 +16,7 @@ from personalize_core.methods import check_method
 from personalize_core.metrics import encoder_names
 from personalize_core.steps.training import imported, untrained
 from personalize_core.workspace.dependencies import check_artifact, sampling_inputs, train_stamp, training_inputs
+from personalize_core.workspace.external_columns import read_column, registered
 from personalize_core.workspace.recipes import (
     check_concepts_wanted,
     check_prompts,
@@ -87,7 +88,8 @@ def problems_of(store: Store, concepts: Sequence[str], methods: Sequence[str]) -
 def problems_of_workspace(
     store: Store, concepts: Sequence[str] | None = None, methods: Sequence[str] | None = None
 ) -> list[InputError]:
-    """As `problems_of`, of everything there is: also of protocols and folders of concepts that no run asks for.
+    """As `problems_of`, of everything there is: also of protocols, of folders of concepts that no run asks for, and of
+    external columns.
 
     By default all concepts of the workspace (or of the protocol), and the methods and ablations that params.yaml lists.
     """
@@ -100,6 +102,8 @@ def problems_of_workspace(
                 found.free_of(concept_files.read_concept, folder)
     for protocol in store.protocol_names():
         found.free_of(lambda name=protocol: replace(store, protocol=name).described_protocol)
+    for label, concept in registered(store):
+        found.free_of(lambda label=label, concept=concept: read_column(store, label, concept).listing(store))
     if methods is None:
         methods = store.params.method_names if found.free_of(lambda: store.params) else []
     return [*found.errors, *problems_of(store, concepts, methods)]

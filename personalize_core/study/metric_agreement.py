@@ -22,6 +22,7 @@ import numpy as np
 import polars as pl
 
 from personalize_core.report.figures.agreement import RATERS
+from personalize_core.study.alpha import nominal_alpha
 
 DRAWS = 1_000
 FEW = 10  # raters or concepts: with fewer an interval says that it is narrow
@@ -252,7 +253,7 @@ def agreeing(answers: Answers, weights: np.ndarray) -> float | None:
 
 
 def alpha(answers: Answers, weights: np.ndarray) -> float | None:
-    """Krippendorff's alpha (nominal) of the decided answers; see `krippendorff_alpha`."""
+    """Krippendorff's alpha (nominal) of the decided answers; see `alpha.nominal_alpha`."""
     same, both, counts = _pairs_of_raters(answers, weights)
     return nominal_alpha(same, both, counts)
 
@@ -269,32 +270,6 @@ def _pairs_of_raters(answers: Answers, weights: np.ndarray) -> tuple[np.ndarray,
     same = (sums**2 - squares).sum(axis=1)
     both = sums.sum(axis=1) ** 2 - squares.sum(axis=1)
     return same, both, sums
-
-
-def nominal_alpha(same: np.ndarray, both: np.ndarray, counts: np.ndarray) -> float | None:
-    """1 - observed / expected disagreement of nominal ratings, with weights (Krippendorff 2011, section C).
-
-    With weights of one it is `results.krippendorff_alpha`: a unit's m ratings make m (m - 1) ordered pairs, and count
-    as m.
-
-    Args:
-        same, both: (units,) weight of the ordered pairs of ratings by different raters that are equal, and of all.
-        counts: (units, values) weight of the ratings of each value.
-
-    Returns:
-        None where no unit has two raters, or where all ratings are the same.
-    """
-    kept = both > 1e-12
-    if not kept.any():
-        return None
-    of_unit = counts[kept].sum(axis=1)
-    observed = (of_unit * (1 - same[kept] / both[kept])).sum()
-    n_v = counts[kept].sum(axis=0)
-    n = n_v.sum()
-    expected = n * n - (n_v**2).sum()
-    if expected <= 1e-12 * n * n:
-        return None
-    return float(1 - (n - 1) * observed / expected)
 
 
 def scores_of_pairs(pairs: pl.DataFrame, scores: Sequence[pl.DataFrame]) -> pl.DataFrame:

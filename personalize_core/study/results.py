@@ -22,6 +22,7 @@ from personalize_core.files.atomic import write_json
 from personalize_core.metrics.parquet import write_parquet
 from personalize_core.report.display_names import in_words
 from personalize_core.study import answers as answer_files
+from personalize_core.study.alpha import krippendorff_alpha
 from personalize_core.study.answers import AnswerFile
 from personalize_core.study.design import Key
 
@@ -252,32 +253,6 @@ def agreement(decided: pl.DataFrame) -> tuple[float | None, int]:
     per_pair = codes.group_by("pair").agg(pl.col("first").sum(), pl.len().alias("n")).sort("pair")
     counts = np.stack([per_pair["first"].to_numpy(), (per_pair["n"] - per_pair["first"]).to_numpy()], axis=1)
     return krippendorff_alpha(counts), int((counts.sum(axis=1) > 1).sum())
-
-
-def krippendorff_alpha(counts: np.ndarray) -> float | None:
-    """Alpha for nominal ratings: 1 - observed / expected disagreement; 1 is agreement, 0 is chance.
-
-    Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), section C: units need not have equally many
-    ratings, and a unit with fewer than two says nothing.
-
-    Args:
-        counts: (units, values), how many raters gave each value to each unit.
-
-    Returns:
-        None where no unit has two ratings, or where all ratings are the same.
-    """
-    counts = counts[counts.sum(axis=1) > 1].astype(float)
-    if not len(counts):
-        return None
-    m = counts.sum(axis=1, keepdims=True)  # ratings per unit
-    coincidences = counts.T @ (counts / (m - 1)) - np.diag((counts / (m - 1)).sum(axis=0))  # (values, values)
-    n_v = counts.sum(axis=0)  # ratings of each value
-    n = n_v.sum()
-    expected = n * n - (n_v**2).sum()
-    if expected == 0:
-        return None
-    observed = n - np.trace(coincidences)
-    return float(1 - (n - 1) * observed / expected)
 
 
 def _number(value: Any) -> float | None:

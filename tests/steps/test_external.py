@@ -226,3 +226,14 @@ def test_the_chain_behind_its_numbers_ends_at_the_images_and_tells_a_changed_one
     problems = steps.explain(store, store.grid("flux", "rex")).problems
     assert all(word in " ".join(problems) for word in ("image_0_0.png has been changed", "image_1_0.png is gone"))
     assert len(problems) == 2
+
+
+def test_a_column_whose_folder_is_gone_is_among_what_is_wrong(store, tmp_path):
+    folder = folder_of(tmp_path / "out")
+    steps.add_external(store, "flux", "rex", ExternalColumn(folder=str(folder)))
+    before = list(map(str, steps.problems_of_workspace(store)))
+    shutil.rmtree(folder)
+    after = list(map(str, steps.problems_of_workspace(store)))
+    assert [one for one in after if one not in before] == [
+        f"{folder} does not exist; name the folder that holds the images"
+    ]

@@ -17,6 +17,7 @@ from personalize_core.cli import main as command_line
 from personalize_core.errors import InputError
 from personalize_core.study import answers as answer_files
 from personalize_core.study import results
+from personalize_core.study.alpha import krippendorff_alpha
 from personalize_core.study.design import Cell, Comparison, ConceptShown, Key, StudyImage
 from tests.study import workspace as small
 
@@ -206,7 +207,7 @@ def test_alpha_is_that_of_krippendorffs_worked_example():
         [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
     ]
     counts = np.array([[column.count(value) for value in range(1, 6)] for column in zip(*observers, strict=True)])
-    alpha = results.krippendorff_alpha(counts)
+    alpha = krippendorff_alpha(counts)
     assert alpha == pytest.approx(0.743, abs=5e-4)
     assert alpha == pytest.approx(by_pairs([[r for r in c if r is not None] for c in zip(*observers, strict=True)]))
 
@@ -218,14 +219,14 @@ def test_alpha_of_two_observers_is_the_example_counted_by_hand():
     """
     one, other = [0, 1, 0, 0, 0, 0, 0, 0, 1, 0], [1, 1, 1, 0, 0, 1, 0, 0, 0, 0]
     counts = np.array([[2 - a - b, a + b] for a, b in zip(one, other, strict=True)])
-    assert results.krippendorff_alpha(counts) == pytest.approx(1 - 19 * 4 / (14 * 6), abs=1e-12)
+    assert krippendorff_alpha(counts) == pytest.approx(1 - 19 * 4 / (14 * 6), abs=1e-12)
 
 
 def test_alpha_is_one_where_all_agree_on_both_values_and_undefined_where_nothing_can_be_told():
-    assert results.krippendorff_alpha(np.array([[3, 0], [0, 2], [1, 0]])) == pytest.approx(1)
-    assert results.krippendorff_alpha(np.array([[3, 0], [2, 0]])) is None
-    assert results.krippendorff_alpha(np.array([[1, 0], [0, 1]])) is None
-    assert results.krippendorff_alpha(np.zeros((0, 2))) is None
+    assert krippendorff_alpha(np.array([[3, 0], [0, 2], [1, 0]])) == pytest.approx(1)
+    assert krippendorff_alpha(np.array([[3, 0], [2, 0]])) is None
+    assert krippendorff_alpha(np.array([[1, 0], [0, 1]])) is None
+    assert krippendorff_alpha(np.zeros((0, 2))) is None
 
 
 def test_agreement_is_that_of_the_raw_answers(folder):

@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from personalize_core.errors import InputError, shown
-from personalize_core.external.folders import chosen, image_names, named_or_found, object_in, prompts_of
+from personalize_core.external.folders import (
+    all_named,
+    chosen,
+    images_named,
+    inner_folder,
+    named_or_found,
+    object_in,
+    prompts_of,
+)
 from personalize_core.external.listing import Listing, external_image
-from personalize_core.files.outside import is_folder, read_yaml
+from personalize_core.files.outside import read_yaml
 
 NAME = "ai-toolkit"
 MEANING = "ai-toolkit: `samples/MILLISECONDS__STEP_INDEX.jpg`, and the training's `config.yaml`"
@@ -30,16 +38,15 @@ _FLAG = re.compile(r"(\S*)(.*)", re.S)
 
 
 def recognises(folder: Path) -> bool:
-    names = image_names(_images_in(folder))
-    return bool(names) and all(_NAMED.fullmatch(Path(name).stem) for name in names)
+    return all_named(inner_folder(folder, SAMPLES), _NAMED)
 
 
 def read(folder: Path, options: Mapping[str, str]) -> Listing:
-    images_in = _images_in(folder)
-    found = [(name, match) for name in image_names(images_in) if (match := _NAMED.fullmatch(Path(name).stem))]
+    images_in = inner_folder(folder, SAMPLES)
+    found = images_named(images_in, _NAMED)
     if not found:
         raise InputError(f"{images_in} holds no image named MILLISECONDS__STEP_INDEX, as ai-toolkit names them")
-    steps = sorted({int(match[2]) for _, match in found})
+    steps = sorted({int(match[2]) for match in found.values()})
     step = int(chosen(options, "step", list(map(str, steps)), images_in) or steps[-1])
     path = named_or_found(folder, options, "prompts", [CONFIG, f"../{CONFIG}"])
     if path is None:
@@ -51,7 +58,9 @@ def read(folder: Path, options: Mapping[str, str]) -> Listing:
     inner = images_in.relative_to(folder)
     latest: dict[int, tuple[int, str]] = {}
     left_out = []
-    for name, match in sorted(found, key=lambda one: int(one[1][1])):  # the later of two replaces the earlier one
+    for name, match in sorted(
+        found.items(), key=lambda one: int(one[1][1])
+    ):  # the later of two replaces the earlier one
         if int(match[2]) == step:
             index = int(match[3])
             if index in latest:
@@ -66,10 +75,6 @@ def read(folder: Path, options: Mapping[str, str]) -> Listing:
         sample = samples[index]
         images.append(external_image((inner / name).as_posix(), sample.prompt, sample.seed, f"{path}, sample {index}"))
     return Listing(tuple(images), NAME, tuple(left_out), model)
-
-
-def _images_in(folder: Path) -> Path:
-    return folder / SAMPLES if is_folder(folder / SAMPLES) else folder
 
 
 @dataclass(frozen=True)

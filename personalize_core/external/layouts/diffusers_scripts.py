@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from personalize_core.errors import InputError
-from personalize_core.external.folders import image_names, named_or_found, object_in, prompts_of
+from personalize_core.external.folders import images_named, named_or_found, object_in, prompts_of
 from personalize_core.external.listing import Listing, external_image
 from personalize_core.files.outside import is_there, parse_yaml, read_text
 
@@ -33,7 +33,7 @@ def recognises(folder: Path) -> bool:
 
 
 def read(folder: Path, options: Mapping[str, str]) -> Listing:
-    found = {name: int(match[1]) for name in image_names(folder) if (match := _NAMED.fullmatch(Path(name).stem))}
+    found = {name: int(match[1]) for name, match in images_named(folder, _NAMED).items()}
     names = sorted(found, key=lambda name: found[name])
     if not names:
         raise InputError(f"{folder} holds no image named image_INDEX, as diffusers' training scripts name them")

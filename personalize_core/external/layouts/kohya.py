@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from personalize_core.errors import InputError, shown
-from personalize_core.external.folders import MOST_LIST, chosen, image_names, named_or_found, object_in, only_or_chosen
+from personalize_core.external.folders import (
+    MOST_LIST,
+    chosen,
+    image_names,
+    inner_folder,
+    named_or_found,
+    object_in,
+    only_or_chosen,
+)
 from personalize_core.external.listing import Listing, external_image
-from personalize_core.files.outside import is_folder, read_json, read_text
+from personalize_core.files.outside import read_json, read_text
 
 NAME = "kohya"
 MEANING = "kohya's sd-scripts: `sample/NAME_STEP_INDEX_TIME_SEED.png`, and the file of their `--sample_prompts`"
@@ -34,12 +42,12 @@ _NAMES = [re.compile(f"{_RUN}{of}{_SEED}") for of in (f"{_PLACE}_{_TIME}", f"{_T
 
 
 def recognises(folder: Path) -> bool:
-    names = image_names(_images_in(folder))
+    names = image_names(inner_folder(folder, SAMPLES))
     return bool(names) and all(map(_match, names))
 
 
 def read(folder: Path, options: Mapping[str, str]) -> Listing:
-    images_in = _images_in(folder)
+    images_in = inner_folder(folder, SAMPLES)
     found = {name: match for name in image_names(images_in) if (match := _match(name))}
     if not found:
         raise InputError(f"{images_in} holds no image named NAME_STEP_INDEX_TIME, as sd-scripts name them")
@@ -77,10 +85,6 @@ def read(folder: Path, options: Mapping[str, str]) -> Listing:
 def _match(name: str) -> re.Match[str] | None:
     """The parts of an image's name."""
     return next((found for form in _NAMES if (found := form.fullmatch(Path(name).stem))), None)
-
-
-def _images_in(folder: Path) -> Path:
-    return folder / SAMPLES if is_folder(folder / SAMPLES) else folder
 
 
 def _prompts_of(path: Path) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from personalize_core.errors import InputError, shown
-from personalize_core.external.folders import image_names, named_or_found, prompts_of
+from personalize_core.external.folders import all_named, image_names, named_or_found, prompts_of
 from personalize_core.external.listing import Listing, external_image
 
 NAME = "numbered"
@@ -19,8 +19,7 @@ _NAMED = re.compile(r"(\d{1,6})_(\d{1,20})")
 
 
 def recognises(folder: Path) -> bool:
-    names = image_names(folder)
-    return bool(names) and all(_NAMED.fullmatch(Path(name).stem) for name in names)
+    return all_named(folder, _NAMED)
 
 
 def read(folder: Path, options: Mapping[str, str]) -> Listing:

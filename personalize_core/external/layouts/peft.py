@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from personalize_core.errors import InputError, shown
-from personalize_core.external.folders import image_names, object_in, only_or_chosen
+from personalize_core.external.folders import all_named, images_named, inner_folder, object_in, only_or_chosen
 from personalize_core.external.listing import Listing, external_image
-from personalize_core.files.outside import is_folder, is_there, read_json_object, user_path
+from personalize_core.files.outside import is_there, read_json_object, user_path
 
 NAME = "peft"
 MEANING = (
@@ -30,13 +30,12 @@ _NAMED = re.compile(r"(.+--.+)_(\d{2,6})")
 
 
 def recognises(folder: Path) -> bool:
-    names = image_names(_images_in(folder))
-    return bool(names) and all(_NAMED.fullmatch(Path(name).stem) for name in names)
+    return all_named(inner_folder(folder, SAMPLES, RESULTS), _NAMED)
 
 
 def read(folder: Path, options: Mapping[str, str]) -> Listing:
-    images_in = _images_in(folder)
-    found = {name: match for name in image_names(images_in) if (match := _NAMED.fullmatch(Path(name).stem))}
+    images_in = inner_folder(folder, SAMPLES, RESULTS)
+    found = images_named(images_in, _NAMED)
     if not found:
         raise InputError(f"{images_in} holds no image named EXPERIMENT_NN, as PEFT's benchmark names them")
     experiment = only_or_chosen(options, "method", sorted({match[1] for match in found.values()}), images_in)
@@ -58,11 +57,6 @@ def read(folder: Path, options: Mapping[str, str]) -> Listing:
     lost = [number for number in range(1, len(prompts) + 1) if number not in numbers]
     left_out = tuple((f"{experiment}_{number:02d}.png", "is not there") for number in lost)
     return Listing(tuple(images), NAME, left_out, model if isinstance(model, str) else None)
-
-
-def _images_in(folder: Path) -> Path:
-    inner = folder / SAMPLES / RESULTS
-    return inner if is_folder(inner) else folder
 
 
 def _results_of(folder: Path, images_in: Path, options: Mapping[str, str]) -> Path:

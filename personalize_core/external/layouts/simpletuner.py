@@ -14,9 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from personalize_core.errors import InputError, shown
-from personalize_core.external.folders import MOST_LIST, chosen, image_names, named_or_found, png_header
+from personalize_core.external.folders import (
+    MOST_LIST,
+    all_named,
+    chosen,
+    images_named,
+    inner_folder,
+    named_or_found,
+    png_header,
+)
 from personalize_core.external.listing import Listing, external_image
-from personalize_core.files.outside import is_folder, read_json_object
+from personalize_core.files.outside import read_json_object
 
 NAME = "simpletuner"
 MEANING = "SimpleTuner: `validation_images/step_STEP_SHORTNAME_INDEX_WIDTHxHEIGHT.png`, and the user prompt library"
@@ -31,13 +39,12 @@ _NUMBERED = re.compile(r"(.+)_\d{1,6}")
 
 
 def recognises(folder: Path) -> bool:
-    names = image_names(_images_in(folder))
-    return bool(names) and all(_NAMED.fullmatch(Path(name).stem) for name in names)
+    return all_named(inner_folder(folder, SAMPLES), _NAMED)
 
 
 def read(folder: Path, options: Mapping[str, str]) -> Listing:
-    images_in = _images_in(folder)
-    found = {name: match for name in image_names(images_in) if (match := _NAMED.fullmatch(Path(name).stem))}
+    images_in = inner_folder(folder, SAMPLES)
+    found = images_named(images_in, _NAMED)
     if not found:
         raise InputError(f"{images_in} holds no image named step_STEP_SHORTNAME_..., as SimpleTuner names them")
     steps = sorted({int(match["step"]) for match in found.values()})
@@ -62,10 +69,6 @@ def read(folder: Path, options: Mapping[str, str]) -> Listing:
         else:
             images.append(external_image(file, prompt, None, str(path)))
     return Listing(tuple(images), NAME, tuple(left_out))
-
-
-def _images_in(folder: Path) -> Path:
-    return folder / SAMPLES if is_folder(folder / SAMPLES) else folder
 
 
 def _prompt_of(name: str, prompts: Mapping[str, str]) -> str | None:
