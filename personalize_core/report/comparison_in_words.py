@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 
-from personalize_core.errors import listed
 from personalize_core.files.atomic import read_result
 from personalize_core.methods import BASELINE
 from personalize_core.metrics import costs, pairing, ranking, tables
@@ -91,7 +90,7 @@ def pairing_of(folder: Path) -> str:
     ways = [way for way in pairing.WAYS if way in set(pairs["pairing"])]
     if set(ways) <= {pairing.BY_NOISE}:
         return ""
-    return f"Images made elsewhere share no noise with ours. Pairs of variants were compared by {listed(ways)}"
+    return f"Images made elsewhere share no noise with ours. Pairs of variants were compared by: {'; '.join(ways)}"
 
 
 def gaps(folder: Path) -> str:

@@ -159,7 +159,8 @@ def _gaps(evidence: Evidence) -> str:
 
 def _pairing(evidence: Evidence) -> str:
     """How variants were compared, where not all of them image by image."""
-    ways = dict(evidence.pairs.filter(metric=evidence.metrics[0])["pairing"].value_counts().rows())
+    pairs = evidence.pairs.filter(pl.col("metric").is_in(evidence.metrics))
+    ways = dict(pairs.select("variant", "other", "pairing").unique()["pairing"].value_counts().rows())
     if set(ways) <= {BY_NOISE}:
         return ""
     words = {
