@@ -125,3 +125,14 @@ def test_the_miniature_is_no_evidence_about_stable_diffusion(base_model, warned)
     evidence = compared({("base_model", "oft"): CANNOT_TELL})
     evidence.base_model = base_model
     assert ("no evidence about Stable Diffusion" in verdicts.caution(evidence)) == warned
+
+
+def test_ways_to_compare_other_than_by_noise_are_counted_for_whichever_score_has_them():
+    told = {("core", "flux"): CANNOT_TELL, ("core", "oft"): HIGHER}
+    evidence = compared(told)
+    assert "How pairs" not in " ".join(verdicts.notes(evidence))
+    text = compared({("core", "flux"): CANNOT_TELL}, metric="clip_t", pairing="prompt")
+    evidence.pairs, evidence.metrics = pl.concat([evidence.pairs, text.pairs]), ["dino", "clip_t"]
+    (sentence,) = [note for note in verdicts.notes(evidence) if "How pairs" in note]
+    assert "2 by images of the same prompt and noise" in sentence
+    assert "1 by the means of prompts that both have" in sentence
