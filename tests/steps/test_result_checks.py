@@ -214,7 +214,8 @@ def test_only_the_prompts_that_identity_leaves_out_are_excused_where_there_are_m
     write_json(folder / "grid.json", read_json(folder / "grid.json") | described)
     where = folder.relative_to(store.root).as_posix()
     images = [f"{where}/{METHOD}/{index:02d}_00.png" for index in range(102) if index not in (10, 100)]
-    table = pl.DataFrame({"metric": ["dino"] * 100, "encoder": ["one"] * 100, "image": images})
+    about = {"metric": "dino", "encoder": "one", "references": "all concept images"}
+    table = pl.DataFrame([about | {"image": image} for image in images])
     assert result_checks._lacking(store, table, [], "rex", METHOD) == [f"dino of {where}/{METHOD}/100_00.png"]
 
 

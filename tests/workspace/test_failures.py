@@ -19,7 +19,7 @@ from personalize_core.cli import main as command_line
 from personalize_core.errors import InputError
 from personalize_core.workspace.failures import diagnose
 from personalize_core.workspace.store import Store
-from pipelines import assets, failures, metadata
+from pipelines import assets, external, failures, metadata
 from pipelines.definitions import defs
 from pipelines.resources import Workspace
 from tests.in_dagster import materialize, passing
@@ -210,6 +210,9 @@ def test_every_asset_has_its_failures_sorted_out(asset, instance, monkeypatch, t
 
     monkeypatch.setattr(Workspace, "store", full)
     key = PAIR if isinstance(asset.partitions_def, dg.MultiPartitionsDefinition) else "dog7"
+    if asset.partitions_def == external.concept_and_label:
+        instance.add_dynamic_partitions(external.LABEL, ["flux"])
+        key = dg.MultiPartitionKey({"concept": "dog7", external.LABEL: "flux"})
     result = dg.materialize(
         EVERY,
         selection=[asset],

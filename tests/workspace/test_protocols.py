@@ -121,7 +121,7 @@ def test_a_protocol_replaces_how_images_are_sampled_and_scored_and_nothing_else(
     measured = {"text_image": ["other-clip"], "identity": ["other-dino"], "segmenter": None, "texts": ["class_phrase"]}
     under = write_protocol(store, sampler="dpm-solver++", encoders=measured, seed=77)
     assert (under.params.sampling.sampler, under.params.sampling.steps) == ("dpm-solver++", 3)
-    assert under.params.encoders.model_dump() == measured
+    assert under.params.encoders.model_dump() == measured | {"masc": None}
     back = {"sampling": store.params.sampling, "encoders": store.params.encoders}
     assert under.params.model_copy(update=back) == store.params
     assert (under.sampling_seed, under.training_seed) == (77, store.params.seed)
