@@ -94,7 +94,7 @@ def shown(context: dg.AssetExecutionContext, store: "Store", report: "Report") -
     )
     images = {path.stem: path for path in list(report.images.values())[:MOST_IMAGES]}
     more = {"metrics": table} | behind(store, report)
-    return metadata.result(context, dataclasses.replace(report, images=images, metrics={}), more)
+    return metadata.result(context, store, dataclasses.replace(report, images=images, metrics={}), more)
 
 
 ALL = [analyses, analyses_together, class_nouns]

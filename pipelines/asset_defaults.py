@@ -24,16 +24,19 @@ def asset(
     check_specs: Sequence[dg.AssetCheckSpec] = (),
     automation_condition: dg.AutomationCondition | None = None,
     freshness_policy: dg.FreshnessPolicy | None = None,
+    prefix: Sequence[str] = (),
 ) -> Callable[[Callable[..., dg.MaterializeResult]], dg.AssetsDefinition]:
     """An asset that a step of the core makes: `dg.asset`, of a body that calls the step and reports.
 
     Args:
         layer: how far it is from the concept images (source, prepared, learned, sampled, measured, compared,
             analysed): a tag, by which the UI and selections find it.
+        prefix: before its name in its key; the results of protocols and further trainings have one.
     """
 
     def define(body: Callable[..., dg.MaterializeResult]) -> dg.AssetsDefinition:
         return dg.asset(
+            key_prefix=[*prefix] or None,
             group_name=group,
             tags={"layer": layer},
             kinds=kinds,
@@ -50,11 +53,16 @@ def asset(
 
 
 def source(
-    name: str, *, group: str, kinds: set[str], description: str, partitions_def: dg.PartitionsDefinition | None = None
+    key: dg.CoercibleToAssetKey,
+    *,
+    group: str,
+    kinds: set[str],
+    description: str,
+    partitions_def: dg.PartitionsDefinition | None = None,
 ) -> dg.AssetSpec:
     """An asset that no step makes: a sensor reports what became of it."""
     return dg.AssetSpec(
-        name,
+        key,
         description=description,
         group_name=group,
         tags={"layer": "source"},

@@ -29,7 +29,7 @@ def canary(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Materi
 
     store = workspace.store()
     upgraded = steps.upgrades(store) or {}
-    result = metadata.result(context, steps.run_canary(store, logged(context)))
+    result = metadata.result(context, store, steps.run_canary(store, logged(context)))
     moved = steps.moved(store)
     about = {"upgraded": dg.MetadataValue.json(upgraded)}
     verdict = dg.AssetCheckResult(

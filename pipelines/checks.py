@@ -8,10 +8,11 @@ Annotations are evaluated here, as in assets.py: Dagster looks at the type of `c
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from pipelines.experiments import USUAL, Experiment
 from pipelines.partitions import concepts
 from pipelines.resources import Workspace
 
@@ -62,12 +63,19 @@ OF_ASSETS: dict[str, dict[str, tuple[bool, str]]] = {  # asset -> check -> can i
 }
 
 
-def of(asset: str) -> list[dg.AssetCheckSpec]:
-    """The checks that are part of an asset."""
-    return [
-        dg.AssetCheckSpec(name, asset=asset, blocking=blocking, description=said)
-        for name, (blocking, said) in OF_ASSETS[asset].items()
-    ]
+def of(
+    asset: str, experiment: Experiment = USUAL, partitions_def: dg.PartitionsDefinition | None = None
+) -> list[dg.AssetCheckSpec]:
+    """The checks that are part of an asset, one verdict for each of its partitions."""
+    with warnings.catch_warnings():
+        # Dagster calls partitions of a check a preview. Without them its page would show the last cell's verdict alone.
+        warnings.filterwarnings("ignore", message=".*partitions_def.*")
+        return [
+            dg.AssetCheckSpec(
+                name, asset=experiment.key(asset), blocking=blocking, description=said, partitions_def=partitions_def
+            )
+            for name, (blocking, said) in OF_ASSETS[asset].items()
+        ]
 
 
 def with_gates(result: dg.MaterializeResult, gates: "Sequence[Gate]") -> dg.MaterializeResult:
@@ -76,18 +84,32 @@ def with_gates(result: dg.MaterializeResult, gates: "Sequence[Gate]") -> dg.Mate
     return result._replace(check_results=[*(result.check_results or []), *found])
 
 
+def evaluations(
+    key: dg.AssetKey, kind: str, partition: str | None, gates: "Sequence[Gate]"
+) -> list[dg.AssetCheckEvaluation]:
+    """The same of a result that no run has made."""
+    return [
+        dg.AssetCheckEvaluation(
+            key, gate.name, blocking=OF_ASSETS[kind][gate.name][0], partition=partition, **_about(gate)
+        )
+        for gate in gates
+    ]
+
+
 def _result(gate: "Gate") -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        check_name=gate.name,
-        passed=gate.passed,
-        severity=dg.AssetCheckSeverity.ERROR if gate.serious else dg.AssetCheckSeverity.WARN,
-        description=gate.said,
-        metadata={name: dg.MetadataValue.float(value) for name, value in gate.metrics.items()},
-    )
+    return dg.AssetCheckResult(check_name=gate.name, **_about(gate))
+
+
+def _about(gate: "Gate") -> dict[str, Any]:
+    return {
+        "passed": gate.passed,
+        "severity": dg.AssetCheckSeverity.ERROR if gate.serious else dg.AssetCheckSeverity.WARN,
+        "description": gate.said,
+        "metadata": {name: dg.MetadataValue.float(value) for name, value in gate.metrics.items()},
+    }
 
 
 with warnings.catch_warnings():
-    # Dagster calls partitions of a check a preview. Without them its page would show the last concept alone.
     warnings.filterwarnings("ignore", message=".*partitions_def.*")
 
     @dg.asset_check(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
 
 from pipelines import (
@@ -15,21 +17,32 @@ from pipelines import (
     jobs,
     notifications,
     recovery,
+    reporting,
     retention,
     schedules,
     settings,
 )
 from pipelines.resources import Workspace
 
+apart = assets.apart(Path.cwd())
+
 defs = dg.Definitions(
-    assets=[intake.arrival, *assets.ALL, *analyses.ALL, external.external_metrics, canary.canary],
+    assets=[
+        intake.arrival,
+        *assets.ALL,
+        *(asset for each in apart for asset in each.assets),
+        *analyses.ALL,
+        external.external_metrics,
+        canary.canary,
+    ],
     asset_checks=[*checks.ALL, arrival.folders_usable],
-    jobs=[*jobs.ALL, external.score_external],
+    jobs=[*jobs.ALL, *(job for each in apart for job in jobs.apart(each)), external.score_external],
     schedules=[schedules.nightly, schedules.nightly_preparation, schedules.canary_after_upgrade],
     sensors=[
         arrival.concept_folder,
         settings.settings,
         external.external_columns,
+        reporting.results,
         schedules.training_follows,
         schedules.comparison_follows,
         recovery.lost_runs_sensor,
@@ -37,7 +50,7 @@ defs = dg.Definitions(
         notifications.failed_runs,
         notifications.notifications,
     ],
-    resources={"workspace": Workspace.configure_at_launch()},  # so that a run may choose its protocol
+    resources={"workspace": Workspace()},
     # Every run has a process of its own already; its steps then share one import of torch and one base model.
     executor=dg.in_process_executor,
 )

@@ -34,4 +34,22 @@ rerun_canary = dg.define_asset_job(
     description="Run the cells of the canary again, apart from all results, and compare their scores.",
 )
 
+
+def apart(made: assets.Apart) -> list:
+    """The same for a protocol or for another training: its cells, its reference scores, its comparison."""
+    whose = f"as the protocol {made.experiment.protocol} says" if made.experiment.protocol else ""
+    if made.experiment.repeat:
+        whose = f"{whose} for training {made.experiment.repeat} with another seed".strip()
+    parts = {"learn" if made.learned else "sample": made.cells, "prepare": made.preparing, "compare": made.comparing}
+    return [
+        dg.define_asset_job(
+            made.experiment.named(name),
+            selection=dg.AssetSelection.assets(*each),
+            description=f"Like the job `{name if name != 'sample' else learn.name}`, {whose}.",
+        )
+        for name, each in parts.items()
+        if each
+    ]
+
+
 ALL = [arrive, prepare, learn, compare, rerun_canary]

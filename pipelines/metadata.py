@@ -19,6 +19,7 @@ import dagster as dg
 
 if TYPE_CHECKING:
     from personalize_core.steps import Report
+    from personalize_core.workspace.store import Store
 
 Metadata = dict[str, dg.MetadataValue]
 
@@ -29,16 +30,38 @@ MOST_GRIDS = 8  # on a comparison; the others lie at its path
 
 
 def result(
-    context: dg.AssetExecutionContext, report: Report, more: Mapping[str, dg.MetadataValue] | None = None
+    context: dg.AssetExecutionContext, store: Store, report: Report, more: Mapping[str, dg.MetadataValue] | None = None
 ) -> dg.MaterializeResult:
     """The materialization, what there is to see first.
 
     Its data version is the step's stamp, which names everything the result depends on.
     """
-    metadata: Metadata = {}
     before = last(context, report) if report.images else None
+    return dg.MaterializeResult(
+        metadata=of(store, report, more, before), data_version=dg.DataVersion(str(report.stamp))
+    )
+
+
+def of(
+    store: Store,
+    report: Report,
+    more: Mapping[str, dg.MetadataValue] | None = None,
+    before: dg.EventLogRecord | None = None,
+) -> Metadata:
+    """Images first, then what else is told, then numbers.
+
+    Args:
+        before: an event that showed the same result; images that have not changed since are taken from it.
+    """
+    from personalize_core.workspace.params import Params
+
+    metadata: Metadata = {}
+    served = Params.read_automation(store.root / "params.yaml").base_url if report.images else None
     for name, path in report.images.items():
-        metadata |= (before and shown_before(before, name, path)) or image(name, path)
+        if served:
+            metadata |= linked(name, f"{served.rstrip('/')}/{urllib.parse.quote(_below(store, path))}", report)
+        else:
+            metadata |= (before and shown_before(before, name, path)) or image(name, path)
     metadata |= more or {}
     metadata |= {name: dg.MetadataValue.float(value) for name, value in report.metrics.items()}
     metadata |= {
@@ -46,16 +69,32 @@ def result(
         "seconds": dg.MetadataValue.float(round(report.seconds, 2)),
         "skipped": dg.MetadataValue.bool(report.skipped),
     }
-    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(str(report.stamp)))
+    return metadata
 
 
 def overview(
-    context: dg.AssetExecutionContext, report: Report, more: Mapping[str, dg.MetadataValue] | None = None
+    context: dg.AssetExecutionContext, store: Store, report: Report, more: Mapping[str, dg.MetadataValue] | None = None
 ) -> dg.MaterializeResult:
     """A comparison: the plot over all concepts, then the grids of the first few."""
+    return result(context, store, of_overview(report), more)
+
+
+def of_overview(report: Report) -> Report:
+    """The same with the images that fit into a page."""
     grids = [name for name in report.images if name.startswith("grid")][:MOST_GRIDS]
     shown = [name for name in ("identity_vs_text", *grids) if name in report.images]
-    return result(context, dataclasses.replace(report, images={name: report.images[name] for name in shown}), more)
+    return dataclasses.replace(report, images={name: report.images[name] for name in shown})
+
+
+def linked(name: str, address: str, report: Report) -> Metadata:
+    """The image where a server has it. The stamp in the address keeps a browser from showing an older one."""
+    address = f"{address}?{report.stamp}"
+    return {f"{name}_preview": dg.MetadataValue.md(f"![{name}]({address})"), name: dg.MetadataValue.url(address)}
+
+
+def _below(store: Store, path: Path) -> str:
+    """Where an image lies in data/, which is what is served."""
+    return path.relative_to(store.data).as_posix()
 
 
 def last(context: dg.AssetExecutionContext, report: Report) -> dg.EventLogRecord | None:

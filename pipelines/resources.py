@@ -12,14 +12,9 @@ from pipelines import run_locks
 
 
 class Workspace(dg.ConfigurableResource):
-    """The folder with params.yaml and data/, and what is sampled and scored there."""
+    """The folder with params.yaml and data/."""
 
     root: str = Field(default=".", description="Relative to the working directory, where dagster.yaml lies too.")
-    protocol: str | None = Field(
-        default=None,
-        description="A file of data/protocols, by its name: sample, score and compare as it says, in data/under/NAME. "
-        "Left out: as params.yaml says. It trains nothing again.",
-    )
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Before the steps of a run: its process says that it lives (recovery.py). Ticks have no run."""
@@ -30,4 +25,4 @@ class Workspace(dg.ConfigurableResource):
         return Store(Path(self.root).resolve()).work("runs")
 
     def store(self) -> Store:
-        return Store(Path(self.root).resolve(), self.protocol)
+        return Store(Path(self.root).resolve())

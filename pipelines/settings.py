@@ -3,14 +3,55 @@
 Dagster has one code version for an asset, whatever its partitions; these have a version for each method.
 """
 
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
 from pipelines import asset_defaults
+from pipelines.experiments import USUAL as THE_USUAL
+from pipelines.experiments import Experiment, experiments
 from pipelines.failures import or_skipped
 from pipelines.partitions import methods
 from pipelines.resources import Workspace
 
-recipe = asset_defaults.source(
+if TYPE_CHECKING:
+    from personalize_core.workspace.store import Store
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that the results of one experiment depend on."""
+
+    experiment: Experiment
+    recipe: dg.AssetSpec  # no protocol has one of its own
+    sampling: dg.AssetSpec
+    encoders: dg.AssetSpec
+
+    @property
+    def all(self) -> list[dg.AssetSpec]:
+        own = [self.sampling, self.encoders]
+        return own if self.experiment.protocol else [self.recipe, *own]
+
+    def versions(self, store: "Store") -> dict[tuple[dg.AssetKey, str | None], str]:
+        """(asset, method) -> its version, of every method and ablation of params.yaml.
+
+        Raises:
+            InputError: params.yaml or the protocol is damaged.
+        """
+        from personalize_core import steps
+
+        found: dict[tuple[dg.AssetKey, str | None], str] = {(self.encoders.key, None): steps.scoring_stamp(store)}
+        for method in store.params.method_names:
+            if self.recipe in self.all:
+                found[self.recipe.key, method] = steps.recipe_stamp(store, method)
+            found[self.sampling.key, method] = steps.sampling_stamp(store, method)
+        return found
+
+
+_recipe = asset_defaults.source(
     "recipe",
     group="settings",
     kinds={"yaml", "python"},
@@ -19,37 +60,32 @@ recipe = asset_defaults.source(
     "that of training, the base model's weights. The sensor `settings` reports a new version when any of it changes, "
     "and the artifacts of this method alone are then out of date.",
 )
-sampling = asset_defaults.source(
-    "sampling",
-    group="settings",
-    kinds={"yaml", "python"},
-    partitions_def=methods,
-    description="What a method's images depend on besides its artifact: prompts, sampler, the method's variants, the "
-    "source of sampling.",
-)
-encoders = asset_defaults.source(
-    "encoders",
-    group="settings",
-    kinds={"yaml", "python"},
-    description="What scores depend on besides sampled and concept images: the encoders' weights, which variants of a "
-    "metric are measured, the source of scoring.",
-)
-ALL = [recipe, sampling, encoders]
 
 
-def versions(store) -> dict[tuple[dg.AssetKey, str | None], str]:
-    """(asset, method) -> its version, of every method and ablation of params.yaml.
+@cache
+def of(experiment: Experiment) -> Settings:
+    """A protocol says itself how is sampled and scored; further trainings are sampled and scored as the first is."""
+    if experiment.repeat:
+        return of(Experiment(experiment.protocol))
+    sampling = asset_defaults.source(
+        experiment.key("sampling"),
+        group=experiment.group("settings"),
+        kinds={"yaml", "python"},
+        partitions_def=methods,
+        description="What a method's images depend on besides its artifact: prompts, sampler, the method's variants, "
+        "the source of sampling.",
+    )
+    encoders = asset_defaults.source(
+        experiment.key("encoders"),
+        group=experiment.group("settings"),
+        kinds={"yaml", "python"},
+        description="What scores depend on besides sampled and concept images: the encoders' weights, which variants "
+        "of a metric are measured, the source of scoring.",
+    )
+    return Settings(experiment, _recipe, sampling, encoders)
 
-    Raises:
-        InputError: params.yaml is damaged, or one of its sections is.
-    """
-    from personalize_core import steps
 
-    found: dict[tuple[dg.AssetKey, str | None], str] = {(encoders.key, None): steps.scoring_stamp(store)}
-    for method in store.params.method_names:
-        found[recipe.key, method] = steps.recipe_stamp(store, method)
-        found[sampling.key, method] = steps.sampling_stamp(store, method)
-    return found
+USUAL = of(THE_USUAL)
 
 
 @dg.sensor(
@@ -62,10 +98,17 @@ def versions(store) -> dict[tuple[dg.AssetKey, str | None], str]:
 )
 @or_skipped
 def settings(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
+    from personalize_core.files.snapshot import snapshot
+
+    protocols = [each for each in experiments(Path(workspace.root).resolve()) if not each.repeat]
+    now: dict[tuple[dg.AssetKey, str | None], str] = {}
+    with snapshot():
+        for experiment in [THE_USUAL, *protocols]:
+            now |= of(experiment).versions(experiment.store(workspace))
     changed = [
         event
-        for (key, method), version in versions(workspace.store()).items()
-        if _latest(context.instance, key, method)[0] != version
+        for (key, method), version in now.items()
+        if latest(context.instance, key, method)[0] != version
         for event in events(key, method, version)
     ]
     if not changed:
@@ -95,17 +138,29 @@ def made_with(
     By itself Dagster would say the last that was reported, and the sensor may not have seen the newest yet. There is no
     other way to tell it than these tags (tests/pipelines/test_dagster.py).
     """
-    known, number = _latest(instance, spec.key, method)
+    return result._replace(tags={**(result.tags or {}), **depends_on(instance, spec.key, method, version)})
+
+
+def depends_on(instance: dg.DagsterInstance, key: dg.AssetKey, method: str | None, version: str) -> dict[str, str]:
+    """The tags of a materialization that was made with this version of a setting, which is reported if it is new."""
+    known, number = latest(instance, key, method)
     if known != version:
-        for event in events(spec.key, method, version):
+        for event in events(key, method, version):
             instance.report_runless_asset_event(event)
-        _, number = _latest(instance, spec.key, method)
-    name = spec.key.to_user_string()
-    tags = {f"dagster/input_data_version/{name}": version, f"dagster/input_event_pointer/{name}": str(number)}
-    return result._replace(tags={**(result.tags or {}), **tags})
+        _, number = latest(instance, key, method)
+    return input_tags(key, version, number)
 
 
-def _latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> tuple[str | None, int | None]:
+def input_tags(key: dg.AssetKey, version: str, number: int | None) -> dict[str, str]:
+    """How Dagster notes the version of an input, and the event that told of it: it has no call for that."""
+    name = key.to_user_string()
+    return {
+        f"dagster/input_data_version/{name}": version,
+        f"dagster/input_event_pointer/{name}": "NULL" if number is None else str(number),
+    }
+
+
+def latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> tuple[str | None, int | None]:
     """The version that was reported last, and the number of its event."""
     asked = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
     for record in instance.fetch_observations(asked, limit=1).records:

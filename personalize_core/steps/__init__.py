@@ -24,6 +24,14 @@ from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.exchange import export, export_peft, import_artifact
 from personalize_core.steps.explaining import explain
 from personalize_core.steps.external import add_external, list_external, score_external
+from personalize_core.steps.finding import (
+    Place,
+    bytes_of,
+    found_report,
+    results_there,
+    seconds_since,
+    why_out_of_date,
+)
 from personalize_core.steps.input_checks import check_inputs, problems_of, problems_of_workspace
 from personalize_core.steps.latents import encode_images
 from personalize_core.steps.planning import Cell, earlier_version_notice, is_prepared, plan
@@ -44,6 +52,7 @@ __all__ = [
     "Event",
     "Link",
     "Listener",
+    "Place",
     "Report",
     "Rows",
     "accept_canary",
@@ -51,6 +60,7 @@ __all__ = [
     "analyse",
     "analyse_together",
     "analysed",
+    "bytes_of",
     "canary_cells",
     "check_concepts_wanted",
     "check_inputs",
@@ -65,6 +75,7 @@ __all__ = [
     "encode_images",
     "estimate",
     "explain",
+    "found_report",
     "export",
     "export_peft",
     "result_checks",
@@ -83,16 +94,19 @@ __all__ = [
     "processes_of",
     "recipe_stamp",
     "report",
+    "results_there",
     "run_canary",
     "sampling_stamp",
     "score",
     "score_external",
     "score_references",
     "scoring_stamp",
+    "seconds_since",
     "study_agreement",
     "suggest_class",
     "train",
     "unheard",
     "upgrades",
     "why_canary",
+    "why_out_of_date",
 ]

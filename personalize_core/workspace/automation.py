@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from personalize_core.concepts.concept import check_name
 from personalize_core.methods import check_method
 from personalize_core.workspace.cron import check_cron
-from personalize_core.workspace.sections import Names, Section
+from personalize_core.workspace.sections import Names, Section, each_once
 
 # What holds a secret: the name of a variable of the environment, never the secret itself.
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
@@ -60,6 +60,10 @@ class Automation(Section):
     nightly: Annotated[str, AfterValidator(check_cron)] = "0 2 * * *"  # cron: when whatever is out of date is trained
     notify: Notify = Notify()
     keep_runs: Annotated[int, Field(ge=1, le=36500)] | None = None  # days; None: Dagster's history keeps all runs
+    protocols: Annotated[list[str], AfterValidator(each_once)] = []  # of data/protocols: those with assets of their own
+    repeats: Annotated[int, Field(ge=0, le=100)] = 0  # further trainings with assets of their own
+    # Where a static server serves data/: grids then are links in Dagster's history, in place of copies.
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s()<>\[\]\"'`]+$")] | None = None
     canary: dict[str, Names] = {}  # concept -> methods: the cells that are run again after an upgrade
 
     @field_validator("canary")

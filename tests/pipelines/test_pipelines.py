@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from personalize_core import steps
+from personalize_core.workspace.store import Store
 from pipelines import asset_defaults, assets, metadata
 from pipelines.__main__ import prepare
 from pipelines.definitions import defs
@@ -72,24 +73,8 @@ def test_a_concept_partition_prepares_its_own_concept(instance, asked, tmp_path)
     assert sorted(asked) == [("encode_images", "dog7"), ("make_class_images", "dog"), ("score_references", "dog7")]
 
 
-def test_a_run_chooses_its_protocol_and_the_sensor_needs_none(instance, monkeypatch, tmp_path):
-    """Through the definitions that Dagster loads, where a resource may be configured at launch."""
-    from pipelines.definitions import defs
-
-    under = []
-
-    def step(store, listener):
-        under.append((store.root, store.protocol))
-        return steps.Report(stamp="s", skipped=False, seconds=1.0, path=tmp_path)
-
-    for name in ("compare", "report"):
-        monkeypatch.setattr(steps, name, step)
-    monkeypatch.setattr(steps.result_checks, "comparison", passing("comparison"))
+def test_the_sensor_reads_the_workspace_of_the_current_folder(instance, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    job = defs.resolve_job_def("compare")
-    for config in ({}, {"resources": {"workspace": {"config": {"protocol": "mini"}}}}):
-        assert job.execute_in_process(config, instance=instance).success
-    assert under == [(tmp_path, None)] * 2 + [(tmp_path, "mini")] * 2
     repository = defs.get_repository_def()
     sensor, resources = repository.get_sensor_def("concept_folder"), repository.get_top_level_resources()
     with dg.build_sensor_context(instance=instance, resources=resources) as context:
@@ -168,7 +153,7 @@ def test_a_comparison_of_many_concepts_does_not_bury_the_page(tmp_path):
     names = [f"{kind}_c{i:03d}" for i in range(100) for kind in ("grid", "identity_vs_text")]
     images = dict.fromkeys([*names, "identity_vs_text"], path)
     report = steps.Report("stamp", False, 1.0, tmp_path, {}, images)
-    shown = dict(metadata.overview(dg.build_asset_context(), report).metadata or {})
+    shown = dict(metadata.overview(dg.build_asset_context(), Store(tmp_path), report).metadata or {})
     assert list(shown)[:4] == ["identity_vs_text_preview", "identity_vs_text", "grid_c000_preview", "grid_c000"]
     assert len([name for name in shown if name.startswith("grid")]) == 2 * metadata.MOST_GRIDS
 

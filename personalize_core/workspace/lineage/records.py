@@ -57,21 +57,21 @@ def files_trained_on(artifact: Path) -> dict[str, str]:
 def is_genuine(manifest: Mapping[str, Any]) -> bool:
     """Does what is written there, down to the last hash, give the stamps that are written there?"""
     try:
-        return stamp_of(_folded(manifest["made_from"])) == manifest["stamp"]
+        return stamp_of(folded(manifest["made_from"])) == manifest["stamp"]
     except (KeyError, TypeError, ValueError):
         return False
 
 
-def _folded(what: Any) -> Any:
-    """The opposite of `spelled_out`.
+def folded(what: Any) -> Any:
+    """The opposite of `spelled_out`: a stamp alone in place of all that it is of.
 
     Raises:
         ValueError: a stamp is not that of what stands beside it.
     """
     if isinstance(what, dict):
         if what.keys() == {"stamp", "of"}:
-            if (stamp := stamp_of(_folded(what["of"]))) != what["stamp"]:
+            if (stamp := stamp_of(folded(what["of"]))) != what["stamp"]:
                 raise ValueError(f"{what['stamp']} is not the stamp of what stands there, {stamp}")
             return str(stamp)
-        return {key: _folded(value) for key, value in what.items()}
-    return [_folded(value) for value in what] if isinstance(what, list) else what
+        return {key: folded(value) for key, value in what.items()}
+    return [folded(value) for value in what] if isinstance(what, list) else what

@@ -1,0 +1,66 @@
+"""What the UI is told of a result, whether a run has just made it or a sensor found it: metadata and checks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipelines import metadata
+from pipelines.lineage import behind
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from personalize_core.steps import Report
+    from personalize_core.steps.result_checks import Gate
+    from personalize_core.workspace.store import Store
+
+
+def inputs_of(store: Store, kind: str, concept: str, method: str) -> dict[str, Path]:
+    """What a result is made from, by the names of their assets."""
+    found = {
+        "latents": lambda: {"concept_images": store.concept_folder(concept)},
+        "artifact": lambda: {"latents": store.latents(concept)},
+        "image_grid": lambda: {"artifact": store.artifact(method, concept)},
+        "metrics": lambda: {
+            "concept_images": store.concept_folder(concept),
+            "image_grid": store.grid(method, concept),
+        },
+        "reference_scores": lambda: {"concept_images": store.concept_folder(concept)},
+        "comparison": lambda: {"metrics": store.sampled / "metrics"},
+        "report": lambda: {"comparison": store.comparison()},
+    }
+    return found[kind]() if kind in found else {}
+
+
+def shown(
+    store: Store, kind: str, report: Report, concept: str = "", method: str = "", hashed: bool = True
+) -> metadata.Metadata:
+    """What is told of a result besides images and numbers.
+
+    Args:
+        hashed: with the DVC hashes of what it was made from, whose bytes are read for that.
+    """
+    more = {"artifact": metadata.loss_curve, "metrics": metadata.scores_by_prompt}
+    own = more[kind](report) if kind in more else {}
+    return own | behind(store, report, **(inputs_of(store, kind, concept, method) if hashed else {}))
+
+
+def gates(store: Store, kind: str, concept: str = "", method: str = "") -> list[Gate]:
+    """The checks that belong to a result."""
+    from personalize_core.steps import result_checks
+    from personalize_core.workspace.store import REFERENCES
+
+    if kind == "latents":
+        return result_checks.latents(store, concept)
+    if kind == "artifact":
+        return result_checks.artifact(store, concept, method)
+    if kind == "image_grid":
+        return result_checks.grid(store, concept, method)
+    if kind == "metrics":
+        return [
+            *result_checks.scores(store, concept, method),
+            *result_checks.identity(store, concept, method),
+        ]
+    if kind == "reference_scores":
+        return result_checks.scores(store, concept, REFERENCES)
+    return result_checks.comparison(store) if kind == "comparison" else []

@@ -1,0 +1,263 @@
+"""Results that no run of Dagster made are shown all the same: those of the command line and of DVC."""
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from pipelines import assets, checks, metadata, outcomes, settings
+from pipelines.experiments import USUAL, Experiment, experiments
+from pipelines.failures import or_skipped
+from pipelines.partitions import CONCEPT, METHOD
+from pipelines.requests import under_way
+from pipelines.resources import Workspace
+
+if TYPE_CHECKING:
+    from personalize_core.steps import Cell, Place
+    from personalize_core.workspace.store import Store
+
+BUDGET = 8.0  # seconds of a tick that go into reading results; the next tick goes on
+SETTLING = 600.0  # seconds in which the files beside a manifest may still arrive, as from DVC's cache
+LARGE = 2**26  # bytes; of a larger result no file is read to hash or check it: a run does that
+SHARED = ("latents", "class_images")  # protocols and further trainings have none of their own
+UNKNOWN = "other than now"  # the version of a setting that a result was made with, where it is not today's
+NEVER = -1  # the number of an event before all others
+
+
+@dataclass(frozen=True)
+class Found:
+    """A result that has been read, and is about to be reported."""
+
+    experiment: Experiment
+    place: "Place"
+    word: str
+    event: dg.AssetMaterialization
+    evaluations: list[dg.AssetCheckEvaluation]
+    current: bool  # of what `personalize plan` looks at; others count as current
+
+    @property
+    def name(self) -> str:
+        return _name(self.experiment, self.place)
+
+
+@dg.sensor(
+    name="results",
+    minimum_interval_seconds=20,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    tags={"stage": "arrival"},
+    description="Reports results in data/ that the command line or DVC made: materializations with their images, "
+    "scores, data version and checks. It looks at the manifests' times and reads only those that have changed. It "
+    "starts no run. What a run is working on is left to that run.",
+)
+@or_skipped
+def results(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
+    """The cursor names a file in data/.work that says which manifests have been read; without it, all are read again.
+
+    That costs time and changes nothing: what Dagster's history says already is not reported a second time.
+    """
+    from personalize_core.files.atomic import read_record, write_json
+
+    store = workspace.store()
+    cursor = context.cursor or uuid.uuid4().hex[:12]
+    notes = store.work("reported", f"{cursor}.json")
+    seen: dict[str, str] = read_record(notes)
+    concepts = context.instance.get_dynamic_partitions(CONCEPT)
+    there: dict[str, str] = {}
+    changed: list[tuple[Experiment, Place, str]] = []
+    for experiment in [USUAL, *experiments(store.root)]:
+        for place, word in _results_there(experiment, workspace, concepts).items():
+            name = _name(experiment, place)
+            there[name] = word
+            if seen.get(name) != word:
+                changed.append((experiment, place, word))
+    found, damaged, left = _read(context, workspace, changed)
+    _report(context, workspace, found)
+    noted = {name: word for name, word in seen.items() if there.get(name) == word}
+    handled = {_name(*each[:2]) for each in changed} - left
+    noted |= {name: there[name] for name in handled}
+    if noted != seen or not context.cursor:
+        write_json(notes, noted)
+    for sentence in damaged:
+        context.log.warning(sentence)
+    reported = f"{len(found)} results are reported" if found else "no result that is not known already"
+    waiting = f"; {len(left)} wait" if left else ""
+    return dg.SensorResult(skip_reason=f"{reported}{waiting}", cursor=cursor)
+
+
+def _results_there(experiment: Experiment, workspace: Workspace, concepts: Sequence[str]) -> "dict[Place, str]":
+    from personalize_core import steps
+
+    store = experiment.store(workspace)
+    if not experiment.prefix:
+        return steps.results_there(store, concepts)
+    kinds = ["image_grid", "metrics"]
+    if experiment.repeat and not experiment.protocol:
+        kinds.append("artifact")
+    if not experiment.repeat:
+        kinds += ["reference_scores", "comparison", "report"]
+    return steps.results_there(store, concepts, kinds)
+
+
+def _read(
+    context: dg.SensorEvaluationContext, workspace: Workspace, changed: "list[tuple[Experiment, Place, str]]"
+) -> tuple[list[Found], list[str], set[str]]:
+    """What is to be reported, what cannot be, and what is left to a later tick: a run is at it, or time is up."""
+    from personalize_core import steps
+    from personalize_core.errors import InputError
+
+    until = time.monotonic() + BUDGET
+    busy = under_way(context.instance) if changed else set()
+    found: list[Found] = []
+    damaged: list[str] = []
+    left: set[str] = set()
+    plans: dict[tuple[Experiment, str], list[Cell]] = {}
+    for experiment, place, word in changed:
+        if _is_busy(place, busy) or time.monotonic() > until:
+            left.add(_name(experiment, place))
+            continue
+        store = experiment.store(workspace)
+        try:
+            report = steps.found_report(store, place)
+            if not _is_known(context.instance, experiment, place, str(report.stamp)):
+                concept = place.concept or ""
+                cells: list[Cell] = []
+                if place.method:
+                    if (experiment, concept) not in plans:
+                        plans[experiment, concept] = steps.plan(store, [concept])
+                    cells = plans[experiment, concept]
+                found.append(_told(store, experiment, place, word, report, cells))
+        except InputError as error:
+            damaged.append(str(error))
+            if steps.seconds_since(store, place) < SETTLING:
+                left.add(_name(experiment, place))
+        except OSError:  # it is being replaced
+            left.add(_name(experiment, place))
+    return found, damaged, left
+
+
+def _told(store: "Store", experiment: Experiment, place: "Place", word: str, report, cells: "Sequence[Cell]") -> Found:
+    from personalize_core import steps
+
+    concept, method, key = place.concept or "", place.method or "", experiment.key(place.kind)
+    small = steps.bytes_of(store, place) <= LARGE
+    why = steps.why_out_of_date(place, cells) if place.method else None
+    more = outcomes.shown(store, place.kind, report, concept, method, hashed=small)
+    if place.kind in ("comparison", "report"):
+        report = metadata.of_overview(report)
+    about = metadata.of(store, report, more)
+    del about["seconds"], about["skipped"]  # of a step, and none has run
+    if why:
+        about["out_of_date"] = dg.MetadataValue.text(why)
+    event = dg.AssetMaterialization(
+        key,
+        description="Found in data/; made by the command line or DVC.",
+        metadata=about,
+        partition=_partition(place),
+        tags={
+            "dagster/data_version": str(report.stamp),
+            "dagster/data_version_is_user_provided": "true",
+            "dagster/code_version": "unknown",  # without one, Dagster takes no notice of the versions of inputs
+        },
+    )
+    gates = outcomes.gates(store, place.kind, concept, method) if small and place.kind != "latents" else []
+    return Found(experiment, place, word, event, checks.evaluations(key, place.kind, _partition(place), gates), not why)
+
+
+def _report(context: dg.SensorEvaluationContext, workspace: Workspace, found: Sequence[Found]) -> None:
+    """Inputs first, in quick succession: whoever watches for changed scores sees the comparison of them as well."""
+    from personalize_core.files.snapshot import snapshot
+
+    instance = context.instance
+    order = {kind: place for place, kind in enumerate(_KINDS)}
+    with snapshot():
+        for each in sorted(found, key=lambda one: order[one.place.kind]):
+            tags = {
+                "dagster/code_version": "unknown",
+                **_dimensions(each.place),
+                **dict(_inputs(instance, workspace, each)),
+            }
+            instance.report_runless_asset_event(each.event._replace(tags={**(each.event.tags or {}), **tags}))
+            for evaluation in each.evaluations:
+                instance.report_runless_asset_event(evaluation)
+
+
+_KINDS = (
+    "latents", "class_images", "artifact", "image_grid", "reference_scores", "metrics", "comparison", "report",
+)  # fmt: skip
+
+
+def _inputs(instance: dg.DagsterInstance, workspace: Workspace, found: Found) -> Iterator[tuple[str, str]]:
+    """What the result depends on, as a run would have noted it: the last versions that have been reported.
+
+    A result that is out of date has been made with other settings than today's, and is marked as such.
+    """
+    from personalize_core import steps
+
+    kind, method, store = found.place.kind, found.place.method, found.experiment.store(workspace)
+    made_by = settings.of(found.experiment)
+    setting = {
+        "artifact": (made_by.recipe.key, method, lambda: steps.recipe_stamp(store, method or "")),
+        "image_grid": (made_by.sampling.key, method, lambda: steps.sampling_stamp(store, method or "")),
+        "metrics": (made_by.encoders.key, None, lambda: steps.scoring_stamp(store)),
+    }.get(kind)
+    if setting:
+        key, whose, version = setting
+        today = settings.depends_on(instance, key, whose, version())
+        yield from (today if found.current else settings.input_tags(key, UNKNOWN, NEVER)).items()
+    for key in _upstream(found.experiment, kind):
+        images = key == assets.concept_images.key  # Dagster reads what is not its own from observations
+        records = (instance.fetch_observations if images else instance.fetch_materializations)(key, limit=1).records
+        event = records[0].asset_observation or records[0].asset_materialization if records else None
+        version = (event.tags or {}).get("dagster/data_version") if event else None
+        yield from settings.input_tags(key, version or "INITIAL", records[0].storage_id if records else None).items()
+
+
+def _upstream(experiment: Experiment, kind: str) -> list[dg.AssetKey]:
+    """The assets that one depends on, without settings."""
+    trained = Experiment(None, experiment.repeat)
+    images, artifact = assets.concept_images.key, trained.key("artifact")
+    return {
+        "latents": [images],
+        "class_images": [images],
+        "artifact": [USUAL.key("latents"), USUAL.key("class_images")],
+        "image_grid": [artifact],
+        "reference_scores": [images],
+        "metrics": [images, experiment.key("image_grid")],
+        "comparison": [experiment.key(name) for name in ("metrics", "reference_scores", "image_grid")],
+        "report": [experiment.key("comparison"), artifact, experiment.key("image_grid")],
+    }[kind]
+
+
+def _is_known(instance: dg.DagsterInstance, experiment: Experiment, place: "Place", stamp: str) -> bool:
+    """Does the history say already that this is there?"""
+    partition = _partition(place)
+    asked = dg.AssetRecordsFilter(
+        asset_key=experiment.key(place.kind), asset_partitions=[partition] if partition else None
+    )
+    records = instance.fetch_materializations(asked, limit=1).records
+    last = records[0].asset_materialization if records else None
+    return bool(last) and (last.tags or {}).get("dagster/data_version") == stamp
+
+
+def _partition(place: "Place") -> str | None:
+    if place.method:
+        return dg.MultiPartitionKey({CONCEPT: str(place.concept), METHOD: place.method})
+    return place.concept
+
+
+def _dimensions(place: "Place") -> dict[str, str]:
+    """What the event of a run says besides the partition itself."""
+    names = {CONCEPT: place.concept, METHOD: place.method} if place.method else {}
+    return {f"dagster/partition/{dimension}": str(name) for dimension, name in names.items()}
+
+
+def _is_busy(place: "Place", busy: set[str]) -> bool:
+    """Is a run at work on it, which will report it itself? What is made of all waits until nothing is under way."""
+    return bool(busy) if place.concept is None else bool(busy & {str(_partition(place)), place.concept})
+
+
+def _name(experiment: Experiment, place: "Place") -> str:
+    return "/".join([*experiment.prefix, place.name])

@@ -1,0 +1,273 @@
+"""What the command line has made is shown as if a run had: with images, scores, versions and checks, once."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+from dagster._core.loader import LoadingContextForTest
+
+from personalize_core import steps
+from personalize_core.workspace.store import Store
+from pipelines import assets, reporting, settings
+from pipelines.definitions import defs
+from pipelines.experiments import USUAL, Experiment
+from pipelines.partitions import CONCEPT
+from pipelines.resources import Workspace
+from tests import tiny_workspace
+from tests.in_dagster import materialize
+from tests.watching import skipped
+
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
+
+METHODS = ("base_model", "textual_inversion")
+PAIR = dg.MultiPartitionKey({"concept": "rex", "method": "textual_inversion"})
+CELLS = {f"rex|{method}" for method in METHODS}
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, short_checks, no_scatter_plot) -> Store:
+    store = tiny_workspace.finished(tmp_path_factory.mktemp("finished"), ["rex"], METHODS)
+    steps.compare(store)
+    steps.report(store)
+    return store
+
+
+@pytest.fixture
+def store(finished: Store, tmp_path: Path) -> Store:
+    return tiny_workspace.copy_of(finished.root, tmp_path / "copy")
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_dynamic_partitions(CONCEPT, ["rex"])
+        yield instance
+
+
+class Watch:
+    """Ticks of the sensor, as the daemon would run them."""
+
+    def __init__(self, instance: dg.DagsterInstance, store: Store) -> None:
+        self.instance, self.store, self.cursor = instance, store, None
+
+    def tick(self) -> str | None:
+        with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
+            result = reporting.results(context, workspace=Workspace(root=str(self.store.root)))
+        assert isinstance(result, dg.SensorResult) and not result.run_requests
+        self.cursor = result.cursor
+        return skipped(result)
+
+
+@pytest.fixture
+def watch(instance: dg.DagsterInstance, store: Store) -> Watch:
+    return Watch(instance, store)
+
+
+def last(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None = None) -> dg.AssetMaterialization:
+    asked = dg.AssetRecordsFilter(key, asset_partitions=[partition] if partition else None)
+    found = instance.fetch_materializations(asked, limit=1).records[0].asset_materialization
+    assert found
+    return found
+
+
+def stale(instance: dg.DagsterInstance) -> set[tuple[str, str | None]]:
+    """What the UI marks, by the rules that it goes by."""
+    graph = defs.get_repository_def().asset_graph
+    rules = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
+    keys = [key for key in instance.all_asset_keys() if graph.has(key)]
+    places = [(key, p) for key in keys for p in instance.get_materialized_partitions(key) or [None]]
+    return {(key.to_user_string(), p) for key, p in places if rules.get_status(key, p) == StaleStatus.STALE}
+
+
+def test_all_that_is_there_is_shown_once(instance, store, watch):
+    assert watch.tick() == "10 results are reported"
+    for asset, partitions in {"latents": {"rex"}, "reference_scores": {"rex"}, "artifact": CELLS,
+                              "image_grid": CELLS, "metrics": CELLS}.items():  # fmt: skip
+        assert instance.get_materialized_partitions(USUAL.key(asset)) == partitions
+    grid = last(instance, USUAL.key("image_grid"), PAIR)
+    assert str(grid.metadata["grid_preview"].value).startswith("![grid](data:image/webp;base64,")
+    assert "data/artifacts/textual\\_inversion/rex" in str(grid.metadata["made_from"].value)
+    learned = last(instance, USUAL.key("artifact"), PAIR)
+    assert "loss_preview" in learned.metadata and learned.metadata["dvc/latents"].value
+    assert last(instance, USUAL.key("metrics"), PAIR).metadata["by_prompt"].value
+    assert "identity_vs_text" in last(instance, USUAL.key("comparison")).metadata
+    assert last(instance, USUAL.key("report"))
+    assert watch.tick() == "no result that is not known already"
+    watch.cursor = None  # as after a restart with another history of ticks
+    assert watch.tick() == "no result that is not known already"
+    assert len(instance.fetch_materializations(USUAL.key("image_grid"), limit=10).records) == len(METHODS)
+    assert not instance.get_runs()
+
+
+def verdicts(instance: dg.DagsterInstance, asset: str, check: str) -> dict[str | None, str]:
+    """Partition -> what the UI says of the check there."""
+    key = dg.AssetCheckKey(USUAL.key(asset), check)
+    history = instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
+    return {record.partition: record.status.value for record in reversed(history)}
+
+
+def test_checks_are_shown_with_the_result(instance, store, watch):
+    watch.tick()
+    for asset, check in [("image_grid", "grid_complete"), ("artifact", "artifact_restores")]:
+        assert verdicts(instance, asset, check) == dict.fromkeys(CELLS, "SUCCEEDED")
+
+
+def test_a_failed_check_stands_beside_a_passing_one(instance, store, watch, monkeypatch):
+    """Whether a sensor has found the result, or a run has made it."""
+    gates = steps.result_checks.grid
+
+    def grid(store: Store, concept: str, method: str) -> list[steps.result_checks.Gate]:
+        if method == "base_model":
+            return gates(store, concept, method)
+        return [steps.result_checks.Gate("grid_complete", False, "01_00.png cannot be read", serious=False),
+                steps.result_checks.Gate("grid_not_constant", True, "fine")]  # fmt: skip
+
+    monkeypatch.setattr(steps.result_checks, "grid", grid)
+    watch.tick()
+    apart = {"rex|base_model": "SUCCEEDED", "rex|textual_inversion": "FAILED"}
+    assert verdicts(instance, "image_grid", "grid_complete") == apart
+    for partition in (PAIR, "rex|base_model"):
+        assert materialize(instance, store.root, [assets.image_grid], partition).success
+    assert verdicts(instance, "image_grid", "grid_complete") == apart
+
+
+def test_a_run_over_a_reported_cell_finds_it_current(instance, store, watch):
+    watch.tick()
+    before = last(instance, USUAL.key("image_grid"), PAIR)
+    result = materialize(instance, store.root, [assets.artifact, assets.image_grid, assets.metrics], PAIR)
+    events = [event.step_materialization_data.materialization for event in result.get_asset_materialization_events()]
+    assert len(events) == 3 and all(event.metadata["skipped"].value for event in events)
+    after = last(instance, USUAL.key("image_grid"), PAIR)
+    assert (after.tags or {})["dagster/data_version"] == (before.tags or {})["dagster/data_version"]
+    assert after.metadata["grid"] == before.metadata["grid"]
+    assert watch.tick() == "no result that is not known already"
+
+
+def test_what_is_current_is_not_marked_and_what_is_not_is(instance, store, watch):
+    watch.tick()
+    assert stale(instance) == set()
+    text = (store.root / "params.yaml").read_text()
+    (store.root / "params.yaml").write_text(text.replace("batch_size: 2", "batch_size: 1"))
+    with dg.build_sensor_context(instance=instance) as context:
+        result = settings.settings(context, workspace=Workspace(root=str(store.root)))
+    assert isinstance(result, dg.SensorResult)
+    for event in result.asset_events:
+        instance.report_runless_asset_event(event)
+    assert stale(instance) == {("artifact", PAIR)}
+
+
+def test_what_was_out_of_date_already_is_marked_with_the_reason(instance, store, watch):
+    text = (store.root / "params.yaml").read_text()
+    (store.root / "params.yaml").write_text(text.replace("batch_size: 2", "batch_size: 1"))
+    watch.tick()
+    marked = {("artifact", PAIR), ("image_grid", PAIR), ("metrics", PAIR)}
+    assert marked <= stale(instance) and ("artifact", "rex|base_model") not in stale(instance)
+    assert "batch_size 2 -> 1" in str(last(instance, USUAL.key("artifact"), PAIR).metadata["out_of_date"].value)
+
+
+def test_what_is_made_later_is_shown_and_only_that_is_read(instance, store, watch, monkeypatch):
+    watch.tick()
+    values = yaml.safe_load((store.root / "params.yaml").read_text())
+    values["sampling"]["steps"] = 1
+    store = tiny_workspace.write_params(store.root, values)
+    read = []
+    found_report = steps.found_report
+    monkeypatch.setattr(steps, "found_report", lambda s, place: read.append(place.name) or found_report(s, place))
+    steps.sample_grid(store, "rex", "base_model")
+    assert watch.tick() == "1 results are reported"
+    assert read == ["image_grid/base_model/rex"]
+
+
+def test_what_a_run_is_at_work_on_is_left_to_it(instance, store, watch, monkeypatch):
+    monkeypatch.setattr(reporting, "under_way", lambda instance: {str(PAIR)})
+    assert watch.tick() == "5 results are reported; 5 wait"
+    assert instance.get_materialized_partitions(USUAL.key("artifact")) == {"rex|base_model"}
+    monkeypatch.undo()
+    assert watch.tick() == "5 results are reported"
+
+
+def test_a_damaged_result_is_named_and_not_shown_until_it_is_whole(instance, store, watch, monkeypatch):
+    path = store.grid("textual_inversion", "rex") / "grid.png"
+    content = path.read_bytes()
+    path.unlink()
+    assert watch.tick() == "9 results are reported; 1 wait"
+    assert instance.get_materialized_partitions(USUAL.key("image_grid")) == {"rex|base_model"}
+    path.write_bytes(content)  # as DVC writes one file after another
+    assert watch.tick() == "1 results are reported"
+
+
+def test_time_that_is_up_leaves_the_rest_to_the_next_tick(instance, store, watch, monkeypatch):
+    monkeypatch.setattr(reporting, "BUDGET", -1.0)
+    assert watch.tick() == "no result that is not known already; 10 wait"
+    monkeypatch.undo()
+    assert watch.tick() == "10 results are reported"
+
+
+def test_a_protocols_results_are_shown_as_its_own(instance, store, watch):
+    (store.data / "protocols").mkdir()
+    (store.data / "protocols" / "quick.yaml").write_text(
+        "title: Quick\nsource: ours\nprompts: [{name: two}]\nsampler: ddim\nsteps: 1\nguidance: 3.0\n"
+        "images_per_prompt: 1\n"
+    )
+    steps.sample_grid(Store(store.root, "quick"), "rex", "base_model")
+    watch.tick()
+    quick = Experiment("quick")
+    assert instance.get_materialized_partitions(quick.key("image_grid")) == {"rex|base_model"}
+    tags = [last(instance, each.key("image_grid"), "rex|base_model").tags or {} for each in (quick, USUAL)]
+    assert tags[0]["dagster/data_version"] != tags[1]["dagster/data_version"]
+
+
+def test_with_a_file_server_the_history_holds_links_and_kilobytes(store, tmp_path):
+    """In SQLite, as `make ui` has it."""
+    sizes: list[dict[str, int]] = []
+    text = (store.root / "params.yaml").read_text()
+    address = "http://127.0.0.1:8000/data/"
+    for name, more in {"copies": "", "links": f"automation: {{base_url: '{address}'}}\n"}.items():
+        (store.root / "params.yaml").write_text(text + more)
+        (tmp_path / name).mkdir()
+        with dg.DagsterInstance.local_temp(str(tmp_path / name)) as instance:
+            instance.add_dynamic_partitions(CONCEPT, ["rex"])
+            assert Watch(instance, store).tick() == "10 results are reported"
+            sizes.append(largest_rows(tmp_path / name))
+            grid = last(instance, USUAL.key("image_grid"), PAIR)
+    expected = f"{address}grids/textual_inversion/rex/grid.png?{(grid.tags or {})['dagster/data_version']}"
+    assert grid.metadata["grid"] == dg.MetadataValue.url(expected)
+    assert grid.metadata["grid_preview"].value == f"![grid]({expected})"
+    copies, links = sizes
+    assert max(links.values()) < 8_000 and copies["image_grid"] > links["image_grid"]
+
+
+def largest_rows(home: Path) -> dict[str, int]:
+    """Asset -> bytes of its largest event in the database."""
+    (index,) = home.rglob("index.db")
+    with closing(sqlite3.connect(index)) as opened:
+        query = "SELECT asset_key, max(length(event)) FROM event_logs WHERE dagster_event_type = ? GROUP BY asset_key"
+        return {json.loads(key)[-1]: size for key, size in opened.execute(query, ("ASSET_MATERIALIZATION",))}
+
+
+def test_a_tick_imports_no_torch(store, tmp_path):
+    program = """
+import sys, dagster as dg
+from pipelines import reporting
+from pipelines.partitions import CONCEPT
+from pipelines.resources import Workspace
+with dg.DagsterInstance.ephemeral() as instance:
+    instance.add_dynamic_partitions(CONCEPT, ["rex"])
+    with dg.build_sensor_context(instance=instance) as context:
+        print(reporting.results(context, workspace=Workspace(root=sys.argv[1])).skip_reason.skip_message)
+print(sorted({"torch", "diffusers", "transformers"} & set(sys.modules)))
+"""
+    said = subprocess.run([sys.executable, "-c", program, str(store.root)], cwd=ROOT, check=True,
+                          capture_output=True, text=True).stdout.splitlines()  # fmt: skip
+    assert said == ["10 results are reported", "[]"]
