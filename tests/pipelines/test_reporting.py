@@ -177,7 +177,8 @@ def test_what_was_out_of_date_already_is_marked_with_the_reason(instance, store,
 
 
 def test_what_is_made_later_is_shown_and_only_that_is_read(instance, store, watch, monkeypatch):
-    watch.tick()
+    for _ in range(2):  # the files of a copy are newer than its manifests, which get another time once they are hashed
+        watch.tick()
     values = yaml.safe_load((store.root / "params.yaml").read_text())
     values["sampling"]["steps"] = 1
     store = tiny_workspace.write_params(store.root, values)
