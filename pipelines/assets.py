@@ -8,20 +8,16 @@ concept, Dagster infers from the partitions.
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipelines import asset_defaults, checks, metadata, outcomes, settings
+from pipelines import asset_defaults, checks, external, settings
 from pipelines.conditions import AFTER_SCORES, WITH_COMPARISON
 from pipelines.experiments import USUAL, Experiment, experiments
+from pipelines.outcomes import told
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
 from pipelines.resources import Workspace
-
-if TYPE_CHECKING:
-    from personalize_core.steps import Report
-    from personalize_core.workspace.store import Store
 
 # Compared anew whenever scores change; so an old comparison says that nothing was scored, or that comparing fails.
 COMPARED_LATELY = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=30), warn_window=timedelta(days=8))
@@ -34,15 +30,6 @@ concept_images = asset_defaults.source(
     description="The concept's images and its description in `data/concepts`, as a person put them there. "
     "The sensor `concept_folder` reports them.",
 )
-
-
-def told(
-    context: dg.AssetExecutionContext, store: "Store", kind: str, report: "Report", concept: str = "", method: str = ""
-) -> dg.MaterializeResult:
-    """The materialization of what a step has made, with its checks."""
-    more = outcomes.shown(store, kind, report, concept, method)
-    tell = metadata.overview if kind in ("comparison", "report") else metadata.result
-    return checks.with_gates(tell(context, store, report, more), outcomes.gates(store, kind, concept, method))
 
 
 @asset_defaults.asset(
@@ -170,12 +157,17 @@ class Compared:
     """What puts all cells of one experiment side by side."""
 
     reference_scores: dg.AssetsDefinition
+    external_metrics: dg.AssetsDefinition
     comparison: dg.AssetsDefinition
     report: dg.AssetsDefinition
 
 
 def compared(experiment: Experiment, artifact: dg.AssetsDefinition, made: Sampled) -> Compared:
-    """Scores of the concept images themselves, the comparison and the report. Repeats have none of their own."""
+    """Scores of the concept images themselves and of external columns, the comparison and the report.
+
+    Repeats have none of their own.
+    """
+    external_metrics = external.scored(experiment) if experiment.prefix else external.external_metrics
 
     @asset_defaults.asset(
         prefix=experiment.prefix,
@@ -200,7 +192,7 @@ def compared(experiment: Experiment, artifact: dg.AssetsDefinition, made: Sample
         group=experiment.group("evaluation"),
         layer="compared",
         kinds={"polars", "image"},
-        deps=[made.metrics, reference_scores, made.image_grid],
+        deps=[made.metrics, reference_scores, external_metrics, made.image_grid],
         automation_condition=AFTER_SCORES,
         freshness_policy=None if experiment.prefix else COMPARED_LATELY,
         check_specs=checks.of("comparison", experiment),
@@ -228,7 +220,7 @@ def compared(experiment: Experiment, artifact: dg.AssetsDefinition, made: Sample
         store = experiment.store(workspace)
         return told(context, store, "report", steps.report(store, logged(context)))
 
-    return Compared(reference_scores, comparison, report)
+    return Compared(reference_scores, external_metrics, comparison, report)
 
 
 # -- what params.yaml asks for
@@ -237,7 +229,8 @@ artifact = learned(USUAL)
 _sampled = sampled(USUAL, artifact)
 image_grid, metrics = _sampled.image_grid, _sampled.metrics
 _compared = compared(USUAL, artifact, _sampled)
-reference_scores, comparison, report = _compared.reference_scores, _compared.comparison, _compared.report
+reference_scores, external_metrics = _compared.reference_scores, _compared.external_metrics
+comparison, report = _compared.comparison, _compared.report
 
 ALL = [
     *settings.USUAL.all,
@@ -248,6 +241,7 @@ ALL = [
     image_grid,
     metrics,
     reference_scores,
+    external_metrics,
     comparison,
     report,
 ]
@@ -268,7 +262,7 @@ class Apart:
 
     @property
     def assets(self) -> list[dg.AssetsDefinition | dg.AssetSpec]:
-        return [*self.settings, *self.cells, *self.preparing, *self.comparing]
+        return [*self.settings, *self.cells, *self.preparing, *self.external, *self.comparing]
 
     @property
     def cells(self) -> list[dg.AssetsDefinition]:
@@ -279,6 +273,11 @@ class Apart:
     def preparing(self) -> list[dg.AssetsDefinition]:
         """Partitioned by concept."""
         return [self.compared.reference_scores] if self.compared else []
+
+    @property
+    def external(self) -> list[dg.AssetsDefinition]:
+        """Partitioned by concept and label."""
+        return [self.compared.external_metrics] if self.compared else []
 
     @property
     def comparing(self) -> list[dg.AssetsDefinition]:

@@ -84,15 +84,10 @@ def with_gates(result: dg.MaterializeResult, gates: "Sequence[Gate]") -> dg.Mate
     return result._replace(check_results=[*(result.check_results or []), *found])
 
 
-def evaluations(
-    key: dg.AssetKey, kind: str, partition: str | None, gates: "Sequence[Gate]"
-) -> list[dg.AssetCheckEvaluation]:
-    """The same of a result that no run has made."""
+def evaluations(key: dg.AssetKey, partition: str | None, gates: "Sequence[Gate]") -> list[dg.AssetCheckEvaluation]:
+    """The same of a result that no run has made. It blocks nothing: what follows has been made already."""
     return [
-        dg.AssetCheckEvaluation(
-            key, gate.name, blocking=OF_ASSETS[kind][gate.name][0], partition=partition, **_about(gate)
-        )
-        for gate in gates
+        dg.AssetCheckEvaluation(key, gate.name, blocking=False, partition=partition, **_about(gate)) for gate in gates
     ]
 
 

@@ -32,7 +32,6 @@ defs = dg.Definitions(
         *assets.ALL,
         *(asset for each in apart for asset in each.assets),
         *analyses.ALL,
-        external.external_metrics,
         canary.canary,
     ],
     asset_checks=[*checks.ALL, arrival.folders_usable],

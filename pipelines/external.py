@@ -1,14 +1,17 @@
 """Images made elsewhere: a partition for each concept and label, scored when its description is written or changed.
 
 `personalize score FOLDER --concept NAME --as LABEL` writes the descriptions, files of data/external.
+
+Annotations are evaluated here, as in assets.py: Dagster looks at the type of `context` itself.
 """
 
+import dataclasses
 import json
 
 import dagster as dg
 
-from pipelines import asset_defaults, assets, metadata, settings
-from pipelines.lineage import behind
+from pipelines import asset_defaults, outcomes, settings
+from pipelines.experiments import USUAL, Experiment
 from pipelines.partitions import CONCEPT, concept_of, concepts
 from pipelines.progress import logged
 from pipelines.resources import Workspace
@@ -18,26 +21,34 @@ labels = dg.DynamicPartitionsDefinition(name=LABEL)
 concept_and_label = dg.MultiPartitionsDefinition({CONCEPT: concepts, LABEL: labels})
 
 
-@asset_defaults.asset(
-    group="evaluation",
-    layer="measured",
-    kinds={"polars", "parquet"},
-    partitions_def=concept_and_label,
-    deps=[assets.concept_images, settings.encoders],
-    pool=asset_defaults.GPU,
-)
-def external_metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
-    """The score of every image of an external column: images that another program made, where they lie."""
-    from personalize_core import steps
+def scored(experiment: Experiment) -> dg.AssetsDefinition:
+    """The scores of external columns, by params.yaml or by a protocol."""
+    made_by = settings.of(experiment)
 
-    store, concept, label = workspace.store(), concept_of(context), label_of(context)
-    version = steps.scoring_stamp(store)
-    report = steps.score_external(store, concept, label, logged(context))
-    shown = metadata.scores_by_prompt(report) | behind(store, report, concept_images=store.concept_folder(concept))
-    result = metadata.result(context, report, shown)
-    return settings.made_with(context.instance, result, settings.encoders, None, version)
+    @asset_defaults.asset(
+        prefix=experiment.prefix,
+        group=experiment.group("evaluation"),
+        layer="measured",
+        kinds={"polars", "parquet"},
+        partitions_def=concept_and_label,
+        deps=[dg.AssetKey("concept_images"), made_by.encoders],
+        pool=asset_defaults.GPU,
+    )
+    def external_metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+        """The score of every image of an external column: images that another program made, where they lie."""
+        from personalize_core import steps
+
+        store, concept, label = experiment.store(workspace), concept_of(context), label_of(context)
+        version = steps.scoring_stamp(store)
+        report = steps.score_external(store, concept, label, logged(context))
+        report = dataclasses.replace(report, images={"grid": steps.contact_sheet(store, concept, label)})
+        result = outcomes.told(context, store, "external_metrics", report, concept, label)
+        return settings.made_with(context.instance, result, made_by.encoders, None, version)
+
+    return external_metrics
 
 
+external_metrics = scored(USUAL)
 score_external = dg.define_asset_job(
     "score_external",
     selection=dg.AssetSelection.assets(external_metrics),
@@ -58,10 +69,12 @@ def label_of(context: dg.AssetExecutionContext) -> str:
     default_status=dg.DefaultSensorStatus.RUNNING,
     tags={"stage": "arrival"},
     description="Keeps the partition `label` like data/external, and asks for a run for every column that is new or "
-    "described otherwise than before. Changed images are found when a column is scored again.",
+    "described otherwise than before, unless it has been scored since. Changed images are found when a column is "
+    "scored again.",
 )
 def external_columns(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
-    """The cursor holds the hash of every description that a run was asked for."""
+    """The cursor holds the hash of every description that a run was asked for, or that needed none."""
+    from personalize_core import steps
     from personalize_core.files.stamps import sha256
     from personalize_core.workspace.external_columns import registered
 
@@ -81,7 +94,7 @@ def external_columns(context: dg.SensorEvaluationContext, workspace: Workspace) 
             run_key=f"{label}/{concept} {now[f'{label}/{concept}']}",
         )
         for label, concept in columns
-        if seen.get(f"{label}/{concept}") != now[f"{label}/{concept}"]
+        if seen.get(f"{label}/{concept}") != now[f"{label}/{concept}"] and not steps.is_scored(store, label, concept)
     ]
     if not changes and not requests:
         return dg.SensorResult(skip_reason="the columns of data/external are as they were", cursor=json.dumps(now))

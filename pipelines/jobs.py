@@ -40,7 +40,12 @@ def apart(made: assets.Apart) -> list:
     whose = f"as the protocol {made.experiment.protocol} says" if made.experiment.protocol else ""
     if made.experiment.repeat:
         whose = f"{whose} for training {made.experiment.repeat} with another seed".strip()
-    parts = {"learn" if made.learned else "sample": made.cells, "prepare": made.preparing, "compare": made.comparing}
+    parts = {
+        "learn" if made.learned else "sample": made.cells,
+        "prepare": made.preparing,
+        "score_external": made.external,
+        "compare": made.comparing,
+    }
     return [
         dg.define_asset_job(
             made.experiment.named(name),

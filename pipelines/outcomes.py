@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipelines import metadata
+import dagster as dg
+
+from pipelines import checks, metadata
 from pipelines.lineage import behind
 
 if TYPE_CHECKING:
@@ -13,6 +15,19 @@ if TYPE_CHECKING:
     from personalize_core.steps import Report
     from personalize_core.steps.result_checks import Gate
     from personalize_core.workspace.store import Store
+
+
+def told(
+    context: dg.AssetExecutionContext, store: Store, kind: str, report: Report, concept: str = "", method: str = ""
+) -> dg.MaterializeResult:
+    """The materialization of what a step has made, with its checks.
+
+    Args:
+        method: or the label of an external column.
+    """
+    more = shown(store, kind, report, concept, method)
+    tell = metadata.overview if kind in ("comparison", "report") else metadata.result
+    return checks.with_gates(tell(context, store, report, more), gates(store, kind, concept, method))
 
 
 def inputs_of(store: Store, kind: str, concept: str, method: str) -> dict[str, Path]:
@@ -25,6 +40,7 @@ def inputs_of(store: Store, kind: str, concept: str, method: str) -> dict[str, P
             "concept_images": store.concept_folder(concept),
             "image_grid": store.grid(method, concept),
         },
+        "external_metrics": lambda: {"concept_images": store.concept_folder(concept)},
         "reference_scores": lambda: {"concept_images": store.concept_folder(concept)},
         "comparison": lambda: {"metrics": store.sampled / "metrics"},
         "report": lambda: {"comparison": store.comparison()},
@@ -40,7 +56,11 @@ def shown(
     Args:
         hashed: with the DVC hashes of what it was made from, whose bytes are read for that.
     """
-    more = {"artifact": metadata.loss_curve, "metrics": metadata.scores_by_prompt}
+    more = {
+        "artifact": metadata.loss_curve,
+        "metrics": metadata.scores_by_prompt,
+        "external_metrics": metadata.scores_by_prompt,
+    }
     own = more[kind](report) if kind in more else {}
     return own | behind(store, report, **(inputs_of(store, kind, concept, method) if hashed else {}))
 

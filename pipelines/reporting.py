@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipelines import assets, checks, metadata, outcomes, settings
+from pipelines import assets, checks, metadata, outcomes, settings, verdicts
 from pipelines.experiments import USUAL, Experiment, experiments
+from pipelines.external import LABEL
 from pipelines.failures import or_skipped
 from pipelines.partitions import CONCEPT, METHOD
 from pipelines.requests import under_way
@@ -23,6 +24,7 @@ BUDGET = 8.0  # seconds of a tick that go into reading results; the next tick go
 SETTLING = 600.0  # seconds in which the files beside a manifest may still arrive, as from DVC's cache
 LARGE = 2**26  # bytes; of a larger result no file is read to hash or check it: a run does that
 SHARED = ("latents", "class_images")  # protocols and further trainings have none of their own
+COMPARED = ("metrics", "reference_scores", "external_metrics", "image_grid")
 UNKNOWN = "other than now"  # the version of a setting that a result was made with, where it is not today's
 NEVER = -1  # the number of an event before all others
 
@@ -64,11 +66,13 @@ def results(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.Sen
     cursor = context.cursor or uuid.uuid4().hex[:12]
     notes = store.work("reported", f"{cursor}.json")
     seen: dict[str, str] = read_record(notes)
-    concepts = context.instance.get_dynamic_partitions(CONCEPT)
+    concepts, labels = (context.instance.get_dynamic_partitions(dimension) for dimension in (CONCEPT, LABEL))
     there: dict[str, str] = {}
     changed: list[tuple[Experiment, Place, str]] = []
     for experiment in [USUAL, *experiments(store.root)]:
         for place, word in _results_there(experiment, workspace, concepts).items():
+            if place.label and place.label not in labels:
+                continue  # the sensor `external_columns` makes it a partition
             name = _name(experiment, place)
             there[name] = word
             if seen.get(name) != word:
@@ -97,7 +101,7 @@ def _results_there(experiment: Experiment, workspace: Workspace, concepts: Seque
     if experiment.repeat and not experiment.protocol:
         kinds.append("artifact")
     if not experiment.repeat:
-        kinds += ["reference_scores", "comparison", "report"]
+        kinds += ["reference_scores", "external_metrics", "comparison", "report"]
     return steps.results_there(store, concepts, kinds)
 
 
@@ -141,10 +145,10 @@ def _read(
 def _told(store: "Store", experiment: Experiment, place: "Place", word: str, report, cells: "Sequence[Cell]") -> Found:
     from personalize_core import steps
 
-    concept, method, key = place.concept or "", place.method or "", experiment.key(place.kind)
+    concept, column, key = place.concept or "", place.column, experiment.key(place.kind)
     small = steps.bytes_of(store, place) <= LARGE
-    why = steps.why_out_of_date(place, cells) if place.method else None
-    more = outcomes.shown(store, place.kind, report, concept, method, hashed=small)
+    why = steps.why_out_of_date(store, place, cells) if column else None
+    more = outcomes.shown(store, place.kind, report, concept, column, hashed=small)
     if place.kind in ("comparison", "report"):
         report = metadata.of_overview(report)
     about = metadata.of(store, report, more)
@@ -162,8 +166,8 @@ def _told(store: "Store", experiment: Experiment, place: "Place", word: str, rep
             "dagster/code_version": "unknown",  # without one, Dagster takes no notice of the versions of inputs
         },
     )
-    gates = outcomes.gates(store, place.kind, concept, method) if small and place.kind != "latents" else []
-    return Found(experiment, place, word, event, checks.evaluations(key, place.kind, _partition(place), gates), not why)
+    gates = outcomes.gates(store, place.kind, concept, column) if small and place.kind != "latents" else []
+    return Found(experiment, place, word, event, checks.evaluations(key, _partition(place), gates), not why)
 
 
 def _report(context: dg.SensorEvaluationContext, workspace: Workspace, found: Sequence[Found]) -> None:
@@ -171,6 +175,7 @@ def _report(context: dg.SensorEvaluationContext, workspace: Workspace, found: Se
     from personalize_core.files.snapshot import snapshot
 
     instance = context.instance
+    evaluations: list[dg.AssetCheckEvaluation] = []
     order = {kind: place for place, kind in enumerate(_KINDS)}
     with snapshot():
         for each in sorted(found, key=lambda one: order[one.place.kind]):
@@ -180,12 +185,14 @@ def _report(context: dg.SensorEvaluationContext, workspace: Workspace, found: Se
                 **dict(_inputs(instance, workspace, each)),
             }
             instance.report_runless_asset_event(each.event._replace(tags={**(each.event.tags or {}), **tags}))
-            for evaluation in each.evaluations:
-                instance.report_runless_asset_event(evaluation)
+            record = _last(instance, each.event.asset_key, each.event.partition)
+            evaluations += [verdicts.aimed(evaluation, record) for evaluation in each.evaluations if record]
+    verdicts.report(instance, evaluations)
 
 
 _KINDS = (
-    "latents", "class_images", "artifact", "image_grid", "reference_scores", "metrics", "comparison", "report",
+    "latents", "class_images", "artifact", "image_grid", "reference_scores", "metrics", "external_metrics",
+    "comparison", "report",
 )  # fmt: skip
 
 
@@ -198,10 +205,12 @@ def _inputs(instance: dg.DagsterInstance, workspace: Workspace, found: Found) ->
 
     kind, method, store = found.place.kind, found.place.method, found.experiment.store(workspace)
     made_by = settings.of(found.experiment)
+    scoring = made_by.encoders.key, None, lambda: steps.scoring_stamp(store)
     setting = {
         "artifact": (made_by.recipe.key, method, lambda: steps.recipe_stamp(store, method or "")),
         "image_grid": (made_by.sampling.key, method, lambda: steps.sampling_stamp(store, method or "")),
-        "metrics": (made_by.encoders.key, None, lambda: steps.scoring_stamp(store)),
+        "metrics": scoring,
+        "external_metrics": scoring,
     }.get(kind)
     if setting:
         key, whose, version = setting
@@ -225,33 +234,40 @@ def _upstream(experiment: Experiment, kind: str) -> list[dg.AssetKey]:
         "artifact": [USUAL.key("latents"), USUAL.key("class_images")],
         "image_grid": [artifact],
         "reference_scores": [images],
+        "external_metrics": [images],
         "metrics": [images, experiment.key("image_grid")],
-        "comparison": [experiment.key(name) for name in ("metrics", "reference_scores", "image_grid")],
+        "comparison": [experiment.key(name) for name in COMPARED],
         "report": [experiment.key("comparison"), artifact, experiment.key("image_grid")],
     }[kind]
 
 
 def _is_known(instance: dg.DagsterInstance, experiment: Experiment, place: "Place", stamp: str) -> bool:
     """Does the history say already that this is there?"""
-    partition = _partition(place)
-    asked = dg.AssetRecordsFilter(
-        asset_key=experiment.key(place.kind), asset_partitions=[partition] if partition else None
-    )
-    records = instance.fetch_materializations(asked, limit=1).records
-    last = records[0].asset_materialization if records else None
+    record = _last(instance, experiment.key(place.kind), _partition(place))
+    last = record.asset_materialization if record else None
     return bool(last) and (last.tags or {}).get("dagster/data_version") == stamp
 
 
+def _last(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> dg.EventLogRecord | None:
+    """The last materialization."""
+    asked = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
+    records = instance.fetch_materializations(asked, limit=1).records
+    return records[0] if records else None
+
+
 def _partition(place: "Place") -> str | None:
-    if place.method:
-        return dg.MultiPartitionKey({CONCEPT: str(place.concept), METHOD: place.method})
-    return place.concept
+    both = _both(place)
+    return dg.MultiPartitionKey(both) if both else place.concept
+
+
+def _both(place: "Place") -> dict[str, str]:
+    """The partition's dimensions, if there are two."""
+    return {CONCEPT: str(place.concept), METHOD if place.method else LABEL: place.column} if place.column else {}
 
 
 def _dimensions(place: "Place") -> dict[str, str]:
     """What the event of a run says besides the partition itself."""
-    names = {CONCEPT: place.concept, METHOD: place.method} if place.method else {}
-    return {f"dagster/partition/{dimension}": str(name) for dimension, name in names.items()}
+    return {f"dagster/partition/{dimension}": name for dimension, name in _both(place).items()}
 
 
 def _is_busy(place: "Place", busy: set[str]) -> bool:

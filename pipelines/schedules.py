@@ -9,7 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines import assets, jobs
+from pipelines import jobs
 from pipelines.failures import or_skipped
 from pipelines.requests import THEN, preparation, stale, training, under_way, usable
 from pipelines.resources import Workspace
@@ -102,7 +102,7 @@ def training_follows(context: dg.RunStatusSensorContext, workspace: Workspace) -
 
 comparison_follows = dg.AutomationConditionSensorDefinition(
     "comparison_follows",
-    target=dg.AssetSelection.assets(assets.comparison, assets.report),
+    target=dg.AssetSelection.all(),  # those with a condition: comparison and report, also of protocols
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Compares and reports anew when scores have changed and no cell is waiting or running any more.",

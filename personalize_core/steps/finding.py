@@ -10,32 +10,43 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import MANIFEST, changed_files
+from personalize_core.files.atomic import MANIFEST, changed_files, is_up_to_date
 from personalize_core.files.stamps import stamp_of
 from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES
 from personalize_core.steps.events import Report
 from personalize_core.steps.planning import SAMPLE, SCORE, TRAIN, Cell
 from personalize_core.steps.training import trained_report
+from personalize_core.workspace.dependencies import score_stamp
+from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.lineage.records import folded, manifest_of
 from personalize_core.workspace.store import FIGURES, PAGE, REFERENCES, SCORES, Store
 
 LATENTS, CLASS_IMAGES, ARTIFACT, GRID = "latents", "class_images", "artifact", "image_grid"
-METRICS, REFERENCE_SCORES, COMPARISON, REPORT = "metrics", "reference_scores", "comparison", "report"
-KINDS = (LATENTS, CLASS_IMAGES, ARTIFACT, GRID, REFERENCE_SCORES, METRICS, COMPARISON, REPORT)  # inputs come first
+METRICS, REFERENCE_SCORES, EXTERNAL_METRICS = "metrics", "reference_scores", "external_metrics"
+COMPARISON, REPORT = "comparison", "report"
+KINDS = (  # inputs come first
+    LATENTS, CLASS_IMAGES, ARTIFACT, GRID, REFERENCE_SCORES, METRICS, EXTERNAL_METRICS, COMPARISON, REPORT,
+)  # fmt: skip
 LATER_THAN = {ARTIFACT: (TRAIN,), GRID: (TRAIN, SAMPLE), METRICS: (TRAIN, SAMPLE, SCORE)}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Which result: of one concept and method, of one concept, or of all."""
+    """Which result: of one concept and method, of an external column, of one concept, or of all."""
 
     kind: str
     concept: str | None = None
     method: str | None = None
+    label: str | None = None  # of an external column
+
+    @property
+    def column(self) -> str:
+        """What a comparison has a column for: the method, or the label."""
+        return self.method or self.label or ""
 
     @property
     def name(self) -> str:
-        return "/".join(part for part in (self.kind, self.method, self.concept) if part)
+        return "/".join(part for part in (self.kind, self.column, self.concept) if part)
 
 
 def results_there(store: Store, concepts: Sequence[str], kinds: Sequence[str] = KINDS) -> dict[Place, str]:
@@ -66,10 +77,11 @@ def found_report(store: Store, place: Place) -> Report:
         return Report(stamp, True, 0.0, folder, report.metrics, report.images)
     if place.kind == GRID:
         return Report(stamp, True, 0.0, folder, {}, {"grid": folder / "grid.png"})
-    if place.kind in (METRICS, REFERENCE_SCORES):
+    if place.kind in (METRICS, REFERENCE_SCORES, EXTERNAL_METRICS):
         from personalize_core.metrics import tables
 
-        return Report(stamp, True, 0.0, folder / SCORES, tables.means(tables.read(folder / SCORES)))
+        images = {"grid": contact_sheet(store, str(place.concept), place.label)} if place.label else {}
+        return Report(stamp, True, 0.0, folder / SCORES, tables.means(tables.read(folder / SCORES)), images)
     figures = folder if place.kind == COMPARISON else folder / FIGURES
     images = {path.stem: path for path in sorted(figures.glob("*.png"))}
     return Report(stamp, True, 0.0, folder if place.kind == COMPARISON else folder / PAGE, {}, images)
@@ -90,8 +102,32 @@ def bytes_of(store: Store, place: Place) -> int:
     )
 
 
-def why_out_of_date(place: Place, plan: Sequence[Cell]) -> str | None:
-    """Why `personalize run` would make it again, or what it is made from; None if it would not."""
+def contact_sheet(store: Store, concept: str, label: str) -> Path:
+    """The image of an external column's first images."""
+    return store.grid(label, concept) / "grid.png"
+
+
+def is_scored(store: Store, label: str, concept: str) -> bool:
+    """Has an external column been scored, as is scored now, since it was described?
+
+    No image of it is read: `personalize score` finds out whether one has changed.
+    """
+    described, listed = store.external(label, concept), store.grid(label, concept) / MANIFEST
+    try:
+        since = described.stat().st_mtime_ns <= listed.stat().st_mtime_ns
+    except OSError:
+        return False
+    return since and _is_scored_as_now(store, label, concept)
+
+
+def why_out_of_date(store: Store, place: Place, plan: Sequence[Cell]) -> str | None:
+    """Why `personalize run` (`score`) would make it again, or what it is made from; None if it would not.
+
+    Args:
+        plan: of the concept's cells.
+    """
+    if place.label and not _is_scored_as_now(store, place.label, str(place.concept)):
+        return "it is scored otherwise now"
     for cell in plan:
         if (cell.concept, cell.method) == (place.concept, place.method) and cell.first in LATER_THAN[place.kind]:
             return cell.why
@@ -110,6 +146,13 @@ def _whole(folder: Path) -> dict:
     return manifest
 
 
+def _is_scored_as_now(store: Store, label: str, concept: str) -> bool:
+    try:
+        return is_up_to_date(store.scores(label, concept), score_stamp(store, concept, label))
+    except InputError:
+        return False
+
+
 def _in_common(made_from: dict) -> str:
     """The stamp of what moments have in common, however their images are prepared (workspace/dependencies.py)."""
     return str(stamp_of({key: folded(value) for key, value in made_from.items() if key != "preprocessing"}))
@@ -117,7 +160,9 @@ def _in_common(made_from: dict) -> str:
 
 def _folders(store: Store, place: Place) -> list[Path]:
     """Each with a manifest of its own."""
-    concept, method = place.concept or "", place.method or ""
+    concept, method = place.concept or "", place.column
+    if place.kind == EXTERNAL_METRICS:
+        return [store.scores(method, concept), store.grid(method, concept)]
     if place.kind == LATENTS:
         return [path.parent for path in sorted(store.latents(concept).glob(f"*/{MANIFEST}"))]
     if place.kind == CLASS_IMAGES:
@@ -198,6 +243,13 @@ def _references(store: Store, concepts: set[str]) -> Iterator[tuple[Place, str]]
             yield from _found(Place(REFERENCE_SCORES, concept), f"{top}/{concept}/{MANIFEST}")
 
 
+def _external(store: Store, concepts: set[str]) -> Iterator[tuple[Place, str]]:
+    for label, concept in registered(store):
+        if concept in concepts:
+            folder = store.scores(label, concept)
+            yield from _found(Place(EXTERNAL_METRICS, concept, label=label), folder / MANIFEST)
+
+
 _FINDERS = {
     LATENTS: _latents,
     CLASS_IMAGES: _class_images,
@@ -205,6 +257,7 @@ _FINDERS = {
     GRID: lambda store, concepts: _cells(store.sampled / "grids", GRID, concepts),
     REFERENCE_SCORES: _references,
     METRICS: lambda store, concepts: _cells(store.sampled / "metrics", METRICS, concepts),
+    EXTERNAL_METRICS: _external,
     COMPARISON: lambda store, _: _found(Place(COMPARISON), store.comparison() / MANIFEST),
     REPORT: lambda store, _: _found(Place(REPORT), store.report() / MANIFEST),
 }

@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from personalize_core import steps
-from pipelines import assets, checks, jobs, settings
+from pipelines import assets, checks, jobs, metadata, settings
 from pipelines.experiments import USUAL, Experiment, experiments
 from pipelines.resources import Workspace
 from tests.in_dagster import passing
@@ -47,7 +47,7 @@ def made(monkeypatch, tmp_path) -> list[tuple]:
     for name in ("recipe_stamp", "sampling_stamp", "scoring_stamp"):
         monkeypatch.setattr(steps, name, lambda store, *what: f"settings of {store.protocol}")
     for name in ("loss_curve", "scores_by_prompt"):
-        monkeypatch.setattr(assets.metadata, name, lambda report: {})
+        monkeypatch.setattr(metadata, name, lambda report: {})
     for name in ("artifact", "grid", "scores", "identity", "comparison"):
         monkeypatch.setattr(steps.result_checks, name, passing(name))
     return made
@@ -90,7 +90,8 @@ def test_keys_are_where_results_lie(root):
     choose(root, protocols=["quick"], repeats=1)
     keys = {asset.key.to_user_string() for each in assets.apart(root) for asset in each.assets}
     under = {f"under/quick/{name}" for name in
-             ("image_grid", "metrics", "reference_scores", "comparison", "report", "sampling", "encoders")}  # fmt: skip
+             ("image_grid", "metrics", "reference_scores", "external_metrics", "comparison", "report", "sampling",
+              "encoders")}  # fmt: skip
     repeats = {f"repeats/1/{name}" for name in ("artifact", "image_grid", "metrics")}
     assert keys == under | repeats | {f"repeats/1/under/quick/{name}" for name in ("image_grid", "metrics")}
     usual = {asset.key.to_user_string() for asset in assets.ALL}

@@ -17,14 +17,17 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 
 from personalize_core import steps
+from personalize_core.workspace.external_columns import ExternalColumn
 from personalize_core.workspace.store import Store
-from pipelines import assets, reporting, settings
+from pipelines import assets, external, reporting, settings
 from pipelines.definitions import defs
 from pipelines.experiments import USUAL, Experiment
+from pipelines.external import LABEL
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
 from tests import tiny_workspace
 from tests.in_dagster import materialize
+from tests.steps.test_external import folder_of
 from tests.watching import skipped
 
 pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
@@ -121,6 +124,42 @@ def test_checks_are_shown_with_the_result(instance, store, watch):
     watch.tick()
     for asset, check in [("image_grid", "grid_complete"), ("artifact", "artifact_restores")]:
         assert verdicts(instance, asset, check) == dict.fromkeys(CELLS, "SUCCEEDED")
+
+
+def test_a_check_is_of_the_materialization_that_it_stands_beside(instance, store, watch):
+    """The page of a check shows nothing of a partition whose verdict is of no or another materialization."""
+    watch.tick()
+    key = dg.AssetCheckKey(USUAL.key("image_grid"), "grid_complete")
+    for record in instance.event_log_storage.get_asset_check_execution_history(key, limit=10):
+        asked = dg.AssetRecordsFilter(key.asset_key, asset_partitions=[record.partition])
+        (materialization,) = instance.fetch_materializations(asked, limit=1).records
+        assert record.evaluation.target_materialization_data.storage_id == materialization.storage_id
+
+
+def test_a_result_that_is_made_again_has_its_new_verdict(store, tmp_path, monkeypatch):
+    """In SQLite, as `make ui` has it: Dagster stores one evaluation without a run for each partition."""
+    (tmp_path / "home").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "home")) as instance:
+        instance.add_dynamic_partitions(CONCEPT, ["rex"])
+        watch = Watch(instance, store)
+        watch.tick()
+        failed = steps.result_checks.Gate("grid_complete", False, "01_00.png cannot be read", serious=True)
+        for number, fails in enumerate([True, False], start=1):
+            values = yaml.safe_load((store.root / "params.yaml").read_text())
+            values["sampling"]["steps"] = number
+            store = tiny_workspace.write_params(store.root, values)
+            steps.sample_grid(store, "rex", "base_model")
+            if fails:
+                monkeypatch.setattr(steps.result_checks, "grid", lambda *what: [failed])
+            assert watch.tick() == "1 results are reported"
+            verdict = "FAILED" if fails else "SUCCEEDED"
+            assert verdicts(instance, "image_grid", "grid_complete") == {
+                "rex|base_model": verdict, "rex|textual_inversion": "SUCCEEDED",
+            }  # fmt: skip
+            monkeypatch.undo()
+            assert watch.tick() == "no result that is not known already"
+        assert {(run.job_name, run.status.value) for run in instance.get_runs()} == {("verdicts", "SUCCESS")}
+        assert len(instance.get_runs()) == 2
 
 
 def test_a_failed_check_stands_beside_a_passing_one(instance, store, watch, monkeypatch):
@@ -227,6 +266,26 @@ def test_a_protocols_results_are_shown_as_its_own(instance, store, watch):
     assert instance.get_materialized_partitions(quick.key("image_grid")) == {"rex|base_model"}
     tags = [last(instance, each.key("image_grid"), "rex|base_model").tags or {} for each in (quick, USUAL)]
     assert tags[0]["dagster/data_version"] != tags[1]["dagster/data_version"]
+
+
+def test_an_external_column_is_shown_with_its_images(instance, store, watch, tmp_path):
+    column = ExternalColumn(folder=str(folder_of(tmp_path / "out")), source="FLUX.1-dev")
+    steps.add_external(store, "flux", "rex", column)
+    steps.score_external(store, "rex", "flux")
+    assert watch.tick() == "10 results are reported"
+    instance.add_dynamic_partitions(LABEL, ["flux"])
+    assert watch.tick() == "1 results are reported"
+    both = dg.MultiPartitionKey({"concept": "rex", "label": "flux"})
+    found = last(instance, USUAL.key("external_metrics"), both)
+    assert "grid_preview" in found.metadata and found.metadata["by_prompt"].value
+    with dg.build_sensor_context(instance=instance) as context:
+        result = external.external_columns(context, workspace=Workspace(root=str(store.root)))
+    assert isinstance(result, dg.SensorResult) and not result.run_requests  # it has been scored since it was described
+    assert stale(instance) == set()
+    done = materialize(instance, store.root, [external.external_metrics], both)
+    (event,) = done.get_asset_materialization_events()
+    assert event.materialization.metadata["skipped"].value
+    assert event.materialization.metadata["grid"] == found.metadata["grid"]
 
 
 def test_with_a_file_server_the_history_holds_links_and_kilobytes(store, tmp_path):
