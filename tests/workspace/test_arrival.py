@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -444,11 +444,32 @@ def test_otherwise_nothing_runs_on_arrival(watch, concepts):
 # Where concepts arrive elsewhere
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[None]:
+    """An S3 server on the loopback address, which the environment names as users name theirs."""
+    server_of = pytest.importorskip("moto.server", reason="moto is not installed; `make install` installs it")
+    s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed; `make install` installs it")
+    server = server_of.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    address, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{address}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "of-the-test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield
+    s3fs.S3FileSystem.clear_instance_cache()  # it would go on asking this server
+    server.stop()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
 def location(request, tmp_path):
     """A place where concepts arrive: its address, and the way to put a folder there or take it away."""
-    address = str(tmp_path / "incoming") if request.param == "local" else f"memory://incoming-{tmp_path.name}"
-    place = Location(address)
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+    name = "".join(letter for letter in tmp_path.name if letter.isalnum()).lower()
+    addresses = {"local": tmp_path / "incoming", "memory": f"memory://incoming-{name}", "s3": f"s3://in-{name}"}
+    place = Location(str(addresses[request.param]))
     place.system.makedirs(place.root, exist_ok=True)
     yield place
     place.system.rm(place.root, recursive=True)
@@ -620,8 +641,8 @@ def test_a_place_that_cannot_be_reached_is_said_and_stops_nothing(watch, concept
 
 
 def test_a_place_without_its_driver_says_what_to_install():
-    with pytest.raises(InputError, match="(?i)automation.arrival.*s3fs"):
-        core.listing("s3://bucket/concepts")
+    with pytest.raises(InputError, match="(?i)automation.arrival.*gcsfs"):
+        core.listing("gs://bucket/concepts")
 
 
 def test_data_concepts_itself_is_the_default_place(tmp_path):
