@@ -158,29 +158,30 @@ class Seen:
                 kept.write(depends_on, found)
             return found
 
-        parts: list[Chunk] = []
+        views = (False, True) if encoders.segmenter else (False,)
+        kinds = [(masked, metric, encoder) for masked in views for metric, encoder, _ in encoders.of_images]
+        joined: dict[tuple[str, str, bool], Tensor] = {}
+        shares: list[float] = []
+        left_out: list[tuple[int, str]] = []
+        rows = 0
         how.progress(0, len(paths))
         for places, part in zip(chunks, in_workers(encoded, chunks, how.workers), strict=True):
-            parts.append(part)
+            left_out += [(places[place], reason) for place, reason in part.left_out]
+            shares += part.shares
+            read = len(places) - len(part.left_out)
+            for masked, metric, encoder in kinds if read else ():
+                key, some = (metric, encoder.name, masked), part.features[_in_file(metric, encoder, masked)]
+                if key not in joined:  # at once for all: small tensors that stay would scatter the memory of large ones
+                    joined[key] = some.new_empty(len(paths), some.shape[1])
+                joined[key][rows : rows + read] = some
+            rows += read
             done += len(places)
             how.progress(done, len(paths))
-        left_out = [
-            (places[place], reason)
-            for places, part in zip(chunks, parts, strict=True)
-            for place, reason in part.left_out
-        ]
-        if len(left_out) == len(paths):
+        if not rows:
             reason = f"; of {paths[0].name}: it {left_out[0][1]}" if left_out else ""
             raise InputError(f"none of {len(paths)} images can be read{reason}")
-        joined = {
-            (metric, encoder.name, masked): torch.cat(
-                [part.features[_in_file(metric, encoder, masked)] for part in parts if part.features]
-            )
-            for masked in ((False, True) if encoders.segmenter else (False,))
-            for metric, encoder, _ in encoders.of_images
-        }
-        shares = [share for part in parts for share in part.shares]
-        return cls(joined, shares if encoders.segmenter else None, left_out=left_out)
+        features = {key: some[:rows] for key, some in joined.items()}
+        return cls(features, shares if encoders.segmenter else None, left_out=left_out)
 
     @classmethod
     def of_concept_images(

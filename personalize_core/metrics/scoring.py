@@ -25,19 +25,38 @@ from personalize_core.metrics.preprocessing import in_threads
 from personalize_core.metrics.tables import ALL_IMAGES, ALL_PAIRS, HELD_OUT, MEASURES, OTHER_REAL, SCALED, TRAINED_ON
 from personalize_core.sampling.grid import located, read_grid
 
+MOST_ROWS = 4096  # as dictionaries
 ALONE = "there is one concept image, and none to compare it with"
 
 
 @dataclass
 class Scored:
-    """The scores, and why others are absent."""
+    """The scores, and why others are absent.
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    Rows become columns a few thousand at a time: as dictionaries, those of ten thousand images take 100 MB.
+    """
+
+    without_identity: Set[int] = frozenset()  # places of prompts of which only scores with a text are kept
     absent: list[dict[str, Any]] = field(default_factory=list)  # metric, encoder, image (None: all of each), reason
+    _rows: list[dict[str, Any]] = field(default_factory=list)
+    _parts: list[pl.DataFrame] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """row: as `tables.from_rows` takes them."""
+        if not MEASURES[row["metric"]].reads_text and row.get("prompt_index") in self.without_identity:
+            return
+        self._rows.append(row)
+        if len(self._rows) == MOST_ROWS:
+            self._to_columns()
 
     @property
     def table(self) -> pl.DataFrame:
-        return tables.from_rows(self.rows)
+        self._to_columns()
+        return tables.checked(pl.concat(self._parts))
+
+    def _to_columns(self) -> None:
+        self._parts.append(tables.unchecked(self._rows))
+        self._rows = []
 
 
 def texts_of(template: str, concept: Concept) -> dict[str, str]:
@@ -91,7 +110,7 @@ def score_grid(
         }
         for image, path, digest in zip(images, paths, in_threads(sha256, paths), strict=True)
     ]
-    noun, found = concept.class_noun, Scored()
+    noun, found = concept.class_noun, Scored(without_identity)
     made_elsewhere = "external" in described
     sampled = Seen.of(paths, noun, None, encoders, processing, "leave_out" if made_elsewhere else "raise")
     if sampled.left_out:  # and sampled has no features of them
@@ -133,9 +152,6 @@ def score_grid(
             _compare(found, metric, encoder, headline, about, sampled, known, encoders.segmenter, _with_all, how)
         first = references != TRAINED_ON or held_out == []  # the prompts are the same with either set
         _add_masc(found, about, own, prompts, noun, some, encoders, references, follow=first)
-    found.rows = [
-        row for row in found.rows if MEASURES[row["metric"]].reads_text or row["prompt_index"] not in without_identity
-    ]
     found.absent += [_absence(None, None, image, reason) for image, reason in described.get("left_out", ())]
     return found
 
@@ -320,7 +336,7 @@ def _add(
         "pairs": pairs,
         "score": score,
     }
-    found.rows.append({**about, **measured})
+    found.add({**about, **measured})
 
 
 def _absence(

@@ -211,6 +211,11 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
 
     So may those of the contract that follow from metric and method.
     """
+    return checked(unchecked(rows))
+
+
+def unchecked(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
+    """A part of a table, of rows as `from_rows` takes them. `checked` wants all parts together."""
     rows = [
         contract_of(row["metric"], row.get("method", "")) | dict(row) if row.get("metric") in MEASURES else dict(row)
         for row in rows
@@ -218,7 +223,7 @@ def from_rows(rows: Iterable[Mapping[str, Any]]) -> pl.DataFrame:
     unknown = {name for row in rows for name in row} - set(COLUMNS)
     if unknown:
         raise ValueError(f"a row of scores has no column {sorted(unknown)[0]!r}; the columns are {listed(COLUMNS)}")
-    return checked(pl.DataFrame(rows, schema=SCHEMA, strict=True))
+    return pl.DataFrame(rows, schema=SCHEMA, strict=True)
 
 
 def checked(table: pl.DataFrame, where: str = "the table of scores") -> pl.DataFrame:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from personalize_core.workspace.external_columns import ExternalColumn, register
 from personalize_core.workspace.store import ABSENT, SCORES, Store
 from tests import recomputed_scores
 from tests.report import workspace
+from tests.steps.interrupted_column import STOP_AT
 
 PROMPTS = [template.replace("{}", "sks dog") for template in workspace.PROMPTS]
 
@@ -72,6 +75,27 @@ def test_a_folder_becomes_a_column_and_is_only_read(store, tmp_path):
     assert table.filter(metric="dino").height == 8
     assert steps.score_external(store, "rex", "flux").skipped
     assert registered(store) == [("flux", "rex")]
+
+
+def test_a_column_whose_scoring_was_killed_goes_on_and_leaves_the_same_bytes(store, tmp_path):
+    folder = folder_of(tmp_path / "out", images=40)
+    steps.add_external(store, "flux", "rex", ExternalColumn(folder=str(folder)))
+    undisturbed = Store(shutil.copytree(store.root, tmp_path / "undisturbed"))
+    command = [sys.executable, "-m", "tests.steps.interrupted_column", str(store.root), "rex", "flux"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
+        assert process.stdout
+        reached = next(done for line in process.stdout if (done := int(line)) >= STOP_AT)
+        process.kill()
+    kept = store.work("features", *store.scores("flux", "rex").relative_to(store.data).parts)
+    assert reached < 160 and list(kept.iterdir()) and not store.scores("flux", "rex").exists()
+
+    steps.score_external(store, "rex", "flux")
+    steps.score_external(undisturbed, "rex", "flux")
+    assert not kept.exists()
+    for name in (SCORES, ABSENT):
+        assert (store.scores("flux", "rex") / name).read_bytes() == (
+            undisturbed.scores("flux", "rex") / name
+        ).read_bytes()
 
 
 def test_every_number_is_found_again_by_other_means(store, tmp_path):
