@@ -129,7 +129,7 @@ def image(name: str, path: Path) -> Metadata:
 
 def loss_curve(report: Report) -> Metadata:
     """The diffusion loss over training: a line in the page, in place of its image's thumbnail, and numbers."""
-    from personalize_core.report.figures.losses import loss_sparkline_svg
+    from personalize_core.report.figures.sparkline import loss_sparkline_svg
     from personalize_core.training import training_log
 
     losses = [row["diffusion"] for row in training_log.read(report.path)]
