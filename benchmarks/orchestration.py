@@ -2,11 +2,13 @@
 
   direct [CELLS ...]   a cell (train, sample, score) by calling the core, and by Dagster in the same, warm process
   daemon [CELLS ...]   the same as a backfill through a real `dagster dev`: a queued run, a process for each cell
+  together [METHODS]   stale cells of a concept: a run for each, and all in one run (the job learn_concept), in turn
   backfill             101 concepts x 10 methods: accepted, all queued, cancelled, resumed; and the GPU pool's limit
   arrival [CONCEPTS]   ticks of the sensor `concept_folder` over 10,000 concepts of 5 images, or so many
   dvc                  `dvc repro` over 101 concepts x 10 methods with nothing to do
 
-Every cell is done already, so that a run finds its three results current: what is measured is what surrounds the work.
+But for `together`, every cell is done already, so that a run finds its three results current: what is measured is what
+surrounds the work.
 The models are the tests' tiny ones, the workspace is a temporary folder, the settings are those of dagster.yaml. What
 was measured, and on which machine, stands in docs/performance.md.
 """
@@ -30,6 +32,8 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
 from personalize_core.files.atomic import read_json, write_json
@@ -210,12 +214,23 @@ class Dagster:
             "assetSelection": [{"path": [name]} for name in LEARN],
             "partitionNames": [f"{concept}|{method}" for concept, method in cells],
         }
+        return self._launched(parameters)
+
+    def _launched(self, parameters: dict[str, Any]) -> str:
         found = self.ask(
             "mutation ($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) "
             "{ __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }",
             p=parameters,
         )["launchPartitionBackfill"]
         return _id_of(found)
+
+    def learn_together(self, concepts: Sequence[str]) -> str:
+        place = {"repositoryName": "__repository__", "repositoryLocationName": "pipelines"}
+        parameters = {
+            "selector": {"partitionSetName": "learn_concept_partition_set", "repositorySelector": place},
+            "partitionNames": [*concepts],
+        }
+        return self._launched(parameters)
 
     def cancel(self, backfill: str) -> None:
         query = "mutation ($id: String!) { cancelPartitionBackfill(backfillId: $id) { __typename } }"
@@ -296,6 +311,48 @@ def daemon(counts: Sequence[int]) -> None:
                     f"end (median; longest {max(lasted):.1f}), of which {statistics.median(steps):.1f} s are in the "
                     f"core and its imports: {statistics.median(overhead):.1f} s of overhead; all within "
                     f"{seconds:.0f} s, {seconds / count:.1f} s each; at most {most_at_once(records)} at once; {load()}",
+                    flush=True,
+                )
+
+
+def together(count: int) -> None:
+    """Of the first so many methods, on concepts that nothing has been trained on, in two rounds."""
+    import dagster as dg
+
+    from personalize_core import steps
+
+    with temporary_folder() as root:
+        store = workspace(root, 0)
+        concepts, methods = [concept_name(number) for number in range(4)], METHODS[:count]
+        values = yaml.safe_load((root / "params.yaml").read_text())
+        values["methods"] = {name: values["methods"][name] for name in methods}
+        (root / "params.yaml").write_text(yaml.safe_dump(values))
+        for concept in concepts:
+            steps.encode_images(store, concept)
+        steps.make_class_images(store, store.concept(concepts[0]).class_noun)
+        os.chdir(root)
+        with Dagster(root) as ui, dg.DagsterInstance.from_config(str(root)) as instance:
+
+            def seconds(backfill: str, runs: int) -> float:
+                """From when the first run left the queue to the end of the last."""
+
+                def ended() -> bool:
+                    records = runs_of(instance, backfill)
+                    return len(records) == runs and all(record.dagster_run.is_finished for record in records)
+
+                wait_for(ended, 3600)
+                records = runs_of(instance, backfill)
+                assert all(record.dagster_run.is_success for record in records)
+                launched = [instance.get_run_stats(record.dagster_run.run_id).launch_time for record in records]
+                return max(record.end_time for record in records) - min(launched)
+
+            for one, other in (concepts[:2], concepts[2:]):
+                apart = seconds(ui.backfill([(one, method) for method in methods]), count)
+                in_one = seconds(ui.learn_together([other]), 1)
+                print(
+                    f"{count} cells: {apart:.0f} s in a run for each, {in_one:.0f} s in one run; "
+                    f"{3600 * count / apart:.0f} and {3600 * count / in_one:.0f} cells per hour, "
+                    f"{apart / in_one:.1f} times as many; {load()}",
                     flush=True,
                 )
 
@@ -452,11 +509,13 @@ def load() -> str:
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    arguments.add_argument("what", choices=["direct", "daemon", "backfill", "arrival", "dvc"])
+    arguments.add_argument("what", choices=["direct", "daemon", "together", "backfill", "arrival", "dvc"])
     arguments.add_argument("cells", type=int, nargs="*", default=[1, 10, 100])
     chosen = arguments.parse_args()
     if chosen.what in ("direct", "daemon"):
         {"direct": direct, "daemon": daemon}[chosen.what](chosen.cells)
+    elif chosen.what == "together":
+        together(chosen.cells[0] if len(chosen.cells) == 1 else len(METHODS))
     elif chosen.what == "arrival":
         arrival(chosen.cells[0] if len(chosen.cells) == 1 else 10_000)
     else:

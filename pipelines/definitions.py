@@ -21,6 +21,7 @@ from pipelines import (
     retention,
     schedules,
     settings,
+    together,
 )
 from pipelines.resources import Workspace
 
@@ -35,7 +36,12 @@ defs = dg.Definitions(
         canary.canary,
     ],
     asset_checks=[*checks.ALL, arrival.folders_usable],
-    jobs=[*jobs.ALL, *(job for each in apart for job in jobs.apart(each)), external.score_external],
+    jobs=[
+        *jobs.ALL,
+        *(job for each in apart for job in jobs.apart(each)),
+        external.score_external,
+        together.learn_concept,
+    ],
     schedules=[schedules.nightly, schedules.nightly_preparation, schedules.canary_after_upgrade],
     sensors=[
         arrival.concept_folder,

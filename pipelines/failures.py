@@ -57,7 +57,9 @@ def or_skipped(tick: Callable[Arguments, Asked]) -> Callable[Arguments, Asked | 
     return evaluate
 
 
-def judge(error: Exception, context: dg.AssetExecutionContext) -> dg.Failure | dg.RetryRequested | None:
+def judge(
+    error: Exception, context: dg.AssetExecutionContext | dg.OpExecutionContext
+) -> dg.Failure | dg.RetryRequested | None:
     """What Dagster should be told in place of the error; None where it should be told the error itself."""
     from personalize_core.errors import InputError
     from personalize_core.workspace.failures import diagnose

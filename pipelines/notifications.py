@@ -195,14 +195,16 @@ def _cell(tags: Any) -> tuple[str | None, str | None]:
 
 
 def _why(context: dg.RunFailureSensorContext) -> str:
-    """The sentence of the step that failed, else that of the run."""
-    for event in context.get_step_failure_events():
-        failure = event.step_failure_data
-        if failure.user_failure_data and failure.user_failure_data.description:
-            return failure.user_failure_data.description
-        error = failure.error
-        while error and error.cause:
-            error = error.cause
-        if error:
-            return error.message.strip().splitlines()[0]
-    return context.failure_event.message or "See the run."
+    """The sentences of the steps that failed, else that of the run."""
+    sentences = [sentence for event in context.get_step_failure_events() if (sentence := _sentence(event))]
+    return " ".join(sentences) or context.failure_event.message or "See the run."
+
+
+def _sentence(event: dg.DagsterEvent) -> str | None:
+    failure = event.step_failure_data
+    if failure.user_failure_data and failure.user_failure_data.description:
+        return failure.user_failure_data.description
+    error = failure.error
+    while error and error.cause:
+        error = error.cause
+    return error.message.strip().splitlines()[0] if error else None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 EVERY_SECONDS = 10.0
 
 
-def logged(context: dg.AssetExecutionContext) -> Listener:
+def logged(context: dg.AssetExecutionContext | dg.OpExecutionContext) -> Listener:
     """A listener that writes into the run's log, with the time that is left."""
     started: dict[str, float] = {}
     spoken: dict[str, float] = {}

@@ -17,7 +17,7 @@ from pipelines.requests import under_way
 from pipelines.resources import Workspace
 
 if TYPE_CHECKING:
-    from personalize_core.steps import Cell, Place
+    from personalize_core.steps import Cell, Place, Report
     from personalize_core.workspace.store import Store
 
 BUDGET = 8.0  # seconds of a tick that go into reading results; the next tick goes on
@@ -142,11 +142,41 @@ def _read(
     return found, damaged, left
 
 
-def _told(store: "Store", experiment: Experiment, place: "Place", word: str, report, cells: "Sequence[Cell]") -> Found:
+def made(
+    instance: dg.DagsterInstance, workspace: Workspace, kind: str, concept: str, method: str, report: "Report"
+) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    """What a run tells of a result that it has just made, where it is not the run of an asset.
+
+    The materialization must be stored before the next event is asked for, as when an op yields it.
+    """
+    from personalize_core import steps
+
+    store, place = workspace.store(), steps.Place(kind, concept, method)
+    found = _told(store, USUAL, place, "", report, steps.plan(store, [concept], [method]), thorough=True)
+    about = {
+        **found.event.metadata,
+        "seconds": dg.MetadataValue.float(round(report.seconds, 2)),
+        "skipped": dg.MetadataValue.bool(report.skipped),
+    }
+    tags = {**(found.event.tags or {}), **_dimensions(place), **dict(_inputs(instance, workspace, found))}
+    yield found.event._replace(description=None, metadata=about, tags=tags)
+    record = _last(instance, found.event.asset_key, found.event.partition)
+    yield from (verdicts.aimed(evaluation, record) for evaluation in found.evaluations if record)
+
+
+def _told(
+    store: "Store",
+    experiment: Experiment,
+    place: "Place",
+    word: str,
+    report: "Report",
+    cells: "Sequence[Cell]",
+    thorough: bool = False,
+) -> Found:
     from personalize_core import steps
 
     concept, column, key = place.concept or "", place.column, experiment.key(place.kind)
-    small = steps.bytes_of(store, place) <= LARGE
+    small = thorough or steps.bytes_of(store, place) <= LARGE
     why = steps.why_out_of_date(store, place, cells) if column else None
     more = outcomes.shown(store, place.kind, report, concept, column, hashed=small)
     if place.kind in ("comparison", "report"):

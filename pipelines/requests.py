@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from personalize_core.workspace.store import Store
 
 THEN = "personalize/then"  # on a run that prepares a concept: the job that follows for what is stale of it
+LEARN_CONCEPT = "learn_concept"  # the job that makes all stale cells of a concept (together.py)
 FIRST = {"dagster/priority": "10"}  # before training, where both wait
 
 
@@ -31,12 +32,41 @@ def training(cell: Cell, occasion: str) -> dg.RunRequest:
     return dg.RunRequest(f"{key}, {occasion}", job_name=jobs.learn.name, partition_key=key, tags=tags)
 
 
+def trainings(cells: Sequence[Cell], occasion: str, job: str) -> list[dg.RunRequest]:
+    """One run for each cell, or one for each concept, which finds its stale cells itself.
+
+    Args:
+        job: `learn` or `learn_concept`.
+    """
+    if job == jobs.learn.name:
+        return [training(cell, occasion) for cell in cells]
+    whys: dict[str, list[str]] = {}
+    for cell in cells:
+        whys.setdefault(cell.concept, []).append(f"{cell.method}: {cell.why}")
+    return [
+        dg.RunRequest(
+            f"{concept}, {occasion}",
+            job_name=job,
+            partition_key=concept,
+            tags={"personalize/why": "; ".join(why)[:500]},
+        )
+        for concept, why in whys.items()
+    ]
+
+
 def stale(instance: dg.DagsterInstance, store: Store, concepts: Sequence[str] | None = None) -> list[Cell]:
     """The stale cells of concepts that are partitions and can be used, without those that a run is under way for.
 
     Raises:
         InputError: params.yaml is damaged.
     """
+    asked = dg.RunsFilter(job_name=LEARN_CONCEPT, statuses=[*_UNFINISHED])
+    together = {run.tags.get("dagster/partition") for run in instance.get_runs(asked)}
+    return [cell for cell in without_run(instance, store, concepts) if cell.concept not in together]
+
+
+def without_run(instance: dg.DagsterInstance, store: Store, concepts: Sequence[str] | None = None) -> list[Cell]:
+    """The same, of which one may be of a concept whose stale cells one run makes."""
     from personalize_core import steps
 
     # before the plan: of a run that ends in between, it sees the result

@@ -6,20 +6,29 @@ follows when no cell is waiting or running any more.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from pipelines import jobs
 from pipelines.failures import or_skipped
-from pipelines.requests import THEN, preparation, stale, training, under_way, usable
+from pipelines.requests import THEN, preparation, stale, trainings, under_way, usable
 from pipelines.resources import Workspace
+from pipelines.together import learn_concept
+
+if TYPE_CHECKING:
+    from personalize_core.workspace.automation import Automation
 
 
-def cron() -> str:
-    """params.yaml, automation.nightly; the default where definitions are loaded elsewhere."""
+def _automation() -> "Automation":
+    """Of params.yaml, as definitions are loaded; the defaults where they are loaded elsewhere."""
     from personalize_core.workspace.params import Params
 
-    return Params.read_automation(Path("params.yaml")).nightly
+    return Params.read_automation(Path("params.yaml"))
+
+
+CRON = _automation().nightly
+TRAINS = learn_concept if _automation().together else jobs.learn
 
 
 def due(context: dg.ScheduleEvaluationContext) -> str:
@@ -28,13 +37,13 @@ def due(context: dg.ScheduleEvaluationContext) -> str:
 
 
 @dg.schedule(
-    job=jobs.learn,
-    cron_schedule=cron(),
+    job=TRAINS,
+    cron_schedule=CRON,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     tags={"stage": "training"},
-    description="Asks for one run for every concept and method that is not up to date: a new concept, a changed "
-    "concept image, recipe, base model or source. The methods are those listed in params.yaml. `personalize plan` "
-    "prints the same list.",
+    description="Asks for one run for every concept and method that is not up to date, or with automation.together for "
+    "every concept that has such a method: a new concept, a changed concept image, recipe, base model or source. The "
+    "methods are those listed in params.yaml. `personalize plan` prints the same list.",
 )
 @or_skipped
 def nightly(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> list[dg.RunRequest] | dg.SkipReason:
@@ -46,7 +55,8 @@ def nightly(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> list
     refused = [f"{cell.method} on {cell.concept}: {cell.why}" for cell in cells if not cell.possible]
     for reason in [*refused, *filter(None, [steps.earlier_version_notice(cells)])]:
         context.log.warning(reason)
-    requests = [training(cell, due(context)) for cell in cells if cell.possible and cell.concept in ready]
+    wanted = [cell for cell in cells if cell.possible and cell.concept in ready]
+    requests = trainings(wanted, due(context), TRAINS.name)
     waiting = len({cell.concept for cell in cells if cell.possible} - ready)
     if requests:
         return requests
@@ -58,7 +68,7 @@ def nightly(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> list
 
 @dg.schedule(
     job=jobs.prepare,
-    cron_schedule=cron(),
+    cron_schedule=CRON,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     tags={"stage": "training"},
     description="Asks for one run for every concept that lacks latents, class images or the scores of its concept "
@@ -79,7 +89,7 @@ def nightly_preparation(
 @dg.run_status_sensor(
     run_status=dg.DagsterRunStatus.SUCCESS,
     monitored_jobs=[jobs.prepare],
-    request_job=jobs.learn,
+    request_job=TRAINS,
     minimum_interval_seconds=10,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="When a concept has been prepared by the schedule or on its arrival, asks for one run for each of its "
@@ -96,7 +106,7 @@ def training_follows(context: dg.RunStatusSensorContext, workspace: Workspace) -
     cells = stale(context.instance, workspace.store(), [concept])
     if notice := steps.earlier_version_notice(cells):
         context.log.warning(notice)
-    requests = [training(cell, run.run_id) for cell in cells if cell.possible]
+    requests = trainings([cell for cell in cells if cell.possible], run.run_id, TRAINS.name)
     return requests or dg.SkipReason(f"nothing of {concept} is stale")
 
 

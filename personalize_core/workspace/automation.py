@@ -58,6 +58,7 @@ class Automation(Section):
     arrival: Annotated[str, Field(min_length=1)] = "data/concepts"  # a folder, or an address that fsspec understands
     continuous: bool = False  # train a concept as soon as it has settled, and not only at night
     nightly: Annotated[str, AfterValidator(check_cron)] = "0 2 * * *"  # cron: when whatever is out of date is trained
+    together: bool = False  # one run for all stale methods of a concept, which loads the base model once
     notify: Notify = Notify()
     keep_runs: Annotated[int, Field(ge=1, le=36500)] | None = None  # days; None: Dagster's history keeps all runs
     protocols: Annotated[list[str], AfterValidator(each_once)] = []  # of data/protocols: those with assets of their own

@@ -16,7 +16,7 @@ from PIL import Image
 
 from personalize_core.concepts.image_files import load_image
 from personalize_core.metrics.tables import ALL_CONCEPTS
-from personalize_core.report.figures import identity_vs_text, image_grids, images, label_placement, style
+from personalize_core.report.figures import identity_vs_text, image_grids, images, label_placement, sparkline, style
 from personalize_core.report.figures import losses as loss_figures
 from personalize_core.report.figures.identity_vs_text import save_scatter_plot
 
@@ -291,12 +291,12 @@ def test_without_losses_there_is_no_curve(tmp_path):
         with pytest.raises(ValueError, match="no losses were logged"):
             loss_figures.loss_curve(rows, tmp_path / "loss.png")
     with pytest.raises(ValueError, match="no losses"):
-        loss_figures.loss_sparkline_svg([float("nan")])
+        sparkline.loss_sparkline_svg([float("nan")])
 
 
 @pytest.mark.parametrize("count", [1, 2, 39, 41, 5000])
 def test_a_sparkline_is_small_valid_and_falls_where_the_loss_falls(count):
-    svg = loss_figures.loss_sparkline_svg(list(np.linspace(1, 0, count)))
+    svg = sparkline.loss_sparkline_svg(list(np.linspace(1, 0, count)))
     assert len(svg) < 700 and len(quote(svg)) < 900  # Dagster shows markdown of under 1,000 characters inline
     line = next(iter(ElementTree.fromstring(svg)))
     metrics = [int(number) for number in line.attrib["points"].split(",")]

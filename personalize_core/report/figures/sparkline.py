@@ -1,4 +1,4 @@
-"""A loss as one small line. Without matplotlib, whose import takes longer than all else that a run of an up-to-date cell does."""
+"""A loss as one small line. Without matplotlib: importing it would be much of a run that finds a cell up to date."""
 
 from __future__ import annotations
 
