@@ -10,6 +10,7 @@ import dagster as dg
 from pydantic import Field
 
 from pipelines import asset_defaults, assets, metadata
+from pipelines.external import concept_and_label, external_metrics, label_of
 from pipelines.lineage import behind
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
 from pipelines.progress import logged
@@ -36,6 +37,22 @@ def analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
 
     store = workspace.store()
     return shown(context, store, steps.analyse(store, concept_of(context), method_of(context), logged(context)))
+
+
+@asset_defaults.asset(
+    group="analysis",
+    layer="analysed",
+    kinds={"pytorch", "image"},
+    partitions_def=concept_and_label,
+    deps=[assets.concept_images, external_metrics],
+    pool=asset_defaults.GPU,
+)
+def external_analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
+    """What the headline hides of images made elsewhere: prompt by prompt, absence, copying, diversity."""
+    from personalize_core import steps
+
+    store = workspace.store()
+    return shown(context, store, steps.analyse(store, concept_of(context), label_of(context), logged(context)))
 
 
 @asset_defaults.asset(group="analysis", layer="analysed", kinds={"image"}, partitions_def=concepts, deps=[analyses])
@@ -97,4 +114,4 @@ def shown(context: dg.AssetExecutionContext, store: "Store", report: "Report") -
     return metadata.result(context, store, dataclasses.replace(report, images=images, metrics={}), more)
 
 
-ALL = [analyses, analyses_together, class_nouns]
+ALL = [analyses, external_analyses, analyses_together, class_nouns]

@@ -7,7 +7,7 @@ import torch
 
 from personalize_core.analyses import shared_plots
 from personalize_core.analyses.findings import Findings, NotDefined
-from personalize_core.analyses.inputs import Inputs
+from personalize_core.analyses.inputs import ImageInputs
 from personalize_core.metrics.similarity import real_alignment_per_image
 from personalize_core.metrics.tables import BASELINE
 from personalize_core.report.display_names import in_words
@@ -49,7 +49,7 @@ def threshold(without: np.ndarray, with_concept: np.ndarray) -> tuple[float, flo
     return float(places[chosen]), float(accuracy[chosen])
 
 
-def analyse(inputs: Inputs, findings: Findings) -> None:
+def analyse(inputs: ImageInputs, findings: Findings) -> None:
     if inputs.is_baseline:
         raise NotDefined("its images are what the threshold is set from: they show another thing of the kind")
     if not inputs.baseline:

@@ -8,7 +8,7 @@ the ones that were trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from personalize_core.analyses.findings import Findings
-from personalize_core.analyses.inputs import Inputs, opened
+from personalize_core.analyses.inputs import ImageInputs
+from personalize_core.concepts.image_files import load_image
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.image_grids import comparison_grid
 from personalize_core.report.figures.images import square
@@ -75,7 +76,7 @@ def held_out(concept_images: np.ndarray) -> Nearest:
     return Nearest(cosines.argmax(axis=1), cosines.max(axis=1), None)
 
 
-def pixel_features(images: Sequence[Image.Image]) -> np.ndarray:
+def pixel_features(images: Iterable[Image.Image]) -> np.ndarray:
     """(N, D) rows of length one; the cosine of two is the correlation of their pixels. An image of one colour is 0."""
     small = [np.asarray(square(image, SIDE), dtype=np.float64).ravel() for image in images]
     centred = [row - row.mean() for row in small]
@@ -89,11 +90,11 @@ def save_pairs(pairs: Sequence[tuple[Path, Path, float, str]], path: Path, title
     comparison_grid([], rows, columns, path, title)
 
 
-def analyse(inputs: Inputs, findings: Findings) -> None:
+def analyse(inputs: ImageInputs, findings: Findings) -> None:
     kinds: dict[str, Callable[[Sequence[Path]], np.ndarray]] = {
         "identity": lambda paths: inputs.features(inputs.identity, paths),
         "text_image": lambda paths: inputs.features(inputs.text_image, paths),
-        "pixels": lambda paths: pixel_features(opened(paths)),
+        "pixels": lambda paths: pixel_features(map(load_image, paths)),
     }
     rows, images, several = [], {}, len(inputs.concept_images) > 1
     if not several:

@@ -11,7 +11,7 @@ import numpy as np
 
 from personalize_core.analyses import shared_plots
 from personalize_core.analyses.findings import Findings, NotDefined
-from personalize_core.analyses.inputs import Inputs
+from personalize_core.analyses.inputs import ImageInputs
 from personalize_core.metrics.tables import BASELINE
 
 TITLE = "Diversity across seeds"
@@ -49,45 +49,56 @@ def vendi_score(features: np.ndarray) -> float:
     """Of N rows of length one, (N, D): the effective number of different ones, from 1 to N.
 
     Friedman & Dieng 2023, definition 3.1: exp of the entropy of the eigenvalues of K / N, K the cosines of all pairs.
+    Beside zeros, which add nothing, these are the eigenvalues of the features' (D, D) second moment (their sec. 3.3).
     """
-    count = len(features)
-    shares = np.linalg.eigvalsh(features.astype(np.float64) @ features.T.astype(np.float64) / count)
+    (count, width), features = features.shape, features.astype(np.float64)
+    products = features @ features.T if count <= width else features.T @ features
+    shares = np.linalg.eigvalsh(products / count)
     shares = shares[shares > 0]
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def analyse(inputs: Inputs, findings: Findings) -> None:
-    images = inputs.grid.images_per_prompt
-    if images < 2:
-        raise NotDefined("the grid has one image a prompt; sample two or more (images_per_prompt) to compare them")
+def analyse(inputs: ImageInputs, findings: Findings) -> None:
     series = (
         {BASELINE: (inputs.baseline, inputs.baseline.variants[0])} if inputs.baseline and not inputs.is_baseline else {}
     )
     series |= {variant: (inputs.grid, variant) for variant in inputs.grid.variants}
+    several = {prompt: some for prompt, some in inputs.grid.of_prompts().items() if len(some) > 1}
+    if not several:
+        raise NotDefined(
+            "there is one image a prompt; sample two or more (images_per_prompt) to compare them"
+            if not inputs.made_elsewhere
+            else "there is one image a prompt, so none to compare it with"
+        )
     if not inputs.baseline:
         findings.absent[BASELINE] = "there is no grid of the base model for this concept and these prompts"
-    rows, panels = [], []
+    if alone := len(inputs.grid.of_prompts()) - len(several):
+        findings.absent["prompts"] = f"{alone} prompts have one image each, so none to compare it with"
+    rows, panels, templates = [], [], [inputs.grid.templates[prompt] for prompt in several]
     for encoder in (inputs.identity, inputs.text_image):
         values: dict[str, list[list[float]]] = {}
         for name, (grid, variant) in series.items():
-            per_prompt = inputs.features(encoder, grid.paths(variant)).reshape(len(grid.templates), images, -1)
-            distances = [mean_pairwise_distance(some) for some in per_prompt]
-            numbers = [vendi_score(some) for some in per_prompt]
-            findings.metrics[f"{name}, {encoder.name}"] = sum(distances) / len(distances)
-            findings.metrics[f"{name}, {encoder.name}, Vendi score"] = sum(numbers) / len(numbers)
-            values[name] = [[distance] for distance in distances]
-            rows += [
-                {
-                    "variant": name,
-                    "encoder": encoder.name,
-                    "prompt_index": prompt,
-                    "prompt": grid.templates[prompt],
-                    "images": images,
-                    "distance": distance,
-                    "vendi": number,
-                }
-                for prompt, (distance, number) in enumerate(zip(distances, numbers, strict=True))
-            ]
+            seen, own = inputs.features(encoder, grid.paths(variant)), []
+            for prompt, places in grid.of_prompts().items():
+                if len(places) > 1:
+                    own.append(
+                        {
+                            "variant": name,
+                            "encoder": encoder.name,
+                            "prompt_index": prompt,
+                            "prompt": grid.templates[prompt],
+                            "images": len(places),
+                            "distance": mean_pairwise_distance(seen[places]),
+                            "vendi": vendi_score(seen[places]),
+                        }
+                    )
+            rows += own
+            if not own:
+                continue
+            findings.metrics[f"{name}, {encoder.name}"] = sum(row["distance"] for row in own) / len(own)
+            findings.metrics[f"{name}, {encoder.name}, Vendi score"] = sum(row["vendi"] for row in own) / len(own)
+            by_prompt = {row["prompt"]: row["distance"] for row in own}
+            values[name] = [[by_prompt[template]] if template in by_prompt else [] for template in templates]
         lines = {}
         if len(inputs.concept_images) > 1:
             real = inputs.features(encoder, inputs.concept_images)
@@ -99,5 +110,5 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
         findings.absent["concept_images"] = "the concept has one concept image, which differs from no other"
     findings.table("diversity.parquet", rows, MEANINGS, "the mean distance and the Vendi score of each prompt's images")
     path = findings.image("diversity_across_seeds.png", "how much the images of one prompt differ")
-    title = f"{inputs.concept.name}: how much the {images} images of a prompt differ"
-    shared_plots.dots(panels, inputs.grid.templates, path, title, "right: more different")
+    title = f"{inputs.concept.name}: how much the images of a prompt differ"
+    shared_plots.dots(panels, templates, path, title, "right: more different")

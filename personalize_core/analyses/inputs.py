@@ -1,4 +1,7 @@
-"""What the analyses of one method on one concept look at together; features are taken once, when first asked for."""
+"""What the analyses of one method on one concept look at together; features are taken once, when first asked for.
+
+Of images made elsewhere there are `ImageInputs` alone.
+"""
 
 from __future__ import annotations
 
@@ -28,65 +31,50 @@ BATCH = 8  # images sampled at once; no image depends on it
 
 
 @dataclass(frozen=True)
-class SampledGrid:
-    """A grid on disk."""
+class Grid:
+    """Images of one concept on disk, sampled here or made elsewhere."""
 
     folder: Path
     templates: Sequence[str]
-    images_per_prompt: int
+    places: Sequence[tuple[int, int]]  # (prompt index, image index) of each image
     names: Mapping[str, Sequence[str]]  # variant -> its images' files in the folder, one for each of `places`
 
     @property
     def variants(self) -> list[str]:
         return list(self.names)
 
-    @property
-    def places(self) -> list[tuple[int, int]]:
-        """(prompt index, image index) of each image."""
-        return [(prompt, image) for prompt in range(len(self.templates)) for image in range(self.images_per_prompt)]
-
     def paths(self, variant: str) -> list[Path]:
         return [self.folder / name for name in self.names[variant]]
 
+    def of_prompts(self) -> dict[int, list[int]]:
+        """Prompt index -> where its images stand among `places`."""
+        found: dict[int, list[int]] = {}
+        for number, (prompt, _) in enumerate(self.places):
+            found.setdefault(prompt, []).append(number)
+        return dict(sorted(found.items()))
 
-@dataclass(frozen=True)
-class Inputs:
-    """One method, one concept."""
 
-    method: str  # its name, or METHOD@ABLATION
+@dataclass(frozen=True, kw_only=True)
+class ImageInputs:
+    """Images of one method or external column, of one concept."""
+
+    method: str  # its name, METHOD@ABLATION, or the label of an external column
     concept: Concept
-    base: BaseModel
-    start: Method  # before its training
-    trained: Method
     identity: Encoder
     text_image: TextImageEncoder
     concept_images: Sequence[Path]  # those that were trained on
-    grid: SampledGrid
-    baseline: SampledGrid | None  # the base model's grid of the same prompts, if there is one
+    grid: Grid
+    baseline: Grid | None  # the base model's grid, if there is one: of the same prompts, unless made elsewhere
     scores: pl.DataFrame | None
-    baseline_scores: pl.DataFrame | None
-    log: Sequence[Mapping[str, Any]]  # of its training; empty if there was none here
-    how: SamplerSettings
-    seed: int
-    ready: Callable[[str, Sequence[str]], Method]  # (variant, prompts) -> the trained method, ready to sample them
+    baseline_scores: pl.DataFrame | None  # of images that share prompt and noise with these
     workers: int = 1  # threads that read and encode images
     held_out: Sequence[Path] = ()  # concept images that were not trained on
+    made_elsewhere: bool = False
 
     @property
     def is_baseline(self) -> bool:
         """Is the method the base model itself, which learned nothing?"""
         return self.method == BASELINE
-
-    @cached_property
-    def learned(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the text encoder reads for the placeholder before and after training, each (n, D) float64.
-
-        Raises:
-            NotDefined: the method learns no embedding.
-        """
-        from personalize_core.analyses.learned_embedding import both_ends
-
-        return both_ends(self.start, self.trained, self.base)
 
     def features(self, encoder: Encoder, paths: Sequence[Path]) -> np.ndarray:
         """(N, D) float64, rows of length one, of images in files; by one of the two encoders of these inputs."""
@@ -105,6 +93,34 @@ class Inputs:
     def identities(self, features: np.ndarray) -> np.ndarray:
         """(N,): the mean cosine of features (N, D), by the identity encoder, with the concept images."""
         return features @ self.features(self.identity, self.concept_images).mean(axis=0)
+
+    @cached_property
+    def _encoded(self) -> dict[tuple[Path, ...], Seen]:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(ImageInputs):
+    """One method that was trained here, on one concept."""
+
+    base: BaseModel
+    start: Method  # before its training
+    trained: Method
+    log: Sequence[Mapping[str, Any]]  # of its training; empty if there was none here
+    how: SamplerSettings
+    seed: int
+    ready: Callable[[str, Sequence[str]], Method]  # (variant, prompts) -> the trained method, ready to sample them
+
+    @cached_property
+    def learned(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the text encoder reads for the placeholder before and after training, each (n, D) float64.
+
+        Raises:
+            NotDefined: the method learns no embedding.
+        """
+        from personalize_core.analyses.learned_embedding import both_ends
+
+        return both_ends(self.start, self.trained, self.base)
 
     def sampler(self, places: Sequence[tuple[int, int]]) -> Sampler:
         """For the images at these places alone."""
@@ -125,10 +141,6 @@ class Inputs:
             latents = sample(method, self.base, prompts[batch], noise, sampler, self.how.steps, self.how.guidance)
             parts.append(self.base.decode(latents))
         return torch.cat(parts).numpy()
-
-    @cached_property
-    def _encoded(self) -> dict[tuple[Path, ...], Seen]:
-        return {}
 
 
 def opened(paths: Sequence[Path]) -> list[Image.Image]:

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from personalize_core.analyses.findings import Findings, NotDefined
-from personalize_core.analyses.inputs import Inputs
+from personalize_core.analyses.inputs import ImageInputs
 from personalize_core.analyses.shared_plots import Panel, dots
 from personalize_core.metrics.tables import BASELINE, CEILING, shown
 from personalize_core.report.figures.style import METRIC_WORDS
@@ -80,11 +80,13 @@ def plot(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
     dots(panels, prompts, path, title, "pale: single images; strong: their mean")
 
 
-def analyse(inputs: Inputs, findings: Findings) -> None:
+def analyse(inputs: ImageInputs, findings: Findings) -> None:
     scores, baseline, name = inputs.scores, inputs.baseline_scores, inputs.concept.name
     if scores is None:
         raise NotDefined(f"its images have not been scored; `personalize evaluate {name} -m {inputs.method}` does it")
-    if baseline is None:
+    if inputs.made_elsewhere:
+        findings.absent["difference"] = "images made elsewhere share no noise with the base model's"
+    elif baseline is None:
         findings.absent["difference"] = "the base model's images of this concept have not been scored"
     findings.table("per_prompt.parquet", breakdown(scores, baseline), MEANINGS, "every prompt's mean of every metric")
     shown = [scores] if baseline is None or inputs.is_baseline else [baseline, scores]

@@ -15,6 +15,8 @@ from personalize_core.metrics.tables import BASELINE
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.style import COLOURS, GREY, INK, PALE, STYLE, save_figure
 
+MOST_ROWS = 60  # of a figure: it stays legible
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -28,8 +30,11 @@ class Panel:
 def dots(panels: Sequence[Panel], rows: Sequence[str], path: Path, title: str, note: str = "") -> None:
     """Panels side by side that share their rows; several values in a row are pale dots with their mean beside.
 
-    A series called as the base model is grey; lines cross all rows.
+    A series called as the base model is grey; lines cross all rows. Of many rows the first are shown, and
+    the title says so.
     """
+    if len(rows) > MOST_ROWS:
+        title, rows = f"{title} (the first {MOST_ROWS} of {len(rows)} prompts)", rows[:MOST_ROWS]
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
     others = [name for name in names if name != BASELINE]
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(others)} | {BASELINE: GREY}
@@ -39,7 +44,7 @@ def dots(panels: Sequence[Panel], rows: Sequence[str], path: Path, title: str, n
         for axes, panel in zip(axes_of_panels, panels, strict=True):
             for place, (name, values) in enumerate(panel.series.items()):
                 up = (place - (len(panel.series) - 1) / 2) * 0.22
-                for row, some in enumerate(values):
+                for row, some in enumerate(values[: len(rows)]):
                     if len(some) > 1:
                         axes.plot(some, [row + up] * len(some), "o", color=colours[name], ms=3.5, alpha=0.35, zorder=2)
                     if len(some):

@@ -26,7 +26,8 @@ def analyse(
         typer.Option(
             "--method",
             "-m",
-            help="A method, or METHOD@ABLATION. May be repeated. Default: all that have image grids.",
+            help="A method, METHOD@ABLATION, or the label of images made elsewhere. May be "
+            "repeated. Default: all that have image grids.",
         ),
     ] = None,
 ) -> None:
@@ -36,10 +37,13 @@ def analyse(
     """
     from personalize_core import steps
     from personalize_core.sampling.grid import DESCRIPTION
+    from personalize_core.workspace.external_columns import registered
 
     store: Store = context.obj
     names = concepts or store.concept_names()
-    asked = [(concept, method) for concept in names for method in methods or store.params.method_names]
+    labels = [label for label, _ in registered(store)]
+    known = [*store.params.method_names, *dict.fromkeys(labels)]
+    asked = [(concept, method) for concept in names for method in methods or known]
     cells = [(c, m) for c, m in asked if methods or (store.grid(m, c) / DESCRIPTION).is_file()]
     if not cells:
         raise InputError(
@@ -47,7 +51,8 @@ def analyse(
         )
     with progress() as listener:
         reports = [(cell, steps.analyse(store, *cell, listener)) for cell in cells]
-        of_concept = {name: [method for (one, method), _ in reports if one == name] for name in names}
+        trained = [cell for cell, _ in reports if cell[1] not in labels]
+        of_concept = {name: [method for one, method in trained if one == name] for name in names}
         of_several = [steps.analyse_together(store, name, many) for name, many in of_concept.items() if len(many) > 1]
     for (concept, method), report in reports:
         print_table((f"{concept}, {method}", "", "Metrics and images, or why there are none"), _rows(report))

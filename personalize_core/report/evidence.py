@@ -230,7 +230,7 @@ def _concept(store: Store, name: str, sampled: pl.DataFrame) -> ConceptTold:
 def _method(store: Store, name: str, sampled: pl.DataFrame, cells: Sequence[tuple[str, str]]) -> MethodTold:
     concepts = [concept for method, concept in cells if method == name]
     if is_label(name):
-        return _external(name, sampled, [read_record(store.grid(name, concept) / DESCRIPTION) for concept in concepts])
+        return _external(store, name, concepts)
     recipe = recipe_class(name)
     return MethodTold(
         name=name,
@@ -244,8 +244,9 @@ def _method(store: Store, name: str, sampled: pl.DataFrame, cells: Sequence[tupl
     )
 
 
-def _external(label: str, sampled: pl.DataFrame, grids: Sequence[Mapping[str, Any]]) -> MethodTold:
+def _external(store: Store, label: str, concepts: Sequence[str]) -> MethodTold:
     """An external column: of how its images were made, no more is known than what its description says."""
+    grids = [read_record(store.grid(label, concept) / DESCRIPTION) for concept in concepts]
     about = [grid["external"] for grid in grids if "external" in grid]
     sources, layouts = (sorted({one[key] for one in about}) for key in ("source", "layout"))
     return MethodTold(
@@ -256,7 +257,7 @@ def _external(label: str, sampled: pl.DataFrame, grids: Sequence[Mapping[str, An
         variants=[label],
         learned=[],
         heat_maps=[],
-        analyses={},
+        analyses={concept: found for concept in concepts if (found := _analyses(store, label, concept))},
     )
 
 

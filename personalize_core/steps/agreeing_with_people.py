@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import MANIFEST, is_up_to_date, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
@@ -77,9 +78,9 @@ def study_agreement(
     with store.alone("agreement"):
         if not (skipped := is_up_to_date(folder, stamp)):
             listener(Event("comparing metrics with answers", 0, 1))
-            scores = metric_agreement.scores_of_pairs(
-                pairs_of(read_key), [tables.read(store.scores(*cell) / SCORES) for cell in cells]
-            )
+            nouns = {one.name: one.class_noun for one in read_key.concepts}
+            scored = [_as_read(tables.read(store.scores(*cell) / SCORES), nouns[cell[1]]) for cell in cells]
+            scores = metric_agreement.scores_of_pairs(pairs_of(read_key), scored)
             if scores.is_empty():
                 raise InputError(
                     "the scores here are of other images than the raters saw; bring back the grids that the study was "
@@ -96,6 +97,13 @@ def study_agreement(
     return Report(stamp, skipped, time.monotonic() - started, folder, {}, {"agreement": folder / FIGURE})
 
 
+def _as_read(scores: pl.DataFrame, class_noun: str) -> pl.DataFrame:
+    """A table of scores with each prompt as raters read it in `text`."""
+    import polars as pl
+
+    return scores.with_columns(pl.col("prompt").str.replace_all(SLOT, class_noun, literal=True).alias("text"))
+
+
 def pairs_of(key: Key) -> pl.DataFrame:
     """Every pair of the study, as `metric_agreement.scores_of_pairs` takes them."""
     import polars as pl
@@ -108,8 +116,7 @@ def pairs_of(key: Key) -> pl.DataFrame:
             {
                 "pair": number,
                 "concept": key.concepts[cell.concept].name,
-                "prompt_index": cell.prompt_index,
-                "image_index": cell.image_index,
+                "text": cell.text,
                 "first": one.variant,
                 "second": other.variant,
                 "first_sha256": one.sha256,

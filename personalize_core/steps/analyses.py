@@ -1,5 +1,7 @@
 """What a comparison's headline hides, and the papers' analyses, of one method on one concept; and class nouns.
 
+Of an external column there are the analyses that need images alone.
+
 One folder for each, with analyses.json: for every analysis its numbers, images and tables with their captions, or
 why it is not defined here.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ from personalize_core.files.atomic import (
     whole_folder,
     write_json,
 )
-from personalize_core.files.stamps import sources_hash, stamp_of
+from personalize_core.files.stamps import sha256, sources_hash, stamp_of
 from personalize_core.methods import ABLATION_NAMES, BASELINE, METHOD_NAMES, check_method, method_of, method_source
 from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.randomness import seed_for
@@ -32,22 +34,22 @@ from personalize_core.sampling.grid import DESCRIPTION, image_name, read_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import ready_to_sample, refining, sampled_as_now
 from personalize_core.workspace.dependencies import ENCODERS, NAMING, SAMPLING, artifact_stamp, manifest_stamp
+from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.recipes import device_of, load_base, split_of, workers_of
 from personalize_core.workspace.store import SCORES, Store
 
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
 
-    from personalize_core.analyses.inputs import Inputs, SampledGrid
+    from personalize_core.analyses.inputs import Grid, ImageInputs, Inputs
     from personalize_core.base_model.model import BaseModel
     from personalize_core.methods.interface import Method
     from personalize_core.metrics.encoders import TextImageEncoder
 
+OF_IMAGES = ("per_prompt", "absence", "copying", "diversity")  # of these files, those that need nothing but images
 ALL = (  # files of analyses/, in the order in which they are shown
-    "per_prompt",
-    "absence",
-    "copying",
-    "diversity",
+    *OF_IMAGES,
     "drift",
     "embedding_drift",
     "bare_placeholder",
@@ -77,10 +79,15 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
     The base model's grid and scores of the concept are looked at where they are there; what needs them says so where
     they are not.
 
+    Args:
+        method: or the label of an external column. Of its images there are the analyses of OF_IMAGES.
+
     Raises:
-        InputError: the method has not been trained on the concept, or its grid is not sampled as params.yaml says.
+        InputError: the method has not been trained on the concept, or its grid is not sampled as params.yaml says; an
+            external column has not been scored, or its images have changed since.
     """
-    from personalize_core.analyses.findings import Findings, NotDefined
+    if (method, concept) in registered(store):
+        return _analyse_external(store, concept, method, listener)
     from personalize_core.report import display_names
 
     check_method(method)
@@ -115,26 +122,73 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
     with store.alone("analyses", method, concept):
         if not (skipped := is_up_to_date(folder, stamp)):
             with whole_folder(folder, stamp) as new, store.device():
-                inputs, found = _inputs(store, concept, method, listener), {}
-                for done, name in enumerate(ALL):
-                    listener(Event(f"analysing {concept}, {method}", done, len(ALL)))
-                    analysis: Any = importlib.import_module(f"personalize_core.analyses.{name}")
-                    findings = Findings(new, analysis.TITLE, analysis.HOW)
-                    try:
-                        analysis.analyse(inputs, findings)
-                        found[name] = findings.described()
-                    except NotDefined as reason:
-                        found[name] = findings.not_defined(str(reason))
-                listener(Event(f"analysing {concept}, {method}", len(ALL), len(ALL)))
-                about = {
-                    "concept": concept,
-                    "method": method,
-                    "base_model": inputs.base.name,
-                    "seed": store.sampling_seed,
-                }
-                about["encoders"] = {"identity": inputs.identity.name, "text_image": inputs.text_image.name}
-                write_json(new / ANALYSES, about | {"order": list(ALL), "analyses": found})
+                inputs = _inputs(store, concept, method, listener)
+                about = {"base_model": inputs.base.name, "seed": store.sampling_seed}
+                _write(new, inputs, ALL, about, listener)
     return _report(folder, stamp, skipped, started)
+
+
+def _analyse_external(store: Store, concept: str, label: str, listener: Listener) -> Report:
+    """The analyses of OF_IMAGES of an external column's images."""
+    from personalize_core.report import display_names
+
+    started, folder, described = time.monotonic(), store.analyses(label, concept), store.concept(concept)
+    not_scored = f"the images of {label!r} of {concept!r} have not been scored; `personalize score` does it"
+    made = [manifest_stamp(place(label, concept), not_scored) for place in (store.grid, store.scores)]
+    baseline = store.grid(BASELINE, concept)
+    stamp = stamp_of(
+        {
+            "images_and_scores": made,
+            "baseline": manifest_stamp(baseline, "") if _sampled_as_asked(store, concept, BASELINE) else None,
+            "concept_images": concept_files.content(store.concept_folder(concept)),
+            **({"held_out": list(split_of(store, concept).held_out)} if store.params.held_out else {}),
+            "encoders": [weights_of(name) for name in _encoder_names(store)],
+            "names": display_names.of([label, BASELINE]),
+            "sources": sources_hash(ANALYSING),
+        }
+    )
+    with store.alone("analyses", label, concept):
+        if not (skipped := is_up_to_date(folder, stamp)):
+            from personalize_core.analyses.inputs import ImageInputs
+            from personalize_core.metrics import tables
+
+            with whole_folder(folder, stamp) as new, store.device():
+                scores = tables.read(store.scores(label, concept) / SCORES)
+                grid = _external_grid(store, label, concept, scores)
+                inputs = ImageInputs(
+                    method=label,
+                    concept=described,
+                    grid=grid,
+                    baseline=_grid(baseline) if _sampled_as_asked(store, concept, BASELINE) else None,
+                    scores=scores,
+                    baseline_scores=None,
+                    made_elsewhere=True,
+                    **_of_concept(store, concept),
+                )
+                _write(new, inputs, OF_IMAGES, {}, listener)
+    return _report(folder, stamp, skipped, started)
+
+
+def _write(
+    folder: Path, inputs: ImageInputs, names: Sequence[str], about: Mapping[str, Any], listener: Listener
+) -> None:
+    """What each of these analyses finds, or why it is not defined here."""
+    from personalize_core.analyses.findings import Findings, NotDefined
+
+    concept, method, found = inputs.concept.name, inputs.method, {}
+    for done, name in enumerate(names):
+        listener(Event(f"analysing {concept}, {method}", done, len(names)))
+        analysis: Any = importlib.import_module(f"personalize_core.analyses.{name}")
+        findings = Findings(folder, analysis.TITLE, analysis.HOW)
+        try:
+            analysis.analyse(inputs, findings)
+            found[name] = findings.described()
+        except NotDefined as reason:
+            found[name] = findings.not_defined(str(reason))
+    listener(Event(f"analysing {concept}, {method}", len(names), len(names)))
+    encoders = {"identity": inputs.identity.name, "text_image": inputs.text_image.name}
+    cell = {"concept": concept, "method": method, **about, "encoders": encoders}
+    write_json(folder / ANALYSES, cell | {"order": list(names), "analyses": found})
 
 
 def analyse_together(store: Store, concept: str, methods: Sequence[str]) -> Report:
@@ -265,17 +319,13 @@ def _inputs(store: Store, concept: str, method: str, listener: Listener) -> Inpu
     from personalize_core.analyses.inputs import Inputs
     from personalize_core.artifacts.saving import restore
     from personalize_core.metrics import tables
-    from personalize_core.metrics.encoders import load_identity_encoder, load_text_image_encoder
     from personalize_core.training import training_log
 
     params, artifact, base = store.params, store.artifact(method, concept), load_base(store)
-    trained, device = restore(artifact, base, method), device_of(store)
-    variants, (text_image, identity) = params.sampling_variants(method), _encoder_names(store)
+    trained, variants = restore(artifact, base, method), params.sampling_variants(method)
     scores = [store.scores(name, concept) / SCORES for name in (method, BASELINE)]
 
     seed = read_json(artifact / "config.json")["seed"] or store.training_seed
-    concept_images = concept_files.concept_images(store.concept_folder(concept))
-    held_out = split_of(store, concept).held_out
 
     def ready(variant: str, prompts: Sequence[str]) -> Method:
         return ready_to_sample(variants[variant], store, concept, method, base, trained, prompts, listener)
@@ -286,9 +336,6 @@ def _inputs(store: Store, concept: str, method: str, listener: Listener) -> Inpu
         base=base,
         start=_before_training(base, trained, method, seed),
         trained=trained,
-        identity=load_identity_encoder(identity, device),
-        text_image=load_text_image_encoder(text_image, device),
-        concept_images=[path for path in concept_images if path.name not in held_out],
         grid=_grid(store.grid(method, concept)),
         baseline=_grid(store.grid(BASELINE, concept)) if _sampled_as_asked(store, concept, BASELINE) else None,
         scores=tables.read(scores[0]) if scores[0].is_file() else None,
@@ -297,9 +344,24 @@ def _inputs(store: Store, concept: str, method: str, listener: Listener) -> Inpu
         how=params.sampling,
         seed=store.sampling_seed,
         ready=ready,
-        workers=workers_of(store),
-        held_out=[path for path in concept_images if path.name in held_out],
+        **_of_concept(store, concept),
     )
+
+
+def _of_concept(store: Store, concept: str) -> dict[str, Any]:
+    """Of ImageInputs, what is the same for all methods."""
+    from personalize_core.metrics.encoders import load_identity_encoder, load_text_image_encoder
+
+    (text_image, identity), device = _encoder_names(store), device_of(store)
+    concept_images = concept_files.concept_images(store.concept_folder(concept))
+    held_out = split_of(store, concept).held_out
+    return {
+        "identity": load_identity_encoder(identity, device),
+        "text_image": load_text_image_encoder(text_image, device),
+        "concept_images": [path for path in concept_images if path.name not in held_out],
+        "held_out": [path for path in concept_images if path.name in held_out],
+        "workers": workers_of(store),
+    }
 
 
 def _encoder_names(store: Store) -> tuple[str, str]:
@@ -317,14 +379,39 @@ def _before_training(base: BaseModel, trained: Method, method: str, seed: int) -
     return start.requires_grad_(False).eval().to(base.device)
 
 
-def _grid(folder: Path) -> SampledGrid:
-    from personalize_core.analyses.inputs import SampledGrid
+def _external_grid(store: Store, label: str, concept: str, scores: pl.DataFrame) -> Grid:
+    """The images that were scored: the others could not be read."""
+    from personalize_core.analyses.inputs import Grid
+    from personalize_core.metrics.preprocessing import in_threads
+
+    described = read_grid(store.grid(label, concept))
+    folder, read = store.root / described["external"]["folder"], set(scores["image_sha256"])
+    images = [image for image in described["images"] if image["sha256"] in read]
+    now = in_threads(_hash, [folder / image["file"] for image in images])
+    if changed := [one["file"] for one, digest in zip(images, now, strict=True) if digest != one["sha256"]]:
+        raise InputError(
+            f"{folder / changed[0]} has changed since it was scored, or is gone ({len(changed)} of {len(images)}); "
+            "`personalize score` scores again what has changed"
+        )
+    places = [(image["prompt"], image["image"]) for image in images]
+    return Grid(folder, described["templates"], places, {label: [image["file"] for image in images]})
+
+
+def _hash(path: Path) -> str | None:
+    try:
+        return sha256(path)
+    except (OSError, InputError):
+        return None
+
+
+def _grid(folder: Path) -> Grid:
+    from personalize_core.analyses.inputs import Grid
 
     described = read_grid(folder)
     templates, images = described["templates"], described["images_per_prompt"]
     places = [(prompt, image) for prompt in range(len(templates)) for image in range(images)]
     names = {variant: [image_name(variant, *place) for place in places] for variant in described["variants"]}
-    return SampledGrid(folder, templates, images, names)
+    return Grid(folder, templates, places, names)
 
 
 def _sampled_as_asked(store: Store, concept: str, method: str) -> bool:

@@ -4,7 +4,8 @@ The questions are those of the papers. Personalized Residuals (arXiv:2405.12978,
 each with "not sure" as a third answer: a prompt and two images, and three concept images and two images.
 AttnDreamBooth (arXiv:2406.05000) asks one, a forced choice on identity and text together.
 
-A pair is two images of one cell (concept, prompt, image index), so both start from the same noise.
+A pair is two images of one cell (concept, prompt, image index), so both start from the same noise. Images made
+elsewhere stand in pairs of the same prompt.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_json
 from personalize_core.files.outside import MOST_RESULT, is_there, read_text
 from personalize_core.files.stamps import sha256, stamp_of
-from personalize_core.sampling.grid import DESCRIPTION, image_name
+from personalize_core.sampling.grid import DESCRIPTION, located
+from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.store import Store
 
 FORMAT = "personalize study 1"
@@ -144,6 +146,7 @@ class Key(_Strict):
     images: list[StudyImage]
     each: Annotated[int, Field(gt=0, multiple_of=2)]  # pairs of a comparison that a rater sees under one question
     seed: int
+    made_elsewhere: list[str] = []  # of the variants, external columns, whose pairs share the prompt alone
 
     @field_validator("cells", "comparisons", "questions", "images")
     @classmethod
@@ -159,7 +162,8 @@ class Key(_Strict):
         return self
 
     def _identity(self) -> str:
-        return stamp_of(self.model_dump(mode="json", exclude={"study"}))
+        new = {"made_elsewhere"} if not self.made_elsewhere else set()  # keys of earlier versions stay what they are
+        return stamp_of(self.model_dump(mode="json", exclude={"study", *new}))
 
     @classmethod
     def of(cls, **fields: Any) -> Key:
@@ -202,11 +206,12 @@ def design(store: Store, request: Request) -> Key:
     """Choose what is shown. Concepts take turns; what is chosen of each follows from the seed.
 
     Raises:
-        InputError: a variant or concept is unknown or has no grid, grids were sampled differently, an image is missing,
-            or there is too little for even one pair on either side.
+        InputError: a variant or concept is unknown or has no grid, grids were sampled differently or share no prompt,
+            an image is missing, or there is too little for even one pair on either side.
     """
     grids, left_out = _grids(store, request)
     first = next(iter(grids.values()))[request.variants[0]]
+    made_elsewhere = {variant for by_variant in grids.values() for variant, grid in by_variant.items() if grid.external}
     generator = np.random.default_rng([request.seed, 0x57D7])
     concepts, cells = [], []
     for number, (name, by_variant) in enumerate(grids.items()):
@@ -214,12 +219,11 @@ def design(store: Store, request: Request) -> Key:
         chosen = generator.permutation(len(files))[: request.concept_images]
         concept_images = sorted(files[index].name for index in chosen)
         concepts.append(ConceptShown(name=name, class_noun=described.class_noun, concept_images=concept_images))
-        templates = by_variant[request.variants[0]].about["templates"]
         cells.append(
             [
-                Cell(concept=number, prompt_index=p, image_index=i, text=t.replace(SLOT, described.class_noun))
-                for p, t in enumerate(templates)
-                for i in range(first.about["images_per_prompt"])
+                Cell(concept=number, prompt_index=p, image_index=i, text=text)
+                for p, text in enumerate(by_variant[request.variants[0]].images)
+                for i in range(min(len(grid.images.get(text, ())) for grid in by_variant.values()))
             ]
         )
     cells = _taking_turns(cells, generator)[: request.pairs]
@@ -234,6 +238,8 @@ def design(store: Store, request: Request) -> Key:
         raise InputError(
             f"{missing[0]} is missing from its grid; remove {missing[0].parents[1]} and `personalize evaluate` "
             "samples it again"
+            if not made_elsewhere
+            else f"{missing[0]} is missing; `personalize score` finds out which images of an external column there are"
         )
     images = [StudyImage(variant=variant, cell=number, sha256=sha256(path)) for variant, number, path in paths]
     return Key.of(
@@ -247,14 +253,29 @@ def design(store: Store, request: Request) -> Key:
         images=[images[index] for index in generator.permutation(len(images))],
         each=each,
         seed=request.seed,
+        made_elsewhere=[variant for variant in request.variants if variant in made_elsewhere],
     )
 
 
-def image_path(store: Store, key: Key, image: StudyImage) -> Path:
-    """Where the grid keeps an image of the study."""
-    cell = key.cells[image.cell]
-    method = method_of(store)[image.variant]
-    return _Grid(store.grid(method, key.concepts[cell.concept].name), image.variant, {}).path(cell)
+def image_paths(store: Store, key: Key) -> list[Path]:
+    """Where the grids keep the images of the study, in the order of `Key.images`.
+
+    Raises:
+        InputError: a grid is gone, or has other prompts by now.
+    """
+    methods, paths = method_of(store), []
+    grids: dict[tuple[str, str], _Grid | None] = {}
+    for image in key.images:
+        cell = key.cells[image.cell]
+        where = (concept := key.concepts[cell.concept]).name, image.variant
+        if where not in grids:
+            folder = store.grid(methods.get(image.variant, image.variant), concept.name)
+            grids[where] = _read(store, folder, image.variant, concept.class_noun)
+        grid = grids[where]
+        if grid is None or cell.image_index >= len(grid.images.get(cell.text, ())):
+            raise InputError(f"the grid of {concept.name!r} by {image.variant!r} is another than the study's by now")
+        paths.append(grid.path(cell))
+    return paths
 
 
 @dataclass(frozen=True)
@@ -262,17 +283,22 @@ class _Grid:
     """A variant's images of one concept."""
 
     folder: Path
-    variant: str
     about: dict[str, Any]  # grid.json
+    images: dict[str, list[Path]]  # the prompt as raters read it -> its images, in order
+
+    @property
+    def external(self) -> bool:
+        return "external" in self.about
 
     def path(self, cell: Cell) -> Path:
-        return self.folder / image_name(self.variant, cell.prompt_index, cell.image_index)
+        return self.images[cell.text][cell.image_index]
 
 
 def method_of(store: Store) -> dict[str, str]:
-    """Variant -> the method whose grids hold it."""
+    """Variant -> the method whose grids hold it; an external column's label stands for both."""
     params = store.params
-    return {variant: method for method in params.method_names for variant in params.sampling_variants(method)}
+    variants = {variant: method for method in params.method_names for variant in params.sampling_variants(method)}
+    return variants | {label: label for label, _ in registered(store)}
 
 
 def _grids(store: Store, request: Request) -> tuple[dict[str, dict[str, _Grid]], list[str]]:
@@ -283,12 +309,19 @@ def _grids(store: Store, request: Request) -> tuple[dict[str, dict[str, _Grid]],
     grids: dict[str, dict[str, _Grid]] = {}
     left_out = []
     for concept in request.concepts or store.concept_names():
-        store.concept(concept)
-        found = {variant: _read(store.grid(methods[variant], concept), variant) for variant in request.variants}
+        noun = store.concept(concept).class_noun
+        found = {
+            variant: _read(store, store.grid(methods[variant], concept), variant, noun) for variant in request.variants
+        }
         there = {variant: grid for variant, grid in found.items() if grid}
         if len(there) == len(found):
             _check_alike(list(there.values()))
-            grids[concept] = there
+            if set.intersection(*(set(grid.images) for grid in there.values())):
+                grids[concept] = there
+            elif request.concepts:
+                raise InputError(f"of {concept!r} the variants {listed(request.variants)} share no prompt")
+            else:
+                left_out.append(concept)
         elif request.concepts:
             lacking = next(variant for variant, grid in found.items() if grid is None)
             raise InputError(f"there is no grid of {concept!r} by {lacking!r}; `personalize run` samples it")
@@ -296,13 +329,14 @@ def _grids(store: Store, request: Request) -> tuple[dict[str, dict[str, _Grid]],
             left_out.append(concept)
     if not grids:
         raise InputError(
-            f"no concept has a grid of all of {listed(request.variants)}; `personalize run` samples what is missing"
+            f"no concept has a grid of all of {listed(request.variants)} with a prompt in common; `personalize run` "
+            "samples what is missing, and `personalize score` adds images made elsewhere"
         )
     _check_alike([by_variant[request.variants[0]] for by_variant in grids.values()])
     return grids, left_out
 
 
-def _read(folder: Path, variant: str) -> _Grid | None:
+def _read(store: Store, folder: Path, variant: str, class_noun: str) -> _Grid | None:
     path = folder / DESCRIPTION
     if not path.is_file():
         return None
@@ -310,14 +344,19 @@ def _read(folder: Path, variant: str) -> _Grid | None:
         about = read_json(path)
         if variant not in about["variants"]:
             return None
-        {name: about[name] for name in ("templates", "images_per_prompt", "base_model")}
-    except (ValueError, KeyError, TypeError):
+        images: dict[str, list[Path]] = {}
+        for image in located(folder, about, store.root):
+            text = about["templates"][image.prompt].replace(SLOT, class_noun)
+            if image.variant == variant:
+                images.setdefault(text, []).append(image.path)
+    except (ValueError, KeyError, TypeError, IndexError):
         raise InputError(f"{path} is damaged; remove {folder} and `personalize evaluate` samples it again") from None
-    return _Grid(folder, variant, about)
+    return _Grid(folder, about, images)
 
 
 def _check_alike(grids: list[_Grid]) -> None:
-    """Raise unless they were sampled from the same prompts, from the same noise, in the same way."""
+    """Raise unless those sampled here were sampled from the same prompts, from the same noise, in the same way."""
+    grids = [grid for grid in grids if not grid.external]
     named = {
         "templates": "prompts",
         "images_per_prompt": "numbers of images",

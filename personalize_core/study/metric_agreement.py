@@ -276,11 +276,13 @@ def scores_of_pairs(pairs: pl.DataFrame, scores: Sequence[pl.DataFrame]) -> pl.D
     """metric, encoder, headline, pair, first, second: a row for each pair of which both images have the score.
 
     Args:
-        pairs: pair, concept, prompt_index, image_index, first, second, first_sha256, second_sha256: of the study's key.
-        scores: tables of scores of the variants. An image that is another than raters saw has no score.
+        pairs: pair, concept, text, first, second, first_sha256, second_sha256: of the study's key.
+        scores: tables of scores of the variants, with `text`, the prompt as raters read it. An image that is another
+            than raters saw has no score.
     """
-    way, cell = ["metric", "encoder", "headline"], ["concept", "prompt_index", "image_index"]
-    table = pl.concat([each.select(*way, "variant", *cell, "image_sha256", "score") for each in scores])
+    way, cell = ["metric", "encoder", "headline"], ["concept", "text"]
+    columns = [*way, "variant", *cell, "image_sha256", "score"]
+    table = pl.concat([each.select(columns) for each in scores]).unique(columns[:-1])  # equal images, equal scores
     found = pairs.select("pair", *cell, "first", "second", "first_sha256", "second_sha256")
     for side in ("first", "second"):
         keys = [*cell, side, f"{side}_sha256"]

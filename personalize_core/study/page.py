@@ -17,10 +17,11 @@ from PIL import Image
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import whole_folder, write_bytes, write_json
 from personalize_core.files.outside import is_there
-from personalize_core.study.design import QUESTIONS, Key, Request, design, image_path
+from personalize_core.study.design import QUESTIONS, Key, Request, design, image_paths
 from personalize_core.workspace.store import Store
 
 PAGE, KEY = "study.html", "study_key.json"
+IMAGE_SIZE = 1024  # longest side of an image in the page, in pixels
 CONCEPT_IMAGE_SIZE = 512  # longest side of a concept image in the page, in pixels; it is shown at a third of that
 
 
@@ -72,8 +73,8 @@ def _embedded(store: Store, key: Key, progress: Progress) -> dict[str, Any]:
     from personalize_core.concepts.image_files import load_image
 
     images = []
-    for image in key.images:
-        images.append(_sampled(load_image(image_path(store, key, image))))
+    for path in image_paths(store, key):
+        images.append(_sampled(load_image(path)))
         progress(len(images), len(key.images))
     return {
         "id": key.study,
@@ -97,7 +98,8 @@ def _embedded(store: Store, key: Key, progress: Progress) -> dict[str, Any]:
 
 
 def _sampled(image: Image.Image) -> str:
-    """Every pixel as it was sampled, and nothing else that its file may have carried."""
+    """Every pixel as it was sampled, unless there are very many, and nothing else that its file may have carried."""
+    image.thumbnail((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)  # which leaves smaller ones as they are
     return _data_uri(image, lossless=True, exact=True)
 
 

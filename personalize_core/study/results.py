@@ -26,6 +26,7 @@ from personalize_core.study.alpha import krippendorff_alpha
 from personalize_core.study.answers import AnswerFile
 from personalize_core.study.design import Key
 
+NO_NOISE = "images made elsewhere share the prompt, not the noise"
 DRAWS = 10_000
 # In simulations with tastes that differ by rater, 95 % percentile intervals over 5, 10, 20 and 60 raters covered the
 # truth in 86, 91, 92 and 94 % of 2,000 studies (6 answers each); below this many raters that is said.
@@ -80,7 +81,10 @@ def evaluate(key: Key, table: pl.DataFrame, files: Sequence[AnswerFile], draws: 
             & (pl.col("second") == comparison.second)
         )
         names = {"question": question, "first": comparison.first, "second": comparison.second}
-        rows.append(names | _row(own, len(asked), draws, seed))
+        row = names | _row(own, len(asked), draws, seed)
+        if {comparison.first, comparison.second} & set(key.made_elsewhere):
+            row["note"] = "; ".join(filter(None, [row["note"], NO_NOISE]))
+        rows.append(row)
     decided = table.filter(pl.col("preferred") != "not sure")
     finished = [file for file in files if len(file.answers) == file.questions]
     summary = {

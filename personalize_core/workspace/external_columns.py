@@ -24,6 +24,7 @@ from personalize_core.workspace.sections import Section
 from personalize_core.workspace.store import REFERENCES, Store, is_label
 
 Text = Annotated[str, Field(min_length=1, max_length=1000)]
+BESIDE_METHODS = ("class_nouns", "together")  # folders of data/analyses that stand beside those of methods
 LABEL = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")  # a folder's name, a partition key and a variant's name at once
 
 
@@ -52,8 +53,8 @@ def check_label(store: Store, label: str) -> None:
             "beginning with a letter or digit, such as 'flux-lora'"
         )
     variants = {name for method in store.params.method_names for name in store.params.variants.get(method, {})}
-    if label in (*METHOD_NAMES, REFERENCES) or label in variants or not is_label(label):
-        raise InputError(f"{label!r} is the name of a method or a variant of this project; choose another label")
+    if label in (*METHOD_NAMES, REFERENCES, *BESIDE_METHODS) or label in variants or not is_label(label):
+        raise InputError(f"{label!r} is a name that this project uses, such as a method's; choose another label")
 
 
 def read_column(store: Store, label: str, concept: str) -> ExternalColumn:

@@ -102,6 +102,9 @@ def test_the_vendi_score_is_the_effective_number_of_images():
     assert diversity.vendi_score(features) == pytest.approx(naive, abs=1e-9)
     assert diversity.vendi_score(np.repeat(features[:1], 5, axis=0)) == pytest.approx(1, abs=1e-6)
     assert diversity.vendi_score(np.eye(5)) == pytest.approx(5)
+    many = rows(6, 4, 3)[:, :2] / np.linalg.norm(rows(6, 4, 3)[:, :2], axis=1, keepdims=True)  # more rows than columns
+    shares = np.linalg.eigvalsh(many @ many.T / 6)[-2:]
+    assert diversity.vendi_score(many) == pytest.approx(np.prod(shares**-shares), abs=1e-9)
     assert diversity.vendi_score(np.repeat(np.eye(3), 2, axis=0)) == pytest.approx(3)
 
 

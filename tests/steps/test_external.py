@@ -120,6 +120,53 @@ def test_every_number_is_found_again_by_other_means(store, tmp_path):
             assert found[metric, row["image"]] == pytest.approx(value, abs=1e-5)
 
 
+def test_its_images_are_analysed_as_far_as_images_alone_allow(store, tmp_path):
+    """Prompts with three images, two and one; copying and diversity recomputed pair by pair from the files."""
+    folder = folder_of(tmp_path / "out", PROMPTS[:3], images=3)
+    manifest = folder / "prompts.jsonl"
+    manifest.write_text(
+        "\n".join(manifest.read_text().splitlines()[:6]) + "\n" + '{"file": "c.png", "prompt": "a dog"}'
+    )
+    concept_images = sorted((store.concepts / "rex").glob("*.png"))
+    shutil.copy(concept_images[1], folder / "c.png")
+    steps.add_external(store, "flux", "rex", ExternalColumn(folder=str(folder)))
+    with pytest.raises(InputError, match="'flux' of 'rex' have not been scored; `personalize score` does it"):
+        steps.analyse(store, "rex", "flux")
+    steps.score_external(store, "rex", "flux")
+    report = steps.analyse(store, "rex", "flux")
+    found = json.loads((report.path / steps.ANALYSES).read_text())
+    assert found["order"] == ["per_prompt", "absence", "copying", "diversity"]
+    assert steps.analyse(store, "rex", "flux").skipped
+
+    identity = recomputed_scores.OfIdentity(MINI_WEIGHTS / "identity", (64, Image.Resampling.BICUBIC, 0.5, 0.5))
+
+    def see(path: Path) -> np.ndarray:
+        with torch.inference_mode():
+            return np.asarray(identity.see(Image.open(path).convert("RGB")), dtype=np.float64)
+
+    real = {path.name: see(path) for path in concept_images}
+    copies = pl.read_parquet(report.path / "copying.parquet").filter(encoder="mini-identity", variant="flux")
+    assert copies.height == 7
+    for row in copies.iter_rows(named=True):
+        alike = {name: float(see(folder / row["image"]) @ one) for name, one in real.items()}
+        assert row["nearest"] == max(alike, key=lambda name: alike[name])
+        assert row["similarity"] == pytest.approx(max(alike.values()), abs=1e-5)
+    pixels = pl.read_parquet(report.path / "copying.parquet").filter(encoder="pixels", image="c.png").row(0, named=True)
+    assert pixels["similarity"] == pytest.approx(1, abs=1e-9) and pixels["nearest"] == concept_images[1].name
+    diverse = pl.read_parquet(report.path / "diversity.parquet").filter(encoder="mini-identity", variant="flux")
+    assert diverse["images"].to_list() == [3, 3]
+    for prompt, row in enumerate(diverse.iter_rows(named=True)):
+        own = [see(path) for path in sorted(folder.glob(f"image_{prompt}_*"))]
+        apart = [1 - float(one @ other) for number, one in enumerate(own) for other in own[:number]]
+        assert row["distance"] == pytest.approx(np.mean(apart), abs=1e-5)
+    assert "1 prompts have one image each" in found["analyses"]["diversity"]["absent"]["prompts"]
+
+    workspace.noise_image([1, 1], (20, 20)).save(folder / "c.png")
+    shutil.rmtree(report.path)
+    with pytest.raises(InputError, match="c.png has changed since it was scored.*`personalize score`"):
+        steps.analyse(store, "rex", "flux")
+
+
 def test_it_stands_in_the_comparison_the_report_and_every_table(store, tmp_path):
     folder = tmp_path / "out"
     add(store, folder_of(folder))
@@ -131,8 +178,9 @@ def test_it_stands_in_the_comparison_the_report_and_every_table(store, tmp_path)
     assert ways["base_model", "flux"] == "prompt"
     assert ways["flux", "unpaired"] == ways["base_model", "unpaired"] == "unpaired"
     assert ways["base_model", "dreambooth"] == "prompt and noise"
+    steps.analyse(store, "rex", "flux")
     page = steps.report(store).path.read_text()
-    assert "Images made elsewhere" in page
+    assert "Images made elsewhere" in page and "flux: the images nearest to a training concept image" in page
     assert page.count("flux") > 5 and "scene 4" in page
     columns = pl.read_parquet(store.report() / "tables" / "over_the_baseline.parquet")
     assert set(columns.filter(variant="flux")["pairing"]) == {"prompt"}

@@ -16,7 +16,7 @@ from scipy import stats
 from personalize_core import steps
 from personalize_core.analyses import copying
 from personalize_core.analyses.findings import Findings
-from personalize_core.analyses.inputs import Inputs, SampledGrid
+from personalize_core.analyses.inputs import Grid, ImageInputs
 from personalize_core.concepts import concept_files, image_check, image_files
 from personalize_core.errors import InputError
 from personalize_core.methods import METHOD_NAMES, recipe_class
@@ -312,18 +312,26 @@ def test_copying_is_looked_for_among_the_images_trained_on(tmp_path: Path, monke
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{name}.png")
         paths[name] = tmp_path / f"{name}.png"
 
-    def colours(self: Inputs, encoder: Any, files: list[Path]) -> np.ndarray:
+    def colours(self: ImageInputs, encoder: Any, files: list[Path]) -> np.ndarray:
         rows = np.stack([np.asarray(Image.open(path), dtype=float).mean(axis=(0, 1)) for path in files])
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    monkeypatch.setattr(Inputs, "features", colours)
+    monkeypatch.setattr(ImageInputs, "features", colours)
     nothing: Any = None
     encoder: Any = Fixed()
-    grid = SampledGrid(tmp_path, ["a photo of a {}"], 1, {"vico": ["made.png"]})
-    inputs = Inputs(
-        "vico", nothing, nothing, nothing, nothing, encoder, encoder, [paths["trained"], paths["other"]], grid,
-        None, None, None, [], nothing, 0, nothing, held_out=[paths["held"]],
-    )  # fmt: skip
+    grid = Grid(tmp_path, ["a photo of a {}"], [(0, 0)], {"vico": ["made.png"]})
+    inputs = ImageInputs(
+        method="vico",
+        concept=nothing,
+        identity=encoder,
+        text_image=encoder,
+        concept_images=[paths["trained"], paths["other"]],
+        grid=grid,
+        baseline=None,
+        scores=None,
+        baseline_scores=None,
+        held_out=[paths["held"]],
+    )
     folder = tmp_path / "found"
     folder.mkdir()
     findings = Findings(folder, copying.TITLE, copying.HOW)

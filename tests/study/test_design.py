@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from personalize_core import steps
 from personalize_core.errors import InputError
 from personalize_core.files.typed_yaml import build
 from personalize_core.study import page
-from personalize_core.study.design import Key, Request, design, image_path
+from personalize_core.study.design import Key, Request, design, image_paths
+from personalize_core.workspace.external_columns import ExternalColumn
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.study import workspace as small
@@ -123,7 +125,7 @@ def test_the_same_request_gives_the_same_page_and_any_other_gives_another_study(
 def test_another_pixel_makes_another_study(tmp_path):
     store = small.make(tmp_path)
     before = design(store, request())
-    image = image_path(store, before, before.images[0])
+    image = image_paths(store, before)[0]
     Image.new("RGB", (small.SIZE, small.SIZE)).save(image)
     assert design(store, request()).study != before.study
 
@@ -152,7 +154,7 @@ def test_a_study_of_what_the_steps_sample(tmp_path):
     key = design(store, Request(variants=["textual_inversion", "base_model"], questions=["both"]))
     assert [concept.name for concept in key.concepts] == ["rex"] and key.left_out == ["cup"]
     assert {cell.text for cell in key.cells} == {"a photo of a dog", "a photo of a dog on the beach"}
-    assert len(key.cells) == 4 and all(image_path(store, key, image).is_file() for image in key.images)
+    assert len(key.cells) == 4 and all(path.is_file() for path in image_paths(store, key))
 
 
 def test_a_concept_that_some_variant_has_not_sampled_is_left_out_and_named(tmp_path):
@@ -178,6 +180,45 @@ def test_grids_that_do_not_share_their_noise_and_prompts_make_no_pairs(change, s
     small.sample_grid(store, "rex", "dreambooth", **change)
     with pytest.raises(InputError, match=said):
         design(store, request())
+
+
+def test_images_made_elsewhere_stand_beside_those_of_the_same_prompt(tmp_path):
+    """Of three prompts two are ours, in another order; of one there are two images, of the other three."""
+    store = small.make(tmp_path / "workspace")
+    folder, rows = tmp_path / "out", []
+    folder.mkdir()
+    for prompt, count in (("a dog on the beach", 3), ("a dog in space", 3), ("a photo of a dog", 2)):
+        for image in range(count):
+            file = f"{len(rows)}.png"
+            Image.new("RGB", (2000, 1500), (10 * len(rows), 90, 30 * image)).save(folder / file)
+            rows.append({"file": file, "prompt": prompt, "seed": image})
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    steps.add_external(store, "flux", "rex", ExternalColumn(folder=str(folder)))
+    with pytest.raises(InputError, match="there is no grid of 'rex' by 'flux'"):
+        design(store, Request(variants=["flux", "dreambooth"], concepts=["rex"]))
+    params = yaml.safe_load((store.root / "params.yaml").read_text()) | {"base_model": "mini"}
+    (store.root / "params.yaml").write_text(yaml.safe_dump(params))
+    store = Store(store.root)
+    steps.list_external(store, "rex", "flux")
+
+    key = design(store, Request(variants=["dreambooth", "flux", "textual_inversion"]))
+    assert Key.model_validate_json(key.model_dump_json()) == key
+    assert (key.made_elsewhere, key.left_out) == (["flux"], ["cup"])
+    assert Counter(cell.text for cell in key.cells) == {"a photo of a dog": 2, "a dog on the beach": 3}
+    for image, path in zip(key.images, image_paths(store, key), strict=True):
+        cell = key.cells[image.cell]
+        if image.variant == "flux":
+            row = rows[int(path.stem)]
+            assert (row["prompt"], row["seed"]) == (cell.text, cell.image_index)
+        else:
+            prompt = [text.replace("{}", "dog") for text in small.TEMPLATES].index(cell.text)
+            assert path.name == f"{prompt:02d}_{cell.image_index:02d}.png"
+    shown = embedded(page.render(store, key))
+    largest = max(Image.open(io.BytesIO(base64.b64decode(one.split(",")[1]))).size for one in shown["images"])
+    assert largest == (1024, 768)
+    (folder / "0.png").unlink()
+    with pytest.raises(InputError, match=r"0\.png is missing; `personalize score`"):
+        design(store, Request(variants=["dreambooth", "flux"]))
 
 
 def test_a_image_that_is_missing_is_named(tmp_path):

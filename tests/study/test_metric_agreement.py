@@ -160,12 +160,12 @@ def test_a_metric_that_people_follow_predicts_all_their_answers(study):
 
 def test_scores_of_other_images_than_raters_saw_do_not_count():
     """A pair counts for a metric where both images are the very files that raters saw."""
-    place = {"concept": "rex", "prompt_index": 0, "image_index": 0}
+    place = {"concept": "rex", "text": "a photo of a dog"}
     pair = {"pair": 3, **place, "first": "a", "second": "b", "first_sha256": "1", "second_sha256": "2"}
     rows = [
         {"metric": "dino", "encoder": "e", "headline": True, "variant": variant, **place}
         | {"image_sha256": digest, "score": score}
-        for variant, digest, score in (("a", "1", 0.25), ("b", "2", 0.75))
+        for variant, digest, score in (("a", "1", 0.25), ("b", "2", 0.75), ("b", "2", 0.75))  # the same image twice
     ]
     found = ours.scores_of_pairs(pl.DataFrame([pair]), [pl.DataFrame(rows)])
     assert found.rows(named=True) == [
