@@ -23,7 +23,9 @@ CEILING = "real_images"  # method and variant of the rows that compare the real 
 ALL_CONCEPTS = "all concepts"  # in a summary; no concept can be called so, for names have no spaces
 
 PLAIN, SCALED = "plain", "x2.5"  # scalings: the cosine itself, and CLIPScore's 2.5 * max(cosine, 0)
+RATED = "0 to 4, divided by 4"  # and a judge's
 OWN_TEXT, ALL_PAIRS, OTHER_REAL = "own text", "all pairs G x R", "real images i != j"  # pairings
+FIRST_OTHERS = "the first others"  # and a judge's: with the first of the references, itself left out
 ALL_IMAGES, HELD_OUT, TRAINED_ON = "all concept images", "held out", "trained on"  # references
 UNMASKED = "none"
 SUBJECT_DELETED = "subject_deleted"  # MaSC's text variant
@@ -45,6 +47,7 @@ class Measure:
     scaling: str = PLAIN
     masked: bool = False
     trained_on: bool = False  # compared with the images trained on, where others are held out
+    judged: bool = False  # a model's answer, and no cosine
 
     @property
     def reads_text(self) -> bool:
@@ -96,6 +99,14 @@ def _measures() -> dict[str, Measure]:
         SUBJECT_DELETED,
         masked=True,
     )
+    judge = "by the answer of a vision-language model, which `encoder` names; 0 to 4, divided by 4, in [0, 1]"
+    for trained_on in (False, True):
+        which = "concept images that were trained on, where others are held out" if trained_on else "concept images"
+        words = f"concept preservation beside the first of the {which}, {judge}"
+        found[compared("judge_cp", False, trained_on)] = Measure(
+            words, scaling=RATED, trained_on=trained_on, judged=True
+        )
+    found["judge_pf"] = Measure(f"prompt following, {judge}", "class_phrase", RATED, judged=True)
     return found
 
 
@@ -109,7 +120,7 @@ def contract_of(metric: str, method: str) -> dict[str, str | None]:
     That is text_variant, scaling, pairing and references; UNMASKED if it is.
     """
     measure = MEASURES[metric]
-    pairing = OTHER_REAL if method == CEILING else ALL_PAIRS
+    pairing = FIRST_OTHERS if measure.judged else OTHER_REAL if method == CEILING else ALL_PAIRS
     known = {"text_variant": measure.text_variant, "scaling": measure.scaling}
     known["pairing"] = OWN_TEXT if measure.reads_text else pairing
     known["references"] = None if measure.reads_text else TRAINED_ON if measure.trained_on else ALL_IMAGES
@@ -124,6 +135,8 @@ def _contracts_of(metric: str, method: str) -> list[dict[str, str | None]]:
     plain, measure = contract_of(metric, method), MEASURES[metric]
     if measure.reads_text:
         return [plain]
+    if measure.judged:
+        return [plain] if measure.trained_on else [plain, plain | {"references": HELD_OUT}]
     if measure.trained_on:
         return [plain] if method != CEILING else [plain, plain | {"pairing": ALL_PAIRS}]
     return [plain, plain | {"pairing": ALL_PAIRS, "references": HELD_OUT}]
@@ -162,10 +175,14 @@ COLUMNS: dict[str, Column] = {
     "image": text("path of the image, relative to the workspace, with '/'"),
     "image_sha256": text("sha256 of the image's file"),
     "metric": text("what was measured: " + "; ".join(f"{name}: {meaning}" for name, meaning in METRICS.items())),
-    "encoder": text("the network whose features were compared"),
-    "encoder_sha256": text("sha256 of that network's weights file"),
-    "preprocessing": text("what happened to an image before that network saw it"),
-    "text": text("what a clip_t or masc_pf row compared the image with; null for the other metrics", nullable=True),
+    "encoder": text("the network whose features were compared; of a judge_ row, the model that was asked"),
+    "encoder_sha256": text(
+        "sha256 of that network's weights file; of a judge, what is known of its weights and where it was asked"
+    ),
+    "preprocessing": text("what happened to an image before that network saw it; of a judge, also how it was asked"),
+    "text": text(
+        "what a clip_t, masc_pf or judge_pf row compared the image with; null for the other metrics", nullable=True
+    ),
     "text_variant": text(
         "how that text came of the prompt: "
         + "; ".join(f"{name}: {words}" for name, words in TEXTS.items())
@@ -173,8 +190,11 @@ COLUMNS: dict[str, Column] = {
         + "; or null",
         nullable=True,
     ),
-    "scaling": text(f"{PLAIN}: the cosine itself; {SCALED}: CLIPScore, 2.5 * max(cosine, 0)"),
-    "pairing": text(f"{OWN_TEXT}; {ALL_PAIRS}: with all references; {OTHER_REAL}: with all its others"),
+    "scaling": text(f"{PLAIN}: the cosine itself; {SCALED}: CLIPScore, 2.5 * max(cosine, 0); {RATED}: a judge's"),
+    "pairing": text(
+        f"{OWN_TEXT}; {ALL_PAIRS}: with all references; {OTHER_REAL}: with all its others; {FIRST_OTHERS}: with the "
+        "first of the references, as many as `pairs` says, and never with itself"
+    ),
     "references": text(
         f"which concept images an image was compared with. {ALL_IMAGES}: none is held out, all are trained on; "
         f"{HELD_OUT}: those that are not trained on; {TRAINED_ON}: those that are, where others may be held out (of "
@@ -185,7 +205,7 @@ COLUMNS: dict[str, Column] = {
         f"{UNMASKED}, or what of the image and the concept images was made grey or left out, and by which segmenter"
     ),
     "headline": Column(pl.Boolean(), "by the first encoder of its list, which rankings and figures show"),
-    "pairs": Column(pl.Int64(), "how many cosines the score is the mean of"),
+    "pairs": Column(pl.Int64(), "how many cosines, or pairs of images that a judge saw, the score is the mean of"),
     "foreground": Column(
         pl.Float64(),
         f"share of the image that its mask leaves; below {EMPTY:g} the concept is absent and the image all grey "

@@ -1,0 +1,271 @@
+"""Images to rows of a table of scores, by a judge's answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from personalize_core.concepts.concept import Concept
+from personalize_core.errors import InputError
+from personalize_core.files.stamps import sha256
+from personalize_core.metrics import tables
+from personalize_core.metrics.judge import rubric
+from personalize_core.metrics.judge.kept_answers import Answer, KeptAnswers
+from personalize_core.metrics.judge.questions import Judge, Question, Refused, Showing, ShownImage
+from personalize_core.metrics.tables import ALL_IMAGES, HELD_OUT, TRAINED_ON
+
+CONCEPT_PRESERVATION, PROMPT_FOLLOWING = "judge_cp", "judge_pf"
+TRIES = 3  # of a question whose answer cannot be read
+MOST_REFUSED = 20  # questions, while none has been answered: then none will be
+ALONE = "there is one concept image, and none to compare it with"
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Judged:
+    """Rows for a table of scores, and why others are absent."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    absent: list[dict[str, Any]] = field(default_factory=list)  # as scoring.Scored has them
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A judge, how it is asked, and where its answers are kept."""
+
+    judge: Judge
+    showing: Showing
+    kept: KeptAnswers
+    progress: Progress = lambda done, total: None  # images that were judged, of how many
+
+
+def judge_images(
+    root: Path,
+    about: Sequence[Mapping[str, Any]],
+    concept: Concept,
+    concept_images: Sequence[Path],
+    asking: Asking,
+    without_identity: Set[int] = frozenset(),
+    held_out: Sequence[Path] | None = None,
+) -> Judged:
+    """Prompt following and concept preservation of sampled images, two questions or more about each.
+
+    Args:
+        about: what the rows of each image begin with; `image`, `prompt` and `prompt_index` among it.
+        without_identity, held_out: as `scoring.score_grid` takes them.
+
+    Raises:
+        InputError: the judge answers no question, or an image cannot be read.
+    """
+    found, showing = Judged(), asking.showing
+    sets = _reference_sets(found, asking.judge, concept_images, held_out)
+    first = {kind: [(path, _shown(path, showing)) for path in some] for kind, some in sets.items()}
+    tasks = []
+    for row in about:
+        text = str(row["prompt"]).replace("{}", concept.class_noun)
+        of_concept = {} if row["prompt_index"] in without_identity else first
+        tasks.append(_Task(root / row["image"], dict(row), text, of_concept))
+    return _collected(found, tasks, concept.class_noun, asking)
+
+
+def judge_concept_images(
+    root: Path,
+    concept: Concept,
+    concept_images: Sequence[Path],
+    asking: Asking,
+    held_out: Sequence[Path] | None = None,
+) -> Judged:
+    """Concept preservation of the concept images themselves, each beside the first of its others.
+
+    held_out: as `scoring.score_references` takes them.
+    """
+    found, showing = Judged(), asking.showing
+    if len(concept_images) < 2 and not held_out:
+        found.absent.append(_absence(asking.judge, CONCEPT_PRESERVATION, None, ALONE))
+        return found
+    sets = _reference_sets(found, asking.judge, concept_images, held_out)
+    real = {"concept": concept.name, "method": tables.CEILING, "variant": tables.CEILING}
+    tasks = []
+    for kind, references in sets.items():
+        own = sets[{HELD_OUT: TRAINED_ON, TRAINED_ON: HELD_OUT}[kind]] if len(sets) > 1 else references
+        shown = [(path, _shown(path, showing)) for path in references[: showing.concept_images + 1]]
+        for index, path in enumerate(own):
+            row = real | {"image_index": index, "image": path.relative_to(root).as_posix()}
+            tasks.append(_Task(path, row | {"image_sha256": sha256(path)}, None, {kind: shown}))
+    return _collected(found, tasks, concept.class_noun, asking)
+
+
+def _reference_sets(
+    found: Judged, judge: Judge, concept_images: Sequence[Path], held_out: Sequence[Path] | None
+) -> dict[str, Sequence[Path]]:
+    """Of tables' references, those that images are compared with."""
+    if held_out is None:
+        return {ALL_IMAGES: concept_images}
+    if held_out:
+        return {HELD_OUT: held_out, TRAINED_ON: concept_images}
+    few = f"of {len(concept_images)} concept images none is held out, and all are trained on"
+    found.absent.append(_absence(judge, CONCEPT_PRESERVATION, None, few))
+    return {TRAINED_ON: concept_images}
+
+
+# -- asking -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One image, and what is asked about it."""
+
+    path: Path
+    row: dict[str, Any]
+    prompt: str | None  # None: it has none
+    references: Mapping[str, Sequence[tuple[Path, ShownImage]]]  # of tables' references -> concept images in order
+
+
+@dataclass(frozen=True)
+class _Score:
+    """The mean of a judge's answers about one image, or why there is none."""
+
+    metric: str
+    answers: Sequence[Answer | Refused]
+    more: Mapping[str, Any]  # columns of its row
+
+
+def _shown(path: Path, showing: Showing) -> ShownImage:
+    return ShownImage.of(path, showing.image_size)
+
+
+def _collected(found: Judged, tasks: Sequence[_Task], class_noun: str, asking: Asking) -> Judged:
+    """Ask about all images, several at once; rows come in the images' order."""
+    judge, enough = asking.judge, _Refusals()
+    asking.progress(0, len(tasks))
+    done = 0
+    for task, scores in zip(tasks, _in_threads(tasks, class_noun, asking, enough), strict=True):
+        for score in scores:
+            numbers = [one.score for one in score.answers if isinstance(one, Answer) and one.score is not None]
+            if len(numbers) < len(score.answers):  # a mean over fewer answers than were asked for is another score
+                why = filter(None, map(_why_absent, score.answers))
+                found.absent.append(_absence(judge, score.metric, task.row["image"], next(why)))
+                continue
+            measured = {
+                "metric": score.metric,
+                "encoder": judge.name,
+                "encoder_sha256": judge.weights,
+                "preprocessing": str(asking.showing),
+                "headline": True,
+                "score": sum(numbers) / len(numbers) / rubric.MOST,
+            }
+            found.rows.append({**task.row, **score.more, **measured})
+        done += 1
+        asking.progress(done, len(tasks))
+    enough.check_any_answer()
+    return found
+
+
+def _in_threads(
+    tasks: Sequence[_Task], class_noun: str, asking: Asking, enough: _Refusals
+) -> Iterator[Sequence[_Score]]:
+    """In the tasks' order. After the first error no further question is asked, and no thread waits to ask again."""
+    failed = threading.Event()
+
+    def ask(task: _Task) -> Sequence[_Score]:
+        if failed.is_set():
+            return ()  # of a task after the one whose error is raised
+        try:
+            return _scores(task, class_noun, asking, enough)
+        except BaseException:
+            failed.set()
+            raise
+
+    pool = ThreadPoolExecutor(max(1, min(asking.judge.at_once, len(tasks))), "judge")
+    try:
+        asked: list[Future[Sequence[_Score]]] = [pool.submit(ask, task) for task in tasks]
+        for one in asked:
+            yield one.result()
+    finally:
+        asking.judge.stop()
+        pool.shutdown(cancel_futures=True)
+
+
+def _scores(task: _Task, class_noun: str, asking: Asking, enough: _Refusals) -> Sequence[_Score]:
+    """All that is asked about one image."""
+    image, many, found = _shown(task.path, asking.showing), range(asking.showing.repetitions), []
+    if task.prompt is not None:
+        text = rubric.prompt_following(task.prompt)
+        answers = [_answer(Question(text, [image], number), asking, enough) for number in many]
+        found.append(_Score(PROMPT_FOLLOWING, answers, {"text": task.prompt, "pairs": 1}))
+    text = rubric.concept_preservation(class_noun)
+    for kind, references in task.references.items():
+        beside = [one for path, one in references if path != task.path][: asking.showing.concept_images]
+        questions = [Question(text, [reference, image], number) for reference in beside for number in many]
+        answers = [_answer(question, asking, enough) for question in questions]
+        name = tables.compared(CONCEPT_PRESERVATION, False, kind == TRAINED_ON)
+        found.append(_Score(name, answers, {"references": kind, "pairs": len(beside)}))
+    return found
+
+
+def _answer(question: Question, asking: Asking, enough: _Refusals) -> Answer | Refused:
+    """What was kept of this question, or what the judge answers; an answer that cannot be read is asked for again."""
+    if kept := asking.kept.read(asking.judge, question):
+        enough.answered()
+        return kept
+    unreadable: list[str] = []
+    why = ""
+    for _ in range(TRIES):
+        try:
+            said = asking.judge.ask(question)
+        except Refused as refused:
+            enough.refused(refused)
+            return refused
+        enough.answered()
+        try:
+            verdict = rubric.read(said)
+        except rubric.Unreadable as error:
+            unreadable.append(said)
+            why = str(error)
+            continue
+        answer = Answer(verdict.score, verdict.reason)
+        asking.kept.write(asking.judge, question, answer, unreadable)
+        return answer
+    answer = Answer(None, why)
+    asking.kept.write(asking.judge, question, answer, unreadable)
+    return answer
+
+
+class _Refusals:
+    """Counts them, for a judge that refuses every question is set up wrongly."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count, self._last, self._any_answer = 0, "", False
+
+    def answered(self) -> None:
+        self._any_answer = True
+
+    def refused(self, why: Refused) -> None:
+        with self._lock:
+            self._count, self._last = self._count + 1, str(why)
+        if self._count >= MOST_REFUSED:
+            self.check_any_answer()
+
+    def check_any_answer(self) -> None:
+        """Raise InputError if questions were refused and none was answered."""
+        if self._count and not self._any_answer:
+            raise InputError(
+                f"the judge answered no question and refused {self._count}; of the last one: {self._last}. Look at the "
+                "section judge of params.yaml"
+            )
+
+
+def _why_absent(one: Answer | Refused) -> str:
+    """Why an answer is no score; empty if it is one."""
+    if isinstance(one, Refused):
+        return str(one)
+    return "" if one.score is not None else f"the judge's answer could not be read, {TRIES} times: {one.reason}"
+
+
+def _absence(judge: Judge, metric: str, image: str | None, reason: str) -> dict[str, Any]:
+    return {"metric": metric, "encoder": judge.name, "image": image, "reason": reason}
