@@ -283,7 +283,7 @@ def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(
     store = tiny_workspace.write_params(
         tmp_path, values | {"variants": {}, "gradient_checkpointing": False, "baseline": "base_model", "held_out": 0}
     )
-    values = yaml.safe_load((tmp_path / "params.yaml").read_text()) | {"precision": "fp32"}
+    values = yaml.safe_load((tmp_path / "params.yaml").read_text()) | {"precision": "fp32", "judge": None}
     tiny_workspace.write_params(tmp_path, values)  # dvc.yaml names every section
     shutil.copytree(ROOT / "personalize_core", tmp_path / "personalize_core", copy_function=os.link)
     shutil.copytree(ROOT / "data" / "external", tmp_path / "data" / "external")

@@ -17,6 +17,7 @@ Values = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
 
 MOST_PROBLEMS = 10  # in one message
+SECRET = "secret"  # type of an error about a value that no message may repeat
 
 
 def validated(kind: type[M], path: Path) -> M:
@@ -79,6 +80,8 @@ def _explain_one(error: Any, kind: Any) -> str:
     if error["type"] == "missing":
         return f"the key {key!r} is missing"
     said = error["msg"].removeprefix("Value error, ")
+    if error["type"] == SECRET:
+        return f"{key}: {said}" if key else said
     return f"{key} = {shown(error['input'])}: {said}" if key else said  # no key: several that contradict each other
 
 

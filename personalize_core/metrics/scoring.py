@@ -38,6 +38,7 @@ class Scored:
 
     without_identity: Set[int] = frozenset()  # places of prompts of which only scores with a text are kept
     absent: list[dict[str, Any]] = field(default_factory=list)  # metric, encoder, image (None: all of each), reason
+    images: list[dict[str, Any]] = field(default_factory=list)  # what the rows of each sampled image begin with
     _rows: list[dict[str, Any]] = field(default_factory=list)
     _parts: list[pl.DataFrame] = field(default_factory=list)
 
@@ -118,12 +119,13 @@ def score_grid(
         readable = sorted(set(range(len(images))) - {place for place, _ in sampled.left_out})
         images, about = [images[place] for place in readable], [about[place] for place in readable]
 
+    found.images = about
     templates = [texts_of(template, concept) for template in described["templates"]]
     for variant in encoders.texts:
         said = [templates[image.prompt][variant] for image in images]
         written = [index for index, words in enumerate(said) if words.strip()]
         metric = "clip_t" if variant == "class_phrase" else f"clip_t_{variant}"
-        names = [name for name, measure in MEASURES.items() if measure.text_variant == variant]
+        names = (metric, f"{metric}_scaled")
         for index in set(range(len(said))) - set(written):
             found.absent += [_absence(n, None, about[index]["image"], "its prompt leaves no text") for n in names]
         distinct = sorted({said[index] for index in written})
@@ -137,7 +139,7 @@ def score_grid(
                 if usable.any()
                 else []
             )
-            for name in (metric, f"{metric}_scaled"):
+            for name in names:
                 for index, cosine in zip(written, cosines or [None] * len(written), strict=True):
                     score = cosine
                     if cosine is not None and MEASURES[name].scaling == SCALED:

@@ -157,6 +157,20 @@ def measured(evidence: Evidence) -> list[tuple[str, str]]:
             "All pairs of a score at once: simultaneous intervals at the level of Tukey's studentized range. Where a "
             "pair's interval holds zero, the verdict is “cannot tell”.",
         ),
+        *_judge(evidence),
+    ]
+
+
+def _judge(evidence: Evidence) -> list[tuple[str, str]]:
+    """Nothing where no model was asked."""
+    if not (said := tables.judged(evidence.every_score).strip()):
+        return []
+    return [
+        (
+            "Judge",
+            f"{said} It answers a question about each image with a whole number from 0 to 4, here divided by 4. No "
+            "verdict above rests on it.",
+        )
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 from tabulate import tabulate
 
+from personalize_core.errors import listed
 from personalize_core.files.atomic import write_bytes
 from personalize_core.metrics import costs, held_out, parquet, ranking, summaries, tables
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
@@ -229,7 +230,7 @@ def agreement(evidence: Evidence) -> Table:
         {name: meanings[name] for name in evidence.agreement.columns},
         agreement_in_words.for_people(evidence.agreement),
         "Intervals are over raters and concepts. The row of another rater is how often two raters agree; a score can "
-        "hardly predict people better." + "".join(f" Note: {note}." for note in notes),
+        "hardly predict people better." + judged(evidence.agreement) + "".join(f" Note: {note}." for note in notes),
     )
 
 
@@ -255,8 +256,18 @@ def every_measure(evidence: Evidence) -> Table:
         frame,
         {name: summaries.SUMMARY_COLUMNS[name] for name in frame.columns},
         [["Score", "Encoder", "Variant", "Mean [95 %]", *(further[name] for name in there)], *shown],
-        "Means over concepts; rows of different scores or encoders cannot be compared.",
+        "Means over concepts; rows of different scores or encoders cannot be compared." + judged(frame),
     )
+
+
+def judged(frame: pl.DataFrame) -> str:
+    """A sentence that says which scores among those of a table a model gave; empty where it gave none."""
+    given = frame.filter(pl.col("metric").is_in([name for name, one in tables.MEASURES.items() if one.judged]))
+    if given.is_empty():
+        return ""
+    metrics, models = (given[name].unique().sort().to_list() for name in ("metric", "encoder"))
+    verb = "was" if len(metrics) == 1 else "were"
+    return f" {listed(metrics)} {verb} given by a vision-language model, {listed(models)}, that was shown the images."
 
 
 def by_concept(evidence: Evidence) -> Table:

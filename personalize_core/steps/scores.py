@@ -99,9 +99,14 @@ def _score(
 
             kept = KeptFeatures(store.work("features", *folder.relative_to(store.data).parts))
             processing = features.Processing(workers_of(store), device, kept, encoded)
-            with making(store, folder, stamp) as new, store.device():
-                encoders = features.load_encoders(**store.params.encoders.model_dump(), device=device)
-                found = scored(concept_images, held_out, encoders, processing)
+            with making(store, folder, stamp) as new:
+                with store.device():
+                    encoders = features.load_encoders(**store.params.encoders.model_dump(), device=device)
+                    found = scored(concept_images, held_out, encoders, processing)
+                if store.params.judge:
+                    from personalize_core.steps.judging import add_judged
+
+                    add_judged(store, concept, method, found, concept_images, held_out, listener)
                 tables.write(found.table, new / SCORES)
                 write_json(new / ABSENT, found.absent)
             kept.remove()

@@ -14,6 +14,7 @@ from personalize_core.files.snapshot import memoized
 from personalize_core.files.stamps import Stamp, sha256, sources_hash, stamp_of
 from personalize_core.methods import method_source
 from personalize_core.metrics.encoder_names import weights_of
+from personalize_core.metrics.judge import local_weights
 from personalize_core.sampling.grid import read_grid
 from personalize_core.workspace.recipes import (
     content_trained_on,
@@ -85,6 +86,7 @@ SCORING = (
     "metrics/tables",
     "sampling/grid",
 )
+JUDGING = ("metrics/judge",)  # on top, where a judge is asked
 EXTERNAL = ("external", "sampling/grid", "workspace/external_columns")
 # What people read instead of identifiers; the methods' own display names are stamped by their values.
 NAMING = ("report/display_names", "methods/shared/options")
@@ -331,7 +333,16 @@ def scored_by(store: Store) -> dict[str, Any]:
         "encoders": [weights_of(name) for name in by_name],
         "lists": names.model_dump(),
         "sources": sources_hash(SCORING),
+        **_judged_by(store),
     }
+
+
+def _judged_by(store: Store) -> dict[str, Any]:
+    """Nothing where no judge is asked, so that tables without one keep their stamp."""
+    if not (judge := store.params.judge):
+        return {}
+    weights = local_weights.weights_of(judge.local.model, judge.local.revision) if judge.local else ""
+    return {"judge": {**judge.scored_by, "weights": weights, "sources": sources_hash(JUDGING)}}
 
 
 def repeat_stamp(original: str, seed: int) -> Stamp:

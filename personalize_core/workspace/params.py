@@ -24,6 +24,7 @@ from personalize_core.methods import (
 from personalize_core.workspace.automation import Automation
 from personalize_core.workspace.encoder_settings import Encoders
 from personalize_core.workspace.held_out_setting import HeldOut
+from personalize_core.workspace.judge_setting import Judge
 from personalize_core.workspace.sampling_settings import SamplerSettings, Sampling
 from personalize_core.workspace.sections import MOST_SEED, Section
 from personalize_core.workspace.variants import NAME as VARIANT_NAME
@@ -42,6 +43,7 @@ class Params(Section):
     held_out: HeldOut = 0  # concept images that no method is trained on: how many, or which share; concepts/held_out.py
     class_images: SamplerSettings  # for prior preservation; apart, so that another protocol trains nothing again
     encoders: Encoders
+    judge: Judge | None = None  # None: no model is asked
     baseline: str = BASELINE  # the variant that the others are compared with; or the label of an external column
     methods: dict[str, dict[str, Values]]  # method -> base model -> what its recipe changes for that base model
     ablations: dict[str, dict[str, Values]] = {}  # the same for METHOD@ABLATION, on top of the method's own recipe

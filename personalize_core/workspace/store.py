@@ -169,6 +169,11 @@ class Store:
         """What is made of an external column lies apart from what is made of methods, as DVC's stages need it."""
         return self.external_columns / kind / name / concept if is_label(name) else None
 
+    @property
+    def judge_answers(self) -> Path:
+        """What judges answered, by what they were asked; for all columns, protocols and repeats."""
+        return self.data / "judge_answers"
+
     def comparison(self) -> Path:
         return self.sampled / "comparison"
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -73,9 +74,19 @@ def about(tmp_path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def ask_about(judge, about, concept_images, root: Path, showing: Showing | None = None, **how: Any) -> judging.Judged:
-    asking = judging.Asking(judge, showing or Showing(), KeptAnswers(root / "answers"))
-    return judging.judge_images(root, about, CONCEPT, concept_images, asking, **how)
+@dataclass
+class Found:
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    absent: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+def ask_about(judge, about, concept_images, root: Path, showing: Showing | None = None, **how: Any) -> Found:
+    asking, found = judging.Asking(judge, showing or Showing(), KeptAnswers(root / "answers")), Found()
+    judging.judge_images(found, root, about, CONCEPT, concept_images, asking, **how)
+    return found
 
 
 def is_about_the_concept(request: Request) -> bool:
@@ -214,11 +225,12 @@ def test_images_held_out_and_trained_on_have_a_score_each(server, about, concept
 
 def test_a_concept_image_is_never_judged_beside_itself(server, concept_images, tmp_path):
     asking = judging.Asking(judge_of(server), Showing(), KeptAnswers(tmp_path / "answers"))
-    found = judging.judge_concept_images(tmp_path, CONCEPT, concept_images, asking)
+    found, alone = Found(), Found()
+    judging.judge_concept_images(found, tmp_path, CONCEPT, concept_images, asking)
     assert tables.from_rows(found.rows)["image_index"].to_list() == [0, 1, 2]
     pairs = [tuple(np.asarray(image).tobytes() for image in request.images) for request in server.requests]
     assert len(set(pairs)) == 3 and all(one != other for one, other in pairs)
-    alone = judging.judge_concept_images(tmp_path, CONCEPT, concept_images[:1], asking)
+    judging.judge_concept_images(alone, tmp_path, CONCEPT, concept_images[:1], asking)
     assert not alone.rows and alone.absent[0]["reason"] == judging.ALONE
 
 
@@ -464,11 +476,18 @@ from personalize_core.metrics.judge import judging
 from personalize_core.metrics.judge.chat import ChatJudge
 from personalize_core.metrics.judge.kept_answers import KeptAnswers
 from personalize_core.metrics.judge.questions import Showing
+class Found:
+    absent = []
+
+    def add(self, row):
+        pass
+
+
 root, address, about, images = json.loads(sys.argv[1])
 asking = judging.Asking(
     ChatJudge(address, "gpt-x", None, "high", 0.0, 1, 5.0), Showing(), KeptAnswers(Path(root) / "answers")
 )
-judging.judge_images(Path(root), about, Concept("rex", "<rex>", "dog"), [Path(one) for one in images], asking)
+judging.judge_images(Found(), Path(root), about, Concept("rex", "<rex>", "dog"), [Path(one) for one in images], asking)
 """
 
 
@@ -494,5 +513,5 @@ def test_progress_is_told_image_by_image(server, about, concept_images, tmp_path
     asking = judging.Asking(
         judge_of(server), Showing(), KeptAnswers(tmp_path / "answers"), lambda done, total: told.append((done, total))
     )
-    judging.judge_images(tmp_path, about, CONCEPT, concept_images, asking)
+    judging.judge_images(Found(), tmp_path, about, CONCEPT, concept_images, asking)
     assert told == [(number, 4) for number in range(5)]

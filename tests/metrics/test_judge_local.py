@@ -17,7 +17,7 @@ from personalize_core.metrics import tables
 from personalize_core.metrics.judge import judging, local, local_weights
 from personalize_core.metrics.judge.kept_answers import KeptAnswers
 from personalize_core.metrics.judge.questions import Question, Showing, ShownImage
-from tests.metrics.test_judge import paint
+from tests.metrics.test_judge import Found, paint
 
 ANSWER = '{"score": 3, "reason": "the same ears"}'
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -91,7 +91,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("judge") / "taught", taught=True)
 
 
-def judged(folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch | None = None) -> judging.Judged:
+def judged(folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch | None = None) -> Found:
     if monkeypatch:
         monkeypatch.setattr(local, "MOST_TOKENS", 8)  # it would not end by itself
     concept_image = paint(root / "concept.png", 0)
@@ -101,7 +101,9 @@ def judged(folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch | None = No
     asking = judging.Asking(
         local.load_local(str(folder), None, "cpu"), Showing(detail=None), KeptAnswers(root / "answers")
     )
-    return judging.judge_images(root, [about], Concept("rex", "<rex>", "dog"), [concept_image], asking)
+    found = Found()
+    judging.judge_images(found, root, [about], Concept("rex", "<rex>", "dog"), [concept_image], asking)
+    return found
 
 
 def test_a_model_that_answers_as_it_is_asked_gives_scores(taught, tmp_path):

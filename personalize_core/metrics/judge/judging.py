@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
@@ -25,12 +25,12 @@ ALONE = "there is one concept image, and none to compare it with"
 Progress = Callable[[int, int], None]
 
 
-@dataclass
-class Judged:
-    """Rows for a table of scores, and why others are absent."""
+class Table(Protocol):
+    """Where scores go: `scoring.Scored` is one."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    absent: list[dict[str, Any]] = field(default_factory=list)  # as scoring.Scored has them
+    absent: list[dict[str, Any]]  # metric, encoder, image (None: all of each), reason
+
+    def add(self, row: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Asking:
 
 
 def judge_images(
+    found: Table,
     root: Path,
     about: Sequence[Mapping[str, Any]],
     concept: Concept,
@@ -51,42 +52,44 @@ def judge_images(
     asking: Asking,
     without_identity: Set[int] = frozenset(),
     held_out: Sequence[Path] | None = None,
-) -> Judged:
+) -> None:
     """Prompt following and concept preservation of sampled images, two questions or more about each.
 
     Args:
+        found: takes the rows.
         about: what the rows of each image begin with; `image`, `prompt` and `prompt_index` among it.
         without_identity, held_out: as `scoring.score_grid` takes them.
 
     Raises:
         InputError: the judge answers no question, or an image cannot be read.
     """
-    found, showing = Judged(), asking.showing
+    showing = asking.showing
     sets = _reference_sets(found, asking.judge, concept_images, held_out)
     first = {kind: [(path, _shown(path, showing)) for path in some] for kind, some in sets.items()}
     tasks = []
     for row in about:
         text = str(row["prompt"]).replace("{}", concept.class_noun)
         of_concept = {} if row["prompt_index"] in without_identity else first
-        tasks.append(_Task(root / row["image"], dict(row), text, of_concept))
-    return _collected(found, tasks, concept.class_noun, asking)
+        tasks.append(_Task(root / row["image"], row, text, of_concept))
+    _collect(found, tasks, concept.class_noun, asking)
 
 
 def judge_concept_images(
+    found: Table,
     root: Path,
     concept: Concept,
     concept_images: Sequence[Path],
     asking: Asking,
     held_out: Sequence[Path] | None = None,
-) -> Judged:
+) -> None:
     """Concept preservation of the concept images themselves, each beside the first of its others.
 
     held_out: as `scoring.score_references` takes them.
     """
-    found, showing = Judged(), asking.showing
+    showing = asking.showing
     if len(concept_images) < 2 and not held_out:
         found.absent.append(_absence(asking.judge, CONCEPT_PRESERVATION, None, ALONE))
-        return found
+        return
     sets = _reference_sets(found, asking.judge, concept_images, held_out)
     real = {"concept": concept.name, "method": tables.CEILING, "variant": tables.CEILING}
     tasks = []
@@ -96,11 +99,11 @@ def judge_concept_images(
         for index, path in enumerate(own):
             row = real | {"image_index": index, "image": path.relative_to(root).as_posix()}
             tasks.append(_Task(path, row | {"image_sha256": sha256(path)}, None, {kind: shown}))
-    return _collected(found, tasks, concept.class_noun, asking)
+    _collect(found, tasks, concept.class_noun, asking)
 
 
 def _reference_sets(
-    found: Judged, judge: Judge, concept_images: Sequence[Path], held_out: Sequence[Path] | None
+    found: Table, judge: Judge, concept_images: Sequence[Path], held_out: Sequence[Path] | None
 ) -> dict[str, Sequence[Path]]:
     """Of tables' references, those that images are compared with."""
     if held_out is None:
@@ -120,7 +123,7 @@ class _Task:
     """One image, and what is asked about it."""
 
     path: Path
-    row: dict[str, Any]
+    row: Mapping[str, Any]
     prompt: str | None  # None: it has none
     references: Mapping[str, Sequence[tuple[Path, ShownImage]]]  # of tables' references -> concept images in order
 
@@ -138,7 +141,7 @@ def _shown(path: Path, showing: Showing) -> ShownImage:
     return ShownImage.of(path, showing.image_size)
 
 
-def _collected(found: Judged, tasks: Sequence[_Task], class_noun: str, asking: Asking) -> Judged:
+def _collect(found: Table, tasks: Sequence[_Task], class_noun: str, asking: Asking) -> None:
     """Ask about all images, several at once; rows come in the images' order."""
     judge, enough = asking.judge, _Refusals()
     asking.progress(0, len(tasks))
@@ -158,11 +161,10 @@ def _collected(found: Judged, tasks: Sequence[_Task], class_noun: str, asking: A
                 "headline": True,
                 "score": sum(numbers) / len(numbers) / rubric.MOST,
             }
-            found.rows.append({**task.row, **score.more, **measured})
+            found.add({**task.row, **score.more, **measured})
         done += 1
         asking.progress(done, len(tasks))
     enough.check_any_answer()
-    return found
 
 
 def _in_threads(

@@ -18,6 +18,7 @@ INK, GREY, PALE = "#1a1a1a", "#6b6b6b", "#e4e4e4"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a4fb5", "#56b4e9", "#b8860b", "#8c3b3b", "#4d4d4d", "#5f8f00")
 METRIC_WORDS = {"clip_t": "CLIP-T", "clip_t_scaled": "CLIPScore", "clip_i": "CLIP-I", "dino": "DINO score"}
 METRIC_WORDS |= {f"{name}_trained_on": f"{METRIC_WORDS[name]} with images trained on" for name in ("clip_i", "dino")}
+METRIC_WORDS |= {"judge_cp": "Judge, concept", "judge_pf": "Judge, prompt"}
 NO_METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None, "Format": None, "Type": None},
