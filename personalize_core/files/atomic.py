@@ -102,11 +102,26 @@ def record_of_result(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Safetensors, atomically; the same tensors give the same bytes."""
-    from safetensors.torch import save
+    """Safetensors, atomically; the same tensors give the same bytes.
+
+    Raises:
+        OSError: they cannot be written, as where the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file  # which writes from the tensors' memory, without copies of it
 
     ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    write_bytes(path, save(ordered, metadata=dict(metadata) if metadata else None))
+    with folder_aside(path) as temporary:  # save_file may leave a file of a name of its own where it is killed
+        new = temporary / path.name
+        try:
+            save_file(ordered, new, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            if not (system := re.search(r"\(os error (\d+)\)", str(error))):
+                raise
+            number = int(system[1])
+            raise OSError(number, os.strerror(number), str(path)) from None
+        new.chmod(temporary.stat().st_mode & 0o666)  # as other files are: save_file lets nobody else read it
+        os.replace(new, path)
 
 
 @contextmanager

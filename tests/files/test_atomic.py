@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -85,6 +86,34 @@ def test_the_same_tensors_give_the_same_bytes_whatever_their_order(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     read = load_file(tmp_path / "a")
     assert all(torch.equal(read[name], tensors[name]) for name in "cab")
+
+
+def test_tensors_replace_a_file_whole_and_others_may_read_them(tmp_path):
+    path = tmp_path / "a"
+    save_tensors(path, {"t": torch.zeros(3)})
+    save_tensors(path, {"t": torch.ones(3)})
+    write_bytes(tmp_path / "b", b"")
+    assert path.stat().st_mode == (tmp_path / "b").stat().st_mode
+    assert torch.equal(load_file(path)["t"], torch.ones(3)) and sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+def test_tensors_that_cannot_be_written_leave_the_old_file_and_the_systems_error(tmp_path):
+    """In a process of its own, whose files may not be large."""
+    path = tmp_path / "a"
+    save_tensors(path, {"t": torch.zeros(3)})
+    script = f"""
+import resource, torch
+from pathlib import Path
+from personalize_core.files.atomic import save_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    save_tensors(Path({str(path)!r}), {{"t": torch.ones(10000)}})
+except OSError as error:
+    print(error.errno, error.filename)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == [str(errno.EFBIG), str(path)]
+    assert torch.equal(load_file(path)["t"], torch.zeros(3)) and os.listdir(tmp_path) == ["a"]
 
 
 def test_a_view_that_asks_for_gradients_is_saved_as_plain_numbers(tmp_path):
