@@ -107,8 +107,13 @@ class Call:
 
 
 def _probabilities(query: Tensor, key: Tensor) -> Tensor:
-    query, key = query.float(), key.float()  # half precision loses the small differences that losses look at
-    return (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
+    """In float32: half precision loses the small differences that losses look at.
+
+    Some maps are read while the U-Net predicts, where autocast would cast the product back.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = query.float(), key.float()
+        return (query @ key.mT * query.shape[-1] ** -0.5).softmax(dim=-1)
 
 
 def _looked_at(query: Tensor, key: Tensor, tokens: Tensor) -> Tensor:
@@ -117,7 +122,8 @@ def _looked_at(query: Tensor, key: Tensor, tokens: Tensor) -> Tensor:
 
 def _spread(query: Tensor, key: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over heads and locations, (B, J), and the sum of squares around it."""
-    values = _probabilities(query, key) @ columns[:, None].float()  # (B, heads, h*w, J)
+    with torch.autocast(query.device.type, enabled=False):
+        values = _probabilities(query, key) @ columns[:, None].float()  # (B, heads, h*w, J)
     mean = values.mean(dim=(1, 2))
     return mean, (values - mean[:, None, None]).pow(2).sum(dim=(1, 2))
 

@@ -180,6 +180,24 @@ def test_maps_are_computed_in_float32_however_they_were_recorded():
     np.testing.assert_allclose(maps["layer"].numpy(), softmax(q @ k.swapaxes(-1, -2) / np.sqrt(8)), atol=1e-6)
 
 
+def test_maps_that_are_read_while_the_unet_predicts_are_those_of_afterwards():
+    """As LAG and ViCo read them: within autocast, which would compute products in half precision."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, 2, rows, 8, generator=generator) for rows in (6, 5))
+    maps, tokens = AttentionMaps(), torch.tensor([[False, True, True, False, False]])
+    maps.record("layer", query, key)
+
+    def read() -> list[torch.Tensor]:
+        columns = torch.eye(5)[None]
+        return [maps["layer"], maps.on("layer", tokens), *maps.statistics(["layer"], columns, "layer")]
+
+    afterwards = read()
+    with torch.autocast("cpu", torch.bfloat16):
+        meanwhile = read()
+    for one, other in zip(meanwhile, afterwards, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
+
+
 # -- their gradients -------------------------------------------------------------------------------------------
 
 
