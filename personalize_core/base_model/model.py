@@ -216,6 +216,11 @@ class BaseModel:
         pixels = self.vae.decode(latents.to(self.device) / self.vae.config.scaling_factor).sample
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
+    def give_back_memory(self) -> None:
+        """Let other processes have what this process holds of a graphics card and does not use."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     # Inside
 
     def _use_own_processors(self) -> None:

@@ -115,6 +115,7 @@ def _train_into(
         log, costs = _trained(learner, store, inputs, base, images, checkpoints, listener)
         saving.save(folder, inputs.method, learner, base, store.training_seed)
         if fresh:
+            base.give_back_memory()
             fresh.restore(folder)
         after = fixed_batch_losses(learner, base, images, seed)
         write_json(folder / "fixed_batch.json", improvement(before, after, seed))

@@ -77,6 +77,11 @@ def test_stages_run_in_order_and_every_step_is_logged(method, base, images):
     assert set(rows[-1]) == {"stage", "step", "diffusion", "gradient_norm", "lr"}
 
 
+def test_no_gradient_is_left(method, base, images):
+    train(method, base, images, seed=0)
+    assert all(parameter.grad is None for parameter in method.parameters())
+
+
 def test_every_row_has_the_rate_of_each_group_of_its_stage(method, base, images, monkeypatch):
     first, second = method.stages()
     two = [{"params": [method.direction], "lr": 1e-2}, {"params": [method.scale], "lr": 5e-4}]
