@@ -115,7 +115,7 @@ def _processes(store: Store, asked: int | None, cells: int) -> int:
     """At most one for each cell that is not up to date: a process takes seconds to start."""
     from personalize_core import steps
 
-    return min(cells, asked or steps.processes_of(store)) if cells > 1 else 1
+    return min(cells, steps.processes_of(store, asked)) if cells > 1 else 1
 
 
 def _row(concept: str, method: str, reports: list[Report]) -> list[str]:

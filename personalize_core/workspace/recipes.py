@@ -46,9 +46,24 @@ def device_of(store: Store) -> str:
     return choose_device(store.params.device)
 
 
-def processes_of(store: Store) -> int:
+def processes_of(store: Store, asked: int | None = None) -> int:
     """How many processes this machine can compute in at once: one that has the device to itself, or, where each takes
-    one thread of a CPU, one for each core, as far as memory allows."""
+    one thread of a CPU, one for each core, as far as memory allows.
+
+    Args:
+        asked: how many somebody wants; that many, if it can be.
+
+    Raises:
+        InputError: more than one are asked for, and all would compute on one graphics card.
+    """
+    if asked:
+        if asked > 1 and device_of(store) != "cpu":
+            raise InputError(
+                f"--processes {asked} would compute on one graphics card in {asked} processes at once, each with a "
+                "base model of its own; leave it out. With several cards start one command for each, with other "
+                "concepts and its own CUDA_VISIBLE_DEVICES"
+            )
+        return asked
     if store.params.base_model != "mini" or device_of(store) != "cpu":
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -128,5 +128,8 @@ def test_only_the_miniature_on_a_cpu_is_computed_in_several_processes_at_once(tm
     assert processes_of(mini) == 3  # of 2 GiB each
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free._replace(available=2**30))
     assert processes_of(mini) == 1
+    assert processes_of(mini, 2) == 2
     monkeypatch.setattr("personalize_core.workspace.recipes.device_of", lambda store: "cuda")
-    assert processes_of(mini) == 1
+    assert processes_of(mini) == processes_of(mini, 1) == 1
+    with pytest.raises(InputError, match="--processes 2 would compute on one graphics card in 2 processes at once"):
+        processes_of(mini, 2)
