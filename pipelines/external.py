@@ -10,6 +10,7 @@ import json
 
 import dagster as dg
 
+from personalize_core.workspace.store import Store
 from pipelines import asset_defaults, outcomes, settings
 from pipelines.experiments import USUAL, Experiment
 from pipelines.partitions import CONCEPT, concept_of, concepts
@@ -69,16 +70,19 @@ def label_of(context: dg.AssetExecutionContext) -> str:
     default_status=dg.DefaultSensorStatus.RUNNING,
     tags={"stage": "arrival"},
     description="Keeps the partition `label` like data/external, and asks for a run for every column that is new or "
-    "described otherwise than before, unless it has been scored since. Changed images are found when a column is "
-    "scored again.",
+    "described otherwise than before, unless it has been scored since, as by the command that described it. Changed "
+    "images are found when a column is scored again.",
 )
 def external_columns(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
-    """The cursor holds the hash of every description that a run was asked for, or that needed none."""
+    """The cursor holds the hash of every description: that a run was asked for or that needed none, and of new ones.
+
+    A new one is looked at twice, because the command that wrote it may be about to score the column.
+    """
     from personalize_core import steps
     from personalize_core.files.stamps import sha256
     from personalize_core.workspace.external_columns import registered
 
-    store, seen = workspace.store(), json.loads(context.cursor or "{}")
+    store, last = workspace.store(), {"done": {}, "new": {}} | json.loads(context.cursor or "{}")
     known = set(context.instance.get_dynamic_partitions(CONCEPT))
     columns = [(label, concept) for label, concept in registered(store) if concept in known]
     now = {f"{label}/{concept}": sha256(store.external(label, concept)) for label, concept in columns}
@@ -88,14 +92,23 @@ def external_columns(context: dg.SensorEvaluationContext, workspace: Workspace) 
         *([labels.build_add_request(sorted(wanted - there))] if wanted - there else []),
         *([labels.build_delete_request(sorted(there - wanted))] if there - wanted else []),
     ]
-    requests = [
-        dg.RunRequest(
-            partition_key=dg.MultiPartitionKey({CONCEPT: concept, LABEL: label}),
-            run_key=f"{label}/{concept} {now[f'{label}/{concept}']}",
-        )
-        for label, concept in columns
-        if seen.get(f"{label}/{concept}") != now[f"{label}/{concept}"] and not steps.is_scored(store, label, concept)
-    ]
+    done, new, requests = {}, {}, []
+    for label, concept in columns:
+        name = f"{label}/{concept}"
+        if last["done"].get(name) == now[name] or steps.is_scored(store, label, concept):
+            done[name] = now[name]
+        elif last["new"].get(name) != now[name] or _is_under_way(store, label, concept):
+            new[name] = now[name]
+        else:
+            done[name] = now[name]
+            both = dg.MultiPartitionKey({CONCEPT: concept, LABEL: label})
+            requests.append(dg.RunRequest(f"{name} {now[name]}", partition_key=both))
+    cursor = json.dumps({"done": done, "new": new})
     if not changes and not requests:
-        return dg.SensorResult(skip_reason="the columns of data/external are as they were", cursor=json.dumps(now))
-    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=changes, cursor=json.dumps(now))
+        waiting = f"{', '.join(new)}: left to settle" if new else "the columns of data/external are as they were"
+        return dg.SensorResult(skip_reason=waiting, cursor=cursor)
+    return dg.SensorResult(run_requests=requests, dynamic_partitions_requests=changes, cursor=cursor)
+
+
+def _is_under_way(store: Store, label: str, concept: str) -> bool:
+    return any(store.is_under_way(what, label, concept) for what in ("grid", "scores"))

@@ -67,7 +67,7 @@ def _is_first(instance: dg.DagsterInstance, evaluation: dg.AssetCheckEvaluation)
 
 
 def _in_a_run(instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation]) -> None:
-    @dg.op(name=JOB)
+    @dg.op(name=JOB, out=dg.Out(dg.Nothing))
     def verdicts() -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
         yield from evaluations
         yield dg.Output(None)

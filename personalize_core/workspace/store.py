@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from personalize_core.concepts.concept import Concept, check_name
 from personalize_core.concepts.concept_files import read_concept
@@ -220,6 +220,17 @@ class Store:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
             yield
+
+    def is_under_way(self, *names: str) -> bool:
+        """Is a process at the work that `alone` keeps others from?"""
+        path = self.work("locks", "-".join(names) + ".lock")
+        if not path.is_file():
+            return False
+        try:
+            with FileLock(path, blocking=False):
+                return False
+        except Timeout:
+            return True
 
     @contextmanager
     def device(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
 from tests.report import workspace
 from tests.steps.test_external import folder_of
+from tests.watching import skipped
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +39,22 @@ def test_a_column_becomes_a_partition_and_is_asked_for_once(store, instance):
     assert not tick(store, instance).run_requests  # its concept has not arrived yet
     instance.add_dynamic_partitions(CONCEPT, list(workspace.CONCEPTS))
     first = tick(store, instance)
-    (request,), (change,) = list(first.run_requests or []), list(first.dynamic_partitions_requests or [])
+    (change,) = list(first.dynamic_partitions_requests or [])
+    assert change.partition_keys == ["flux"] and not first.run_requests  # the command may be about to score it
+    with store.alone("scores", "flux", "rex"):
+        instance.add_dynamic_partitions(external.LABEL, ["flux"])
+        assert skipped(tick(store, instance, first.cursor)) == "flux/rex: left to settle"
+    second = tick(store, instance, first.cursor)
+    (request,) = second.run_requests or []
     assert request.partition_key == dg.MultiPartitionKey({"concept": "rex", "label": "flux"})
-    assert change.partition_keys == ["flux"]
-    instance.add_dynamic_partitions(external.LABEL, ["flux", "gone"])
-    later = tick(store, instance, first.cursor)
+    instance.add_dynamic_partitions(external.LABEL, ["gone"])
+    later = tick(store, instance, second.cursor)
     assert not later.run_requests
     assert [one.partition_keys for one in later.dynamic_partitions_requests or ()] == [["gone"]]
     store.external("flux", "rex").write_text(store.external("flux", "rex").read_text() + "mention: sks dog\n")
-    assert len(tick(store, instance, later.cursor).run_requests or ()) == 1
+    settling = tick(store, instance, later.cursor)
+    assert not settling.run_requests
+    assert len(tick(store, instance, settling.cursor).run_requests or ()) == 1
 
 
 def test_its_asset_scores_it(store, instance):
