@@ -59,7 +59,8 @@ def of(
     served = Params.read_automation(store.root / "params.yaml").base_url if report.images else None
     for name, path in report.images.items():
         if served:
-            metadata |= linked(name, f"{served.rstrip('/')}/{urllib.parse.quote(_below(store, path))}", report)
+            address = f"{served.rstrip('/')}/{urllib.parse.quote(_below(store, path))}?{report.stamp}"
+            metadata |= linked(name, path, address, before)
         else:
             metadata |= (before and shown_before(before, name, path)) or image(name, path)
     metadata |= more or {}
@@ -86,10 +87,15 @@ def of_overview(report: Report) -> Report:
     return dataclasses.replace(report, images={name: report.images[name] for name in shown})
 
 
-def linked(name: str, address: str, report: Report) -> Metadata:
-    """The image where a server has it. The stamp in the address keeps a browser from showing an older one."""
-    address = f"{address}?{report.stamp}"
-    return {f"{name}_preview": dg.MetadataValue.md(f"![{name}]({address})"), name: dg.MetadataValue.url(address)}
+def linked(name: str, path: Path, address: str, before: dg.EventLogRecord | None) -> Metadata:
+    """A thumbnail in the page, which would show a linked image in its full width, and a link to the image.
+
+    Args:
+        address: with the stamp in it, so that a browser shows no older image.
+    """
+    known = shown_before(before, name, path) if before else {}
+    preview = f"{name}_preview"
+    return {preview: known.get(preview) or _thumbnail(name, path), name: dg.MetadataValue.url(address)}
 
 
 def _below(store: Store, path: Path) -> str:
@@ -119,12 +125,7 @@ def shown_before(record: dg.EventLogRecord, name: str, path: Path) -> Metadata:
 
 def image(name: str, path: Path) -> Metadata:
     """A thumbnail in the page, and the image itself behind a link."""
-    from personalize_core.report.figures.images import thumbnail_webp
-
-    return {
-        f"{name}_preview": _image(name, "webp", thumbnail_webp(path, THUMBNAIL)),
-        name: _image(name, "webp", _webp(path, BEHIND_LINK)),
-    }
+    return {f"{name}_preview": _thumbnail(name, path), name: _image(name, "webp", _webp(path, BEHIND_LINK))}
 
 
 def loss_curve(report: Report) -> Metadata:
@@ -164,6 +165,12 @@ def scores_by_prompt(report: Report) -> Metadata:
         "by_prompt": dg.MetadataValue.table(records, schema=dg.TableSchema(columns)),
         "dagster/row_count": dg.MetadataValue.int(len(scores)),
     }
+
+
+def _thumbnail(name: str, path: Path) -> dg.MetadataValue:
+    from personalize_core.report.figures.images import thumbnail_webp
+
+    return _image(name, "webp", thumbnail_webp(path, THUMBNAIL))
 
 
 def _image(name: str, kind: str, content: bytes) -> dg.MetadataValue:

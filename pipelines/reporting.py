@@ -217,7 +217,7 @@ def _report(context: dg.SensorEvaluationContext, workspace: Workspace, found: Se
             instance.report_runless_asset_event(each.event._replace(tags={**(each.event.tags or {}), **tags}))
             record = _last(instance, each.event.asset_key, each.event.partition)
             evaluations += [verdicts.aimed(evaluation, record) for evaluation in each.evaluations if record]
-    verdicts.report(instance, evaluations)
+    verdicts.report(instance, evaluations, results.name)
 
 
 _KINDS = (

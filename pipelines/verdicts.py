@@ -37,8 +37,12 @@ def aimed(evaluation: dg.AssetCheckEvaluation, record: dg.EventLogRecord) -> dg.
     )
 
 
-def report(instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation]) -> None:
-    """Add the verdicts to Dagster's history, in place of those that stand there of the same checks and partitions."""
+def report(instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation], sensor: str) -> None:
+    """Add the verdicts to Dagster's history, in place of those that stand there of the same checks and partitions.
+
+    Args:
+        sensor: who reports them, as the UI says of the run.
+    """
     again = []
     for evaluation in evaluations:
         if _is_first(instance, evaluation):
@@ -46,7 +50,7 @@ def report(instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEval
         else:
             again.append(evaluation)
     if again:
-        _in_a_run(instance, again)
+        _in_a_run(instance, again, {"dagster/sensor_name": sensor})
 
 
 def _is_first(instance: dg.DagsterInstance, evaluation: dg.AssetCheckEvaluation) -> bool:
@@ -66,7 +70,9 @@ def _is_first(instance: dg.DagsterInstance, evaluation: dg.AssetCheckEvaluation)
         cursor = page.cursor
 
 
-def _in_a_run(instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation]) -> None:
+def _in_a_run(
+    instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation], tags: dict[str, str]
+) -> None:
     @dg.op(name=JOB, out=dg.Out(dg.Nothing))
     def verdicts() -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
         yield from evaluations
@@ -80,4 +86,4 @@ def _in_a_run(instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckE
     def job() -> None:
         verdicts()
 
-    job.execute_in_process(instance=instance)
+    job.execute_in_process(instance=instance, tags=tags)

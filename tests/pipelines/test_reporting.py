@@ -303,7 +303,8 @@ def test_with_a_file_server_the_history_holds_links_and_kilobytes(store, tmp_pat
             grid = last(instance, USUAL.key("image_grid"), PAIR)
     expected = f"{address}grids/textual_inversion/rex/grid.png?{(grid.tags or {})['dagster/data_version']}"
     assert grid.metadata["grid"] == dg.MetadataValue.url(expected)
-    assert grid.metadata["grid_preview"].value == f"![grid]({expected})"
+    # A thumbnail: Dagster would show a linked image in its full width.
+    assert len(str(grid.metadata["grid_preview"].value)) < 1000
     copies, links = sizes
     assert max(links.values()) < 8_000 and copies["image_grid"] > links["image_grid"]
 
