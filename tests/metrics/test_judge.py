@@ -184,6 +184,12 @@ def test_rows_are_scores_in_0_to_1_under_a_contract_that_names_judge_host_and_ru
     assert not found.absent
 
 
+def test_all_that_changes_a_score_is_in_the_contract_so_that_unlike_scores_never_join():
+    ways = [Showing(), Showing(image_size=256), Showing(detail=None), Showing(temperature=None)]
+    ways += [Showing(repetitions=2), Showing(concept_images=2)]
+    assert len(set(map(str, ways))) == len(ways)
+
+
 def test_a_score_is_the_mean_over_repetitions_and_concept_images(server, about, concept_images, tmp_path):
     firsts = [np.asarray(Image.open(path)).tobytes() for path in concept_images]
     asked: list[int] = []

@@ -72,7 +72,8 @@ class Showing:
         parts += [f"detail {self.detail}"] if self.detail else []
         parts += [f"temperature {self.temperature:g}"] if self.temperature is not None else []
         parts += [f"rubric {rubric.VERSION}", f"mean of {self.repetitions}" if self.repetitions > 1 else "asked once"]
-        return "; ".join(parts)
+        first = "concept image" if self.concept_images == 1 else f"{self.concept_images} concept images"
+        return "; ".join([*parts, f"beside the first {first}"])
 
 
 class Judge(Protocol):
