@@ -111,12 +111,20 @@ def end(started: Sequence[tuple[Service, subprocess.Popen[bytes]]]) -> None:
         time.sleep(0.05)
 
 
-def _family(pid: int) -> list[psutil.Process]:
-    """The process and all its descendants."""
+def _family(pid: int) -> set[psutil.Process]:
+    """The process and all that it started: its descendants, and those of its session, who outlive a killed parent."""
+    found = {process for process in psutil.process_iter() if _session_of(process) == pid}
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    return []
+        found |= {process, *process.children(recursive=True)}
+    return found
+
+
+def _session_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except OSError:  # it has ended
+        return None
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -64,6 +64,14 @@ def test_a_signal_ends_every_process_also_where_it_was_ignored_at_the_start(numb
     assert are_gone(tmp_path)
 
 
+def test_what_a_killed_service_started_ends_too(tmp_path):
+    running = supervisor(tmp_path, POLITE)
+    assert running.stdout and running.stdout.readline() == "started\n"
+    os.kill(int((tmp_path / "ready").read_text().split()[0]), signal.SIGKILL)
+    assert running.wait() == 1
+    assert are_gone(tmp_path)
+
+
 def test_a_service_that_ends_by_itself_ends_the_others(tmp_path):
     running = supervisor(tmp_path, "import sys; sys.exit(7)")
     said, _ = running.communicate()
