@@ -65,7 +65,8 @@ def plot(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
     table = pl.concat(
         [one.filter("headline", pl.col("variant") != CEILING).select("variant", *WAY, *CELL, "score") for one in scores]
     )
-    prompts = table.select("prompt_index", "prompt").unique().sort("prompt_index")["prompt"].to_list()
+    # by text: an external column has the same prompts in places of its own
+    prompts = table.sort("prompt_index", maintain_order=True)["prompt"].unique(maintain_order=True).to_list()
     variants = sorted(table["variant"].unique().to_list(), key=lambda name: (name != BASELINE, name))
     panels = []
     for metric in (shown(metric, set(table["metric"])) for metric in PLOTTED):

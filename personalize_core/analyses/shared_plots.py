@@ -16,6 +16,7 @@ from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.style import COLOURS, GREY, INK, PALE, STYLE, save_figure
 
 MOST_ROWS = 60  # of a figure: it stays legible
+MOST_LABEL = 60  # characters of a row's label; a prompt from outside may have thousands
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def dots(panels: Sequence[Panel], rows: Sequence[str], path: Path, title: str, n
             for index, (words, level) in enumerate(panel.lines.items()):
                 axes.axvline(level, color=INK, lw=1, ls=[(0, (5, 4)), (0, (1, 2))][index % 2], label=words)
             axes.set_xlabel(panel.label)
-            axes.set_yticks(range(len(rows)), rows)
+            axes.set_yticks(range(len(rows)), [_cut(row) for row in rows])
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.grid(color=PALE, lw=0.6)
             axes.set_axisbelow(True)
@@ -69,6 +70,10 @@ def dots(panels: Sequence[Panel], rows: Sequence[str], path: Path, title: str, n
         figure.legend(list(handles.values()), list(handles), title=note or None, title_fontsize=8.5, **where)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, fontweight="bold")
         save_figure(figure, path)
+
+
+def _cut(label: str) -> str:
+    return label if len(label) <= MOST_LABEL else f"{label[: MOST_LABEL - 1].rstrip()}…"
 
 
 def shaded(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], path: Path, title: str, label: str) -> None:

@@ -8,7 +8,8 @@ share at most their seed with each other, and only the prompt with ours. So two 
 * else on the means of prompts that both have;
 * else on the means of concepts that both have, with the prompts of each as a sample of their own.
 
-The second and third way are used where the way before them would leave out more than half of the images of either.
+The second and third way are used where the way before them would leave out more than half of the images of either,
+among the concepts that both have: no way can compare images of the others.
 """
 
 from __future__ import annotations
@@ -136,7 +137,8 @@ def compare(
     common = np.intersect1d(one.places, other.places, assume_unique=True)
     ours, theirs = (each.only(np.isin(each.places, common, assume_unique=True)) for each in (one, other))
     left_out = (len(one) - len(ours), len(other) - len(theirs))
-    if here or _enough(ours, one, theirs, other):
+    ours_there, theirs_there = _with_common(one, other, lambda each: each.concepts)
+    if here or _enough(ours, ours_there, theirs, theirs_there):
         found = None
         if len(common):
             found = statistics.estimate(
@@ -145,7 +147,7 @@ def compare(
             )  # fmt: skip
         return Difference(BY_NOISE if here else BY_SEED, ours, theirs, left_out, found)
     ours, theirs = _with_common(one, other, lambda each: each.concepts.astype(np.int64) * 2**32 + each.prompts)
-    if _enough(ours, one, theirs, other):
+    if _enough(ours, ours_there, theirs, theirs_there):
         concepts, prompts, means = statistics.cell_means(ours.concepts, ours.prompts, ours.scores)
         subtracted = statistics.cell_means(theirs.concepts, theirs.prompts, theirs.scores)[2]  # of the same cells
         found = statistics.estimate(
@@ -153,7 +155,7 @@ def compare(
             draws=draws, seed=seed, level=level, noise=noise(ours), cautious=cautious,
         )  # fmt: skip
         return Difference(BY_PROMPT, ours, theirs, (len(one) - len(ours), len(other) - len(theirs)), found)
-    ours, theirs = _with_common(one, other, lambda each: each.concepts)
+    ours, theirs = ours_there, theirs_there
     found = None
     if len(ours):
         sides = [(each.concepts, each.prompts, each.scores) for each in (ours, theirs)]
@@ -162,7 +164,7 @@ def compare(
 
 
 def _enough(ours: Images, one: Images, theirs: Images, other: Images) -> bool:
-    return len(ours) >= LEAST * len(one) and len(theirs) >= LEAST * len(other)
+    return len(ours) > 0 and len(ours) >= LEAST * len(one) and len(theirs) >= LEAST * len(other)
 
 
 def _with_common(one: Images, other: Images, key: Callable[[Images], np.ndarray]) -> tuple[Images, Images]:

@@ -21,6 +21,8 @@ from personalize_core.report.figures.image_grids import comparison_grid
 from personalize_core.sampling.grid import located, read_grid
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 
+MOST_SHOWN = (60, 16)  # prompts, and images of each, in a concept's grid of images; a column from outside may have more
+
 
 def write(
     store: Store,
@@ -94,9 +96,12 @@ def save_grid(
 
     Args:
         grid: the description of the first variant's grid, of whose prompts the images are.
-        most: how many prompts, and images of each, are shown at most; None: all.
+        most: how many prompts, and images of each, are shown at most, as the title says; None: all.
     """
     prompts, images = most or (len(grid["templates"]), grid["images_per_prompt"])
+    title = concept
+    if (there := len(grid["templates"])) > prompts:
+        title += f" (the first {prompts} of {there:,} prompts)"
     templates = grid["templates"][:prompts]
     rows = {}
     for variant, folder in variants:
@@ -110,7 +115,7 @@ def save_grid(
         rows[in_words(variant)] = cells
     columns = [template.replace("{}", grid["class_noun"]) for template in templates]
     references = concept_files.concept_images(store.concept_folder(concept))
-    comparison_grid(references, rows, columns, path, title=concept)
+    comparison_grid(references, rows, columns, path, title=title)
 
 
 def _columns(own: Sequence[str], shown: Sequence[str]) -> dict[int, int]:
@@ -148,7 +153,7 @@ def _compare_grids(store: Store, concept: str, folders: Sequence[Path], path: Pa
         or ("external" in grid and _columns(grid["templates"], first["templates"]))
         for variant in grid["variants"]
     ]
-    save_grid(store, concept, same, first, path)
+    save_grid(store, concept, same, first, path, MOST_SHOWN)
 
 
 def _differences(table: pl.DataFrame, baseline: str) -> pl.DataFrame | None:

@@ -99,7 +99,7 @@ def _in_columns(sampled: pl.DataFrame) -> pl.DataFrame:
 def _chosen(evidence: Evidence, sampled: pl.DataFrame, pixels: int) -> Chosen:
     """Smaller images first, then fewer of a prompt, then fewer concepts."""
     most = min(MOST_OF_A_PROMPT, int(sampled["image_index"].n_unique()))
-    native = max(_size(evidence.root / sampled["image"][0]))
+    native = _native(evidence, sampled)
     shown = sampled.filter(pl.col("prompt_index").rank("dense").over("concept") <= MOST_PROMPTS)
     places = shown.select("concept", "variant", "prompt_index").unique()
     each = {name: len(places.filter(concept=name)) for name in places["concept"].unique()}
@@ -163,7 +163,7 @@ def _left_out(evidence: Evidence, sampled: pl.DataFrame, chosen: Chosen) -> str:
         parts.append(f"the first {MOST_PROMPTS} of {prompts:,} prompts")
     if chosen.concepts < len(evidence.concepts):
         parts.append(f"the first {chosen.concepts} of {len(evidence.concepts)} concepts")
-    if chosen.side < max(_size(evidence.root / sampled["image"][0])):
+    if chosen.side < _native(evidence, sampled):
         parts.append(f"images made smaller, to {chosen.side} pixels")
     return f"Shown here: {'; '.join(parts)}. The scores are of all." if parts else ""
 
@@ -182,6 +182,12 @@ def data_uri(image: Image.Image, side: int = 1200) -> str:
     content = io.BytesIO()
     bare.save(content, "WEBP", **how)
     return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _native(evidence: Evidence, sampled: pl.DataFrame) -> int:
+    """Pixels of the longer side of an image; the largest of all variants, of which one image each is looked at."""
+    first = sampled.unique("variant", keep="first", maintain_order=True)["image"]
+    return max(max(_size(evidence.root / image)) for image in first)
 
 
 def _size(path: Path) -> tuple[int, int]:

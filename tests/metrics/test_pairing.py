@@ -95,6 +95,17 @@ def test_a_few_common_prompts_are_not_taken_for_all():
     assert only(ours(scores(0)), rows)["pairing"] == "unpaired"
 
 
+@pytest.mark.parametrize("seeds", [True, False])
+def test_a_column_of_one_concept_is_paired_there_however_many_concepts_the_other_has(seeds):
+    few = external("flux", scores(1), concepts=CONCEPTS[:1], seeds=seeds)
+    found = only(ours(scores(0)), few)
+    assert (found["pairing"], found["images"], found["concepts"], found["unpaired"]) == ("prompt", 12, 1, 48)
+    mine = [row for row in ours(scores(0)) if row["concept"] == CONCEPTS[0]]
+    assert found["difference"] == pytest.approx((by_prompt(mine) - by_prompt(few)).mean())
+    other = only(external("zimage", scores(2)), few)
+    assert other["pairing"] == ("prompt and seed" if seeds else "prompt")
+
+
 def test_columns_of_other_concepts_cannot_be_told_apart():
     found = only(ours(scores(0)), external("flux", scores(1), concepts=["vase"]))
     assert (found["verdict"], found["difference"], found["unpaired"]) == ("cannot tell", None, 72)

@@ -3,7 +3,9 @@
 import io
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 from xml.etree import ElementTree
 
@@ -14,8 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from personalize_core.analyses import per_prompt, shared_plots
 from personalize_core.concepts.image_files import load_image
 from personalize_core.metrics.tables import ALL_CONCEPTS
+from personalize_core.report import embedded_images
 from personalize_core.report.figures import identity_vs_text, image_grids, images, label_placement, sparkline, style
 from personalize_core.report.figures import losses as loss_figures
 from personalize_core.report.figures.identity_vs_text import save_scatter_plot
@@ -85,6 +89,21 @@ def test_many_references_do_not_make_the_grid_wider_than_two_cells(tmp_path):
         assert max(x for x, _ in places) + tiles.tile == tiles.width
         assert tiles.height <= 334
         assert tiles.width <= 334 or count == 30
+
+
+def test_a_prompt_from_outside_does_not_make_the_grid_larger_than_eight_lines(tmp_path):
+    prompts = ["a dog", "a dog " * 3000, "dog" * 300, "$1 for a \\foo$ {} <b>dog</b> \U0001f436"]
+    sizes = []
+    for number, columns in enumerate((prompts[:1] * 4, prompts)):
+        image_grids.comparison_grid([], {"v": [[plain("red")]] * 4}, columns, path := tmp_path / f"{number}.png")
+        with Image.open(path) as grid:
+            sizes.append(grid.size)
+    assert sizes[0][0] == sizes[1][0] and sizes[1][1] - sizes[0][1] == 7 * 19
+    for text in prompts:
+        lines = image_grids._header(text, 160).split("\n")
+        assert len(lines) <= 8 and all(image_grids.font(14).getlength(line) <= 160 for line in lines)
+        whole = len(lines) < 8 and "…" not in lines[-1]
+        assert "\n".join(lines) == image_grids.wrapped(text, image_grids.font(14), 160) if whole else "…" in lines[-1]
 
 
 def test_images_may_be_given_as_files_and_are_cut_to_their_middle(tmp_path):
@@ -220,6 +239,47 @@ def test_labels_of_close_points_do_not_overlap_and_stay_inside(count, spread, tm
     assert all(
         label_placement.overlap(box, axes.get_window_extent()) == pytest.approx(box.width * box.height) for box in boxes
     )
+
+
+def test_a_dot_plot_shows_any_prompt_as_it_is_written_and_cuts_long_ones(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(
+        shared_plots, "save_figure", lambda figure, path: kept.append(figure) or style.save_figure(figure, path)
+    )
+    prompts = ["$1 or $\\foo$2", "<b>{}</b> \U0001f436", "a dog " * 500]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the font has no emoji, and shows a box
+        shared_plots.dots([shared_plots.Panel("x", {"v": [[0.5]] * 3})], prompts, tmp_path / "dots.png", "$a_$")
+    labels = [label.get_text() for label in kept[0].axes[0].get_yticklabels()]
+    assert labels[:2] == prompts[:2] and labels[2].endswith("…") and len(labels[2]) <= shared_plots.MOST_LABEL
+    with Image.open(tmp_path / "dots.png") as figure:
+        assert max(figure.size) < 2000
+
+
+def test_a_prompt_in_another_place_of_the_list_is_one_row(tmp_path, monkeypatch):
+    """An external column has its prompts in an order of its own."""
+    common = {"metric": "dino", "encoder": "mini-identity", "headline": True, "image_index": 0}
+    ours = pl.DataFrame([{"variant": "base_model", "prompt_index": i, "prompt": p, "score": i / 4} | common
+                         for i, p in enumerate(["a", "b", "c"])])  # fmt: skip
+    theirs = pl.DataFrame([{"variant": "flux", "prompt_index": i, "prompt": p, "score": 1.0 - i / 4} | common
+                           for i, p in enumerate(["c", "a", "d"])])  # fmt: skip
+    seen = []
+    monkeypatch.setattr(per_prompt, "dots", lambda panels, rows, *rest: seen.append((panels, rows)))
+    per_prompt.plot([ours, theirs], tmp_path / "x.png", "x")
+    ((panel,), rows) = seen[0]
+    assert sorted(rows) == ["a", "b", "c", "d"]
+    scores = {name: dict(zip(rows, values, strict=True)) for name, values in panel.series.items()}
+    assert scores["base_model"] == {"a": [0.0], "b": [0.25], "c": [0.5], "d": []}
+    assert scores["flux"] == {"a": [0.75], "b": [], "c": [1.0], "d": [0.5]}
+
+
+def test_images_in_the_page_are_as_large_as_the_largest_variants(tmp_path):
+    plain("red").save(tmp_path / "ours.png")
+    plain("red", (300, 512)).save(tmp_path / "theirs.png")
+    sampled = pl.DataFrame({"variant": ["ours", "theirs"], "image": ["ours.png", "theirs.png"]})
+    told = SimpleNamespace(root=tmp_path)
+    assert embedded_images._native(told, sampled) == 512  # pyright: ignore[reportArgumentType]
+    assert embedded_images._native(told, sampled[:1]) == 64  # pyright: ignore[reportArgumentType]
 
 
 def test_the_front_holds_what_no_other_reaches_in_both():

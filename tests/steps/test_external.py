@@ -19,6 +19,7 @@ from personalize_core.errors import InputError
 from personalize_core.files.atomic import read_json
 from personalize_core.metrics import tables
 from personalize_core.metrics.encoder_names import MINI_WEIGHTS
+from personalize_core.report import comparison
 from personalize_core.workspace.external_columns import ExternalColumn, registered
 from personalize_core.workspace.store import ABSENT, SCORES, Store
 from tests import recomputed_scores
@@ -184,6 +185,18 @@ def test_it_stands_in_the_comparison_the_report_and_every_table(store, tmp_path)
     assert page.count("flux") > 5 and "scene 4" in page
     columns = pl.read_parquet(store.report() / "tables" / "over_the_baseline.parquet")
     assert set(columns.filter(variant="flux")["pairing"]) == {"prompt"}
+
+
+def test_the_grid_of_a_column_with_many_prompts_shows_the_first_and_stays_legible(store, tmp_path):
+    sizes = []
+    for count in (comparison.MOST_SHOWN[0], 75):
+        folder = folder_of(tmp_path / str(count), [f"my dog, scene {n:03d}" for n in range(count)], images=1)
+        steps.add_external(store, f"of-{count}", "rex", ExternalColumn(folder=str(folder)))
+        steps.list_external(store, "rex", f"of-{count}")
+        comparison._compare_grids(store, "rex", [store.grid(f"of-{count}", "rex")], path := tmp_path / f"{count}.png")
+        with Image.open(path) as grid:
+            sizes.append(grid.size)
+    assert sizes[0][0] == sizes[1][0] < 12_000
 
 
 def test_a_folder_can_be_the_baseline(store, tmp_path):

@@ -16,6 +16,9 @@ from personalize_core.files.atomic import write_bytes
 from personalize_core.report.figures.images import ImageSource, square
 from personalize_core.report.figures.style import GREY, INK, PALE
 
+MOST_LINES = 8  # of a prompt over its column
+MOST_HEADER = 1000  # characters that are looked at; a prompt from outside may have more
+
 
 def comparison_grid(
     references: Sequence[ImageSource],
@@ -48,7 +51,7 @@ def comparison_grid(
     label_width = max([122, *(ceil(font(15, bold=True).getlength(word)) for word in words)]) + 16
     wide, high = (count * tile + (count - 1) * inner for count in (across, ceil(max(most, 1) / across)))
 
-    headers = [wrapped(text, font(14), wide) for text in columns]
+    headers = [_header(text, wide) for text in columns]
     header = max([line_count(text) for text in headers] + [1]) * 19 + 10
     top = margin + (40 if title else 0)
     body = len(rows) * (high + gap) - gap
@@ -177,6 +180,24 @@ def wrapped(text: str, used: ImageFont.FreeTypeFont, width: int) -> str:
         else:
             lines[-1] = longer
     return "\n".join(lines)
+
+
+def _header(text: str, width: int) -> str:
+    """A prompt over its column: wrapped, cut where one word is wider than the column or there are too many lines."""
+    lines = wrapped(text[:MOST_HEADER], font(14), width).split("\n")
+    cut = len(text) > MOST_HEADER or len(lines) > MOST_LINES
+    lines = [_fitting(line, width) for line in lines[:MOST_LINES]]
+    return "\n".join(lines[:-1] + [_fitting(f"{lines[-1]} …", width) if cut else lines[-1]])
+
+
+def _fitting(line: str, width: int) -> str:
+    """The line, or its beginning with an ellipsis if the line is wider than `width` pixels."""
+    if font(14).getlength(line) <= width:
+        return line
+    kept = line.removesuffix("…").rstrip()
+    while kept and font(14).getlength(f"{kept}…") > width:
+        kept = kept[:-1]
+    return f"{kept}…"
 
 
 def line_count(text: str) -> int:

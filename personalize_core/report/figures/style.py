@@ -25,6 +25,7 @@ NO_METADATA: dict[str, dict[str, Any]] = {
 }
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # a prompt may hold "$", which is not the beginning of a formula
     "svg.hashsalt": "personalize",  # else the ids in an SVG are random
     "svg.fonttype": "path",
     "axes.edgecolor": GREY,
