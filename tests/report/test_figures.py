@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from personalize_core.analyses import per_prompt, shared_plots
+from personalize_core.analyses import shared_plots
 from personalize_core.concepts.image_files import load_image
 from personalize_core.metrics.tables import ALL_CONCEPTS
 from personalize_core.report import embedded_images
@@ -258,6 +258,8 @@ def test_a_dot_plot_shows_any_prompt_as_it_is_written_and_cuts_long_ones(tmp_pat
 
 def test_a_prompt_in_another_place_of_the_list_is_one_row(tmp_path, monkeypatch):
     """An external column has its prompts in an order of its own."""
+    from personalize_core.analyses import per_prompt  # which needs torch: figures are plotted without it
+
     common = {"metric": "dino", "encoder": "mini-identity", "headline": True, "image_index": 0}
     ours = pl.DataFrame([{"variant": "base_model", "prompt_index": i, "prompt": p, "score": i / 4} | common
                          for i, p in enumerate(["a", "b", "c"])])  # fmt: skip
