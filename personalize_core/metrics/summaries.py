@@ -107,8 +107,8 @@ def difference_from_baseline(
     check_contract(table := checked(table))
     if table.filter(pl.col("variant") == baseline).is_empty():
         raise InputError(
-            f"the table has no variant {baseline!r} to compare with; its variants are "
-            f"{listed(table['variant'].unique().sort())}"
+            f"the baseline {baseline!r} has no scores to compare with; score it, or write another `baseline` into "
+            f"params.yaml, of {listed(table.filter(pl.col('prompt_index').is_not_null())['variant'].unique().sort())}"
         )
     # real images have no prompt, so nothing of theirs shares a cell with a sampled image
     rows = over_baseline(with_prompts(table.filter(pl.col("prompt_index").is_not_null())), baseline, draws, seed)

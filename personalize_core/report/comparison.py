@@ -157,8 +157,8 @@ def _compare_grids(store: Store, concept: str, folders: Sequence[Path], path: Pa
 
 
 def _differences(table: pl.DataFrame, baseline: str) -> pl.DataFrame | None:
-    """What each variant adds to the baseline; None where that was not scored."""
-    if table.filter(pl.col("variant") == baseline).is_empty():
+    """What each variant adds to the baseline; None where that is the base model, and it was not scored."""
+    if baseline == tables.BASELINE and table.filter(pl.col("variant") == baseline).is_empty():
         return None
     return summaries.difference_from_baseline(table, baseline)
 

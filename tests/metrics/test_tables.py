@@ -457,7 +457,7 @@ def test_concept_images_of_one_concept_are_judged_by_leaving_each_out(table):
 
 
 def test_without_the_baseline_there_is_no_difference():
-    with pytest.raises(InputError, match="no variant 'base_model' to compare with; its variants are dreambooth"):
+    with pytest.raises(InputError, match="baseline 'base_model' has no scores.*, of dreambooth"):
         summaries.difference_from_baseline(tables.from_rows([row()]))
 
 

@@ -212,6 +212,14 @@ def test_a_folder_can_be_the_baseline(store, tmp_path):
     assert "Against the baseline, flux" in page and "which learned nothing" not in page
 
 
+def test_a_baseline_that_nobody_scored_is_refused_with_those_there_are(store):
+    params = store.root / "params.yaml"
+    params.write_text(params.read_text() + "baseline: fluks\n")
+    with pytest.raises(InputError, match="baseline 'fluks' has no scores.* of base_model, dreambooth and textual_inv"):
+        steps.compare(Store(store.root))
+    assert not store.comparison().exists()
+
+
 def rescored(store: Store) -> None:
     """The methods' own grids by the same encoders as the external columns, in place of scores that nobody measured."""
     for concept in workspace.CONCEPTS:
