@@ -52,7 +52,7 @@ class Grid:
     concept: ConceptTold
     concept_images: Sequence[str]  # as data URIs
     columns: Sequence[Column]
-    rows: Mapping[str, Sequence[Cell | None]]  # variant -> a cell for each column; None: not sampled
+    rows: Mapping[str, Sequence[Cell | None]]  # variant -> a cell for each column; None: no image
 
 
 @dataclass(frozen=True)

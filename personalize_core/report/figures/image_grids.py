@@ -83,7 +83,7 @@ def comparison_grid(
             x = left + label_width + column * (wide + gap)
             if not images:
                 draw.rectangle((x, y, x + wide - 1, y + high - 1), outline=PALE, width=2)
-                draw.text((x + wide // 2, y + high // 2), "not sampled", font=font(13), fill=GREY, anchor="mm")
+                draw.text((x + wide // 2, y + high // 2), "no image", font=font(13), fill=GREY, anchor="mm")
             for index, image in enumerate(images):
                 place = (x + index % across * (tile + inner), y + index // across * (tile + inner))
                 sheet.paste(square(image, tile), place)
