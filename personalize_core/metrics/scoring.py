@@ -22,11 +22,11 @@ from personalize_core.metrics import masc, masks, similarity, tables
 from personalize_core.metrics.encoders import Encoder
 from personalize_core.metrics.features import Encoders, Processing, Seen
 from personalize_core.metrics.preprocessing import in_threads
-from personalize_core.metrics.tables import ALL_IMAGES, ALL_PAIRS, HELD_OUT, MEASURES, OTHER_REAL, SCALED, TRAINED_ON
+from personalize_core.metrics.references import ALONE, reference_sets, why_none_held_out
+from personalize_core.metrics.tables import ALL_PAIRS, HELD_OUT, MEASURES, OTHER_REAL, SCALED, TRAINED_ON
 from personalize_core.sampling.grid import located, read_grid
 
 MOST_ROWS = 4096  # as dictionaries
-ALONE = "there is one concept image, and none to compare it with"
 
 
 @dataclass
@@ -147,7 +147,9 @@ def score_grid(
                     _add(found, name, encoder, number == 0, about[index] | {"text": said[index]}, score, 1)
     prompts = [masc.without_subject(templates[image.prompt]["class_phrase"], noun) for image in images]
     own = [image.path for image in images]
-    for references, some in _reference_sets(found, concept_images, held_out, encoders).items():
+    if why := why_none_held_out(concept_images, held_out):
+        _all_absent(found, encoders, [HELD_OUT], why)
+    for references, some in reference_sets(concept_images, held_out).items():
         known = Seen.of_concept_images(some, noun, encoders)
         for metric, encoder, headline in encoders.of_images:
             how = {"references": references}
@@ -171,7 +173,9 @@ def score_references(
     and each of these with all that were trained on, so that both metrics have the same mean.
     """
     found, noun = Scored(), concept.class_noun
-    sets = _reference_sets(found, concept_images, held_out, encoders)
+    sets = reference_sets(concept_images, held_out)
+    if why := why_none_held_out(concept_images, held_out):
+        _all_absent(found, encoders, [HELD_OUT], why)
     if len(concept_images) < 2 and not held_out:
         _all_absent(found, encoders, list(sets), ALONE)
         return found
@@ -189,19 +193,6 @@ def score_references(
             _compare(found, metric, encoder, headline, about, seen[other], known, encoders.segmenter, alike, how)
         _add_masc(found, about, sets[other], None, noun, sets[references], encoders, references)
     return found
-
-
-def _reference_sets(
-    found: Scored, concept_images: Sequence[Path], held_out: Sequence[Path] | None, encoders: Encoders
-) -> dict[str, Sequence[Path]]:
-    """Of tables' references, those that images are compared with."""
-    if held_out is None:
-        return {ALL_IMAGES: concept_images}
-    if held_out:
-        return {HELD_OUT: held_out, TRAINED_ON: concept_images}
-    few = f"of {len(concept_images)} concept images none is held out, and all are trained on"
-    _all_absent(found, encoders, [HELD_OUT], few)
-    return {TRAINED_ON: concept_images}
 
 
 def _all_absent(found: Scored, encoders: Encoders, references: Sequence[str], reason: str) -> None:

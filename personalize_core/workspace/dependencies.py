@@ -81,6 +81,7 @@ SCORING = (
     "metrics/masc",
     "metrics/masks",
     "metrics/parquet",
+    "metrics/references",
     "metrics/scoring",
     "metrics/similarity",
     "metrics/tables",

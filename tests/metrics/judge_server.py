@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ class Reply:
     content: Any = ""  # bytes as they are; a text becomes a chat completion, anything else JSON
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
-    seconds: float = 0.0  # before it is sent
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,7 @@ class Server:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
         try:
-            found = self.reply(number, request)
-            time.sleep(found.seconds)
-            return found
+            return self.reply(number, request)
         finally:
             with self._lock:
                 self._now -= 1

@@ -16,12 +16,12 @@ from personalize_core.metrics import tables
 from personalize_core.metrics.judge import rubric
 from personalize_core.metrics.judge.kept_answers import Answer, KeptAnswers
 from personalize_core.metrics.judge.questions import Judge, Question, Refused, Showing, ShownImage
-from personalize_core.metrics.tables import ALL_IMAGES, HELD_OUT, TRAINED_ON
+from personalize_core.metrics.references import ALONE, reference_sets, why_none_held_out
+from personalize_core.metrics.tables import HELD_OUT, TRAINED_ON
 
 CONCEPT_PRESERVATION, PROMPT_FOLLOWING = "judge_cp", "judge_pf"
 TRIES = 3  # of a question whose answer cannot be read
 MOST_REFUSED = 20  # questions, while none has been answered: then none will be
-ALONE = "there is one concept image, and none to compare it with"
 Progress = Callable[[int, int], None]
 
 
@@ -64,7 +64,9 @@ def judge_images(
         InputError: the judge answers no question, or an image cannot be read.
     """
     showing = asking.showing
-    sets = _reference_sets(found, asking.judge, concept_images, held_out)
+    sets = reference_sets(concept_images, held_out)
+    if why := why_none_held_out(concept_images, held_out):
+        found.absent.append(_absence(asking.judge, CONCEPT_PRESERVATION, None, why))
     first = {kind: [(path, _shown(path, showing)) for path in some] for kind, some in sets.items()}
     tasks = []
     for row in about:
@@ -90,7 +92,9 @@ def judge_concept_images(
     if len(concept_images) < 2 and not held_out:
         found.absent.append(_absence(asking.judge, CONCEPT_PRESERVATION, None, ALONE))
         return
-    sets = _reference_sets(found, asking.judge, concept_images, held_out)
+    sets = reference_sets(concept_images, held_out)
+    if why := why_none_held_out(concept_images, held_out):
+        found.absent.append(_absence(asking.judge, CONCEPT_PRESERVATION, None, why))
     real = {"concept": concept.name, "method": tables.CEILING, "variant": tables.CEILING}
     tasks = []
     for kind, references in sets.items():
@@ -100,19 +104,6 @@ def judge_concept_images(
             row = real | {"image_index": index, "image": path.relative_to(root).as_posix()}
             tasks.append(_Task(path, row | {"image_sha256": sha256(path)}, None, {kind: shown}))
     _collect(found, tasks, concept.class_noun, asking)
-
-
-def _reference_sets(
-    found: Table, judge: Judge, concept_images: Sequence[Path], held_out: Sequence[Path] | None
-) -> dict[str, Sequence[Path]]:
-    """Of tables' references, those that images are compared with."""
-    if held_out is None:
-        return {ALL_IMAGES: concept_images}
-    if held_out:
-        return {HELD_OUT: held_out, TRAINED_ON: concept_images}
-    few = f"of {len(concept_images)} concept images none is held out, and all are trained on"
-    found.absent.append(_absence(judge, CONCEPT_PRESERVATION, None, few))
-    return {TRAINED_ON: concept_images}
 
 
 # -- asking -----------------------------------------------------------------------------------------------------
