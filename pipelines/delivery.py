@@ -21,6 +21,8 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from personalize_core.files.http import masked, open_exactly
+
 if TYPE_CHECKING:
     from personalize_core.workspace.automation import Email, Notify
     from personalize_core.workspace.store import Store
@@ -153,24 +155,14 @@ def _send(name: str, notify: Notify, message: dict[str, Any], root: Path) -> Non
     except Undelivered:
         raise
     except Exception as error:  # of libraries; some name the URL
-        said = f"{type(error).__name__}: {error}"
-        for each in secrets:
-            said = said.replace(each, "***")
-        raise Undelivered(said) from None
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A message goes to the address that was configured, or nowhere."""
-
-    def redirect_request(self, *arguments: object, **named: object) -> None:
-        return None
+        raise Undelivered(masked(f"{type(error).__name__}: {error}", secrets)) from None
 
 
 def _post(url: str, content: dict[str, Any]) -> None:
     if not re.match(r"https?://", url):
         raise Undelivered("the webhook's URL begins with neither http:// nor https://")
     request = urllib.request.Request(url, json.dumps(content).encode(), {"Content-Type": "application/json"})
-    with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT) as answer:
+    with open_exactly(request, TIMEOUT) as answer:
         answer.read(1000)
 
 

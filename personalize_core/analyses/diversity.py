@@ -97,8 +97,10 @@ def analyse(inputs: ImageInputs, findings: Findings) -> None:
                 continue
             findings.metrics[f"{name}, {encoder.name}"] = sum(row["distance"] for row in own) / len(own)
             findings.metrics[f"{name}, {encoder.name}, Vendi score"] = sum(row["vendi"] for row in own) / len(own)
-            by_prompt = {row["prompt"]: row["distance"] for row in own}
-            values[name] = [[by_prompt[template]] if template in by_prompt else [] for template in templates]
+            by = "prompt" if inputs.made_elsewhere else "prompt_index"  # those have numbers of their own
+            distances = {row[by]: row["distance"] for row in own}
+            keys = templates if inputs.made_elsewhere else several
+            values[name] = [[distances[key]] if key in distances else [] for key in keys]
         lines = {}
         if len(inputs.concept_images) > 1:
             real = inputs.features(encoder, inputs.concept_images)

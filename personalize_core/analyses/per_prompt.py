@@ -65,7 +65,7 @@ def plot(scores: Sequence[pl.DataFrame], path: Path, title: str) -> None:
     table = pl.concat(
         [one.filter("headline", pl.col("variant") != CEILING).select("variant", *WAY, *CELL, "score") for one in scores]
     )
-    # by text: an external column has the same prompts in places of its own
+    # by text, by which the rows are filled: a list may hold a prompt twice
     prompts = table.sort("prompt_index", maintain_order=True)["prompt"].unique(maintain_order=True).to_list()
     variants = sorted(table["variant"].unique().to_list(), key=lambda name: (name != BASELINE, name))
     panels = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core.errors import InputError, listed
 from personalize_core.files.outside import is_folder, refuse_pickles_in, user_path
-from personalize_core.files.stamps import sha256, stamp_of
+from personalize_core.files.stamps import folder_hash, sha256, stamp_of
 
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
@@ -175,22 +175,11 @@ def _local(name: str, folder: Path) -> Identity:
     for part in PARTS:
         if not list((folder / part).glob("*.safetensors")):
             refuse_pickles_in(folder / part)
-    hashes = tuple((part, _hash_of_folder(folder / part, _state_of(folder / part))) for part in PARTS)
-    tokenizer = _hash_of_folder(folder / "tokenizer", _state_of(folder / "tokenizer"))
-    scheduler = _hash_of_folder(folder / "scheduler", _state_of(folder / "scheduler"))
+    hashes = tuple((part, folder_hash(folder / part)) for part in PARTS)
+    tokenizer = folder_hash(folder / "tokenizer")
+    scheduler = folder_hash(folder / "scheduler")
     others = (("tokenizer", tokenizer), ("scheduler", scheduler), ("unet_config", sha256(folder / "unet/config.json")))
     return Identity(name, os.fspath(folder), "local", (*hashes, *others))
-
-
-def _state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
-
-
-@lru_cache
-def _hash_of_folder(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
-    """Of the files' bytes; gigabytes are read once a process, and again when a file's size or time has changed."""
-    return stamp_of({name: sha256(folder / name) for name, _, _ in state})
 
 
 def _first_sentence(error: Exception) -> str:

@@ -41,9 +41,10 @@ def analyse(
 
     store: Store = context.obj
     names = concepts or store.concept_names()
-    labels = [label for label, _ in registered(store)]
-    known = [*store.params.method_names, *dict.fromkeys(labels)]
-    asked = [(concept, method) for concept in names for method in methods or known]
+    columns = registered(store)
+    labels = dict.fromkeys(label for label, _ in columns)
+    asked = [(concept, method) for concept in names for method in methods or [*store.params.method_names, *labels]]
+    asked = [(concept, method) for concept, method in asked if method not in labels or (method, concept) in columns]
     cells = [(c, m) for c, m in asked if methods or (store.grid(m, c) / DESCRIPTION).is_file()]
     if not cells:
         raise InputError(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from personalize_core.errors import InputError
 from personalize_core.files.outside import open_regular
 
 
@@ -20,6 +22,28 @@ def sha256(path: Path) -> str:
     """
     with open_regular(path) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def sha256_or_none(path: Path) -> str | None:
+    """The same; None of what cannot be read: if it can be a moment later, its hash is another."""
+    try:
+        return sha256(path)
+    except (OSError, InputError):
+        return None
+
+
+def folder_hash(folder: Path, names: Sequence[str] = ("*",)) -> str:
+    """Of the bytes of its files, by name, that match one of the patterns.
+
+    Gigabytes are read once a process, and again when a file's size or time has changed.
+    """
+    files = sorted({path for name in names for path in folder.glob(name) if path.is_file()})
+    return _folder_hash(folder, tuple((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache
+def _folder_hash(folder: Path, state: tuple[tuple[str, int, int], ...]) -> str:
+    return stamp_of({name: sha256(folder / name) for name, _, _ in state})
 
 
 class Stamp(str):

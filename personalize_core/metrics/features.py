@@ -15,7 +15,7 @@ from torch import Tensor
 from personalize_core.concepts.image_files import load_image
 from personalize_core.concepts.masks import own_masks
 from personalize_core.errors import InputError
-from personalize_core.files.stamps import sha256, sources_hash
+from personalize_core.files.stamps import sha256_or_none, sources_hash
 from personalize_core.metrics import masks
 from personalize_core.metrics.chunks import even_chunks, in_workers
 from personalize_core.metrics.encoder_names import weights_of
@@ -149,7 +149,7 @@ class Seen:
 
         def encoded(places: range) -> Chunk:
             some = [paths[place] for place in places]
-            depends_on = {"images": [_hash(path) for path in some], **shared} if kept else {}
+            depends_on = {"images": [sha256_or_none(path) for path in some], **shared} if kept else {}
             before = kept.read(depends_on) if kept else None
             if before and not (before.left_out and unreadable == "raise"):
                 return before
@@ -247,10 +247,3 @@ def _dependencies(class_noun: str, encoders: Encoders, device: str) -> dict[str,
         "torch": torch.__version__,
         "sources": sources_hash(SOURCES),
     }
-
-
-def _hash(path: Path) -> str | None:
-    try:
-        return sha256(path)
-    except (OSError, InputError):
-        return None  # it cannot be read, and if it can be a moment later, its hash is another

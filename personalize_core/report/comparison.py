@@ -96,7 +96,8 @@ def save_grid(
 
     Args:
         grid: the description of the first variant's grid, of whose prompts the images are.
-        most: how many prompts, and images of each, are shown at most, as the title says; None: all.
+        most: how many prompts, and images of each, are shown at most; None: all. The title says
+            if there are more prompts.
     """
     prompts, images = most or (len(grid["templates"]), grid["images_per_prompt"])
     title = concept

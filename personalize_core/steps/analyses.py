@@ -26,7 +26,7 @@ from personalize_core.files.atomic import (
     whole_folder,
     write_json,
 )
-from personalize_core.files.stamps import sha256, sources_hash, stamp_of
+from personalize_core.files.stamps import sha256_or_none, sources_hash, stamp_of
 from personalize_core.methods import ABLATION_NAMES, BASELINE, METHOD_NAMES, check_method, method_of, method_source
 from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.randomness import seed_for
@@ -66,6 +66,7 @@ ANALYSING = (
     "metrics/similarity",
     "metrics/tables",
     "report/figures",
+    "sampling/grid",
     "steps/analyses",
     "training/training_log",
 )
@@ -86,7 +87,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
         InputError: the method has not been trained on the concept, or its grid is not sampled as params.yaml says; an
             external column has not been scored, or its images have changed since.
     """
-    if (method, concept) in registered(store):
+    if method in {label for label, _ in registered(store)}:
         return _analyse_external(store, concept, method, listener)
     from personalize_core.report import display_names
 
@@ -135,11 +136,11 @@ def _analyse_external(store: Store, concept: str, label: str, listener: Listener
     started, folder, described = time.monotonic(), store.analyses(label, concept), store.concept(concept)
     not_scored = f"the images of {label!r} of {concept!r} have not been scored; `personalize score` does it"
     made = [manifest_stamp(place(label, concept), not_scored) for place in (store.grid, store.scores)]
-    baseline = store.grid(BASELINE, concept)
+    baseline = store.grid(BASELINE, concept) if _sampled_as_asked(store, concept, BASELINE) else None
     stamp = stamp_of(
         {
             "images_and_scores": made,
-            "baseline": manifest_stamp(baseline, "") if _sampled_as_asked(store, concept, BASELINE) else None,
+            "baseline": manifest_stamp(baseline, "") if baseline else None,
             "concept_images": concept_files.content(store.concept_folder(concept)),
             **({"held_out": list(split_of(store, concept).held_out)} if store.params.held_out else {}),
             "encoders": [weights_of(name) for name in _encoder_names(store)],
@@ -159,7 +160,7 @@ def _analyse_external(store: Store, concept: str, label: str, listener: Listener
                     method=label,
                     concept=described,
                     grid=grid,
-                    baseline=_grid(baseline) if _sampled_as_asked(store, concept, BASELINE) else None,
+                    baseline=_grid(baseline) if baseline else None,
                     scores=scores,
                     baseline_scores=None,
                     made_elsewhere=True,
@@ -387,7 +388,7 @@ def _external_grid(store: Store, label: str, concept: str, scores: pl.DataFrame)
     described = read_grid(store.grid(label, concept))
     folder, read = store.root / described["external"]["folder"], set(scores["image_sha256"])
     images = [image for image in described["images"] if image["sha256"] in read]
-    now = in_threads(_hash, [folder / image["file"] for image in images])
+    now = in_threads(sha256_or_none, [folder / image["file"] for image in images])
     if changed := [one["file"] for one, digest in zip(images, now, strict=True) if digest != one["sha256"]]:
         raise InputError(
             f"{folder / changed[0]} has changed since it was scored, or is gone ({len(changed)} of {len(images)}); "
@@ -395,13 +396,6 @@ def _external_grid(store: Store, label: str, concept: str, scores: pl.DataFrame)
         )
     places = [(image["prompt"], image["image"]) for image in images]
     return Grid(folder, described["templates"], places, {label: [image["file"] for image in images]})
-
-
-def _hash(path: Path) -> str | None:
-    try:
-        return sha256(path)
-    except (OSError, InputError):
-        return None
 
 
 def _grid(folder: Path) -> Grid:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import MANIFEST, changed_files, is_up_to_date
+from personalize_core.files.atomic import MANIFEST, changed_files
 from personalize_core.files.stamps import stamp_of
 from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES
 from personalize_core.steps.events import Report
 from personalize_core.steps.planning import SAMPLE, SCORE, TRAIN, Cell
 from personalize_core.steps.training import trained_report
-from personalize_core.workspace.dependencies import score_stamp
+from personalize_core.workspace.dependencies import is_scored_as_now
 from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.lineage.records import folded, manifest_of
 from personalize_core.workspace.store import FIGURES, PAGE, REFERENCES, SCORES, Store
@@ -117,7 +117,7 @@ def is_scored(store: Store, label: str, concept: str) -> bool:
         since = described.stat().st_mtime_ns <= listed.stat().st_mtime_ns
     except OSError:
         return False
-    return since and _is_scored_as_now(store, label, concept)
+    return since and is_scored_as_now(store, concept, label)
 
 
 def why_out_of_date(store: Store, place: Place, plan: Sequence[Cell]) -> str | None:
@@ -126,7 +126,7 @@ def why_out_of_date(store: Store, place: Place, plan: Sequence[Cell]) -> str | N
     Args:
         plan: of the concept's cells.
     """
-    if place.label and not _is_scored_as_now(store, place.label, str(place.concept)):
+    if place.label and not is_scored_as_now(store, str(place.concept), place.label):
         return "it is scored otherwise now"
     for cell in plan:
         if (cell.concept, cell.method) == (place.concept, place.method) and cell.first in LATER_THAN[place.kind]:
@@ -144,13 +144,6 @@ def _whole(folder: Path) -> dict:
     if changed := changed_files(folder, manifest["files"]):
         raise InputError(f"{folder}: {changed[0]} changed since this was made, or is gone")
     return manifest
-
-
-def _is_scored_as_now(store: Store, label: str, concept: str) -> bool:
-    try:
-        return is_up_to_date(store.scores(label, concept), score_stamp(store, concept, label))
-    except InputError:
-        return False
 
 
 def _in_common(made_from: dict) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +15,12 @@ from personalize_core.files.snapshot import memoized, snapshot
 from personalize_core.methods import check_method
 from personalize_core.metrics import encoder_names
 from personalize_core.metrics.judge import local_weights
+from personalize_core.metrics.judge.keys import key_of
 from personalize_core.steps.training import imported, untrained
 from personalize_core.workspace.dependencies import (
     check_artifact,
+    is_scored_as_now,
     sampling_inputs,
-    score_stamp,
     train_stamp,
     training_inputs,
 )
@@ -164,15 +164,12 @@ def _check_encoders(store: Store, found: Problems) -> None:
 def _check_judge(store: Store, cells: Sequence[tuple[str, str]]) -> None:
     """Raise InputError if a judge is to be asked about one of these (concept, method), and cannot be."""
     judge = store.params.judge
-    if not judge or all(_is_scored(store, *cell) for cell in cells):
+    if not judge or all(is_scored_as_now(store, *cell) for cell in cells):
         return
     if judge.local:
         local_weights.weights_of(judge.local.model, judge.local.revision)
-    elif judge.key_variable and not os.environ.get(judge.key_variable, "").strip():
-        raise InputError(
-            f"params.yaml, judge.key_variable: the environment's variable {judge.key_variable} is not set; set it to "
-            f"the key of {judge.address}, or write `judge: null`"
-        )
+    else:
+        key_of(judge.key_variable)
 
 
 def _check_cell(store: Store, concept: str, method: str) -> None:
@@ -238,13 +235,6 @@ def _is_trained(store: Store, concept: str, method: str) -> bool:
     """Would training leave this artifact as it is?"""
     folder = store.artifact(method, concept)
     return imported(folder) or is_up_to_date(folder, train_stamp(store, concept, method))
-
-
-def _is_scored(store: Store, concept: str, method: str) -> bool:
-    try:
-        return is_up_to_date(store.scores(method, concept), score_stamp(store, concept, method))
-    except InputError:  # nothing has been sampled
-        return False
 
 
 def _is_sampled(store: Store, concept: str, method: str) -> bool:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from personalize_core.steps.events import Event, Listener
-from personalize_core.workspace.dependencies import without_identity
 from personalize_core.workspace.recipes import device_of
 from personalize_core.workspace.store import REFERENCES, Store
 
@@ -50,9 +49,8 @@ def add_judged(
         if method == REFERENCES:
             judging.judge_concept_images(found, store.root, described, concept_images, asking, held_out)
         else:
-            skipped = frozenset(without_identity(store, concept, method))
-            about = found.images
-            judging.judge_images(found, store.root, about, described, concept_images, asking, skipped, held_out)
+            skipped = found.without_identity
+            judging.judge_images(found, store.root, found.images, described, concept_images, asking, skipped, held_out)
 
 
 def _loaded(store: Store) -> tuple[Judge, Showing]:

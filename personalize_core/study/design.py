@@ -219,10 +219,14 @@ def design(store: Store, request: Request) -> Key:
         chosen = generator.permutation(len(files))[: request.concept_images]
         concept_images = sorted(files[index].name for index in chosen)
         concepts.append(ConceptShown(name=name, class_noun=described.class_noun, concept_images=concept_images))
+        of_first = by_variant[request.variants[0]]
+        place: dict[str, int] = {}  # of a text among the prompts
+        for index, template in enumerate(of_first.about["templates"]):
+            place.setdefault(template.replace(SLOT, described.class_noun), index)
         cells.append(
             [
-                Cell(concept=number, prompt_index=p, image_index=i, text=text)
-                for p, text in enumerate(by_variant[request.variants[0]].images)
+                Cell(concept=number, prompt_index=place[text], image_index=i, text=text)
+                for text in of_first.images
                 for i in range(min(len(grid.images.get(text, ())) for grid in by_variant.values()))
             ]
         )

@@ -64,8 +64,7 @@ def train(
                     checkpoints.save((number, index + 1), method, optimizer, history)
                     last_saved = time.monotonic()
     method.requires_grad_(False).eval()
-    for parameter in method.parameters():
-        parameter.grad = None  # as large as what was trained, and what follows needs the memory
+    method.zero_grad()  # gradients are as large as what was trained, and what follows needs the memory
     return history
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from personalize_core.concepts.concept import check_name
+from personalize_core.files.http import LOOPBACK
 from personalize_core.methods import check_method
 from personalize_core.workspace.cron import check_cron
 from personalize_core.workspace.sections import Names, Section, each_once
@@ -14,7 +15,6 @@ from personalize_core.workspace.sections import Names, Section, each_once
 # What holds a secret: the name of a variable of the environment, never the secret itself.
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")]
 Address = Annotated[str, Field(pattern=r"^[^@\s<>,;]+@[^@\s<>,;]+$", max_length=320)]
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Email(Section):

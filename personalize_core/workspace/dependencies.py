@@ -9,7 +9,7 @@ from personalize_core.artifacts.description import check as check_description
 from personalize_core.base_model.loading import Identity, identify
 from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, listed
-from personalize_core.files.atomic import MANIFEST, changed_files, read_json
+from personalize_core.files.atomic import MANIFEST, changed_files, is_up_to_date, read_json
 from personalize_core.files.snapshot import memoized
 from personalize_core.files.stamps import Stamp, sha256, sources_hash, stamp_of
 from personalize_core.methods import method_source
@@ -336,6 +336,14 @@ def scored_by(store: Store) -> dict[str, Any]:
         "sources": sources_hash(SCORING),
         **_judged_by(store),
     }
+
+
+def is_scored_as_now(store: Store, concept: str, method: str) -> bool:
+    """Would scoring leave this table as it is? method: or the label of an external column."""
+    try:
+        return is_up_to_date(store.scores(method, concept), score_stamp(store, concept, method))
+    except InputError:  # nothing has been sampled
+        return False
 
 
 def _judged_by(store: Store) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from personalize_core.files.http import LOOPBACK
 from personalize_core.files.typed_yaml import SECRET
 from personalize_core.workspace.sections import Section
 
 Text = Annotated[str, Field(min_length=1, max_length=300)]
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 KEY = re.compile(r"(Bearer\s|AIza|(sk-|sk_|gsk_|xai-|hf_|ghp_|nvapi-)(?=\S{8}))")  # how the keys of providers begin
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class LocalModel(Section):
@@ -81,7 +81,8 @@ class Judge(Section):
     @property
     def scored_by(self) -> dict[str, Any]:
         """What its scores depend on."""
-        return self.model_dump(exclude={"key_variable", "requests_at_once", "timeout"})
+        of_servers = {"detail"} if self.local else set()
+        return self.model_dump(exclude={"key_variable", "requests_at_once", "timeout", *of_servers})
 
 
 def _texts(written: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

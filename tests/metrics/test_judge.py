@@ -298,7 +298,7 @@ def test_an_image_whose_answers_cannot_be_read_has_no_score_and_a_reason(server,
         ("judge_cp", "gpt-x", expected)
     ] * 4
     assert [one["image"] for one in found.absent] == [row["image"] for row in about]
-    assert sum(map(is_about_the_concept, server.requests)) == 4 * judging.TRIES
+    assert sum(map(is_about_the_concept, server.requests)) == 4 * 3
     kept = [json.loads(path.read_text()) for path in (tmp_path / "answers").rglob("*.json")]
     assert [one["unreadable"] for one in kept if one["score"] is None] == [["Beautiful!"] * 3] * 4
 
@@ -325,6 +325,31 @@ def test_a_judge_that_refuses_all_is_an_error(server, about, concept_images, tmp
     with pytest.raises(InputError, match="answered no question"):
         ask_about(judge_of(server, at_once=1), about * 20, concept_images, tmp_path)
     assert len(server.requests) == judging.MOST_REFUSED
+
+
+def test_a_judge_whose_model_refuses_all_has_answered(server, about, concept_images, tmp_path):
+    """As of photographs of a person: the judge is set up well, and these images have no score, with the reason."""
+    refusal = {"choices": [{"message": {"content": None, "refusal": "I cannot judge people"}}]}
+    server.reply = lambda number, request: Reply(refusal)
+    found = ask_about(judge_of(server), about, concept_images, tmp_path)
+    assert not found.rows and len(found.absent) == 8
+    assert all("I cannot judge people" in one["reason"] for one in found.absent)
+
+
+def test_an_error_ends_the_waits_of_other_questions(server, about, concept_images, tmp_path):
+    """One question is to be asked again in a minute or so; the key is refused for another."""
+    first = threading.Event()
+
+    def reply(number: int, request: Request) -> Reply:
+        if number == 0:
+            first.set()
+            return Reply("", 429, {"Retry-After": "100"})
+        first.wait(60)
+        return Reply("", 401)
+
+    server.reply = reply
+    with pytest.raises(InputError, match="does not accept the key"):
+        ask_about(judge_of(server), about, concept_images, tmp_path)
 
 
 # -- a server in trouble --------------------------------------------------------------------------------------------
@@ -409,6 +434,25 @@ def test_a_wrong_set_up_is_said_at_once_with_advice_and_without_the_key(status, 
         judge_of(server).ask(question(tmp_path))
     assert said in str(refused.value) and KEY not in str(refused.value) and len(server.requests) == 1
     assert refused.value.__cause__ is None and refused.value.__suppress_context__
+
+
+def test_a_key_that_a_server_repeats_is_in_no_message_however_it_is_cut(server, tmp_path):
+    """Messages are cut after 300 characters: of a key that lies there, no beginning is left."""
+    for before in range(300 - len(KEY), 301):
+        server.reply = lambda number, request, before=before: Reply({"error": {"message": "x" * before + KEY}}, 400)
+        with pytest.raises(judging.Refused) as refused:
+            judge_of(server).ask(question(tmp_path))
+        assert KEY[:4] not in str(refused.value)
+    server.reply = lambda number, request: Reply(verdict(2, f"your key is {KEY}"))
+    assert judge_of(server).ask(question(tmp_path)) == verdict(2, "your key is ***")
+
+
+def test_a_key_for_this_machine_goes_through_no_proxy(server, tmp_path, monkeypatch):
+    with serving() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.address.removesuffix("/v1"))
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert judge_of(server).ask(question(tmp_path)) == verdict(3)
+        assert len(server.requests) == 1 and not proxy.requests
 
 
 @pytest.mark.parametrize("value", ["", "  ", "line\nbreak", "schlüssel"])

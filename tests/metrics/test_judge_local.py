@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_a_model_that_answers_as_it_is_asked_gives_scores(taught, tmp_path):
 def test_a_model_that_answers_anything_gives_no_score_and_a_reason(untrained, tmp_path, monkeypatch):
     found = judged(untrained, tmp_path, monkeypatch)
     assert not found.rows and [one["metric"] for one in found.absent] == ["judge_pf", "judge_cp"]
-    assert all("could not be read, 3 times" in one["reason"] for one in found.absent)
+    assert all("the judge's answer could not be read: " in one["reason"] for one in found.absent)
 
 
 def test_the_answer_is_the_models_own_most_probable_one(untrained, tmp_path, monkeypatch):
@@ -205,4 +206,13 @@ def test_a_model_without_a_chat_template_is_refused(untrained, tmp_path):
 
 def test_other_weights_under_the_same_name_are_another_judge(untrained, taught):
     one, other = (local_weights.weights_of(str(folder), None) for folder in (untrained, taught))
-    assert one != other and len(one) == len(other) == 64
+    assert one != other and len(one) == len(other) == 16
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "chat_template.jinja", "config.json"])
+def test_another_template_or_processor_is_another_judge(untrained, tmp_path, file):
+    folder = Path(shutil.copytree(untrained, tmp_path / "judge"))
+    before = local_weights.weights_of(str(folder), None)
+    path = folder / file
+    path.write_text((path.read_text() if path.exists() else "") + "\n")
+    assert local_weights.weights_of(str(folder), None) != before

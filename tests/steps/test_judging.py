@@ -160,7 +160,7 @@ def test_a_run_is_refused_before_it_begins_where_the_key_is_not_set(store: Store
     assert not steps.problems_of(asked, ["rex"], METHODS), "all is scored"
     shutil.rmtree(asked.scores("base_model", "rex"))
     (problem,) = steps.problems_of(asked, ["rex"], METHODS)
-    assert "the environment's variable JUDGE_KEY is not set" in str(problem)
+    assert "the environment's variable JUDGE_KEY, which judge.key_variable names, is not set" in str(problem)
     values = yaml.safe_load((store.root / "params.yaml").read_text())
     gone = tiny_workspace.write_params(store.root, values | {"judge": {"local": {"model": "/nowhere"}}})
     (problem,) = steps.problems_of(gone, ["rex"], METHODS)

@@ -205,13 +205,17 @@ def test_images_made_elsewhere_stand_beside_those_of_the_same_prompt(tmp_path):
     assert Key.model_validate_json(key.model_dump_json()) == key
     assert (key.made_elsewhere, key.left_out) == (["flux"], ["cup"])
     assert Counter(cell.text for cell in key.cells) == {"a photo of a dog": 2, "a dog on the beach": 3}
+    ours = [text.replace("{}", "dog") for text in small.TEMPLATES]
+    assert {(cell.text, cell.prompt_index) for cell in key.cells} == {(ours[0], 0), (ours[1], 1)}
+    theirs = design(store, Request(variants=["flux", "dreambooth"]))  # whose first prompt is the beach, the second lost
+    assert {(cell.text, cell.prompt_index) for cell in theirs.cells} == {("a dog on the beach", 0), (ours[0], 2)}
     for image, path in zip(key.images, image_paths(store, key), strict=True):
         cell = key.cells[image.cell]
         if image.variant == "flux":
             row = rows[int(path.stem)]
             assert (row["prompt"], row["seed"]) == (cell.text, cell.image_index)
         else:
-            prompt = [text.replace("{}", "dog") for text in small.TEMPLATES].index(cell.text)
+            prompt = ours.index(cell.text)
             assert path.name == f"{prompt:02d}_{cell.image_index:02d}.png"
     shown = embedded(page.render(store, key))
     largest = max(Image.open(io.BytesIO(base64.b64decode(one.split(",")[1]))).size for one in shown["images"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import os
 import random
 import threading
 import time
@@ -22,7 +21,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from personalize_core.errors import InputError, printable
-from personalize_core.metrics.judge.questions import Question, Refused
+from personalize_core.files.http import masked, open_exactly
+from personalize_core.metrics.judge.keys import key_of
+from personalize_core.metrics.judge.questions import Question, Refused, Stopped
 
 ATTEMPTS = 6  # of a question, while the server is busy or does not answer
 FIRST_WAIT, LONGEST_WAIT = 1.0, 120.0  # seconds before another attempt, twice as many after each
@@ -52,6 +53,7 @@ class ChatJudge:
     temperature: float | None
     at_once: int
     timeout: float  # seconds
+    tries: int = 3
     _stopped: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
 
     @property
@@ -90,7 +92,7 @@ class ChatJudge:
                 if attempt + 1 < ATTEMPTS:
                     wait = FIRST_WAIT * 2**attempt * random.uniform(1, 1.25) if busy.wait is None else busy.wait
                     if self._stopped.wait(min(LONGEST_WAIT, wait)):
-                        break
+                        raise Stopped from None
         raise InputError(
             f"the judge at {self.host} gave no answer in {ATTEMPTS} attempts: {said}. Answers so far are kept; run the "
             "same command again later, or lower judge.requests_at_once or raise judge.timeout in params.yaml"
@@ -112,18 +114,18 @@ class ChatJudge:
             Refused: it does not answer this question.
             InputError: it answers no question.
         """
-        headers, hidden = {"Content-Type": "application/json", "User-Agent": "personalize"}, self._key()
+        headers, hidden = {"Content-Type": "application/json", "User-Agent": "personalize"}, key_of(self.key_variable)
         if hidden:
             headers["Authorization"] = f"Bearer {hidden}"
 
         def told(error: object) -> str:
-            text = printable(" ".join(str(error).split()))[:300]
-            return text.replace(hidden, "***") if hidden else text
+            return printable(masked(" ".join(str(error).split()), [hidden or ""]))[:300]
 
         request = urllib.request.Request(f"{self.address.rstrip('/')}/chat/completions", content, headers)
         try:
-            with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as reply:
-                return _bounded(reply.read)
+            with open_exactly(request, self.timeout) as reply:
+                content = _bounded(reply.read)
+                return content.replace(hidden.encode(), b"***") if hidden else content  # a server may repeat it
         except urllib.error.HTTPError as error:
             with error:
                 raise self._problem(error.code, error.headers, told(_message_of(error))) from None
@@ -144,18 +146,6 @@ class ChatJudge:
         words = advice.format(key=key) or said
         return InputError(f"the judge at {self.host} answered HTTP {code}: {words}")
 
-    def _key(self) -> str | None:
-        if self.key_variable is None:
-            return None
-        key = os.environ.get(self.key_variable, "").strip()
-        if not key or not key.isascii() or not key.isprintable():
-            state = "is not set" if not key else "holds what cannot be a key"
-            raise InputError(
-                f"the environment's variable {self.key_variable}, which judge.key_variable names, {state} in this "
-                "process; set it where this command, `dvc repro` or Dagster is started"
-            )
-        return key
-
 
 class _Busy(Exception):
     """The server may answer later."""
@@ -164,13 +154,6 @@ class _Busy(Exception):
         super().__init__(said)
         self.said = said
         self.wait = wait  # seconds, where the server says them
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A question and a key go to the address that was configured, or nowhere."""
-
-    def redirect_request(self, *arguments: object, **named: object) -> None:
-        return None
 
 
 def _bounded(read: Callable[[int], bytes]) -> bytes:
@@ -188,7 +171,7 @@ def _text_of(reply: bytes) -> str:
         if isinstance(said, list):
             said = "".join(part["text"] for part in said if part.get("type") == "text")
         if not said and message.get("refusal"):
-            raise Refused(f"the judge refused it: {printable(str(message['refusal']))[:200]}")
+            raise Refused(f"the judge refused it: {printable(str(message['refusal']))[:200]}", by_model=True)
         return said if isinstance(said, str) else ""
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise _Busy("its reply is no chat completion; does judge.address end where /chat/completions begins?") from None

@@ -15,12 +15,11 @@ from personalize_core.files.stamps import sha256
 from personalize_core.metrics import tables
 from personalize_core.metrics.judge import rubric
 from personalize_core.metrics.judge.kept_answers import Answer, KeptAnswers
-from personalize_core.metrics.judge.questions import Judge, Question, Refused, Showing, ShownImage
+from personalize_core.metrics.judge.questions import Judge, Question, Refused, Showing, ShownImage, Stopped
 from personalize_core.metrics.references import ALONE, reference_sets, why_none_held_out
 from personalize_core.metrics.tables import HELD_OUT, TRAINED_ON
 
 CONCEPT_PRESERVATION, PROMPT_FOLLOWING = "judge_cp", "judge_pf"
-TRIES = 3  # of a question whose answer cannot be read
 MOST_REFUSED = 20  # questions, while none has been answered: then none will be
 Progress = Callable[[int, int], None]
 
@@ -67,7 +66,9 @@ def judge_images(
     sets = reference_sets(concept_images, held_out)
     if why := why_none_held_out(concept_images, held_out):
         found.absent.append(_absence(asking.judge, CONCEPT_PRESERVATION, None, why))
-    first = {kind: [(path, _shown(path, showing)) for path in some] for kind, some in sets.items()}
+    first = {
+        kind: [(path, _shown(path, showing)) for path in some[: showing.concept_images]] for kind, some in sets.items()
+    }
     tasks = []
     for row in about:
         text = str(row["prompt"]).replace("{}", concept.class_noun)
@@ -89,12 +90,13 @@ def judge_concept_images(
     held_out: as `scoring.score_references` takes them.
     """
     showing = asking.showing
-    if len(concept_images) < 2 and not held_out:
-        found.absent.append(_absence(asking.judge, CONCEPT_PRESERVATION, None, ALONE))
-        return
     sets = reference_sets(concept_images, held_out)
     if why := why_none_held_out(concept_images, held_out):
         found.absent.append(_absence(asking.judge, CONCEPT_PRESERVATION, None, why))
+    if len(concept_images) < 2 and not held_out:
+        names = [tables.compared(CONCEPT_PRESERVATION, False, kind == TRAINED_ON) for kind in sets]
+        found.absent += [_absence(asking.judge, name, None, ALONE) for name in names]
+        return
     real = {"concept": concept.name, "method": tables.CEILING, "variant": tables.CEILING}
     tasks = []
     for kind, references in sets.items():
@@ -141,8 +143,8 @@ def _collect(found: Table, tasks: Sequence[_Task], class_noun: str, asking: Aski
         for score in scores:
             numbers = [one.score for one in score.answers if isinstance(one, Answer) and one.score is not None]
             if len(numbers) < len(score.answers):  # a mean over fewer answers than were asked for is another score
-                why = filter(None, map(_why_absent, score.answers))
-                found.absent.append(_absence(judge, score.metric, task.row["image"], next(why)))
+                why = next(filter(None, (_why_absent(one, judge.tries) for one in score.answers)))
+                found.absent.append(_absence(judge, score.metric, task.row["image"], why))
                 continue
             measured = {
                 "metric": score.metric,
@@ -169,8 +171,11 @@ def _in_threads(
             return ()  # of a task after the one whose error is raised
         try:
             return _scores(task, class_noun, asking, enough)
+        except Stopped:
+            return ()  # because of the error of another task
         except BaseException:
             failed.set()
+            asking.judge.stop()
             raise
 
     pool = ThreadPoolExecutor(max(1, min(asking.judge.at_once, len(tasks))), "judge")
@@ -207,11 +212,11 @@ def _answer(question: Question, asking: Asking, enough: _Refusals) -> Answer | R
         return kept
     unreadable: list[str] = []
     why = ""
-    for _ in range(TRIES):
+    for _ in range(asking.judge.tries):
         try:
             said = asking.judge.ask(question)
         except Refused as refused:
-            enough.refused(refused)
+            enough.answered() if refused.by_model else enough.refused(refused)
             return refused
         enough.answered()
         try:
@@ -253,11 +258,12 @@ class _Refusals:
             )
 
 
-def _why_absent(one: Answer | Refused) -> str:
+def _why_absent(one: Answer | Refused, tries: int) -> str:
     """Why an answer is no score; empty if it is one."""
     if isinstance(one, Refused):
         return str(one)
-    return "" if one.score is not None else f"the judge's answer could not be read, {TRIES} times: {one.reason}"
+    often = f", {tries} times" if tries > 1 else ""
+    return "" if one.score is not None else f"the judge's answer could not be read{often}: {one.reason}"
 
 
 def _absence(judge: Judge, metric: str, image: str | None, reason: str) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from PIL import Image
 
 from personalize_core.errors import InputError
 from personalize_core.files.outside import is_folder
-from personalize_core.metrics.judge.local_weights import files_in, weights_of
+from personalize_core.metrics.judge.local_weights import FILES, files_in, weights_of
 from personalize_core.metrics.judge.questions import Question
 from personalize_core.metrics.weights import readable
 
-FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 MOST_TOKENS = 512  # of an answer
 
 
@@ -32,6 +31,7 @@ class LocalJudge:
     model: Any
     device: str
     at_once: int = 1
+    tries: int = 1  # each answer would be the same
 
     @property
     def answers_depend_on(self) -> Mapping[str, Any]:

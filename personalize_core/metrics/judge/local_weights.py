@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
 from personalize_core.errors import InputError
 from personalize_core.files.outside import is_folder, refuse_pickles_in
-from personalize_core.files.stamps import sha256
+from personalize_core.files.stamps import folder_hash
+
+FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # what a model and its processor are read from
 
 
 def weights_of(model: str, revision: str | None) -> str:
-    """Identifies the weights: the hash of local files, the commit of those on the hub.
+    """Identifies the model: the hash of its local files, processor and template among them; the commit on the hub.
 
     Raises:
         InputError: `model` is no folder with weights, and no OWNER/NAME with a revision.
@@ -24,7 +24,8 @@ def weights_of(model: str, revision: str | None) -> str:
                 "Hugging Face Hub and its commit as judge.local.revision"
             )
         return f"{model}@{revision}"
-    return _hash_of(files_in(Path(model)))
+    files_in(Path(model))
+    return folder_hash(Path(model), FILES)
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -37,9 +38,3 @@ def files_in(folder: Path) -> list[Path]:
         return found
     refuse_pickles_in(folder)
     raise InputError(f"{folder} holds no safetensors file; save the model there with transformers' save_pretrained")
-
-
-def _hash_of(paths: Sequence[Path]) -> str:
-    """The sha256 of the file, or of all files' hashes in their order."""
-    hashes = [sha256(path) for path in paths]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()

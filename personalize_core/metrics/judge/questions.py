@@ -18,6 +18,14 @@ from personalize_core.metrics.judge import rubric
 class Refused(Exception):
     """The judge does not answer this question, and may answer others; says why."""
 
+    def __init__(self, why: str, by_model: bool = False) -> None:
+        super().__init__(why)
+        self.by_model = by_model  # the model's own words, so the judge is set up well
+
+
+class Stopped(Exception):
+    """The judge was stopped while it waited to ask again."""
+
 
 @dataclass(frozen=True)
 class ShownImage:
@@ -92,6 +100,11 @@ class Judge(Protocol):
     @property
     def answers_depend_on(self) -> Mapping[str, Any]:
         """All that its answers depend on, but for the question."""
+        ...
+
+    @property
+    def tries(self) -> int:
+        """How often a question is asked whose answer cannot be read; 1 where each answer would be the same."""
         ...
 
     @property
