@@ -1,10 +1,13 @@
 """Which results: those of params.yaml, of a protocol, of another training. Each has assets of its own.
 
-An asset's key is where its result lies in data/: `image_grid`, `under/mini/image_grid`, `repeats/1/artifact`.
+An asset's key is where its result lies in data/: `image_grid`, `under/mini/image_grid`, `repeats/1/artifact`. Dagster
+allows letters, digits and `_` alone, so other names of protocols change: `v1.5` gives `under/v1_5_23a9684d/metrics`.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +27,7 @@ class Experiment:
     @property
     def prefix(self) -> tuple[str, ...]:
         repeat = ("repeats", str(self.repeat)) if self.repeat else ()
-        return (*repeat, "under", self.protocol) if self.protocol else repeat
+        return (*repeat, "under", _allowed(self.protocol)) if self.protocol else repeat
 
     def group(self, usual: str) -> str:
         """The group of an asset: one for all of an experiment, so that the graph can fold it away."""
@@ -32,7 +35,7 @@ class Experiment:
 
     def named(self, name: str) -> str:
         """A name for a job or a group of this experiment."""
-        return "_".join(part for part in (name, *self.prefix) if part).replace("-", "_")
+        return "_".join(part for part in (name, *self.prefix) if part)
 
     def key(self, name: str) -> dg.AssetKey:
         return dg.AssetKey([*self.prefix, name])
@@ -40,6 +43,12 @@ class Experiment:
     def store(self, workspace: Workspace) -> Store:
         store = workspace.store()
         return Store(store.root, self.protocol, self.repeat)
+
+
+def _allowed(name: str) -> str:
+    """The name with characters that Dagster allows; a part of its hash keeps `a-b` and `a_b` apart."""
+    replaced = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return name if replaced == name else f"{replaced}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 USUAL = Experiment()

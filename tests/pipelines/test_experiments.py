@@ -76,6 +76,23 @@ def version(instance: dg.DagsterInstance, key: dg.AssetKey) -> str:
     return (record.asset_materialization.tags or {})["dagster/data_version"]
 
 
+def test_any_name_of_a_protocol_gives_assets_and_jobs_of_its_own(root):
+    """Dagster refuses other characters than letters, digits and _, and two assets whose names differ in these alone."""
+    names = ["v1.5", "a-b", "a_b", "a b", "größe"]
+    for name in names:
+        (root / "data" / "protocols" / f"{name}.yaml").touch()
+    choose(root, protocols=names)
+    apart = assets.apart(root)
+    assert sorted(each.experiment.protocol or "" for each in apart) == sorted(names)
+    defs = dg.Definitions(
+        assets=[*assets.ALL, *(asset for each in apart for asset in each.assets)],
+        jobs=[job for each in apart for job in jobs.apart(each)],
+        resources={"workspace": Workspace(root=str(root))},
+    )
+    dg.Definitions.validate_loadable(defs)
+    assert Experiment("a_b").key("metrics") == dg.AssetKey(["under", "a_b", "metrics"])
+
+
 def test_experiments_are_what_params_names_and_what_has_results(root):
     assert experiments(root) == []
     choose(root, protocols=["slow"], repeats=1)
