@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +14,12 @@ from personalize_core.files.atomic import MANIFEST, changed_files
 from personalize_core.files.stamps import stamp_of
 from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES
 from personalize_core.steps.events import Report
-from personalize_core.steps.planning import SAMPLE, SCORE, TRAIN, Cell
+from personalize_core.steps.planning import SAMPLE, SCORE, TRAIN, Cell, methods_with_a_recipe
 from personalize_core.steps.training import trained_report
 from personalize_core.workspace.dependencies import is_scored_as_now
 from personalize_core.workspace.external_columns import registered
-from personalize_core.workspace.lineage.records import folded, manifest_of
+from personalize_core.workspace.lineage.records import DAMAGED, EDITED, folded, is_genuine, manifest_of
+from personalize_core.workspace.recipes import asking_for_class_images, preprocessings
 from personalize_core.workspace.store import FIGURES, PAGE, REFERENCES, SCORES, Store
 
 LATENTS, CLASS_IMAGES, ARTIFACT, GRID = "latents", "class_images", "artifact", "image_grid"
@@ -68,10 +69,13 @@ def found_report(store: Store, place: Place) -> Report:
         InputError: a manifest is missing or damaged, or a file is not as it was made.
     """
     folders = _folders(store, place)
+    if not folders:
+        raise InputError(f"{place.name}: {DAMAGED}")
     manifests = [_whole(folder) for folder in folders]
     stamp, folder = str(manifests[0]["stamp"]), folders[0]
     if place.kind in (LATENTS, CLASS_IMAGES):
-        return Report(_in_common(manifests[0]["made_from"]), True, 0.0, folder.parent)
+        common = [_in_common(*each) for each in zip(folders, manifests, strict=True)]
+        return Report(common[0], True, 0.0, folder.parent)
     if place.kind == ARTIFACT:
         report = trained_report(stamp, True, 0.0, folder)
         return Report(stamp, True, 0.0, folder, report.metrics, report.images)
@@ -88,9 +92,12 @@ def found_report(store: Store, place: Place) -> Report:
 
 
 def seconds_since(store: Store, place: Place) -> float:
-    """How long its manifests have been there, for whoever waits for the files beside them."""
-    changed = [os.stat(folder / MANIFEST).st_ctime for folder in _folders(store, place)]
-    return time.time() - max(changed)
+    """How long its manifests have been there, for whoever waits for the files beside them; 0 where one is gone."""
+    try:
+        changed = [os.stat(folder / MANIFEST).st_ctime for folder in _folders(store, place)]
+    except FileNotFoundError:
+        return 0.0
+    return time.time() - max(changed) if changed else 0.0
 
 
 def bytes_of(store: Store, place: Place) -> int:
@@ -140,15 +147,22 @@ def why_out_of_date(store: Store, place: Place, plan: Sequence[Cell]) -> str | N
 def _whole(folder: Path) -> dict:
     manifest = manifest_of(folder)
     if not manifest:
-        raise InputError(f"{folder}: its manifest is missing or damaged")
+        raise InputError(f"{folder}: {DAMAGED}")
+    if not all("bytes" in entry for entry in manifest["files"].values()):
+        raise InputError(f"{folder}: {DAMAGED}")
     if changed := changed_files(folder, manifest["files"]):
         raise InputError(f"{folder}: {changed[0]} changed since this was made, or is gone")
     return manifest
 
 
-def _in_common(made_from: dict) -> str:
+def _in_common(folder: Path, manifest: dict) -> str:
     """The stamp of what moments have in common, however their images are prepared (workspace/dependencies.py)."""
-    return str(stamp_of({key: folded(value) for key, value in made_from.items() if key != "preprocessing"}))
+    if "made_from" not in manifest:
+        raise InputError(f"{folder}: {DAMAGED}")
+    if not is_genuine(manifest):
+        raise InputError(f"{folder}: {EDITED}")
+    common = {key: folded(value) for key, value in manifest["made_from"].items() if key != "preprocessing"}
+    return str(stamp_of(common))
 
 
 def _folders(store: Store, place: Place) -> list[Path]:
@@ -157,10 +171,12 @@ def _folders(store: Store, place: Place) -> list[Path]:
     if place.kind == EXTERNAL_METRICS:
         return [store.scores(method, concept), store.grid(method, concept)]
     if place.kind == LATENTS:
-        return [path.parent for path in sorted(store.latents(concept).glob(f"*/{MANIFEST}"))]
+        return _prepared(store.latents(concept), preprocessings(store, methods_with_a_recipe(store)))
     if place.kind == CLASS_IMAGES:
         folder = store.class_latents(store.concept(concept).class_noun, "")
-        return [path.parent for path in sorted(folder.glob(f"*/{MANIFEST}"))]
+        asking = asking_for_class_images(store, methods_with_a_recipe(store))
+        keys = [recipe.of_class_images.key for recipe in preprocessings(store, asking).values()]
+        return _prepared(folder, keys)
     single = {
         ARTIFACT: lambda: store.artifact(method, concept),
         GRID: lambda: store.grid(method, concept),
@@ -170,6 +186,12 @@ def _folders(store: Store, place: Place) -> list[Path]:
         REPORT: store.report,
     }
     return [single[place.kind]()]
+
+
+def _prepared(top: Path, keys: Collection[str]) -> list[Path]:
+    """The folders of moments that methods of params.yaml use; where there are none of them, what others have left."""
+    there = [path.parent for path in sorted(top.glob(f"*/{MANIFEST}"))]
+    return [folder for folder in there if folder.name in keys] or there
 
 
 def _word(*manifests: Path | str) -> str | None:

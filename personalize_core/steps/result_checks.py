@@ -20,7 +20,7 @@ from personalize_core.sampling.grid import images_in, read_grid
 from personalize_core.steps.latents import MOMENTS
 from personalize_core.steps.training import PROOF, imported
 from personalize_core.workspace.lineage.records import file_problems, manifest_of
-from personalize_core.workspace.recipes import images_trained_on, load_base, preprocessing_of, split_of
+from personalize_core.workspace.recipes import images_trained_on, load_base, preprocessings, split_of
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def concept_images(store: Store, concept: str) -> list[Gate]:
 
 def latents(store: Store, concept: str) -> list[Gate]:
     """Are all latents finite, and do they decode to their concept images? Looked at once for the same latents."""
-    recipes = {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in store.params.method_names)}
+    recipes = preprocessings(store, store.params.method_names)
     stamps = {key: manifest_of(store.latents(concept, key)).get("stamp") for key in recipes}
     hashes = {
         key: sha256(store.latents(concept, key) / MOMENTS) for key in recipes

@@ -185,6 +185,11 @@ def preprocessing_of(store: Store, method: str) -> Preprocessing:
     return store.params.config(method).preprocessing
 
 
+def preprocessings(store: Store, methods: Sequence[str]) -> dict[str, Preprocessing]:
+    """Each way in which these methods have concept images prepared, by its key: the name of the folder of latents."""
+    return {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in methods)}
+
+
 @memoized
 def variants_of(store: Store, method: str) -> dict[str, Variant]:
     """As `Params.sampling_variants`, which looks at the options of every method each time."""
