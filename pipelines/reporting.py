@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 
@@ -29,6 +29,14 @@ UNKNOWN = "other than now"  # the version of a setting that a result was made wi
 NEVER = -1  # the number of an event before all others
 
 
+class Setting(NamedTuple):
+    """Of a result: the asset, its partition, and its version today; None where what it is made of is damaged."""
+
+    key: dg.AssetKey
+    method: str | None
+    version: str | None
+
+
 @dataclass(frozen=True)
 class Found:
     """A result that has been read, and is about to be reported."""
@@ -38,6 +46,7 @@ class Found:
     word: str
     event: dg.AssetMaterialization
     evaluations: list[dg.AssetCheckEvaluation]
+    setting: Setting | None  # what it is made with
     current: bool  # of what `personalize plan` looks at; others count as current
 
     @property
@@ -61,6 +70,7 @@ def results(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.Sen
     That costs time and changes nothing: what Dagster's history says already is not reported a second time.
     """
     from personalize_core.files.atomic import read_record, write_json
+    from personalize_core.files.snapshot import snapshot
 
     store = workspace.store()
     cursor = context.cursor or uuid.uuid4().hex[:12]
@@ -77,8 +87,9 @@ def results(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.Sen
             there[name] = word
             if seen.get(name) != word:
                 changed.append((experiment, place, word))
-    found, damaged, left = _read(context, workspace, changed)
-    _report(context, workspace, found)
+    with snapshot():  # of what results are made with
+        found, damaged, left = _read(context, workspace, changed)
+    _report(context.instance, found)
     noted = {name: word for name, word in seen.items() if there.get(name) == word}
     handled = {_name(*each[:2]) for each in changed} - left
     noted |= {name: there[name] for name in handled}
@@ -158,8 +169,7 @@ def made(
         "seconds": dg.MetadataValue.float(round(report.seconds, 2)),
         "skipped": dg.MetadataValue.bool(report.skipped),
     }
-    tags = {**(found.event.tags or {}), **_dimensions(place), **dict(_inputs(instance, workspace, found))}
-    yield found.event._replace(description=None, metadata=about, tags=tags)
+    yield found.event._replace(description=None, metadata=about, tags=_tags(instance, found))
     record = _last(instance, found.event.asset_key, found.event.partition)
     yield from (verdicts.aimed(evaluation, record) for evaluation in found.evaluations if record)
 
@@ -178,6 +188,7 @@ def _told(
     concept, column, key = place.concept or "", place.column, experiment.key(place.kind)
     small = thorough or steps.bytes_of(store, place) <= LARGE
     why = steps.why_out_of_date(store, place, cells) if column else None
+    setting = _setting(store, experiment, place, current=not why)
     more = outcomes.shown(store, place.kind, report, concept, column, hashed=small)
     if place.kind in ("comparison", "report"):
         report = metadata.of_overview(report)
@@ -197,27 +208,20 @@ def _told(
         },
     )
     gates = outcomes.gates(store, place.kind, concept, column) if small and place.kind != "latents" else []
-    return Found(experiment, place, word, event, checks.evaluations(key, _partition(place), gates), not why)
+    return Found(experiment, place, word, event, checks.evaluations(key, _partition(place), gates), setting, not why)
 
 
-def _report(context: dg.SensorEvaluationContext, workspace: Workspace, found: Sequence[Found]) -> None:
+def _report(instance: dg.DagsterInstance, found: Sequence[Found]) -> None:
     """Inputs first, in quick succession: whoever watches for changed scores sees the comparison of them as well."""
-    from personalize_core.files.snapshot import snapshot
-
-    instance = context.instance
     evaluations: list[dg.AssetCheckEvaluation] = []
     order = {kind: place for place, kind in enumerate(_KINDS)}
-    with snapshot():
+    try:
         for each in sorted(found, key=lambda one: order[one.place.kind]):
-            tags = {
-                "dagster/code_version": "unknown",
-                **_dimensions(each.place),
-                **dict(_inputs(instance, workspace, each)),
-            }
-            instance.report_runless_asset_event(each.event._replace(tags={**(each.event.tags or {}), **tags}))
+            instance.report_runless_asset_event(each.event._replace(tags=_tags(instance, each)))
             record = _last(instance, each.event.asset_key, each.event.partition)
             evaluations += [verdicts.aimed(evaluation, record) for evaluation in each.evaluations if record]
-    verdicts.report(instance, evaluations, results.name)
+    finally:  # a result that the history holds is not reported again, nor are its verdicts
+        verdicts.report(instance, evaluations, results.name)
 
 
 _KINDS = (
@@ -226,27 +230,49 @@ _KINDS = (
 )  # fmt: skip
 
 
-def _inputs(instance: dg.DagsterInstance, workspace: Workspace, found: Found) -> Iterator[tuple[str, str]]:
+def _tags(instance: dg.DagsterInstance, found: Found) -> dict[str, str]:
+    """Those of the materialization, as of one that a run has made."""
+    return {**(found.event.tags or {}), **_dimensions(found.place), **dict(_inputs(instance, found))}
+
+
+def _setting(store: "Store", experiment: Experiment, place: "Place", current: bool) -> Setting | None:
+    """The setting that a result depends on, if it depends on one.
+
+    Raises:
+        InputError: params.yaml or the protocol is damaged, and the result counts as current.
+    """
+    from personalize_core import steps
+    from personalize_core.errors import InputError
+
+    made_by, method = settings.of(experiment), place.method or ""
+    scoring = made_by.encoders.key, None, lambda: steps.scoring_stamp(store)
+    depends = {
+        "artifact": (made_by.recipe.key, method, lambda: steps.recipe_stamp(store, method)),
+        "image_grid": (made_by.sampling.key, method, lambda: steps.sampling_stamp(store, method)),
+        "metrics": scoring,
+        "external_metrics": scoring,
+    }.get(place.kind)
+    if depends is None:
+        return None
+    key, whose, version = depends
+    try:
+        return Setting(key, whose, version())
+    except InputError:
+        if current:
+            raise
+        return Setting(key, whose, None)
+
+
+def _inputs(instance: dg.DagsterInstance, found: Found) -> Iterator[tuple[str, str]]:
     """What the result depends on, as a run would have noted it: the last versions that have been reported.
 
     A result that is out of date has been made with other settings than today's, and is marked as such.
     """
-    from personalize_core import steps
-
-    kind, method, store = found.place.kind, found.place.method, found.experiment.store(workspace)
-    made_by = settings.of(found.experiment)
-    scoring = made_by.encoders.key, None, lambda: steps.scoring_stamp(store)
-    setting = {
-        "artifact": (made_by.recipe.key, method, lambda: steps.recipe_stamp(store, method or "")),
-        "image_grid": (made_by.sampling.key, method, lambda: steps.sampling_stamp(store, method or "")),
-        "metrics": scoring,
-        "external_metrics": scoring,
-    }.get(kind)
-    if setting:
-        key, whose, version = setting
-        today = settings.depends_on(instance, key, whose, version())
+    if found.setting:
+        key, method, version = found.setting
+        today = settings.depends_on(instance, key, method, version) if version else {}
         yield from (today if found.current else settings.input_tags(key, UNKNOWN, NEVER)).items()
-    for key in _upstream(found.experiment, kind):
+    for key in _upstream(found.experiment, found.place.kind):
         images = key == assets.concept_images.key  # Dagster reads what is not its own from observations
         records = (instance.fetch_observations if images else instance.fetch_materializations)(key, limit=1).records
         event = records[0].asset_observation or records[0].asset_materialization if records else None

@@ -86,10 +86,13 @@ def usable(instance: dg.DagsterInstance, store: Store) -> list[str]:
 
 
 def under_way(instance: dg.DagsterInstance, partitions: Sequence[str] | None = None) -> set[str]:
-    """The partitions of all runs that wait or run, or those among a few: of a thousand, all take a while."""
+    """The partitions of all runs that wait or run, or those among a few: of a thousand, all take a while.
+
+    A run without a partition counts as "".
+    """
     tags = {"dagster/partition": [*partitions]} if partitions else None
     unfinished = instance.get_runs(dg.RunsFilter(statuses=[*_UNFINISHED], tags=tags))
-    return {key for run in unfinished if (key := run.tags.get("dagster/partition"))}
+    return {run.tags.get("dagster/partition", "") for run in unfinished}
 
 
 def is_under_way(instance: dg.DagsterInstance, job: str) -> bool:

@@ -98,13 +98,18 @@ USUAL = of(THE_USUAL)
 )
 @or_skipped
 def settings(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
+    from personalize_core.errors import InputError
     from personalize_core.files.snapshot import snapshot
 
     protocols = [each for each in experiments(Path(workspace.root).resolve()) if not each.repeat]
     now: dict[tuple[dg.AssetKey, str | None], str] = {}
     with snapshot():
-        for experiment in [THE_USUAL, *protocols]:
-            now |= of(experiment).versions(experiment.store(workspace))
+        now |= USUAL.versions(workspace.store())
+        for experiment in protocols:
+            try:
+                now |= of(experiment).versions(experiment.store(workspace))
+            except InputError as error:  # a protocol that is damaged hides no change of the others
+                context.log.warning(str(error))
     changed = [
         event
         for (key, method), version in now.items()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +18,11 @@ from dagster._core.definitions.data_version import CachingStaleStatusResolver, S
 from dagster._core.loader import LoadingContextForTest
 
 from personalize_core import steps
+from personalize_core.errors import InputError
+from personalize_core.files.atomic import MANIFEST
+from personalize_core.files.stamps import stamp_of
 from personalize_core.workspace.external_columns import ExternalColumn
+from personalize_core.workspace.lineage.records import DAMAGED, EDITED, folded
 from personalize_core.workspace.store import Store
 from pipelines import assets, external, reporting, settings
 from pipelines.definitions import defs
@@ -253,6 +258,113 @@ def test_a_damaged_result_is_named_and_not_shown_until_it_is_whole(instance, sto
     assert instance.get_materialized_partitions(USUAL.key("image_grid")) == {"rex|base_model"}
     path.write_bytes(content)  # as DVC writes one file after another
     assert watch.tick() == "1 results are reported"
+
+
+def edit(folder: Path, change: Callable[[dict], object]) -> None:
+    path = folder / MANIFEST
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def without_bytes(manifest: dict) -> None:
+    for entry in manifest["files"].values():
+        del entry["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda manifest: manifest.pop("made_from"), DAMAGED),
+        (lambda manifest: manifest["made_from"].update(concept="another"), EDITED),
+        (without_bytes, DAMAGED),
+    ],
+    ids=["what it is made from is gone", "what it is made from is edited", "the sizes of its files are gone"],
+)
+def test_a_damaged_manifest_is_named_and_stops_no_other_result(instance, store, watch, change, said):
+    edit(next(path.parent for path in store.latents("rex").glob(f"*/{MANIFEST}")), change)
+    with pytest.raises(InputError, match=said):
+        steps.found_report(store, steps.Place("latents", "rex"))
+    assert watch.tick() == "9 results are reported; 1 wait"
+    assert not instance.get_materialized_partitions(USUAL.key("latents"))
+
+
+def test_a_result_whose_folder_is_gone_since_it_was_listed_stops_no_other(instance, store, watch, monkeypatch):
+    """As where a person removes data/latents during a tick."""
+    listed = steps.results_there(store, ["rex"])
+    monkeypatch.setattr(steps, "results_there", lambda *what: listed)
+    shutil.rmtree(store.latents("rex"))
+    assert watch.tick() == "9 results are reported; 1 wait"
+
+
+def test_latents_are_reported_as_todays_methods_use_them(instance, store):
+    """And not with the stamp of those that a method of an earlier params.yaml has left."""
+    place = steps.Place("latents", "rex")
+    expected = steps.encode_images(store, "rex").stamp
+    folder = next(path.parent for path in store.latents("rex").glob(f"*/{MANIFEST}"))
+    left = folder.with_name("0_left_over")  # the first in alphabetical order
+    shutil.copytree(folder, left)
+
+    def other(manifest: dict) -> None:
+        manifest["made_from"]["concept"] = "another"
+        manifest["stamp"] = str(stamp_of(folded(manifest["made_from"])))
+
+    edit(left, other)
+    assert steps.found_report(store, place).stamp == expected
+
+
+def test_verdicts_are_told_where_a_later_result_cannot_be_reported(instance, store, watch, monkeypatch):
+    inputs = reporting._inputs
+
+    def failing(instance: dg.DagsterInstance, found: reporting.Found) -> Iterator[tuple[str, str]]:
+        if found.place.kind == "report":
+            raise OSError("no space left on device")
+        return inputs(instance, found)
+
+    monkeypatch.setattr(reporting, "_inputs", failing)
+    with pytest.raises(OSError):
+        watch.tick()
+    assert verdicts(instance, "image_grid", "grid_complete") == dict.fromkeys(CELLS, "SUCCEEDED")
+
+
+def test_a_setting_that_cannot_be_read_holds_up_its_own_results_only(instance, store, watch, monkeypatch):
+    def damaged(store: Store, method: str) -> str:
+        raise InputError("the prompts are damaged")
+
+    monkeypatch.setattr(steps, "sampling_stamp", damaged)
+    assert watch.tick() == "8 results are reported; 2 wait"
+    assert instance.get_materialized_partitions(USUAL.key("metrics")) == CELLS
+    assert not instance.get_materialized_partitions(USUAL.key("image_grid"))
+
+
+def test_a_result_that_is_out_of_date_is_shown_where_its_setting_cannot_be_read(instance, store, watch, monkeypatch):
+    def damaged(store: Store, method: str) -> str:
+        raise InputError("the prompts are damaged")
+
+    monkeypatch.setattr(steps, "sampling_stamp", damaged)
+    monkeypatch.setattr(steps, "why_out_of_date", lambda store, place, cells: "it is sampled otherwise now")
+    assert watch.tick() == "10 results are reported"
+    tags = last(instance, USUAL.key("image_grid"), PAIR).tags or {}
+    assert tags["dagster/input_data_version/sampling"] == reporting.UNKNOWN
+
+
+def test_a_run_that_compares_is_left_to_report_the_comparison(instance, store, watch):
+    """It has no partition."""
+    run = instance.create_run_for_job(defs.resolve_job_def("compare"), status=dg.DagsterRunStatus.STARTED)
+    assert watch.tick() == "8 results are reported; 2 wait"
+    instance.delete_run(run.run_id)
+    assert watch.tick() == "2 results are reported"
+
+
+def test_a_damaged_protocol_hides_no_change_of_the_others(instance, store):
+    (store.data / "protocols").mkdir()
+    (store.data / "protocols" / "broken.yaml").write_text("title: [")
+    with (store.root / "params.yaml").open("a") as params:
+        params.write("automation: {protocols: [broken]}\n")
+    with dg.build_sensor_context(instance=instance) as context:
+        result = settings.settings(context, workspace=Workspace(root=str(store.root)))
+    assert isinstance(result, dg.SensorResult)
+    assert {event.asset_key for event in result.asset_events} == {each.key for each in settings.USUAL.all}
 
 
 def test_time_that_is_up_leaves_the_rest_to_the_next_tick(instance, store, watch, monkeypatch):
