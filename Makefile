@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test ui repro docs lint install clean-state help
+.PHONY: demo test test-card ui repro docs lint install clean-state help
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -20,6 +20,11 @@ demo: $(INSTALLED)  ## train three methods on two concepts, sample, score, compa
 # tests/every_method has one file per property.
 test: $(INSTALLED)  ## run all tests
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# A session of its own, since the guard of the pretended card must be loaded before torch. Tests that share a training
+# or a measurement stay in one process.
+test-card: $(INSTALLED)  ## run all methods on a pretended graphics card
+	PYTEST_PLUGINS=tests.card.guard $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup tests/card
 
 ui: $(INSTALLED)  ## start the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/python -m pipelines ui

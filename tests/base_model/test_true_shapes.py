@@ -6,73 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods import method_class
 from personalize_core.methods.interface import count
-from tests.conftest import tiny_tokenizer
-
-# The config.json of the published repositories, as far as it differs from the libraries' defaults.
-UNET: dict[str, dict[str, Any]] = {
-    "sd-1.4": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd-2.1": {
-        "sample_size": 96,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": (5, 10, 20, 20),
-        "use_linear_projection": True,
-    },
-}
-TEXT: dict[str, dict[str, Any]] = {
-    "sd-1.4": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "hidden_act": "quick_gelu",
-    },
-    "sd-2.1": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 23,
-        "num_attention_heads": 16,
-        "hidden_act": "gelu",
-    },
-}
-VAE: dict[str, Any] = {
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-}
-PREDICTION: dict[str, Any] = {"sd-1.4": "epsilon", "sd-2.1": "v_prediction"}
+from tests.true_shapes import PREDICTION, true_parts
 
 
-@pytest.fixture(params=list(UNET), scope="module")
+@pytest.fixture(params=["sd-1.4", "sd-2.1"], scope="module")
 def name(request) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
 def full(name) -> BaseModel:
-    kinds: Any = {"text": CLIPTextModel, "vae": AutoencoderKL, "unet": UNet2DConditionModel}
-    with torch.device("meta"):
-        text_encoder = kinds["text"](CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, **TEXT[name]))
-        vae, unet = kinds["vae"](**VAE), kinds["unet"](**UNET[name])
-    return BaseModel(
-        name=name,
-        revision="none",
-        weights_hash="none",
-        tokenizer=tiny_tokenizer(),
-        text_encoder=text_encoder,
-        vae=vae,
-        unet=unet,
-        scheduler=DDPMScheduler(prediction_type=PREDICTION[name]),
-        device="meta",
-    )
+    return BaseModel(name=name, revision="none", weights_hash="none", **true_parts(name), device="meta")
 
 
 def learned(full: BaseModel, method: str, **chosen) -> int:
