@@ -100,7 +100,7 @@ def summed_up(instance: dg.DagsterInstance, store: "Store", when: datetime) -> t
     """
     from personalize_core import steps
     from personalize_core.workspace import arrival
-    from pipelines.requests import under_way, usable
+    from pipelines.requests import unfinished, usable
 
     since = (when.astimezone(UTC) - SINCE).timestamp()
     trained = [_label(record) for record in _made(instance, "artifact", since)]
@@ -109,9 +109,9 @@ def summed_up(instance: dg.DagsterInstance, store: "Store", when: datetime) -> t
         for change, sentence in _changes(instance, store, record):
             (better if change > 0 else worse).append(sentence)
     asked = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=datetime.fromtimestamp(since, UTC))
-    runs = [record.dagster_run for record in instance.get_run_records(asked)]
-    failed = [f"{run.job_name}{messages.about(*_cell(run.tags))}" for run in runs]
-    busy = under_way(instance)
+    failed = [_of_run(record.dagster_run) for record in instance.get_run_records(asked)]
+    runs = unfinished(instance)
+    busy = {run.tags.get("dagster/partition") for run in runs}
     waiting = [
         f"{cell.method} on {cell.concept}: {cell.why}"
         for cell in steps.plan(store, usable(instance, store))
@@ -123,7 +123,7 @@ def summed_up(instance: dg.DagsterInstance, store: "Store", when: datetime) -> t
         ("Better beyond noise", better),
         ("Worse beyond noise", worse),
         ("Failed", failed),
-        ("Under way", sorted(busy)),
+        ("Under way", sorted(map(_of_run, runs))),
         ("Waiting", waiting),
         ("Refused", refusals),
     ]
@@ -186,6 +186,11 @@ def _label(record: dg.EventLogRecord) -> str:
 def _part(name: str, lines: list[str]) -> str:
     more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
     return "\n".join([f"{name} ({len(lines)}):", *(f"- {line}" for line in [*lines[:MOST_LINES], *more])])
+
+
+def _of_run(run: dg.DagsterRun) -> str:
+    """What a run does, and on what."""
+    return f"{run.job_name}{messages.about(*_cell(run.tags))}"
 
 
 def _cell(tags: Any) -> tuple[str | None, str | None]:

@@ -85,14 +85,15 @@ def usable(instance: dg.DagsterInstance, store: Store) -> list[str]:
     return [name for name in known if name in found and not found[name].problem]
 
 
-def under_way(instance: dg.DagsterInstance, partitions: Sequence[str] | None = None) -> set[str]:
-    """The partitions of all runs that wait or run, or those among a few: of a thousand, all take a while.
-
-    A run without a partition counts as "".
-    """
+def unfinished(instance: dg.DagsterInstance, partitions: Sequence[str] | None = None) -> Sequence[dg.DagsterRun]:
+    """All runs that wait or run, or those of a few partitions: of a thousand, all take a while."""
     tags = {"dagster/partition": [*partitions]} if partitions else None
-    unfinished = instance.get_runs(dg.RunsFilter(statuses=[*_UNFINISHED], tags=tags))
-    return {run.tags.get("dagster/partition", "") for run in unfinished}
+    return instance.get_runs(dg.RunsFilter(statuses=[*_UNFINISHED], tags=tags))
+
+
+def under_way(instance: dg.DagsterInstance, partitions: Sequence[str] | None = None) -> set[str]:
+    """The partitions of these runs; a run without a partition counts as ""."""
+    return {run.tags.get("dagster/partition", "") for run in unfinished(instance, partitions)}
 
 
 def is_under_way(instance: dg.DagsterInstance, job: str) -> bool:

@@ -369,6 +369,15 @@ def test_a_digest_tells_what_was_trained_and_what_moved_beyond_noise(
     ]  # fmt: skip
 
 
+def test_a_digest_names_what_is_under_way_with_or_without_a_partition(store, instance, monkeypatch):
+    monkeypatch.setattr(steps, "plan", lambda *arguments: [])
+    for job, tags in (("compare", {}), ("learn", {"dagster/partition": "dog7|core"})):
+        definition, status = defs.resolve_job_def(job), dg.DagsterRunStatus.STARTED
+        instance.create_run_for_job(definition, status=status, tags=tags)
+    _, text = notifications.summed_up(instance, store, datetime.now().astimezone())
+    assert text.splitlines() == ["Under way (2):", "- compare", "- learn of core on dog7"]
+
+
 def test_a_digest_is_written_once_a_day_and_not_on_the_first(store, hook, instance, monkeypatch):
     monkeypatch.setattr(steps, "plan", lambda *arguments: [])
     _, cursor = tick(store, instance)
