@@ -5,7 +5,6 @@
 Annotations are evaluated here, as in assets.py: Dagster looks at the type of `context` itself.
 """
 
-import dataclasses
 import json
 
 import dagster as dg
@@ -42,7 +41,6 @@ def scored(experiment: Experiment) -> dg.AssetsDefinition:
         store, concept, label = experiment.store(workspace), concept_of(context), label_of(context)
         version = steps.scoring_stamp(store)
         report = steps.score_external(store, concept, label, logged(context))
-        report = dataclasses.replace(report, images={"grid": steps.contact_sheet(store, concept, label)})
         result = outcomes.told(context, store, "external_metrics", report, concept, label)
         return settings.made_with(context.instance, result, made_by.encoders, None, version)
 

@@ -27,7 +27,6 @@ from personalize_core.steps.external import add_external, list_external, score_e
 from personalize_core.steps.finding import (
     Place,
     bytes_of,
-    contact_sheet,
     found_report,
     is_scored,
     results_there,
@@ -69,7 +68,6 @@ __all__ = [
     "check_repeatable",
     "class_images_wanted",
     "compare",
-    "contact_sheet",
     "earlier_version_notice",
     "concepts_wanted",
     "sample_grid",

@@ -35,11 +35,7 @@ def make_class_images(store: Store, class_noun: str, listener: Listener = unhear
     As many as the most that a method of params.yaml asks for, and prepared in each way that such a method asks for.
     """
     started = time.monotonic()
-    asking = sorted(
-        asking_for_class_images(store, store.params.method_names),
-        key=lambda method: asked_for(store, method),
-        reverse=True,
-    )
+    asking = sorted(asking_for_class_images(store), key=lambda method: asked_for(store, method), reverse=True)
     made = {method: class_images_for(store, class_noun, method, listener) for method in asking}
     metrics = {"images": float(class_images_wanted(store))}
     stamp = class_encoded_stamp(store, class_noun)

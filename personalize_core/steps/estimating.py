@@ -13,7 +13,7 @@ from personalize_core.files.snapshot import snapshot
 from personalize_core.methods import method_of
 from personalize_core.steps.class_images import class_images_are_there
 from personalize_core.steps.planning import SAMPLE, TRAIN, Cell
-from personalize_core.workspace.recipes import asked_for, asking_for_class_images, prompts_of, recipe_of, variants_of
+from personalize_core.workspace.recipes import asked_for, asks_for_class_images, prompts_of, recipe_of, variants_of
 from personalize_core.workspace.store import Store
 
 A_DAY = 86400.0  # seconds; longer work is announced
@@ -66,9 +66,8 @@ def _class_images(store: Store, trained: Iterable[Cell]) -> int:
     wanted: dict[str, int] = {}
     for cell in trained:
         noun = store.concept(cell.concept).class_noun
-        for name in asking_for_class_images(store, [cell.method]):
-            if not class_images_are_there(store, noun, name):
-                wanted[noun] = max(wanted.get(noun, 0), asked_for(store, name))
+        if asks_for_class_images(store, cell.method) and not class_images_are_there(store, noun, cell.method):
+            wanted[noun] = max(wanted.get(noun, 0), asked_for(store, cell.method))
     return sum(wanted.values())
 
 

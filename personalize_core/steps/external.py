@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,9 @@ def add_external(store: Store, label: str, concept: str, column: ExternalColumn)
 
 
 def score_external(store: Store, concept: str, label: str, listener: Listener = unheard) -> Report:
-    """List the images of an external column, and score them."""
-    list_external(store, concept, label, listener)
-    return score(store, concept, label, listener)
+    """List the images of an external column, and score them. The report shows a sheet of the first images."""
+    sheet = list_external(store, concept, label, listener).images
+    return replace(score(store, concept, label, listener), images=sheet)
 
 
 def list_external(store: Store, concept: str, label: str, listener: Listener = unheard) -> Report:

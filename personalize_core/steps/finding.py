@@ -14,12 +14,12 @@ from personalize_core.files.atomic import MANIFEST, changed_files
 from personalize_core.files.stamps import stamp_of
 from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES
 from personalize_core.steps.events import Report
-from personalize_core.steps.planning import SAMPLE, SCORE, TRAIN, Cell, methods_with_a_recipe
+from personalize_core.steps.planning import SAMPLE, SCORE, TRAIN, Cell
 from personalize_core.steps.training import trained_report
 from personalize_core.workspace.dependencies import is_scored_as_now
 from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.lineage.records import DAMAGED, EDITED, folded, is_genuine, manifest_of
-from personalize_core.workspace.recipes import asking_for_class_images, preprocessings
+from personalize_core.workspace.recipes import class_preparations, preparations
 from personalize_core.workspace.store import FIGURES, PAGE, REFERENCES, SCORES, Store
 
 LATENTS, CLASS_IMAGES, ARTIFACT, GRID = "latents", "class_images", "artifact", "image_grid"
@@ -84,7 +84,7 @@ def found_report(store: Store, place: Place) -> Report:
     if place.kind in (METRICS, REFERENCE_SCORES, EXTERNAL_METRICS):
         from personalize_core.metrics import tables
 
-        images = {"grid": contact_sheet(store, str(place.concept), place.label)} if place.label else {}
+        images = {"grid": folders[1] / "grid.png"} if place.label else {}
         return Report(stamp, True, 0.0, folder / SCORES, tables.means(tables.read(folder / SCORES)), images)
     figures = folder if place.kind == COMPARISON else folder / FIGURES
     images = {path.stem: path for path in sorted(figures.glob("*.png"))}
@@ -107,11 +107,6 @@ def bytes_of(store: Store, place: Place) -> int:
         for folder in _folders(store, place)
         for entry in manifest_of(folder).get("files", {}).values()
     )
-
-
-def contact_sheet(store: Store, concept: str, label: str) -> Path:
-    """The image of an external column's first images."""
-    return store.grid(label, concept) / "grid.png"
 
 
 def is_scored(store: Store, label: str, concept: str) -> bool:
@@ -171,12 +166,9 @@ def _folders(store: Store, place: Place) -> list[Path]:
     if place.kind == EXTERNAL_METRICS:
         return [store.scores(method, concept), store.grid(method, concept)]
     if place.kind == LATENTS:
-        return _prepared(store.latents(concept), preprocessings(store, methods_with_a_recipe(store)))
+        return _prepared(store.latents(concept), preparations(store))
     if place.kind == CLASS_IMAGES:
-        folder = store.class_latents(store.concept(concept).class_noun, "")
-        asking = asking_for_class_images(store, methods_with_a_recipe(store))
-        keys = [recipe.of_class_images.key for recipe in preprocessings(store, asking).values()]
-        return _prepared(folder, keys)
+        return _prepared(store.class_latents(store.concept(concept).class_noun, ""), class_preparations(store))
     single = {
         ARTIFACT: lambda: store.artifact(method, concept),
         GRID: lambda: store.grid(method, concept),
@@ -189,9 +181,8 @@ def _folders(store: Store, place: Place) -> list[Path]:
 
 
 def _prepared(top: Path, keys: Collection[str]) -> list[Path]:
-    """The folders of moments that methods of params.yaml use; where there are none of them, what others have left."""
-    there = [path.parent for path in sorted(top.glob(f"*/{MANIFEST}"))]
-    return [folder for folder in there if folder.name in keys] or there
+    """The folders of moments that methods of params.yaml use, without what other methods have left."""
+    return [top / key for key in sorted(keys) if (top / key / MANIFEST).is_file()]
 
 
 def _word(*manifests: Path | str) -> str | None:
@@ -221,17 +212,16 @@ def _found(place: Place, *manifests: Path | str) -> Iterator[tuple[Place, str]]:
 
 
 def _latents(store: Store, concepts: set[str]) -> Iterator[tuple[Place, str]]:
-    top = store.data / "latents"
+    top, keys = store.data / "latents", sorted(preparations(store))
     for concept in _names(top):
         if concept in concepts:
-            keys = _names(f"{top}/{concept}")
             yield from _found(Place(LATENTS, concept), *(f"{top}/{concept}/{key}/{MANIFEST}" for key in keys))
 
 
 def _class_images(store: Store, concepts: set[str]) -> Iterator[tuple[Place, str]]:
     """Of every concept whose class noun has some; concepts with one noun share them."""
     words: dict[str, str | None] = {}
-    if not (store.data / "class_images").is_dir():
+    if not (store.data / "class_images").is_dir() or not (keys := sorted(class_preparations(store))):
         return
     for concept in sorted(concepts):
         try:
@@ -239,7 +229,7 @@ def _class_images(store: Store, concepts: set[str]) -> Iterator[tuple[Place, str
         except InputError:
             continue
         if folder.name not in words:
-            words[folder.name] = _word(*(f"{folder}/{key}/{MANIFEST}" for key in _names(folder)))
+            words[folder.name] = _word(*(f"{folder}/{key}/{MANIFEST}" for key in keys))
         if word := words[folder.name]:
             yield Place(CLASS_IMAGES, concept), word
 

@@ -11,7 +11,7 @@ from personalize_core.files.atomic import is_up_to_date, read_json
 from personalize_core.steps.events import Event, Listener, Report, report_over, unheard
 from personalize_core.workspace.dependencies import encoded_stamp, latents_stamp
 from personalize_core.workspace.lineage.making import making
-from personalize_core.workspace.recipes import asked_for, images_trained_on, load_base, preprocessing_of, preprocessings
+from personalize_core.workspace.recipes import asked_for, images_trained_on, load_base, preparations, preprocessing_of
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def encode_images(store: Store, concept: str, listener: Listener = unheard) -> R
     Each way is a folder with a stamp of its own; the report's is of what they have in common.
     """
     started = time.monotonic()
-    recipes = preprocessings(store, store.params.method_names)
+    recipes = preparations(store)
     made = {key: encode_concept(store, concept, recipe, listener) for key, recipe in recipes.items()}
     metrics = {"concept_images": float(len(images_trained_on(store, concept)))}
     return report_over(made, encoded_stamp(store, concept), started, store.latents(concept), metrics)

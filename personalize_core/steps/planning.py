@@ -26,7 +26,7 @@ from personalize_core.workspace.lineage.records import DAMAGED, manifest_of
 from personalize_core.workspace.recipes import (
     asking_for_class_images,
     concepts_wanted,
-    preprocessings,
+    preparations,
     prompts_of,
     recipe_of,
     split_of,
@@ -89,27 +89,13 @@ def is_prepared(store: Store, concept: str) -> bool:
     Raises:
         InputError: the concept is not usable.
     """
-    methods = methods_with_a_recipe(store)
-    recipes = preprocessings(store, methods)
+    recipes = preparations(store)
     noun = store.concept(concept).class_noun
     return (
         all(is_up_to_date(store.latents(concept, key), latents_stamp(store, concept, r)) for key, r in recipes.items())
-        and all(class_images_are_there(store, noun, name) for name in asking_for_class_images(store, methods))
+        and all(class_images_are_there(store, noun, name) for name in asking_for_class_images(store))
         and is_up_to_date(store.scores(REFERENCES, concept), score_stamp(store, concept, REFERENCES))
     )
-
-
-def methods_with_a_recipe(store: Store) -> list[str]:
-    """The methods of params.yaml whose section there is right."""
-    return [name for name in store.params.method_names if _recipe_is_right(store, name)]
-
-
-def _recipe_is_right(store: Store, method: str) -> bool:
-    try:
-        store.params.config(method)
-    except InputError:
-        return False
-    return True
 
 
 @memoized

@@ -16,11 +16,18 @@ from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_json, read_result, read_results, write_json
 from personalize_core.files.stamps import sha256, sources_hash, stamp_of
 from personalize_core.methods import BASELINE
-from personalize_core.sampling.grid import images_in, read_grid
+from personalize_core.sampling.grid import images_in, located, read_grid
 from personalize_core.steps.latents import MOMENTS
 from personalize_core.steps.training import PROOF, imported
+from personalize_core.workspace.dependencies import without_identity
 from personalize_core.workspace.lineage.records import file_problems, manifest_of
-from personalize_core.workspace.recipes import images_trained_on, load_base, preprocessings, split_of
+from personalize_core.workspace.recipes import (
+    images_trained_on,
+    load_base,
+    methods_with_a_recipe,
+    preparations,
+    split_of,
+)
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:
@@ -58,7 +65,7 @@ def concept_images(store: Store, concept: str) -> list[Gate]:
     except InputError as error:
         return [Gate(name, False, str(error))]
     metrics = {"concept_images": float(found)}
-    for method in store.params.method_names:
+    for method in methods_with_a_recipe(store):
         config = store.params.config(method)
         for variant in store.params.sampling_variants(method).values():
             if (needed := config.images_needed(variant.sampling)) > found:
@@ -75,7 +82,7 @@ def concept_images(store: Store, concept: str) -> list[Gate]:
 
 def latents(store: Store, concept: str) -> list[Gate]:
     """Are all latents finite, and do they decode to their concept images? Looked at once for the same latents."""
-    recipes = preprocessings(store, store.params.method_names)
+    recipes = preparations(store)
     stamps = {key: manifest_of(store.latents(concept, key)).get("stamp") for key in recipes}
     hashes = {
         key: sha256(store.latents(concept, key) / MOMENTS) for key in recipes
@@ -120,7 +127,7 @@ def grid(store: Store, concept: str, method: str) -> list[Gate]:
     from personalize_core.concepts.image_files import load_image
 
     folder = store.grid(method, concept)
-    names = list(_images_of(folder))
+    names = list(images_in(read_grid(folder)))
     missing, flat = [], []
     for name in names:
         try:
@@ -140,7 +147,11 @@ def grid(store: Store, concept: str, method: str) -> list[Gate]:
 
 
 def scores(store: Store, concept: str, method: str) -> list[Gate]:
-    """Does every image have every score, or a reason why not, and is every score one that there can be?"""
+    """Does every image have every score, or a reason why not, and is every score one that there can be?
+
+    Args:
+        method: or the label of an external column, or REFERENCES.
+    """
     from personalize_core.metrics import parquet, tables
 
     folder = store.scores(method, concept)
@@ -278,12 +289,10 @@ def _lacking(store: Store, table: pl.DataFrame, absent: list[dict[str, Any]], co
         if len(concept_files.concept_images(store.concept_folder(concept))) > 1 and not len(table) and not absent:
             return ["every concept image"]
     else:
-        from personalize_core.workspace.recipes import prompts_of
-
         folder = store.grid(method, concept)
-        where = folder.relative_to(store.root).as_posix()
-        images = {f"{where}/{name}": prompt for name, prompt in _images_of(folder).items()}
-        spared = set(prompts_of(store, concept).without_identity)
+        places = located(folder, read_grid(folder), store.root)
+        images = {_as_scored(store.root, image.path): image.prompt for image in places}
+        spared = set(without_identity(store, concept, method))
     there = set(table.select("metric", "encoder", "image").iter_rows())
     return [
         f"{metric} of {image}"
@@ -293,14 +302,14 @@ def _lacking(store: Store, table: pl.DataFrame, absent: list[dict[str, Any]], co
         for image, prompt in images.items()
         if image in apart.get(references, images)
         and (metric, encoder, image) not in there
-        and not {(metric, image), (metric, None)} & excused
+        and not {(metric, image), (metric, None), (None, image)} & excused
         and not (prompt in spared and not tables.MEASURES[metric].reads_text)
     ] or ([] if len(table) or absent or not images else [next(iter(images))])
 
 
-def _images_of(folder: Path) -> dict[str, int]:
-    """Every image that a grid's folder should hold, by its name there -> its prompt, by its place in the list."""
-    return {name: prompt for name, (_, prompt, _) in images_in(read_grid(folder)).items()}
+def _as_scored(root: Path, path: Path) -> str:
+    """How a table of scores names an image."""
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _finite(value: Any) -> bool:

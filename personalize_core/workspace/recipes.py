@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -185,9 +184,31 @@ def preprocessing_of(store: Store, method: str) -> Preprocessing:
     return store.params.config(method).preprocessing
 
 
-def preprocessings(store: Store, methods: Sequence[str]) -> dict[str, Preprocessing]:
-    """Each way in which these methods have concept images prepared, by its key: the name of the folder of latents."""
-    return {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in methods)}
+def methods_with_a_recipe(store: Store) -> list[str]:
+    """The methods of params.yaml whose section there is right. What is wrong with another, its own cells say."""
+
+    def is_right(method: str) -> bool:
+        try:
+            store.params.config(method)
+        except InputError:
+            return False
+        return True
+
+    return [name for name in store.params.method_names if is_right(name)]
+
+
+def preparations(store: Store) -> dict[str, Preprocessing]:
+    """Each way in which a method of params.yaml has concept images prepared.
+
+    By its key: the name of the folder of latents.
+    """
+    return {recipe.key: recipe for recipe in (preprocessing_of(store, name) for name in methods_with_a_recipe(store))}
+
+
+def class_preparations(store: Store) -> dict[str, Preprocessing]:
+    """The same of class images by the base model."""
+    recipes = (preprocessing_of(store, name).of_class_images for name in asking_for_class_images(store))
+    return {recipe.key: recipe for recipe in recipes}
 
 
 @memoized
@@ -198,15 +219,17 @@ def variants_of(store: Store, method: str) -> dict[str, Variant]:
 
 def class_images_wanted(store: Store) -> int:
     """The most class images that any method of params.yaml asks the base model for; 0 if none does."""
-    return max(
-        (asked_for(store, name) for name in asking_for_class_images(store, store.params.method_names)), default=0
-    )
+    return max((asked_for(store, name) for name in asking_for_class_images(store)), default=0)
 
 
-def asking_for_class_images(store: Store, methods: Sequence[str]) -> list[str]:
-    """Those of the methods that want images of the class noun by the base model."""
-    recipes = {name: store.params.config(name) for name in methods}
-    return [name for name, recipe in recipes.items() if recipe.class_images_needed and not recipe.real_class_images]
+def asking_for_class_images(store: Store) -> list[str]:
+    """The methods of params.yaml that want images of the class noun by the base model."""
+    return [name for name in methods_with_a_recipe(store) if asks_for_class_images(store, name)]
+
+
+def asks_for_class_images(store: Store, method: str) -> bool:
+    recipe = store.params.config(method)
+    return bool(recipe.class_images_needed) and not recipe.real_class_images
 
 
 def asked_for(store: Store, method: str) -> int:

@@ -70,6 +70,7 @@ def test_a_folder_becomes_a_column_and_is_only_read(store, tmp_path):
     assert not report.skipped and before == {
         path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()
     }
+    assert report.images["grid"].is_file()
     table = scores_of(store)
     assert set(table["source"]) == {"FLUX.1-dev"} and set(table["seed"]) == {100, 101}
     assert set(table["prompt"]) == set(workspace.PROMPTS)

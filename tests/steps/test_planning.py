@@ -68,6 +68,18 @@ def test_a_wrong_recipe_leaves_its_own_cells_out_and_no_others(store):
     assert all("tempo" in cell.why and not cell.possible for cell in cells)
 
 
+def test_a_wrong_recipe_keeps_no_other_method_from_being_prepared(store):
+    """The run that prepares a concept goes on without it: check, latents and class images."""
+    base = store.params.base_model
+    store = change(store, lambda values: values["methods"]["textual_inversion"][base].update(tempo=3))
+    shutil.rmtree(store.latents("cup"))
+    assert not steps.is_prepared(store, "cup")
+    assert all(gate.passed for gate in steps.result_checks.concept_images(store, "cup"))
+    steps.encode_images(store, "cup")
+    steps.make_class_images(store, "red mug")
+    assert steps.is_prepared(store, "cup")
+
+
 def test_a_concept_image_that_cannot_be_read_is_told_of_before_anything_would_train_on_it(store):
     concept_image = store.concept_folder("rex") / "1.png"
     concept_image.write_bytes(concept_image.read_bytes()[:-200])
