@@ -1,6 +1,6 @@
 """What a person asks for beyond the scores. Nothing makes these by itself, and making them trains nothing.
 
-As in assets.py, the bodies call one step of the core each, and annotations are evaluated here.
+As in assets.py, the bodies call steps of the core, and annotations are evaluated here.
 """
 
 import dataclasses

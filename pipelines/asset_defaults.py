@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
+from pipelines import checks
+from pipelines.experiments import USUAL, Experiment
 from pipelines.failures import sorted_out
 from pipelines.messages import failed_checks_told
 
@@ -24,27 +26,32 @@ def asset(
     check_specs: Sequence[dg.AssetCheckSpec] = (),
     automation_condition: dg.AutomationCondition | None = None,
     freshness_policy: dg.FreshnessPolicy | None = None,
-    prefix: Sequence[str] = (),
+    experiment: Experiment = USUAL,
 ) -> Callable[[Callable[..., dg.MaterializeResult]], dg.AssetsDefinition]:
     """An asset that a step of the core makes: `dg.asset`, of a body that calls the step and reports.
 
+    It has the checks that checks.py lists under its name.
+
     Args:
+        group: of the usual experiment; the assets of another one are one group.
         layer: how far it is from the concept images (source, prepared, learned, sampled, measured, compared,
             analysed): a tag, by which the UI and selections find it.
-        prefix: before its name in its key; the results of protocols and further trainings have one.
+        check_specs: further checks.
+        experiment: whose result it is. It gives the prefix of the key.
     """
 
     def define(body: Callable[..., dg.MaterializeResult]) -> dg.AssetsDefinition:
+        own = checks.of(body.__name__, experiment, partitions_def)
         return dg.asset(
-            key_prefix=[*prefix] or None,
-            group_name=group,
+            key_prefix=[*experiment.prefix] or None,
+            group_name=experiment.group(group),
             tags={"layer": layer},
             kinds=kinds,
             owners=OWNERS,
             deps=deps,
             partitions_def=partitions_def,
             pool=pool,
-            check_specs=check_specs,
+            check_specs=[*own, *check_specs],
             automation_condition=automation_condition,
             freshness_policy=freshness_policy,
         )(sorted_out(failed_checks_told(body)))

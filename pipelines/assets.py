@@ -1,4 +1,4 @@
-"""What the pipeline makes, from concept images to the comparison. Each body calls one step of the core and reports.
+"""What the pipeline makes, from concept images to the comparison. The bodies call steps of the core and report.
 
 The core is imported inside the bodies: definitions then load without torch. Annotations are evaluated here, against
 the habit of the other files: Dagster looks at the type of `context` itself. That concept x method depends on the same
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines import asset_defaults, checks, external, settings
+from pipelines import asset_defaults, external, settings
 from pipelines.conditions import AFTER_SCORES, WITH_COMPARISON
 from pipelines.experiments import USUAL, Experiment, experiments
 from pipelines.outcomes import told
@@ -39,7 +39,6 @@ concept_images = asset_defaults.source(
     partitions_def=concepts,
     deps=[concept_images],
     pool=asset_defaults.GPU,
-    check_specs=checks.of("latents", partitions_def=concepts),
 )
 def latents(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
     """The concept images as the base model's autoencoder sees them, every crop and flip that training may sample."""
@@ -70,14 +69,13 @@ def learned(experiment: Experiment) -> dg.AssetsDefinition:
     """The artifacts of one training; protocols have none of their own."""
 
     @asset_defaults.asset(
-        prefix=experiment.prefix,
-        group=experiment.group("learning"),
+        experiment=experiment,
+        group="learning",
         layer="learned",
         kinds={"pytorch"},
         partitions_def=concept_and_method,
         deps=[latents, class_images, settings.USUAL.recipe],
         pool=asset_defaults.GPU,
-        check_specs=checks.of("artifact", experiment, concept_and_method),
     )
     def artifact(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
         """What one method learned about one concept."""
@@ -110,14 +108,13 @@ def sampled(experiment: Experiment, artifact: dg.AssetsDefinition) -> Sampled:
     made_by = settings.of(experiment)
 
     @asset_defaults.asset(
-        prefix=experiment.prefix,
-        group=experiment.group("learning"),
+        experiment=experiment,
+        group="learning",
         layer="sampled",
         kinds={"pytorch", "image"},
         partitions_def=concept_and_method,
         deps=[artifact, made_by.sampling],
         pool=asset_defaults.GPU,
-        check_specs=checks.of("image_grid", experiment, concept_and_method),
     )
     def image_grid(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
         """The concept in new scenes: rows are the method's variants, columns the prompts."""
@@ -130,14 +127,13 @@ def sampled(experiment: Experiment, artifact: dg.AssetsDefinition) -> Sampled:
         return settings.made_with(context.instance, result, made_by.sampling, method, version)
 
     @asset_defaults.asset(
-        prefix=experiment.prefix,
-        group=experiment.group("evaluation"),
+        experiment=experiment,
+        group="evaluation",
         layer="measured",
         kinds={"polars", "parquet"},
         partitions_def=concept_and_method,
         deps=[concept_images, image_grid, made_by.encoders],
         pool=asset_defaults.GPU,
-        check_specs=checks.of("metrics", experiment, concept_and_method),
     )
     def metrics(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
         """The score of every image: likeness to the concept and to the text."""
@@ -170,14 +166,13 @@ def compared(experiment: Experiment, artifact: dg.AssetsDefinition, made: Sample
     external_metrics = external.scored(experiment) if experiment.prefix else external.external_metrics
 
     @asset_defaults.asset(
-        prefix=experiment.prefix,
-        group=experiment.group("evaluation"),
+        experiment=experiment,
+        group="evaluation",
         layer="measured",
         kinds={"polars", "parquet"},
         partitions_def=concepts,
         deps=[concept_images],
         pool=asset_defaults.GPU,
-        check_specs=checks.of("reference_scores", experiment, concepts),
     )
     def reference_scores(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
         """How alike the concept's own concept images are to each other: the ceiling of likeness."""
@@ -188,14 +183,13 @@ def compared(experiment: Experiment, artifact: dg.AssetsDefinition, made: Sample
         return told(context, store, "reference_scores", report, concept)
 
     @asset_defaults.asset(
-        prefix=experiment.prefix,
-        group=experiment.group("evaluation"),
+        experiment=experiment,
+        group="evaluation",
         layer="compared",
         kinds={"polars", "image"},
         deps=[made.metrics, reference_scores, external_metrics, made.image_grid],
         automation_condition=AFTER_SCORES,
         freshness_policy=None if experiment.prefix else COMPARED_LATELY,
-        check_specs=checks.of("comparison", experiment),
     )
     def comparison(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
         """Every method beside every other: one table of all scores, one grid, one plot of identity against text."""
@@ -205,8 +199,8 @@ def compared(experiment: Experiment, artifact: dg.AssetsDefinition, made: Sample
         return told(context, store, "comparison", steps.compare(store, logged(context)))
 
     @asset_defaults.asset(
-        prefix=experiment.prefix,
-        group=experiment.group("evaluation"),
+        experiment=experiment,
+        group="evaluation",
         layer="compared",
         kinds={"html"},
         deps=[comparison, artifact, made.image_grid],

@@ -57,6 +57,10 @@ OF_ASSETS: dict[str, dict[str, tuple[bool, str]]] = {  # asset -> check -> can i
         "scores_in_range": (BLOCKING, "Cosines lie in [-1, 1]."),
         "scores_complete": (BLOCKING, "Every concept image has every score, or a reason why it has none."),
     },
+    "external_metrics": {
+        "scores_in_range": (BLOCKING, "Cosines lie in [-1, 1], scaled ones in [0, 2.5]."),
+        "scores_complete": (BLOCKING, "Every image has every score, or a reason why it has none."),
+    },
     "comparison": {
         "comparison_complete": (WARNING, "Every concept and method of the experiment has been scored."),
     },
@@ -66,7 +70,7 @@ OF_ASSETS: dict[str, dict[str, tuple[bool, str]]] = {  # asset -> check -> can i
 def of(
     asset: str, experiment: Experiment = USUAL, partitions_def: dg.PartitionsDefinition | None = None
 ) -> list[dg.AssetCheckSpec]:
-    """The checks that are part of an asset, one verdict for each of its partitions."""
+    """The checks that are part of an asset, if it has any, one verdict for each of its partitions."""
     with warnings.catch_warnings():
         # Dagster calls partitions of a check a preview. Without them its page would show the last cell's verdict alone.
         warnings.filterwarnings("ignore", message=".*partitions_def.*")
@@ -74,7 +78,7 @@ def of(
             dg.AssetCheckSpec(
                 name, asset=experiment.key(asset), blocking=blocking, description=said, partitions_def=partitions_def
             )
-            for name, (blocking, said) in OF_ASSETS[asset].items()
+            for name, (blocking, said) in OF_ASSETS.get(asset, {}).items()
         ]
 
 

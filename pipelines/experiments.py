@@ -57,17 +57,13 @@ USUAL = Experiment()
 def experiments(root: Path) -> list[Experiment]:
     """Besides the usual one: those that params.yaml asks for, and those that have results.
 
-    A damaged params.yaml asks for none here; everything that runs says what is wrong with it.
+    Raises:
+        InputError: params.yaml is damaged.
     """
-    from personalize_core.errors import InputError
     from personalize_core.workspace.params import Params
 
-    store, protocols, repeats = Store(root), set(), set()
-    try:
-        automation = Params.read_automation(root / "params.yaml")
-        protocols, repeats = set(automation.protocols), set(range(1, automation.repeats + 1))
-    except InputError:
-        pass
+    store, automation = Store(root), Params.read_automation(root / "params.yaml")
+    protocols, repeats = set(automation.protocols), set(range(1, automation.repeats + 1))
     repeats |= {int(path.name) for path in (store.data / "repeats").glob("[1-9]*") if path.name.isdigit()}
     stores = [store, *(store.again(number) for number in sorted(repeats))]
     results = {path.name for each in stores for path in (each.trained / "under").glob("*") if path.is_dir()}

@@ -26,8 +26,8 @@ def scored(experiment: Experiment) -> dg.AssetsDefinition:
     made_by = settings.of(experiment)
 
     @asset_defaults.asset(
-        prefix=experiment.prefix,
-        group=experiment.group("evaluation"),
+        experiment=experiment,
+        group="evaluation",
         layer="measured",
         kinds={"polars", "parquet"},
         partitions_def=concept_and_label,

@@ -18,19 +18,22 @@ if TYPE_CHECKING:
 Metadata = dict[str, dg.MetadataValue]
 
 
-def behind(store: Store, report: Report, **inputs: Path) -> Metadata:
+def behind(store: Store, report: Report, most: int | None = None, **inputs: Path) -> Metadata:
     """The chain of a result, the DVC hashes of its inputs, and the command for all of it.
 
     Nothing is read but manifests and the inputs' bytes; whether all is still as it was made, the command tells.
 
     Args:
+        most: bytes of an input whose hash is taken; None: of any.
         inputs: files and folders that it was made from, by the names of their assets.
     """
     from personalize_core import steps
     from personalize_core.errors import InputError
 
     found: Metadata = {
-        f"dvc/{name}": dg.MetadataValue.text(digest) for name, path in inputs.items() if (digest := dvc_hash(path))
+        f"dvc/{name}": dg.MetadataValue.text(digest)
+        for name, path in inputs.items()
+        if (most is None or _size(path) <= most) and (digest := dvc_hash(path))
     }
     folder = report.path.parent if report.path.is_file() else report.path
     try:
@@ -75,12 +78,21 @@ def dvc_hash(path: Path) -> str | None:
         return _md5(path)
     if not path.is_dir():
         return None
-    files = [each for each in path.rglob("*") if each.is_file() and not _ignored(each.relative_to(path))]
     listing = sorted(
-        ({"md5": _md5(each), "relpath": each.relative_to(path).as_posix()} for each in files),
+        ({"md5": _md5(each), "relpath": each.relative_to(path).as_posix()} for each in _files(path)),
         key=lambda entry: entry["relpath"],
     )
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return [each for each in path.rglob("*") if each.is_file() and not _ignored(each.relative_to(path))]
+
+
+def _size(path: Path) -> int:
+    return sum(each.stat().st_size for each in _files(path))
 
 
 def _ignored(path: Path) -> bool:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from pipelines import history
+
 if TYPE_CHECKING:
     from personalize_core.steps import Report
     from personalize_core.workspace.store import Store
@@ -36,10 +38,8 @@ def result(
 
     Its data version is the step's stamp, which names everything the result depends on.
     """
-    before = last(context, report) if report.images else None
-    return dg.MaterializeResult(
-        metadata=of(store, report, more, before), data_version=dg.DataVersion(str(report.stamp))
-    )
+    about = of(store, report, more, _shown_last(context, report))
+    return dg.MaterializeResult(metadata=about, data_version=dg.DataVersion(str(report.stamp)))
 
 
 def of(
@@ -53,10 +53,8 @@ def of(
     Args:
         before: an event that showed the same result; images that have not changed since are taken from it.
     """
-    from personalize_core.workspace.params import Params
-
     metadata: Metadata = {}
-    served = Params.read_automation(store.root / "params.yaml").base_url if report.images else None
+    served = store.params.automation.base_url if report.images else None
     for name, path in report.images.items():
         if served:
             address = f"{served.rstrip('/')}/{urllib.parse.quote(_below(store, path))}?{report.stamp}"
@@ -103,15 +101,14 @@ def _below(store: Store, path: Path) -> str:
     return path.relative_to(store.data).as_posix()
 
 
-def last(context: dg.AssetExecutionContext, report: Report) -> dg.EventLogRecord | None:
-    """The last materialization, if it was of the very result that a step found current."""
-    if not report.skipped:
+def _shown_last(context: dg.AssetExecutionContext, report: Report) -> dg.EventLogRecord | None:
+    """The last materialization, if it shows images of the very result that a step found current."""
+    if not report.images or not report.skipped:
         return None
-    partitions = [context.partition_key] if context.has_partition_key else None
-    asked = dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=partitions)
-    records = context.instance.fetch_materializations(asked, limit=1).records
-    tags = (records[0].asset_materialization and records[0].asset_materialization.tags) if records else None
-    return records[0] if (tags or {}).get("dagster/data_version") == str(report.stamp) else None
+    record = history.last(
+        context.instance, context.asset_key, context.partition_key if context.has_partition_key else None
+    )
+    return record if history.data_version(record) == str(report.stamp) else None
 
 
 def shown_before(record: dg.EventLogRecord, name: str, path: Path) -> Metadata:

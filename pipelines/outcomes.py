@@ -49,12 +49,12 @@ def inputs_of(store: Store, kind: str, concept: str, method: str) -> dict[str, P
 
 
 def shown(
-    store: Store, kind: str, report: Report, concept: str = "", method: str = "", hashed: bool = True
+    store: Store, kind: str, report: Report, concept: str = "", method: str = "", most: int | None = None
 ) -> metadata.Metadata:
     """What is told of a result besides images and numbers.
 
     Args:
-        hashed: with the DVC hashes of what it was made from, whose bytes are read for that.
+        most: bytes of an input that are read for its DVC hash; of a larger input there is none. None: all are read.
     """
     more = {
         "artifact": metadata.loss_curve,
@@ -62,7 +62,7 @@ def shown(
         "external_metrics": metadata.scores_by_prompt,
     }
     own = more[kind](report) if kind in more else {}
-    return own | behind(store, report, **(inputs_of(store, kind, concept, method) if hashed else {}))
+    return own | behind(store, report, most, **inputs_of(store, kind, concept, method))
 
 
 def gates(store: Store, kind: str, concept: str = "", method: str = "") -> list[Gate]:
@@ -81,6 +81,8 @@ def gates(store: Store, kind: str, concept: str = "", method: str = "") -> list[
             *result_checks.scores(store, concept, method),
             *result_checks.identity(store, concept, method),
         ]
+    if kind == "external_metrics":
+        return result_checks.scores(store, concept, method)
     if kind == "reference_scores":
         return result_checks.scores(store, concept, REFERENCES)
     return result_checks.comparison(store) if kind == "comparison" else []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 
-from pipelines import assets, checks, metadata, outcomes, settings, verdicts
+from pipelines import assets, checks, history, metadata, outcomes, settings, verdicts
 from pipelines.experiments import USUAL, Experiment, experiments
 from pipelines.external import LABEL
 from pipelines.failures import or_skipped
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 BUDGET = 8.0  # seconds of a tick that go into reading results; the next tick goes on
 SETTLING = 600.0  # seconds in which the files beside a manifest may still arrive, as from DVC's cache
-LARGE = 2**26  # bytes; of a larger result no file is read to hash or check it: a run does that
-SHARED = ("latents", "class_images")  # protocols and further trainings have none of their own
+LARGE = 2**26  # bytes; a larger result is not checked here, nor a larger input hashed: a run does both
 COMPARED = ("metrics", "reference_scores", "external_metrics", "image_grid")
 UNKNOWN = "other than now"  # the version of a setting that a result was made with, where it is not today's
 NEVER = -1  # the number of an event before all others
@@ -43,15 +42,10 @@ class Found:
 
     experiment: Experiment
     place: "Place"
-    word: str
     event: dg.AssetMaterialization
     evaluations: list[dg.AssetCheckEvaluation]
     setting: Setting | None  # what it is made with
     current: bool  # of what `personalize plan` looks at; others count as current
-
-    @property
-    def name(self) -> str:
-        return _name(self.experiment, self.place)
 
 
 @dg.sensor(
@@ -61,7 +55,8 @@ class Found:
     tags={"stage": "arrival"},
     description="Reports results in data/ that the command line or DVC made: materializations with their images, "
     "scores, data version and checks. It looks at the manifests' times and reads only those that have changed. It "
-    "starts no run. What a run is working on is left to that run.",
+    "makes no result. New verdicts on a result that was reported before are events of a short run, `verdicts`. What a "
+    "run is working on is left to that run.",
 )
 @or_skipped
 def results(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.SensorResult:
@@ -78,7 +73,7 @@ def results(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.Sen
     seen: dict[str, str] = read_record(notes)
     concepts, labels = (context.instance.get_dynamic_partitions(dimension) for dimension in (CONCEPT, LABEL))
     there: dict[str, str] = {}
-    changed: list[tuple[Experiment, Place, str]] = []
+    changed: list[tuple[Experiment, Place]] = []
     for experiment in [USUAL, *experiments(store.root)]:
         for place, word in _results_there(experiment, workspace, concepts).items():
             if place.label and place.label not in labels:
@@ -86,12 +81,12 @@ def results(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.Sen
             name = _name(experiment, place)
             there[name] = word
             if seen.get(name) != word:
-                changed.append((experiment, place, word))
+                changed.append((experiment, place))
     with snapshot():  # of what results are made with
         found, damaged, left = _read(context, workspace, changed)
     _report(context.instance, found)
     noted = {name: word for name, word in seen.items() if there.get(name) == word}
-    handled = {_name(*each[:2]) for each in changed} - left
+    handled = {_name(*each) for each in changed} - left
     noted |= {name: there[name] for name in handled}
     if noted != seen or not context.cursor:
         write_json(notes, noted)
@@ -117,7 +112,7 @@ def _results_there(experiment: Experiment, workspace: Workspace, concepts: Seque
 
 
 def _read(
-    context: dg.SensorEvaluationContext, workspace: Workspace, changed: "list[tuple[Experiment, Place, str]]"
+    context: dg.SensorEvaluationContext, workspace: Workspace, changed: "list[tuple[Experiment, Place]]"
 ) -> tuple[list[Found], list[str], set[str]]:
     """What is to be reported, what cannot be, and what is left to a later tick: a run is at it, or time is up."""
     from personalize_core import steps
@@ -129,21 +124,22 @@ def _read(
     damaged: list[str] = []
     left: set[str] = set()
     plans: dict[tuple[Experiment, str], list[Cell]] = {}
-    for experiment, place, word in changed:
+    for experiment, place in changed:
         if _is_busy(place, busy) or time.monotonic() > until:
             left.add(_name(experiment, place))
             continue
         store = experiment.store(workspace)
         try:
             report = steps.found_report(store, place)
-            if not _is_known(context.instance, experiment, place, str(report.stamp)):
+            last = history.last(context.instance, experiment.key(place.kind), _partition(place))
+            if history.data_version(last) != str(report.stamp):
                 concept = place.concept or ""
                 cells: list[Cell] = []
                 if place.method:
                     if (experiment, concept) not in plans:
                         plans[experiment, concept] = steps.plan(store, [concept])
                     cells = plans[experiment, concept]
-                found.append(_told(store, experiment, place, word, report, cells))
+                found.append(_told(store, experiment, place, report, cells))
         except InputError as error:
             damaged.append(str(error))
             if steps.seconds_since(store, place) < SETTLING:
@@ -163,14 +159,14 @@ def made(
     from personalize_core import steps
 
     store, place = workspace.store(), steps.Place(kind, concept, method)
-    found = _told(store, USUAL, place, "", report, steps.plan(store, [concept], [method]), thorough=True)
+    found = _told(store, USUAL, place, report, steps.plan(store, [concept], [method]), thorough=True)
     about = {
         **found.event.metadata,
         "seconds": dg.MetadataValue.float(round(report.seconds, 2)),
         "skipped": dg.MetadataValue.bool(report.skipped),
     }
-    yield found.event._replace(description=None, metadata=about, tags=_tags(instance, found))
-    record = _last(instance, found.event.asset_key, found.event.partition)
+    yield _tagged(instance, found)._replace(description=None, metadata=about)
+    record = history.last(instance, found.event.asset_key, found.event.partition)
     yield from (verdicts.aimed(evaluation, record) for evaluation in found.evaluations if record)
 
 
@@ -178,7 +174,6 @@ def _told(
     store: "Store",
     experiment: Experiment,
     place: "Place",
-    word: str,
     report: "Report",
     cells: "Sequence[Cell]",
     thorough: bool = False,
@@ -189,7 +184,7 @@ def _told(
     small = thorough or steps.bytes_of(store, place) <= LARGE
     why = steps.why_out_of_date(store, place, cells) if column else None
     setting = _setting(store, experiment, place, current=not why)
-    more = outcomes.shown(store, place.kind, report, concept, column, hashed=small)
+    more = outcomes.shown(store, place.kind, report, concept, column, None if thorough else LARGE)
     if place.kind in ("comparison", "report"):
         report = metadata.of_overview(report)
     about = metadata.of(store, report, more)
@@ -208,31 +203,30 @@ def _told(
         },
     )
     gates = outcomes.gates(store, place.kind, concept, column) if small and place.kind != "latents" else []
-    return Found(experiment, place, word, event, checks.evaluations(key, _partition(place), gates), setting, not why)
+    return Found(experiment, place, event, checks.evaluations(key, _partition(place), gates), setting, not why)
 
 
 def _report(instance: dg.DagsterInstance, found: Sequence[Found]) -> None:
-    """Inputs first, in quick succession: whoever watches for changed scores sees the comparison of them as well."""
-    evaluations: list[dg.AssetCheckEvaluation] = []
-    order = {kind: place for place, kind in enumerate(_KINDS)}
+    """In quick succession: whoever watches for changed scores sees the comparison of them as well.
+
+    Args:
+        found: inputs before what is made from them.
+    """
+    again: list[dg.AssetCheckEvaluation] = []
     try:
-        for each in sorted(found, key=lambda one: order[one.place.kind]):
-            instance.report_runless_asset_event(each.event._replace(tags=_tags(instance, each)))
-            record = _last(instance, each.event.asset_key, each.event.partition)
-            evaluations += [verdicts.aimed(evaluation, record) for evaluation in each.evaluations if record]
+        for each in found:
+            instance.report_runless_asset_event(_tagged(instance, each))
+            record = history.last(instance, each.event.asset_key, each.event.partition)
+            aimed = [verdicts.aimed(evaluation, record) for evaluation in each.evaluations if record]
+            again += verdicts.without_run(instance, aimed)
     finally:  # a result that the history holds is not reported again, nor are its verdicts
-        verdicts.report(instance, evaluations, results.name)
+        verdicts.in_a_run(instance, again, results.name)
 
 
-_KINDS = (
-    "latents", "class_images", "artifact", "image_grid", "reference_scores", "metrics", "external_metrics",
-    "comparison", "report",
-)  # fmt: skip
-
-
-def _tags(instance: dg.DagsterInstance, found: Found) -> dict[str, str]:
-    """Those of the materialization, as of one that a run has made."""
-    return {**(found.event.tags or {}), **_dimensions(found.place), **dict(_inputs(instance, found))}
+def _tagged(instance: dg.DagsterInstance, found: Found) -> dg.AssetMaterialization:
+    """The materialization, with the tags that one of a run has."""
+    tags = {**(found.event.tags or {}), **_dimensions(found.place), **dict(_inputs(instance, found))}
+    return found.event._replace(tags=tags)
 
 
 def _setting(store: "Store", experiment: Experiment, place: "Place", current: bool) -> Setting | None:
@@ -275,8 +269,7 @@ def _inputs(instance: dg.DagsterInstance, found: Found) -> Iterator[tuple[str, s
     for key in _upstream(found.experiment, found.place.kind):
         images = key == assets.concept_images.key  # Dagster reads what is not its own from observations
         records = (instance.fetch_observations if images else instance.fetch_materializations)(key, limit=1).records
-        event = records[0].asset_observation or records[0].asset_materialization if records else None
-        version = (event.tags or {}).get("dagster/data_version") if event else None
+        version = history.data_version(records[0]) if records else None
         yield from settings.input_tags(key, version or "INITIAL", records[0].storage_id if records else None).items()
 
 
@@ -295,20 +288,6 @@ def _upstream(experiment: Experiment, kind: str) -> list[dg.AssetKey]:
         "comparison": [experiment.key(name) for name in COMPARED],
         "report": [experiment.key("comparison"), artifact, experiment.key("image_grid")],
     }[kind]
-
-
-def _is_known(instance: dg.DagsterInstance, experiment: Experiment, place: "Place", stamp: str) -> bool:
-    """Does the history say already that this is there?"""
-    record = _last(instance, experiment.key(place.kind), _partition(place))
-    last = record.asset_materialization if record else None
-    return bool(last) and (last.tags or {}).get("dagster/data_version") == stamp
-
-
-def _last(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> dg.EventLogRecord | None:
-    """The last materialization."""
-    asked = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
-    records = instance.fetch_materializations(asked, limit=1).records
-    return records[0] if records else None
 
 
 def _partition(place: "Place") -> str | None:

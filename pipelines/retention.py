@@ -11,6 +11,7 @@ from itertools import islice
 
 import dagster as dg
 
+from pipelines import history
 from pipelines.resources import Workspace
 
 DAY = 86400.0
@@ -44,9 +45,8 @@ def _is_replaced(instance: dg.DagsterInstance, run_id: str) -> bool:
     events = _events(instance, run_id, dg.DagsterEventType.ASSET_MATERIALIZATION)
     events = events or _events(instance, run_id, dg.DagsterEventType.ASSET_CHECK_EVALUATION)
     for (key, partition), number in events.items():
-        asked = dg.AssetRecordsFilter(key, asset_partitions=[partition] if partition else None)
-        last = instance.fetch_materializations(asked, limit=1).records
-        if not last or last[0].run_id == run_id or last[0].storage_id < number:
+        last = history.last(instance, key, partition)
+        if last is None or last.run_id == run_id or last.storage_id < number:
             return False
     return True
 

@@ -6,29 +6,19 @@ follows when no cell is waiting or running any more.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from personalize_core.workspace.params import Params
 from pipelines import jobs
 from pipelines.failures import or_skipped
 from pipelines.requests import THEN, preparation, stale, trainings, under_way, usable
 from pipelines.resources import Workspace
 from pipelines.together import learn_concept
 
-if TYPE_CHECKING:
-    from personalize_core.workspace.automation import Automation
-
-
-def _automation() -> "Automation":
-    """Of params.yaml, as definitions are loaded; the defaults where they are loaded elsewhere."""
-    from personalize_core.workspace.params import Params
-
-    return Params.read_automation(Path("params.yaml"))
-
-
-CRON = _automation().nightly
-TRAINS = learn_concept if _automation().together else jobs.learn
+# Of params.yaml, as definitions are loaded; the defaults where they are loaded elsewhere.
+AUTOMATION = Params.read_automation(Path("params.yaml"))
+TRAINS = learn_concept if AUTOMATION.together else jobs.learn
 
 
 def due(context: dg.ScheduleEvaluationContext) -> str:
@@ -38,7 +28,7 @@ def due(context: dg.ScheduleEvaluationContext) -> str:
 
 @dg.schedule(
     job=TRAINS,
-    cron_schedule=CRON,
+    cron_schedule=AUTOMATION.nightly,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     tags={"stage": "training"},
     description="Asks for one run for every concept and method that is not up to date, or with automation.together for "
@@ -68,7 +58,7 @@ def nightly(context: dg.ScheduleEvaluationContext, workspace: Workspace) -> list
 
 @dg.schedule(
     job=jobs.prepare,
-    cron_schedule=CRON,
+    cron_schedule=AUTOMATION.nightly,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     tags={"stage": "training"},
     description="Asks for one run for every concept that lacks latents, class images or the scores of its concept "

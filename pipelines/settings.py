@@ -3,14 +3,14 @@
 Dagster has one code version for an asset, whatever its partitions; these have a version for each method.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipelines import asset_defaults
+from pipelines import asset_defaults, history
 from pipelines.experiments import USUAL as THE_USUAL
 from pipelines.experiments import Experiment, experiments
 from pipelines.failures import or_skipped
@@ -35,19 +35,20 @@ class Settings:
         own = [self.sampling, self.encoders]
         return own if self.experiment.protocol else [self.recipe, *own]
 
-    def versions(self, store: "Store") -> dict[tuple[dg.AssetKey, str | None], str]:
-        """(asset, method) -> its version, of every method and ablation of params.yaml.
+    def versions(self, store: "Store") -> dict[tuple[dg.AssetKey, str | None], Callable[[], str]]:
+        """(asset, method) -> what gives its version, of every method and ablation of params.yaml.
 
         Raises:
-            InputError: params.yaml or the protocol is damaged.
+            InputError: params.yaml or the protocol is damaged. What a method's section lacks, its version raises.
         """
         from personalize_core import steps
 
-        found: dict[tuple[dg.AssetKey, str | None], str] = {(self.encoders.key, None): steps.scoring_stamp(store)}
+        found: dict[tuple[dg.AssetKey, str | None], Callable[[], str]] = {}
+        found[self.encoders.key, None] = partial(steps.scoring_stamp, store)
         for method in store.params.method_names:
             if self.recipe in self.all:
-                found[self.recipe.key, method] = steps.recipe_stamp(store, method)
-            found[self.sampling.key, method] = steps.sampling_stamp(store, method)
+                found[self.recipe.key, method] = partial(steps.recipe_stamp, store, method)
+            found[self.sampling.key, method] = partial(steps.sampling_stamp, store, method)
         return found
 
 
@@ -101,15 +102,24 @@ def settings(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.Se
     from personalize_core.errors import InputError
     from personalize_core.files.snapshot import snapshot
 
-    protocols = [each for each in experiments(Path(workspace.root).resolve()) if not each.repeat]
+    store = workspace.store()
+    protocols = [each for each in experiments(store.root) if not each.repeat]
     now: dict[tuple[dg.AssetKey, str | None], str] = {}
+    wrong: list[str] = []
     with snapshot():
-        now |= USUAL.versions(workspace.store())
+        asked = USUAL.versions(store)
         for experiment in protocols:
             try:
-                now |= of(experiment).versions(experiment.store(workspace))
-            except InputError as error:  # a protocol that is damaged hides no change of the others
-                context.log.warning(str(error))
+                asked |= of(experiment).versions(experiment.store(workspace))
+            except InputError as error:
+                wrong.append(str(error))
+        for place, version in asked.items():
+            try:
+                now[place] = version()
+            except InputError as error:  # a protocol or a section that is damaged hides no change of the others
+                wrong.append(str(error))
+    for sentence in dict.fromkeys(wrong):
+        context.log.warning(sentence)
     changed = [
         event
         for (key, method), version in now.items()
@@ -168,7 +178,5 @@ def input_tags(key: dg.AssetKey, version: str, number: int | None) -> dict[str, 
 def latest(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str | None) -> tuple[str | None, int | None]:
     """The version that was reported last, and the number of its event."""
     asked = dg.AssetRecordsFilter(asset_key=key, asset_partitions=[partition] if partition else None)
-    for record in instance.fetch_observations(asked, limit=1).records:
-        if record.asset_observation:
-            return (record.asset_observation.tags or {}).get("dagster/data_version"), record.storage_id
-    return None, None
+    records = instance.fetch_observations(asked, limit=1).records
+    return (history.data_version(records[0]), records[0].storage_id) if records else (None, None)

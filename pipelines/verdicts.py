@@ -37,20 +37,19 @@ def aimed(evaluation: dg.AssetCheckEvaluation, record: dg.EventLogRecord) -> dg.
     )
 
 
-def report(instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation], sensor: str) -> None:
-    """Add the verdicts to Dagster's history, in place of those that stand there of the same checks and partitions.
+def without_run(
+    instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation]
+) -> list[dg.AssetCheckEvaluation]:
+    """Add the verdicts on one materialization to Dagster's history, if they are the first of their asset and partition.
 
-    Args:
-        sensor: who reports them, as the UI says of the run.
+    Returns:
+        those that need a run, as Dagster would refuse them.
     """
-    again = []
+    if evaluations and not _is_first(instance, evaluations[0]):
+        return [*evaluations]
     for evaluation in evaluations:
-        if _is_first(instance, evaluation):
-            instance.report_runless_asset_event(evaluation)
-        else:
-            again.append(evaluation)
-    if again:
-        _in_a_run(instance, again, {"dagster/sensor_name": sensor})
+        instance.report_runless_asset_event(evaluation)
+    return []
 
 
 def _is_first(instance: dg.DagsterInstance, evaluation: dg.AssetCheckEvaluation) -> bool:
@@ -70,9 +69,15 @@ def _is_first(instance: dg.DagsterInstance, evaluation: dg.AssetCheckEvaluation)
         cursor = page.cursor
 
 
-def _in_a_run(
-    instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation], tags: dict[str, str]
-) -> None:
+def in_a_run(instance: dg.DagsterInstance, evaluations: Sequence[dg.AssetCheckEvaluation], sensor: str) -> None:
+    """Add the verdicts, in place of those that stand there of the same checks and partitions. Without any, no run.
+
+    Args:
+        sensor: who reports them, as the UI says of the run.
+    """
+    if not evaluations:
+        return
+
     @dg.op(name=JOB, out=dg.Out(dg.Nothing))
     def verdicts() -> Iterator[dg.AssetCheckEvaluation | dg.Output[None]]:
         yield from evaluations
@@ -86,4 +91,4 @@ def _in_a_run(
     def job() -> None:
         verdicts()
 
-    job.execute_in_process(instance=instance, tags=tags)
+    job.execute_in_process(instance=instance, tags={"dagster/sensor_name": sensor})

@@ -18,6 +18,7 @@ from pipelines import analyses, assets
 from pipelines.definitions import defs
 from tests import tiny_workspace
 from tests.in_dagster import materialize
+from tests.watching import choose
 
 pytestmark = pytest.mark.usefixtures("short_checks")
 
@@ -45,6 +46,7 @@ def folder_of_analyses(folder: Path, images: int) -> Path:
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
     """What the steps were asked, in order."""
+    choose(tmp_path)
     asked, folder = [], folder_of_analyses(tmp_path / "found", images=12)
     images = {f"image {n}": folder / f"image_{n:02d}.png" for n in range(12)}
 

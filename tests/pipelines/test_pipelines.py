@@ -18,7 +18,7 @@ from pipelines.__main__ import prepare
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
 from tests.in_dagster import materialize, passing
-from tests.watching import concept
+from tests.watching import choose, concept
 
 pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
 
@@ -149,6 +149,7 @@ def test_a_image_has_a_thumbnail_short_enough_to_stand_in_the_page(tmp_path, siz
 
 
 def test_a_comparison_of_many_concepts_does_not_bury_the_page(tmp_path):
+    choose(tmp_path)
     path = noisy_image(tmp_path / "any.png", (64, 64))
     names = [f"{kind}_c{i:03d}" for i in range(100) for kind in ("grid", "identity_vs_text")]
     images = dict.fromkeys([*names, "identity_vs_text"], path)
@@ -162,6 +163,7 @@ def test_a_comparison_of_many_concepts_does_not_bury_the_page(tmp_path):
 def test_a_image_that_is_as_it_was_shown_is_not_shrunk_again(
     stamp, rewritten, shrunk, instance, asked, tmp_path, monkeypatch
 ):
+    choose(tmp_path)
     grid = noisy_image(tmp_path / "grid.png", (64, 64))
     images, counted = {"grid": grid}, []
     small = metadata.image("grid", grid)

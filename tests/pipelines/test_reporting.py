@@ -24,7 +24,8 @@ from personalize_core.files.stamps import stamp_of
 from personalize_core.workspace.external_columns import ExternalColumn
 from personalize_core.workspace.lineage.records import DAMAGED, EDITED, folded
 from personalize_core.workspace.store import Store
-from pipelines import assets, external, reporting, settings
+from pipelines import assets, external, lineage, reporting, settings
+from pipelines import verdicts as told_verdicts
 from pipelines.definitions import defs
 from pipelines.experiments import USUAL, Experiment
 from pipelines.external import LABEL
@@ -137,6 +138,17 @@ def test_checks_are_shown_with_the_result(instance, store, watch):
     watch.tick()
     for asset, check in [("image_grid", "grid_complete"), ("artifact", "artifact_restores")]:
         assert verdicts(instance, asset, check) == dict.fromkeys(CELLS, "SUCCEEDED")
+
+
+def test_the_history_of_a_partition_is_looked_through_once_for_all_its_checks(instance, monkeypatch):
+    key, asked = USUAL.key("image_grid"), []
+    monkeypatch.setattr(
+        told_verdicts, "_is_first", lambda instance, evaluation: asked.append(evaluation.partition) is None
+    )
+    names = ("grid_complete", "grid_not_constant")
+    told = [dg.AssetCheckEvaluation(key, name, True, partition=PAIR) for name in names]
+    assert told_verdicts.without_run(instance, told) == [] and asked == [PAIR]
+    assert all(verdicts(instance, "image_grid", name) == {PAIR: "SUCCEEDED"} for name in names)
 
 
 def test_a_check_is_of_the_materialization_that_it_stands_beside(instance, store, watch):
@@ -313,6 +325,13 @@ def test_latents_are_reported_as_todays_methods_use_them(instance, store):
     assert steps.found_report(store, place).stamp == expected
 
 
+def test_latents_of_no_method_of_today_are_not_reported(instance, store, watch):
+    for path in [*store.latents("rex").iterdir()]:
+        path.rename(path.with_name(f"{path.name}_left_over"))
+    assert watch.tick() == "9 results are reported"
+    assert not instance.get_materialized_partitions(USUAL.key("latents"))
+
+
 def test_verdicts_are_told_where_a_later_result_cannot_be_reported(instance, store, watch, monkeypatch):
     inputs = reporting._inputs
 
@@ -367,6 +386,36 @@ def test_a_damaged_protocol_hides_no_change_of_the_others(instance, store):
     assert {event.asset_key for event in result.asset_events} == {each.key for each in settings.USUAL.all}
 
 
+def test_a_damaged_section_of_a_method_hides_no_change_of_the_others(instance, store):
+    values = yaml.safe_load((store.root / "params.yaml").read_text())
+    values["methods"]["textual_inversion"][values["base_model"]]["tempo"] = 3
+    store = tiny_workspace.write_params(store.root, values)
+    with dg.build_sensor_context(instance=instance) as context:
+        result = settings.settings(context, workspace=Workspace(root=str(store.root)))
+    assert isinstance(result, dg.SensorResult)
+    found = {(event.asset_key.to_user_string(), event.partition) for event in result.asset_events}
+    assert {("recipe", "base_model"), ("sampling", "base_model"), ("encoders", None)} <= found
+    assert ("recipe", "textual_inversion") not in found
+
+
+def test_a_damaged_params_yaml_is_named_and_nothing_is_read(instance, store):
+    (store.root / "params.yaml").write_text("base_model: [")
+    with dg.build_sensor_context(instance=instance) as context:
+        said = reporting.results(context, workspace=Workspace(root=str(store.root)))
+    assert isinstance(said, dg.SkipReason) and "params.yaml" in (said.skip_message or "")
+
+
+def test_a_large_input_is_not_hashed_by_a_tick(store, monkeypatch):
+    report, folder = (
+        steps.found_report(store, steps.Place("image_grid", "rex", METHODS[1])),
+        store.artifact(METHODS[1], "rex"),
+    )
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    assert "dvc/artifact" in lineage.behind(store, report, size, artifact=folder)
+    monkeypatch.setattr(lineage, "dvc_hash", lambda path: pytest.fail("it was read"))
+    assert "dvc/artifact" not in lineage.behind(store, report, size - 1, artifact=folder)
+
+
 def test_time_that_is_up_leaves_the_rest_to_the_next_tick(instance, store, watch, monkeypatch):
     monkeypatch.setattr(reporting, "BUDGET", -1.0)
     assert watch.tick() == "no result that is not known already; 10 wait"
@@ -398,6 +447,8 @@ def test_an_external_column_is_shown_with_its_images(instance, store, watch, tmp
     both = dg.MultiPartitionKey({"concept": "rex", "label": "flux"})
     found = last(instance, USUAL.key("external_metrics"), both)
     assert "grid_preview" in found.metadata and found.metadata["by_prompt"].value
+    for check in ("scores_in_range", "scores_complete"):
+        assert verdicts(instance, "external_metrics", check) == {both: "SUCCEEDED"}
     with dg.build_sensor_context(instance=instance) as context:
         result = external.external_columns(context, workspace=Workspace(root=str(store.root)))
     assert isinstance(result, dg.SensorResult) and not result.run_requests  # it has been scored since it was described
@@ -406,6 +457,7 @@ def test_an_external_column_is_shown_with_its_images(instance, store, watch, tmp
     (event,) = done.get_asset_materialization_events()
     assert event.materialization.metadata["skipped"].value
     assert event.materialization.metadata["grid"] == found.metadata["grid"]
+    assert {each.check_name for each in done.get_asset_check_evaluations()} == {"scores_in_range", "scores_complete"}
 
 
 def test_with_a_file_server_the_history_holds_links_and_kilobytes(store, tmp_path):

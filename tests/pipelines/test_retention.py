@@ -82,10 +82,10 @@ def test_a_run_of_verdicts_stays_as_long_as_the_result_that_they_are_of(instance
         instance.report_runless_asset_event(dg.AssetMaterialization(key, partition=partition))
         return dg.AssetCheckEvaluation(key, "grid_complete", True, partition=partition)
 
-    verdicts._in_a_run(instance, [made("rex|neti"), made("rex|oft")], {})
-    verdicts._in_a_run(instance, [made("rex|neti")], {})
+    verdicts.in_a_run(instance, [made("rex|neti"), made("rex|oft")], "results")
+    verdicts.in_a_run(instance, [made("rex|neti")], "results")
     newer, older = (run.run_id for run in instance.get_runs())
     assert superseded(instance) == []
-    verdicts._in_a_run(instance, [made("rex|oft")], {})
+    verdicts.in_a_run(instance, [made("rex|oft")], "results")
     assert superseded(instance) == [older]
     assert newer in {run.run_id for run in instance.get_runs()}

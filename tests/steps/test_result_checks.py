@@ -22,12 +22,14 @@ from personalize_core.metrics import parquet
 from personalize_core.steps import result_checks
 from personalize_core.steps.latents import MOMENTS
 from personalize_core.steps.result_checks import Gate
+from personalize_core.workspace.external_columns import ExternalColumn
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 from pipelines import assets, checks
 from pipelines.definitions import defs
 from pipelines.lineage import dvc_hash, plain
 from tests import tiny_workspace
 from tests.in_dagster import materialize
+from tests.steps.test_external import folder_of
 
 pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
 
@@ -48,17 +50,25 @@ def store(finished: Path, tmp_path: Path) -> Store:
     return tiny_workspace.copy_of(finished, tmp_path)
 
 
+def add_column(store: Store, folder: Path) -> None:
+    """Images that another program made, as the column flux of rex."""
+    steps.add_external(store, "flux", "rex", ExternalColumn(folder=str(folder)))
+    steps.score_external(store, "rex", "flux")
+
+
 def failed(found: list[Gate]) -> dict[str, bool]:
     """The gates that did not let it through, and whether they are serious."""
     return {gate.name: gate.serious for gate in found if not gate.passed}
 
 
-def test_good_results_pass_and_every_declared_check_is_among_the_gates(store):
+def test_good_results_pass_and_every_declared_check_is_among_the_gates(store, tmp_path):
+    add_column(store, folder_of(tmp_path / "out"))
     found = {
         "artifact": result_checks.artifact(store, "rex", METHOD),
         "image_grid": result_checks.grid(store, "rex", METHOD),
         "metrics": [*result_checks.scores(store, "rex", METHOD), *result_checks.identity(store, "rex", METHOD)],
         "reference_scores": result_checks.scores(store, "rex", REFERENCES),
+        "external_metrics": result_checks.scores(store, "rex", "flux"),
         "comparison": result_checks.comparison(store),
         "latents": result_checks.latents(store, "rex"),
     }
@@ -203,6 +213,15 @@ def test_a_image_without_a_score_is_serious_unless_there_is_a_reason(store):
     reasons = [{"metric": "dino", "encoder": None, "image": image, "reason": "lost"} for image in lost]
     write_json(folder / ABSENT, read_json(folder / ABSENT) + reasons)
     assert failed(result_checks.scores(store, "rex", METHOD)) == {}
+
+
+def test_a_image_made_elsewhere_without_a_score_is_serious_unless_it_cannot_be_read(store, tmp_path_factory):
+    folder = folder_of(tmp_path_factory.mktemp("elsewhere") / "out")
+    (folder / "image_0_0.png").write_bytes(b"no image")
+    add_column(store, folder)
+    assert failed(result_checks.scores(store, "rex", "flux")) == {}
+    change_scores(store, "flux", lambda table: table.filter((pl.col("metric") != "dino") | (pl.col("image_index") > 0)))
+    assert failed(result_checks.scores(store, "rex", "flux")) == {"scores_complete": True}
 
 
 def test_only_the_prompts_that_identity_leaves_out_are_excused_where_there_are_more_than_a_hundred(store):
