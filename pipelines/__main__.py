@@ -49,10 +49,11 @@ def ui(
             raise typer.Exit(2)
     os.environ.setdefault("DAGSTER_HOME", str(Path.cwd()))
     prepare(gpus)
+    environment = os.environ | {ALLOWED_HOSTS: ",".join(allow_host or [])}
+    # A container often sets it. Each run is a process of its own, which would compile all our sources anew.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryDirectory(prefix="personalize-") as folder:
-        code = services.run(
-            dagster_services(Path(folder), port), os.environ | {ALLOWED_HOSTS: ",".join(allow_host or [])}
-        )
+        code = services.run(dagster_services(Path(folder), port), environment)
     raise typer.Exit(code)
 
 

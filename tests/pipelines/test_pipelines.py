@@ -10,11 +10,12 @@ import dagster as dg
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from personalize_core import steps
 from personalize_core.workspace.store import Store
-from pipelines import asset_defaults, assets, metadata
-from pipelines.__main__ import prepare
+from pipelines import asset_defaults, assets, metadata, services
+from pipelines.__main__ import app, prepare
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
 from tests.in_dagster import materialize, passing
@@ -214,3 +215,17 @@ def test_what_the_ui_prepares_is_there_when_it_is_opened_again(tmp_path, monkeyp
             assert instance.event_log_storage.get_concurrency_info(asset_defaults.GPU).slot_count == 1
     assert "'Not A Name'" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {".dagster", "dagster.yaml", "data"}
+
+
+def test_the_services_write_bytecode_also_in_a_container_that_asks_for_none(tmp_path, monkeypatch):
+    """Without it the process of each run compiles all sources of this project."""
+    for name in ("dagster.yaml", "workspace.yaml", "params.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    asked: list[dict[str, str]] = []
+    monkeypatch.setattr(services, "run", lambda started, environment: asked.append(environment) or 0)
+    assert CliRunner().invoke(app, ["ui"]).exit_code == 0
+    (environment,) = asked
+    assert "PYTHONDONTWRITEBYTECODE" not in environment and environment["DAGSTER_HOME"] == str(tmp_path)
