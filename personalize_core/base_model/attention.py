@@ -21,14 +21,19 @@ class AttentionMaps:
 
     The layers leave their queries and keys here and go on as if nobody were watching, so recording can never
     change an image. Reading gives probabilities in float32 that carry gradient, so a loss may be put on them.
+
+    Args:
+        latest_only: keep those of the layer that ran last, for hooks inside the U-Net, which ask for no other.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, latest_only: bool = False) -> None:
+        self.latest_only = latest_only
         self._query_key: dict[str, tuple[Tensor, Tensor]] = {}
-        self.recomputed = False  # is this call's forward pass run again in backward (gradient checkpointing)?
 
     def record(self, layer: str, query: Tensor, key: Tensor) -> None:
         """query: (B, heads, h*w, d). key: (B, heads, L, d)."""
+        if self.latest_only:
+            self._query_key.clear()
         self._query_key[layer] = query, key
 
     def include(self, others: AttentionMaps, rows: slice, names: Mapping[str, str] | None = None) -> None:
@@ -39,7 +44,7 @@ class AttentionMaps:
 
     def __getitem__(self, layer: str) -> Tensor:
         """softmax(Q K^T / sqrt(d)), (B, heads, h*w, L); sums to 1 over the L tokens."""
-        return _probabilities(*self._read(layer))
+        return _probabilities(*self._query_key[layer])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._query_key)
@@ -53,7 +58,7 @@ class AttentionMaps:
         The mean over the heads, summed over the tokens. Where a gradient is wanted, the map is computed again
         in backward rather than kept: only one layer's (B, heads, h*w, L) then exists at a time.
         """
-        query, key = self._read(layer)
+        query, key = self._query_key[layer]
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
             return checkpoint(_looked_at, query, key, tokens, use_reentrant=False)
         return _looked_at(query, key, tokens)
@@ -72,7 +77,7 @@ class AttentionMaps:
         """
         parts = []
         for layer in layers:
-            query, key = self._read(layer)
+            query, key = self._query_key[layer]
             if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
                 parts.append(checkpoint(_spread, query, key, columns, use_reentrant=False))
             else:
@@ -86,16 +91,6 @@ class AttentionMaps:
             means, sizes = mean, sizes.sum(dim=0, keepdim=True)
         return means, squares / (sizes - 1).clamp(min=1)
 
-    def _read(self, layer: str) -> tuple[Tensor, Tensor]:
-        query, key = self._query_key[layer]
-        if self.recomputed and torch.is_grad_enabled():
-            raise RuntimeError(
-                "attention maps were read for a gradient while the U-Net's gradient checkpointing is on; the "
-                "recorded queries and keys would belong to another pass. Switch gradient checkpointing off, or "
-                "read the maps under torch.no_grad()."
-            )
-        return query, key
-
 
 @dataclass
 class Call:
@@ -104,6 +99,7 @@ class Call:
     t: Tensor  # (B,)
     context: TextContext
     maps: AttentionMaps = field(default_factory=AttentionMaps)
+    rows: slice | None = None  # which rows of the training batch these are; None: all
 
 
 def _probabilities(query: Tensor, key: Tensor) -> Tensor:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from personalize_core.errors import InputError, listed
 from personalize_core.files.outside import is_folder, refuse_pickles_in, user_path
@@ -48,6 +51,7 @@ NAMES = ("mini", *PUBLISHED)
 
 PARTS = ("text_encoder", "vae", "unet")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[0-9a-f]{40}))?")
+_loaded: list[ref[BaseModel]] = []  # in this process
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def load_base_model(name: str, device: str = "auto", precision: str = "fp32") ->
             f"the base model {name!r} ({identity.source}) cannot be loaded: {_first_sentence(error)} Give a folder "
             "with its files in diffusers' layout, or work with the embedded model, 'mini'"
         ) from error
-    return BaseModel(
+    base = BaseModel(
         name=name,
         revision=identity.revision,
         weights_hash=identity.weights_hash,
@@ -150,6 +154,22 @@ def load_base_model(name: str, device: str = "auto", precision: str = "fp32") ->
         dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
         **parts,
     )
+    _loaded.append(ref(base))
+    return base
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Within it, no base model of this process lies on a graphics card: for who waits until others have used it."""
+    there = [base for each in _loaded if (base := each()) is not None and base.device.type != "cpu"]
+    for base in there:
+        base.move("cpu")
+        base.give_back_memory()
+    try:
+        yield
+    finally:
+        for base in there:
+            base.move(base.device)
 
 
 def choose_device(device: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from personalize_core.base_model.attention import AttentionMaps, Call, CrossAttention, SelfAttention, check_plain
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
 from personalize_core.concepts.concept import Concept
+
+AT_ONCE = 2  # images that the autoencoder reads or makes together: 8 of 768 pixels would need 13.5 GiB of a card
 
 
 @contextmanager
@@ -42,7 +45,9 @@ class BaseModel:
     """A frozen Stable Diffusion: encode text, denoise, decode. It knows nothing of any method.
 
     The text encoder and the autoencoder stay in float32. With `dtype` bfloat16 the frozen U-Net is held in it
-    and runs under autocast, so tensors that a method trains keep their float32 master copies.
+    and runs under autocast, so tensors that a method trains keep their float32 master copies. `unrounded` holds its
+    weights as the checkpoint has them, by name, in the CPU's memory: what is tuned starts from these. In float32 it is
+    empty, for the U-Net holds them itself.
     """
 
     def __init__(
@@ -65,14 +70,16 @@ class BaseModel:
         self.tokenizer = PromptTokenizer(tokenizer, rare_word)
         self.text_encoder = _frozen(text_encoder).to(self.device)
         self.vae = _frozen(vae).to(self.device)
+        self.unrounded: Mapping[str, Tensor] = {}
+        if dtype != torch.float32:  # before it moves: a graphics card never holds both
+            self.unrounded = {name: weight.detach() for name, weight in unet.named_parameters()}
+            nn.Module.to(unet, dtype)  # diffusers' own warns at each model that nothing of it stays in float32
         self.unet = _frozen(unet).to(self.device)
-        if dtype != torch.float32:
-            self.unet.to(dtype)
         self.scheduler: Any = scheduler
         self.transformers = transformers_in_order(unet)
-        self._recomputable: list[Any] = [m for m in unet.modules() if hasattr(m, "gradient_checkpointing")]
         self._use_own_processors()
         self._call: Call | None = None
+        self._recomputes = False
 
     # What the model is
 
@@ -135,8 +142,16 @@ class BaseModel:
                 own embedding if None.
         """
         tokens = self.tokenizer(prompts, concept)
-        with self._placeholder_reads(embedding, tokens):
-            hidden = self.text_encoder(tokens.ids.to(self.device)).last_hidden_state
+        ids = tokens.ids.to(self.device)
+
+        def read(ids: Tensor, embedding: Tensor | None) -> Tensor:
+            with self._placeholder_reads(embedding, tokens):
+                return self.text_encoder(ids).last_hidden_state
+
+        if self._recomputes and torch.is_grad_enabled():
+            hidden = checkpoint(read, ids, embedding, use_reentrant=False)
+        else:
+            hidden = read(ids, embedding)
         return TextContext(
             hidden=hidden,
             placeholder=tokens.placeholder.to(self.device),
@@ -146,18 +161,24 @@ class BaseModel:
             partner=torch.arange(len(hidden), device=self.device),
         )
 
-    def denoise(self, x_t: Tensor, t: Tensor, context: TextContext, maps: AttentionMaps | None = None) -> Tensor:
+    def denoise(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        context: TextContext,
+        maps: AttentionMaps | None = None,
+        rows: slice | None = None,
+    ) -> Tensor:
         """The U-Net's prediction, (B, 4, h, w) float32: noise or velocity, by `prediction_type`.
 
         Args:
             x_t: (B, 4, h, w) noisy latents.
             t: (B,) timesteps, 0 to 999.
             context: what the cross-attention layers read; B rows.
-            maps: filled with this call's cross-attention maps.
+            maps: filled with this call's cross-attention maps; without them only hooks see any, of their own layer.
+            rows: which of a training batch these are; all if None.
         """
-        call = Call(t, context, maps if maps is not None else AttentionMaps())
-        # unet.is_gradient_checkpointing, which would walk through every module in every pass
-        call.maps.recomputed = any(module.gradient_checkpointing for module in self._recomputable)
+        call = Call(t, context, maps if maps is not None else AttentionMaps(latest_only=True), rows)
         self._call, before = call, self._call
         try:
             with self._precision():
@@ -168,19 +189,33 @@ class BaseModel:
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:
-        """Within it the U-Net keeps little for the gradient, and is computed again where it is needed."""
+        """Within it U-Net and text encoder keep little for the gradient, and are computed again where it is needed.
+
+        Each part of the U-Net by itself. What was recorded in the first pass, such as queries and keys, belongs to the
+        one graph that both passes share, so losses on it teach the same.
+        """
         self.unet.enable_gradient_checkpointing(self._checkpointed)
+        self._recomputes = True
         try:
             yield
         finally:
+            self._recomputes = False
             self.unet.disable_gradient_checkpointing()
 
     def _checkpointed(self, module: Any, *args: Any) -> Any:
-        """As diffusers' own checkpointing, but hooks find the same `call` when the module is computed again."""
-        call = self._call
+        """As diffusers' own checkpointing, but hooks find the same `call` when the module is computed again.
+
+        Its maps are then new ones, which go with the module: those of the first pass stay as they were read.
+        """
+        call, first = self.call, True
 
         def compute(*args: Any) -> Any:
-            before, self._call = self._call, call
+            nonlocal first
+            now = call if first else replace(call, maps=AttentionMaps(latest_only=True))
+            if not first:
+                args = tuple({**arg, "call": now} if isinstance(arg, dict) and "call" in arg else arg for arg in args)
+            first = False
+            before, self._call = self._call, now
             try:
                 return module(*args)
             finally:
@@ -206,15 +241,19 @@ class BaseModel:
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> mean and deviation of their latents, (B, 2, 4, h, w), scaled."""
-        parts = [self.vae.encode(part.to(self.device)).latent_dist for part in pixels.split(4)]  # to bound memory
+        parts = [self.vae.encode(part.to(self.device)).latent_dist for part in pixels.split(AT_ONCE)]
         moments = [torch.stack([posterior.mean, posterior.std], dim=1).cpu() for posterior in parts]
         return torch.cat(moments) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, 4, h, w), scaled as the U-Net sees them -> images (B, H, W, 3) uint8 on the CPU."""
-        pixels = self.vae.decode(latents.to(self.device) / self.vae.config.scaling_factor).sample
-        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+        return torch.cat([self._decoded(part) for part in latents.to(self.device).split(AT_ONCE)])
+
+    def move(self, device: str | torch.device) -> None:
+        """Move the weights; what is computed is computed on `self.device`, so they must be back there by then."""
+        for part in (self.text_encoder, self.vae, self.unet):
+            nn.Module.to(part, device)
 
     def give_back_memory(self) -> None:
         """Let other processes have what this process holds of a graphics card and does not use."""
@@ -222,6 +261,10 @@ class BaseModel:
             torch.cuda.empty_cache()
 
     # Inside
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        pixels = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
     def _use_own_processors(self) -> None:
         cross = {

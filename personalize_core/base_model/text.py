@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,6 +77,39 @@ class TextContext:
             layers=(self.layers[0].repeat(1, 2, 1, 1), self.layers[1].repeat(1, 2, 1, 1)) if self.layers else None,
             several=None if self.several is None else self.several.repeat(1, 2, 1),
         )
+
+    def part(self, rows: slice) -> TextContext:
+        """Some of the rows, of prompts that are their own partners, as in training."""
+        start, stop, _ = rows.indices(len(self))
+        if (start, stop) == (0, len(self)):
+            return self
+        return TextContext(
+            hidden=self.hidden[rows],
+            placeholder=self.placeholder[rows],
+            class_noun=self.class_noun[rows],
+            words=self.words[rows],
+            end=self.end[rows],
+            partner=self.partner[rows] - start,
+            layers=(self.layers[0][:, rows], self.layers[1][:, rows]) if self.layers else None,
+            several=None if self.several is None else self.several[:, rows],
+        )
+
+    def cut_off(self) -> tuple[TextContext, list[tuple[Tensor, Tensor]]]:
+        """The same text with a graph of its own, and (tensor, its copy) of what carried a gradient.
+
+        The gradient that several passes leave in the copies goes on into the tensors in one backward pass.
+        """
+        copies: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def own(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad:
+                return tensor
+            if id(tensor) not in copies:  # keys and values are often one tensor
+                copies[id(tensor)] = tensor, tensor.detach().requires_grad_()
+            return copies[id(tensor)][1]
+
+        layers = (own(self.layers[0]), own(self.layers[1])) if self.layers else None
+        return replace(self, hidden=own(self.hidden), layers=layers), list(copies.values())
 
     @classmethod
     def guidance(cls, empty: TextContext, prompt: TextContext) -> TextContext:

@@ -19,6 +19,8 @@ from personalize_core.concepts.images import ConceptLatents
 from personalize_core.errors import InputError
 from personalize_core.methods.recipe import Recipe
 
+Attach = Callable[[BaseModel], AbstractContextManager[Any]]
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -28,10 +30,17 @@ class Batch:
     prompts: Sequence[str]  # B of them
     weight: Tensor  # (B, 1, 1, 1), or (B, 1, h, w): how much each row, or latent pixel, counts in the loss
 
+    def part(self, rows: slice) -> Batch:
+        return Batch(self.latents[rows], self.prompts[rows], self.weight[rows])
+
 
 @dataclass(frozen=True)
 class Step:
-    """All that one training step computed, for a penalty to look at."""
+    """All that one training step computed, for a penalty to look at; of all rows of the batch, or of some.
+
+    A batch may be computed in parts, whose losses add up to the batch's: a penalty that sums over rows needs nothing
+    for that, one that is a mean over them, or does not depend on them, counts `share`.
+    """
 
     base: BaseModel
     batch: Batch
@@ -41,7 +50,8 @@ class Step:
     prediction: Tensor  # what it said
     context: TextContext
     maps: AttentionMaps
-    generator: Generator
+    generator: Generator  # in the same state for each part of a batch
+    share: float = 1.0  # how many of the batch's rows these are
 
 
 def _no_penalty(step: Step) -> dict[str, Tensor]:
@@ -64,6 +74,19 @@ class Stage:
     after_step: Callable[[int], None] = _nothing_after
     max_gradient_norm: float = 1.0  # gradients longer than this are shortened to it; math.inf leaves all as they are
     min_timestep: int = 0  # timesteps are drawn uniformly from here to the last
+    # Losses that need a pass of their own and share no graph with the prediction, which is gone when they are computed.
+    later_penalty: Callable[[Step], dict[str, Tensor]] = _no_penalty
+    # What it puts into the base model, where that is less than the method's own `attach`.
+    attach: Attach | None = None
+
+    @property
+    def looks_at_attention(self) -> bool:
+        """May its penalty read the attention maps of a step?"""
+        return self.penalty is not _no_penalty
+
+    def penalties(self, step: Step) -> dict[str, Tensor]:
+        """All losses beside the diffusion loss, by name."""
+        return {**self.penalty(step), **self.later_penalty(step)}
 
 
 class Method(nn.Module):

@@ -124,11 +124,6 @@ class Recipe:
         return False
 
     @property
-    def losses_read_attention(self) -> bool:
-        """Whether a training loss reads attention maps, which rules out gradient checkpointing of the U-Net."""
-        return False
-
-    @property
     def starts_as_base_model(self) -> bool:
         """Whether the untrained method predicts what the base model predicts."""
         return True

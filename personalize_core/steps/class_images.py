@@ -56,9 +56,9 @@ def class_images_for(store: Store, class_noun: str, method: str, listener: Liste
         paths, sampled = _sample_class_images(store, class_noun, wanted, listener)
         enough = is_up_to_date(folder, encoded) and images_encoded(folder) >= wanted
         if not enough:
-            base, what = load_base(store), f"encoding class images of {class_noun}, {recipe.key}"
+            what = f"encoding class images of {class_noun}, {recipe.key}"
             with making(store, folder, encoded) as new, store.device():
-                encode(base, paths, recipe, new, what, listener)
+                encode(load_base(store), paths, recipe, new, what, listener)
     return Report(stamp, enough and not sampled, time.monotonic() - started, folder)
 
 
@@ -92,11 +92,11 @@ def _sample_class_images(store: Store, class_noun: str, wanted: int, listener: L
     first = [folder / name for name in names[:wanted]]
     if len(kept) == len(names):
         return first, False
-    base, kind = load_base(store), method_class(BASELINE)
-    speaker = kind(recipe_class(BASELINE)(), base, Concept.named("class", class_noun))
     # the prior prompt of DreamBooth's recipe; prompt index -1 keeps its noise apart from every grid's
     places = [(-1, image) for image in range(len(kept), len(names))]
     with making(store, folder, stamp) as new, store.device():
+        base, kind = load_base(store), method_class(BASELINE)
+        speaker = kind(recipe_class(BASELINE)(), base, Concept.named("class", class_noun))
         for name in kept:
             shutil.copyfile(folder / name, new / name)
         paths = [new / name for name in names[len(kept) :]]
@@ -123,9 +123,8 @@ def encode_real_class_images(store: Store, class_noun: str, method: str, listene
     with store.alone("class_images", f"{store.class_images(class_noun).name}.real"):
         if is_up_to_date(folder, stamp):
             return Report(stamp, True, time.monotonic() - started, folder)
-        base = load_base(store)
         with making(store, folder, stamp) as new, store.device():
             what = f"encoding concept images of {class_noun}, {recipe.key}"
-            encode(base, [path for path, _ in captioned], recipe, new, what, listener)
+            encode(load_base(store), [path for path, _ in captioned], recipe, new, what, listener)
             write_json(new / CAPTIONS, [caption for _, caption in captioned])
     return Report(stamp, False, time.monotonic() - started, folder)

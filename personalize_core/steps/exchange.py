@@ -84,22 +84,22 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
     refuse_pickle(source)
     if folder.exists():
         raise InputError(f"{method} has learned {concept!r} already; remove {folder} first")
-    base = load_base(store)
-    base.tokenizer.check_class_noun(described)
-    learner = read_foreign(method_class(method), config, base, described, source)
-    files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
-    stamp = stamp_of(
-        {
-            "imported": {path.relative_to(source.parent).as_posix(): sha256(path) for path in files},
-            "method": method,
-            "concept": vars(described),
-            "config": repr(config),
-            "base_model": identify(store.params.base_model).weights_hash,
-        }
-    )
-    learner = learner.requires_grad_(False).eval().to(base.device)
-    with store.alone("artifact", method, concept), making(store, folder, stamp) as new, store.device():
-        with proof.FreshProcess(base) as fresh:
+    with store.alone("artifact", method, concept), store.device():
+        base = load_base(store)
+        base.tokenizer.check_class_noun(described)
+        learner = read_foreign(method_class(method), config, base, described, source)
+        files = sorted(path for path in source.rglob("*") if path.is_file()) if source.is_dir() else [source]
+        stamp = stamp_of(
+            {
+                "imported": {path.relative_to(source.parent).as_posix(): sha256(path) for path in files},
+                "method": method,
+                "concept": vars(described),
+                "config": repr(config),
+                "base_model": identify(store.params.base_model).weights_hash,
+            }
+        )
+        learner = learner.requires_grad_(False).eval().to(base.device)
+        with making(store, folder, stamp) as new, proof.FreshProcess(base) as fresh:
             saving.save(new, method, learner, base, seed=None, imported=source.name)
             training_log.write([], new)
             fresh.restore(new)

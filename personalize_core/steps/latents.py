@@ -43,9 +43,9 @@ def encode_concept(store: Store, concept: str, recipe: Preprocessing, listener: 
     with store.alone("latents", concept, recipe.key):
         if is_up_to_date(folder, stamp):
             return Report(stamp, True, time.monotonic() - started, folder)
-        base = load_base(store)
-        base.tokenizer.check_class_noun(described)
         with making(store, folder, stamp) as new, store.device():
+            base = load_base(store)
+            base.tokenizer.check_class_noun(described)
             encode(base, paths, recipe, new, f"encoding {concept}, {recipe.key}", listener)
     return Report(stamp, False, time.monotonic() - started, folder)
 

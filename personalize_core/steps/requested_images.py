@@ -64,9 +64,9 @@ def sample_prompts(
     named = {f"{templates[p]} {i + 1}": folder / image_name(variant, p, i) for p, i in places}
     if is_up_to_date(folder, stamp):
         return Report(stamp, True, time.monotonic() - started, folder, {}, named)
-    base = load_base(store)
-    trained = restore(store.artifact(method, concept), base, method)
     with making(store, folder, stamp) as new, store.device():
+        base = load_base(store)
+        trained = restore(store.artifact(method, concept), base, method)
         said = [trained.say(templates[prompt]) for prompt, _ in places]
         sampled = ready_to_sample(variants[variant], store, concept, method, base, trained, said, listener)
         paths = [new / image_name(variant, prompt, image) for prompt, image in places]
@@ -114,9 +114,9 @@ def heat_maps(
     images = {"heat maps": folder / "heat_maps.png"}
     if is_up_to_date(folder, stamp):
         return Report(stamp, True, time.monotonic() - started, folder, {}, images)
-    base = load_base(store)
-    trained = restore(store.artifact(method, concept), base, method)
     with making(store, folder, stamp) as new, store.device():
+        base = load_base(store)
+        trained = restore(store.artifact(method, concept), base, method)
         said, found = trained.say(template), {}
         for done, (name, variant) in enumerate(variants.items()):
             listener(Event(f"watching {concept} by {method}", done, len(variants)))
@@ -181,9 +181,9 @@ def sample_several_concepts(
     if is_up_to_date(folder, stamp):
         metrics = read_json(folder / "samples.json")["identity"]
         return Report(stamp, True, time.monotonic() - started, folder, metrics, named)
-    base = load_base(store)
-    together = Together([restore(store.artifact(method, concept), base, method) for concept, method in cells], base)
     with making(store, folder, stamp) as new, store.device():
+        base = load_base(store)
+        together = Together([restore(store.artifact(method, concept), base, method) for concept, method in cells], base)
         said = [together.say(prompts[prompt]) for prompt, _ in places]
         paths = [new / image_name("together", prompt, image) for prompt, image in places]
         what = f"sampling {' and '.join(concept for concept, _ in cells)}"

@@ -214,9 +214,9 @@ def _look_at_latents(store: Store, concept: str, recipes: Sequence[Preprocessing
     finite = Gate(names[0], not wrong, f"{wrong[0]} is not" if wrong else f"all {count} are")
     if wrong:
         return [finite, Gate(names[1], False, "not looked at, for they are not finite")]
-    base, paths = load_base(store), images_trained_on(store, concept)
-    worst, fault = math.inf, ""
+    paths, worst, fault = images_trained_on(store, concept), math.inf, ""
     with store.device(), torch.no_grad():
+        base = load_base(store)
         for recipe in recipes:
             for index, path in enumerate(paths):
                 heard, ours = _decoded(base, recipe, path, saved[recipe.key].get(f"{index:03d}"))

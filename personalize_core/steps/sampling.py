@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
     folder, how = store.grid(method, concept), store.params.sampling
     refining(store, concept, method, variants_of(store, method), listener)
     images = {"grid": folder / "grid.png"}
-    with store.alone("grid", method, concept):
+    with store.alone("grid", method, concept), ExitStack() as while_sampling:
         with store.alone("artifact", method, concept):  # whoever trains it anew: what is named is what samples
             inputs = sampling_inputs(store, concept, method)
             if is_up_to_date(folder, inputs.stamp):
@@ -46,39 +47,40 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
             from personalize_core.report import comparison
             from personalize_core.training.run_costs import PeakMemory
 
+            new = while_sampling.enter_context(making(store, folder, inputs.stamp))
+            while_sampling.enter_context(store.device())
             base = load_base(store)
             trained = restore(store.artifact(method, concept), base, method)
         templates = inputs.prompts.templates
         places = [(p, i) for p in range(len(templates)) for i in range(how.images_per_prompt)]
-        with making(store, folder, inputs.stamp) as new, store.device():
-            memory, each = PeakMemory(base.device), {}
-            for name, variant in inputs.variants.items():
-                begun = time.monotonic()
-                paths = [new / image_name(name, prompt, image) for prompt, image in places]
-                prompts = [trained.say(templates[prompt]) for prompt, _ in places]
-                sampled = ready_to_sample(variant, store, concept, method, base, trained, prompts, listener)
-                what = f"sampling {concept} by {name}"
-                sample_images(how, store.sampling_seed, base, sampled, prompts, places, paths, what, listener)
-                each[name] = (time.monotonic() - begun) / len(places)
-            taken = {"stamp": inputs.stamp, "seconds_per_image": each, **memory.costs()}
-            about = {
-                "concept": concept,
-                "class_noun": trained.concept.class_noun,
-                "method": method,
-                "base_model": base.name,
-                "templates": templates,
-                "images_per_prompt": how.images_per_prompt,
-                "variants": list(inputs.variants),
-                "protocol": store.protocol,
-                "prompts": inputs.prompts.name,
-                "sampling": how.how(),
-                "seed": store.sampling_seed,
-                "artifact": inputs.artifact,
-            }
-            write_json(new / DESCRIPTION, about)
-            comparison.save_grid(store, concept, [(name, new) for name in inputs.variants], about, new / "grid.png")
-            # before the grid appears: a run killed just after that would never write them
-            write_json(store.sampling_costs(method, concept), taken)
+        memory, each = PeakMemory(base.device), {}
+        for name, variant in inputs.variants.items():
+            begun = time.monotonic()
+            paths = [new / image_name(name, prompt, image) for prompt, image in places]
+            prompts = [trained.say(templates[prompt]) for prompt, _ in places]
+            sampled = ready_to_sample(variant, store, concept, method, base, trained, prompts, listener)
+            what = f"sampling {concept} by {name}"
+            sample_images(how, store.sampling_seed, base, sampled, prompts, places, paths, what, listener)
+            each[name] = (time.monotonic() - begun) / len(places)
+        taken = {"stamp": inputs.stamp, "seconds_per_image": each, **memory.costs()}
+        about = {
+            "concept": concept,
+            "class_noun": trained.concept.class_noun,
+            "method": method,
+            "base_model": base.name,
+            "templates": templates,
+            "images_per_prompt": how.images_per_prompt,
+            "variants": list(inputs.variants),
+            "protocol": store.protocol,
+            "prompts": inputs.prompts.name,
+            "sampling": how.how(),
+            "seed": store.sampling_seed,
+            "artifact": inputs.artifact,
+        }
+        write_json(new / DESCRIPTION, about)
+        comparison.save_grid(store, concept, [(name, new) for name in inputs.variants], about, new / "grid.png")
+        # before the grid appears: a run killed just after that would never write them
+        write_json(store.sampling_costs(method, concept), taken)
     return Report(inputs.stamp, False, time.monotonic() - started, folder, {}, images)
 
 

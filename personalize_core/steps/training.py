@@ -58,9 +58,9 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
         if is_up_to_date(folder, inputs.stamp):
             checkpoints.clear()  # the run that trained it may have been killed before it could
             return trained_report(inputs.stamp, True, started, folder)
-        base = load_base(store)
-        base.tokenizer.check_class_noun(inputs.concept)
         with making(store, folder, inputs.stamp) as new, store.device():
+            base = load_base(store)
+            base.tokenizer.check_class_noun(inputs.concept)
             costs = _train_into(new, store, inputs, base, class_images, checkpoints, listener)
             if costs:  # before the artifact appears: a run killed just after that would never write them
                 write_json(store.training_costs(method, concept), {"stamp": inputs.stamp, **costs})
@@ -141,6 +141,7 @@ def _trained(
     """Run all stages. Returns the log and the costs."""
     from personalize_core.analyses.learned_embedding import WhileTraining
     from personalize_core.training.loop import train as run_stages
+    from personalize_core.training.micro_batches import RowsAtOnce
     from personalize_core.training.run_costs import PeakMemory
 
     stages, what = learner.stages(), f"training {inputs.method} on {inputs.concept.name}"
@@ -157,9 +158,10 @@ def _trained(
         listener(Event(what, done[row["stage"]] + row["step"] + 1, total, metrics))
 
     with base.recomputing() if store.params.gradient_checkpointing else nullcontext():
-        memory = PeakMemory(base.device)
-        rows = run_stages(learner, base, images, store.training_seed, log, checkpoints)
+        memory, at_once = PeakMemory(base.device), RowsAtOnce.of(store.params.micro_batch)
+        rows = run_stages(learner, base, images, store.training_seed, log, checkpoints, at_once)
         costs = memory.costs() | ({} if watch.seconds is None else {"training_seconds": watch.seconds})
+        costs |= {"micro_batch": at_once.rows} if at_once.rows else {}
     return rows, costs
 
 

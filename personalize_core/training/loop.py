@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from personalize_core.base_model.attention import AttentionMaps
 from personalize_core.base_model.model import BaseModel
+from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.images import ConceptLatents
-from personalize_core.methods.interface import Method, Stage, Step
+from personalize_core.methods.interface import Batch, Method, Stage, Step
 from personalize_core.randomness import generator_for, seed_for
 from personalize_core.training.checkpoints import Checkpoints, LogRow, Resumed
+from personalize_core.training.micro_batches import RowsAtOnce
+from personalize_core.training.optimizers import make_optimizer
 
 Log = Callable[[LogRow], None]
 
@@ -29,11 +34,16 @@ def train(
     seed: int,
     log: Log = unlogged,
     checkpoints: Checkpoints | None = None,
+    at_once: RowsAtOnce | None = None,
 ) -> list[LogRow]:
     """Train `method` in place, stage after stage; the base model comes out as it went in.
 
     Every random number depends on (seed, stage, step) alone, so a run resumed from `checkpoints` learns, bit for bit,
     what an undisturbed run learns.
+
+    Args:
+        at_once: how many rows of a batch pass through the U-Net at once, which changes sums in their last bits alone;
+            all of them if None. Where it halves itself, it stays so.
 
     Returns:
         The log, a row per step, from the first step on also where the run was resumed.
@@ -42,29 +52,32 @@ def train(
         FloatingPointError: a loss is not finite; the message says which, in which stage and step.
     """
     resumed = checkpoints.load() if checkpoints else Resumed()
-    history = list(resumed.history)
-    method.to(base.device).train()
-    with torch.random.fork_rng(), method.attach(base):
+    history, at_once = list(resumed.history), at_once or RowsAtOnce()
+    method.train().to(base.device)  # in this order: TunedWeights
+    with torch.random.fork_rng():
         for number, stage in enumerate(method.stages()):
             trained = [p for group in stage.param_groups for p in group["params"]]
             method.requires_grad_(False)
             for parameter in trained:
                 parameter.requires_grad_(True)
-            optimizer = torch.optim.AdamW(stage.param_groups)
+            optimizer = make_optimizer(stage.param_groups, base.device)
             start = 0 if number >= resumed.stage else stage.steps
             if number == resumed.stage and resumed.tensors:
                 _restore(resumed.tensors, method, optimizer)
                 start = resumed.step
+            if start == stage.steps:
+                continue
             last_saved = time.monotonic()
-            for index in range(start, stage.steps):
-                row = _train_step(stage, index, trained, optimizer, method, base, images, seed)
-                history.append(row)
-                log(row)
-                if checkpoints and time.monotonic() - last_saved > checkpoints.every_seconds:
-                    checkpoints.save((number, index + 1), method, optimizer, history)
-                    last_saved = time.monotonic()
-    method.requires_grad_(False).eval()
-    method.zero_grad()  # gradients are as large as what was trained, and what follows needs the memory
+            with (stage.attach or method.attach)(base):
+                for index in range(start, stage.steps):
+                    row = _train_step(stage, index, trained, optimizer, method, base, images, seed, at_once)
+                    history.append(row)
+                    log(row)
+                    if checkpoints and time.monotonic() - last_saved > checkpoints.every_seconds:
+                        checkpoints.save((number, index + 1), method, optimizer, history)
+                        last_saved = time.monotonic()
+            optimizer.zero_grad()  # gradients are as large as what was trained, and what follows needs the memory
+    method.requires_grad_(False).eval().cpu()  # it is saved next; whoever samples with it moves it
     return history
 
 
@@ -77,30 +90,96 @@ def _train_step(
     base: BaseModel,
     images: ConceptLatents,
     seed: int,
+    at_once: RowsAtOnce,
 ) -> LogRow:
-    torch.manual_seed(seed_for(seed, stage.name, index, "modules"))  # for dropout, which takes no generator
-    step = denoising_step(method, base, images, stage, seed, index)
-    losses = {"diffusion": diffusion_loss(step), **stage.penalty(step)}
-    total = torch.stack(list(losses.values())).sum()
-    if not total.isfinite():
-        raise FloatingPointError(f"stage {stage.name!r}, step {index}: the loss is {_describe(losses)}")
-
-    optimizer.zero_grad()
-    total.backward()
+    losses = None
+    while losses is None:
+        optimizer.zero_grad()
+        torch.manual_seed(seed_for(seed, stage.name, index, "modules"))  # for dropout, which takes no generator
+        rows = noisy_rows(method, base, images, stage, seed, index)
+        try:
+            losses = add_gradients(stage, method, base, rows, at_once.parts(len(rows.t)))
+        except torch.OutOfMemoryError:
+            if not at_once.halve(len(rows.t)):
+                raise
+        if losses is None:  # behind the handler, for what failed holds on to its tensors
+            optimizer.zero_grad()
+            base.give_back_memory()
     norm = torch.nn.utils.clip_grad_norm_(trained, stage.max_gradient_norm)
+    *values, length = torch.stack([*losses.values(), norm]).tolist()  # one wait for the device
+    metrics = dict(zip(losses, values, strict=True))
+    if not all(map(math.isfinite, values)):
+        raise FloatingPointError(f"stage {stage.name!r}, step {index}: the loss is {_describe(metrics)}")
+
     optimizer.step()
     stage.after_step(index)
-    metrics = {name: loss.item() for name, loss in losses.items()}
     rates = [group["lr"] for group in optimizer.param_groups]
-    row = {"stage": stage.name, "step": index, **metrics, "gradient_norm": norm.item(), "lr": rates}
+    row = {"stage": stage.name, "step": index, **metrics, "gradient_norm": length, "lr": rates}
     learned = method.metrics()
     return row | {"learned": learned} if learned else row
+
+
+def add_gradients(
+    stage: Stage, method: Method, base: BaseModel, rows: NoisyRows, parts: Sequence[slice]
+) -> dict[str, Tensor]:
+    """Add the gradient of one batch to what is trained. Returns the batch's losses by name; no graph is left.
+
+    What the cross-attention layers read is computed for the whole batch, so that what is drawn at random for it does
+    not depend on the parts. Its graph is kept until all of them have passed.
+    """
+    context, copies = method.condition(base, rows.batch.prompts)(rows.t).cut_off()
+    losses: dict[str, Tensor] = {}
+    for part in parts:
+        for name, loss in _add_gradients_of_part(stage, base, rows, context, part).items():
+            losses[name] = losses[name] + loss if name in losses else loss
+    reached = [(tensor, copy.grad) for tensor, copy in copies if copy.grad is not None]
+    if reached:
+        torch.autograd.backward([tensor for tensor, _ in reached], [gradient for _, gradient in reached])
+    return losses
+
+
+def _add_gradients_of_part(
+    stage: Stage, base: BaseModel, rows: NoisyRows, context: TextContext, part: slice
+) -> dict[str, Tensor]:
+    step = _predicted(stage, base, rows, context, part)
+    losses = {"diffusion": diffusion_loss(step), **stage.penalty(step)}
+    _total(losses).backward()
+    step = replace(step, prediction=step.prediction.detach(), maps=AttentionMaps())
+    losses = {name: loss.detach() for name, loss in losses.items()}
+    later = stage.later_penalty(step)
+    if later:
+        _total(later).backward()
+    return losses | {name: loss.detach() for name, loss in later.items()}
+
+
+def _total(losses: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
+
+
+@dataclass(frozen=True)
+class NoisyRows:
+    """A batch, noised to random timesteps, on the base model's device."""
+
+    batch: Batch
+    x_t: Tensor  # (B, 4, h, w)
+    t: Tensor  # (B,)
+    target: Tensor  # (B, 4, h, w): noise, or velocity
+    generator: Generator  # as it is behind all that was drawn so far
 
 
 def denoising_step(
     method: Method, base: BaseModel, images: ConceptLatents, stage: Stage, seed: int, index: int
 ) -> Step:
     """Noise some latents to random timesteps and predict with the U-Net."""
+    rows = noisy_rows(method, base, images, stage, seed, index)
+    context = method.condition(base, rows.batch.prompts)(rows.t)
+    return _predicted(stage, base, rows, context, slice(0, len(rows.t)))
+
+
+def noisy_rows(
+    method: Method, base: BaseModel, images: ConceptLatents, stage: Stage, seed: int, index: int
+) -> NoisyRows:
+    """The rows of one step, which depend on (seed, stage, step) alone."""
     batch = method.batch(images, stage.batch_size, generator_for(seed, stage.name, index, "batch"))
     generator = generator_for(seed, stage.name, index, "noise")
     noise = torch.randn(batch.latents.shape, generator=generator)
@@ -108,19 +187,23 @@ def denoising_step(
     t = torch.randint(stage.min_timestep, last, (len(noise),), generator=generator)
     x_t = base.scheduler.add_noise(batch.latents, noise, t)
     target = base.target(batch.latents, noise, t)
-    x_t, t, target = x_t.to(base.device), t.to(base.device), target.to(base.device)
-    context = method.condition(base, batch.prompts)(t)
-    maps = AttentionMaps()
+    return NoisyRows(batch, x_t.to(base.device), t.to(base.device), target.to(base.device), generator)
+
+
+def _predicted(stage: Stage, base: BaseModel, rows: NoisyRows, context: TextContext, part: slice) -> Step:
+    x_t, t, context = rows.x_t[part], rows.t[part], context.part(part)
+    maps = AttentionMaps(latest_only=not stage.looks_at_attention)
     return Step(
         base=base,
-        batch=batch,
+        batch=rows.batch.part(part),
         x_t=x_t,
         t=t,
-        target=target,
-        prediction=base.denoise(x_t, t, context, maps),
+        target=rows.target[part],
+        prediction=base.denoise(x_t, t, context, maps, part),
         context=context,
         maps=maps,
-        generator=generator,
+        generator=rows.generator.clone_state(),
+        share=len(t) / len(rows.t),
     )
 
 
@@ -142,5 +225,5 @@ def _restore(tensors: dict[str, Tensor], method: Method, optimizer: torch.optim.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _describe(losses: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} = {loss.item():.3g}" for name, loss in losses.items())
+def _describe(losses: dict[str, float]) -> str:
+    return ", ".join(f"{name} = {loss:.3g}" for name, loss in losses.items())

@@ -72,6 +72,8 @@ TRAINING = (
     "methods/training_prompts",  # a folder of lists, for all methods: which of them a method reads, its recipe decides
     "training/checkpoints",
     "training/loop",
+    "training/micro_batches",
+    "training/optimizers",
 )
 ENCODERS = ("metrics/encoder_names", "metrics/encoders", "metrics/preprocessing", "metrics/weights")
 SCORING = (

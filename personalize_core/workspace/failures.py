@@ -87,8 +87,8 @@ def _of_one(error: BaseException) -> Diagnosis | None:
         return _card_is_full(torch)
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(w in str(error) for w in NO_MEMORY_IN_WORDS):
         return Diagnosis(
-            "the memory of this machine does not suffice: end other programs, or set a smaller batch_size in the "
-            "method's section of params.yaml, and run this again",
+            "the memory of this machine does not suffice: end other programs, or set micro_batch: 1 or "
+            "gradient_checkpointing: true in params.yaml, and run this again",
             passes=False,
         )
     if isinstance(error, ConnectionError | TimeoutError | ChildProcessError) or number in PASSING:
@@ -114,8 +114,9 @@ def _card_is_full(torch: Any) -> Diagnosis:
             passes=True,
         )
     return Diagnosis(
-        f"the graphics card's {total / 2**30:.1f} GiB do not suffice: set gradient_checkpointing: true, precision: "
-        "bf16, or a smaller batch_size in params.yaml, and run this again",
+        f"the graphics card's {total / 2**30:.1f} GiB do not suffice: set micro_batch: auto, "
+        "gradient_checkpointing: true or precision: bf16 in params.yaml, and run this again; "
+        "docs/base_models.md says what each method then needs",
         passes=False,
     )
 

@@ -21,6 +21,7 @@ from personalize_core.methods import (
     method_of,
     recipe_class,
 )
+from personalize_core.training.micro_batches import MicroBatch
 from personalize_core.workspace.automation import Automation
 from personalize_core.workspace.encoder_settings import Encoders
 from personalize_core.workspace.held_out_setting import HeldOut
@@ -36,7 +37,8 @@ class Params(Section):
 
     base_model: Annotated[str, Field(min_length=1, max_length=1000)]
     precision: Literal["fp32", "bf16"] = "fp32"
-    gradient_checkpointing: bool = False  # of the U-Net in training
+    gradient_checkpointing: bool = False  # of U-Net and text encoder in training
+    micro_batch: MicroBatch = None  # rows of a batch that pass through the U-Net at once in training
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)]
     sampling: Sampling

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from personalize_core.base_model.loading import aside
 from personalize_core.concepts.concept import Concept, check_name
 from personalize_core.concepts.concept_files import read_concept
 from personalize_core.errors import InputError, listed
@@ -214,12 +215,23 @@ class Store:
         return self.data.joinpath(".work", *names)
 
     @contextmanager
-    def alone(self, *names: str) -> Iterator[None]:
-        """Only one process at a time, whichever of the entry points it came through."""
+    def alone(self, *names: str, waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> Iterator[None]:
+        """Only one process at a time, whichever of the entry points it came through.
+
+        waiting: entered while another process has to be waited for.
+        """
         path = self.work("locks", "-".join(names) + ".lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path):
+        lock = FileLock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            with waiting():
+                lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     def is_under_way(self, *names: str) -> bool:
         """Is a process at the work that `alone` keeps others from?"""
@@ -236,13 +248,15 @@ class Store:
     def device(self) -> Iterator[None]:
         """What this process computes on, for one process at a time, also where many machines share the workspace.
 
+        Load what lies on it within: who waits for a graphics card must hold nothing there.
+
         A scheduler that gives every process a device of its own says so in the environment; nothing is waited for then.
         """
         if os.environ.get(OWN_DEVICE) == "1":
             yield
             return
         cards = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace("/", "_")  # which of them a process sees
-        with self.alone("device", machine(), cards):
+        with self.alone("device", machine(), cards, waiting=aside):
             yield
 
 

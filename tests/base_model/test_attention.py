@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
@@ -261,17 +261,37 @@ def test_the_maps_carry_gradient_to_the_text_and_to_the_layers_before(base, cont
             assert gradient.isfinite().all() and gradient.abs().sum() > 0
 
 
-def test_maps_that_carry_gradient_are_refused_while_the_unet_is_checkpointed(base, context, noise):
-    base.unet.enable_gradient_checkpointing()
-    base.unet.train()  # diffusers checkpoints only in training mode
-    maps = AttentionMaps()
-    denoise(base, noise, context, maps)
-    with pytest.raises(RuntimeError, match="gradient checkpointing"):
-        maps.on(LAYERS[0], context.placeholder)
-    with pytest.raises(RuntimeError, match="gradient checkpointing"):
-        maps[LAYERS[0]]
-    with torch.no_grad():
-        assert maps.on(LAYERS[0], context.placeholder).isfinite().all()
+def test_maps_teach_the_same_while_the_unet_is_checkpointed_and_are_recorded_once(base, context, noise):
+    """Queries and keys of the first pass are nodes of the graph that the second pass only fills in again."""
+    found = []
+    for recomputing in (nullcontext(), base.recomputing()):
+        hidden, maps = context.hidden.clone().requires_grad_(), AttentionMaps()
+        with recomputing:
+            denoise(base, noise, dataclasses.replace(context, hidden=hidden), maps)
+            recorded = {layer: maps._query_key[layer] for layer in maps}
+            looked = torch.stack([maps.on(layer, context.placeholder).pow(2).sum() for layer in LAYERS]).sum()
+            statistics = torch.cat(maps.statistics(LAYERS, context.placeholder[..., None].float(), "layer"))
+            found.append(torch.autograd.grad(looked + statistics.sum(), hidden)[0])
+        assert list(maps) == list(recorded) and all(maps._query_key[layer] is recorded[layer] for layer in maps)
+    assert found[0].abs().sum() > 0 and torch.equal(*found)
+
+
+def test_hooks_find_the_maps_of_their_layer_when_it_is_computed_again(base, context, noise):
+    """Also where nobody asked for maps, so that only the latest layer's are kept."""
+    looked: dict[str, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
+    scale = torch.ones((), requires_grad=True)  # without it nothing behind the hook would be needed again
+
+    def look(layer):
+        def hook(module, args, output):
+            with torch.no_grad():
+                looked[layer].append(base.call.maps.on(layer, context.placeholder))
+            return output * scale
+
+        return attn2(base, layer).register_forward_hook(hook)
+
+    with hooked(*(look(layer) for layer in LAYERS)), base.recomputing():
+        denoise(base, noise, context).sum().backward()
+    assert all(len(seen) == 2 and torch.equal(*seen) for seen in looked.values())
 
 
 def test_training_works_while_the_unet_is_checkpointed(concept, noise):
@@ -390,17 +410,6 @@ def test_statistics_of_half_precision_keep_differences_that_half_precision_would
     for ours, naive in zip(maps.statistics(["layer"], columns, "all"), expected, strict=True):
         np.testing.assert_allclose(ours.numpy(), naive, rtol=1e-5)
         assert (ours[..., 0] != ours[..., 1]).all() and (ours.bfloat16().float() - ours).abs().max() > 1e-6
-
-
-def test_statistics_that_carry_gradient_are_refused_while_the_unet_is_checkpointed(base, context, noise):
-    base.unet.enable_gradient_checkpointing()
-    base.unet.train()
-    maps, columns = AttentionMaps(), context.placeholder[..., None].float()
-    denoise(base, noise, context, maps)
-    with pytest.raises(RuntimeError, match="gradient checkpointing"):
-        maps.statistics(LAYERS, columns, "layer")
-    with torch.no_grad():
-        assert all(statistic.isfinite().all() for statistic in maps.statistics(LAYERS, columns, "layer"))
 
 
 # -- what is refused -------------------------------------------------------------------------------------------

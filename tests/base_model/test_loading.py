@@ -258,3 +258,18 @@ def test_a_gpu_that_is_not_there(monkeypatch):
 def test_the_loaded_model_predicts(folder, concept):
     base = load_base_model(str(folder), "cpu")
     assert predict(base, base.encode(["a <v> dog"], concept)).isfinite().all()
+
+
+# -- a card that others use ------------------------------------------------------------------------------------
+
+
+def test_who_waits_for_a_card_holds_no_base_model_on_it(folder, monkeypatch):
+    base, moved = load_base_model(str(folder), "cpu"), []
+    monkeypatch.setattr(base, "move", lambda device: moved.append(str(device)))
+    with loading.aside():
+        assert moved == []  # it is on no card
+    base.device = torch.device("cuda")
+    monkeypatch.setattr(base, "give_back_memory", lambda: moved.append("given back"))
+    with loading.aside():
+        assert moved == ["cpu", "given back"]
+    assert moved == ["cpu", "given back", "cuda"]

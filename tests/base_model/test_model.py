@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from personalize_core.base_model.layers import STABLE_DIFFUSION_LAYERS
-from personalize_core.base_model.model import hooked
+from personalize_core.base_model.model import AT_ONCE, hooked
 from personalize_core.methods.interface import Stage
 from personalize_core.training.loop import denoising_step
 from tests.conftest import LAYERS, layers_of_stable_diffusion, predict, tiny_base, tiny_parts, unpersonalized
@@ -78,7 +79,8 @@ def test_images_are_the_autoencoders_in_whole_grey_levels(base):
 
 def test_black_and_white_survive_as_the_ends_of_the_range(base, monkeypatch):
     ends = torch.tensor([-1.0, 1.0, -3.0, 3.0]).view(4, 1, 1, 1).expand(4, 3, 16, 16)
-    monkeypatch.setattr(base.vae, "decode", lambda latents: type("Decoded", (), {"sample": ends}))
+    together = iter(ends.split(AT_ONCE))
+    monkeypatch.setattr(base.vae, "decode", lambda latents: type("Decoded", (), {"sample": next(together)}))
     assert base.decode(torch.zeros(4, 4, 8, 8))[:, 0, 0, 0].tolist() == [0, 255, 0, 255]
 
 
@@ -189,3 +191,37 @@ def test_a_hook_finds_the_same_call_when_the_unet_is_computed_again(base, concep
     assert seen == [[10, 800]] * 3  # once plain, twice checkpointed
     with pytest.raises(RuntimeError, match="no pass through the U-Net is running"):
         _ = base.call
+
+
+# -- memory ----------------------------------------------------------------------------------------------------
+
+
+def test_the_autoencoder_sees_few_images_at_once_and_none_depends_on_the_others(base, monkeypatch):
+    generator = torch.Generator().manual_seed(2)
+    latents, pixels = (torch.randn(5, *shape, generator=generator) for shape in ((4, 8, 8), (3, 16, 16)))
+    seen: list[int] = []
+    for part in (base.vae.encoder, base.vae.decoder):
+        part.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    images, moments = base.decode(latents), base.moments(pixels)
+    assert max(seen) <= AT_ONCE and sum(seen) == 10
+    assert torch.equal(images, torch.cat([base.decode(one[None]) for one in latents]))
+    torch.testing.assert_close(moments, torch.cat([base.moments(one[None]) for one in pixels]), atol=1e-6, rtol=1e-5)
+
+
+def test_in_bfloat16_the_weights_are_known_as_the_checkpoint_has_them():
+    full, half = tiny_base(), tiny_base(dtype=torch.bfloat16)
+    assert not full.unrounded
+    weights = dict(full.unet.named_parameters())
+    assert half.unrounded.keys() == weights.keys()
+    assert all(torch.equal(half.unrounded[name], weight) for name, weight in weights.items())
+    assert any(not torch.equal(half.unet.get_parameter(name).float(), weight) for name, weight in weights.items())
+
+
+def test_the_text_is_the_same_where_the_text_encoder_is_computed_again(base, concept):
+    found = []
+    for recomputing in (nullcontext(), base.recomputing()):
+        vector = base.rare_embedding().requires_grad_()
+        with recomputing:
+            hidden = base.encode(["a photo of <v> dog"], concept, vector).hidden
+            found.append((hidden, *torch.autograd.grad(hidden.pow(2).sum(), vector)))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -41,7 +41,6 @@ TRAINED = tuple(name for name in METHOD_NAMES if recipe_class(name)().training_s
 EVERY = tuple(
     Cell(base, method, setting)
     for base, method, setting in itertools.product(get_args(Base), TRAINED, get_args(Setting))
-    if not (setting.endswith("+checkpointing") and recipe_class(method)().losses_read_attention)
 )
 
 # Measured again by every run of the tests: each method on the base model of its recipe, in bfloat16, and of the other

@@ -199,7 +199,7 @@ def test_each_loss_of_each_stage_moves_something_that_the_stage_trains(case, bas
         for stage in method.stages():
             trained = [parameter for group in stage.param_groups for parameter in group["params"]]
             step = denoising_step(method, base, images, stage, seed=0, index=0)
-            for name, loss in {"diffusion": diffusion_loss(step), **stage.penalty(step)}.items():
+            for name, loss in {"diffusion": diffusion_loss(step), **stage.penalties(step)}.items():
                 gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
                 assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients), name
 
@@ -215,7 +215,7 @@ def test_what_the_base_model_predicts_changes_the_target_and_no_penalty(case, co
             for stage in method.stages():
                 torch.manual_seed(0)  # dropout's
                 step = denoising_step(method, base, images, stage, seed=0, index=0)
-                found[prediction_type, stage.name] = step.target, step.prediction, stage.penalty(step)
+                found[prediction_type, stage.name] = step.target, step.prediction, stage.penalties(step)
     for stage in method.stages():
         noise, velocity = found["epsilon", stage.name], found["v_prediction", stage.name]
         assert not torch.equal(noise[0], velocity[0])

@@ -388,16 +388,6 @@ def test_without_the_regularizer_no_map_is_read_and_the_noise_is_the_same(make, 
     assert torch.equal(step.x_t, with_it.x_t) and torch.equal(step.t, with_it.t)
 
 
-def test_with_the_regularizer_gradient_checkpointing_is_refused_before_the_first_update(make, base, images):
-    base.unet.enable_gradient_checkpointing()
-    base.unet.train()
-    method = make(**STEEP)
-    with pytest.raises(RuntimeError, match="gradient checkpointing"):
-        train(method, base, images, seed=0)
-    assert torch.equal(method.embedding.vector, base.word_embedding("dog"))
-    train(make(**STEEP, **UNREGULARIZED), base, images, seed=0)
-
-
 def test_statistics_stay_in_float32_where_the_unet_runs_in_bfloat16(concept, images):
     base = tiny_base(dtype=torch.bfloat16)
     method = disturbed(AttnDreamBooth(short(), base, concept))

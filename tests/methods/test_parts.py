@@ -125,6 +125,47 @@ def test_kept_weights_are_saved_and_never_trained(model):
     assert list(kept.parameters()) == [] and list(kept.state_dict()) == ["0/weight"]
 
 
+# -- beside a model in half precision ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def half(model) -> nn.Sequential:
+    return model.bfloat16()
+
+
+def test_copies_start_from_the_values_that_were_not_rounded(half):
+    exact = {"0.weight": torch.full((4, 3), 1 / 3)}
+    names = ["0.weight", "0.bias"]
+    tuned, kept = TunedWeights(half, names, exact), KeptWeights(half, names, exact)
+    for tensors in (tuned.weights.state_dict(), kept.state_dict()):
+        assert torch.equal(tensors["0/weight"], exact["0.weight"])
+        assert torch.equal(tensors["0/bias"], half[0].bias.float())
+
+
+def test_in_training_the_float32_copies_themselves_are_placed(half):
+    tuned = TunedWeights(half, ["0.weight"])
+    with tuned.train().placed_in(half):
+        assert half[0].weight is tuned.weights["0/weight"]
+
+
+def test_else_matrices_are_placed_in_the_originals_type_and_vectors_in_float32(half):
+    tuned = TunedWeights(half, ["0.weight", "0.bias"]).eval().requires_grad_(False)
+    with tuned.placed_in(half):
+        assert (half[0].weight.dtype, half[0].bias.dtype) == (torch.bfloat16, torch.float32)
+        assert torch.equal(half[0].weight, tuned.weights["0/weight"].bfloat16())
+
+
+def test_what_is_placed_is_made_once_and_again_after_a_change(half):
+    tuned, seen = TunedWeights(half, ["0.weight"]).eval().requires_grad_(False), []
+    for change in (0, 0, 1):
+        if change:
+            tuned.weights["0/weight"].add_(change)
+        with tuned.placed_in(half):
+            seen.append(half[0].weight)
+    assert seen[1] is seen[0]
+    assert torch.equal(seen[2], tuned.weights["0/weight"].bfloat16()) and not torch.equal(seen[2], seen[0])
+
+
 # -- the embedding ---------------------------------------------------------------------------------------------
 
 

@@ -651,27 +651,6 @@ def test_gradient_checkpointing_changes_no_gradient(base, concept, images):
     assert all(gradient.abs().sum() > 0 for gradient in gradients[0])
 
 
-def test_with_its_regularizer_gradient_checkpointing_is_refused(base, concept, images):
-    base.unet.enable_gradient_checkpointing()
-    method = make(base, concept)
-    step = a_step(method, base, images)
-    with pytest.raises(RuntimeError, match="gradient checkpointing"):
-        method.stages()[0].penalty(step)
-
-
-def test_with_gradient_checkpointing_nobody_reads_maps_for_a_gradient_within_the_pass(method, base):
-    """As without ViCo: a hook of another method would hold on to maps of another pass."""
-    base.unet.enable_gradient_checkpointing()
-    context = method.condition(base, ["a <v>"])(torch.tensor([500]))
-
-    def read(*_: Any) -> None:
-        base.call.maps.on(base.layers[0], base.call.context.placeholder)
-
-    handle = base.unet.conv_out.register_forward_hook(read)
-    with hooked(handle), method.attach(base), pytest.raises(RuntimeError, match="maps were read for a gradient"):
-        base.denoise(torch.zeros(1, 4, 8, 8), torch.tensor([500]), context)
-
-
 def test_the_diffusion_loss_reaches_the_embedding_through_the_reference_too(base, concept, images):
     """The reference's features are not cut off: with the noisy rows' text held fixed a gradient is left."""
     method = make(base, concept)

@@ -598,11 +598,12 @@ def test_it_works_where_the_unet_runs_in_bfloat16(concept, images):
     assert not torch.equal(wrapper.refined[PROMPT], wrapper.embedding.vector)
 
 
-def test_gradient_checkpointing_is_refused(base, refined):
-    base.unet.enable_gradient_checkpointing()
-    base.unet.train()
-    with pytest.raises(RuntimeError, match="gradient checkpointing"):
-        sample_latents(refined, base, [PROMPT])
+def test_gradient_checkpointing_refines_the_same(base, refined):
+    expected = sample_latents(refined, base, [PROMPT])
+    vector = refined.refined.pop(PROMPT)
+    with base.recomputing():
+        assert torch.equal(sample_latents(refined, base, [PROMPT]), expected)
+    assert torch.equal(refined.refined[PROMPT], vector)
 
 
 def test_a_pair_is_a_value(base, concept):

@@ -18,6 +18,7 @@ from personalize_core import steps
 from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError
 from personalize_core.files import stamps
+from personalize_core.files.atomic import read_json
 from personalize_core.methods import recipe_class
 from personalize_core.methods.recipe import Ablation
 from personalize_core.metrics import tables
@@ -454,17 +455,22 @@ def test_gradient_checkpointing_trains_to_the_same_weights(store: Store):
     assert not load_base(store).unet.is_gradient_checkpointing  # as it went in
 
 
-def test_gradient_checkpointing_beneath_a_loss_on_attention_is_refused_before_anything_is_made(store: Store):
-    def change(values):
-        values["gradient_checkpointing"] = True
-        values["methods"] = {"vico": {}}
+def test_micro_batches_train_to_the_same_losses_and_keep_the_stamp(store: Store):
+    folder = store.artifact("dreambooth", "rex")
 
-    store = changed(store, change)
-    shutil.rmtree(store.latents("rex"))
-    for refused in (lambda: steps.train(store, "rex", "vico"), lambda: steps.check_inputs(store, ["rex"], ["vico"])):
-        with pytest.raises(InputError, match="a loss of vico looks at the attention of the first run"):
-            refused()
-    assert not store.latents("rex").exists() and not store.artifact("vico", "rex").exists()
+    def logged() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+
+    rows, stamp = logged(), read_json(folder / "manifest.json")["stamp"]
+    store = changed(store, lambda values: values.update(micro_batch=1))
+    assert steps.train(store, "rex", "dreambooth").skipped
+    shutil.rmtree(folder)
+    assert not steps.train(store, "rex", "dreambooth").skipped
+    assert read_json(folder / "manifest.json")["stamp"] == stamp
+    assert read_json(store.training_costs("dreambooth", "rex"))["micro_batch"] == 1
+    for row, before in zip(logged(), rows, strict=True):
+        for name in ("diffusion", "gradient_norm"):
+            assert row[name] == pytest.approx(before[name], rel=1e-4)
 
 
 def test_a_single_concept_image_goes_through_the_whole_chain(store: Store, tmp_path: Path):

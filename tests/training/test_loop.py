@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from personalize_core.methods.recipe import Recipe
 from personalize_core.randomness import generator_for, seed_for
 from personalize_core.training.checkpoints import Checkpoints
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
+from personalize_core.training.micro_batches import RowsAtOnce
 from tests.conftest import equal_bits, snapshot, tiny_base
 
 
@@ -372,3 +374,111 @@ def test_a_seed_is_a_pure_function_of_its_path():
     assert 0 <= seed_for("anything") < 2**63
     one, same = (torch.randn(3, generator=generator_for(1, "x")) for _ in range(2))
     assert torch.equal(one, same)
+
+
+# -- parts of a batch ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "parts"),
+    [(None, 4, [(0, 4)]), (4, 4, [(0, 4)]), (8, 4, [(0, 4)]), (3, 4, [(0, 3), (3, 4)]), (1, 2, [(0, 1), (1, 2)])],
+)
+def test_parts_cover_a_batch_in_order(rows, size, parts):
+    assert [(part.start, part.stop) for part in RowsAtOnce(rows).parts(size)] == parts
+
+
+@pytest.fixture
+def small_card(base, monkeypatch):
+    """A card with memory for so many rows of the U-Net; how many rows it was asked for."""
+
+    def make(room: int) -> list[int]:
+        asked, denoise = [], base.denoise
+
+        def denoising(x_t, *arguments):
+            asked.append(len(x_t))
+            if len(x_t) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return denoise(x_t, *arguments)
+
+        monkeypatch.setattr(base, "denoise", denoising)
+        return asked
+
+    return make
+
+
+class FourRows(TwoStages):
+    def stages(self):
+        return [replace(stage, batch_size=4) for stage in super().stages()]
+
+
+def test_automatic_parts_are_halved_until_they_fit_and_stay_so(base, concept, images, small_card):
+    expected, at_once = FourRows(base, concept), RowsAtOnce.of("auto")
+    train(expected, base, images, seed=0, at_once=RowsAtOnce(1))
+    method, asked = FourRows(base, concept), small_card(1)
+    rows = train(method, base, images, seed=0, at_once=at_once)
+    assert asked == [4, 2] + [1] * 4 * 5
+    assert at_once.rows == 1 and [row["step"] for row in rows] == [0, 1, 2, 0, 1]
+    assert equal_bits(method.state_dict(), expected.state_dict())
+
+
+def test_of_what_failed_halfway_nothing_is_counted_twice(base, concept, images, monkeypatch):
+    """The card is full at the third of four rows, when two have left their gradient."""
+    expected, method, denoise, asked = FourRows(base, concept), FourRows(base, concept), base.denoise, []
+    train(expected, base, images, seed=0, at_once=RowsAtOnce(1))
+
+    def denoising(x_t, *arguments):
+        asked.append(len(x_t))
+        if len(asked) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return denoise(x_t, *arguments)
+
+    monkeypatch.setattr(base, "denoise", denoising)
+    train(method, base, images, seed=0, at_once=RowsAtOnce(2, automatic=True))
+    assert asked[:3] == [2, 2, 1]
+    assert equal_bits(method.state_dict(), expected.state_dict())
+
+
+@pytest.mark.parametrize("asked", [None, 2, "auto"])
+def test_what_cannot_be_halved_fails_as_it_did(asked, base, concept, images, small_card):
+    small_card(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        train(FourRows(base, concept), base, images, seed=0, at_once=RowsAtOnce.of(asked))
+
+
+def test_a_later_penalty_is_computed_when_the_predictions_graph_is_gone(base, concept, images):
+    seen = []
+
+    class Later(TwoStages):
+        def stages(self):
+            def later(step):
+                seen.append((step.prediction.requires_grad, len(step.maps), self.direction.grad is not None))
+                return {"later": 0.5 * step.share * self.direction.pow(2).sum()}
+
+            return [replace(super().stages()[0], later_penalty=later)]
+
+    method = Later(base, concept)
+    nn.init.ones_(method.direction)
+    rows = train(method, base, images, seed=0)
+    assert seen == [(False, 0, True)] * 3
+    assert rows[0]["later"] == pytest.approx(0.5 * 32) and list(rows[0])[2:5] == ["diffusion", "length", "later"]
+
+
+def test_a_stage_may_put_less_into_the_base_model_than_the_method(base, concept, images):
+    attached = []
+
+    class Watched(TwoStages):
+        def stages(self):
+            first, second = super().stages()
+            return [replace(first, attach=lambda base: self._as("stage")), second]
+
+        def attach(self, base):
+            return self._as("method")
+
+        @contextmanager
+        def _as(self, name):
+            attached.append(name)
+            yield
+            attached.append(f"end of {name}")
+
+    train(Watched(base, concept), base, images, seed=0)
+    assert attached == ["stage", "end of stage", "method", "end of method"]

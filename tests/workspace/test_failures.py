@@ -118,7 +118,10 @@ def test_a_full_card_passes_only_where_others_hold_its_memory(others, passes, mo
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: (79 - others) * gib)
     diagnosis = diagnose(torch.OutOfMemoryError("CUDA out of memory"))
     assert diagnosis and diagnosis.passes == passes
-    assert ("other processes hold 30.0 of its 80.0 GiB" if passes else "a smaller batch_size") in diagnosis.sentence
+    advice = (
+        "other processes hold 30.0 of its 80.0 GiB" if passes else "micro_batch: auto, gradient_checkpointing: true"
+    )
+    assert advice in diagnosis.sentence
 
 
 # In Dagster

@@ -19,7 +19,7 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods.attn_dreambooth.recipe import Config
-from personalize_core.methods.interface import Stage, Step
+from personalize_core.methods.interface import Attach, Stage, Step
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
 from personalize_core.methods.shared.embedding_and_unet import EmbeddingAndUNet
 from personalize_core.methods.shared.tuned_weights import KeptWeights, TunedWeights, parameter_names
@@ -41,11 +41,11 @@ class AttnDreamBooth(EmbeddingAndUNet):
         names = parameter_names(base.unet)
         of_attention = [name for name in names if ".attn2." in name]
         learned = names if config.unet_steps else of_attention if config.attention_steps else []
-        self.unet = TunedWeights(base.unet, learned)
+        self.unet = TunedWeights(base.unet, learned, base.unrounded)
         # The cross-attention as the second stage leaves it, for looking at the stages; the embedding never changes
         # after the first.
         both = config.attention_steps and config.unet_steps
-        self.after_attention = KeptWeights(base.unet, of_attention if both else [])
+        self.after_attention = KeptWeights(base.unet, of_attention if both else [], base.unrounded)
 
     def stages(self) -> list[Stage]:
         c = self.config
@@ -55,14 +55,14 @@ class AttnDreamBooth(EmbeddingAndUNet):
             if index + 1 == c.attention_steps:
                 self.after_attention.keep(self.unet)
 
-        table: list[tuple[str, list[Any], Callable[[int], None]]] = [
-            ("embedding", list(self.embedding.parameters()), lambda index: None),
-            ("attention", attention, keep_attention),
-            ("unet", list(self.unet.parameters()), lambda index: None),
+        table: list[tuple[str, list[Any], Callable[[int], None], Attach]] = [
+            ("embedding", list(self.embedding.parameters()), lambda index: None, lambda base: nullcontext()),
+            ("attention", attention, keep_attention, lambda base: self.unet.placed_in(base.unet, holding=".attn2.")),
+            ("unet", list(self.unet.parameters()), lambda index: None, self.attach),
         ]
         return [self._stage(*row) for row in table if getattr(c, f"{row[0]}_steps")]
 
-    def _stage(self, name: str, trained: list[Any], after_step: Callable[[int], None]) -> Stage:
+    def _stage(self, name: str, trained: list[Any], after_step: Callable[[int], None], attach: Attach) -> Stage:
         settings = {
             key: getattr(self.config, f"{name}_{key}")
             for key in ("steps", "batch_size", "lr", "mean_weight", "variance_weight")
@@ -79,6 +79,7 @@ class AttnDreamBooth(EmbeddingAndUNet):
             penalty,
             after_step,
             max_gradient_norm=math.inf,
+            attach=attach,
         )
 
     def attention_penalty(self, step: Step, mean_weight: float, variance_weight: float) -> dict[str, Tensor]:
@@ -94,15 +95,15 @@ class AttnDreamBooth(EmbeddingAndUNet):
         mean, variance = step.maps.statistics(tuple(step.maps), columns, self.config.reg_pool)
         penalties = {}
         if mean_weight:
-            penalties["attention_mean"] = mean_weight * self._distance(mean)
+            penalties["attention_mean"] = mean_weight * self._distance(mean, step.share)
         if variance_weight:
-            penalties["attention_variance"] = variance_weight * self._distance(variance)
+            penalties["attention_variance"] = variance_weight * self._distance(variance, step.share)
         return penalties
 
-    def _distance(self, statistic: Tensor) -> Tensor:
-        """statistic: (layers, B, 2), or (1, B, 2) if pooled, of placeholder and class noun."""
+    def _distance(self, statistic: Tensor, share: float) -> Tensor:
+        """statistic: (layers, B, 2), or (1, B, 2) if pooled, of placeholder and class noun. share: see Step."""
         squares = (statistic[..., 0] - statistic[..., 1]).pow(2).mean(dim=0)  # (B,)
-        return squares.sum() if self.config.reg_batch == "sum" else squares.mean()
+        return squares.sum() if self.config.reg_batch == "sum" else share * squares.mean()
 
     def _noun(self, context: TextContext) -> Tensor:
         """(B, L) bool: the tokens of the class noun that the regularizer looks at."""

@@ -105,7 +105,7 @@ class Config(EmbeddingAndUNetRecipe):
                 "embedding_steps, attention_steps and unet_steps are all 0, so nothing would be learned; "
                 "give at least one stage some steps"
             )
-        if not self.losses_read_attention and (self.reg_pool, self.reg_batch) != ("layer", "sum"):
+        if not self._regularized and (self.reg_pool, self.reg_batch) != ("layer", "sum"):
             raise InputError(
                 f"reg_pool = {self.reg_pool!r} and reg_batch = {self.reg_batch!r} shape the attention regularizer, "
                 "which no stage has; take them out, or give a stage a mean_weight or a variance_weight"
@@ -117,13 +117,6 @@ class Config(EmbeddingAndUNetRecipe):
             return super().lacks
         return CROSS_ATTENTION if self.attention_steps else NOTHING_INSIDE
 
-    @property
-    def losses_read_attention(self) -> bool:
-        return any(
-            self._trains(stage) and (getattr(self, f"{stage}_mean_weight") or getattr(self, f"{stage}_variance_weight"))
-            for stage in STAGES
-        )
-
     def check(self, sampling: Sampling) -> None:
         stage = sampling.after_stage
         if stage != "unet" and not self._trains(stage):  # "unet" is the end, whatever the last stage is
@@ -134,3 +127,10 @@ class Config(EmbeddingAndUNetRecipe):
 
     def _trains(self, stage: str) -> bool:
         return getattr(self, f"{stage}_steps") > 0
+
+    @property
+    def _regularized(self) -> bool:
+        return any(
+            self._trains(stage) and (getattr(self, f"{stage}_mean_weight") or getattr(self, f"{stage}_variance_weight"))
+            for stage in STAGES
+        )

@@ -9,6 +9,7 @@ code, since the weights were tuned with it; the paper's readings are `cer_axis: 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class CoRe(EmbeddingAndUNet):
         super().__init__(config, base, concept)
         initial = class_embedding(base, concept.class_noun, config.class_token_rule)
         self.embedding = ConceptEmbedding(initial, learned=config.embedding_steps > 0)
-        self.unet = TunedWeights(base.unet, parameter_names(base.unet) if config.unet_steps else [])
+        self.unet = TunedWeights(base.unet, parameter_names(base.unet) if config.unet_steps else [], base.unrounded)
         self.register_buffer("norm", self.embedding.vector.detach().norm())  # see rescale
         self.templates = self._readable(base, read_list(TRAINING / f"{prompt_set(config, concept)}.txt"))
 
@@ -67,9 +68,10 @@ class CoRe(EmbeddingAndUNet):
                 c.embedding_steps,
                 c.embedding_batch_size,
                 [embedding],
-                self.context_penalty,
-                self.rescale,
+                after_step=self.rescale,
                 max_gradient_norm=math.inf,
+                later_penalty=self.context_penalty,
+                attach=lambda base: nullcontext(),  # the U-Net is still the base model's
             ),
             Stage("unet", c.unet_steps, c.unet_batch_size, [unet], max_gradient_norm=math.inf),
         ]
@@ -82,7 +84,7 @@ class CoRe(EmbeddingAndUNet):
         chosen = int(torch.randint(len(self.templates), (), generator=step.generator))
         pair = PromptPair.of(step.base, self.concept, self.templates[chosen], self.phrase)
         condition = self.condition(step.base, [pair.concept_prompt] * len(step.t))
-        return context_losses(self.config, step.base, self.concept, pair, condition, step.x_t, step.t)
+        return context_losses(self.config, step.base, self.concept, pair, condition, step.x_t, step.t, step.share)
 
     @torch.no_grad()
     def rescale(self, index: int) -> None:

@@ -93,7 +93,3 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
     @property
     def lacks(self) -> Mapping[str, str]:
         return super().lacks if self.unet_steps else NOTHING_INSIDE
-
-    @property
-    def losses_read_attention(self) -> bool:
-        return self.embedding_steps > 0 and self.car_weight > 0

@@ -66,6 +66,7 @@ class CustomDiffusion(Method):
                 for name, _ in layer.named_parameters()
                 if name.startswith(trained)
             ],
+            base.unrounded,
         )
         self.zooms = zooms(base.image_size)
         self.image_size = base.image_size
@@ -127,7 +128,7 @@ class CustomDiffusion(Method):
         compressed, originals = copy.deepcopy(self.weights), dict(base.unet.named_parameters())
         for name, weight in compressed.requires_grad_(False).items():
             if name.endswith(("to_k.weight", "to_v.weight")):
-                original = originals[name].float()
+                original = base.unrounded.get(name, originals[name]).to(weight)
                 weight.copy_(original + leading(weight - original, self.sampling.keep))
         return compressed
 

@@ -40,7 +40,7 @@ class DreamBooth(Method):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        self.unet = TunedWeights(base.unet, parameter_names(base.unet))
+        self.unet = TunedWeights(base.unet, parameter_names(base.unet), base.unrounded)
         encoder_names = parameter_names(base.text_encoder) if config.train_text_encoder else []
         self.text_encoder = TunedWeights(base.text_encoder, encoder_names)
 

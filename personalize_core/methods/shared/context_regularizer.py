@@ -98,6 +98,7 @@ def context_attention_loss(
     pair: PromptPair,
     pool: Pool,
     reduction: Reduction,
+    share: float = 1.0,
 ) -> Tensor:
     """How far the mean attention to each context token is from the class prompt's.
 
@@ -109,6 +110,7 @@ def context_attention_loss(
         maps: of the prompt that names the concept; the gradient reaches its keys and queries.
         class_maps: of the same noisy latents under the prompt that names the class, recorded without gradient.
         layers: whose maps to compare.
+        share: how many rows of the batch these are; the losses of a batch's parts then add up to its own.
     """
     mean, _ = maps.statistics(
         layers, _selecting(pair.concept_positions, pair.length), pool
@@ -116,7 +118,7 @@ def context_attention_loss(
     with torch.no_grad():
         class_mean, _ = class_maps.statistics(layers, _selecting(pair.class_positions, pair.length), pool)
     of_rows = (mean - class_mean).pow(2).mean(dim=-1).mean(dim=0)  # (B,)
-    return of_rows.sum() if reduction == "sum" else of_rows.mean()
+    return of_rows.sum() if reduction == "sum" else share * of_rows.mean()
 
 
 def context_losses(
@@ -127,6 +129,7 @@ def context_losses(
     condition: Conditioning,
     x_t: Tensor,
     t: Tensor,
+    share: float = 1.0,
 ) -> dict[str, Tensor]:
     """Both losses by name, times their weights; one of weight 0 is left out, and costs nothing.
 
@@ -134,6 +137,7 @@ def context_losses(
         condition: of the pair's concept prompt, B times; carries the gradient.
         x_t: (B, 4, h, w) noisy latents, under which both prompts' attention is compared.
         t: (B,) their timesteps.
+        share: see context_attention_loss.
     """
     said, losses = condition(t), {}
     with torch.no_grad():
@@ -141,13 +145,14 @@ def context_losses(
     if how.cer_weight:  # the rows are one prompt, so the first stands for all
         context = said.hidden[0, pair.concept_positions]
         class_context = class_said.hidden[0, pair.class_positions]
-        losses["context_embedding"] = how.cer_weight * context_embedding_loss(context, class_context, how.cer_axis)
+        loss = context_embedding_loss(context, class_context, how.cer_axis)
+        losses["context_embedding"] = how.cer_weight * share * loss
     if how.car_weight:
         maps, class_maps = AttentionMaps(), AttentionMaps()
         base.denoise(x_t, t, said, maps)
         with torch.no_grad():
             base.denoise(x_t, t, class_said, class_maps)
-        loss = context_attention_loss(maps, class_maps, base.layers, pair, how.car_pool, how.car_batch)
+        loss = context_attention_loss(maps, class_maps, base.layers, pair, how.car_pool, how.car_batch, share)
         losses["context_attention"] = how.car_weight * loss
     return losses
 

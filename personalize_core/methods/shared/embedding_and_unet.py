@@ -38,7 +38,7 @@ class EmbeddingAndUNet(Method):
         steps = []
         if self.unet.weights:
             whole: Any = UNet2DConditionModel.from_config(base.unet.config)
-            whole.load_state_dict(base.unet.state_dict() | self.unet.as_state_dict())
+            whole.load_state_dict(base.unet.state_dict() | dict(base.unrounded) | self.unet.as_state_dict())
             whole.save_pretrained(folder / "unet")
             steps.append('Load the pipeline with unet=UNet2DConditionModel.from_pretrained("unet").')
         steps.append(save_embedding(self.embedding.vector, self.concept, folder))

@@ -27,7 +27,7 @@ class TIDB(EmbeddingAndUNet):
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
         self.embedding = ConceptEmbedding(class_embedding(base, concept.class_noun, config.class_token_rule))
-        self.unet = TunedWeights(base.unet, parameter_names(base.unet))
+        self.unet = TunedWeights(base.unet, parameter_names(base.unet), base.unrounded)
 
     def stages(self) -> list[Stage]:
         c = self.config

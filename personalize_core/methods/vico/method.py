@@ -105,7 +105,7 @@ class ViCo(Method):
                 A_E = step.maps.on(layer, step.context.end)
             A_V = step.maps.on(layer, step.context.placeholder)
             distances.append((_by_maximum(A_V) - _by_maximum(A_E)).pow(2).mean())
-        return {"regularizer": self.config.regularizer * torch.stack(distances).sum()}
+        return {"regularizer": self.config.regularizer * step.share * torch.stack(distances).sum()}
 
     # Conditioning
 
@@ -143,11 +143,10 @@ class ViCo(Method):
             x_t, t, hidden = args
             call = _call_among(kwargs.values())
             asked_for.append(call.maps)
-            call.maps = AttentionMaps()
-            call.maps.recomputed = asked_for[-1].recomputed
+            call.maps = AttentionMaps(call.maps.latest_only)
             call.t, call.context = call.t.repeat(2), call.context.twice()
-            doubled = torch.cat([x_t, self._references_for(len(x_t)).to(x_t)]), t.repeat(2), hidden.repeat(2, 1, 1)
-            return doubled, kwargs
+            references = self._references_for(len(x_t), call.rows).to(x_t)
+            return (torch.cat([x_t, references]), t.repeat(2), hidden.repeat(2, 1, 1)), kwargs
 
         def drop(unet: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
             call, maps = _call_among(kwargs.values()), asked_for.pop()
@@ -163,13 +162,14 @@ class ViCo(Method):
             base.unet.register_forward_hook(drop, with_kwargs=True),
         )
 
-    def _references_for(self, rows: int) -> Tensor:
-        """(rows, 4, h, w), clean."""
+    def _references_for(self, rows: int, of_batch: slice | None) -> Tensor:
+        """(rows, 4, h, w), clean; in training those of these rows of the batch."""
         if not self.training:
             return self.references[self.sampling.reference].expand(rows, -1, -1, -1)
-        if self._sampled is None or len(self._sampled) != rows:
+        sampled = None if self._sampled is None else self._sampled[of_batch or slice(None)]
+        if sampled is None or len(sampled) != rows:
             raise RuntimeError(f"ViCo trains on pairs: `batch` has to draw references for these {rows} rows first")
-        return self._sampled
+        return sampled
 
     def _attending(self, layer: str) -> Callable:
         block = self.blocks.of(layer)

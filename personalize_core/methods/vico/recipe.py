@@ -78,10 +78,6 @@ class Config(Recipe):
         return 1
 
     @property
-    def losses_read_attention(self) -> bool:
-        return self.regularizer > 0
-
-    @property
     def starts_as_base_model(self) -> bool:
         return False  # its blocks start at random, with nothing that closes them
 

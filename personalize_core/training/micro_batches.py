@@ -1,0 +1,40 @@
+"""How many rows of a training batch pass through the U-Net at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+MicroBatch = Annotated[int, Field(ge=1, strict=True)] | Literal["auto"] | None
+"""Rows at once; None: all of a batch. "auto": all, and half as many each time that a graphics card's memory does not
+suffice."""
+
+
+@dataclass
+class RowsAtOnce:
+    """A batch in parts, whose gradients add up to the batch's.
+
+    Halving is remembered: what did not fit once is not tried again.
+    """
+
+    rows: int | None = None  # None: all
+    automatic: bool = False
+
+    @classmethod
+    def of(cls, setting: MicroBatch) -> RowsAtOnce:
+        return cls(automatic=True) if setting == "auto" else cls(setting)
+
+    def parts(self, size: int) -> list[slice]:
+        """Slices of a batch of `size` rows, in order."""
+        step = min(self.rows or size, size)
+        return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+    def halve(self, size: int) -> bool:
+        """Take half as many rows of a batch of `size`; False if this was not asked for, or one row is the least."""
+        now = min(self.rows or size, size)
+        if not self.automatic or now == 1:
+            return False
+        self.rows = -(-now // 2)
+        return True
