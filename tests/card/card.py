@@ -43,6 +43,7 @@ def pretended_card(meta: bool = False) -> Iterator[Watch]:
         with pytest.MonkeyPatch.context() as patch, torch.autograd.set_multithreading_enabled(False):
             _let_torch_find_it(patch)
             _let_optimizers_take_cudas_paths(patch)
+            _let_wrappers_be_inferred(patch)
             patch.setattr(F, "scaled_dot_product_attention", _attention(F.scaled_dot_product_attention))
             with warnings.catch_warnings(), Machine(meta):
                 warnings.simplefilter("ignore")  # torch's, about its own meta kernels
@@ -60,6 +61,21 @@ def _let_torch_find_it(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.cuda, "get_device_name", lambda *device: "a pretended card")
     patch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *device: WATCH.restart())
     patch.setattr(torch.cuda, "max_memory_allocated", lambda *device: WATCH.peak.size)
+
+
+def _let_wrappers_be_inferred(patch: pytest.MonkeyPatch) -> None:
+    """In inference mode torch refuses views of tensors like OnCard; without gradients they compute the same."""
+    entered: list[torch.no_grad] = []
+
+    def enter(mode: torch.inference_mode) -> None:
+        entered.append(torch.no_grad())
+        entered[-1].__enter__()
+
+    def leave(mode: torch.inference_mode, *failure: Any) -> None:
+        entered.pop().__exit__(*failure)
+
+    patch.setattr(torch.inference_mode, "__enter__", enter)
+    patch.setattr(torch.inference_mode, "__exit__", leave)
 
 
 def _let_optimizers_take_cudas_paths(patch: pytest.MonkeyPatch) -> None:

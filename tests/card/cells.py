@@ -31,22 +31,29 @@ class Cell:
     def precision(self) -> str:
         return self.setting.partition("+")[0]
 
+    @property
+    def published(self) -> bool:
+        """Is this the base model that the method's recipe is for?"""
+        return self.base == published_base(self.method)
+
 
 def published_base(method: str) -> Base:
-    """The one of the two that the defaults of the method's recipe are for."""
+    """The one of the two that the docstring of the method's recipe names."""
     return "sd-2.1-base" if "2.1-base" in (recipe_class(method).__doc__ or "") else "sd-1.4"
 
 
-TRAINED = tuple(name for name in METHOD_NAMES if recipe_class(name)().training_steps)
+METHODS = tuple(name for name in METHOD_NAMES if recipe_class(name)().training_steps)
+# All settings on the base model of the method's recipe; on the other one bfloat16.
 EVERY = tuple(
-    Cell(base, method, setting)
-    for base, method, setting in itertools.product(get_args(Base), TRAINED, get_args(Setting))
+    cell
+    for published, setting in ((True, "bf16"), (True, "fp32"), (True, "bf16+checkpointing"), (False, "bf16"))
+    for cell in itertools.starmap(Cell, itertools.product(get_args(Base), METHODS, [setting]))
+    if cell.published == published
 )
-
-# Measured again by every run of the tests: each method on the base model of its recipe, in bfloat16, and of the other
-# settings and base models one each. `make memory` measures all.
+# What every run of the tests measures again: each method in bfloat16 on the base model of its recipe, and of the others
+# a few. `make memory` measures all.
 MEASURED_AGAIN = (
-    *(cell for cell in EVERY if cell.setting == "bf16" and cell.base == published_base(cell.method)),
+    *(cell for cell in EVERY if cell.published and cell.setting == "bf16"),
     Cell("sd-1.4", "textual_inversion", "fp32"),
     Cell("sd-1.4", "dreambooth", "bf16+checkpointing"),
     Cell("sd-2.1-base", "lora_dreambooth", "bf16"),

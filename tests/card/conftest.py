@@ -27,3 +27,8 @@ def card(guarded: None) -> Iterator[None]:
 
     with pretended_card():
         yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """For a run without pytest-xdist, whose mark it is."""
+    config.addinivalue_line("markers", "xdist_group(name): tests that share a process")

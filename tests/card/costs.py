@@ -65,7 +65,9 @@ class CellCost:
     learned: int  # bytes that the method holds beside it
     stages: Mapping[str, StepCost]  # a later step of each stage
     held: int  # bytes after training: base model, method and whatever else is left
-    proof: int  # the most while the loss on the fixed batch and the proof's latents are computed
+    proof: (
+        int | None
+    )  # the most while the loss on the fixed batch and the proof's latents are computed; None: not asked
     sampling: Mapping[str, StepCost]  # sampling strategy -> a step with 8 images
     left: int  # bytes that stay when the method is gone, beyond the base model
 
@@ -77,7 +79,7 @@ class CellCost:
                 "loading_mib": _up(self.loading, MIB),
                 "learned_mib": _up(self.learned, MIB),
                 "held_mib": _up(self.held, MIB),
-                "proof_mib": _up(self.proof, MIB),
+                **({} if self.proof is None else {"proof_mib": _up(self.proof, MIB)}),
             },
             **{f"training, {stage}": step.recorded() for stage, step in self.stages.items()},
             **{f"sampling, {strategy}": step.recorded() for strategy, step in self.sampling.items()},

@@ -51,9 +51,10 @@ def show(cost: CellCost, lines: bool, largest: int) -> None:
         "base model, while it is loaded": cost.loading,
         "the method beside it": cost.learned,
         "held after training": cost.held,
-        "proof, of one process": cost.proof,
         "left when the method is gone": cost.left,
     }
+    if cost.proof is not None:
+        rows["proof, of one process"] = cost.proof
     for what, size in rows.items():
         print(f"  {what:32} {size / GIB:6.2f} GiB")
     steps = {f"training, {name}": step for name, step in cost.stages.items()}
