@@ -275,6 +275,15 @@ def most_at_once(records: Sequence[Any]) -> int:
     return most
 
 
+def wait_for_partitions(instance: Any) -> None:
+    """Until the sensors have registered every concept, and no run of theirs is left."""
+    import dagster as dg
+
+    unfinished = dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTED])
+    wait_for(lambda: len(instance.get_dynamic_partitions("concept")) == CONCEPTS, 600)
+    wait_for(lambda: instance.get_runs_count(unfinished) == 0, 600)
+
+
 def wait_for(what: Any, seconds: float, every: float = 1.0) -> float:
     begun = time.monotonic()
     while not what():
@@ -291,6 +300,7 @@ def daemon(counts: Sequence[int]) -> None:
         workspace(root, max(counts))
         os.chdir(root)  # dagster.yaml's folders are relative to it
         with Dagster(root) as ui, dg.DagsterInstance.from_config(str(root)) as instance:
+            wait_for_partitions(instance)
             for count in counts:
                 backfill = ui.backfill(cells_of(count))
                 begun = time.monotonic()
@@ -332,6 +342,7 @@ def together(count: int) -> None:
         steps.make_class_images(store, store.concept(concepts[0]).class_noun)
         os.chdir(root)
         with Dagster(root) as ui, dg.DagsterInstance.from_config(str(root)) as instance:
+            wait_for_partitions(instance)
 
             def seconds(backfill: str, runs: int) -> float:
                 """From when the first run left the queue to the end of the last."""
@@ -370,7 +381,7 @@ def backfill() -> None:
         workspace(root, 3 * len(METHODS))  # as many as may run while the others are queued
         os.chdir(root)
         with Dagster(root) as ui, dg.DagsterInstance.from_config(str(root)) as instance:
-            time.sleep(30)  # for the daemon's first look around
+            wait_for_partitions(instance)
             begun = time.monotonic()
             first = ui.backfill(every)
             print(f"{len(every)} cells: accepted in {time.monotonic() - begun:.2f} s; {load()}", flush=True)

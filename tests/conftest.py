@@ -73,8 +73,8 @@ class ThisProcess:
     def restore(self, folder: Path) -> None:
         self.folder = folder
 
-    def sampled_latents(self) -> torch.Tensor:
-        return proof.sampled_latents(saving.restore(self.folder, self.base), self.base)
+    def evidence(self) -> proof.Evidence:
+        return proof.evidence(saving.restore(self.folder, self.base), self.base)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

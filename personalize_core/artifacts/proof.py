@@ -1,7 +1,8 @@
 """Does an artifact hold all that was learned? A fresh process reads it from disk and samples; so does the trainer.
 
-What was never written, was read back under another name, or lives on only in the trainer's memory shows as a
-difference between the two. Nothing here can change an artifact, only refuse it, so no stamp depends on this file.
+Both show the same: every tensor of the method, which must agree in every bit on every device, and a sample, which may
+differ by rounding on a GPU. What was never written, was read back under another name, or lives on only in the trainer's
+memory shows as a difference. Nothing here can change an artifact, only refuse it, so no stamp depends on this file.
 """
 
 from __future__ import annotations
@@ -14,33 +15,63 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from personalize_core.artifacts.saving import restore
+from personalize_core.base_model.determinism import set_deterministic
 from personalize_core.base_model.loading import load_base_model
 from personalize_core.base_model.model import BaseModel
+from personalize_core.errors import listed
 from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.interface import Method
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 
 TEMPLATE, STEPS, GUIDANCE = "a photo of a {}", 3, 4.0
-ON_GPU = 1e-3  # of the largest value: there, two processes may add up the same numbers in another order
+SHOWN = 3  # tensors that a message names
+
+# Of the largest latent, on a GPU: there two processes may use other kernels, which add up the same numbers in another
+# order (docs/reproducibility.md has what was measured).
+ON_GPU = {torch.float32: 1e-3, torch.bfloat16: 2e-1}
 
 
 class ProofFailed(RuntimeError):
     """The artifact on disk is not what the trainer has in memory: a fault of ours."""
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What shows whether two processes hold the same method."""
+
+    latents: Tensor  # (1, 4, h, w): sampled, see `sampled_latents`
+    hashes: dict[str, str]  # name of each tensor of the method -> SHA-256 of its type, shape and bytes
+
+
+def evidence(method: Method, base: BaseModel) -> Evidence:
+    return Evidence(sampled_latents(method, base), tensor_hashes(method))
+
+
 def sampled_latents(method: Method, base: BaseModel) -> Tensor:
     """(1, 4, h, w): latents, after a few steps of the sampler from a noise that never changes."""
     prompts, noise = [method.say(TEMPLATE)], initial_noise(base, 0, [(0, 0)])
     return sample(method, base, prompts, noise, make_sampler("ddim", base), STEPS, GUIDANCE).cpu()
+
+
+def tensor_hashes(method: Method) -> dict[str, str]:
+    """Of what an artifact keeps, by name."""
+    return {name: _hash(tensor.detach().cpu()) for name, tensor in sorted(method.state_dict().items())}
+
+
+def _hash(tensor: Tensor) -> str:
+    found = sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 class FreshProcess:
@@ -67,7 +98,7 @@ class FreshProcess:
 
     @property
     def _to(self) -> Path:
-        return Path(self._folder.name, "latents.safetensors")
+        return Path(self._folder.name, "evidence.safetensors")
 
     def restore(self, artifact: Path) -> None:
         """Tell it where the artifact is; returns at once."""
@@ -79,11 +110,12 @@ class FreshProcess:
             device=self._base.device.type,
             precision="fp32" if self._base.dtype == torch.float32 else "bf16",
             threads=torch.get_num_threads(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
             to=str(self._to),
         )
 
-    def sampled_latents(self) -> Tensor:
-        """What it sampled; waited for.
+    def evidence(self) -> Evidence:
+        """What it restored, and sampled; waited for.
 
         Raises:
             ProofFailed: it could sample nothing.
@@ -99,7 +131,8 @@ class FreshProcess:
             last = (said.strip() or f"it ended with status {status}").splitlines()[-1]
             raise ProofFailed(f"a fresh process cannot sample with the artifact that was just trained: {last}")
         self._reusable = self._forks
-        return load_file(self._to)["latents"]
+        with safe_open(self._to, framework="pt") as shown:
+            return Evidence(shown.get_tensor("latents"), json.loads(shown.metadata()["hashes"]))
 
 
 class _Reader:
@@ -170,25 +203,32 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_Reader._idle.clear)  # they are the parent's
 
 
-def compare(trainers: Tensor, restored: Tensor, base: BaseModel) -> dict[str, Any]:
+def compare(trainers: Evidence, restored: Evidence, base: BaseModel) -> dict[str, Any]:
     """What to keep of the proof.
 
-    On a CPU both must agree in every bit; on a GPU to `ON_GPU` of the largest number.
+    Every tensor must agree in every bit. So must the samples on a CPU; on a GPU, to `ON_GPU` of the largest number.
 
     Raises:
         ProofFailed: they do not agree.
     """
-    largest = trainers.abs().max().item()
-    difference = (trainers - restored).abs().max().item()
-    allowed = 0.0 if base.device.type == "cpu" else ON_GPU * largest
+    names = sorted(trainers.hashes.keys() | restored.hashes.keys())
+    if others := [name for name in names if trainers.hashes.get(name) != restored.hashes.get(name)]:
+        raise ProofFailed(
+            f"the artifact, restored in a fresh process, holds something else than the trainer: {len(others)} of "
+            f"{len(names)} tensors differ ({listed(others, SHOWN)}); it is not kept"
+        )
+    largest = trainers.latents.abs().max().item()
+    difference = (trainers.latents - restored.latents).abs().max().item()
+    allowed = 0.0 if base.device.type == "cpu" else ON_GPU[base.dtype] * largest
     if not difference <= allowed:  # nor if one of them is not a number
         raise ProofFailed(
             f"the artifact, restored in a fresh process, samples something else than the trainer: its latents "
             f"differ by up to {difference:.3g}, where their largest number is {largest:.3g}; it is not kept"
         )
     return {
-        "latents_sha256": sha256(restored.numpy().tobytes()).hexdigest(),
-        "identical": torch.equal(trainers, restored),
+        "latents_sha256": sha256(restored.latents.numpy().tobytes()).hexdigest(),
+        "equal_tensors": len(names),
+        "identical": torch.equal(trainers.latents, restored.latents),
         "largest_difference": difference,
         "allowed_difference": allowed,
         "template": TEMPLATE,
@@ -198,10 +238,12 @@ def compare(trainers: Tensor, restored: Tensor, base: BaseModel) -> dict[str, An
     }
 
 
-def _draw(folder: str, name: str, device: str, precision: str, threads: int, to: str) -> None:
+def _draw(folder: str, name: str, device: str, precision: str, threads: int, deterministic: bool, to: str) -> None:
     torch.set_num_threads(threads)
+    set_deterministic(deterministic)
     base = load_base_model(name, device, precision)
-    save_tensors(Path(to), {"latents": sampled_latents(restore(Path(folder), base), base)})
+    shown = evidence(restore(Path(folder), base), base)
+    save_tensors(Path(to), {"latents": shown.latents}, {"hashes": json.dumps(shown.hashes)})
 
 
 def _serve() -> None:

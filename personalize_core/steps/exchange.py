@@ -103,10 +103,10 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
             saving.save(new, method, learner, base, seed=None, imported=source.name)
             training_log.write([], new)
             fresh.restore(new)
-            if not (sampled := proof.sampled_latents(learner, base)).isfinite().all():
+            if not (shown := proof.evidence(learner, base)).latents.isfinite().all():
                 raise InputError(
                     f"{source} was read, but with it {base.name} samples values that are infinite or not a number; it "
                     "was trained for another base model, or damaged"
                 )
-            write_json(new / PROOF, proof.compare(sampled, fresh.sampled_latents(), base))
+            write_json(new / PROOF, proof.compare(shown, fresh.evidence(), base))
     return trained_report(stamp, False, started, folder)

@@ -123,9 +123,7 @@ def _train_into(
         if log:
             loss_curve(log, folder / LOSS_CURVE)
         if fresh:
-            write_json(
-                folder / PROOF, proof.compare(proof.sampled_latents(learner, base), fresh.sampled_latents(), base)
-            )
+            write_json(folder / PROOF, proof.compare(proof.evidence(learner, base), fresh.evidence(), base))
     return costs if trains else {}
 
 

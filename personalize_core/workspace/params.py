@@ -40,6 +40,7 @@ class Params(Section):
     gradient_checkpointing: bool = False  # of U-Net and text encoder in training
     micro_batch: MicroBatch = None  # rows of a batch that pass through the U-Net at once in training
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = False  # on a GPU: the same bits from one run to the next, with slower kernels
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)]
     sampling: Sampling
     held_out: HeldOut = 0  # concept images that no method is trained on: how many, or which share; concepts/held_out.py

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from personalize_core.base_model.determinism import set_deterministic
 from personalize_core.base_model.loading import choose_device, load_base_model
 from personalize_core.concepts import concept_files
 from personalize_core.concepts.held_out import Split, split
@@ -29,6 +30,7 @@ MOST_WORKERS = 8  # each holds the images of a chunk in memory
 
 
 def load_base(store: Store) -> BaseModel:
+    set_deterministic(store.params.deterministic)
     return load_base_model(store.params.base_model, device_of(store), store.params.precision)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from personalize_core import steps
 from personalize_core.artifacts import proof, saving
+from personalize_core.files.atomic import save_tensors
 from personalize_core.methods import METHOD_NAMES, method_class
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
@@ -21,6 +22,10 @@ from tests.conftest import disturbed, tiny_base
 
 FreshProcess = proof.FreshProcess  # before conftest's fixture replaces it
 LATENTS = torch.linspace(-2, 2, 256).reshape(1, 4, 8, 8)
+
+
+def sampling(latents: torch.Tensor, **hashes: str) -> proof.Evidence:
+    return proof.Evidence(latents, hashes)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +103,10 @@ def test_a_process_on_a_graphics_card_restores_once(monkeypatch):
     base.device = torch.device("cuda")
     with FreshProcess(base) as started:
         monkeypatch.setattr(started._reader, "heard", lambda: (0, ""))
-        monkeypatch.setattr(proof, "load_file", lambda path: {"latents": LATENTS})
         started.restore(Path("somewhere"))
-        started.sampled_latents()
+        save_tensors(started._to, {"latents": LATENTS}, {"hashes": '{"embedding": "1a"}'})
+        shown = started.evidence()
+        assert torch.equal(shown.latents, LATENTS) and shown.hashes == {"embedding": "1a"}
         process = started._reader._process
     assert ended(process) and not proof._Reader._idle
 
@@ -122,7 +128,7 @@ def test_a_fresh_process_that_was_killed_says_nothing_of_the_artifact():
     with FreshProcess(tiny_base()) as started:
         started._reader._process.kill()
         with pytest.raises(ChildProcessError, match="ended by signal 9"):
-            started.sampled_latents()
+            started.evidence()
 
 
 def test_a_fork_that_was_killed_says_nothing_of_the_artifact(tmp_path, monkeypatch):
@@ -134,7 +140,7 @@ def test_a_fork_that_was_killed_says_nothing_of_the_artifact(tmp_path, monkeypat
         process = started._reader._process
         started.restore(Path("somewhere"))
         with pytest.raises(ChildProcessError, match="ended by signal 9"):
-            started.sampled_latents()
+            started.evidence()
         assert not ended(process)
     assert ended(process)
 
@@ -158,7 +164,7 @@ def test_an_artifact_that_lost_a_little_precision_is_not_published(workspace, mo
         save(path, {name: tensor.bfloat16().float() for name, tensor in tensors.items()})
 
     monkeypatch.setattr(saving, "save_tensors", rounded)
-    with pytest.raises(proof.ProofFailed, match="samples something else than the trainer: its latents differ by up to"):
+    with pytest.raises(proof.ProofFailed, match=r"holds something else than the trainer: \d+ of \d+ tensors differ \("):
         steps.train(store_for(workspace, "dreambooth", seed=3), "cup", "dreambooth")
     assert {path.name: path.read_bytes() for path in before.path.iterdir()} == kept
 
@@ -178,25 +184,48 @@ def test_what_is_sampled_depends_on_what_was_learned(concept):
 
 def test_on_a_cpu_every_bit_must_agree():
     base, other = tiny_base(), LATENTS.clone()
-    assert proof.compare(LATENTS, other, base)["identical"]
+    assert proof.compare(sampling(LATENTS), sampling(other), base)["identical"]
     other[0, 0, 0, 0] = torch.nextafter(other[0, 0, 0, 0], torch.tensor(9.0))
-    with pytest.raises(proof.ProofFailed):
-        proof.compare(LATENTS, other, base)
+    with pytest.raises(proof.ProofFailed, match="samples something else than the trainer: its latents differ by up to"):
+        proof.compare(sampling(LATENTS), sampling(other), base)
 
 
-def test_on_a_gpu_a_thousandth_of_the_largest_number_is_allowed():
-    base = tiny_base()
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 2e-3), (torch.bfloat16, 0.4)])
+def test_on_a_gpu_rounding_of_the_unets_type_is_allowed(dtype, allowed):
+    base = tiny_base(dtype=dtype)
     base.device = torch.device("cuda")
-    kept = proof.compare(LATENTS, LATENTS + 1.9e-3, base)
-    assert not kept["identical"] and kept["allowed_difference"] == pytest.approx(2e-3)
+    kept = proof.compare(sampling(LATENTS), sampling(LATENTS + 0.95 * allowed), base)
+    assert not kept["identical"] and kept["allowed_difference"] == pytest.approx(allowed)
     with pytest.raises(proof.ProofFailed):
-        proof.compare(LATENTS, LATENTS + 2.1e-3, base)
+        proof.compare(sampling(LATENTS), sampling(LATENTS + 1.05 * allowed), base)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("restored", [{"a": "1", "b": "3"}, {"a": "1"}, {"a": "1", "b": "2", "c": "1"}])
+def test_every_tensor_must_agree_on_every_device(device, restored):
+    base = tiny_base()
+    base.device = torch.device(device)
+    trainers = sampling(LATENTS, a="1", b="2")
+    assert proof.compare(trainers, sampling(LATENTS, b="2", a="1"), base)["equal_tensors"] == 2
+    with pytest.raises(proof.ProofFailed, match=r"1 of \d tensors differ \([bc]\)"):
+        proof.compare(trainers, sampling(LATENTS, **restored), base)
+
+
+@pytest.mark.parametrize(
+    "other", [torch.tensor([1.0, 0.0]).double(), torch.tensor([[1.0], [0.0]]), torch.tensor([1.0, -0.0])]
+)
+def test_a_tensors_hash_depends_on_its_type_its_shape_and_every_bit(other):
+    def hash_of(tensor: torch.Tensor) -> str:
+        method: Any = torch.nn.ParameterDict({"learned": torch.nn.Parameter(tensor)})
+        return proof.tensor_hashes(method)["learned"]
+
+    assert hash_of(torch.tensor([1.0, 0.0])) == hash_of(torch.tensor([1.0, 0.0])) != hash_of(other)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_difference_that_is_not_a_number_proves_nothing(device):
     base, broken = tiny_base(), LATENTS.clone()
     base.device, broken[0, 0, 0, 0] = torch.device(device), float("nan")
-    for pair in ((LATENTS, broken), (broken, LATENTS), (broken, broken)):
+    for one, other in ((LATENTS, broken), (broken, LATENTS), (broken, broken)):
         with pytest.raises(proof.ProofFailed):
-            proof.compare(*pair, base)
+            proof.compare(sampling(one), sampling(other), base)

@@ -221,5 +221,5 @@ def loss_mask(zoom: Zoom, size: int, height: int, width: int) -> Tensor:
 def leading(change: Tensor, share: float) -> Tensor:
     """The part of a matrix that its leading singular values make, as many as stay within `share` of their sum."""
     u, s, v = torch.linalg.svd(change, full_matrices=False)
-    kept = s.cumsum(dim=0) <= share * s.sum()
+    kept = s.cpu().cumsum(dim=0).to(s) <= share * s.sum()  # a GPU has no deterministic kernel for it
     return u @ (s * kept)[:, None].mul(v)

@@ -95,7 +95,8 @@ def belongs(attention: list[Tensor], place: int) -> Tensor:
 
 def above_median(attention: Tensor) -> Tensor:
     """(B, h*w) to bool, strictly above. A row that looks nowhere at the concept is all False."""
-    return attention > attention.median(dim=-1, keepdim=True).values
+    lower_middle = (attention.shape[-1] - 1) // 2  # as torch.median, which has no deterministic kernel on a GPU
+    return attention > attention.sort(dim=-1).values[..., lower_middle, None]
 
 
 def localized(inside: Tensor, original: Tensor, changed: Tensor) -> Tensor:
