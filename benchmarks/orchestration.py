@@ -68,7 +68,11 @@ def workspace(root: Path, cells: int) -> Store:
 
     store = tiny_workspace.make(root)
     values = tiny_workspace.params(root)
-    values |= {"precision": "fp32", "gradient_checkpointing": False}  # dvc.yaml's stages name them
+    values |= {
+        "precision": "fp32",
+        "gradient_checkpointing": False,
+        "optimizer": "adamw",
+    }  # dvc.yaml's stages name them
     values["sampling"]["images_per_prompt"] = 1
     values["methods"] = {name: {values["base_model"]: _short(name)} for name in METHODS}
     store = tiny_workspace.write_params(root, values)

@@ -281,7 +281,15 @@ def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(
     values = tiny_workspace.params(tmp_path)
     values["methods"] = {"textual_inversion": values["methods"]["textual_inversion"]}
     store = tiny_workspace.write_params(
-        tmp_path, values | {"variants": {}, "gradient_checkpointing": False, "baseline": "base_model", "held_out": 0}
+        tmp_path,
+        values
+        | {
+            "variants": {},
+            "gradient_checkpointing": False,
+            "optimizer": "adamw",
+            "baseline": "base_model",
+            "held_out": 0,
+        },
     )
     values = yaml.safe_load((tmp_path / "params.yaml").read_text()) | {"precision": "fp32", "judge": None}
     tiny_workspace.write_params(tmp_path, values)  # dvc.yaml names every section

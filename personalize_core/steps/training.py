@@ -157,7 +157,7 @@ def _trained(
 
     with base.recomputing() if store.params.gradient_checkpointing else nullcontext():
         memory, at_once = PeakMemory(base.device), RowsAtOnce.of(store.params.micro_batch)
-        rows = run_stages(learner, base, images, store.training_seed, log, checkpoints, at_once)
+        rows = run_stages(learner, base, images, store.training_seed, log, checkpoints, at_once, store.params.optimizer)
         costs = memory.costs() | ({} if watch.seconds is None else {"training_seconds": watch.seconds})
         costs |= {"micro_batch": at_once.rows} if at_once.rows else {}
     return rows, costs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,9 @@ class Checkpoints:
         tensors |= {
             f"optimizer.{index}.{name}": torch.as_tensor(value)
             for index, values in state.items()
-            for name, value in values.items()
+            for name, value in _flat(values)
         }
+        tensors = _apart(tensors)
         progress = json.dumps({"stamp": self.stamp, "position": position, "history": history})
         save_tensors(self.path, tensors, {"progress": progress})
 
@@ -75,3 +77,23 @@ class Checkpoints:
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _flat(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """An optimizer's state of one tensor; bitsandbytes puts most of it into a dictionary inside."""
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from value.items()
+        else:
+            yield name, value
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each in memory of its own, as safetensors wants them: bitsandbytes' states share a table."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        shared = tensor.numel() > 0 and tensor.data_ptr() in seen
+        seen.add(tensor.data_ptr())
+        found[name] = tensor.clone() if shared else tensor
+    return found

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -18,7 +19,7 @@ from personalize_core.methods.interface import Batch, Method, Stage, Step
 from personalize_core.randomness import generator_for, seed_for
 from personalize_core.training.checkpoints import Checkpoints, LogRow, Resumed
 from personalize_core.training.micro_batches import RowsAtOnce
-from personalize_core.training.optimizers import make_optimizer
+from personalize_core.training.optimizers import OptimizerName, make_optimizer
 
 Log = Callable[[LogRow], None]
 
@@ -35,6 +36,7 @@ def train(
     log: Log = unlogged,
     checkpoints: Checkpoints | None = None,
     at_once: RowsAtOnce | None = None,
+    optimizer_name: OptimizerName = "adamw",
 ) -> list[LogRow]:
     """Train `method` in place, stage after stage; the base model comes out as it went in.
 
@@ -60,7 +62,7 @@ def train(
             method.requires_grad_(False)
             for parameter in trained:
                 parameter.requires_grad_(True)
-            optimizer = make_optimizer(stage.param_groups, base.device)
+            optimizer = make_optimizer(optimizer_name, stage.param_groups, base.device)
             start = 0 if number >= resumed.stage else stage.steps
             if number == resumed.stage and resumed.tensors:
                 _restore(resumed.tensors, method, optimizer)
@@ -217,11 +219,12 @@ def _restore(tensors: dict[str, Tensor], method: Method, optimizer: torch.optim.
     method.load_state_dict(
         {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}
     )
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = value
+            counted = value.dtype == torch.int64 and not value.ndim  # steps, where an optimizer counts them in Python
+            state.setdefault(int(index), {})[key] = value.item() if counted else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

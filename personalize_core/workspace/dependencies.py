@@ -294,6 +294,7 @@ def _trained_by(store: Store, method: str) -> dict[str, Any]:
         "gradient_checkpointing": params.gradient_checkpointing,
         "seed": params.seed,
         "sources": sources_hash([*TRAINING, method_source(method)]),
+        **({"optimizer": params.optimizer} if params.optimizer != "adamw" else {}),
     }
 
 

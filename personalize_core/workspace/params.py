@@ -22,6 +22,7 @@ from personalize_core.methods import (
     recipe_class,
 )
 from personalize_core.training.micro_batches import MicroBatch
+from personalize_core.training.optimizers import OptimizerName
 from personalize_core.workspace.automation import Automation
 from personalize_core.workspace.encoder_settings import Encoders
 from personalize_core.workspace.held_out_setting import HeldOut
@@ -39,6 +40,7 @@ class Params(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False  # of U-Net and text encoder in training
     micro_batch: MicroBatch = None  # rows of a batch that pass through the U-Net at once in training
+    optimizer: OptimizerName = "adamw"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     deterministic: bool = False  # on a GPU: the same bits from one run to the next, with slower kernels
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)]

@@ -13,6 +13,7 @@ from personalize_core.concepts import concept_files
 from personalize_core.concepts.held_out import Split, split
 from personalize_core.errors import InputError, listed
 from personalize_core.files.snapshot import memoized
+from personalize_core.training.optimizers import check_optimizer
 from personalize_core.workspace.protocols import Prompts, read_collection, read_prompts
 from personalize_core.workspace.sampling_settings import PromptList
 from personalize_core.workspace.store import OWN_DEVICE, Store
@@ -84,6 +85,7 @@ def workers_of(store: Store) -> int:
 @memoized
 def recipe_of(store: Store, method: str) -> Any:
     """The method's Config, where it can be trained as params.yaml says."""
+    check_optimizer(store.params.optimizer)
     return store.params.config(method)
 
 

@@ -157,6 +157,10 @@ def test_a_missing_key(read):
             "encoders.texts.0 = 'prompt': Input should be 'class_phrase', 'slot_deleted' or 'full_prompt'",
         ),
         (("precision",), "fp16", "precision = 'fp16': Input should be 'fp32' or 'bf16'"),
+        (("optimizer",), "sgd", "optimizer = 'sgd': Input should be 'adamw' or 'adamw8bit'"),
+        (("micro_batch",), 0, "micro_batch"),
+        (("micro_batch",), True, "micro_batch"),
+        (("micro_batch",), "most", "micro_batch"),
         (("methods",), ["dreambooth"], "methods = ['dreambooth']: Input should be a valid dictionary"),
     ],
     ids=str,
@@ -479,3 +483,9 @@ def test_an_ablation_that_is_not_known_is_refused_with_those_that_are(read):
     assert refusal(lambda: check_method("xti@x")).endswith("it has none")
     assert "vico has no ablation 'mask'" in refusal(lambda: read("ablations", value={"vico@mask": {}}))
     assert "is a method; write it under methods" in refusal(lambda: read("ablations", value={"vico": {}}))
+
+
+@pytest.mark.parametrize("asked", [1, 8, "auto"])
+def test_a_micro_batch_is_a_number_of_rows_or_chosen_by_itself(read, asked):
+    assert read().micro_batch is None
+    assert read("micro_batch", value=asked).micro_batch == asked

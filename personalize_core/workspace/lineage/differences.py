@@ -167,6 +167,7 @@ KINDS: dict[str, tuple[str, Callable[[Difference], list[str]]]] = {
     "seed": ("seed", _value),
     "precision": ("precision", _value),
     "gradient_checkpointing": ("gradient checkpointing", _value),
+    "optimizer": ("optimizer", _value),
     "class_noun": ("class noun", _value),
     "images": ("number", _value),
     "lists": ("encoders", _nothing),
