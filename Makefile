@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-card bench ui repro docs lint install clean-state help
+.PHONY: demo test test-card memory bench ui repro docs lint install clean-state help
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -23,11 +23,14 @@ test: $(INSTALLED)  ## run all tests
 
 # A session of its own, since the guard of the pretended card must be loaded before torch. Tests that share a training
 # or a measurement stay in one process.
-test-card: $(INSTALLED)  ## run all methods on a pretended graphics card
+test-card: $(INSTALLED)  ## run all methods on a pretended graphics card; compare memory, waits and FLOPs with the record
 	PYTEST_PLUGINS=tests.card.guard $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup tests/card
 
 bench: $(INSTALLED)  ## measure training, sampling and scoring beside diffusers, PEFT and open_clip
 	$(BIN)/python -m benchmarks.suite
+
+memory: $(INSTALLED)  ## measure what each method takes of a card's memory: tests/card/costs.json and docs/memory.md
+	$(BIN)/python -m tests.card.record
 
 ui: $(INSTALLED)  ## start the Dagster UI on http://127.0.0.1:3000
 	@$(BIN)/python -m pipelines ui

@@ -1,0 +1,51 @@
+"""Measure every cell and write tests/card/costs.json and docs/memory.md: `make memory`.
+
+`python -m tests.card.record METHOD...` measures those methods alone and keeps what is recorded of the others.
+"""
+
+from __future__ import annotations
+
+# isort: off
+from tests.card.guard import WHY_NOT  # first, since it must come before torch
+
+# isort: on
+import gc
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+from personalize_core.methods import RECIPES
+from tests.card import memory_page, ratchet
+from tests.card.card import pretended_card
+from tests.card.cells import EVERY, Cell
+from tests.card.measuring import measured
+from tests.card.ratchet import Recorded
+
+
+def main(methods: list[str]) -> None:
+    if WHY_NOT:
+        sys.exit(WHY_NOT)
+    if unknown := [method for method in methods if method not in RECIPES]:
+        sys.exit(f"there is no method {unknown[0]!r}; the methods are {', '.join(RECIPES)}")
+    cells = [cell for cell in EVERY if not methods or cell.method in methods]
+    recorded, started = dict(ratchet.read()), time.monotonic()
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        for done, (cell, cost) in enumerate(zip(cells, pool.map(_recorded, cells), strict=True), start=1):
+            recorded[cell] = cost
+            ratchet.write(recorded)
+            print(f"{done} of {len(cells)} after {time.monotonic() - started:.0f} s: {cell}", flush=True)
+    memory_page.PAGE.write_text(memory_page.text(ratchet.read()))
+    print(f"wrote {ratchet.FILE} and {memory_page.PAGE}")
+
+
+def _recorded(cell: Cell) -> Recorded:
+    gc.freeze()  # what was imported is no garbage
+    gc.enable()
+    with pretended_card(meta=True):
+        return measured(cell).recorded()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
