@@ -17,7 +17,7 @@ from benchmarks.suite import cell, sampling, table, training
 from benchmarks.suite.floor import flops_of
 from benchmarks.suite.models import clip_tokenizer
 from benchmarks.suite.recipe_cost import SECOND, steps_of
-from benchmarks.suite.timing import Deadline, Measured, take_turns
+from benchmarks.suite.timing import Deadline, Measured, take_turns, timed
 from personalize_core.methods import recipe_class
 
 GRADIENTS, LATENTS, SCORES = 1e-5, 1e-4, 1e-5  # how far both sides may be apart, of the largest number
@@ -80,8 +80,8 @@ def test_attention_on_a_cpu_is_counted_with_its_gradient():
 
 def test_ways_take_turns_and_end_at_the_deadline():
     done: list[str] = []
-    ways = {name: lambda name=name: done.append(name) for name in ("ours", "theirs")}
-    times = take_turns(ways, "cpu", 9, Deadline(0), before=lambda: done.append("-"))
+    ways = {name: timed(lambda name=name: done.append(name), "cpu") for name in ("ours", "theirs")}
+    times = take_turns(ways, 9, Deadline(0), before=lambda: done.append("-"))
     assert [name for name in done if name != "-"] == ["ours", "theirs", "theirs", "ours"]  # one round does not count
     assert done[::2] == ["-"] * 4
     assert {name: len(some) for name, some in times.items()} == {"ours": 1, "theirs": 1}

@@ -41,19 +41,19 @@ def measure(
         rows.append(row)
         heard(row)
 
-    best = 8
+    best = None
     if only in ("", "training"):
         for name in methods or training.PAIRS:
             add(training.compare_training(setting, name))
     if only in ("", "sampling"):
         for name in sampling.SAMPLED:
-            row, best = sampling.compare_sampling(setting, name)
+            row, best = sampling.compare_sampling(setting, name, best)
             add(row)
     if only in ("", "scoring"):
         add(compare_scoring(setting))
     if only in ("", "cell"):
         for name in cell.CELLS:
-            add(cell.compare_cell(setting, name, cells, best))
+            add(cell.compare_cell(setting, name, cells, best or 8))
     return rows
 
 
@@ -67,7 +67,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="of a training in one round")
     parser.add_argument("--images", type=int, default=16, help="sampled in one round, and scored")
     parser.add_argument("--sampling-steps", type=int, default=20)
-    parser.add_argument("--cell-steps", type=int, default=100, help="of the training of a whole cell")
+    parser.add_argument("--cell-steps", type=int, default=50, help="of the training of a whole cell")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
     parser.add_argument("--only", choices=PARTS, default="")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder for the table as JSON")

@@ -11,7 +11,7 @@ import json
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from benchmarks.suite.rows import Rows
 from benchmarks.suite.scoring import OpenClipScripts
 from benchmarks.suite.scripts.training_script import TrainingScript
 from benchmarks.suite.setting import CONCEPT, ROOT, Setting
-from benchmarks.suite.timing import Measured, load, take_turns
+from benchmarks.suite.timing import Measured, load, take_turns, timed
 from benchmarks.suite.training import PAIRS
 from personalize_core import steps
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
@@ -40,6 +40,7 @@ from personalize_core.workspace.store import Store
 CELLS = ("textual_inversion", "lora_dreambooth")
 PROMPTS = "mini"  # of data/prompts
 GUIDANCE = 7.5
+ROUNDS = 3  # at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +70,11 @@ def compare_cell(setting: Setting, name: str, amounts: Amounts, best_batch: int)
             shutil.copytree(fresh, root)
             theirs.start()
 
-        ways: dict[str, Callable[[], Any]] = {"ours": lambda: _ours(root, name), "theirs": theirs.run}
-        times = take_turns(ways, setting.device, setting.rounds, setting.deadline, before, setting.uncounted)
+        ways = {
+            "ours": timed(lambda: _ours(root, name), setting.device),
+            "theirs": timed(theirs.run, setting.device),
+        }
+        times = take_turns(ways, min(setting.rounds, ROUNDS), setting.deadline, before, setting.uncounted)
     images = len(_templates()) * amounts.images_per_prompt
     about = f"{amounts.steps} steps, {images} images of {amounts.sampling_steps} steps; ours also proves and plots"
     who = f"{PAIRS[name].name}, stock pipeline, open_clip"

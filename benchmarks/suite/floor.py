@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from benchmarks.suite.timing import finish
+from benchmarks.suite.timing import seconds_of
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -39,8 +39,5 @@ def matrix_rate(device: str, dtype: torch.dtype, seconds: float = 1.0) -> float:
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     fastest, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
-        began = time.perf_counter()
-        torch.mm(one, other)
-        finish(device)
-        fastest = min(fastest, time.perf_counter() - began)
+        fastest = min(fastest, seconds_of(lambda: torch.mm(one, other), device))
     return 2 * side**3 / fastest

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.suite.floor import flops_of
+from benchmarks.suite.one_step import add_gradients_of_step
 from benchmarks.suite.rows import SEED, random_latents
 from benchmarks.suite.setting import Setting
-from benchmarks.suite.timing import Deadline, finish
+from benchmarks.suite.timing import Deadline, now
 from personalize_core.concepts.images import ConceptLatents
-from personalize_core.methods.interface import Method, Stage
 from personalize_core.training.checkpoints import LogRow
-from personalize_core.training.loop import denoising_step, diffusion_loss, train
+from personalize_core.training.loop import train
 from personalize_core.training.run_costs import PeakMemory
 
 FIRST, SECOND = 2, 4  # steps of each stage: to warm up, and to see how many fit into the time
@@ -70,7 +69,7 @@ def measure_recipe(setting: Setting, name: str, deadline: Deadline) -> RecipeCos
     measured = {stage.name: stage.steps for stage in setting.method(name, _with(published, wanted)).stages()}
     costs, found = memory.costs(), []
     for stage in stages.values():
-        flops = float(flops_of(lambda stage=stage: one_step(setting, method, stage, images)))
+        flops = float(flops_of(lambda stage=stage: add_gradients_of_step(method, setting.base, images, stage)))
         count = measured[stage.name]
         each_step = taken[stage.name] / count
         found.append(StageCost(stage.name, stage.steps, count, each_step, flops, flops / setting.models.rate))
@@ -93,23 +92,9 @@ def _seconds_of_stages(setting: Setting, name: str, steps: dict[str, int], image
     ended: dict[str, float] = {}
 
     def log(row: LogRow) -> None:
-        finish(setting.device)
-        ended[row["stage"]] = time.perf_counter()
+        ended[row["stage"]] = now(setting.device)
 
-    began = time.perf_counter()
+    began = now(setting.device)
     train(method, base, images, SEED, log)
     moments = [began, *ended.values()]
     return {name: end - start for name, start, end in zip(ended, moments, moments[1:], strict=False)}
-
-
-def one_step(setting: Setting, method: Method, stage: Stage, images: ConceptLatents) -> None:
-    """Forward and backward of a stage's first step, with its penalties."""
-    base = setting.base
-    method.to(base.device).train().requires_grad_(False)
-    for group in stage.param_groups:
-        for parameter in group["params"]:
-            parameter.requires_grad_(True)
-    with method.attach(base):
-        step = denoising_step(method, base, images, stage, SEED, 0)
-        sum(stage.penalty(step).values(), diffusion_loss(step)).backward()
-    method.zero_grad()

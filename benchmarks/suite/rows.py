@@ -12,6 +12,7 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.images import ZOOMS, ConceptLatents
 from personalize_core.methods.interface import Method
 from personalize_core.randomness import generator_for
+from personalize_core.training.loop import noisy_rows
 
 SEED = 0
 IMAGES = 5  # of the concept, and of its class noun
@@ -40,13 +41,10 @@ def random_latents(base: BaseModel) -> ConceptLatents:
 
 
 def rows_of(method: Method, base: BaseModel, images: ConceptLatents, steps: int) -> list[Rows]:
-    """The batch items of the first steps of the first stage, as `training.loop` draws them."""
+    """The batch items of the first steps of the first stage; the base model predicts noise."""
     stage, found = method.stages()[0], []
-    last = base.scheduler.config.num_train_timesteps
     for index in range(steps):
-        batch = method.batch(images, stage.batch_size, generator_for(SEED, stage.name, index, "batch"))
-        generator = generator_for(SEED, stage.name, index, "noise")
-        noise = torch.randn(batch.latents.shape, generator=generator)
-        t = torch.randint(stage.min_timestep, last, (len(noise),), generator=generator)
-        found.append(Rows(batch.latents, noise, t, batch.prompts, batch.weight))
+        rows = noisy_rows(method, base, images, stage, SEED, index)
+        batch = rows.batch
+        found.append(Rows(batch.latents, rows.target.cpu(), rows.t.cpu(), batch.prompts, batch.weight))
     return found

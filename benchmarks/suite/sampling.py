@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.suite.floor import flops_of
 from benchmarks.suite.rows import SEED
 from benchmarks.suite.setting import Setting
-from benchmarks.suite.timing import Measured, load, seconds_of, take_turns
+from benchmarks.suite.timing import Measured, load, seconds_of, take_turns, timed
 from personalize_core.methods.interface import Method
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 from personalize_core.steps.events import unheard
@@ -113,8 +113,12 @@ def latents_apart(setting: Setting, method: Method, pipeline: StockPipeline, ima
     return ((ours - theirs).abs().max() / ours.abs().max()).item()
 
 
-def compare_sampling(setting: Setting, name: str) -> tuple[Measured, int]:
-    """All images to files; also returns the pipeline's best batch size."""
+def compare_sampling(setting: Setting, name: str, best: int | None = None) -> tuple[Measured, int]:
+    """All images to files; also returns the pipeline's batch size.
+
+    Args:
+        best: the batch size that is fastest; searched for if None.
+    """
     base, places = setting.base, places_of(setting.images)
     method = learned(setting, name)
     pipeline, noise = StockPipeline(setting, name, method), initial_noise(base, SEED, places)
@@ -127,12 +131,15 @@ def compare_sampling(setting: Setting, name: str) -> tuple[Measured, int]:
         def sampled(steps: SamplerSettings = how) -> None:
             sample_images(steps, SEED, base, method, said, places, ours, "", unheard)
 
-        best = pipeline.best_batch(stock_said, noise, theirs)
-        ways = {"ours": sampled, "theirs": lambda: pipeline.save(stock_said, noise, best, theirs)}
+        best = best or pipeline.best_batch(stock_said, noise, theirs)
+        ways = {
+            "ours": timed(sampled, setting.device),
+            "theirs": timed(lambda: pipeline.save(stock_said, noise, best, theirs), setting.device),
+        }
         apart = latents_apart(setting, method, pipeline)
         counted = [_flops(lambda steps: pipeline.images(stock_said[:1], noise[:1], 1, steps), setting.sampling_steps)]
         counted.append(_flops(lambda steps: _one(setting, method, said[0], noise[:1], steps), setting.sampling_steps))
-        times = take_turns(ways, setting.device, setting.rounds, setting.deadline, uncounted=0)  # all ran before
+        times = take_turns(ways, setting.rounds, setting.deadline, uncounted=setting.uncounted)
     each = {way: [seconds / len(places) for seconds in some] for way, some in times.items()}
     flops, about = min(counted), f"{len(places)} images of {setting.sampling_steps} steps, stock at {best} at once"
     if setting.precision != "fp32":

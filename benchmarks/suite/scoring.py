@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.suite.encoders import EncoderFolders, encoder_folders
 from benchmarks.suite.floor import flops_of
 from benchmarks.suite.setting import CONCEPT, ROOT, Setting
-from benchmarks.suite.timing import Measured, load, seconds_of, take_turns
+from benchmarks.suite.timing import Measured, load, seconds_of, take_turns, timed
 from personalize_core.metrics import features, scoring
 from personalize_core.workspace.recipes import MOST_WORKERS
 
@@ -111,8 +111,11 @@ def compare_scoring(setting: Setting) -> Measured:
         own = wide.sort("prompt_index", "image_index").select("clip_t", "clip_i", "dino").to_numpy()
         apart = float(np.abs(own - theirs(best).numpy()).max())
         flops = flops_of(lambda: theirs(best)) / len(paths)  # ours may work in several threads, which are not seen
-        ways = {"ours": lambda: ours().table, "theirs": lambda: theirs(best)}
-        times = take_turns(ways, setting.device, setting.rounds, setting.deadline, uncounted=0)  # all ran before
+        ways = {
+            "ours": timed(lambda: ours().table, setting.device),
+            "theirs": timed(lambda: theirs(best), setting.device),
+        }
+        times = take_turns(ways, setting.rounds, setting.deadline, uncounted=0)  # all ran before
     each = {way: [seconds / len(paths) for seconds in some] for way, some in times.items()}
     about = f"{len(paths)} images, open_clip at {best} at once"
     return Measured(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,18 +13,22 @@ from typing import Any
 import torch
 
 
-def finish(device: str) -> None:
-    """Wait until a graphics card has done all that it was given."""
+def now(device: str) -> float:
+    """Seconds of the clock; on a CPU those in which it worked for this process and for children that have ended.
+
+    Others work on the CPU too, and would be measured with us.
+    """
     if device == "cuda":
         torch.cuda.synchronize()
+        return time.perf_counter()
+    of_children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + of_children.ru_utime + of_children.ru_stime
 
 
 def seconds_of(work: Callable[[], Any], device: str) -> float:
-    finish(device)
-    began = time.perf_counter()
+    began = now(device)
     work()
-    finish(device)
-    return time.perf_counter() - began
+    return now(device) - began
 
 
 class Deadline:
@@ -83,27 +88,32 @@ class Measured:
         return asdict(self) | {"ratio": asdict(self.ratio)}
 
 
+def timed(work: Callable[[], Any], device: str) -> Callable[[], float]:
+    """One of the `ways` of `take_turns`."""
+    return lambda: seconds_of(work, device)
+
+
 def take_turns(
-    ways: Mapping[str, Callable[[], Any]],
-    device: str,
+    ways: Mapping[str, Callable[[], float]],
     rounds: int,
     deadline: Deadline,
     before: Callable[[], Any] = lambda: None,
     uncounted: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of every way, round by round.
+    """What every way returns, round by round.
 
     The order changes with every round. At the deadline it ends, with one round at least.
 
     Args:
-        before: what is done before each way, and not timed.
+        ways: each does the work and returns its seconds.
+        before: what is done before each way.
         uncounted: rounds before those that count, for what only a first call costs.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(-uncounted, rounds):
         for name in list(ways)[:: 1 if turn % 2 else -1]:
             before()
-            seconds = seconds_of(ways[name], device)
+            seconds = ways[name]()
             if turn >= 0:
                 times[name].append(seconds)
         if turn >= 0 and not deadline.left:

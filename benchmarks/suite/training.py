@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.suite.floor import flops_of
+from benchmarks.suite.one_step import add_gradients_of_step
 from benchmarks.suite.rows import SEED, Rows, random_latents, rows_of
 from benchmarks.suite.scripts.custom_diffusion import CustomDiffusionScript
 from benchmarks.suite.scripts.dreambooth import DreamBoothScript
@@ -18,11 +20,11 @@ from benchmarks.suite.scripts.peft_adapters import LoRAScript, OFTScript
 from benchmarks.suite.scripts.textual_inversion import TextualInversionScript
 from benchmarks.suite.scripts.training_script import TrainingScript
 from benchmarks.suite.setting import Setting
-from benchmarks.suite.timing import Measured, load, take_turns
+from benchmarks.suite.timing import Measured, load, now, take_turns
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.interface import Method
-from personalize_core.training.loop import denoising_step, diffusion_loss, train
+from personalize_core.training.loop import train
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,10 @@ def both(setting: Setting, name: str, changes: Mapping[str, Any] = MappingProxyT
 
 def our_gradients(method: Method, base: BaseModel, images: ConceptLatents) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of the first step, by the names of the method's parameters."""
-    stage = method.stages()[0]
-    method.to(base.device).train().requires_grad_(False)
-    for group in stage.param_groups:
-        for parameter in group["params"]:
-            parameter.requires_grad_(True)
-    with method.attach(base):
-        loss = diffusion_loss(denoising_step(method, base, images, stage, SEED, 0))
-        loss.backward()
+    loss = add_gradients_of_step(method, base, images, method.stages()[0])
     gradients = {name: weight.grad for name, weight in method.named_parameters() if weight.grad is not None}
     method.zero_grad()
-    return loss.item(), gradients
+    return loss, gradients
 
 
 def their_gradients(script: TrainingScript, rows: Rows) -> tuple[float, dict[str, Tensor]]:
@@ -104,17 +99,35 @@ def difference(ours: tuple[float, dict[str, Tensor]], theirs: tuple[float, dict[
     return max(abs(our_loss - their_loss) / abs(our_loss), apart / largest)
 
 
+def seconds_of_a_step(training: Callable[[Callable[[Any], None]], Any], setting: Setting) -> float:
+    """From the end of the first step, which sets up the optimizer, to that of the last.
+
+    Args:
+        training: of `setting.steps` steps; it is given what to call after each.
+    """
+    moments, counted = [], itertools.count(1)
+
+    def heard(step: Any) -> None:
+        if next(counted) in (1, setting.steps):
+            moments.append(now(setting.device))
+
+    training(heard)
+    return (moments[1] - moments[0]) / (setting.steps - 1)
+
+
 def compare_training(setting: Setting, name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Measured:
-    """Whole trainings of a few steps, with all that a step costs: batch items, optimizer and log."""
+    """Trainings of a few steps, with all that a step costs: batch items, optimizer and log."""
     pair, sides, base = PAIRS[name], both(setting, name, changes), setting.base
     method, script, images, rows = sides.method, sides.script, sides.images, sides.rows
     apart = difference(our_gradients(method, base, images), their_gradients(script, rows[0]))
     flops = min(
         flops_of(lambda: our_gradients(method, base, images)), flops_of(lambda: their_gradients(script, rows[0]))
     )
-    ways = {"ours": lambda: train(method, base, images, SEED), "theirs": lambda: script.train(rows)}
-    times = take_turns(ways, setting.device, setting.rounds, setting.deadline, uncounted=setting.uncounted)
-    each = {way: [seconds / setting.steps for seconds in some] for way, some in times.items()}
+    ways = {
+        "ours": lambda: seconds_of_a_step(lambda heard: train(method, base, images, SEED, heard), setting),
+        "theirs": lambda: seconds_of_a_step(lambda heard: script.train(rows, heard), setting),
+    }
+    each = take_turns(ways, setting.rounds, setting.deadline, uncounted=setting.uncounted)
     about = f"{len(rows[0].latents)} batch items"
     return Measured(
         "training",

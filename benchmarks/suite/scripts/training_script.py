@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -82,8 +82,12 @@ class TrainingScript:
     def after_step(self) -> None:
         """After the optimizer's step."""
 
-    def train(self, rows: Iterable[Rows]) -> None:
-        """A step for each."""
+    def train(self, rows: Iterable[Rows], heard: Callable[[Any], None] = lambda rows: None) -> None:
+        """A step for each.
+
+        Args:
+            heard: is called after each step.
+        """
         bar = tqdm(disable=True)
         for some in rows:
             with self.accelerator.accumulate(self.model):
@@ -98,3 +102,4 @@ class TrainingScript:
                 self.after_step()
             bar.update(1)
             bar.set_postfix(loss=loss.detach().item(), lr=self.rates.get_last_lr()[0])
+            heard(some)
