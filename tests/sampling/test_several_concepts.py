@@ -69,20 +69,26 @@ def test_each_concept_has_its_own_words(together, base):
 
 
 def test_no_location_has_two_owners_and_both_halves_of_guidance_agree(together, base):
-    seen: list[Call] = []
+    masks: dict[str, list[torch.Tensor]] = {}
 
-    def look(module, args, output):
-        seen.append(base.call)
+    def look(layer: str) -> Any:
+        """As each layer has run: then its maps are there."""
 
-    handle = base.transformers[LAYERS[-1]].proj_out.register_forward_hook(look)
+        def keep(*of_layer: Any) -> None:
+            masks[layer] = [region(base.call, layer, place, "reuse") for place in (0, 1)]
+
+        return base.transformers[layer].proj_out.register_forward_hook(keep)
+
+    handles = [look(layer) for layer in LAYERS]
     predict(base, guided(together, base, [PROMPT, PROMPT.replace("beside", "behind")]))
-    handle.remove()
-    for layer in LAYERS:
-        masks = [region(seen[0], layer, place, "reuse") for place in (0, 1)]
-        assert not (masks[0] & masks[1]).any(), layer
-        for mask in masks:
+    for handle in handles:
+        handle.remove()
+    assert masks.keys() == set(LAYERS)
+    for layer, (first, second) in masks.items():
+        assert not (first & second).any(), layer
+        for mask in (first, second):
             assert torch.equal(mask[:2], mask[2:])
-    assert all(region(seen[0], LAYERS[0], place, "reuse").any() for place in (0, 1))
+    assert all(mask.any() for mask in masks[LAYERS[0]])
 
 
 def test_where_one_part_alone_would_act_both_act_when_the_other_learned_nothing(base):
