@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import ref
+from weakref import WeakSet
 
 from personalize_core.errors import InputError, listed
 from personalize_core.files.outside import is_folder, refuse_pickles_in, user_path
@@ -51,7 +51,7 @@ NAMES = ("mini", *PUBLISHED)
 
 PARTS = ("text_encoder", "vae", "unet")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[0-9a-f]{40}))?")
-_loaded: list[ref[BaseModel]] = []  # in this process
+_loaded: WeakSet[BaseModel] = WeakSet()  # in this process
 
 
 @dataclass(frozen=True)
@@ -154,14 +154,14 @@ def load_base_model(name: str, device: str = "auto", precision: str = "fp32") ->
         dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
         **parts,
     )
-    _loaded.append(ref(base))
+    _loaded.add(base)
     return base
 
 
 @contextmanager
 def aside() -> Iterator[None]:
     """Within it, no base model of this process lies on a graphics card: for who waits until others have used it."""
-    there = [base for each in _loaded if (base := each()) is not None and base.device.type != "cpu"]
+    there = [base for base in _loaded if base.device.type != "cpu"]
     for base in there:
         base.move("cpu")
         base.give_back_memory()

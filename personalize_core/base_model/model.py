@@ -283,10 +283,10 @@ class BaseModel:
             return nullcontext()
         here = tokens.placeholder[..., None].to(self.device)  # (B, L, 1)
 
-        def replace(module: nn.Module, args: tuple, looked_up: Tensor) -> Tensor:  # (B, L, D)
+        def put_in(module: nn.Module, args: tuple, looked_up: Tensor) -> Tensor:  # (B, L, D)
             return torch.where(here, embedding.to(looked_up), looked_up)
 
-        return hooked(self.text_encoder.get_input_embeddings().register_forward_hook(replace))
+        return hooked(self.text_encoder.get_input_embeddings().register_forward_hook(put_in))
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

@@ -116,7 +116,7 @@ def _card_is_full(torch: Any) -> Diagnosis:
     return Diagnosis(
         f"the graphics card's {total / 2**30:.1f} GiB do not suffice: set micro_batch: auto, "
         "gradient_checkpointing: true or precision: bf16 in params.yaml, and run this again; "
-        "docs/base_models.md says what each method then needs",
+        "docs/memory.md says what each method needs",
         passes=False,
     )
 
