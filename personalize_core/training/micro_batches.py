@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator
 
-MicroBatch = Annotated[int, Field(ge=1, strict=True)] | Literal["auto"] | None
+
+def _checked(value: Any) -> int | Literal["auto"] | None:
+    if value is None or value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError("it should be a number of rows, 1 or more; auto; or null, for the whole batch at once")
+
+
+MicroBatch = Annotated[int | Literal["auto"] | None, BeforeValidator(_checked)]
 """Rows at once; None: all of a batch. "auto": all, and half as many each time that a graphics card's memory does not
 suffice."""
 

@@ -17,8 +17,9 @@ def check_optimizer(name: OptimizerName) -> None:
     """Raise InputError if a package that it needs is not installed."""
     if name == "adamw8bit" and not find_spec("bitsandbytes"):
         raise InputError(
-            "optimizer: adamw8bit needs the package bitsandbytes, which is not installed; install it with `pip install "
-            "'personalize[8bit]'`, or write `optimizer: adamw` in params.yaml"
+            "optimizer: adamw8bit needs the package bitsandbytes, which is not installed; install it with "
+            "`.venv/bin/python -m pip install --constraint constraints.txt bitsandbytes`, or write `optimizer: adamw` in "
+            "params.yaml"
         )
 
 

@@ -73,7 +73,7 @@ def make(concept):
 def test_without_its_package_it_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
     check_optimizer("adamw")
-    with pytest.raises(InputError, match=r"pip install 'personalize\[8bit\]'"):
+    with pytest.raises(InputError, match="pip install --constraint constraints.txt bitsandbytes`"):
         check_optimizer("adamw8bit")
 
 
