@@ -18,8 +18,8 @@ def check_optimizer(name: OptimizerName) -> None:
     if name == "adamw8bit" and not find_spec("bitsandbytes"):
         raise InputError(
             "optimizer: adamw8bit needs the package bitsandbytes, which is not installed; install it with "
-            "`.venv/bin/python -m pip install --constraint constraints.txt bitsandbytes`, or write `optimizer: adamw` in "
-            "params.yaml"
+            "`.venv/bin/python -m pip install --constraint constraints.txt bitsandbytes`, or write `optimizer: "
+            "adamw` in params.yaml"
         )
 
 
