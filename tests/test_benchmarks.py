@@ -13,12 +13,16 @@ import torch
 
 from benchmarks import card
 from benchmarks.suite import __main__ as suite
-from benchmarks.suite import cell, sampling, table, training
+from benchmarks.suite import bare, cell, sampling, table, training
 from benchmarks.suite.floor import flops_of
 from benchmarks.suite.models import clip_tokenizer
+from benchmarks.suite.one_step import add_gradients_of_step
 from benchmarks.suite.recipe_cost import SECOND, steps_of
+from benchmarks.suite.rows import SEED, random_latents
+from benchmarks.suite.setting import CONCEPT, Models, Setting
 from benchmarks.suite.timing import Deadline, Measured, take_turns, timed
-from personalize_core.methods import recipe_class
+from personalize_core.methods import BASELINE, METHOD_NAMES, recipe_class
+from personalize_core.training.loop import noisy_rows
 
 GRADIENTS, LATENTS, SCORES = 1e-5, 1e-4, 1e-5  # how far both sides may be apart, of the largest number
 
@@ -41,10 +45,12 @@ def test_every_part_is_measured_and_every_number_is_there(written):
     assert rows_of(written, "sampling").keys() == set(sampling.SAMPLED)
     assert len(rows_of(written, "scoring")) == 1
     assert rows_of(written, "whole cell").keys() == set(cell.CELLS)
+    assert {what.partition(", ")[0] for what in rows_of(written, "bare")} == set(METHOD_NAMES) - {BASELINE}
     assert written["matrix_rate"] > 0
     for row in written["rows"]:
-        assert len(row["our_seconds"]) == len(row["their_seconds"]) == 1
-        assert row["ratio"]["median"] == pytest.approx(row["our_seconds"][0] / row["their_seconds"][0])
+        assert len(row["our_seconds"]) == len(row["their_seconds"]) == (2 if row["part"] == "bare" else 1)
+        ratios = [own / other for own, other in zip(row["our_seconds"], row["their_seconds"], strict=True)]
+        assert row["ratio"]["median"] == pytest.approx(sum(ratios) / len(ratios))  # the median of one or two
         if row["part"] != "whole cell":
             assert row["floor"] == pytest.approx(row["flops"] / written["matrix_rate"])
 
@@ -55,6 +61,32 @@ def test_both_sides_do_the_same_work(written):
     for part, limit in (("training", GRADIENTS), ("sampling", LATENTS), ("scoring", SCORES)):
         for name, row in rows_of(written, part).items():
             assert row["apart"] <= limit, name
+
+
+@pytest.mark.parametrize("name", ["dreambooth", "textual_inversion"])
+def test_the_bare_unet_has_the_gradients_of_a_step(name):
+    """Of the weights where a method trains them, and of the text where it trains that; the other has none."""
+    setting = Setting(Models("tiny", "cpu", "fp32"), 1, 1, 1, 1, Deadline())
+    base, images = setting.models.base, random_latents(setting.models.base)
+    method: Any = setting.method(name, setting.recipe(name))
+    stage = method.stages()[0]
+    rows = noisy_rows(method, base, images, stage, SEED, 0)
+    bare_unet = bare.BareUNet(setting.models, bare.Reached.by(stage, method, base, rows.batch.prompts))
+    context = base.encode(rows.batch.prompts, CONCEPT)
+    text = context.hidden.detach().requires_grad_(bare_unet.text_has_gradient)
+    bare_unet.step(rows.x_t, rows.t, text, rows.target, rows.batch.weight)
+
+    if name == "dreambooth":
+        add_gradients_of_step(method, base, images, stage)
+        assert text.grad is None
+        for name, weight in method.unet.items():
+            torch.testing.assert_close(bare_unet.unet.get_parameter(name).grad, weight.grad, atol=1e-5, rtol=1e-4)
+    else:
+        own = context.hidden.detach().requires_grad_()
+        prediction = base.denoise(rows.x_t, rows.t, dataclasses.replace(context, hidden=own))
+        torch.nn.functional.mse_loss(prediction, rows.target).backward()
+        torch.testing.assert_close(text.grad, own.grad, atol=1e-6, rtol=1e-4)
+        assert all(weight.grad is None for weight in bare_unet.unet.parameters())
 
 
 def test_other_gradients_and_other_parameters_are_told():

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,17 +16,19 @@ import torch
 # isort: on
 
 from benchmarks.suite import cell, quiet, sampling, table, training
+from benchmarks.suite.bare import compare_bare
 from benchmarks.suite.models import Precision, Size
 from benchmarks.suite.scoring import compare_scoring
 from benchmarks.suite.setting import ROOT, Models, Setting
 from benchmarks.suite.timing import Deadline, Measured, load
+from personalize_core.methods import METHOD_NAMES
 
 RESULTS = ROOT / "data" / ".work" / "bench"
-PARTS = ("training", "sampling", "scoring", "cell")
+PARTS = ("training", "bare", "sampling", "scoring", "cell")
 
 
 def measure(
-    setting: Setting, cells: cell.Amounts, only: str, heard: Callable[[Measured], None], methods: tuple[str, ...] = ()
+    setting: Setting, cells: cell.Amounts, only: str, heard: Callable[[Measured], None], methods: Sequence[str] = ()
 ) -> list[Measured]:
     """Every row of the table, in order, or those of one part.
 
@@ -43,8 +45,12 @@ def measure(
 
     best = None
     if only in ("", "training"):
-        for name in methods or training.PAIRS:
+        for name in [pair for pair in training.PAIRS if pair in (methods or training.PAIRS)]:
             add(training.compare_training(setting, name))
+    if only in ("", "bare"):
+        for name in methods or METHOD_NAMES:
+            for row in compare_bare(setting, name):
+                add(row)
     if only in ("", "sampling"):
         for name in sampling.SAMPLED:
             row, best = sampling.compare_sampling(setting, name, best)
@@ -70,6 +76,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cell-steps", type=int, default=50, help="of the training of a whole cell")
     parser.add_argument("--threads", type=int, default=1, help="of torch, on a CPU")
     parser.add_argument("--only", choices=PARTS, default="")
+    parser.add_argument("--methods", nargs="+", choices=METHOD_NAMES, default=[], help="to train; all by default")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder for the table as JSON")
     return parser.parse_args(arguments)
 
@@ -101,7 +108,7 @@ def main(arguments: list[str] | None = None) -> Path:
         table.write(path, heard, about)
 
     path = chosen.results / f"{size}_{chosen.precision}_{device}.json"
-    rows = measure(setting, cells, chosen.only, hear)
+    rows = measure(setting, cells, chosen.only, hear, chosen.methods)
     print(f"\n{table.markdown(rows)}\n\n{time.monotonic() - began:.0f} s, load {load():.1f}; {os.path.relpath(path)}")
     return path
 

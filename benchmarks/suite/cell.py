@@ -29,7 +29,7 @@ from benchmarks.suite.rows import Rows
 from benchmarks.suite.scoring import OpenClipScripts
 from benchmarks.suite.scripts.training_script import TrainingScript
 from benchmarks.suite.setting import CONCEPT, ROOT, Setting
-from benchmarks.suite.timing import Measured, load, take_turns, timed
+from benchmarks.suite.timing import Measured, take_turns, timed
 from benchmarks.suite.training import PAIRS
 from personalize_core import steps
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
@@ -58,10 +58,10 @@ def compare_cell(setting: Setting, name: str, amounts: Amounts, best_batch: int)
     config = dataclasses.replace(changed, steps=amounts.steps)
     with tempfile.TemporaryDirectory() as temporary:
         root, fresh, results = (Path(temporary, folder) for folder in ("workspace", "fresh", "theirs"))
-        folders = encoder_folders(setting.size, Path(temporary, "encoders"))
+        folders = encoder_folders(setting.models.size, Path(temporary, "encoders"))
         _write_workspace(root, setting, name, config, amounts, folders)
         root.rename(fresh)
-        script = OpenClipScripts(folders, setting.device)
+        script = OpenClipScripts(folders, setting.models.device)
         theirs = _Theirs(setting, name, config, amounts, best_batch, script, results)
 
         def before() -> None:
@@ -71,14 +71,14 @@ def compare_cell(setting: Setting, name: str, amounts: Amounts, best_batch: int)
             theirs.start()
 
         ways = {
-            "ours": timed(lambda: _ours(root, name), setting.device),
-            "theirs": timed(theirs.run, setting.device),
+            "ours": timed(lambda: _ours(root, name), setting.models.device),
+            "theirs": timed(theirs.run, setting.models.device),
         }
         times = take_turns(ways, min(setting.rounds, ROUNDS), setting.deadline, before, setting.uncounted)
     images = len(_templates()) * amounts.images_per_prompt
     about = f"{amounts.steps} steps, {images} images of {amounts.sampling_steps} steps; ours also proves and plots"
     who = f"{PAIRS[name].name}, stock pipeline, open_clip"
-    return Measured("whole cell", name, who, "cell", times["ours"], times["theirs"], None, None, None, load(), about)
+    return setting.measured("whole cell", name, who, "cell", times, about=about)
 
 
 def _templates() -> list[str]:
@@ -89,7 +89,7 @@ def _write_workspace(
     root: Path, setting: Setting, name: str, config: Recipe, amounts: Amounts, folders: EncoderFolders
 ) -> None:
     base = "mini"
-    if setting.size != "mini":
+    if setting.models.size != "mini":
         base = str(root.parent / "base")
         setting.models.parts.copied().pipeline("cpu", "fp32").save_pretrained(base)
     shutil.copytree(ROOT / "data" / "concepts" / CONCEPT.name, root / "data" / "concepts" / CONCEPT.name)
@@ -98,7 +98,7 @@ def _write_workspace(
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     changes = values["methods"][name].get(base, {}) | {"steps": amounts.steps}
     sampling = {"steps": amounts.sampling_steps, "images_per_prompt": amounts.images_per_prompt, "guidance": GUIDANCE}
-    values |= {"base_model": base, "precision": setting.precision, "device": setting.device}
+    values |= {"base_model": base, "precision": setting.models.precision, "device": setting.models.device}
     values |= {"methods": {"base_model": {}, name: {base: changes}}, "variants": {}, "automation": {}, "judge": None}
     values["sampling"] |= sampling | {"prompts": PROMPTS}
     values["encoders"] = {
@@ -136,11 +136,12 @@ class _Theirs:
 
     def start(self) -> None:
         """Models as they are loaded."""
-        self.parts = self.setting.models.parts.copied()
+        models = self.setting.models
+        self.parts = models.parts.copied()
         self.method: Method = self.setting.method(self.name, self.config)
-        self.pipe = self.setting.models.parts.copied().pipeline(self.setting.device, self.setting.precision)
+        self.pipe = models.parts.copied().pipeline(models.device, models.precision)
         self.script: TrainingScript = PAIRS[self.name].script(
-            self.parts, self.method, self.setting.base, self.setting.device, self.setting.precision
+            self.parts, self.method, models.base, models.device, models.precision
         )
         self.script.cast(self.parts.vae.requires_grad_(False).to(self.script.device))
 
@@ -168,7 +169,7 @@ class _Theirs:
 
     def _rows(self) -> Iterator[Rows]:
         """The scripts' data sets: each image is opened, prepared and encoded anew whenever its turn comes."""
-        size, learns_word = self.setting.base.image_size, self.name == "textual_inversion"
+        size, learns_word = self.setting.models.base.image_size, self.name == "textual_inversion"
         bicubic, bilinear = transforms.InterpolationMode.BICUBIC, transforms.InterpolationMode.BILINEAR
         geometry: list[Any] = (
             [transforms.Resize((size, size), bicubic), transforms.RandomHorizontalFlip()]

@@ -55,7 +55,7 @@ class RecipeCost:
 
 def measure_recipe(setting: Setting, name: str, deadline: Deadline) -> RecipeCost:
     """Train by the recipe as it is, if that fits into the time, else as large a share of every stage as does."""
-    images, published = random_latents(setting.base), setting.recipe(name)
+    images, published = random_latents(setting.models.base), setting.recipe(name)
     steps = steps_of(published)
     _seconds_of_stages(setting, name, dict.fromkeys(steps, FIRST), images)
     each = _seconds_of_stages(setting, name, dict.fromkeys(steps, SECOND), images)
@@ -63,17 +63,17 @@ def measure_recipe(setting: Setting, name: str, deadline: Deadline) -> RecipeCos
     stages = {stage.name: stage for stage in method.stages()}
     expected = sum(stage.steps * each[stage.name] / SECOND for stage in stages.values())
     share = min(1.0, deadline.left / expected)
-    memory = PeakMemory(setting.base.device)
+    memory = PeakMemory(setting.models.base.device)
     wanted = {field: min(count, max(SECOND, round(share * count))) for field, count in steps.items()}
     taken = _seconds_of_stages(setting, name, wanted, images)
-    measured = {stage.name: stage.steps for stage in setting.method(name, _with(published, wanted)).stages()}
+    measured = {stage.name: stage.steps for stage in setting.method(name, with_steps(published, wanted)).stages()}
     costs, found = memory.costs(), []
     for stage in stages.values():
-        flops = float(flops_of(lambda stage=stage: add_gradients_of_step(method, setting.base, images, stage)))
+        flops = float(flops_of(lambda stage=stage: add_gradients_of_step(method, setting.models.base, images, stage)))
         count = measured[stage.name]
         each_step = taken[stage.name] / count
         found.append(StageCost(stage.name, stage.steps, count, each_step, flops, flops / setting.models.rate))
-    return RecipeCost(name, setting.size, found, costs)
+    return RecipeCost(name, setting.models.size, found, costs)
 
 
 def steps_of(recipe: Any) -> dict[str, int]:
@@ -82,19 +82,19 @@ def steps_of(recipe: Any) -> dict[str, int]:
     return {name: getattr(recipe, name) for name in names if getattr(recipe, name)}
 
 
-def _with(recipe: Any, steps: dict[str, int]) -> Any:
+def with_steps(recipe: Any, steps: dict[str, int]) -> Any:
     return dataclasses.replace(recipe, **steps)
 
 
 def _seconds_of_stages(setting: Setting, name: str, steps: dict[str, int], images: ConceptLatents) -> dict[str, float]:
     """Train so many steps; seconds of each stage, from the last row of the one before to its own last row."""
-    method, base = setting.method(name, _with(setting.recipe(name), steps)), setting.base
+    method, base = setting.method(name, with_steps(setting.recipe(name), steps)), setting.models.base
     ended: dict[str, float] = {}
 
     def log(row: LogRow) -> None:
-        ended[row["stage"]] = now(setting.device)
+        ended[row["stage"]] = now(setting.models.device)
 
-    began = now(setting.device)
+    began = now(setting.models.device)
     train(method, base, images, SEED, log)
     moments = [began, *ended.values()]
     return {name: end - start for name, start, end in zip(ended, moments, moments[1:], strict=False)}

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.suite.floor import flops_of
 from benchmarks.suite.rows import SEED
 from benchmarks.suite.setting import Setting
-from benchmarks.suite.timing import Measured, load, seconds_of, take_turns, timed
+from benchmarks.suite.timing import Measured, seconds_of, take_turns, timed
 from personalize_core.methods.interface import Method
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 from personalize_core.steps.events import unheard
@@ -30,16 +30,16 @@ class StockPipeline:
     """Diffusers' pipeline with what a method has learned, loaded as its documentation says."""
 
     def __init__(self, setting: Setting, name: str, method: Method) -> None:
-        self.pipe = setting.models.parts.copied().pipeline(setting.device, setting.precision)
-        self.device, self.steps = setting.device, setting.sampling_steps
+        self.pipe = setting.models.parts.copied().pipeline(setting.models.device, setting.models.precision)
+        self.device, self.steps = setting.models.device, setting.sampling_steps
         with tempfile.TemporaryDirectory() as folder:
             if name == "lora_dreambooth":
-                method.export(setting.base, Path(folder))
+                method.export(setting.models.base, Path(folder))
                 self.pipe.load_lora_weights(folder)
                 self.pipe.fuse_lora()  # the fastest that it offers
                 self.pipe.unload_lora_weights()
             elif name == "textual_inversion":
-                method.export(setting.base, Path(folder))
+                method.export(setting.models.base, Path(folder))
                 self.pipe.load_textual_inversion(str(Path(folder, "learned_embeds.safetensors")))
 
     def images(self, prompts: Sequence[str], noise: Tensor, batch: int, steps: int, kind: str = "pil") -> list[Any]:
@@ -79,7 +79,7 @@ class StockPipeline:
 
 def learned(setting: Setting, name: str) -> Method:
     """A method that differs from its start, as if it had been trained."""
-    method = setting.method(name, setting.recipe(name)).to(setting.base.device).eval().requires_grad_(False)
+    method = setting.method(name, setting.recipe(name)).to(setting.models.base.device).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
     for parameter in method.parameters():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
@@ -97,12 +97,12 @@ def stock_prompts(setting: Setting, method: Method, places: Sequence[tuple[int, 
     said = [method.say(TEMPLATES[prompt]) for prompt, _ in places]
     if method.config.text_embeddings:
         return said
-    return [prompt.replace(method.concept.placeholder, setting.base.tokenizer.rare_word) for prompt in said]
+    return [prompt.replace(method.concept.placeholder, setting.models.base.tokenizer.rare_word) for prompt in said]
 
 
 def latents_apart(setting: Setting, method: Method, pipeline: StockPipeline, images: int = 2) -> float:
     """How far our latents are from the pipeline's, relative to the largest."""
-    base, places = setting.base, places_of(images)
+    base, places = setting.models.base, places_of(images)
     noise, prompts = initial_noise(base, SEED, places), [method.say(TEMPLATES[prompt]) for prompt, _ in places]
     sampler = make_sampler("ddim", base)
     ours = sample(method, base, prompts, noise, sampler, setting.sampling_steps, GUIDANCE)
@@ -119,7 +119,7 @@ def compare_sampling(setting: Setting, name: str, best: int | None = None) -> tu
     Args:
         best: the batch size that is fastest; searched for if None.
     """
-    base, places = setting.base, places_of(setting.images)
+    base, places = setting.models.base, places_of(setting.images)
     method = learned(setting, name)
     pipeline, noise = StockPipeline(setting, name, method), initial_noise(base, SEED, places)
     how = SamplerSettings(sampler="ddim", steps=setting.sampling_steps, guidance=GUIDANCE)
@@ -133,36 +133,25 @@ def compare_sampling(setting: Setting, name: str, best: int | None = None) -> tu
 
         best = best or pipeline.best_batch(stock_said, noise, theirs)
         ways = {
-            "ours": timed(sampled, setting.device),
-            "theirs": timed(lambda: pipeline.save(stock_said, noise, best, theirs), setting.device),
+            "ours": timed(sampled, setting.models.device),
+            "theirs": timed(lambda: pipeline.save(stock_said, noise, best, theirs), setting.models.device),
         }
         apart = latents_apart(setting, method, pipeline)
         counted = [_flops(lambda steps: pipeline.images(stock_said[:1], noise[:1], 1, steps), setting.sampling_steps)]
         counted.append(_flops(lambda steps: _one(setting, method, said[0], noise[:1], steps), setting.sampling_steps))
         times = take_turns(ways, setting.rounds, setting.deadline, uncounted=setting.uncounted)
-    each = {way: [seconds / len(places) for seconds in some] for way, some in times.items()}
     flops, about = min(counted), f"{len(places)} images of {setting.sampling_steps} steps, stock at {best} at once"
-    if setting.precision != "fp32":
-        about += f"; it decodes in {setting.precision}, we in fp32"
+    if setting.models.precision != "fp32":
+        about += f"; it decodes in {setting.models.precision}, we in fp32"
     name_of_stock = "StableDiffusionPipeline" + (", LoRA fused" if name == "lora_dreambooth" else "")
-    measured = Measured(
-        "sampling",
-        name,
-        name_of_stock,
-        "image",
-        each["ours"],
-        each["theirs"],
-        flops,
-        flops / setting.models.rate,
-        apart,
-        load(),
-        about,
+    measured = setting.measured(
+        "sampling", name, name_of_stock, "image", times, units=len(places), flops=flops, apart=apart, about=about
     )
     return measured, best
 
 
 def _one(setting: Setting, method: Method, prompt: str, noise: Tensor, steps: int) -> Tensor:
-    base = setting.base
+    base = setting.models.base
     return base.decode(sample(method, base, [prompt], noise, make_sampler("ddim", base), steps, GUIDANCE))
 
 

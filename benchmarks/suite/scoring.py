@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.suite.encoders import EncoderFolders, encoder_folders
 from benchmarks.suite.floor import flops_of
 from benchmarks.suite.setting import CONCEPT, ROOT, Setting
-from benchmarks.suite.timing import Measured, load, seconds_of, take_turns, timed
+from benchmarks.suite.timing import Measured, seconds_of, take_turns, timed
 from personalize_core.metrics import features, scoring
 from personalize_core.workspace.recipes import MOST_WORKERS
 
@@ -92,13 +92,13 @@ def compare_scoring(setting: Setting) -> Measured:
     """From PNG files to three scores of each image; texts and concept images are encoded every time."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        folders = encoder_folders(setting.size, root)
+        folders = encoder_folders(setting.models.size, root)
         encoders = features.load_encoders(
-            [str(folders.clip)], [str(folders.identity)], None, ["class_phrase"], setting.device
+            [str(folders.clip)], [str(folders.identity)], None, ["class_phrase"], setting.models.device
         )
-        script = OpenClipScripts(folders, setting.device)
-        paths, texts = write_grid(root / "grid", setting.images, setting.base.image_size)
-        how = features.Processing(1 if setting.device == "cpu" else MOST_WORKERS, setting.device)
+        script = OpenClipScripts(folders, setting.models.device)
+        paths, texts = write_grid(root / "grid", setting.images, setting.models.base.image_size)
+        how = features.Processing(1 if setting.models.device == "cpu" else MOST_WORKERS, setting.models.device)
 
         def ours() -> scoring.Scored:
             return scoring.score_grid(root, root / "grid", CONCEPT, CONCEPT_IMAGES, encoders, processing=how)
@@ -112,22 +112,12 @@ def compare_scoring(setting: Setting) -> Measured:
         apart = float(np.abs(own - theirs(best).numpy()).max())
         flops = flops_of(lambda: theirs(best)) / len(paths)  # ours may work in several threads, which are not seen
         ways = {
-            "ours": timed(lambda: ours().table, setting.device),
-            "theirs": timed(lambda: theirs(best), setting.device),
+            "ours": timed(lambda: ours().table, setting.models.device),
+            "theirs": timed(lambda: theirs(best), setting.models.device),
         }
         times = take_turns(ways, setting.rounds, setting.deadline, uncounted=0)  # all ran before
-    each = {way: [seconds / len(paths) for seconds in some] for way, some in times.items()}
     about = f"{len(paths)} images, open_clip at {best} at once"
-    return Measured(
-        "scoring",
-        "CLIP-T, CLIP-I, DINO",
-        "open_clip and transformers",
-        "image",
-        each["ours"],
-        each["theirs"],
-        flops,
-        flops / setting.models.rate,
-        apart,
-        load(),
-        about,
+    what, who = "CLIP-T, CLIP-I, DINO", "open_clip and transformers"
+    return setting.measured(
+        "scoring", what, who, "image", times, units=len(paths), flops=flops, apart=apart, about=about
     )

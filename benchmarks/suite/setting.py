@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from benchmarks.suite.floor import matrix_rate
 from benchmarks.suite.models import DTYPES, Precision, Size, Stock, stock
-from benchmarks.suite.timing import Deadline
+from benchmarks.suite.timing import Deadline, Measured, load
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods import method_class, recipe_class
@@ -58,28 +59,35 @@ class Setting:
     deadline: Deadline
     uncounted: int = 1  # rounds before those, for what only a first call costs
 
-    @property
-    def size(self) -> Size:
-        return self.models.size
-
-    @property
-    def device(self) -> str:
-        return self.models.device
-
-    @property
-    def precision(self) -> Precision:
-        return self.models.precision
-
-    @property
-    def base(self) -> BaseModel:
-        return self.models.base
-
     def recipe(self, method: str) -> Recipe:
         """The published one, and on the miniature what params.yaml makes of it."""
-        return Store(ROOT).params.config(method) if self.size == "mini" else recipe_class(method)()
+        return Store(ROOT).params.config(method) if self.models.size == "mini" else recipe_class(method)()
 
     def method(self, name: str, config: Recipe) -> Method:
         """As its training starts; the same with every call."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return method_class(name)(config, self.base, CONCEPT)
+            return method_class(name)(config, self.models.base, CONCEPT)
+
+    def measured(
+        self,
+        part: str,
+        what: str,
+        theirs: str,
+        unit: str,
+        times: Mapping[str, Sequence[float]],
+        *,
+        units: int = 1,
+        flops: float | None = None,
+        apart: float | None = None,
+        about: str = "",
+    ) -> Measured:
+        """A row of the table, whose floor is that of `flops` at the device's matrix rate.
+
+        Args:
+            times: of "ours" and "theirs", round by round, as `take_turns` returns them.
+            units: of which so many were made in a round.
+        """
+        ours, others = ([seconds / units for seconds in times[who]] for who in ("ours", "theirs"))
+        floor = None if flops is None else flops / self.models.rate
+        return Measured(part, what, theirs, unit, ours, others, flops, floor, apart, load(), about)

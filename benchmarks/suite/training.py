@@ -20,7 +20,7 @@ from benchmarks.suite.scripts.peft_adapters import LoRAScript, OFTScript
 from benchmarks.suite.scripts.textual_inversion import TextualInversionScript
 from benchmarks.suite.scripts.training_script import TrainingScript
 from benchmarks.suite.setting import Setting
-from benchmarks.suite.timing import Measured, load, now, take_turns
+from benchmarks.suite.timing import Measured, now, take_turns
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.interface import Method
@@ -60,9 +60,10 @@ def both(setting: Setting, name: str, changes: Mapping[str, Any] = MappingProxyT
     pair = PAIRS[name]
     changed: Any = setting.recipe(name)
     config = dataclasses.replace(changed, **{"steps": setting.steps, **pair.changes, **changes})
-    method, images = setting.method(name, config), random_latents(setting.base)
-    rows = rows_of(method, setting.base, images, setting.steps)
-    script = pair.script(setting.models.parts.copied(), method, setting.base, setting.device, setting.precision)
+    models, method = setting.models, setting.method(name, config)
+    images = random_latents(models.base)
+    rows = rows_of(method, models.base, images, setting.steps)
+    script = pair.script(models.parts.copied(), method, models.base, models.device, models.precision)
     return Both(method, script, images, rows)
 
 
@@ -109,7 +110,7 @@ def seconds_of_a_step(training: Callable[[Callable[[Any], None]], Any], setting:
 
     def heard(step: Any) -> None:
         if next(counted) in (1, setting.steps):
-            moments.append(now(setting.device))
+            moments.append(now(setting.models.device))
 
     training(heard)
     return (moments[1] - moments[0]) / (setting.steps - 1)
@@ -117,7 +118,7 @@ def seconds_of_a_step(training: Callable[[Callable[[Any], None]], Any], setting:
 
 def compare_training(setting: Setting, name: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Measured:
     """Trainings of a few steps, with all that a step costs: batch items, optimizer and log."""
-    pair, sides, base = PAIRS[name], both(setting, name, changes), setting.base
+    pair, sides, base = PAIRS[name], both(setting, name, changes), setting.models.base
     method, script, images, rows = sides.method, sides.script, sides.images, sides.rows
     apart = difference(our_gradients(method, base, images), their_gradients(script, rows[0]))
     flops = min(
@@ -129,16 +130,4 @@ def compare_training(setting: Setting, name: str, changes: Mapping[str, Any] = M
     }
     each = take_turns(ways, setting.rounds, setting.deadline, uncounted=setting.uncounted)
     about = f"{len(rows[0].latents)} batch items"
-    return Measured(
-        "training",
-        name,
-        pair.name,
-        "step",
-        each["ours"],
-        each["theirs"],
-        flops,
-        flops / setting.models.rate,
-        apart,
-        load(),
-        about,
-    )
+    return setting.measured("training", name, pair.name, "step", each, flops=flops, apart=apart, about=about)
