@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from personalize_core.base_model.attention import AttentionMaps, Call, CrossAttention, SelfAttention, check_plain
+from personalize_core.base_model.kept_prompts import MOST_PROMPTS, KeptPrompts, Recent
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
 from personalize_core.concepts.concept import Concept
 
@@ -78,6 +79,8 @@ class BaseModel:
         self.scheduler: Any = scheduler
         self.transformers = transformers_in_order(unet)
         self._use_own_processors()
+        self._kept_prompts = KeptPrompts(self.text_encoder)
+        self._kept_tokens: Recent[tuple[Tokens, bool]] = Recent(MOST_PROMPTS)
         self._call: Call | None = None
         self._recomputes = False
 
@@ -140,24 +143,23 @@ class BaseModel:
             concept: whose placeholder and class noun to look for.
             embedding: (D,), or (B, 1, D) for each row its own, read in the placeholder's place; the rare token's
                 own embedding if None.
+
+        A prompt whose text no gradient flows into is read once, by itself, and kept (`KeptPrompts`): what it reads as
+        then depends on no other prompt, so that a run that is cut off and resumed reads the same bits. Of the others,
+        equal ones are read once.
         """
-        tokens = self.tokenizer(prompts, concept)
-        ids = tokens.ids.to(self.device)
-
-        def read(ids: Tensor, embedding: Tensor | None) -> Tensor:
-            with self._placeholder_reads(embedding, tokens):
-                return self.text_encoder(ids).last_hidden_state
-
-        if self._recomputes and torch.is_grad_enabled():
-            hidden = checkpoint(read, ids, embedding, use_reentrant=False)
+        rows = self._kept_rows(prompts, concept)
+        tokens = Tokens.of([row for row, _ in rows])
+        if self._kept_prompts.hooked or (embedding is not None and embedding.ndim > 1):
+            hidden = self._read(tokens, embedding)
         else:
-            hidden = read(ids, embedding)
+            hidden = self._read_each_once(prompts, rows, concept, embedding)
         return TextContext(
             hidden=hidden,
-            placeholder=tokens.placeholder.to(self.device),
-            class_noun=tokens.class_noun.to(self.device),
-            words=tokens.words.to(self.device),
-            end=tokens.end.to(self.device),
+            placeholder=tokens.placeholder,
+            class_noun=tokens.class_noun,
+            words=tokens.words,
+            end=tokens.end,
             partner=torch.arange(len(hidden), device=self.device),
         )
 
@@ -252,6 +254,8 @@ class BaseModel:
 
     def move(self, device: str | torch.device) -> None:
         """Move the weights; what is computed is computed on `self.device`, so they must be back there by then."""
+        self._kept_prompts.clear()  # the memory of the device that they leave is for others
+        self._kept_tokens.clear()
         for part in (self.text_encoder, self.vae, self.unet):
             nn.Module.to(part, device)
 
@@ -277,11 +281,57 @@ class BaseModel:
             {key: cross.get(key.removesuffix(".processor")) or SelfAttention() for key in self.unet.attn_processors}  # type: ignore[arg-type]
         )
 
+    def _kept_rows(self, prompts: Sequence[str], concept: Concept | None) -> list[tuple[Tokens, bool]]:
+        """Each prompt's tokens, (L,) on the device, and whether the placeholder is among them."""
+        found = {prompt: self._kept_tokens.get((prompt, concept)) for prompt in prompts}
+        if missing := [prompt for prompt, row in found.items() if row is None]:
+            tokens = self.tokenizer(missing, concept)
+            placed = tokens.placeholder.any(dim=1).tolist()
+            for prompt, row, has in zip(missing, tokens.to(self.device).rows(), placed, strict=True):
+                found[prompt] = self._kept_tokens.keep((prompt, concept), (row, has))
+        return [row for prompt in prompts if (row := found[prompt]) is not None]
+
+    def _read_each_once(
+        self,
+        prompts: Sequence[str],
+        rows: Sequence[tuple[Tokens, bool]],
+        concept: Concept | None,
+        embedding: Tensor | None,
+    ) -> Tensor:
+        """(B, L, D). embedding: (D,)."""
+        kept, read, learning = self._kept_prompts, dict[str, Tensor](), dict[str, Tokens]()
+        trained, flows = kept.trained, embedding is not None and embedding.requires_grad and torch.is_grad_enabled()
+        for prompt, (row, has_placeholder) in zip(prompts, rows, strict=True):
+            own = embedding if has_placeholder else None
+            if trained or (flows and has_placeholder):
+                learning[prompt] = row
+            elif prompt not in read:
+                known = kept.get((prompt, concept), own)
+                if known is None:
+                    with torch.no_grad():
+                        known = kept.keep((prompt, concept), own, self._read(Tokens.of([row]), own)[0])
+                read[prompt] = known
+        if learning:
+            hidden = self._read(Tokens.of(list(learning.values())), embedding)
+            read |= zip(learning, hidden.unbind(), strict=True)
+        return torch.stack([read[prompt] for prompt in prompts])
+
+    def _read(self, tokens: Tokens, embedding: Tensor | None) -> Tensor:
+        """(B, L, D), by one pass of the text encoder."""
+
+        def read(ids: Tensor, embedding: Tensor | None) -> Tensor:
+            with self._placeholder_reads(embedding, tokens):
+                return self.text_encoder(ids).last_hidden_state
+
+        if self._recomputes and torch.is_grad_enabled():
+            return checkpoint(read, tokens.ids, embedding, use_reentrant=False)  # type: ignore[return-value]
+        return read(tokens.ids, embedding)
+
     def _placeholder_reads(self, embedding: Tensor | None, tokens: Tokens) -> AbstractContextManager[None]:
         """Within it, the text encoder reads `embedding` wherever the placeholder stands."""
         if embedding is None:
             return nullcontext()
-        here = tokens.placeholder[..., None].to(self.device)  # (B, L, 1)
+        here = tokens.placeholder[..., None]  # (B, L, 1)
 
         def put_in(module: nn.Module, args: tuple, looked_up: Tensor) -> Tensor:  # (B, L, D)
             return torch.where(here, embedding.to(looked_up), looked_up)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+from personalize_core.base_model.transfer import moved
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
 
@@ -25,6 +26,25 @@ class Tokens:
     class_noun: Tensor  # bool: every token of the class noun
     words: Tensor  # bool: every token of the prompt, without begin, end and padding
     end: Tensor  # bool: the first end-of-text token, one per row
+
+    def to(self, device: torch.device) -> Tokens:
+        return Tokens(*moved([self.ids, self.placeholder, self.class_noun, self.words, self.end], device))
+
+    def rows(self) -> list[Tokens]:
+        """Each prompt by itself, (L,)."""
+        fields = self.ids, self.placeholder, self.class_noun, self.words, self.end
+        return [Tokens(*row) for row in zip(*fields, strict=True)]
+
+    @classmethod
+    def of(cls, rows: Sequence[Tokens]) -> Tokens:
+        """The opposite of `rows`."""
+        return cls(
+            ids=torch.stack([row.ids for row in rows]),
+            placeholder=torch.stack([row.placeholder for row in rows]),
+            class_noun=torch.stack([row.class_noun for row in rows]),
+            words=torch.stack([row.words for row in rows]),
+            end=torch.stack([row.end for row in rows]),
+        )
 
 
 @dataclass(frozen=True)
