@@ -62,7 +62,7 @@ def train(
             method.requires_grad_(False)
             for parameter in trained:
                 parameter.requires_grad_(True)
-            optimizer = make_optimizer(optimizer_name, stage.param_groups, base.device)
+            optimizer = make_optimizer(optimizer_name, stage.param_groups)
             start = 0 if number >= resumed.stage else stage.steps
             if number == resumed.stage and resumed.tensors:
                 _restore(resumed.tensors, method, optimizer)
@@ -107,7 +107,7 @@ def _train_step(
         if losses is None:  # behind the handler, for what failed holds on to its tensors
             optimizer.zero_grad()
             base.give_back_memory()
-    norm = torch.nn.utils.clip_grad_norm_(trained, stage.max_gradient_norm)
+    norm = clipped(trained, stage.max_gradient_norm)
     *values, length = torch.stack([*losses.values(), norm]).tolist()  # one wait for the device
     metrics = dict(zip(losses, values, strict=True))
     if not all(map(math.isfinite, values)):
@@ -119,6 +119,21 @@ def _train_step(
     row = {"stage": stage.name, "step": index, **metrics, "gradient_norm": length, "lr": rates}
     learned = method.metrics()
     return row | {"learned": learned} if learned else row
+
+
+def clipped(trained: Sequence[Tensor], longest: float) -> Tensor:
+    """Shorten the gradient of all that is trained to length `longest`, if it is longer. Returns its length before.
+
+    As torch.nn.utils.clip_grad_norm_, but gradients are not multiplied by 1.
+    """
+    gradients = [weight.grad for weight in trained if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if longest == math.inf or (
+        norm.device.type == "cpu" and norm + 1e-6 <= longest
+    ):  # elsewhere it would be waited for
+        return norm
+    torch.nn.utils.clip_grads_with_norm_(trained, longest, norm)
+    return norm
 
 
 def add_gradients(
@@ -219,13 +234,21 @@ def _restore(tensors: dict[str, Tensor], method: Method, optimizer: torch.optim.
     method.load_state_dict(
         {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}
     )
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             counted = value.dtype == torch.int64 and not value.ndim  # steps, where an optimizer counts them in Python
-            state.setdefault(int(index), {})[key] = value.item() if counted else value
+            state.setdefault(int(index), {})[key] = (
+                value.item() if counted else _laid_out_as(weights[int(index)], value)
+            )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
+    """With the strides of the weight, if it has its shape: torch's fused AdamW on a CPU takes them for granted."""
+    return torch.empty_like(weight, dtype=value.dtype).copy_(value) if value.shape == weight.shape else value
 
 
 def _describe(losses: dict[str, float]) -> str:

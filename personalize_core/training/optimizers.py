@@ -23,12 +23,13 @@ def check_optimizer(name: OptimizerName) -> None:
         )
 
 
-def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
+def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """AdamW, with torch's betas, epsilon and weight decay where a group does not say otherwise.
 
-    On a graphics card "adamw" runs in one kernel, which needs no copy of the second moments and rounds otherwise than
-    on a CPU. "adamw8bit" keeps both moments in 8 bits, in blocks with a scale each (Dettmers et al. 2022,
-    arXiv:2110.02861); those of tensors with fewer than 4096 numbers stay in float32.
+    "adamw" takes torch's fused form, one kernel for all tensors: a sixth of the time of many small tensors on a CPU, a
+    third of that of large ones, and no copy of the second moments on a graphics card. "adamw8bit" keeps both moments in
+    8 bits, in blocks with a scale each (Dettmers et al. 2022, arXiv:2110.02861); those of tensors with fewer than 4096
+    numbers stay in float32.
     """
     import torch
 
@@ -36,5 +37,15 @@ def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], device: to
     if name == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
 
-        return AdamW8bit(groups)
-    return torch.optim.AdamW(groups, fused=True if device.type == "cuda" else None)
+        optimizer = AdamW8bit(groups)
+    else:
+        optimizer = torch.optim.AdamW(groups, fused=True)
+    optimizer.register_step_post_hook(_tell_that_weights_changed)
+    return optimizer
+
+
+def _tell_that_weights_changed(optimizer: torch.optim.Optimizer, *call: Any) -> None:
+    """Fused kernels write to tensors without counting up their version, by which others see that they have changed."""
+    from torch.autograd.graph import increment_version
+
+    increment_version([weight for group in optimizer.param_groups for weight in group["params"]])

@@ -93,7 +93,7 @@ def test_an_embedding_that_has_changed_is_read_again(base, optimizer):
             embedding += 1
     else:
         embedding.grad = torch.randn(base.text_width)
-        make_optimizer("adamw", [{"params": [embedding], "lr": 1.0}], base.device).step()
+        make_optimizer("adamw", [{"params": [embedding], "lr": 1.0}]).step()
     with torch.no_grad():
         after = base.encode(PROMPTS, CONCEPT, embedding).hidden
         torch.testing.assert_close(after, naive(base, embedding), atol=1e-5, rtol=1e-4)
@@ -139,7 +139,7 @@ def test_weights_that_are_trained_are_read_with_every_time_and_get_the_gradient_
 def test_where_a_hook_changes_the_encoder_nothing_is_kept(base):
     before = base.encode(PROMPTS, CONCEPT).hidden
     layer = next(module for module in base.text_encoder.modules() if isinstance(module, nn.Linear))
-    with hooked(layer.register_forward_hook(lambda layer, args, y: 2 * y)):
+    with hooked(layer.register_forward_hook(lambda layer, args, output: torch.mul(output, 2))):  # type: ignore[arg-type]
         changed = base.encode(PROMPTS, CONCEPT).hidden
     assert not torch.allclose(changed, before)
     assert torch.equal(base.encode(PROMPTS, CONCEPT).hidden, before)

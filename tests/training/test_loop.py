@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from personalize_core.methods.interface import Method, Stage
 from personalize_core.methods.recipe import Recipe
 from personalize_core.randomness import generator_for, seed_for
 from personalize_core.training.checkpoints import Checkpoints
-from personalize_core.training.loop import denoising_step, diffusion_loss, train
+from personalize_core.training.loop import clipped, denoising_step, diffusion_loss, train
 from personalize_core.training.micro_batches import RowsAtOnce
 from tests.conftest import equal_bits, snapshot, tiny_base
 
@@ -166,10 +167,10 @@ def test_a_step_is_adamws_with_the_gradient_clipped_to_length_one(base, concept,
 
     train(method, base, images, 0, log)
     w, m, v = np.ones(32), np.zeros(32), np.zeros(32)
-    for count, (clipped, norm) in enumerate(seen, start=1):
+    for count, (gradient, norm) in enumerate(seen, start=1):
         assert norm > 100  # of the gradient before it was clipped
-        np.testing.assert_allclose(np.linalg.norm(clipped), 1, atol=1e-5)
-        m, v = 0.9 * m + 0.1 * clipped, 0.999 * v + 0.001 * clipped**2
+        np.testing.assert_allclose(np.linalg.norm(gradient), 1, atol=1e-5)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         w = w * (1 - 1e-3 * 1e-2) - 1e-3 * (m / (1 - 0.9**count)) / (np.sqrt(v / (1 - 0.999**count)) + 1e-8)
     np.testing.assert_allclose(method.scale.detach().numpy(), w, atol=1e-6)
 
@@ -482,3 +483,15 @@ def test_a_stage_may_put_less_into_the_base_model_than_the_method(base, concept,
 
     train(Watched(base, concept), base, images, seed=0)
     assert attached == ["stage", "end of stage", "method", "end of method"]
+
+
+@pytest.mark.parametrize("longest", [0.5, 5.0 - 5e-7, 5.0, 7.0, math.inf])
+def test_gradients_are_shortened_to_the_bit_as_torch_does_it(longest):
+    """Longer, as long, shorter, and any length."""
+    own, torchs = ([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(3, 1))] for _ in range(2))
+    for weights in (own, torchs):
+        weights[0].grad, weights[1].grad = torch.tensor([3.0]), torch.tensor([[0.0], [4.0], [0.0]])
+    assert clipped(own, longest) == torch.nn.utils.clip_grad_norm_(torchs, longest) == 5
+    for one, other in zip(own, torchs, strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert torch.equal(one.grad, other.grad)

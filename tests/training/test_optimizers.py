@@ -18,8 +18,6 @@ from personalize_core.training.loop import train
 from personalize_core.training.optimizers import OptimizerName, check_optimizer, make_optimizer
 from tests.conftest import equal_bits, tiny_base
 
-CPU = torch.device("cpu")
-
 
 class StandIn(torch.optim.Optimizer):
     """In the place of bitsandbytes' AdamW8bit, where that is not installed: its interface and the form of its state.
@@ -77,13 +75,38 @@ def test_without_its_package_it_is_refused_in_a_sentence(monkeypatch):
         check_optimizer("adamw8bit")
 
 
+def test_adamw_is_the_papers_whatever_the_strides_of_a_tensor():
+    """Loshchilov & Hutter 2019, algorithm 2. Some weights are columns of a larger matrix, or a transpose."""
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(5, 3, generator=generator), torch.randn(3, 5, generator=generator).mT, torch.randn(())]
+    weights = [torch.nn.Parameter(start.clone()) for start in starts]
+    factors = [torch.randn(start.shape, generator=generator) for start in starts]
+    optimizer = make_optimizer("adamw", [{"params": weights, "lr": 0.1}])
+    expected = [start.double() for start in starts]
+    moments = [(torch.zeros_like(one), torch.zeros_like(one)) for one in expected]
+    for step in range(1, 5):
+        optimizer.zero_grad()
+        torch.stack(
+            [(step * factor * weight).sum() for factor, weight in zip(factors, weights, strict=True)]
+        ).sum().backward()
+        optimizer.step()
+        for i, factor in enumerate(factors):
+            gradient, (m, v) = step * factor.double(), moments[i]
+            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+            moments[i] = m, v
+            change = m / (1 - 0.9**step) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+            expected[i] = expected[i] - 0.1 * 0.01 * expected[i] - 0.1 * change
+    for weight, value in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.detach().double(), value, atol=1e-5, rtol=1e-5)
+
+
 def test_both_take_the_same_settings_and_one_keeps_its_state_in_bytes():
     pytest.importorskip("bitsandbytes")
     large, small = torch.nn.Parameter(torch.ones(64, 64)), torch.nn.Parameter(torch.ones(10))
     groups = [{"params": [large, small], "lr": 0.1}]
     cases: list[tuple[OptimizerName, int]] = [("adamw", 8 * 4096), ("adamw8bit", 2 * 4096)]
     for name, bytes_of_large in cases:
-        optimizer = make_optimizer(name, [dict(group) for group in groups], CPU)
+        optimizer = make_optimizer(name, [dict(group) for group in groups])
         (group,) = optimizer.param_groups
         assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (0.1, (0.9, 0.999), 1e-8, 0.01)
         large.grad, small.grad = torch.full_like(large, 0.3), torch.full_like(small, 0.3)
