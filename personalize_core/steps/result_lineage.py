@@ -402,8 +402,11 @@ class ResultLineage:
             link.inputs = [self.comparison()]
         elif len(rest) == 3 and rest[0] != "making":
             method, concept, name = rest
-            check_method(method)
-            link.inputs = [(self.grid if name == "sampling.json" else self.artifact)(method, concept)]
+            if name == "scoring.json":  # of real images and of images made elsewhere too
+                link.inputs = [self.scores(method, concept)]
+            else:
+                check_method(method)
+                link.inputs = [(self.grid if name == "sampling.json" else self.artifact)(method, concept)]
         else:
             raise InputError(f"{path} tells how something came to be; ask for that thing itself")
         return link

@@ -102,13 +102,17 @@ def _score(
             with making(store, folder, stamp) as new:
                 with store.device():
                     encoders = features.load_encoders(**store.params.encoders.model_dump(), device=device)
+                    begun = time.monotonic()
                     found = scored(concept_images, held_out, encoders, processing)
+                    seconds = time.monotonic() - begun
                 if store.params.judge:
                     from personalize_core.steps.judging import add_judged
 
                     add_judged(store, concept, method, found, concept_images, held_out, listener)
                 tables.write(found.table, new / SCORES)
                 write_json(new / ABSENT, found.absent)
+                # before the scores appear, as the other costs
+                write_json(store.scoring_costs(method, concept), {"stamp": stamp, "scoring_seconds": seconds})
             kept.remove()
             listener(Event(what, images, images))
     metrics = tables.means(tables.read(folder / SCORES))

@@ -185,6 +185,9 @@ class Store:
     def sampling_costs(self, method: str, concept: str) -> Path:
         return self.sampled / "costs" / method / concept / "sampling.json"
 
+    def scoring_costs(self, method: str, concept: str) -> Path:
+        return self.sampled / "costs" / method / concept / "scoring.json"
+
     def costs(self) -> Path:
         """The table of all costs, beside the comparison that it belongs to."""
         return self.sampled / "costs" / "costs.parquet"
