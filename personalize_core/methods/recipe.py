@@ -6,6 +6,7 @@ command line read recipes alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
@@ -66,6 +67,21 @@ class Ablation:
     display_name: str | None = None  # None: the method's display name and this ablation's name with spaces
 
 
+LOWER, HIGHER = 0.1, 10.0  # of a learning rate, times today's: what a search tries
+SHORTER, LONGER = 0.25, 2.0  # of a number of steps; longer trainings cost more
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a search looks for a number of a recipe: between two numbers, both among them, evenly in the logarithm.
+
+    Of two ints whole numbers alone.
+    """
+
+    low: float
+    high: float
+
+
 class Recipe:
     """Base class of every method's `Config`: its options are how the method is trained, the rest is derived from them.
 
@@ -112,6 +128,22 @@ class Recipe:
     def training_steps(self) -> int:
         """How many steps of the optimizer training takes, over all its stages."""
         return sum(getattr(self, field.name) for field in fields(cast(Any, self)) if field.name.endswith("steps"))
+
+    def search_space(self) -> dict[str, Range]:
+        """The numbers that `personalize tune` changes, and how far: learning rates and steps.
+
+        A recipe with further numbers to search adds them; one in which some depend on each other narrows theirs.
+        """
+        found: dict[str, Range] = {}
+        for field in fields(cast(Any, self)):
+            value = getattr(self, field.name)
+            if not value:  # a stage that is left out, or a rate that is another's
+                continue
+            if field.name.endswith("steps"):
+                found[field.name] = Range(math.ceil(SHORTER * value), math.floor(LONGER * value))
+            elif "lr" in field.name.split("_"):
+                found[field.name] = Range(LOWER * value, HIGHER * value)
+        return found
 
     @property
     def class_images_needed(self) -> int:

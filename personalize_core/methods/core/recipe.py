@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field
 
 from personalize_core.errors import InputError
-from personalize_core.methods.recipe import NOTHING_INSIDE, Ablation, options
+from personalize_core.methods.recipe import NOTHING_INSIDE, Ablation, Range, options
 from personalize_core.methods.shared.options import ContextLosses, EmbeddingAndUNetRecipe, TokenRule
 
 WINDOW = (120, 180)
@@ -89,6 +89,13 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
                 f"rescale_after = {window[0]} and rescale_until = {window[1]} set a window for rescaling, which is "
                 "off; take them out, or write `rescale: true`"
             )
+
+    def search_space(self) -> dict[str, Range]:
+        """The first stage stays longer than its window of rescaling, which would have no effect otherwise."""
+        found = super().search_space()
+        if self.rescale and (steps := found.get("embedding_steps")):
+            found["embedding_steps"] = Range(min(max(steps.low, self.rescale_until), steps.high), steps.high)
+        return found
 
     @property
     def lacks(self) -> Mapping[str, str]:
