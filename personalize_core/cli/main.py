@@ -24,6 +24,7 @@ from personalize_core.cli import (
     sampling,
     steps,
     study,
+    tuning,
 )
 from personalize_core.errors import InputError
 
@@ -35,7 +36,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"max_content_width": 120},
 )
-for group in (concepts, running, sampling, external, reporting, analyses, lineage, study, exchange, information):
+for group in (
+    concepts,
+    running,
+    tuning,
+    sampling,
+    external,
+    reporting,
+    analyses,
+    lineage,
+    study,
+    exchange,
+    information,
+):
     app.add_typer(group.app)
 app.add_typer(steps.app, name="step")
 

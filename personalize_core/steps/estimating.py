@@ -40,7 +40,7 @@ class Estimate:
 @snapshot()
 def estimate(store: Store, plan: Sequence[Cell]) -> Estimate:
     """What the trainings and images of a plan cost; scoring takes little beside them and is not counted."""
-    recorded = _Recorded(store)
+    recorded = Recorded(store)
     trained = [cell for cell in plan if cell.first == TRAIN]
     sampled = [cell for cell in plan if cell.first in (TRAIN, SAMPLE)]
     count, seconds, size = _class_images(store, trained), 0.0, 0.0
@@ -71,7 +71,7 @@ def _class_images(store: Store, trained: Iterable[Cell]) -> int:
     return sum(wanted.values())
 
 
-class _Recorded:
+class Recorded:
     """What earlier runs in this workspace took; rules of thumb where none is recorded."""
 
     def __init__(self, store: Store) -> None:

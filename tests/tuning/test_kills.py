@@ -1,0 +1,79 @@
+"""Killed at any moment and started again, or run twice at once, a search leaves what an undisturbed one leaves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+SETUP = """
+import random, signal, sys
+from functools import partial
+from pathlib import Path
+from benchmarks import kills
+from tests.tuning import searched
+
+kills.shorten()
+searched.count_steps()
+root, fresh, counted = (Path(sys.argv[1], name) for name in ("workspace", "fresh", "counted"))
+kills.finish(kills.forked(lambda: searched.make(root) and None))
+root.rename(fresh)
+
+def whole():
+    searched.search(root, minutes=0.8)
+
+def undisturbed():
+    count = kills.count_changes(root)
+    whole()
+    counted.write_text(str(count[0]))
+
+kills.copied(fresh, root)
+kills.finish(kills.forked(undisturbed))
+changes, expected = int(counted.read_text()), searched.left(root)
+assert any(name.endswith("result.json") for name in expected), expected.keys()
+"""
+
+KILLED = (
+    SETUP
+    + """
+for moment in random.Random(0).sample(range(changes), 4):
+    kills.copied(fresh, root)
+    status = kills.wait(kills.forked(lambda: (kills.count_changes(root, moment), whole()) and None))
+    assert status == -signal.SIGKILL, status
+    kills.finish(kills.forked(whole))
+    print(moment, kills.difference(expected, searched.left(root)))
+"""
+)
+
+TWICE = (
+    SETUP
+    + """
+kills.copied(fresh, root)
+both = [kills.forked(whole) for _ in range(2)]
+for process in both:
+    kills.finish(process)
+print(kills.difference(expected, searched.left(root)))
+"""
+)
+
+
+def run(code: str, folder: Path) -> list[str]:
+    command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_killed_at_any_change_of_its_files_a_search_comes_to_the_same_bytes(tmp_path):
+    lines = run(KILLED, tmp_path)
+    assert len(lines) == 4 and all(line.endswith(" []") for line in lines), lines
+
+
+@pytest.mark.slow
+def test_two_searches_at_once_leave_what_one_leaves(tmp_path):
+    assert run(TWICE, tmp_path)[-1] == "[]"
