@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from personalize_core.cli.terminal import print_line, print_paths, print_table, progress
+from personalize_core.cli.terminal import print_line, print_paths, print_table, progress, short
 
 app = typer.Typer()
 
@@ -56,8 +56,10 @@ def tune(
     params.yaml stays as it is: what was found is written as a section for it. A search that was cut off goes on where
     it was.
     """
+    from personalize_core.files.bounds import size_of
     from personalize_core.tuning import results
     from personalize_core.tuning.request import request
+    from personalize_core.tuning.tune import kept_bytes
     from personalize_core.tuning.tune import tune as search
 
     store = context.obj
@@ -70,6 +72,7 @@ def tune(
         print_line(line)
     if result["found"]:
         _print_report(result)
+    print_line(f"The trials keep {size_of(kept_bytes(store, method))} in {short(store.work('tuning', method))}.")
     print_paths("Written", [(path.name, path) for path in sorted(folder.iterdir()) if path.name != "manifest.json"])
 
 

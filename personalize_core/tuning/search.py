@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from personalize_core.errors import InputError
 from personalize_core.methods.recipe import Range
 from personalize_core.metrics.balance import Means
 from personalize_core.randomness import seed_for
@@ -76,6 +77,7 @@ class Journal:
     """The trials of one search that have ended. One process at a time opens it: it holds the search's lock."""
 
     def __init__(self, path: Path, space: Mapping[str, Range]) -> None:
+        """Raises InputError if the file is damaged."""
         import optuna
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
@@ -83,7 +85,10 @@ class Journal:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         path.parent.mkdir(parents=True, exist_ok=True)
         _cut_to_whole_lines(path)
-        storage = JournalStorage(JournalFileBackend(str(path), _held(path)))
+        try:
+            storage = JournalStorage(JournalFileBackend(str(path), _held(path)))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error!r}); remove it, and the search starts again") from None
         self.space = space
         if optuna.get_all_study_names(storage):
             self._study = optuna.load_study(study_name=STUDY, storage=storage)

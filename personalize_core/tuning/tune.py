@@ -53,6 +53,11 @@ def folder_of(store: Store, method: str) -> Path:
     return store.data / "tuning" / method
 
 
+def kept_bytes(store: Store, method: str) -> int:
+    """What the trials of the method's searches keep on the disk: scores, and of each search the best one's weights."""
+    return sum(path.stat().st_size for path in store.work("tuning", method).rglob("*") if path.is_file())
+
+
 def tune(store: Store, asked: Request, listener: Listener = unheard, say: Say = lambda sentence: None) -> Path:
     """Search the method's recipe, and write what was found into `folder_of` the method.
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from personalize_core.errors import InputError
 from personalize_core.methods.recipe import Range
 from personalize_core.metrics.balance import Means
 from personalize_core.tuning.measuring import Seconds
@@ -92,6 +93,16 @@ def test_half_a_line_at_the_end_of_the_journal_is_dropped(tmp_path):
     assert len(journal.trials) == 3 and path.read_bytes() == whole
     journal.add(trial(3, [0.1, 0.1]))
     assert len(Journal(path, SPACE).trials) == 4
+
+
+def test_a_damaged_journal_is_named_with_the_way_out(tmp_path):
+    path = tmp_path / "journal"
+    searched(path, 2, near_ideal)
+    lines = path.read_bytes().splitlines(keepends=True)
+    for damaged in (b"no json\n", b"[]\n", b"{}\n"):
+        path.write_bytes(lines[0] + damaged + lines[1])
+        with pytest.raises(InputError, match="journal is damaged .* remove it"):
+            Journal(path, SPACE)
 
 
 def test_a_lock_that_a_killed_process_left_keeps_nobody_waiting(tmp_path):
