@@ -16,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from personalize_core.base_model.attention import AttentionMaps, Call, CrossAttention, SelfAttention, check_plain
 from personalize_core.base_model.kept_prompts import MOST_PROMPTS, KeptPrompts, Recent
+from personalize_core.base_model.prompt_variants import PromptVariants, VariantReader, part_of
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
 from personalize_core.concepts.concept import Concept
 
@@ -162,6 +163,29 @@ class BaseModel:
             end=tokens.end,
             partner=torch.arange(len(hidden), device=self.device),
         )
+
+    def encode_variants(self, prompts: Sequence[str], concept: Concept, embeddings: Tensor) -> PromptVariants:
+        """The same prompts with many embeddings in the placeholder's place, in one pass of the text encoder.
+
+        Args:
+            prompts: B of them, of which at least one names the concept.
+            concept: whose placeholder to look for.
+            embeddings: (V, B, D), or (V, 1, D) for all prompts the same: what each variant reads there.
+        """
+        tokens, read = self.tokenizer(prompts, concept), VariantReader(self.text_encoder)
+        places = tokens.placeholder.nonzero().T  # (2, K)
+        first, (rows, positions) = int(places[1].min()), places.to(self.device)
+        ids, own = tokens.ids.to(self.device), embeddings.expand(-1, len(prompts), -1)[:, rows]
+        if self._recomputes and torch.is_grad_enabled():
+            hidden = checkpoint(read, ids, rows, positions, first, own, use_reentrant=False)
+        else:
+            hidden = read(ids, rows, positions, first, own)
+        return PromptVariants(hidden, rows, positions)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The text encoder's last layer norm."""
+        return part_of(self.text_encoder, "final_layer_norm")
 
     def denoise(
         self,

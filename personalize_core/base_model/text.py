@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,8 +68,16 @@ class TextContext:
         """The text that layer `index` (0 to 15, in the order they run) takes keys from, and values from."""
         if self.layers is None:
             return self.hidden, self.hidden
-        keys, values = self.layers
+        keys, values = self._by_layer
         return keys[index], values[index]
+
+    @cached_property
+    def _by_layer(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Taken apart once: the gradient of an index would be as large as the text of all layers, for each of them."""
+        assert self.layers is not None
+        keys, values = self.layers
+        apart = keys.unbind()
+        return apart, apart if values is keys else values.unbind()
 
     @property
     def concept(self) -> Tensor:

@@ -17,7 +17,7 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.errors import InputError
 from personalize_core.methods.neti import method as neti
-from personalize_core.methods.neti.method import HIDDEN, Config, Mapper, NeTI, Scaled, final_norm, with_bypass
+from personalize_core.methods.neti.method import HIDDEN, Config, Mapper, NeTI, Scaled, with_bypass
 from personalize_core.methods.neti.recipe import Sampling
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import LAYERS, disturbed, predict, sample_latents
@@ -252,25 +252,18 @@ def test_in_training_a_cut_row_is_a_truncated_one():
 
 
 def test_the_bypass_is_a_fifth_of_the_hidden_states_length_in_its_own_direction():
-    generator = np.random.default_rng(0)
-    h, b = generator.normal(size=(2, 7, 5)), generator.normal(size=(2, 5))
-    here = np.zeros((2, 7), dtype=bool)
-    here[0, 3] = here[1, 6] = True
-    expected = h.copy()
-    for row, column in ((0, 3), (1, 6)):
-        state = h[row, column]
-        expected[row, column] = state + 0.2 * np.linalg.norm(state) * b[row] / np.linalg.norm(b[row])
-    answer = with_bypass(torch.from_numpy(h), torch.from_numpy(b), torch.from_numpy(here))
-    np.testing.assert_allclose(answer.numpy(), expected, rtol=1e-12)
-    assert np.array_equal(answer.numpy()[~here], h[~here])
+    h, b = np.random.default_rng(0).normal(size=(2, 7, 5))
+    expected = [
+        state + 0.2 * np.linalg.norm(state) * push / np.linalg.norm(push) for state, push in zip(h, b, strict=True)
+    ]
+    answer = with_bypass(torch.from_numpy(h), torch.from_numpy(b))
+    np.testing.assert_allclose(answer.numpy(), np.stack(expected), rtol=1e-12)
 
 
 def test_the_gradient_of_the_bypass_is_that_of_finite_differences():
     generator = torch.Generator().manual_seed(0)
-    h, b = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in ((2, 4, 3), (2, 3)))
-    here = torch.tensor([[False, True, False, False], [False, False, False, True]])
-    inputs = (h.requires_grad_(), b.requires_grad_())
-    assert torch.autograd.gradcheck(lambda h, b: with_bypass(h, b, here), inputs)
+    h, b = (torch.randn(2, 4, 3, dtype=torch.float64, generator=generator) for _ in range(2))
+    assert torch.autograd.gradcheck(with_bypass, (h.requires_grad_(), b.requires_grad_()))
 
 
 def by_hand(method: Any, base, layer: int, t: int, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -288,7 +281,7 @@ def by_hand(method: Any, base, layer: int, t: int, text: str) -> tuple[np.ndarra
         output = base.text_encoder(tokens.ids, output_hidden_states=True)
         table[base.tokenizer.rare_id] = before
     h = output.hidden_states[-1][0].double().numpy()
-    norm: Any = final_norm(base)
+    norm: Any = base.final_norm
     weight, bias = norm.weight.double().detach().numpy(), norm.bias.double().detach().numpy()
     b = bypass.double().detach().numpy()
     pushed = h.copy()

@@ -63,6 +63,21 @@ def test_each_layer_reads_the_prompt_as_encoded_with_its_own_embedding(method, b
             torch.testing.assert_close(read[layer, "to_v"], expected, atol=1e-5, rtol=0)
 
 
+def test_equal_prompts_are_encoded_once_and_teach_as_often_as_they_stand_there(method, base, concept, monkeypatch):
+    disturbed(method)
+    prompts, read, encode = [PROMPTS[0], PROMPTS[2], PROMPTS[0]], [], base.encode_variants
+    monkeypatch.setattr(base, "encode_variants", lambda said, *args: read.append(said) or encode(said, *args))
+    texts = method.condition(base, prompts)(torch.tensor([500])).layers[0]
+    assert read == [[PROMPTS[0], PROMPTS[2]]]
+    own = method.embeddings.detach().clone().requires_grad_()
+    expected = torch.stack([base.encode(prompts, concept, embedding).hidden for embedding in own])
+    torch.testing.assert_close(texts, expected, atol=1e-5, rtol=0)
+    weights = torch.randn(texts.shape, generator=torch.Generator().manual_seed(0))
+    (ours,) = torch.autograd.grad((texts * weights).sum(), method.embeddings)
+    (theirs,) = torch.autograd.grad((expected * weights).sum(), own)
+    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
 def test_a_prompt_without_the_concept_is_encoded_once(method, base):
     context = method.condition(base, ["the desert"])(torch.tensor([500]))
     assert context.layers is None

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning, TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
@@ -170,35 +170,27 @@ class NeTI(Method):
                 raise InputError(
                     f"NeTI reads one {self.concept.placeholder!r} per prompt, and this has {mentions}: {prompt!r}"
                 )
-        if not plain.placeholder.any():
+        if not any(self.concept.placeholder in prompt for prompt in prompts):
             return lambda t: plain
         return lambda t: self._at(t, base, prompts, plain)
 
     def _at(self, t: Tensor, base: BaseModel, prompts: Sequence[str], plain: TextContext) -> TextContext:
         """What every layer reads at timesteps t (B,), all in one pass of the text encoder, layer after layer."""
         embedding, bypass = self.mapper(t, self.sampling.truncation)
-        norm, before = final_norm(base), []
-        with hooked(norm.register_forward_pre_hook(lambda module, args: before.append(args[0]))):
-            context = base.encode([*prompts] * len(embedding), self.concept, embedding.flatten(0, 1)[:, None])
-        keys = values = context.hidden
+        read = base.encode_variants(prompts, self.concept, embedding)
+        keys = values = base.final_norm(read.hidden)
         if bypass is not None:
-            values = norm(with_bypass(before[-1], bypass.flatten(0, 1), context.placeholder))
-        rows = (len(embedding), len(prompts))
-        return dataclasses.replace(plain, layers=(keys.unflatten(0, rows), values.unflatten(0, rows)))
+            layers = torch.arange(len(keys), device=keys.device)[:, None]
+            here = (layers, read.rows, read.positions)
+            values = keys.index_put(here, base.final_norm(with_bypass(read.hidden[here], bypass[:, read.rows])))
+        return dataclasses.replace(plain, layers=(keys, values))
 
 
-def with_bypass(before: Tensor, bypass: Tensor, placeholder: Tensor) -> Tensor:
-    """h' = h + 0.2 |h| b / |b| where the placeholder stands, and h elsewhere.
+def with_bypass(before: Tensor, bypass: Tensor) -> Tensor:
+    """h' = h + 0.2 |h| b / |b|, for the placeholder.
 
     Args:
-        before: h, (R, L, D), the text encoder's last hidden state before its final layer norm.
-        bypass: b, (R, D).
-        placeholder: (R, L) bool.
+        before: h, (..., D), the text encoder's last hidden state before its final layer norm.
+        bypass: b, (..., D).
     """
-    push = F.normalize(bypass, dim=-1)[:, None] * before.norm(dim=-1, keepdim=True)
-    return torch.where(placeholder[..., None], before + BYPASS * push, before)
-
-
-def final_norm(base: BaseModel) -> nn.Module:
-    """The text encoder's last layer norm; by its name, because releases of transformers keep it in different places."""
-    return next(m for name, m in base.text_encoder.named_modules() if name.rpartition(".")[2] == "final_layer_norm")
+    return before + BYPASS * F.normalize(bypass, dim=-1) * before.norm(dim=-1, keepdim=True)

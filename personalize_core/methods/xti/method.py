@@ -59,9 +59,10 @@ class XTI(Method):
 
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
         context = base.encode(prompts, self.concept)
-        if context.placeholder.any():  # else every layer reads the same
-            layers = len(self.embeddings)
-            rows = self.embeddings.repeat_interleave(len(prompts), dim=0)[:, None]  # (layers * B, 1, D)
-            texts = base.encode([*prompts] * layers, self.concept, rows).hidden.unflatten(0, (layers, -1))
+        if any(self.concept.placeholder in prompt for prompt in prompts):  # else every layer reads the same
+            distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+            texts = base.final_norm(base.encode_variants([*distinct], self.concept, self.embeddings[:, None]).hidden)
+            if len(distinct) < len(prompts):
+                texts = texts[:, [distinct[prompt] for prompt in prompts]]
             context = dataclasses.replace(context, layers=(texts, texts))
         return lambda t: context
