@@ -85,7 +85,7 @@ def _print_trials(result: dict[str, Any]) -> None:
         number = f"{trial['trial']}" + (" (today's)" if trial["trial"] == 0 else "")
         number += " (best)" if trial["trial"] == result["best"] and trial["trial"] else ""
         values = [f"{trial['changes'][name]:g}" for name in names]
-        balance = "-" if trial["state"] == "diverged" else f"{trial['balance']:.4f}{interval}"
+        balance = f"{trial['balance']:.4f}{interval}" if trial["state"] == "complete" else "-"
         rows.append((number, *values, balance, f"{trial['seconds']:.0f} s", state))
     print_table(("Trial", *names, "Balance [95 % interval]", "Took", "State"), rows)
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.style import COLOURS, GREY, INK, PALE, STYLE, save_figure
-from personalize_core.tuning.search import COMPLETE, PRUNED, Trial
+from personalize_core.tuning.search import COMPLETE, DIVERGED, PRUNED, Trial
 
 
 def save_plot(trials: Sequence[Trial], best: Trial, noise: float | None, method: str, path: Path) -> None:
@@ -22,7 +22,10 @@ def save_plot(trials: Sequence[Trial], best: Trial, noise: float | None, method:
     """
     ends = [seconds / 60 for seconds in accumulate(trial.seconds.all for trial in trials)]
     complete = [(end, trial) for end, trial in zip(ends, trials, strict=True) if trial.state == COMPLETE]
-    pruned = [(end, trial) for end, trial in zip(ends, trials, strict=True) if trial.state == PRUNED]
+    early = {
+        state: [end for end, trial in zip(ends, trials, strict=True) if trial.state == state]
+        for state in (PRUNED, DIVERGED)
+    }
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 4.2), dpi=130, layout="constrained")
         axes = figure.subplots()
@@ -36,17 +39,17 @@ def save_plot(trials: Sequence[Trial], best: Trial, noise: float | None, method:
             color=COLOURS[0], ecolor=GREY, elinewidth=1, capsize=2,
             label="trial" + (", ± noise of training" if noise is not None else ""),
         )  # fmt: skip
-        if pruned:
-            axes.plot(
-                [end for end, _ in pruned], [trial.balance for _, trial in pruned], "o", ms=5, mfc="none", color=GREY,
-                label="pruned: mean of the concepts that it had",
-            )  # fmt: skip
+        for (state, places), marker in zip(early.items(), "|x", strict=True):
+            if places:  # on the axis: a mean over some of the concepts is at no place beside the others
+                axes.plot(
+                    places, [0.03] * len(places), marker, ms=8, color=GREY, label=state, ls="none",
+                    transform=axes.get_xaxis_transform(),
+                )  # fmt: skip
         axes.plot(ends[0], trials[0].balance, "D", ms=8, color=COLOURS[1], zorder=3, label="today's recipe")
         axes.axhline(trials[0].balance, color=COLOURS[1], lw=1, ls=(0, (4, 3)))
         if best.number:
             axes.plot(ends[best.number], best.balance, "*", ms=15, color=COLOURS[2], zorder=3, label="best trial")
-        diverged = len(trials) - len(complete) - len(pruned)
-        axes.set_xlabel("minutes of the device" + (f"; {diverged} diverged and not shown" if diverged else ""))
+        axes.set_xlabel("minutes of the device")
         axes.set_ylabel("balance on the tuning concepts")
         axes.set_xlim(left=0)
         axes.spines[["top", "right"]].set_visible(False)
