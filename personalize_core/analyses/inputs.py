@@ -24,10 +24,8 @@ from personalize_core.methods.interface import Method
 from personalize_core.metrics.encoders import Encoder, TextImageEncoder
 from personalize_core.metrics.features import Encoders, Processing, Seen
 from personalize_core.metrics.tables import BASELINE
-from personalize_core.sampling.sampler import Sampler, initial_noise, make_sampler, sample, step_generators
+from personalize_core.sampling.sampler import Sampler, batches, initial_noise, make_sampler, sample, step_generators
 from personalize_core.workspace.sampling_settings import SamplerSettings
-
-BATCH = 8  # images sampled at once; no image depends on it
 
 
 @dataclass(frozen=True)
@@ -135,8 +133,7 @@ class Inputs(ImageInputs):
     def sample(self, method: Method, prompts: Sequence[str], places: Sequence[tuple[int, int]]) -> np.ndarray:
         """(N, H, W, 3) uint8: an image for each prompt; places choose the noise."""
         parts = []
-        for start in range(0, len(prompts), BATCH):
-            batch = slice(start, start + BATCH)
+        for batch in batches(self.base, len(prompts)):
             noise, sampler = self.noise(places[batch]), self.sampler(places[batch])
             latents = sample(method, self.base, prompts[batch], noise, sampler, self.how.steps, self.how.guidance)
             parts.append(self.base.decode(latents))

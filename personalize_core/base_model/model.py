@@ -20,7 +20,7 @@ from personalize_core.base_model.prompt_variants import PromptVariants, VariantR
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
 from personalize_core.concepts.concept import Concept
 
-AT_ONCE = 2  # images that the autoencoder reads or makes together: 8 of 768 pixels would need 13.5 GiB of a card
+PIXELS_AT_ONCE = 2 * 768**2  # that the autoencoder reads or makes together: four times as many would need 13.5 GiB
 
 
 @contextmanager
@@ -267,14 +267,16 @@ class BaseModel:
     @torch.no_grad()
     def moments(self, pixels: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> mean and deviation of their latents, (B, 2, 4, h, w), scaled."""
-        parts = [self.vae.encode(part.to(self.device)).latent_dist for part in pixels.split(AT_ONCE)]
+        together = _together(pixels[0, 0].numel())
+        parts = [self.vae.encode(part.to(self.device)).latent_dist for part in pixels.split(together)]
         moments = [torch.stack([posterior.mean, posterior.std], dim=1).cpu() for posterior in parts]
         return torch.cat(moments) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, 4, h, w), scaled as the U-Net sees them -> images (B, H, W, 3) uint8 on the CPU."""
-        return torch.cat([self._decoded(part) for part in latents.to(self.device).split(AT_ONCE)])
+        together = _together(latents[0, 0].numel() * self.vae_scale**2)
+        return torch.cat([self._decoded(part) for part in latents.to(self.device).split(together)])
 
     def move(self, device: str | torch.device) -> None:
         """Move the weights; what is computed is computed on `self.device`, so they must be back there by then."""
@@ -366,6 +368,11 @@ class BaseModel:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+
+def _together(pixels: int) -> int:
+    """How many images of so many pixels the autoencoder reads or makes together."""
+    return max(1, PIXELS_AT_ONCE // pixels)
 
 
 def _frozen(module: Any) -> Any:

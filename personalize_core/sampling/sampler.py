@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,6 +28,9 @@ Progress = Callable[[int, int], None]
 """(steps done, steps) -> None"""
 
 SAMPLERS = ("ddim", "dpm-solver++")
+
+MOST_AT_ONCE = 16  # images; the miniature samples more of them no faster each
+LATENTS_AT_ONCE = 16 * 64 * 64  # locations of latents: 16 images of 512 pixels
 
 
 def make_sampler(
@@ -60,10 +65,12 @@ def make_sampler(
     def run(denoise: Denoiser, x: Tensor, steps: int) -> Tensor:
         scheduler.set_timesteps(steps)
         x = x * scheduler.init_noise_sigma
+        # The scheduler computes its factors on the CPU. The U-Net's copy crosses to a card once, not in every step.
+        timesteps = scheduler.timesteps.to(x.device)
         for done, t in enumerate(scheduler.timesteps, start=1):
             if eta:
                 options["variance_noise"] = _noise_of_items(x, generators)
-            x = scheduler.step(denoise(x, t.to(x.device).expand(len(x))), t, x, **options).prev_sample
+            x = scheduler.step(denoise(x, timesteps[done - 1].expand(len(x))), t, x, **options).prev_sample
             progress(done, steps)
         return x
 
@@ -76,30 +83,47 @@ def _noise_of_items(x: Tensor, generators: Sequence[Generator]) -> Tensor:
     return torch.stack(noise).to(x)
 
 
-def unwatched(maps: AttentionMaps) -> None:
-    """The `look` of those who do not need the attention maps."""
-
-
 def guided(
     base: BaseModel,
     prompt: Conditioning,
     empty: Conditioning,
     scale: float,
-    look: Callable[[AttentionMaps], None] = unwatched,
+    look: Callable[[AttentionMaps], None] | None = None,
 ) -> Denoiser:
     """Classifier-free guidance (Ho & Salimans 2022), both halves in one U-Net call.
 
     Args:
-        look: gets the attention maps of every call, of 2B batch items, those of the empty prompt first.
+        look: gets the attention maps of every call, of 2B batch items, those of the empty prompt first. Without it
+            none are kept.
     """
+    halves: list[TextContext] = []  # of the call before, and
+    both: TextContext | None = None  # what was made of them: most conditionings give the same text in every step
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        both, maps = TextContext.guidance(empty(t), prompt(t)), AttentionMaps()
+        nonlocal halves, both
+        now = [empty(t), prompt(t)]
+        if both is None or any(new is not known for new, known in zip(now, halves, strict=True)):
+            halves, both = now, TextContext.guidance(*now)
+        maps = AttentionMaps(latest_only=look is None)
         without, with_prompt = base.denoise(x.repeat(2, 1, 1, 1), t.repeat(2), both, maps).chunk(2)
-        look(maps)
+        if look:
+            look(maps)
         return without + scale * (with_prompt - without)
 
     return denoise
+
+
+def at_once(base: BaseModel) -> int:
+    """How many images to sample at once, at most; their size alone decides, so that the bytes are always the same."""
+    _, height, width = base.latent_shape
+    return max(1, min(MOST_AT_ONCE, LATENTS_AT_ONCE // (height * width)))
+
+
+def batches(base: BaseModel, images: int) -> list[slice]:
+    """Which of so many images to sample together: as few parts as possible, of sizes as equal as possible."""
+    parts = -(-images // at_once(base))
+    ends = [images * part // parts for part in range(parts + 1)] if parts else []
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 def initial_noise(base: BaseModel, seed: int, images: Sequence[tuple[int, int]]) -> Tensor:
@@ -117,7 +141,33 @@ def step_generators(seed: int, images: Sequence[tuple[int, int]]) -> list[Genera
     return [generator_for(seed, "step", prompt, image) for prompt, image in images]
 
 
+@contextmanager
+def ready(method: Method, base: BaseModel) -> Iterator[None]:
+    """Within it the method is attached, and frozen, as a restored one is: for `denoised`."""
+    with torch.no_grad(), frozen(method.to(base.device)), method.attach(base):
+        yield
+
+
 @torch.no_grad()
+def denoised(
+    method: Method,
+    base: BaseModel,
+    prompts: Sequence[str],
+    noise: Tensor,
+    sampler: Sampler,
+    steps: int,
+    guidance: float,
+) -> Tensor:
+    """Sample one image per prompt by a method that is `ready`: latents (B, 4, h, w).
+
+    Args:
+        prompts: B prompts as the method says them (`Method.say`).
+        noise: (B, 4, h, w), from `initial_noise`.
+    """
+    denoise = guided(base, method.condition(base, prompts), method.condition(base, [""] * len(prompts)), guidance)
+    return sampler(denoise, noise.to(base.device), steps)
+
+
 def sample(
     method: Method,
     base: BaseModel,
@@ -127,12 +177,6 @@ def sample(
     steps: int,
     guidance: float,
 ) -> Tensor:
-    """Sample one image per prompt: latents (B, 4, h, w). The method is frozen meanwhile, as a restored one is.
-
-    Args:
-        prompts: B prompts as the method says them (`Method.say`).
-        noise: (B, 4, h, w), from `initial_noise`.
-    """
-    with frozen(method.to(base.device)), method.attach(base):
-        denoise = guided(base, method.condition(base, prompts), method.condition(base, [""] * len(prompts)), guidance)
-        return sampler(denoise, noise.to(base.device), steps)
+    """As `denoised`, by a method that is made ready for this batch alone."""
+    with ready(method, base):
+        return denoised(method, base, prompts, noise, sampler, steps, guidance)

@@ -11,7 +11,7 @@ from personalize_core.files.atomic import is_up_to_date, write_json
 from personalize_core.methods import method_class, recipe_class
 from personalize_core.steps.events import Listener, Report, report_over, unheard
 from personalize_core.steps.latents import CAPTIONS, encode, images_encoded
-from personalize_core.steps.sampling import BATCH, sample_images
+from personalize_core.steps.sampling import sample_images
 from personalize_core.workspace.dependencies import (
     class_encoded_stamp,
     class_images_stamps,
@@ -27,6 +27,8 @@ from personalize_core.workspace.recipes import (
     preprocessing_of,
 )
 from personalize_core.workspace.store import Store
+
+TOGETHER = 8  # images sampled at once, of whatever size: whole batches are kept, and often few are wanted
 
 
 def make_class_images(store: Store, class_noun: str, listener: Listener = unheard) -> Report:
@@ -87,7 +89,7 @@ def _sample_class_images(store: Store, class_noun: str, wanted: int, listener: L
     from personalize_core.methods import BASELINE
 
     params, folder, stamp = store.params, store.class_images(class_noun), images_stamp(store, class_noun)
-    names = [_image(image) for image in range(-(-wanted // BATCH) * BATCH)]
+    names = [_image(image) for image in range(-(-wanted // TOGETHER) * TOGETHER)]
     kept = [name for name in names if (folder / name).is_file()] if is_up_to_date(folder, stamp) else []
     first = [folder / name for name in names[:wanted]]
     if len(kept) == len(names):
@@ -101,7 +103,8 @@ def _sample_class_images(store: Store, class_noun: str, wanted: int, listener: L
             shutil.copyfile(folder / name, new / name)
         paths = [new / name for name in names[len(kept) :]]
         prompts, what = [speaker.say("a photo of {}")] * len(places), f"sampling class images of {class_noun}"
-        sample_images(params.class_images, params.seed, base, speaker, prompts, places, paths, what, listener)
+        together = [slice(start, start + TOGETHER) for start in range(0, len(paths), TOGETHER)]
+        sample_images(params.class_images, params.seed, base, speaker, prompts, places, paths, what, listener, together)
     return first, True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,12 @@ from personalize_core.workspace.recipes import load_base, preprocessing_of, prom
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from personalize_core.base_model.model import BaseModel
     from personalize_core.methods.interface import Method
     from personalize_core.workspace.sampling_settings import SamplerSettings
     from personalize_core.workspace.variants import Variant
-
-BATCH = 8  # images sampled at once; no image depends on it
 
 
 def sample_grid(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
@@ -94,29 +95,45 @@ def sample_images(
     paths: Iterable[Path],
     what: str,
     listener: Listener,
+    together: Sequence[slice] | None = None,
 ) -> None:
-    """Sample one image per prompt, a few at a time; places are (prompt index, image index), which choose the noise."""
-    from PIL import Image
+    """Sample one image per prompt, a few at a time; places are (prompt index, image index), which choose the noise.
 
-    from personalize_core.sampling.sampler import initial_noise, make_sampler, sample, step_generators
+    The images of a batch are written while the next is sampled.
+
+    Args:
+        together: which images make a batch; as `sampler.batches` has it, if None.
+    """
+    from personalize_core.files.background import Background
+    from personalize_core.sampling.sampler import (
+        batches,
+        denoised,
+        initial_noise,
+        make_sampler,
+        ready,
+        step_generators,
+    )
 
     paths = list(paths)
-    for start in range(0, len(prompts), BATCH):
-        rows = slice(start, start + BATCH)
-        sampler = make_sampler(
-            how.sampler,
-            base,
-            lambda done, steps, start=start: listener(
-                Event(what, start * steps + done * min(BATCH, len(prompts) - start), len(prompts) * steps)
-            ),
-            how.eta,
-            step_generators(seed, places[rows]),
-        )
-        noise = initial_noise(base, seed, places[rows])
-        pixels = base.decode(sample(method, base, prompts[rows], noise, sampler, how.steps, how.guidance))
-        for path, image in zip(paths[rows], pixels, strict=True):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.numpy()).save(path)
+    with ready(method, base), Background() as writer:
+        for rows in batches(base, len(prompts)) if together is None else together:
+            said, noise = prompts[rows], initial_noise(base, seed, places[rows])
+
+            def progress(done: int, steps: int, start: int = rows.start, size: int = len(said)) -> None:
+                listener(Event(what, start * steps + done * size, len(prompts) * steps))
+
+            sampler = make_sampler(how.sampler, base, progress, how.eta, step_generators(seed, places[rows]))
+            pixels = base.decode(denoised(method, base, said, noise, sampler, how.steps, how.guidance))
+            writer.do(partial(_write_images, pixels, paths[rows]))
+
+
+def _write_images(pixels: Tensor, paths: Sequence[Path]) -> None:
+    """pixels: (B, H, W, 3) uint8."""
+    from PIL import Image
+
+    for path, image in zip(paths, pixels.numpy(), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
 
 
 def ready_to_sample(

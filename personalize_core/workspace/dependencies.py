@@ -43,6 +43,7 @@ SHARED = (  # what several methods are made of
     "methods/shared/embedding_and_unet",
     "methods/shared/lag",
     "methods/shared/layer_modules",
+    "methods/shared/merged_weights",
     "methods/shared/training_batches",
     "methods/shared/tuned_weights",
 )

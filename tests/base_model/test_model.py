@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from personalize_core.base_model import model as base_model
 from personalize_core.base_model.layers import STABLE_DIFFUSION_LAYERS
-from personalize_core.base_model.model import AT_ONCE, hooked
+from personalize_core.base_model.model import hooked
 from personalize_core.methods.interface import Stage
 from personalize_core.training.loop import denoising_step
 from tests.conftest import LAYERS, layers_of_stable_diffusion, predict, tiny_base, tiny_parts, unpersonalized
@@ -79,8 +80,7 @@ def test_images_are_the_autoencoders_in_whole_grey_levels(base):
 
 def test_black_and_white_survive_as_the_ends_of_the_range(base, monkeypatch):
     ends = torch.tensor([-1.0, 1.0, -3.0, 3.0]).view(4, 1, 1, 1).expand(4, 3, 16, 16)
-    together = iter(ends.split(AT_ONCE))
-    monkeypatch.setattr(base.vae, "decode", lambda latents: type("Decoded", (), {"sample": next(together)}))
+    monkeypatch.setattr(base.vae, "decode", lambda latents: type("Decoded", (), {"sample": ends}))
     assert base.decode(torch.zeros(4, 4, 8, 8))[:, 0, 0, 0].tolist() == [0, 255, 0, 255]
 
 
@@ -196,16 +196,31 @@ def test_a_hook_finds_the_same_call_when_the_unet_is_computed_again(base, concep
 # -- memory ----------------------------------------------------------------------------------------------------
 
 
-def test_the_autoencoder_sees_few_images_at_once_and_none_depends_on_the_others(base, monkeypatch):
+def test_the_autoencoder_sees_few_pixels_at_once_and_no_image_depends_on_the_others(base, monkeypatch):
     generator = torch.Generator().manual_seed(2)
+    monkeypatch.setattr(base_model, "PIXELS_AT_ONCE", 2 * 16 * 16 + 1)
     latents, pixels = (torch.randn(5, *shape, generator=generator) for shape in ((4, 8, 8), (3, 16, 16)))
     seen: list[int] = []
     for part in (base.vae.encoder, base.vae.decoder):
         part.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     images, moments = base.decode(latents), base.moments(pixels)
-    assert max(seen) <= AT_ONCE and sum(seen) == 10
+    assert seen == [2, 2, 1] * 2
     assert torch.equal(images, torch.cat([base.decode(one[None]) for one in latents]))
     torch.testing.assert_close(moments, torch.cat([base.moments(one[None]) for one in pixels]), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "at_once"), [(64, 288), (512, 4), (768, 2), (2048, 1)])
+def test_of_small_images_the_autoencoder_takes_more_at_once(base, monkeypatch, side, at_once):
+    """Of 768 pixels two: eight would need 13.5 GiB of a graphics card."""
+    seen: list[int] = []
+
+    def decode(latents):
+        seen.append(len(latents))
+        return type("Decoded", (), {"sample": torch.zeros(len(latents), 3, 2, 2)})
+
+    monkeypatch.setattr(base.vae, "decode", decode)
+    base.decode(torch.zeros(1, 4, side // base.vae_scale, 1).expand(300, -1, -1, side // base.vae_scale))
+    assert seen[0] == at_once and sum(seen) == 300
 
 
 def test_in_bfloat16_the_weights_are_known_as_the_checkpoint_has_them():

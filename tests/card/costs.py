@@ -68,7 +68,7 @@ class CellCost:
     proof: (
         int | None
     )  # the most while the loss on the fixed batch and the proof's latents are computed; None: not asked
-    sampling: Mapping[str, StepCost]  # sampling strategy -> a step with 8 images
+    sampling: Mapping[str, StepCost]  # sampling strategy -> a step with 16 images
     left: int  # bytes that stay when the method is gone, beyond the base model
 
     def recorded(self) -> dict[str, dict[str, int]]:

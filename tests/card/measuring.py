@@ -21,8 +21,7 @@ from personalize_core.concepts.images import ZOOMS, ConceptLatents
 from personalize_core.methods import method_class
 from personalize_core.methods.interface import Method
 from personalize_core.methods.shared.options import LAG
-from personalize_core.sampling.sampler import make_sampler, sample
-from personalize_core.steps.sampling import BATCH
+from personalize_core.sampling.sampler import at_once, make_sampler, sample
 from personalize_core.training.fixed_batch import fixed_batch_losses
 from personalize_core.training.loop import train
 from tests.card.cells import Base, Cell
@@ -166,7 +165,8 @@ def _sampling(method: Method, base: BaseModel, chosen: Any) -> StepCost:
         WATCH.restart()
 
     before, method.sampling = method.sampling, chosen
-    prompts, noise = [method.say("a photo of a {}")] * BATCH, torch.zeros(BATCH, *base.latent_shape)
+    images = at_once(base)
+    prompts, noise = [method.say("a photo of a {}")] * images, torch.zeros(images, *base.latent_shape)
     sample(method, base, prompts, noise, make_sampler("ddim", base, progress), 2, 7.5)
     method.sampling = before
     return steps[-1]

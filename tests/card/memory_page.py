@@ -51,7 +51,8 @@ the host waits for too; one of them brings the losses.
 SAMPLING = """
 ## A step of sampling
 
-Of 8 images, which is how many are sampled at once, in bf16; with LAG where the method has it. Decoding is not included.
+Of 16 images, which is how many are sampled at once, in bf16; with LAG where the method has it. Decoding is not
+included.
 """
 
 

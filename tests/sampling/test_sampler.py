@@ -8,11 +8,22 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
+from personalize_core.base_model.text import TextContext
 from personalize_core.randomness import generator_for
-from personalize_core.sampling.sampler import guided, initial_noise, make_sampler, sample, step_generators
+from personalize_core.sampling.sampler import (
+    batches,
+    denoised,
+    guided,
+    initial_noise,
+    make_sampler,
+    ready,
+    sample,
+    step_generators,
+)
 from tests.conftest import predict, sample_latents, stock_pipeline, tiny_base, tiny_parts, unpersonalized
 
 PROMPTS = ["a photo of the dog on the beach", "a red mug"]
+TIME = torch.tensor([500])
 TOLERANCE = 2e-4  # float32 rounding of some 20 calls of the U-Net; guidance multiplies it by 6
 
 
@@ -159,6 +170,68 @@ def test_a_conditioning_is_asked_at_every_timestep(base, concept):
     denoise = guided(base, prompt, lambda t: context, 2.0)
     make_sampler("ddim", base)(denoise, initial_noise(base, 0, [(0, 0)]), 4)
     assert asked == [[751], [501], [251], [1]]
+
+
+def test_what_a_layer_reads_is_made_anew_only_where_a_conditioning_gives_another_text(base, concept, monkeypatch):
+    """Against guidance whose halves are put together in every step."""
+    texts = {t: base.encode([f"a photo of {t // 300} red"], concept) for t in (751, 501, 251, 1)}
+    same, empty = base.encode(["a red mug"], concept), base.encode([""], concept)
+    noise, made = initial_noise(base, 0, [(0, 0)]), []
+    guidance = TextContext.guidance
+    monkeypatch.setattr(TextContext, "guidance", lambda *halves: made.append(halves) or guidance(*halves))
+    for prompt, count in ((lambda t: same, 1), (lambda t: texts[int(t[0])], 4)):
+        made.clear()
+
+        def naive(x, t, prompt=prompt):
+            without, said = base.denoise(x, t, empty), base.denoise(x, t, prompt(t))
+            return without + 3.0 * (said - without)
+
+        sampled = make_sampler("ddim", base)(guided(base, prompt, lambda t: empty, 3.0), noise, 4)
+        assert len(made) == count
+        torch.testing.assert_close(sampled, make_sampler("ddim", base)(naive, noise, 4), atol=1e-4, rtol=1e-4)
+
+
+def test_attention_maps_are_kept_for_those_who_look_alone(base, concept, monkeypatch):
+    context, kept = base.encode(["a dog"], concept), []
+    denoise = base.denoise
+    monkeypatch.setattr(
+        base, "denoise", lambda x, t, both, maps: (denoise(x, t, both, maps), kept.append(len(maps)))[0]
+    )
+    seen: list[int] = []
+    for look in (None, lambda maps: seen.append(len(maps))):
+        guided(base, lambda t: context, lambda t: context, 3.0, look)(initial_noise(base, 0, [(0, 0)]), TIME)
+    assert kept == [1, len(base.layers)] and seen == [len(base.layers)]  # hooks look at the layer that has just run
+
+
+# -- batches -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("side", "images", "sizes"),
+    [
+        (8, 16, [16]),
+        (8, 17, [8, 9]),
+        (64, 40, [13, 13, 14]),
+        (96, 16, [5, 5, 6]),
+        (512, 2, [1, 1]),
+        (8, 0, []),
+    ],
+)
+def test_images_are_sampled_in_few_batches_of_nearly_one_size(base, side, images, sizes):
+    """Latents of 96 x 96 are those of 768 pixels, of which 7 are as much as 16 of 512 pixels."""
+    base.unet.register_to_config(sample_size=side)
+    parts = batches(base, images)
+    assert [len(range(images)[part]) for part in parts] == sizes
+    assert [image for part in parts for image in range(images)[part]] == list(range(images))
+
+
+def test_a_method_that_is_ready_samples_one_batch_after_the_other(base, concept):
+    method, sampler = unpersonalized(base, concept).train(), make_sampler("ddim", base)
+    noise = initial_noise(base, 0, [(0, 0), (1, 0)])
+    with ready(method, base):
+        parts = [denoised(method, base, PROMPTS[i : i + 1], noise[i : i + 1], sampler, 3, 4.0) for i in (0, 1)]
+    alone = [sample(method, base, PROMPTS[i : i + 1], noise[i : i + 1], sampler, 3, 4.0) for i in (0, 1)]
+    assert torch.equal(torch.cat(parts), torch.cat(alone))
 
 
 # -- noise -----------------------------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ from personalize_core.metrics import tables
 from personalize_core.report import comparison_in_words
 from personalize_core.report.figures import losses
 from personalize_core.steps import input_checks
+from personalize_core.steps.class_images import TOGETHER
 from personalize_core.steps.latents import read_latents
-from personalize_core.steps.sampling import BATCH
 from personalize_core.workspace import dependencies
 from personalize_core.workspace.recipes import load_base, preprocessing_of
 from personalize_core.workspace.store import REFERENCES, Store
@@ -213,10 +213,10 @@ def test_class_images_are_the_same_bytes_whether_sampled_at_once_or_one_method_a
         return {path.name: path.read_bytes() for path in store.class_images("dog").glob("*.png")}
 
     store = changed(store, lambda values: values["methods"]["dreambooth"][values["base_model"]].update(class_images=11))
-    assert len(images(store)) == BATCH
+    assert len(images(store)) == TOGETHER
     steps.make_class_images(store, "dog")
     extended = images(store)
-    assert len(extended) == 2 * BATCH  # whole batches
+    assert len(extended) == 2 * TOGETHER  # whole batches
     shutil.rmtree(store.class_images("dog"))
     assert not steps.make_class_images(store, "dog").skipped
     assert images(store) == extended

@@ -23,9 +23,10 @@ from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.lora_dreambooth.recipe import Config, Target
 from personalize_core.methods.shared.interchange import fill
-from personalize_core.methods.shared.lag import attached
+from personalize_core.methods.shared.lag import apart, attached
 from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, stored
 from personalize_core.methods.shared.lora_files import LORA, check_held, read_lora, with_rank
+from personalize_core.methods.shared.merged_weights import merged
 from personalize_core.methods.shared.training_batches import with_prior
 
 TEMPLATE = "a photo of {}"
@@ -45,6 +46,9 @@ class LowRank(nn.Module):
         if x.ndim == 4:
             return F.conv2d(F.conv2d(x, self.A[..., None, None]), self.B[..., None, None])
         return F.linear(F.linear(x, self.A), self.B)
+
+    def merged(self, W: Tensor) -> Tensor:
+        return W + self.B @ self.A
 
 
 class LoRADreamBooth(Method):
@@ -73,7 +77,10 @@ class LoRADreamBooth(Method):
             self.config.check(self.sampling)  # an imported artifact may have other targets than params.yaml
         stack = ExitStack()
         stack.enter_context(hooked(*self.encoder_changes.hooks(encoder_layers(base, self.config.targets), _adding)))
-        stack.enter_context(attached(base, self, lambda transformer: self._inside(base, transformer)))
+        if apart(self):
+            stack.enter_context(attached(base, self, lambda transformer: self._inside(base, transformer)))
+        else:
+            stack.enter_context(merged(base, {path: change.merged for path, change in self.changes.by_path()}))
         return stack
 
     def _inside(self, base: BaseModel, transformer: str) -> AbstractContextManager[Any]:

@@ -25,8 +25,9 @@ from personalize_core.files.outside import read_json_object
 from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.oft.recipe import Config
 from personalize_core.methods.shared.interchange import file_in, fill, read_tensors
-from personalize_core.methods.shared.lag import attached
+from personalize_core.methods.shared.lag import apart, attached
 from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, stored
+from personalize_core.methods.shared.merged_weights import merged
 from personalize_core.methods.shared.training_batches import with_prior
 
 TEMPLATE = "a photo of {}"
@@ -71,6 +72,12 @@ class Rotation(nn.Module):
         assert self.log_scale is not None
         change = torch.expm1(self.log_scale) * (y if bias is None else y - bias)  # exactly 0 while s is 1
         return (y + change).to(y.dtype)
+
+    def merged(self, W: Tensor) -> Tensor:
+        """diag(s) W R^T, of (outputs, inputs)."""
+        with _full_precision(W):
+            W = torch.einsum("orj,rij->ori", W.unflatten(-1, (self.r, -1)), self.blocks()).flatten(1)
+        return W if self.log_scale is None else W + torch.expm1(self.log_scale)[:, None] * W
 
     @torch.no_grad()
     def constrain(self, eps: float) -> None:
@@ -121,6 +128,8 @@ class OFT(Method):
         return with_prior(self, TEMPLATE, images, size, generator, c.prior_weight if c.prior_preservation else None)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
+        if not apart(self):
+            return merged(base, {path: rotation.merged for path, rotation in self.rotations.by_path()})
         turns = {path: self._turning(self.rotations.of(path)) for path in attention_projections(base)}
         return attached(base, self, lambda transformer: self._inside(base, transformer, turns))
 

@@ -32,9 +32,10 @@ from personalize_core.methods.shared.interchange import (
     read_embedding,
     save_embedding,
 )
-from personalize_core.methods.shared.lag import attached, localized, region
+from personalize_core.methods.shared.lag import apart, attached, localized, region
 from personalize_core.methods.shared.layer_modules import LayerModules, stored
 from personalize_core.methods.shared.lora_files import LORA, check_held, read_lora, with_rank
+from personalize_core.methods.shared.merged_weights import merged
 
 Target = Literal["proj_out", "proj_in", "to_k", "to_v"]
 
@@ -56,6 +57,9 @@ class Residual(nn.Module):
         if x.ndim == 4:
             return F.conv2d(F.conv2d(x, self.B[..., None, None]), self.A[..., None, None])
         return F.linear(F.linear(x, self.B), self.A)
+
+    def merged(self, W: Tensor) -> Tensor:
+        return W + self.A @ self.B
 
 
 class PersonalizedResiduals(Method):
@@ -97,6 +101,8 @@ class PersonalizedResiduals(Method):
         return lambda t: context
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
+        if not apart(self):
+            return merged(base, {path: residual.merged for path, residual in self.residuals.by_path()})
         if self.config.targets == ("proj_out",):
             return hooked(*(handle for layer in base.transformers for handle in self._hooks(base, layer)))
         return attached(base, self, lambda layer: hooked(*self._hooks(base, layer)))

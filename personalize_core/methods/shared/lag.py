@@ -23,6 +23,11 @@ from personalize_core.methods.interface import Method
 from personalize_core.methods.shared.options import Unconditional
 
 
+def apart(method: Method) -> bool:
+    """Must its changes be kept apart from the base model's weights? In training, and where LAG chooses between both."""
+    return method.training or method.sampling.lag
+
+
 @contextmanager
 def attached(base: BaseModel, method: Method, inside: Callable[[str], AbstractContextManager[Any]]) -> Iterator[None]:
     """Attach a method whose every change inside the U-Net lies within a transformer; under LAG, in its region alone.

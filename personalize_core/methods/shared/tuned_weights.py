@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from personalize_core.methods.shared.layer_modules import path_of, stored
 
+T = TypeVar("T")
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
@@ -52,7 +53,7 @@ class TunedWeights(nn.Module):
         if self.training:
             self._placed.clear()
         weights = ((name, weight) for name, weight in self.items() if name.startswith(under) and holding in name)
-        with _placed(weights, model, self._for):
+        with placed(weights, model, self._for):
             yield
 
     def as_state_dict(self) -> dict[str, Tensor]:
@@ -95,7 +96,7 @@ class KeptWeights(nn.Module):
     def placed_in(self, model: nn.Module) -> Iterator[None]:
         """Within it, `model` computes with these weights."""
         weights = ((path_of(key), kept) for key, kept in self.named_buffers())
-        with _placed(weights, model, lambda name, weight, original: _like(weight, original)):
+        with placed(weights, model, lambda name, weight, original: _like(weight, original)):
             yield
 
 
@@ -113,29 +114,34 @@ def _like(weight: Tensor, original: Tensor) -> Tensor:
 
 
 @contextmanager
-def _placed(
-    weights: Iterable[tuple[str, Tensor]], model: nn.Module, chosen: Callable[[str, Tensor, Tensor], Tensor]
+def placed(
+    replacements: Iterable[tuple[str, T]], model: nn.Module, chosen: Callable[[str, T, Tensor], Tensor]
 ) -> Iterator[None]:
-    """chosen: (name, weight, original) -> what takes the original's place."""
+    """Within it, `model` computes with other tensors in some parameters' place.
+
+    Args:
+        replacements: (name of a parameter, what its replacement is made of).
+        chosen: (name, what it is made of, original) -> what takes the original's place.
+    """
     displaced: list[tuple[Any, str, Callable[[], nn.Parameter]]] = []
     try:
-        for name, weight in weights:
+        for name, made_of in replacements:
             path, _, leaf = name.rpartition(".")
             owner: Any = model.get_submodule(path)
             original = owner._parameters[leaf]
-            placed = chosen(name, weight, original)
-            displaced.append((owner, leaf, _put_aside(original, placed)))
-            owner._parameters[leaf] = placed
+            replacement = chosen(name, made_of, original)
+            displaced.append((owner, leaf, _put_aside(original, replacement)))
+            owner._parameters[leaf] = replacement
         yield
     finally:
         for owner, leaf, original in displaced:
             owner._parameters[leaf] = original()
 
 
-def _put_aside(original: nn.Parameter, placed: Tensor) -> Callable[[], nn.Parameter]:
+def _put_aside(original: nn.Parameter, replacement: Tensor) -> Callable[[], nn.Parameter]:
     """What gives the original back. A graphics card does not hold it while what is in its place is trained."""
     device = original.device
-    if device.type != "cuda" or not placed.requires_grad or original.requires_grad or placed is original:
+    if device.type != "cuda" or not replacement.requires_grad or original.requires_grad or replacement is original:
         return lambda: original
     kept = original.detach().cpu()
     return lambda: nn.Parameter(kept.to(device), requires_grad=False)
