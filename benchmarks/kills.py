@@ -19,6 +19,7 @@ presence is checked.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import shutil
@@ -47,7 +48,7 @@ TIMED = ("costs", "report")  # folders of data/ that state seconds
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
-training.TimedCheckpoints = partial(training.TimedCheckpoints, every_seconds=0)
+training.TimedCheckpoints = partial(training.TimedCheckpoints, every_seconds=0, share=math.inf)
 
 
 def whole(root: Path, concepts: list[str]) -> None:

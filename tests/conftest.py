@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
+import math
 import os
 
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a prompt is too short for several threads
@@ -55,6 +56,7 @@ LAYERS = (
     "up_blocks.1.attentions.0",
     "up_blocks.1.attentions.1",
 )
+EVERY_STEP: dict[str, Any] = {"every_seconds": 0, "share": math.inf}  # when `Checkpoints` are saved
 WORDS = "a photo of the sks dog teddy bear in desert on beach red mug jungle".split()
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.files.atomic import save_tensors
+from personalize_core.files.background import Background
 
 if TYPE_CHECKING:
     import torch
@@ -31,24 +34,47 @@ class Resumed:
     history: list[LogRow] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoints:
-    """Where a run that may be cut off keeps its state, so that it resumes to the same result."""
+    """Where a run that may be cut off keeps its state, so that it resumes to the same result.
+
+    A checkpoint is written in a thread, from a copy of all tensors, while the training goes on. What fails there is
+    raised by the next call, or at the end of a `with` block on `writes`.
+    """
 
     folder: Path
     stamp: str  # what the run depends on; a checkpoint of anything else is not read
-    every_seconds: float = 60.0
+    every_seconds: float = 60.0  # at least, from one checkpoint to the next
+    share: float = 0.02  # of the time, at most, in which one is being saved
+
+    def __post_init__(self) -> None:
+        self.writes = Background()
+        self._began, self._took = time.monotonic(), 0.0  # the last save: when, and how many seconds until it was done
 
     @property
     def path(self) -> Path:
         return self.folder / "checkpoint.safetensors"
 
+    def due(self) -> bool:
+        """Is it time for the next? How long the last took decides, and for the first `every_seconds`."""
+        self.writes.check()
+        passed = time.monotonic() - self._began
+        took = passed if self.writes.busy else self._took
+        return passed >= max(self.every_seconds, took / self.share)
+
     def save(
         self, position: tuple[int, int], method: Method, optimizer: torch.optim.Optimizer, history: list[LogRow]
     ) -> None:
-        """position: (stage, next step). history: the log so far."""
+        """Once the one before is written, copy everything; that is written then.
+
+        Args:
+            position: (stage, next step).
+            history: the log so far.
+        """
         import torch
 
+        self.writes.wait()
+        self._began = time.monotonic()
         state = optimizer.state_dict()["state"]
         tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
         tensors |= {
@@ -56,14 +82,20 @@ class Checkpoints:
             for index, values in state.items()
             for name, value in _flat(values)
         }
-        tensors = _apart(tensors)
-        progress = json.dumps({"stamp": self.stamp, "position": position, "history": history})
-        save_tensors(self.path, tensors, {"progress": progress})
+        progress = {"stamp": self.stamp, "position": position, "history": list(history)}
+        self.writes.do(partial(self._write, Copies.of(tensors), progress))
+
+    def _write(self, copies: Copies, progress: dict[str, Any]) -> None:
+        copies.wait()
+        save_tensors(self.path, copies.tensors, {"progress": json.dumps(progress)})
+        self._took = time.monotonic() - self._began
 
     def load(self) -> Resumed:
         """Where to go on; the very beginning, if there is nothing to resume."""
         from safetensors import SafetensorError, safe_open
 
+        self.writes.wait()
+        self._began = time.monotonic()
         try:
             with safe_open(self.path, framework="pt") as saved:
                 progress = json.loads(saved.metadata()["progress"])
@@ -76,7 +108,31 @@ class Checkpoints:
         return Resumed()
 
     def clear(self) -> None:
+        self.writes.wait()
         self.path.unlink(missing_ok=True)
+
+
+@dataclass
+class Copies:
+    """Tensors as they are now, in the CPU's memory, each in memory of its own."""
+
+    tensors: dict[str, Tensor]
+    wait: Callable[[], object]  # until they are there
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> Copies:
+        """From a graphics card into pinned memory: whoever asks for them need not wait, nor does the card."""
+        import torch
+
+        copied = {
+            name: tensor.detach().to("cpu", non_blocking=True) if tensor.is_cuda else tensor.detach().clone()
+            for name, tensor in tensors.items()
+        }
+        if not any(tensor.is_cuda for tensor in tensors.values()):
+            return cls(copied, lambda: None)
+        copying = torch.cuda.Event()
+        copying.record()
+        return cls(copied, copying.synchronize)
 
 
 def _flat(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -86,14 +142,3 @@ def _flat(state: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from value.items()
         else:
             yield name, value
-
-
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Each in memory of its own, as safetensors wants them: bitsandbytes' states share a table."""
-    seen: set[int] = set()
-    found = {}
-    for name, tensor in tensors.items():
-        shared = tensor.numel() > 0 and tensor.data_ptr() in seen
-        seen.add(tensor.data_ptr())
-        found[name] = tensor.clone() if shared else tensor
-    return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,7 +56,7 @@ def train(
     resumed = checkpoints.load() if checkpoints else Resumed()
     history, at_once = list(resumed.history), at_once or RowsAtOnce()
     method.train().to(base.device)  # in this order: TunedWeights
-    with torch.random.fork_rng():
+    with checkpoints.writes if checkpoints else nullcontext(), torch.random.fork_rng():
         for number, stage in enumerate(method.stages()):
             trained = [p for group in stage.param_groups for p in group["params"]]
             method.requires_grad_(False)
@@ -69,15 +69,13 @@ def train(
                 start = resumed.step
             if start == stage.steps:
                 continue
-            last_saved = time.monotonic()
             with (stage.attach or method.attach)(base):
                 for index in range(start, stage.steps):
                     row = _train_step(stage, index, trained, optimizer, method, base, images, seed, at_once)
                     history.append(row)
                     log(row)
-                    if checkpoints and time.monotonic() - last_saved > checkpoints.every_seconds:
+                    if checkpoints and checkpoints.due():
                         checkpoints.save((number, index + 1), method, optimizer, history)
-                        last_saved = time.monotonic()
             optimizer.zero_grad()  # gradients are as large as what was trained, and what follows needs the memory
     method.requires_grad_(False).eval().cpu()  # it is saved next; whoever samples with it moves it
     return history

@@ -36,7 +36,7 @@ class Stopwatch:
         self.since = time.monotonic()
 
 
-@dataclass(frozen=True)
+@dataclass
 class TimedCheckpoints(Checkpoints):
     """Checkpoints that remember how many seconds the steps took that lead to them.
 
@@ -63,6 +63,7 @@ class TimedCheckpoints(Checkpoints):
 
     def save(self, position: tuple[int, int], *state: Any) -> None:
         """First the seconds, beside those of the checkpoint before: whichever is there in the end finds its own."""
+        self.writes.wait()
         try:
             known = list(read_json(self.laps).items())[-1:]
         except (OSError, ValueError, AttributeError):

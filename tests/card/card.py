@@ -61,6 +61,17 @@ def _let_torch_find_it(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.cuda, "get_device_name", lambda *device: "a pretended card")
     patch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *device: WATCH.restart())
     patch.setattr(torch.cuda, "max_memory_allocated", lambda *device: WATCH.peak.size)
+    patch.setattr(torch.cuda, "Event", PassedEvent)
+
+
+class PassedEvent:
+    """An event of a stream that has done everything at once."""
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
 
 
 def _let_wrappers_be_inferred(patch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from personalize_core.training.checkpoints import Checkpoints, LogRow
 from personalize_core.training.fixed_batch import fixed_batch_losses
 from personalize_core.training.loop import train
 from tests.card.card import pretended_card
-from tests.conftest import tiny_parts
+from tests.conftest import EVERY_STEP, tiny_parts
 from tests.every_method.cases import CONCEPT, LEARNING, Case, CutOff, samplings_of
 
 pytestmark = pytest.mark.usefixtures("card", "short_checks")
@@ -214,7 +214,7 @@ def test_a_training_that_was_cut_off_resumes_on_the_card(learned, tmp_path):
     """In its last stage, so that what earlier stages left behind is restored too."""
     if len(learned.method.stages()) < 2:
         pytest.skip("it has one stage")
-    base, checkpoints = learned.base, Checkpoints(tmp_path, "stamp", every_seconds=0.0)
+    base, checkpoints = learned.base, Checkpoints(tmp_path, "stamp", **EVERY_STEP)
     rows = []
 
     def cut_off(row: LogRow) -> None:

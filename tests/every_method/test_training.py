@@ -20,7 +20,7 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.methods.interface import Method
 from personalize_core.training.checkpoints import Checkpoints, LogRow
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
-from tests.conftest import disturbed, equal_bits, sample_latents, snapshot, tiny_images
+from tests.conftest import EVERY_STEP, disturbed, equal_bits, sample_latents, snapshot, tiny_images
 from tests.every_method.cases import CONCEPT, Case, CutOff, of_learning, trained_once
 
 SEED = 5
@@ -156,7 +156,7 @@ class Interrupted:
 def interrupted(case: Case, training: Training, tmp_path_factory: pytest.TempPathFactory) -> Interrupted:
     method, found = untrained(case, training.base), Interrupted(tmp_path_factory.mktemp("interrupted"), [], {})
     torch.manual_seed(2)
-    checkpoints = CutOffAtOnce(found.folder, stamp="this run", every_seconds=0)
+    checkpoints = CutOffAtOnce(found.folder, stamp="this run", **EVERY_STEP)
     with pytest.raises(CutOff):
         train(method, training.base, tiny_images(), SEED, found.log.append, checkpoints)
     found.state = copy_of(method.state_dict())

@@ -20,7 +20,7 @@ from personalize_core.methods.shared.context_regularizer import PromptPair, cont
 from personalize_core.training.checkpoints import Checkpoints
 from personalize_core.training.loop import diffusion_loss, train
 from tests.artifacts.test_export import check_same, fresh_pipeline
-from tests.conftest import a_step, disturbed, equal_bits, sample_latents, tiny_base
+from tests.conftest import EVERY_STEP, a_step, disturbed, equal_bits, sample_latents, tiny_base
 
 SHORT: dict[str, Any] = {
     "embedding_steps": 2,
@@ -284,7 +284,7 @@ def test_a_run_cut_off_within_the_window_resumes_to_the_same_bits(make, base, im
         if row["step"] == 4:
             raise CutOff
 
-    checkpoints = Checkpoints(tmp_path, stamp="this run", every_seconds=0)
+    checkpoints = Checkpoints(tmp_path, stamp="this run", **EVERY_STEP)
     with pytest.raises(CutOff):
         train(make(**chosen), base, images, 0, cut_off, checkpoints)
     resumed = make(**chosen)

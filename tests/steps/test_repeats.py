@@ -245,7 +245,7 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_sessions(tmp_path, monkeyp
             if step + 1 in save_after:
                 now[0] += 7  # the loop's own
                 checkpoints.save((0, step + 1), method, optimizer, [])  # type: ignore[arg-type]
-                now[0] += 0
+                checkpoints.writes.wait()
         return checkpoints
 
     assert session(0, 3, (2,)).watch.seconds == pytest.approx(6 + 0)

@@ -19,7 +19,7 @@ from personalize_core.randomness import generator_for, seed_for
 from personalize_core.training.checkpoints import Checkpoints
 from personalize_core.training.loop import clipped, denoising_step, diffusion_loss, train
 from personalize_core.training.micro_batches import RowsAtOnce
-from tests.conftest import equal_bits, snapshot, tiny_base
+from tests.conftest import EVERY_STEP, equal_bits, snapshot, tiny_base
 
 
 class TwoStages(Method):
@@ -297,7 +297,7 @@ def cut_off_after(rows: int):
 def test_wherever_it_was_cut_off_a_run_resumes_to_the_same_bits(rows, base, concept, images, tmp_path):
     undisturbed = TwoStages(base, concept)
     expected = train(undisturbed, base, images, seed=3)
-    checkpoints = Checkpoints(tmp_path, "this run", every_seconds=0)
+    checkpoints = Checkpoints(tmp_path, "this run", **EVERY_STEP)
     with pytest.raises(CutOff):
         train(TwoStages(base, concept), base, images, 3, cut_off_after(rows), checkpoints)
     resumed, heard = TwoStages(base, concept), []
@@ -308,7 +308,7 @@ def test_wherever_it_was_cut_off_a_run_resumes_to_the_same_bits(rows, base, conc
 
 def test_a_run_may_be_cut_off_again_and_again(base, concept, images, tmp_path):
     expected = train(TwoStages(base, concept), base, images, seed=3)
-    checkpoints = Checkpoints(tmp_path, "this run", every_seconds=0)
+    checkpoints = Checkpoints(tmp_path, "this run", **EVERY_STEP)
     for _ in range(4):
         with pytest.raises(CutOff):
             train(TwoStages(base, concept), base, images, 3, cut_off_after(2), checkpoints)
@@ -316,7 +316,7 @@ def test_a_run_may_be_cut_off_again_and_again(base, concept, images, tmp_path):
 
 
 def test_a_finished_run_resumes_to_itself_without_a_step(method, base, concept, images, tmp_path):
-    checkpoints, heard = Checkpoints(tmp_path, "this run", every_seconds=0), []
+    checkpoints, heard = Checkpoints(tmp_path, "this run", **EVERY_STEP), []
     expected = train(method, base, images, 3, checkpoints=checkpoints)
     again = TwoStages(base, concept)
     assert train(again, base, images, 3, heard.append, checkpoints) == expected
@@ -324,7 +324,7 @@ def test_a_finished_run_resumes_to_itself_without_a_step(method, base, concept, 
 
 
 def test_a_checkpoint_of_anything_else_is_not_read(method, base, concept, images, tmp_path):
-    train(method, base, images, 3, checkpoints=Checkpoints(tmp_path, "another run", every_seconds=0))
+    train(method, base, images, 3, checkpoints=Checkpoints(tmp_path, "another run", **EVERY_STEP))
     heard = []
     train(TwoStages(base, concept), base, images, 3, heard.append, Checkpoints(tmp_path, "this run"))
     assert len(heard) == 5
@@ -336,7 +336,7 @@ def test_checkpoints_are_as_rare_as_asked(method, base, images, tmp_path):
 
 
 def test_a_cleared_checkpoint_is_gone_and_may_be_cleared_again(method, base, images, tmp_path):
-    checkpoints = Checkpoints(tmp_path, "this run", every_seconds=0)
+    checkpoints = Checkpoints(tmp_path, "this run", **EVERY_STEP)
     train(method, base, images, 3, checkpoints=checkpoints)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
     checkpoints.clear()
@@ -345,7 +345,7 @@ def test_a_cleared_checkpoint_is_gone_and_may_be_cleared_again(method, base, ima
 
 
 def test_a_damaged_checkpoint_is_not_read(method, base, images, tmp_path):
-    checkpoints = Checkpoints(tmp_path, "this run", every_seconds=0)
+    checkpoints = Checkpoints(tmp_path, "this run", **EVERY_STEP)
     for content in (b"", b"not safetensors at all", b"\xff" * 100):
         Path(checkpoints.path).write_bytes(content)
         assert checkpoints.load().history == []

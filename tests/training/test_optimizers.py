@@ -16,7 +16,7 @@ from personalize_core.training import optimizers
 from personalize_core.training.checkpoints import Checkpoints
 from personalize_core.training.loop import train
 from personalize_core.training.optimizers import OptimizerName, check_optimizer, make_optimizer
-from tests.conftest import equal_bits, tiny_base
+from tests.conftest import EVERY_STEP, equal_bits, tiny_base
 
 
 class StandIn(torch.optim.Optimizer):
@@ -135,7 +135,7 @@ def test_it_learns_nearly_what_adamw_learns(make, images):
 
 def test_it_resumes_to_the_same_bits(package, make, images, tmp_path):
     base, method = make
-    undisturbed, resumed, checkpoints = method(), method(), Checkpoints(tmp_path, "this run", every_seconds=0)
+    undisturbed, resumed, checkpoints = method(), method(), Checkpoints(tmp_path, "this run", **EVERY_STEP)
     expected = train(undisturbed, base, images, seed=0, optimizer_name="adamw8bit")
 
     def stop(row):
