@@ -36,7 +36,7 @@ class AttentionMaps:
             self._query_key.clear()
         self._query_key[layer] = query, key
 
-    def include(self, others: AttentionMaps, rows: slice, names: Mapping[str, str] | None = None) -> None:
+    def include(self, others: AttentionMaps, rows: slice | Tensor, names: Mapping[str, str] | None = None) -> None:
         """Take over some rows of other maps, of all layers or of those in `names`, under the names given there."""
         for layer, (query, key) in others._query_key.items():
             if names is None or layer in names:

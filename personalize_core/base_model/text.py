@@ -60,6 +60,8 @@ class TextContext:
     partner: Tensor  # (B,) long: the row of the same image with its prompt; itself, but in guidance's empty half
     layers: tuple[Tensor, Tensor] | None = None  # (16, B, L, D) each: a text of its own per layer, for keys and values
     several: Tensor | None = None  # (C, B, L) bool: the words of each concept, where a prompt speaks of several
+    # In one timestep: the rows (R,) that read something different, and for each row (B,) which of them reads the same.
+    distinct: tuple[Tensor, Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -94,17 +96,24 @@ class TextContext:
         """(B,) bool: the rows that are the prompt-free half of classifier-free guidance."""
         return self.partner != torch.arange(len(self), device=self.partner.device)
 
-    def twice(self) -> TextContext:
-        """All rows, and behind them all again: row B + i reads what row i reads, and its partner is there too."""
+    def and_again(self) -> TextContext:
+        """All rows, and behind them the distinct ones again, or all if these are not known; partners are there too."""
+        rows, places = self.distinct or (None, None)
+        partner = self.partner if rows is None or places is None else places[self.partner[rows]]
+
+        def again(tensor: Tensor, dim: int = 0) -> Tensor:
+            return torch.cat([tensor, tensor if rows is None else tensor.index_select(dim, rows)], dim)
+
         return TextContext(
-            hidden=self.hidden.repeat(2, 1, 1),
-            placeholder=self.placeholder.repeat(2, 1),
-            class_noun=self.class_noun.repeat(2, 1),
-            words=self.words.repeat(2, 1),
-            end=self.end.repeat(2, 1),
-            partner=torch.cat([self.partner, self.partner + len(self)]),
-            layers=(self.layers[0].repeat(1, 2, 1, 1), self.layers[1].repeat(1, 2, 1, 1)) if self.layers else None,
-            several=None if self.several is None else self.several.repeat(1, 2, 1),
+            hidden=again(self.hidden),
+            placeholder=again(self.placeholder),
+            class_noun=again(self.class_noun),
+            words=again(self.words),
+            end=again(self.end),
+            partner=torch.cat([self.partner, partner + len(self)]),
+            layers=(again(self.layers[0], 1), again(self.layers[1], 1)) if self.layers else None,
+            several=None if self.several is None else again(self.several, 1),
+            distinct=self.distinct,
         )
 
     def part(self, rows: slice) -> TextContext:
@@ -141,8 +150,14 @@ class TextContext:
         return replace(self, hidden=own(self.hidden), layers=layers), list(copies.values())
 
     @classmethod
-    def guidance(cls, empty: TextContext, prompt: TextContext) -> TextContext:
-        """Both halves of classifier-free guidance, the empty prompts first; row i goes with row B + i."""
+    def guidance(
+        cls, empty: TextContext, prompt: TextContext, distinct: tuple[Tensor, Tensor] | None = None
+    ) -> TextContext:
+        """Both halves of classifier-free guidance, the empty prompts first; row i goes with row B + i.
+
+        Args:
+            distinct: of both halves, from `distinct_rows`.
+        """
         rows = len(prompt)
         return cls(
             hidden=torch.cat([empty.hidden, prompt.hidden]),
@@ -153,7 +168,16 @@ class TextContext:
             partner=torch.arange(rows, 2 * rows, device=prompt.partner.device).repeat(2),
             layers=_both_halves(empty, prompt),
             several=None if prompt.several is None else torch.cat([empty.concepts, prompt.concepts], dim=1),
+            distinct=distinct,
         )
+
+
+def distinct_rows(prompts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """`TextContext.distinct`: the rows whose prompt is the first of its kind, and for each row its equal among them."""
+    first = {prompt: prompts.index(prompt) for prompt in prompts}
+    place = {prompt: number for number, prompt in enumerate(first)}
+    rows, places = list(first.values()), [place[prompt] for prompt in prompts]
+    return torch.tensor(rows, device=device), torch.tensor(places, device=device)
 
 
 def _both_halves(empty: TextContext, prompt: TextContext) -> tuple[Tensor, Tensor] | None:

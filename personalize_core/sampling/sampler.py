@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from personalize_core.base_model.attention import AttentionMaps
 from personalize_core.base_model.model import BaseModel
-from personalize_core.base_model.text import Conditioning, TextContext
+from personalize_core.base_model.text import Conditioning, TextContext, distinct_rows
 from personalize_core.methods.interface import Method
 from personalize_core.randomness import generator_for
 from personalize_core.sampling.frozen import frozen
@@ -89,13 +89,16 @@ def guided(
     empty: Conditioning,
     scale: float,
     look: Callable[[AttentionMaps], None] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Denoiser:
     """Classifier-free guidance (Ho & Salimans 2022), both halves in one U-Net call.
 
     Args:
         look: gets the attention maps of every call, of 2B batch items, those of the empty prompt first. Without it
             none are kept.
+        prompts: what `prompt` says, for methods that do something once for equal ones.
     """
+    distinct = distinct_rows([""] * len(prompts) + [*prompts], base.device) if prompts else None
     halves: list[TextContext] = []  # of the call before, and
     both: TextContext | None = None  # what was made of them: most conditionings give the same text in every step
 
@@ -103,7 +106,7 @@ def guided(
         nonlocal halves, both
         now = [empty(t), prompt(t)]
         if both is None or any(new is not known for new, known in zip(now, halves, strict=True)):
-            halves, both = now, TextContext.guidance(*now)
+            halves, both = now, TextContext.guidance(*now, distinct)
         maps = AttentionMaps(latest_only=look is None)
         without, with_prompt = base.denoise(x.repeat(2, 1, 1, 1), t.repeat(2), both, maps).chunk(2)
         if look:
@@ -164,7 +167,8 @@ def denoised(
         prompts: B prompts as the method says them (`Method.say`).
         noise: (B, 4, h, w), from `initial_noise`.
     """
-    denoise = guided(base, method.condition(base, prompts), method.condition(base, [""] * len(prompts)), guidance)
+    said, empty = method.condition(base, prompts), method.condition(base, [""] * len(prompts))
+    denoise = guided(base, said, empty, guidance, prompts=prompts)
     return sampler(denoise, noise.to(base.device), steps)
 
 

@@ -34,6 +34,8 @@ from personalize_core.methods.vico.method import (
     otsu,
 )
 from personalize_core.methods.vico.recipe import Sampling
+from personalize_core.sampling import sampler as sampler_module
+from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, layers_of_stable_diffusion, predict, sample_latents, tiny_base
 
@@ -276,6 +278,28 @@ def test_the_reference_stream_is_the_base_models_prediction_for_the_reference(me
     with torch.no_grad():
         plain = base.denoise(method.references[:1].expand(len(context), -1, -1, -1), torch.full((6,), 500), context)
     torch.testing.assert_close(r, plain, atol=1e-5, rtol=0)
+
+
+SAMPLINGS = [Sampling(), Sampling(uncond_mask="from_cond"), Sampling(lag=True), Sampling(reference=1)]
+
+
+@pytest.mark.parametrize("options", SAMPLINGS, ids=str)
+def test_while_sampling_the_reference_goes_through_the_unet_once_for_each_prompt(options, method, base, monkeypatch):
+    """Against a reference row for every row, as in training."""
+    method = disturbed(method).eval()
+    method.sampling = options
+    prompts = ["a photo of a <v>", "the dog", "a <v> on the beach", "a photo of a <v>", "a <v> on the beach"]
+    rows: list[int] = []
+    base.unet.conv_in.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    noise = initial_noise(base, 0, [(index, 0) for index in range(len(prompts))])
+    how = (noise, make_sampler("ddim", base), 2, 4.0)
+    sampled = sample(method, base, prompts, *how)
+    assert rows == [10 + 4] * 2  # of each half five; three prompts, and none
+    rows.clear()
+    monkeypatch.setattr(sampler_module, "distinct_rows", lambda prompts, device: None)
+    naive = sample(method, base, prompts, *how)
+    assert rows == [20] * 2
+    assert (sampled - naive).abs().max() <= 1e-5 * naive.abs().max()
 
 
 def test_with_its_blocks_bypassed_it_is_the_base_model(method, base):
@@ -654,7 +678,7 @@ def test_gradient_checkpointing_changes_no_gradient(base, concept, images):
 def test_the_diffusion_loss_reaches_the_embedding_through_the_reference_too(base, concept, images):
     """The reference's features are not cut off: with the noisy rows' text held fixed a gradient is left."""
     method = make(base, concept)
-    original = TextContext.twice
+    original = TextContext.and_again
 
     def half_detached(self: TextContext) -> TextContext:
         doubled, rows = original(self), len(self)
@@ -663,7 +687,7 @@ def test_the_diffusion_loss_reaches_the_embedding_through_the_reference_too(base
         return doubled
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextContext, "twice", half_detached)
+        patch.setattr(TextContext, "and_again", half_detached)
         loss = diffusion_loss(a_step(method, base, images))
     (gradient,) = torch.autograd.grad(loss, method.embedding.vector)
     assert gradient.abs().sum() > 0

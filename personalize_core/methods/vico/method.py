@@ -45,8 +45,9 @@ class ViCo(Method):
     """Four transformer blocks that attend to a reference concept image, and the placeholder's embedding.
 
     The clean latents of the reference, another concept image of the concept, go through the U-Net as rows behind the
-    noisy ones, with the same timesteps and prompts. Behind the text's own block in four transformers, a block of the
-    method's lets the noisy rows attend to the reference rows, where those look at the placeholder.
+    noisy ones, with the same timesteps and prompts; in sampling, where all share one reference, once for each prompt.
+    Behind the text's own block in four transformers, a block of the method's lets the noisy rows attend to the
+    reference rows, where those look at the placeholder.
 
     The blocks start at random, with nothing that closes them, so an untrained ViCo is not the base model. While it
     has seen no concept image its reference is all zeros.
@@ -144,13 +145,15 @@ class ViCo(Method):
             call = _call_among(kwargs.values())
             asked_for.append(call.maps)
             call.maps = AttentionMaps(call.maps.latest_only)
-            call.t, call.context = call.t.repeat(2), call.context.twice()
-            references = self._references_for(len(x_t), call.rows).to(x_t)
-            return (torch.cat([x_t, references]), t.repeat(2), hidden.repeat(2, 1, 1)), kwargs
+            call.context = call.context.and_again()
+            behind = len(call.context) - len(x_t)
+            call.t = torch.cat([call.t, call.t[:behind]])
+            references = self._references_for(behind, call.rows).to(x_t)
+            return (torch.cat([x_t, references]), call.t, call.context.hidden), kwargs
 
         def drop(unet: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
             call, maps = _call_among(kwargs.values()), asked_for.pop()
-            rows = len(output.sample) // 2
+            rows, _ = _noisy_and_behind(call.context)
             maps.include(call.maps, slice(rows))
             if regularized:
                 maps.include(call.maps, slice(rows, None), {layer: of_reference(layer) for layer in self.layers})
@@ -175,9 +178,10 @@ class ViCo(Method):
         block = self.blocks.of(layer)
 
         def attend(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            x, r = output.chunk(2)
             call = _call_among((*args, *kwargs.values()))
-            attended = block(x, encoder_hidden_states=r, encoder_attention_mask=self._mask(call, layer))
+            rows, behind = _noisy_and_behind(call.context)
+            x, r = output[:rows], output[rows:]
+            attended = block(x, encoder_hidden_states=output[behind], encoder_attention_mask=self._mask(call, layer))
             if not self.training and self.sampling.lag:
                 inside = region(call, layer, self.place, self.sampling.lag_unconditional)
                 attended = localized(inside[: len(x)], x, attended)
@@ -190,9 +194,9 @@ class ViCo(Method):
         """(B, 1, h*w) bool: where in the reference the concept is, by this call's maps."""
         if not self.config.mask:
             return None
-        rows = len(call.context) // 2
+        rows, behind = _noisy_and_behind(call.context)
         maps = AttentionMaps()
-        maps.include(call.maps, slice(rows, None), {layer: layer})
+        maps.include(call.maps, behind, {layer: layer})
         partner = call.context.partner[:rows]
         own = otsu(maps.on(layer, looked_at(call.context)[:rows]))
         return (own[partner] if self.sampling.uncond_mask == "from_cond" else own)[:, None]
@@ -236,6 +240,14 @@ def otsu(attention: Tensor) -> Tensor:
 def of_reference(layer: str) -> str:
     """The name under which a step's maps hold those of the reference rows."""
     return f"{layer} of the reference"
+
+
+def _noisy_and_behind(context: TextContext) -> tuple[int, slice | Tensor]:
+    """How many rows of `TextContext.and_again` are noisy, and where the reference row of each is."""
+    if context.distinct is None:
+        return len(context) // 2, slice(len(context) // 2, None)
+    _, places = context.distinct
+    return len(places), len(places) + places
 
 
 def _by_maximum(attention: Tensor) -> Tensor:
