@@ -99,16 +99,19 @@ def guided(
         prompts: what `prompt` says, for methods that do something once for equal ones.
     """
     distinct = distinct_rows([""] * len(prompts) + [*prompts], base.device) if prompts else None
-    halves: list[TextContext] = []  # of the call before, and
-    both: TextContext | None = None  # what was made of them: most conditionings give the same text in every step
+    known: tuple[TextContext, TextContext, TextContext] | None = None
+
+    def halves(t: Tensor) -> TextContext:
+        """Put together once where the conditionings give the same text in every step, as most do."""
+        nonlocal known
+        without, said = empty(t), prompt(t)
+        if known is None or known[0] is not without or known[1] is not said:
+            known = without, said, TextContext.guidance(without, said, distinct)
+        return known[2]
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        nonlocal halves, both
-        now = [empty(t), prompt(t)]
-        if both is None or any(new is not known for new, known in zip(now, halves, strict=True)):
-            halves, both = now, TextContext.guidance(*now, distinct)
         maps = AttentionMaps(latest_only=look is None)
-        without, with_prompt = base.denoise(x.repeat(2, 1, 1, 1), t.repeat(2), both, maps).chunk(2)
+        without, with_prompt = base.denoise(x.repeat(2, 1, 1, 1), t.repeat(2), halves(t), maps).chunk(2)
         if look:
             look(maps)
         return without + scale * (with_prompt - without)
