@@ -145,7 +145,7 @@ def test_parts_of_any_method_that_can_be_confined_act_each_in_its_own_region(kin
                 changed = base.transformers[layer](*args, **kwargs | call)[0]
             assert inside.any() and not torch.equal(changed, expected)
             expected = localized(inside, expected, changed)
-    assert torch.equal(output, expected)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)  # alone, a part is merged into the weights
     assert not (regions[0] & regions[1]).any()
 
 
