@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from personalize_core.errors import InputError
-from personalize_core.methods.oft.method import OFT, Config, Rotation
+from personalize_core.methods.oft.method import OFT, Config, Rotation, solve_together
 from personalize_core.methods.shared.layer_modules import attention_projections
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.artifacts.test_export import check_same, fresh_pipeline
@@ -103,6 +103,38 @@ def test_its_gradients_are_the_finite_differences_of_the_formula(kind):
             slopes[i] = (above - formula()) / (2 * h)
             flat[i] = kept
         np.testing.assert_allclose(array(gradient).reshape(-1), slopes, atol=1e-7)
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("share", [False, True])
+def test_few_rows_are_turned_themselves_and_for_many_the_weight_to_the_same_values_and_gradients(rows, share):
+    """Beside the dense matrices: y = x R W0^T + b, with R^T x as the row x R."""
+    torch.manual_seed(0)
+    layer, rotation = nn.Linear(12, 8).requires_grad_(False), Rotation(12, 8, 3, share, rescaled=False)
+    rotation.A.data.normal_()
+    x = torch.randn(2, rows // 2 + 1, 12, requires_grad=True)
+    y = rotation.linear(x, layer, rotation.blocks())
+    found = torch.autograd.grad(y.sin().sum(), [x, rotation.A])
+
+    identity = torch.eye(4)
+    each = [
+        torch.linalg.inv(identity + S) @ (identity - S) for A in rotation.A.expand(3, -1, -1) for S in [(A - A.mT) / 2]
+    ]
+    expected = x @ torch.block_diag(*each) @ layer.weight.mT + layer.bias
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-5)
+    for own, other in zip(found, torch.autograd.grad(expected.sin().sum(), [x, rotation.A]), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)
+
+
+def test_layers_are_solved_together_as_each_by_itself(base, concept):
+    rotations = dict(make(base, concept).rotations.by_path())
+    for rotation in rotations.values():
+        rotation.A.data.normal_()
+    together = solve_together(rotations)
+    assert len({rotation.A.shape for rotation in rotations.values()}) > 1
+    assert together.keys() == rotations.keys()
+    for path, rotation in rotations.items():
+        torch.testing.assert_close(together[path], rotation.blocks())
 
 
 @pytest.mark.parametrize("size", [0.1, 1.0, 10.0])

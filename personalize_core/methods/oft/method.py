@@ -8,12 +8,13 @@ stands for the concept: the base model's rare word, as for every method, where t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from personalize_core.base_model.model import BaseModel, hooked
@@ -26,11 +27,14 @@ from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.oft.recipe import Config
 from personalize_core.methods.shared.interchange import file_in, fill, read_tensors
 from personalize_core.methods.shared.lag import apart, attached
-from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, stored
+from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, computing, stored
 from personalize_core.methods.shared.merged_weights import merged
 from personalize_core.methods.shared.training_batches import with_prior
 
 TEMPLATE = "a photo of {}"
+Linear = Callable[[Tensor], Tensor]
+"""A layer: (..., in_features) -> (..., out_features)."""
+
 ADAPTER, IN_PEFT = "adapter_model.safetensors", "base_model.model."
 
 
@@ -50,22 +54,31 @@ class Rotation(nn.Module):
 
     def skew(self) -> Tensor:
         """S, (r, n, n), or (1, n, n) if the blocks are one."""
-        return (self.A - self.A.mT) / 2
+        return skew(self.A)
 
     def blocks(self) -> Tensor:
         """R_1 to R_r, (r, n, n)."""
-        with _full_precision(self.A):
-            S, identity = self.skew(), torch.eye(self.A.shape[-1], device=self.A.device, dtype=self.A.dtype)
-            # The factors commute. I + S has an inverse for every skew S, so no solution needs a check, for which a
-            # graphics card would wait: once a layer and step.
-            solved, _ = torch.linalg.solve_ex(identity + S, identity - S, check_errors=False)
-            return solved.expand(self.r, -1, -1)
+        return cayley(self.skew()).expand(self.r, -1, -1)
 
     def turn(self, x: Tensor, blocks: Tensor) -> Tensor:
         """R^T x, for x (..., in_features) and R's blocks."""
         with _full_precision(x):
-            turned = torch.einsum("...ri,rij->...rj", x.to(blocks.dtype).unflatten(-1, (self.r, -1)), blocks)
-            return turned.flatten(-2).to(x.dtype)
+            parts = x.to(blocks.dtype).reshape(-1, self.r, blocks.shape[-1]).transpose(0, 1)  # (r, N, n)
+            return torch.bmm(parts, blocks).transpose(0, 1).reshape(x.shape).to(x.dtype)
+
+    def turned_weight(self, weight: Tensor, blocks: Tensor) -> Tensor:
+        """W0 R^T, (out_features, in_features): R turns every row of W0."""
+        return self.turn(weight, blocks.mT)
+
+    def linear(self, x: Tensor, layer: nn.Linear, blocks: Tensor) -> Tensor:
+        """W0 R^T x + b, (..., out_features).
+
+        R turns whichever has fewer rows: the features of all positions, or the weight. The gradient of a turned weight
+        takes another product over all positions, so the weight needs half as many.
+        """
+        if x.shape[:-1].numel() > 2 * layer.out_features:
+            return F.linear(x, self.turned_weight(layer.weight, blocks), layer.bias)
+        return F.linear(self.turn(x, blocks), layer.weight, layer.bias)
 
     def rescale(self, y: Tensor, bias: Tensor | None) -> Tensor:
         """s W x + b from y = W x + b, (..., out_features)."""
@@ -75,8 +88,7 @@ class Rotation(nn.Module):
 
     def merged(self, W: Tensor) -> Tensor:
         """diag(s) W R^T, of (outputs, inputs)."""
-        with _full_precision(W):
-            W = torch.einsum("orj,rij->ori", W.unflatten(-1, (self.r, -1)), self.blocks()).flatten(1)
+        W = self.turned_weight(W, self.blocks())
         return W if self.log_scale is None else W + torch.expm1(self.log_scale)[:, None] * W
 
     @torch.no_grad()
@@ -130,24 +142,48 @@ class OFT(Method):
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         if not apart(self):
             return merged(base, {path: rotation.merged for path, rotation in self.rotations.by_path()})
-        turns = {path: self._turning(self.rotations.of(path)) for path in attention_projections(base)}
-        return attached(base, self, lambda transformer: self._inside(base, transformer, turns))
+        layers = attention_projections(base)
+        linears = self._learning(base, layers) if self.training else nullcontext(self._fixed(layers))
+        return self._attached(base, linears)
 
-    def _inside(self, base: BaseModel, transformer: str, turns: dict[str, Callable]) -> AbstractContextManager[Any]:
-        handles = []
-        for path, layer in attention_projections(base, [transformer]).items():
-            handles.append(layer.register_forward_pre_hook(turns[path]))
-            if self.config.rescaled:
-                handles.append(layer.register_forward_hook(_rescaling(self.rotations.of(path))))
-        return hooked(*handles)
+    @contextmanager
+    def _attached(self, base: BaseModel, linears: AbstractContextManager[dict[str, Linear]]) -> Iterator[None]:
+        with linears as by_path, attached(base, self, lambda layer: self._inside(base, layer, by_path)):
+            yield
 
-    def _turning(self, rotation: Rotation) -> Callable:
-        fixed = None if self.training else rotation.blocks()  # else 128 equations would be solved in every step
+    @contextmanager
+    def _learning(self, base: BaseModel, layers: dict[str, nn.Linear]) -> Iterator[dict[str, Linear]]:
+        """What each layer computes, where every pass through the U-Net solves for the blocks anew."""
+        rotations, solved = dict(self.rotations.by_path()), dict[str, Tensor]()
 
-        def turn(layer: nn.Linear, args: tuple[Tensor]) -> tuple[Tensor]:
-            return (rotation.turn(args[0], rotation.blocks() if fixed is None else fixed),)
+        def solve(unet: nn.Module, args: tuple) -> None:
+            solved.clear()
+            solved.update(solve_together(rotations))
 
-        return turn
+        def linear(path: str, layer: nn.Linear) -> Linear:
+            return lambda x: rotations[path].linear(x, layer, solved[path])
+
+        with hooked(base.unet.register_forward_pre_hook(solve)):
+            yield {path: linear(path, layer) for path, layer in layers.items()}
+
+    def _fixed(self, layers: dict[str, nn.Linear]) -> dict[str, Linear]:
+        """What each layer computes, with its weight turned once for all passes."""
+        rotations = dict(self.rotations.by_path())
+        solved = solve_together(rotations)
+
+        def linear(weight: Tensor, bias: Tensor | None) -> Linear:
+            return lambda x: F.linear(x, weight, bias)
+
+        weights = {path: rotations[path].turned_weight(layer.weight, solved[path]) for path, layer in layers.items()}
+        return {path: linear(weights[path], layer.bias) for path, layer in layers.items()}
+
+    @contextmanager
+    def _inside(self, base: BaseModel, transformer: str, linears: dict[str, Linear]) -> Iterator[None]:
+        layers = attention_projections(base, [transformer])
+        rescaled = layers.items() if self.config.rescaled else []
+        hooks = [layer.register_forward_hook(_rescaling(self.rotations.of(path))) for path, layer in rescaled]
+        with hooked(*hooks), computing({layer: linears[path] for path, layer in layers.items()}):
+            yield
 
     def export(self, base: BaseModel, folder: Path) -> str:
         if self.config.rescaled:
@@ -185,6 +221,33 @@ class OFT(Method):
             tensors.setdefault(name, torch.zeros_like(start))  # a layer without one is not turned
         fill(method.rotations.named_parameters(), tensors, folder)
         return method
+
+
+def skew(A: Tensor) -> Tensor:
+    """(A - A^T) / 2 of every matrix, (..., n, n)."""
+    return (A - A.mT) / 2
+
+
+def cayley(S: Tensor) -> Tensor:
+    """(I - S) (I + S)^-1 of every skew matrix, (..., n, n)."""
+    with _full_precision(S):
+        identity = torch.eye(S.shape[-1], device=S.device, dtype=S.dtype)
+        # The factors commute. I + S has an inverse for every skew S, so no solution needs a check, for which a
+        # graphics card would wait.
+        solved, _ = torch.linalg.solve_ex(identity + S, identity - S, check_errors=False)
+        return solved
+
+
+def solve_together(rotations: Mapping[str, Rotation]) -> dict[str, Tensor]:
+    """`Rotation.blocks` of all layers, by path; those of equal shape in one batch."""
+    alike: dict[torch.Size, list[str]] = {}
+    for path, rotation in rotations.items():
+        alike.setdefault(rotation.A.shape, []).append(path)
+    solved: dict[str, Tensor] = {}
+    for paths in alike.values():
+        A = torch.stack([rotations[path].A for path in paths])
+        solved |= zip(paths, cayley(skew(A)).unbind(), strict=True)
+    return {path: solved[path].expand(rotation.r, -1, -1) for path, rotation in rotations.items()}
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -231,7 +294,8 @@ def _rescaling(rotation: Rotation) -> Callable:
 
 def _full_precision(like: Tensor) -> AbstractContextManager[Any]:
     """A rotation in half precision would not be one: its columns would be off unit length by a hundredth."""
-    return torch.autocast(like.device.type, enabled=False)
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _check_divides(r: int, width: int) -> None:

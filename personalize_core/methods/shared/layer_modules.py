@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar, cast
 
 from torch import nn
@@ -46,6 +47,18 @@ class LayerModules(nn.ModuleDict, Generic[M]):
             layers: path -> layer, of those whose modules are to act.
         """
         return [layer.register_forward_hook(hook(self.of(path))) for path, layer in layers.items()]
+
+
+@contextmanager
+def computing(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
+    """Within it, each of the layers computes what is given for it; its hooks act as ever."""
+    for layer, forward in forwards.items():
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer in forwards:
+            del layer.forward  # the method of its class is seen again
 
 
 def attention_projections(base: BaseModel, transformers: Iterable[str] | None = None) -> dict[str, nn.Linear]:
