@@ -73,8 +73,8 @@ class BareUNet:
 
     def seconds(self, device: str, rows: NoisyRows, hidden: Tensor) -> float:
         """Of one step, without what comes before and after it."""
-        weight, text = rows.batch.weight.to(device), hidden.detach().requires_grad_(self.text_has_gradient)
-        taken = seconds_of(lambda: self.step(rows.x_t, rows.t, text, rows.target, weight), device)
+        text = hidden.detach().requires_grad_(self.text_has_gradient)
+        taken = seconds_of(lambda: self.step(rows.x_t, rows.t, text, rows.target, rows.batch.weight), device)
         self.unet.zero_grad()
         return taken
 

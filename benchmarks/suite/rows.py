@@ -46,5 +46,5 @@ def rows_of(method: Method, base: BaseModel, images: ConceptLatents, steps: int)
     for index in range(steps):
         rows = noisy_rows(method, base, images, stage, SEED, index)
         batch = rows.batch
-        found.append(Rows(batch.latents, rows.target.cpu(), rows.t.cpu(), batch.prompts, batch.weight))
+        found.append(Rows(batch.latents, rows.target.cpu(), rows.t.cpu(), batch.prompts, batch.weight.cpu()))
     return found

@@ -98,7 +98,7 @@ class KeptPrompts:
         self._said.clear()
 
     def _key(self, key: Hashable, embedding: Tensor | None) -> Hashable:
-        return key, None if embedding is None else id(embedding), torch.get_float32_matmul_precision()
+        return key, None if embedding is None else id(embedding), torch.backends.cuda.matmul.allow_tf32
 
     def _forget_if_changed(self) -> None:
         weights = [weight for owner, name in self._owners if (weight := owner[name]) is not None]

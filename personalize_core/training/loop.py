@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from personalize_core.base_model.attention import AttentionMaps
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
+from personalize_core.base_model.transfer import moved
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.interface import Batch, Method, Stage, Step
 from personalize_core.randomness import generator_for, seed_for
@@ -175,7 +176,7 @@ def _total(losses: dict[str, Tensor]) -> Tensor:
 class NoisyRows:
     """A batch, noised to random timesteps, on the base model's device."""
 
-    batch: Batch
+    batch: Batch  # whose latents stay where they were
     x_t: Tensor  # (B, 4, h, w)
     t: Tensor  # (B,)
     target: Tensor  # (B, 4, h, w): noise, or velocity
@@ -202,7 +203,8 @@ def noisy_rows(
     t = torch.randint(stage.min_timestep, last, (len(noise),), generator=generator)
     x_t = base.scheduler.add_noise(batch.latents, noise, t)
     target = base.target(batch.latents, noise, t)
-    return NoisyRows(batch, x_t.to(base.device), t.to(base.device), target.to(base.device), generator)
+    x_t, target, weight, t = moved([x_t, target, batch.weight, t], base.device)
+    return NoisyRows(replace(batch, weight=weight), x_t, t, target, generator)
 
 
 def _predicted(stage: Stage, base: BaseModel, rows: NoisyRows, context: TextContext, part: slice) -> Step:
@@ -225,7 +227,7 @@ def _predicted(stage: Stage, base: BaseModel, rows: NoisyRows, context: TextCont
 def diffusion_loss(step: Step) -> Tensor:
     """Squared error (eq. 1 of Rombach et al. 2022): mean over each row, then summed by the rows' weights."""
     error = (step.prediction - step.target).pow(2)
-    return (step.batch.weight.to(error.device) * error).mean(dim=(1, 2, 3)).sum()
+    return (step.batch.weight * error).mean(dim=(1, 2, 3)).sum()
 
 
 def _restore(tensors: dict[str, Tensor], method: Method, optimizer: torch.optim.Optimizer) -> None:

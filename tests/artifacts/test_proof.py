@@ -190,7 +190,7 @@ def test_on_a_cpu_every_bit_must_agree():
         proof.compare(sampling(LATENTS), sampling(other), base)
 
 
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 2e-3), (torch.bfloat16, 0.4)])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 0.05), (torch.bfloat16, 0.4)])
 def test_on_a_gpu_rounding_of_the_unets_type_is_allowed(dtype, allowed):
     base = tiny_base(dtype=dtype)
     base.device = torch.device("cuda")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,9 @@ def test_loading_the_base_model_chooses_the_kernels(on, tmp_path):
     assert torch.are_deterministic_algorithms_enabled() == on
     assert os.environ.get(WORKSPACE) == (FIXED if on else None)
     assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is not on
+    on_cpu: Any = torch.backends.mkldnn
+    assert on_cpu.matmul.fp32_precision == "none"  # as it was
 
 
 def test_a_workspace_of_cublas_that_the_user_set_stays(monkeypatch):
