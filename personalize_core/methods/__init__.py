@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.errors import InputError, listed
+from personalize_core.methods.recipe import Ablation
 
 if TYPE_CHECKING:
     from personalize_core.methods.interface import Method
@@ -27,7 +28,17 @@ RECIPES: dict[str, type[Recipe]] = _found()
 METHOD_NAMES = tuple(RECIPES)
 BASELINE = "base_model"  # learns nothing: what every method must beat
 MARK = "@"  # METHOD@ABLATION is a method with some of its configuration changed, and is used like a method's name
-ABLATION_NAMES = tuple(f"{name}{MARK}{ablation}" for name, recipe in RECIPES.items() for ablation in recipe.ablations)
+
+# What every method has that learns anything, beside ablations of its own.
+PRESETS: dict[str, Ablation] = {"adaptive": Ablation({"adaptive": {}})}
+
+
+def ablations_of(method: str) -> dict[str, Ablation]:
+    """Of a method itself, by their names behind METHOD@."""
+    return {**RECIPES[method].ablations, **({} if method == BASELINE else PRESETS)}
+
+
+ABLATION_NAMES = tuple(f"{name}{MARK}{ablation}" for name in RECIPES for ablation in ablations_of(name))
 
 
 def check_method(name: str) -> None:
@@ -35,7 +46,7 @@ def check_method(name: str) -> None:
     method, _, ablation = name.partition(MARK)
     if method not in RECIPES:
         raise InputError(f"there is no method {method!r}; the methods are {listed(METHOD_NAMES)}")
-    known = RECIPES[method].ablations
+    known = ablations_of(method)
     if MARK in name and ablation not in known:
         raise InputError(f"{method} has no ablation {ablation!r}; it has {listed(known) or 'none'}")
 
@@ -56,7 +67,7 @@ def method_source(name: str) -> str:
 def ablation_changes(name: str) -> dict[str, Any]:
     """What an ablation changes in its method's Config; nothing for a method itself."""
     method, _, ablation = name.partition(MARK)
-    return dict(RECIPES[method].ablations[ablation].changes) if ablation else {}
+    return dict(ablations_of(method)[ablation].changes) if ablation else {}
 
 
 def recipe_class(name: str) -> type[Recipe]:

@@ -8,25 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
-
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass as validated_dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, cast
 
 from personalize_core.concepts.preprocessing import Preprocessing
 from personalize_core.errors import InputError, listed
-
-T = TypeVar("T")
-
-
-@dataclass_transform(frozen_default=True)
-def options(kind: type[T]) -> type[T]:
-    """A frozen dataclass whose values are checked when it is created: for a method's Config and Sampling."""
-    # Validators are built on first use: importing every method's recipe then costs little.
-    config = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
-    checked: Any = validated_dataclass(frozen=True, config=config)
-    return checked(kind)
+from personalize_core.methods.adaptive import Adaptive
+from personalize_core.methods.options import options
 
 
 def refuse_idle(chosen: Any, *names: str, off: str) -> None:
@@ -82,6 +70,7 @@ class Range:
     high: float
 
 
+@options
 class Recipe:
     """Base class of every method's `Config`: its options are how the method is trained, the rest is derived from them.
 
@@ -101,6 +90,8 @@ class Recipe:
     arxiv: ClassVar[str] = ""  # number, which also gives the order of methods in tables
     Sampling: ClassVar[type] = NoOptions  # how a trained artifact is used; chosen for each sampling run
     ablations: ClassVar[Mapping[str, Ablation]] = {}
+
+    adaptive: Adaptive | None = field(default=None, kw_only=True)  # None: as many steps as the recipe says
 
     @classmethod
     def citation(cls) -> str:

@@ -13,6 +13,7 @@ from personalize_core.randomness import seed_for
 from personalize_core.steps.class_images import class_images_for, encode_real_class_images
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
+from personalize_core.steps.probe_record import ENDED, PROBE_CURVES, PROBE_IMAGES
 from personalize_core.training.run_costs import TimedCheckpoints
 from personalize_core.workspace.dependencies import (
     TrainingInputs,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
     from personalize_core.concepts.images import ConceptLatents
     from personalize_core.methods.interface import Method
+    from personalize_core.steps.probing import Probing
 
 LOSS_CURVE = "loss.png"
 PROOF = "proof.json"  # beside the weights: a fresh process sampled with them what the trainer sampled
@@ -104,6 +106,7 @@ def _train_into(
     """
     from personalize_core.artifacts import proof, saving
     from personalize_core.report.figures.losses import loss_curve
+    from personalize_core.steps.probing import Probing
     from personalize_core.training import training_log
     from personalize_core.training.fixed_batch import fixed_batch_losses, improvement
 
@@ -112,7 +115,8 @@ def _train_into(
     before = fixed_batch_losses(learner, base, images, seed)
     trains = any(stage.steps for stage in learner.stages())
     with proof.FreshProcess(base) if trains else nullcontext() as fresh:  # else there is nothing to prove
-        log, costs = _trained(learner, store, inputs, base, images, checkpoints, listener)
+        probed = Probing(store, inputs, learner, base, images, checkpoints.watch.skip)
+        log, costs = _trained(learner, store, inputs, base, images, checkpoints, probed, listener)
         saving.save(folder, inputs.method, learner, base, store.training_seed)
         if fresh:
             base.give_back_memory()
@@ -120,6 +124,7 @@ def _train_into(
         after = fixed_batch_losses(learner, base, images, seed)
         write_json(folder / "fixed_batch.json", improvement(before, after, seed))
         training_log.write(log, folder)
+        probed.save(folder)
         if log:
             loss_curve(log, folder / LOSS_CURVE)
         if fresh:
@@ -134,6 +139,7 @@ def _trained(
     base: BaseModel,
     images: ConceptLatents,
     checkpoints: TimedCheckpoints,
+    probed: Probing,
     listener: Listener,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Run all stages. Returns the log and the costs."""
@@ -157,9 +163,20 @@ def _trained(
 
     with base.recomputing() if store.params.gradient_checkpointing else nullcontext():
         memory, at_once = PeakMemory(base.device), RowsAtOnce.of(store.params.micro_batch)
-        rows = run_stages(learner, base, images, store.training_seed, log, checkpoints, at_once, store.params.optimizer)
+        rows = run_stages(
+            learner,
+            base,
+            images,
+            store.training_seed,
+            log,
+            checkpoints,
+            at_once,
+            store.params.optimizer,
+            probed.watch,
+        )
         costs = memory.costs() | ({} if watch.seconds is None else {"training_seconds": watch.seconds})
         costs |= {"micro_batch": at_once.rows} if at_once.rows else {}
+        costs |= {} if probed.seconds is None else {"probe_seconds": probed.seconds}
     return rows, costs
 
 
@@ -185,5 +202,9 @@ def trained_report(stamp: str, skipped: bool, started: float, folder: Path) -> R
     if (folder / PROOF).is_file():
         proved = read_result(folder / PROOF, largest_difference=float)
         metrics["restored_samples_otherwise_by"] = proved["largest_difference"]
-    images = {"loss": folder / LOSS_CURVE} if (folder / LOSS_CURVE).is_file() else {}
+    if (folder / ENDED).is_file():
+        ended = read_result(folder / ENDED, steps=int, of=int)
+        metrics |= {"steps": float(ended["steps"]), "steps_saved": float(ended["of"] - ended["steps"])}
+    shown = {"loss": LOSS_CURVE, "probes": PROBE_CURVES, "probe_images": PROBE_IMAGES}
+    images = {name: folder / file for name, file in shown.items() if (folder / file).is_file()}
     return Report(stamp, skipped, time.monotonic() - started, folder, metrics, images)

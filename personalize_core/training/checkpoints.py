@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core.files.atomic import save_tensors
 from personalize_core.files.background import Background
+from personalize_core.training.watcher import Watched
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from personalize_core.methods.interface import Method
 
+WATCHED = "watched."
 LogRow = dict[str, Any]
 """One step: "stage", "step", each loss under its name, "gradient_norm" before clipping, "lr" of each group of its
 stage, and "learned", where a method has any: the numbers that it says of itself after the step."""
@@ -32,6 +34,7 @@ class Resumed:
     step: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
     history: list[LogRow] = field(default_factory=list)
+    watched: Watched = Watched()
 
 
 @dataclass
@@ -63,13 +66,19 @@ class Checkpoints:
         return passed >= max(self.every_seconds, took / self.share)
 
     def save(
-        self, position: tuple[int, int], method: Method, optimizer: torch.optim.Optimizer, history: list[LogRow]
+        self,
+        position: tuple[int, int],
+        method: Method,
+        optimizer: torch.optim.Optimizer,
+        history: list[LogRow],
+        watched: Watched,
     ) -> None:
         """Once the one before is written, copy everything; that is written then.
 
         Args:
             position: (stage, next step).
             history: the log so far.
+            watched: not changed from now on.
         """
         import torch
 
@@ -82,7 +91,8 @@ class Checkpoints:
             for index, values in state.items()
             for name, value in _flat(values)
         }
-        progress = {"stamp": self.stamp, "position": position, "history": list(history)}
+        tensors |= {f"{WATCHED}{name}": tensor for name, tensor in watched.tensors.items()}
+        progress = {"stamp": self.stamp, "position": position, "history": list(history), "watched": watched.values}
         self.writes.do(partial(self._write, Copies.of(tensors), progress))
 
     def _write(self, copies: Copies, progress: dict[str, Any]) -> None:
@@ -102,7 +112,10 @@ class Checkpoints:
                 if progress["stamp"] == self.stamp:
                     stage, step = progress["position"]
                     tensors = {name: saved.get_tensor(name) for name in saved.keys()}
-                    return Resumed(stage, step, tensors, progress["history"])
+                    seen = {name: tensors.pop(name) for name in list(tensors) if name.startswith(WATCHED)}
+                    seen = {name.removeprefix(WATCHED): tensor for name, tensor in seen.items()}
+                    watched = Watched(progress["watched"], seen)
+                    return Resumed(stage, step, tensors, progress["history"], watched)
         except (FileNotFoundError, SafetensorError):  # the second: a power cut may leave an empty file
             pass
         return Resumed()

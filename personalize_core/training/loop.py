@@ -21,6 +21,7 @@ from personalize_core.randomness import generator_for, seed_for
 from personalize_core.training.checkpoints import Checkpoints, LogRow, Resumed
 from personalize_core.training.micro_batches import RowsAtOnce
 from personalize_core.training.optimizers import OptimizerName, make_optimizer
+from personalize_core.training.watcher import Unwatched, Watcher
 
 Log = Callable[[LogRow], None]
 
@@ -38,6 +39,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     at_once: RowsAtOnce | None = None,
     optimizer_name: OptimizerName = "adamw",
+    watcher: Watcher | None = None,
 ) -> list[LogRow]:
     """Train `method` in place, stage after stage; the base model comes out as it went in.
 
@@ -47,6 +49,7 @@ def train(
     Args:
         at_once: how many rows of a batch pass through the U-Net at once, which changes sums in their last bits alone;
             all of them if None. Where it halves itself, it stays so.
+        watcher: may end a stage before its last step, and choose what is kept of the last one.
 
     Returns:
         The log, a row per step, from the first step on also where the run was resumed.
@@ -57,26 +60,40 @@ def train(
     resumed = checkpoints.load() if checkpoints else Resumed()
     history, at_once = list(resumed.history), at_once or RowsAtOnce()
     method.train().to(base.device)  # in this order: TunedWeights
+    stages, watcher = method.stages(), watcher or Unwatched()
+    watcher.begin(stages, resumed.watched)
     with checkpoints.writes if checkpoints else nullcontext(), torch.random.fork_rng():
-        for number, stage in enumerate(method.stages()):
+        for number, stage in enumerate(stages):
+            if number < resumed.stage:
+                continue
             trained = [p for group in stage.param_groups for p in group["params"]]
             method.requires_grad_(False)
             for parameter in trained:
                 parameter.requires_grad_(True)
+            done = 0
             optimizer = make_optimizer(optimizer_name, stage.param_groups)
-            start = 0 if number >= resumed.stage else stage.steps
             if number == resumed.stage and resumed.tensors:
                 _restore(resumed.tensors, method, optimizer)
-                start = resumed.step
-            if start == stage.steps:
-                continue
-            with (stage.attach or method.attach)(base):
-                for index in range(start, stage.steps):
-                    row = _train_step(stage, index, trained, optimizer, method, base, images, seed, at_once)
-                    history.append(row)
-                    log(row)
-                    if checkpoints and checkpoints.due():
-                        checkpoints.save((number, index + 1), method, optimizer, history)
+                done = resumed.step
+            while True:
+                watcher.look(number, done)
+                if done == stage.steps or watcher.has_learned(number):
+                    break
+                with (stage.attach or method.attach)(base):
+                    until = watcher.pause(number, done)
+                    if not done:
+                        watcher.measure(number, done)
+                    while done < until:
+                        row = _train_step(stage, done, trained, optimizer, method, base, images, seed, at_once)
+                        done += 1
+                        row |= watcher.measure(number, done)
+                        history.append(row)
+                        log(row)
+                        if checkpoints and checkpoints.due():
+                            checkpoints.save((number, done), method, optimizer, history, watcher.watched())
+                        if watcher.has_learned(number):
+                            break
+            watcher.end(number, done)
             optimizer.zero_grad()  # gradients are as large as what was trained, and what follows needs the memory
     method.requires_grad_(False).eval().cpu()  # it is saved next; whoever samples with it moves it
     return history
@@ -157,7 +174,7 @@ def add_gradients(
 def _add_gradients_of_part(
     stage: Stage, base: BaseModel, rows: NoisyRows, context: TextContext, part: slice
 ) -> dict[str, Tensor]:
-    step = _predicted(stage, base, rows, context, part)
+    step = predicted(stage, base, rows, context, part)
     losses = {"diffusion": diffusion_loss(step), **stage.penalty(step)}
     _total(losses).backward()
     step = replace(step, prediction=step.prediction.detach(), maps=AttentionMaps())
@@ -189,7 +206,7 @@ def denoising_step(
     """Noise some latents to random timesteps and predict with the U-Net."""
     rows = noisy_rows(method, base, images, stage, seed, index)
     context = method.condition(base, rows.batch.prompts)(rows.t)
-    return _predicted(stage, base, rows, context, slice(0, len(rows.t)))
+    return predicted(stage, base, rows, context, slice(0, len(rows.t)))
 
 
 def noisy_rows(
@@ -201,13 +218,19 @@ def noisy_rows(
     noise = torch.randn(batch.latents.shape, generator=generator)
     last = base.scheduler.config.num_train_timesteps
     t = torch.randint(stage.min_timestep, last, (len(noise),), generator=generator)
+    return noised(base, batch, noise, t, generator)
+
+
+def noised(base: BaseModel, batch: Batch, noise: Tensor, t: Tensor, generator: Generator) -> NoisyRows:
+    """noise: (B, 4, h, w). t: (B,). generator: for what penalties draw."""
     x_t = base.scheduler.add_noise(batch.latents, noise, t)
     target = base.target(batch.latents, noise, t)
     x_t, target, weight, t = moved([x_t, target, batch.weight, t], base.device)
     return NoisyRows(replace(batch, weight=weight), x_t, t, target, generator)
 
 
-def _predicted(stage: Stage, base: BaseModel, rows: NoisyRows, context: TextContext, part: slice) -> Step:
+def predicted(stage: Stage, base: BaseModel, rows: NoisyRows, context: TextContext, part: slice) -> Step:
+    """The U-Net's prediction for some of the rows."""
     x_t, t, context = rows.x_t[part], rows.t[part], context.part(part)
     maps = AttentionMaps(latest_only=not stage.looks_at_attention)
     return Step(
@@ -226,8 +249,13 @@ def _predicted(stage: Stage, base: BaseModel, rows: NoisyRows, context: TextCont
 
 def diffusion_loss(step: Step) -> Tensor:
     """Squared error (eq. 1 of Rombach et al. 2022): mean over each row, then summed by the rows' weights."""
+    return row_losses(step).sum()
+
+
+def row_losses(step: Step) -> Tensor:
+    """(B,): what each row contributes to the diffusion loss."""
     error = (step.prediction - step.target).pow(2)
-    return (step.batch.weight * error).mean(dim=(1, 2, 3)).sum()
+    return (step.batch.weight * error).mean(dim=(1, 2, 3))
 
 
 def _restore(tensors: dict[str, Tensor], method: Method, optimizer: torch.optim.Optimizer) -> None:

@@ -76,6 +76,16 @@ TRAINING = (
     "training/micro_batches",
     "training/optimizers",
 )
+# On top, where a training ends when enough is learned.
+WATCHING = (
+    "concepts/held_out",
+    "metrics/encoders",
+    "metrics/preprocessing",
+    "steps/probing",
+    "training/fixed_inputs",
+    "training/stopping",
+    "training/watch",
+)
 ENCODERS = ("metrics/encoder_names", "metrics/encoders", "metrics/preprocessing", "metrics/weights")
 SCORING = (
     *ENCODERS,
@@ -296,7 +306,25 @@ def _trained_by(store: Store, method: str) -> dict[str, Any]:
         "seed": params.seed,
         "sources": sources_hash([*TRAINING, method_source(method)]),
         **({"optimizer": params.optimizer} if params.optimizer != "adamw" else {}),
+        **_ended_by(store, method),
     }
+
+
+def _ended_by(store: Store, method: str) -> dict[str, Any]:
+    """What decides how long a method is trained, besides its recipe; nothing where that alone does."""
+    adaptive, params = store.params.config(method).adaptive, store.params
+    if not adaptive:
+        return {}
+    probes: dict[str, Any] = {}
+    if adaptive.needs_probes:
+        encoders = [params.encoders.identity[0], params.encoders.text_image[0]]
+        probes = {
+            "probes": params.probes.model_dump(exclude={"share"}),
+            "sampling": params.sampling.how(),
+            "prompts": [each.name for each in params.sampling.prompts],
+            "encoders": [weights_of(name) for name in encoders],
+        }
+    return {"watching": sources_hash(WATCHING), **probes}
 
 
 @memoized

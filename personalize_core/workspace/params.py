@@ -27,6 +27,7 @@ from personalize_core.workspace.automation import Automation
 from personalize_core.workspace.encoder_settings import Encoders
 from personalize_core.workspace.held_out_setting import HeldOut
 from personalize_core.workspace.judge_setting import Judge
+from personalize_core.workspace.probe_settings import ProbeSettings
 from personalize_core.workspace.sampling_settings import SamplerSettings, Sampling
 from personalize_core.workspace.sections import MOST_SEED, Section
 from personalize_core.workspace.variants import NAME as VARIANT_NAME
@@ -42,6 +43,7 @@ class Params(Section):
     micro_batch: MicroBatch = None  # rows of a batch that pass through the U-Net at once in training
     optimizer: OptimizerName = "adamw"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    probes: ProbeSettings = ProbeSettings()  # how a training is watched
     deterministic: bool = False  # on a GPU: the same bits from one run to the next, with slower kernels
     seed: Annotated[int, Field(ge=0, le=MOST_SEED)]
     sampling: Sampling

@@ -1,0 +1,177 @@
+"""What a probe looks at while a method learns a concept: a few images, and how good they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from personalize_core.concepts import concept_files
+from personalize_core.concepts.concept import SLOT
+from personalize_core.errors import InputError
+from personalize_core.steps.probe_record import opened, save_record
+from personalize_core.training.watch import Probed, Probes, Watch
+from personalize_core.workspace.dependencies import TrainingInputs
+from personalize_core.workspace.recipes import images_trained_on, prompts_of, split_of
+from personalize_core.workspace.store import Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from personalize_core.base_model.model import BaseModel
+    from personalize_core.concepts.images import ConceptLatents
+    from personalize_core.methods.interface import Method
+
+
+class Probing:
+    """A training that is watched, and what was seen of it.
+
+    Raises:
+        InputError: it is to choose by identity, and no image of the concept is held out; or an encoder cannot be had.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        inputs: TrainingInputs,
+        learner: Method,
+        base: BaseModel,
+        images: ConceptLatents,
+        after: Callable[[], None],
+    ) -> None:
+        """after: is called when a probe is over."""
+        adaptive, settings = inputs.config.adaptive, store.params.probes
+        share = adaptive.share if adaptive else settings.share
+        self.eye, self.after, self.spent = Eye(store, inputs, base), after, 0.0
+        if adaptive and adaptive.needs_probes and adaptive.by != "text" and not self.eye.held_out:
+            raise InputError(
+                f"{inputs.method}: adaptive chooses by images that are held out, so that a copy does not win, and of "
+                f"{inputs.concept.name!r} none is: set held_out in params.yaml, and give the concept six images or "
+                "more; or choose `by: text` or `stop: loss`"
+            )
+        probes = Probes(self._look, len(self.eye.prompts), settings.steps) if share else None
+        self.watch = Watch(learner, base, images, store.training_seed, probes, share, adaptive)
+
+    @property
+    def seconds(self) -> float | None:
+        """That the probes took; None where some were taken before the training was cut off."""
+        return None if self.watch.resumed else self.spent
+
+    def _look(self, method: Method) -> Probed:
+        begun = time.monotonic()
+        probed = self.eye.look(method)
+        self.spent += time.monotonic() - begun
+        self.after()
+        return probed
+
+    def save(self, folder: Path) -> None:
+        """What was seen, into the folder of what was learned."""
+        save_record(self.watch, self.eye.prompts, folder)
+
+
+class Eye:
+    """Samples the first prompts of a concept's list, and its class noun, always from the same noise.
+
+    Its encoders stay on the CPU: for a few images that takes little time, and a graphics card is full of what trains.
+    """
+
+    def __init__(self, store: Store, inputs: TrainingInputs, base: BaseModel) -> None:
+        self.store, self.concept, self.base = store, inputs.concept, base
+        self.settings, self.how = store.params.probes, store.params.sampling
+        self.templates = prompts_of(store, self.concept.name).templates[: self.settings.prompts]
+
+    @property
+    def prompts(self) -> list[str]:
+        """What its images show, in their order; the last one is without the concept."""
+        named = [template.replace(SLOT, self.concept.placeholder) for template in self.templates]
+        return [*named, self._class_prompt]
+
+    def look(self, method: Method) -> Probed:
+        """The method's images, and of each but the last its metrics; of that one how far it drifted."""
+        from personalize_core.metrics.similarity import image_alignment_per_image, text_alignment_per_image
+
+        said = [*(method.say(template) for template in self.templates), self._class_prompt]
+        images = self._sampled(method, said)
+        of_concept, of_noun = images[:-1], images[-1:]
+        features, trained_on = self._identity(of_concept), self._trained_on
+        references = self._held_out if self.held_out else trained_on
+        metrics = {
+            "identity": image_alignment_per_image(features, references),
+            "text": text_alignment_per_image(self._text_image.images(opened(of_concept)), self._texts),
+            "copying": (features @ trained_on.T).amax(dim=1),
+            "drift": 1 - image_alignment_per_image(self._identity(of_noun), self._untouched),
+        }
+        return Probed(images, {name: values.tolist() for name, values in metrics.items()})
+
+    @cached_property
+    def held_out(self) -> list[Path]:
+        """The concept images that "identity" is taken with, where any is held out; else those trained on."""
+        if not self.store.params.held_out:
+            return []
+        names = split_of(self.store, self.concept.name).held_out
+        files = concept_files.concept_images(self.store.concept_folder(self.concept.name))
+        return [path for path in files if path.name in names]
+
+    @property
+    def _class_prompt(self) -> str:
+        return f"a photo of a {self.concept.class_noun}"
+
+    def _sampled(self, method: Method, prompts: Sequence[str]) -> Tensor:
+        """(N, H, W, 3) uint8."""
+        from personalize_core.sampling.sampler import initial_noise, make_sampler, sample, step_generators
+
+        seed, places = self.store.sampling_seed, [(place, 0) for place in range(len(prompts))]
+        sampler = make_sampler(self.how.sampler, self.base, eta=self.how.eta, generators=step_generators(seed, places))
+        noise = initial_noise(self.base, seed, places)
+        return self.base.decode(
+            sample(method, self.base, prompts, noise, sampler, self.settings.steps, self.how.guidance)
+        )
+
+    @cached_property
+    def _untouched(self) -> Tensor:
+        """(1, D): the base model's image of the class noun."""
+        from personalize_core.methods.interface import Method
+        from personalize_core.methods.recipe import Recipe
+
+        plain = Method(Recipe(), self.base, self.concept)
+        prompts = [*(plain.say(template) for template in self.templates), self._class_prompt]
+        return self._identity(self._sampled(plain, prompts)[-1:])
+
+    def _identity(self, images: Tensor) -> Tensor:
+        """(N, D) float64, rows of length one."""
+        from personalize_core.metrics.similarity import directions
+
+        return directions(self._identity_encoder.images(opened(images)), "image")
+
+    @cached_property
+    def _held_out(self) -> Tensor:
+        return self._of_files(self.held_out)
+
+    @cached_property
+    def _trained_on(self) -> Tensor:
+        return self._of_files(images_trained_on(self.store, self.concept.name))
+
+    def _of_files(self, paths: Sequence[Path]) -> Tensor:
+        from personalize_core.concepts.image_files import load_image
+        from personalize_core.metrics.similarity import directions
+
+        return directions(self._identity_encoder.images([load_image(path) for path in paths]), "concept image")
+
+    @cached_property
+    def _texts(self) -> Tensor:
+        noun = self.concept.class_noun
+        return self._text_image.texts([template.replace(SLOT, noun) for template in self.templates])
+
+    @cached_property
+    def _identity_encoder(self):
+        from personalize_core.metrics.encoders import load_identity_encoder
+
+        return load_identity_encoder(self.store.params.encoders.identity[0])
+
+    @cached_property
+    def _text_image(self):
+        from personalize_core.metrics.encoders import load_text_image_encoder
+
+        return load_text_image_encoder(self.store.params.encoders.text_image[0])
