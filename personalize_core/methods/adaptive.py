@@ -25,8 +25,8 @@ class Adaptive:
     """
 
     stop: Stop = "loss"
-    window: Annotated[int, Field(ge=2)] = 8  # values of the loss; the published 282 are one of each step
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.15  # as published
+    window: Annotated[int, Field(ge=2)] = 8  # values of the loss; in DVAR's code 200, one after every step
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.15  # DVAR's code
     patience: Annotated[int, Field(ge=1)] = 3  # probes
     keep: Keep = "last"
     by: Choice = "balance"  # of probes, for `stop: probes` and `keep: best`; see training/stopping.py

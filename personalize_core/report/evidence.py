@@ -20,6 +20,7 @@ from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.report.comparison_in_words import COPYING
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.training import training_log
+from personalize_core.training.probe_files import ENDED, PROBE_CURVES, PROBE_IMAGES
 from personalize_core.workspace.store import AGREEMENT, REFERENCES, SCORES, Store, is_label
 
 IDENTITY, TEXT = "dino", "clip_t"  # what the plane shows and the verdict is about first
@@ -47,6 +48,8 @@ class Learned:
     described: Mapping[str, Any]  # config.json
     log: Sequence[Mapping[str, Any]]  # a row per training step; empty if nothing was trained here
     fixed_batch: Mapping[str, Any] | None  # the loss on the same batch before and after
+    watched: Sequence[Shown] = ()  # what was seen while it was trained
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # "steps", "of", "learned", "kept" of each
 
 
 @dataclass(frozen=True)
@@ -263,7 +266,15 @@ def _external(store: Store, label: str, concepts: Sequence[str]) -> MethodTold:
 
 def _learned(folder: Path, concept: str) -> Learned:
     log = training_log.read(folder) if (folder / training_log.LOG).is_file() else []
-    return Learned(concept, _json(folder / "config.json") or {}, log, _json(folder / "fixed_batch.json"))
+    shown = {
+        PROBE_IMAGES: f"{concept}: images of the same noise, as it was learned",
+        PROBE_CURVES: f"{concept}: the loss on inputs that stay the same, and what the images say; bands: a standard "
+        "error of the change",
+    }
+    watched = [Shown(folder / name, caption) for name, caption in shown.items() if (folder / name).is_file()]
+    stages = (_json(folder / ENDED) or {}).get("stages", {})
+    described, fixed = _json(folder / "config.json") or {}, _json(folder / "fixed_batch.json")
+    return Learned(concept, described, log, fixed, watched, stages)
 
 
 def _heat_maps(store: Store, method: str, concept: str) -> list[Shown]:

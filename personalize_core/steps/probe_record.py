@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.files.atomic import write_json
+from personalize_core.training.probe_files import ENDED, PROBE_CURVES, PROBE_IMAGES, PROBES
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
 
     from personalize_core.training.watch import Watch
 
-PROBES, PROBE_CURVES, PROBE_IMAGES = "probes.parquet", "probes.png", "probe_images.png"
-ENDED = "stages.json"  # how many steps each stage took, of how many, and which moment of it was kept
 SCHEMA = {
     "stage": str, "step": int, "done": int, "metric": str, "row": int,
     "prompt": str, "value": float,

@@ -51,13 +51,13 @@ class Probing:
                 f"{inputs.concept.name!r} none is: set held_out in params.yaml, and give the concept six images or "
                 "more; or choose `by: text` or `stop: loss`"
             )
-        probes = Probes(self._look, len(self.eye.prompts), settings.steps) if share else None
-        self.watch = Watch(learner, base, images, store.training_seed, probes, share, adaptive)
+        probes = Probes(self._look, len(self.eye.prompts), settings.steps)
+        self.watch = Watch(learner, base, images, store.training_seed, probes, share, adaptive) if share else None
 
     @property
     def seconds(self) -> float | None:
         """That the probes took; None where some were taken before the training was cut off."""
-        return None if self.watch.resumed else self.spent
+        return None if self.watch and self.watch.resumed else self.spent
 
     def _look(self, method: Method) -> Probed:
         begun = time.monotonic()
@@ -68,7 +68,8 @@ class Probing:
 
     def save(self, folder: Path) -> None:
         """What was seen, into the folder of what was learned."""
-        save_record(self.watch, self.eye.prompts, folder)
+        if self.watch:
+            save_record(self.watch, self.eye.prompts, folder)
 
 
 class Eye:

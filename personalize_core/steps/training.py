@@ -13,7 +13,7 @@ from personalize_core.randomness import seed_for
 from personalize_core.steps.class_images import class_images_for, encode_real_class_images
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
-from personalize_core.steps.probe_record import ENDED, PROBE_CURVES, PROBE_IMAGES
+from personalize_core.training.probe_files import ENDED, PROBE_CURVES, PROBE_IMAGES
 from personalize_core.training.run_costs import TimedCheckpoints
 from personalize_core.workspace.dependencies import (
     TrainingInputs,

@@ -160,6 +160,8 @@ def test_who_is_watched_learns_the_same_bits(base, concept, images):
 class Settling(Counting):
     """Its direction moves in its first four steps alone."""
 
+    kept: torch.Tensor
+
     def __init__(self, base, concept) -> None:
         super().__init__(base, concept)
         self.register_buffer("kept", torch.zeros(base.text_width))
