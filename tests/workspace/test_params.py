@@ -181,7 +181,7 @@ def test_an_unknown_method_with_the_known_ones(section, read):
 
 def test_an_unknown_option_of_a_method_with_the_known_ones(read):
     said = refusal(lambda: read("methods", "dreambooth", "mini", "step", value=3).config("dreambooth"))
-    assert said.startswith("params.yaml, methods.dreambooth.mini: there is no key 'step'; known are prior_preservation")
+    assert said.startswith("params.yaml, methods.dreambooth.mini: there is no key 'step'; known are adaptive, prior_preservation")
     said = refusal(
         lambda: read("variants", "personalized_residuals", "local", "lagg", value=True).sampling_variants(
             "personalized_residuals"
@@ -478,9 +478,9 @@ def test_an_ablation_stands_on_its_methods_recipe_for_the_base_model(read):
 
 def test_an_ablation_that_is_not_known_is_refused_with_those_that_are(read):
     assert refusal(lambda: check_method("vico@mask")) == (
-        "vico has no ablation 'mask'; it has without_image_attention, without_mask and without_regularizer"
+        "vico has no ablation 'mask'; it has without_image_attention, without_mask, without_regularizer and adaptive"
     )
-    assert refusal(lambda: check_method("xti@x")).endswith("it has none")
+    assert refusal(lambda: check_method("base_model@x")).endswith("it has none")
     assert "vico has no ablation 'mask'" in refusal(lambda: read("ablations", value={"vico@mask": {}}))
     assert "is a method; write it under methods" in refusal(lambda: read("ablations", value={"vico": {}}))
 
