@@ -126,14 +126,14 @@ class Recipe:
         A recipe with further numbers to search adds them; one in which some depend on each other narrows theirs.
         """
         found: dict[str, Range] = {}
-        for field in fields(cast(Any, self)):
-            value = getattr(self, field.name)
+        for each in fields(cast(Any, self)):
+            value = getattr(self, each.name)
             if not value:  # a stage that is left out, or a rate that is another's
                 continue
-            if field.name.endswith("steps"):
-                found[field.name] = Range(math.ceil(SHORTER * value), math.floor(LONGER * value))
-            elif "lr" in field.name.split("_"):
-                found[field.name] = Range(LOWER * value, HIGHER * value)
+            if each.name.endswith("steps"):
+                found[each.name] = Range(math.ceil(SHORTER * value), math.floor(LONGER * value))
+            elif "lr" in each.name.split("_"):
+                found[each.name] = Range(LOWER * value, HIGHER * value)
         return found
 
     @property
