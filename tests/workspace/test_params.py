@@ -181,7 +181,7 @@ def test_an_unknown_method_with_the_known_ones(section, read):
 
 def test_an_unknown_option_of_a_method_with_the_known_ones(read):
     said = refusal(lambda: read("methods", "dreambooth", "mini", "step", value=3).config("dreambooth"))
-    assert said.startswith("params.yaml, methods.dreambooth.mini: there is no key 'step'; known are adaptive, prior_preservation")
+    assert said.startswith("params.yaml, methods.dreambooth.mini: there is no key 'step'; known are adaptive, prior_p")
     said = refusal(
         lambda: read("variants", "personalized_residuals", "local", "lagg", value=True).sampling_variants(
             "personalized_residuals"
