@@ -18,6 +18,7 @@ from torch import nn
 
 from personalize_core.training import checkpoints as module
 from personalize_core.training.checkpoints import Checkpoints
+from personalize_core.training.watcher import Watched
 from tests.conftest import EVERY_STEP, equal_bits
 
 
@@ -64,7 +65,7 @@ def test_it_holds_what_was_there_when_it_was_saved_though_training_went_on_befor
     checkpoints, history = Checkpoints(tmp_path, "stamp"), [{"step": 0}]
     expected = learner.state()
     with checkpoints.writes:
-        checkpoints.save((0, 1), learner, learner.optimizer, history)
+        checkpoints.save((0, 1), learner, learner.optimizer, history, Watched())
         learner.step()
         history.append({"step": 1})
         assert not equal_bits(learner.state(), expected) and not checkpoints.path.exists()
@@ -88,7 +89,7 @@ def test_two_are_never_written_at_once(learner, tmp_path, monkeypatch):
     with checkpoints.writes:
         for step in range(1, 10):
             assert checkpoints.due()
-            checkpoints.save((0, step), learner, learner.optimizer, [])
+            checkpoints.save((0, step), learner, learner.optimizer, [], Watched())
             learner.step()
     assert most == [1] and on_disk(checkpoints)[1] == [0, 9]
 
@@ -118,7 +119,7 @@ def test_saving_takes_no_more_than_its_share_of_the_time_and_comes_no_more_often
     assert first_due() == 60
     for took, due in ((0.5, 60), (1.2, 60), (3.0, 150), (40.0, 2000)):
         seconds[0] = took
-        checkpoints.save((0, 1), learner, learner.optimizer, [])
+        checkpoints.save((0, 1), learner, learner.optimizer, [], Watched())
         begun.wait()
         now[0] += 500
         assert not checkpoints.due()  # however long one is being written, there is no second
@@ -151,11 +152,11 @@ def test_a_full_disk_is_heard_of_by_what_comes_next(then, learner, tmp_path, mon
     checkpoints = Checkpoints(tmp_path, "stamp", **EVERY_STEP)
     monkeypatch.setattr(module, "save_tensors", full_disk)
     with pytest.raises(OSError, match="No space left"), checkpoints.writes:
-        checkpoints.save((0, 1), learner, learner.optimizer, [])
+        checkpoints.save((0, 1), learner, learner.optimizer, [], Watched())
         thread: Any = checkpoints.writes._thread
         thread.join()
         if then == "save":
-            checkpoints.save((0, 2), learner, learner.optimizer, [])
+            checkpoints.save((0, 2), learner, learner.optimizer, [], Watched())
         elif then != "end":
             getattr(checkpoints, then)()
 
@@ -170,7 +171,7 @@ from tests.training.test_checkpoints import Learner
 
 checkpoints, learner = Checkpoints(Path(sys.argv[1]), "stamp"), Learner()
 learner.step()
-checkpoints.save((0, 1), learner, learner.optimizer, [])
+checkpoints.save((0, 1), learner, learner.optimizer, [], Watched())
 checkpoints.writes.wait()
 learner.step()
 
@@ -181,7 +182,7 @@ def half(tensors, path, **options):
     sys.stdin.read()
 
 safetensors.torch.save_file = half
-checkpoints.save((0, 2), learner, learner.optimizer, [])
+checkpoints.save((0, 2), learner, learner.optimizer, [], Watched())
 checkpoints.writes.wait()
 """
 
@@ -201,6 +202,6 @@ def test_a_process_killed_while_it_writes_leaves_the_checkpoint_before(learner, 
     checkpoints = Checkpoints(tmp_path, "stamp")
     tensors, position = on_disk(checkpoints)
     assert position == [0, 1] and equal_bits(tensors, learner.state())
-    checkpoints.save((0, 3), learner, learner.optimizer, [])  # which clears away what was left of the half
+    checkpoints.save((0, 3), learner, learner.optimizer, [], Watched())  # which clears away what was left of the half
     checkpoints.clear()
     assert list(tmp_path.iterdir()) == []
