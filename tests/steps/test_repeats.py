@@ -25,6 +25,7 @@ from personalize_core.steps import sampling
 from personalize_core.steps.repeating import check_repeatable, find_trainings
 from personalize_core.training import run_costs
 from personalize_core.training.run_costs import PeakMemory, Stopwatch, TimedCheckpoints
+from personalize_core.training.watcher import Watched
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.steps.test_steps import bytes_under
@@ -244,7 +245,7 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_sessions(tmp_path, monkeyp
             checkpoints.watch.lap()
             if step + 1 in save_after:
                 now[0] += 7  # the loop's own
-                checkpoints.save((0, step + 1), method, optimizer, [])  # type: ignore[arg-type]
+                checkpoints.save((0, step + 1), method, optimizer, [], Watched())  # type: ignore[arg-type]
                 checkpoints.writes.wait()
         return checkpoints
 

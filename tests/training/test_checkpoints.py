@@ -165,6 +165,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import personalize_core, torch
+from personalize_core.training.watcher import Watched
 from personalize_core.files import atomic
 from personalize_core.training.checkpoints import Checkpoints
 from tests.training.test_checkpoints import Learner
