@@ -6,7 +6,7 @@ The base model is in bfloat16 under CUDA's autocast, as users run it. No test he
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from personalize_core.concepts.images import ZOOMS, ConceptLatents
 from personalize_core.errors import InputError
 from personalize_core.methods import METHOD_NAMES, recipe_class
 from personalize_core.methods.interface import Method
-from personalize_core.methods.shared.options import Refinement
+from personalize_core.methods.shared.options import LAG, Refinement
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample, step_generators
 from personalize_core.sampling.several_concepts import Together
 from personalize_core.sampling.test_time_optimization import ContextRefined
@@ -34,7 +34,7 @@ from personalize_core.training.fixed_batch import fixed_batch_losses
 from personalize_core.training.loop import train
 from tests.card.card import pretended_card
 from tests.conftest import EVERY_STEP, tiny_parts
-from tests.every_method.cases import CONCEPT, LEARNING, Case, CutOff, samplings_of
+from tests.every_method.cases import CONCEPT, LEARNING, TRAINED, Case, CutOff, samplings_of
 
 pytestmark = pytest.mark.usefixtures("card", "short_checks")
 
@@ -78,6 +78,17 @@ def images() -> ConceptLatents:
 def of_one_worker(name: str) -> Any:
     """The tests of a method share its training, so they belong into one process."""
     return pytest.param(name, marks=pytest.mark.xdist_group(name))
+
+
+def only(names: Iterable[str]) -> Any:
+    """For a test that some methods alone can pass."""
+    return pytest.mark.parametrize("learned", [*map(of_one_worker, names)], indirect=True)
+
+
+def shares_images(name: str) -> bool:
+    """Is it confined by LAG, and learns no embedding?"""
+    recipe = recipe_class(name)
+    return issubclass(recipe.Sampling, LAG) and not recipe().text_embeddings
 
 
 @pytest.fixture(scope="module", params=[of_one_worker(name) for name in METHOD_NAMES])
@@ -197,23 +208,20 @@ def test_what_is_exported_can_be_imported(learned, tmp_path):
     assert proof.sampled_latents(imported, base).isfinite().all()
 
 
+@only(filter(shares_images, METHOD_NAMES))
 def test_several_concepts_share_an_image(learned):
     base, method = learned.base, learned.restored
-    config = method.config
-    if "lag" not in {field.name for field in dataclasses.fields(config.Sampling)} or config.text_embeddings:
-        pytest.skip("only methods that LAG confines and that learn no embedding share an image")
     other = saving.restore(learned.folder, base)
     other.concept = dataclasses.replace(CONCEPT, name="w", placeholder="<w>")
     together = Together([method, other], base).eval()
     prompts = [together.say("a photo of <v> beside a <w>")]
     assert sample(together, base, prompts, noise_of(base)[:1], make_sampler("ddim", base), 1, 4.0).isfinite().all()
-    method.sampling = config.Sampling()
+    method.sampling = method.config.Sampling()
 
 
+@only(name for name in METHOD_NAMES if name in TRAINED)
 def test_a_training_that_was_cut_off_resumes_on_the_card(learned, tmp_path):
     """In its last stage, so that what earlier stages left behind is restored too."""
-    if len(learned.method.stages()) < 2:
-        pytest.skip("it has one stage")
     base, checkpoints = learned.base, Checkpoints(tmp_path, "stamp", **EVERY_STEP)
     rows = []
 
@@ -241,9 +249,8 @@ def test_every_other_choice_of_a_recipe_trains_on_the_card(case):
     assert all(torch.tensor(row["diffusion"]).isfinite() for row in train(method, base, images(), 0))
 
 
+@only(name for name in METHOD_NAMES if name in TRAINED)
 def test_with_gradient_checkpointing_it_learns_the_same(learned):
-    if not learned.log:
-        pytest.skip("nothing is trained")
     base = learned.base
     again = learned.case.make(base, CONCEPT)
     with base.recomputing():
