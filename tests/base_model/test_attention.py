@@ -189,7 +189,8 @@ def test_maps_that_are_read_while_the_unet_predicts_are_those_of_afterwards():
 
     def read() -> list[torch.Tensor]:
         columns = torch.eye(5)[None]
-        return [maps["layer"], maps.on("layer", tokens), *maps.statistics(["layer"], columns, "layer")]
+        statistics = maps.statistics(["layer"], columns, "layer")
+        return [maps["layer"], maps.on("layer", tokens), maps.means(["layer"], "layer"), *statistics]
 
     afterwards = read()
     with torch.autocast("cpu", torch.bfloat16):
@@ -385,6 +386,23 @@ def test_gradients_of_statistics_are_those_of_finite_differences_in_float64(pool
                 numeric[place] = (above - loss()) / 2e-5
                 array[place] = before
             np.testing.assert_allclose(gradient.numpy(), numeric, atol=2e-5)
+
+
+@pytest.mark.parametrize("pool", ["layer", "all"])
+def test_means_are_those_of_all_values_over_heads_and_locations_with_their_gradient(pool, recorded):
+    maps, leaves, _ = recorded
+    tokens = np.tile(np.eye(6), (2, 1, 1))
+    expected, _ = naive_statistics(in_float64(leaves), tokens, pool)
+    with torch.no_grad():
+        np.testing.assert_allclose(maps.means(list(SIZES), pool).numpy(), expected, atol=1e-6)
+    means = maps.means(list(SIZES), pool)
+    np.testing.assert_allclose(means.detach().numpy(), expected, atol=1e-6)
+    weights = torch.randn(means.shape, generator=torch.Generator().manual_seed(0))
+    flat = [leaf for pair in leaves.values() for leaf in pair]
+    ours = torch.autograd.grad((means * weights).sum(), flat)
+    kept = maps.statistics(list(SIZES), torch.eye(6)[None], pool)[0]  # its gradients are tested above
+    for one, other in zip(ours, torch.autograd.grad((kept * weights).sum(), flat), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-5)
 
 
 def test_one_row_of_columns_serves_all_rows(recorded):

@@ -39,7 +39,6 @@ class PromptPair:
     class_prompt: str
     concept_positions: Tensor  # (m,) long: the context tokens of the first prompt
     class_positions: Tensor  # (m,) long: those of the second, in the same order
-    length: int  # L, the tokens of a padded prompt
 
     @classmethod
     def of(cls, base: BaseModel, concept: Concept, template: str, phrase: str) -> PromptPair:
@@ -72,7 +71,6 @@ class PromptPair:
             class_prompt=prompts[1],
             concept_positions=concept_positions.to(base.device),
             class_positions=class_positions.to(base.device),
-            length=base.tokenizer.length,
         )
 
 
@@ -112,11 +110,9 @@ def context_attention_loss(
         layers: whose maps to compare.
         share: how many rows of the batch these are; the losses of a batch's parts then add up to its own.
     """
-    mean, _ = maps.statistics(
-        layers, _selecting(pair.concept_positions, pair.length), pool
-    )  # (layers, B, m), or (1, B, m)
+    mean = maps.means(layers, pool)[..., pair.concept_positions]  # (layers, B, m), or (1, B, m)
     with torch.no_grad():
-        class_mean, _ = class_maps.statistics(layers, _selecting(pair.class_positions, pair.length), pool)
+        class_mean = class_maps.means(layers, pool)[..., pair.class_positions]
     of_rows = (mean - class_mean).pow(2).mean(dim=-1).mean(dim=0)  # (B,)
     return of_rows.sum() if reduction == "sum" else share * of_rows.mean()
 
@@ -155,8 +151,3 @@ def context_losses(
         loss = context_attention_loss(maps, class_maps, base.layers, pair, how.car_pool, how.car_batch, share)
         losses["context_attention"] = how.car_weight * loss
     return losses
-
-
-def _selecting(positions: Tensor, length: int) -> Tensor:
-    """(1, L, m): weights that pick the tokens at these positions."""
-    return F.one_hot(positions, length).T[None].float()
