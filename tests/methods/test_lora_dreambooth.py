@@ -144,3 +144,21 @@ def test_the_recipe_is_diffusers():
     """docs/methods.md#lora-dreambooth."""
     c = Config()
     assert (c.rank, c.steps, c.batch_size, c.lr, c.prior_preservation) == (4, 500, 1, 1e-4, False)
+
+
+@pytest.mark.parametrize(("width", "cheaper"), [(128, True), (136, False)])
+def test_a_narrow_layer_takes_the_sum_of_both_weights_to_the_same_values_and_gradients(width, cheaper):
+    torch.manual_seed(0)
+    layer, change = nn.Linear(width, width).requires_grad_(False), LowRank(width, width, 4)
+    change.B.data.normal_()
+    assert change.cheaper_summed(layer) == cheaper
+    assert not change.cheaper_summed(nn.Linear(8, 8, dtype=torch.bfloat16))
+    assert not change.cheaper_summed(nn.Conv2d(8, 8, 1))
+    x = torch.randn(2, 5, width, requires_grad=True)
+    y, expected = change.summed(layer)(x), layer(x) + change(x)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+    wanted = [x, change.A, change.B]
+    for own, other in zip(
+        torch.autograd.grad(y.sin().sum(), wanted), torch.autograd.grad(expected.sin().sum(), wanted), strict=True
+    ):
+        torch.testing.assert_close(own, other, atol=1e-3, rtol=1e-3)

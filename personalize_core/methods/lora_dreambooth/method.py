@@ -7,8 +7,8 @@ diffusers' DreamBooth LoRA example.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +24,7 @@ from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.lora_dreambooth.recipe import Config, Target
 from personalize_core.methods.shared.interchange import fill
 from personalize_core.methods.shared.lag import apart, attached
-from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, stored
+from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, computing, stored
 from personalize_core.methods.shared.lora_files import LORA, check_held, read_lora, with_rank
 from personalize_core.methods.shared.merged_weights import merged
 from personalize_core.methods.shared.training_batches import with_prior
@@ -47,8 +47,24 @@ class LowRank(nn.Module):
             return F.conv2d(F.conv2d(x, self.A[..., None, None]), self.B[..., None, None])
         return F.linear(F.linear(x, self.A), self.B)
 
+    def cheaper_summed(self, layer: nn.Module) -> bool:
+        """Is it less work to add B A to the layer's weight than to compute B A x beside W x?
+
+        The gradient then goes through the whole weight: a product of as much arithmetic as W x. Beside it, features
+        pass two thin layers and a sum, and back again, which takes memory traffic more than arithmetic. On a CPU, with
+        r = 4, the sum took 0.7 of the time at a width of 64, 0.9 at 128, as much at 192, and 1.1 at 320. A weight in
+        bfloat16 would lose it.
+        """
+        if not isinstance(layer, nn.Linear) or layer.weight.dtype != self.A.dtype:
+            return False
+        return layer.weight.numel() <= 16 * len(self.A) * sum(layer.weight.shape)
+
+    def summed(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+        """x -> (W + B A) x + b."""
+        return lambda x: F.linear(x, self.merged(layer.weight), layer.bias)
+
     def merged(self, W: Tensor) -> Tensor:
-        return W + self.B @ self.A
+        return torch.addmm(W, self.B, self.A)
 
 
 class LoRADreamBooth(Method):
@@ -83,8 +99,14 @@ class LoRADreamBooth(Method):
             stack.enter_context(merged(base, {path: change.merged for path, change in self.changes.by_path()}))
         return stack
 
-    def _inside(self, base: BaseModel, transformer: str) -> AbstractContextManager[Any]:
-        return hooked(*self.changes.hooks(unet_layers(base, self.config.targets, [transformer]), _adding))
+    @contextmanager
+    def _inside(self, base: BaseModel, transformer: str) -> Iterator[None]:
+        layers: dict[str, Any] = dict(unet_layers(base, self.config.targets, [transformer]))
+        summed = {path: layer for path, layer in layers.items() if self.changes.of(path).cheaper_summed(layer)}
+        beside = {path: layer for path, layer in layers.items() if path not in summed}
+        forwards = {layer: self.changes.of(path).summed(layer) for path, layer in summed.items()}
+        with hooked(*self.changes.hooks(beside, _adding)), computing(forwards):
+            yield
 
     def export(self, base: BaseModel, folder: Path) -> str:
         tensors = {}
