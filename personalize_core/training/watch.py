@@ -143,7 +143,7 @@ class Watch:
         stage = self.stages[number]
         values = losses_on_fixed_inputs(self.method, self.base, self.images, stage, self.seed).tolist()
         self.losses.append({"stage": stage.name, "step": done, "values": values})
-        return {"fixed_loss": sum(values)}
+        return {"fixed_inputs": sum(values)}
 
     def has_learned(self, number: int) -> bool:
         how, name = self.adaptive, self.stages[number].name

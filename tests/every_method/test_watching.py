@@ -30,6 +30,6 @@ def test_who_is_watched_learns_the_same_and_leaves_the_base_model_alone(case, ba
     watch = Watch(watched, base, tiny_images(), 5, Probes(look, images=1, sampling_steps=0), share=50.0)
     rows = train(watched, base, tiny_images(), 5, watcher=watch)
     assert equal_bits(watched.state_dict(), alone.state_dict())
-    assert [{name: value for name, value in row.items() if name != "fixed_loss"} for row in rows] == expected
+    assert [{name: value for name, value in row.items() if name != "fixed_inputs"} for row in rows] == expected
     assert len(looks) == len(expected) + 1 and len(watch.losses) == len(expected) + len(watch.stages)
     assert equal_bits(snapshot(base), before)

@@ -336,6 +336,14 @@ def test_a_loss_curve_shows_each_loss_and_where_a_stage_begins(tmp_path, kept_fi
     assert {"embedding", "whole net"} <= set(words(kept_figures[0]))
 
 
+def test_losses_far_apart_stand_on_a_logarithmic_axis_with_plain_numbers(tmp_path, kept_figures):
+    rows = [{"stage": "a", "step": i, "diffusion": 0.2, "attention": 1e-3} for i in range(9)]
+    loss_figures.loss_curve(rows, tmp_path / "loss.png")
+    axis = kept_figures[0].axes[0].yaxis
+    assert [axis.get_major_formatter()(value) for value in (0.001, 0.1)] == ["0.001", "0.1"]
+    assert not any("$" in word for word in words(kept_figures[0]))
+
+
 def test_the_average_stays_within_its_stage(tmp_path, kept_figures):
     rows = [{"stage": stage, "step": i, "diffusion": level} for stage, level in (("a", 1), ("b", 5)) for i in range(40)]
     loss_figures.loss_curve(rows, tmp_path / "loss.png")

@@ -102,8 +102,8 @@ def test_the_loss_on_fixed_inputs_is_of_the_method_as_it_is(base, concept, image
         11,
         12,
     ]  # 8 rows / (0.25 * 0.5 * 3 * 2): every 11th, and the last
-    assert [row["step"] + 1 for row in rows if "fixed_loss" in row] == [11, 12]
-    assert rows[-1]["fixed_loss"] == pytest.approx(sum(seen.losses[-1]["values"]))
+    assert [row["step"] + 1 for row in rows if "fixed_inputs" in row] == [11, 12]
+    assert rows[-1]["fixed_inputs"] == pytest.approx(sum(seen.losses[-1]["values"]))
     one, other, last = (inputs[start : start + 4] for start in (0, 4, 8))  # 8 rows, 2 at once as in a step
     assert len(inputs) == 12 and all(torch.equal(a[0], b[0]) for a, b in zip(one, last, strict=True))
     t = torch.cat([t for _, t in one])
@@ -151,7 +151,7 @@ def test_who_is_watched_learns_the_same_bits(base, concept, images):
     expected = train(alone, base, images, 3)
     rows = train(watched, base, images, 3, watcher=watch(watched, base, images, Scripted()))
     assert equal_bits(watched.state_dict(), alone.state_dict())
-    assert [{k: v for k, v in row.items() if k != "fixed_loss"} for row in rows] == expected
+    assert [{k: v for k, v in row.items() if k != "fixed_inputs"} for row in rows] == expected
 
 
 # -- ending sooner ---------------------------------------------------------------------------------------------

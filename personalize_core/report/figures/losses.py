@@ -44,6 +44,7 @@ def loss_curve(log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: s
             everything += plot_series(losses, rows, stages, name, colour, f"{name.replace('_', ' ')} loss")
         if min(everything) > 0 and max(everything) > 30 * min(everything):
             losses.set_yscale("log")
+            losses.yaxis.set_major_formatter("{x:g}")  # matplotlib's own writes formulas, which are not parsed
         losses.set_ylabel("loss")
         losses.legend(frameon=False, fontsize=9, loc="upper right", ncols=min(len(names), 3))
         if norms:
