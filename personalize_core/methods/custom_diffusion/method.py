@@ -117,9 +117,10 @@ class CustomDiffusion(Method):
         with weights.placed_in(base.unet, f"{layer}."), hooked(*handles):
             yield
 
-    def _detach_start(self, module: nn.Module, args: tuple[Tensor], projected: Tensor) -> Tensor:
+    def _detach_start(self, module: nn.Module, args: tuple[Tensor], projected: Tensor) -> None:
         """projected: (B, L, C) keys or values. The start token is the same in every prompt, and should not teach."""
-        return torch.cat([projected[:, :1].detach(), projected[:, 1:]], dim=1) if self.training else projected
+        if self.training and projected.requires_grad:
+            projected.register_hook(_without_start)
 
     def _weights(self, base: BaseModel) -> TunedWeights:
         """What was learned; compressed, if sampling asks for it."""
@@ -216,6 +217,13 @@ def loss_mask(zoom: Zoom, size: int, height: int, width: int) -> Tensor:
         )
     mask[:, top:bottom, left:right] = 1
     return mask
+
+
+def _without_start(gradient: Tensor) -> Tensor:
+    """(B, L, C), with 0 for the first token."""
+    kept = gradient.clone()
+    kept[:, 0] = 0
+    return kept
 
 
 def leading(change: Tensor, share: float) -> Tensor:
