@@ -12,7 +12,7 @@ from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError
 from personalize_core.steps.probe_record import opened, save_record
-from personalize_core.training.watch import Probed, Probes, Watch
+from personalize_core.training.watch import Heard, Probed, Probes, Watch
 from personalize_core.workspace.dependencies import TrainingInputs
 from personalize_core.workspace.recipes import images_trained_on, prompts_of, split_of
 from personalize_core.workspace.store import Store
@@ -40,6 +40,7 @@ class Probing:
         base: BaseModel,
         images: ConceptLatents,
         after: Callable[[], None],
+        heard: Heard | None = None,
     ) -> None:
         """after: is called when a probe is over."""
         adaptive, settings = inputs.config.adaptive, store.params.probes
@@ -52,7 +53,8 @@ class Probing:
                 "more; or choose `by: text` or `stop: loss`"
             )
         probes = Probes(self._look, len(self.eye.prompts), settings.steps)
-        self.watch = Watch(learner, base, images, store.training_seed, probes, share, adaptive) if share else None
+        seed = store.training_seed
+        self.watch = Watch(learner, base, images, seed, probes, share, adaptive, heard) if share else None
 
     @property
     def seconds(self) -> float | None:

@@ -30,16 +30,20 @@ if TYPE_CHECKING:
     from personalize_core.concepts.images import ConceptLatents
     from personalize_core.methods.interface import Method
     from personalize_core.steps.probing import Probing
+    from personalize_core.training.watch import Heard
 
 LOSS_CURVE = "loss.png"
 PROOF = "proof.json"  # beside the weights: a fresh process sampled with them what the trainer sampled
 
 
-def train(store: Store, concept: str, method: str, listener: Listener = unheard) -> Report:
+def train(store: Store, concept: str, method: str, listener: Listener = unheard, heard: Heard | None = None) -> Report:
     """What one method learns about one concept; with its losses, and the loss on a fixed batch before and after.
 
     A run that was cut off goes on from its last checkpoint, to the same result. What was learned appears only after a
     fresh process has sampled with it just what the trainer samples. What was imported is kept as it is.
+
+    Args:
+        heard: hears of each probe; what it raises ends the training, which leaves its last checkpoint.
 
     Raises:
         InputError: the concept, the method or its recipe is not usable, or what was imported is not of this method
@@ -63,7 +67,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard)
         with making(store, folder, inputs.stamp) as new, store.device():
             base = load_base(store)
             base.tokenizer.check_class_noun(inputs.concept)
-            costs = _train_into(new, store, inputs, base, class_images, checkpoints, listener)
+            costs = _train_into(new, store, inputs, base, class_images, checkpoints, listener, heard)
             if costs:  # before the artifact appears: a run killed just after that would never write them
                 write_json(store.training_costs(method, concept), {"stamp": inputs.stamp, **costs})
         checkpoints.clear()
@@ -98,6 +102,7 @@ def _train_into(
     class_images: Path | None,
     checkpoints: TimedCheckpoints,
     listener: Listener,
+    heard: Heard | None,
 ) -> dict[str, Any]:
     """Train, save and prove.
 
@@ -115,7 +120,7 @@ def _train_into(
     before = fixed_batch_losses(learner, base, images, seed)
     trains = any(stage.steps for stage in learner.stages())
     with proof.FreshProcess(base) if trains else nullcontext() as fresh:  # else there is nothing to prove
-        probed = Probing(store, inputs, learner, base, images, checkpoints.watch.skip)
+        probed = Probing(store, inputs, learner, base, images, checkpoints.watch.skip, heard)
         log, costs = _trained(learner, store, inputs, base, images, checkpoints, probed, listener)
         saving.save(folder, inputs.method, learner, base, store.training_seed)
         if fresh:

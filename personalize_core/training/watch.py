@@ -23,6 +23,11 @@ from personalize_core.training.watcher import Watched
 STEP = 3  # a step costs about three passes of its rows through the U-Net: forward, and twice as much backward
 DECODED = 4  # to decode an image and to compute its features costs about as many passes of one row as this
 LEAST, MOST = 2, 12  # probes: with fewer nothing can be seen to change, and more are hard to look at
+Heard = Callable[[float, Mapping[str, Sequence[float]]], None]
+"""Hears of a probe: how much of the training was done by then, of 1, and the metrics of its images, as `Probed`.
+
+What it raises ends the training.
+"""
 LOSS = 0.25  # of what may be spent on watching; the rest goes to probes, unless the loss alone decides
 
 
@@ -97,14 +102,16 @@ class Watch:
         probes: Probes | None,
         share: float,
         adaptive: Adaptive | None = None,
+        heard: Heard | None = None,
     ) -> None:
         """
         Args:
             probes: None: only the loss is watched.
             share: of the training's arithmetic that may be spent. That of `adaptive` goes before.
+            heard: where a training goes on, it hears of earlier probes once more.
         """
         self.method, self.base, self.images, self.seed = method, base, images, seed
-        self.probes, self.adaptive = probes, adaptive
+        self.probes, self.adaptive, self.heard = probes, adaptive, heard
         self.share = adaptive.share if adaptive else share
         self.losses: list[dict[str, Any]] = []  # "stage", "step", "values" of each row
         self.seen: list[dict[str, Any]] = []  # "stage", "step", "metrics" of each image, as `Probed`
@@ -128,6 +135,8 @@ class Watch:
         self.ended, self.best = dict(values.get("ended", {})), values.get("best", -1)
         self.pictures = [watched.tensors[f"pictures.{n}"] for n in range(len(self.seen))]
         self.kept = _under("kept.", watched.tensors)
+        for one in self.seen:
+            self._tell(one)
 
     def pause(self, number: int, done: int) -> int:
         later = [step for step in self.plan.probes[number] if step > done]
@@ -193,6 +202,13 @@ class Watch:
             if place == len(self.seen) - 1:
                 self.best = place
                 self.kept = {name: t.detach().cpu().clone() for name, t in self.method.state_dict().items()}
+        self._tell(self.seen[-1])
+
+    def _tell(self, one: Mapping[str, Any]) -> None:
+        if self.heard is not None:
+            names = [stage.name for stage in self.stages]
+            done = sum(stage.steps for stage in self.stages[: names.index(one["stage"])]) + one["step"]
+            self.heard(done / sum(stage.steps for stage in self.stages), one["metrics"])
 
     def _has(self, stage: str, step: int) -> bool:
         return any((one["stage"], one["step"]) == (stage, step) for one in self.seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from personalize_core.concepts import concept_files
 from personalize_core.files.atomic import is_up_to_date, read_record, read_result, whole_folder, write_json
 from personalize_core.files.stamps import Stamp, stamp_of
 from personalize_core.steps.events import Listener
+from personalize_core.steps.probe_record import ENDED, PROBES
 from personalize_core.steps.sampling import sample_grid
 from personalize_core.steps.scores import score
 from personalize_core.steps.training import train
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
     import polars as pl
 
     from personalize_core.metrics.balance import Means
+    from personalize_core.training.watch import Heard
 
-SECONDS = "seconds.json"
+SECONDS, HALF_WAY = "seconds.json", "half_way.json"
+HALF = 0.5  # of a training: behind it the first probe is compared with those of other trials
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,15 @@ class Measured:
     means: Means
     seconds: Seconds
     images: pl.DataFrame  # what `balance.per_image` returned
+    half_way: float | None = None  # the balance that a probe saw half way through the training; None: none was taken
 
 
-def measure(scratch: Store, method: str, concept: str, listener: Listener) -> Measured:
+def measure(scratch: Store, method: str, concept: str, listener: Listener, heard: Heard | None = None) -> Measured:
     """Train, sample and score, or go on where that was cut off; what was measured is kept and read the next time.
 
-    scratch: a recipe's workspace; with `repeat`, for another training.
+    Args:
+        scratch: a recipe's workspace; with `repeat`, for another training.
+        heard: hears of each probe of the training, as `train` has it.
 
     Raises:
         FloatingPointError: the training diverged.
@@ -72,14 +79,39 @@ def measure(scratch: Store, method: str, concept: str, listener: Listener) -> Me
     folder = _folder(scratch, concept)
     stamp = cell_stamp(scratch, method, concept)
     if not is_up_to_date(folder, stamp):
-        for step in (train, sample_grid, score):
+        train(scratch, concept, method, listener, heard)
+        for step in (sample_grid, score):
             step(scratch, concept, method, listener)
         with whole_folder(folder, stamp) as new:
             shutil.copyfile(scratch.scores(method, concept) / SCORES, new / SCORES)
             write_json(new / SECONDS, asdict(seconds_of(scratch, method, concept)))
+            write_json(new / HALF_WAY, {"balance": half_way(scratch.artifact(method, concept))})
     images = balance.per_image(tables.read(folder / SCORES))
     seconds = read_result(folder / SECONDS, training=float, sampling=float, scoring=float)
-    return Measured(concept, balance.means(images), Seconds(**seconds), images)
+    seen = read_result(folder / HALF_WAY, balance=(float, type(None)))["balance"]
+    return Measured(concept, balance.means(images), Seconds(**seconds), images, seen)
+
+
+def balance_of_probe(metrics: Mapping[str, Sequence[float]]) -> float:
+    """The mean balance of a probe's images of the concept."""
+    from personalize_core.training.stopping import score_of
+
+    return float(score_of(metrics, "balance").mean())
+
+
+def half_way(artifact: Path) -> float | None:
+    """The balance at the first probe behind half of the training; None where there is none."""
+    from personalize_core.metrics.parquet import read_parquet
+
+    if not (artifact / PROBES).is_file():
+        return None
+    seen = read_parquet(artifact / PROBES)
+    seen = seen.filter(seen["metric"].is_in(["identity", "text"]))
+    behind = seen.filter(seen["done"] >= HALF * read_result(artifact / ENDED, of=int)["of"])
+    if behind.is_empty():
+        return None
+    first = behind.filter(behind["done"] == behind["done"].min()).sort("row")
+    return balance_of_probe({name: first.filter(metric=name)["value"].to_list() for name in ("identity", "text")})
 
 
 def cell_stamp(scratch: Store, method: str, concept: str) -> Stamp:
@@ -97,8 +129,11 @@ def cell_stamp(scratch: Store, method: str, concept: str) -> Stamp:
 
 def seconds_of(scratch: Store, method: str, concept: str) -> Seconds:
     """What the costs record. Where a cut-off training's first part is not known, the whole last session counts."""
-    training = read_record(scratch.training_costs(method, concept)).get("training_seconds")
-    if training is None:
+    costs = read_record(scratch.training_costs(method, concept))
+    training = costs.get("training_seconds")
+    if training is not None:
+        training += costs.get("probe_seconds", 0.0)
+    else:
         training = read_record(scratch.making(scratch.artifact(method, concept))).get("seconds", 0.0)
     each = read_record(scratch.sampling_costs(method, concept)).get("seconds_per_image", {})
     images = len(prompts_of(scratch, concept).templates) * scratch.params.sampling.images_per_prompt

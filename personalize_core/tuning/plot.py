@@ -29,13 +29,13 @@ def save_plot(trials: Sequence[Trial], best: Trial, noise: float | None, method:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 4.2), dpi=130, layout="constrained")
         axes = figure.subplots()
-        record = list(accumulate((trial.balance for _, trial in complete), max))
+        record = list(accumulate((trial.reached for _, trial in complete), max))
         axes.step(
             [*(end for end, _ in complete), ends[-1]], [*record, record[-1]], where="post", color=COLOURS[0], lw=1.5,
             label="best so far",
         )  # fmt: skip
         axes.errorbar(
-            [end for end, _ in complete], [trial.balance for _, trial in complete], yerr=noise, fmt="o", ms=5,
+            [end for end, _ in complete], [trial.reached for _, trial in complete], yerr=noise, fmt="o", ms=5,
             color=COLOURS[0], ecolor=GREY, elinewidth=1, capsize=2,
             label="trial" + (", ± noise of training" if noise is not None else ""),
         )  # fmt: skip
@@ -45,10 +45,10 @@ def save_plot(trials: Sequence[Trial], best: Trial, noise: float | None, method:
                     places, [0.03] * len(places), marker, ms=8, color=GREY, label=state, ls="none",
                     transform=axes.get_xaxis_transform(),
                 )  # fmt: skip
-        axes.plot(ends[0], trials[0].balance, "D", ms=8, color=COLOURS[1], zorder=3, label="today's recipe")
-        axes.axhline(trials[0].balance, color=COLOURS[1], lw=1, ls=(0, (4, 3)))
+        axes.plot(ends[0], trials[0].reached, "D", ms=8, color=COLOURS[1], zorder=3, label="today's recipe")
+        axes.axhline(trials[0].reached, color=COLOURS[1], lw=1, ls=(0, (4, 3)))
         if best.number:
-            axes.plot(ends[best.number], best.balance, "*", ms=15, color=COLOURS[2], zorder=3, label="best trial")
+            axes.plot(ends[best.number], best.reached, "*", ms=15, color=COLOURS[2], zorder=3, label="best trial")
         axes.set_xlabel("minutes of the device")
         axes.set_ylabel("balance on the tuning concepts")
         axes.set_xlim(left=0)

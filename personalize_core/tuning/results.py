@@ -41,7 +41,7 @@ SCORES = {"balance": "score", "identity": "identity", "text": "text"}  # -> the 
 
 TRIAL_COLUMNS: dict[str, str] = {
     "trial": "number of the trial; 0 is today's recipe",
-    "state": f"{COMPLETE!r}; {PRUNED!r}: ended after a concept, worse than the median there; {DIVERGED!r}",
+    "state": f"{COMPLETE!r}; {PRUNED!r}: ended early, worse than the median there; {DIVERGED!r}",
     "concept": f"name of the concept, or {ALL_CONCEPTS!r} that the trial was measured on",
     "balance": "geometric mean of DINO and CLIP-T, each at least 0, of an image; mean over images, prompts, concepts",
     "low": "lower end of its 95 % interval over concepts and prompts; only of a complete trial over all concepts",
@@ -49,7 +49,7 @@ TRIAL_COLUMNS: dict[str, str] = {
     "identity": "mean DINO",
     "text": "mean CLIP-T",
     "steps": "training steps of the recipe",
-    "training_seconds": "measured time of the training steps",
+    "training_seconds": "measured time of the training steps and of probes",
     "sampling_seconds": "measured time of sampling",
     "scoring_seconds": "measured time of scoring",
 }

@@ -41,6 +41,7 @@ class Part:
     concept: str
     means: Means
     seconds: Seconds
+    half_way: float | None = None  # the balance that a probe saw half way through its training
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,20 @@ class Trial:
     parts: Sequence[Part]  # of a pruned or diverged trial not of all concepts
     state: str
     interval: tuple[float, float] | None = None  # of the balance, over concepts; 95 %
-    lost: float = 0.0  # seconds of a training that diverged, which is part of no concept
+    lost: float = 0.0  # seconds of a training that diverged or was pruned, which is part of no concept
 
     @property
-    def balance(self) -> float:
-        """Mean over its concepts; of one that diverged 0, the least there is."""
-        return 0.0 if self.state == DIVERGED else running_mean([part.means.balance for part in self.parts])
+    def balance(self) -> float | None:
+        """Mean over its concepts; of one that diverged 0, the least there is; None if it was pruned in its first."""
+        if self.state == DIVERGED:
+            return 0.0
+        return running_mean([part.means.balance for part in self.parts]) if self.parts else None
+
+    @property
+    def reached(self) -> float:
+        """The balance of a complete trial."""
+        assert self.balance is not None
+        return self.balance
 
     @property
     def seconds(self) -> Seconds:
@@ -70,7 +79,7 @@ def running_mean(values: Sequence[float]) -> float:
 
 def best_of(trials: Sequence[Trial]) -> Trial:
     """The complete trial with the highest balance; of equals the first."""
-    return max((trial for trial in trials if trial.state == COMPLETE), key=lambda trial: trial.balance)
+    return max((trial for trial in trials if trial.state == COMPLETE), key=lambda trial: trial.reached)
 
 
 class Journal:
@@ -115,12 +124,14 @@ class Journal:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+            half_way = optuna.create_study(direction="maximize", pruner=pruner)
         study.add_trials(ended)
+        half_way.add_trials([seen for trial in ended if (seen := _seen_by_probes(trial))])
         if not ended:
-            return Suggestion(0, dict(today), study)
+            return Suggestion(0, dict(today), study, half_way)
         asked = study.ask(_distributions(self.space))
         changes = {name: rounded(asked.params[name], within) for name, within in self.space.items()}
-        return Suggestion(len(ended), changes, study)
+        return Suggestion(len(ended), changes, study, half_way)
 
 
 @dataclass(frozen=True)
@@ -131,17 +142,43 @@ class Suggestion:
     changes: dict[str, float]
     _study: Study  # a copy in memory, of the trials that have ended
 
-    def is_hopeless(self, values: Sequence[float]) -> bool:
+    _half_way: Study  # of the same, with what probes saw in the place of what was scored
+
+    def is_hopeless(self, balances: Sequence[float]) -> bool:
         """Is it worse, so far, than the median of the complete trials was at this point?
 
-        values: a value of the balance after each concept, in the search's order: the mean over the concepts so far.
+        balances: of the concepts so far, in the search's order.
         """
-        import optuna
+        return _below_median(self._study, balances)
 
-        so_far = optuna.trial.create_trial(
-            state=optuna.trial.TrialState.PRUNED, intermediate_values=_by_step(values), value=values[-1]
-        )
-        return self._study.pruner.prune(self._study, so_far)
+    def looks_hopeless(self, seen: Sequence[float | None]) -> bool:
+        """The same half way through the training on the last of these concepts, by what probes saw.
+
+        A probe is a few images of few steps, so it is compared with probes alone.
+        """
+        known = [value for value in seen if value is not None]
+        return len(known) == len(seen) and _below_median(self._half_way, known)
+
+
+def _below_median(study: Study, values: Sequence[float]) -> bool:
+    import optuna
+
+    # its mean so far alone: Optuna would take the best of its means, which says which of the concepts is easy
+    mean = running_mean(values)
+    so_far = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.PRUNED, intermediate_values={len(values): mean}, value=mean
+    )
+    return study.pruner.prune(study, so_far)
+
+
+def _seen_by_probes(trial: FrozenTrial) -> FrozenTrial | None:
+    """A complete trial whose trainings were all looked at."""
+    import optuna
+
+    seen = [part["half_way"] for part in trial.user_attrs["parts"]]
+    if trial.user_attrs["state"] != COMPLETE or None in seen:
+        return None
+    return optuna.trial.create_trial(value=trial.value, intermediate_values=_by_step(seen))
 
 
 def _written(trial: Trial, space: Mapping[str, Range]) -> FrozenTrial:
@@ -149,30 +186,30 @@ def _written(trial: Trial, space: Mapping[str, Range]) -> FrozenTrial:
 
     ended_early = trial.state == PRUNED
     values = [part.means.balance for part in trial.parts]
-    so_far = [running_mean(values[: count + 1]) for count in range(len(values))]
-    parts = [
-        {"concept": part.concept, "means": asdict(part.means), "seconds": asdict(part.seconds)} for part in trial.parts
-    ]
+    parts = [asdict(part) for part in trial.parts]
     state = optuna.trial.TrialState.PRUNED if ended_early else optuna.trial.TrialState.COMPLETE
     return optuna.trial.create_trial(
         state=state,
         value=trial.balance,
         params=dict(trial.changes),
         distributions=_distributions(space),
-        intermediate_values=_by_step(so_far),
+        intermediate_values=_by_step(values),
         user_attrs={"parts": parts, "state": trial.state, "interval": trial.interval, "lost": trial.lost},
     )
 
 
 def _read(trial: FrozenTrial) -> Trial:
     about: dict[str, Any] = trial.user_attrs
-    parts = [Part(each["concept"], Means(**each["means"]), Seconds(**each["seconds"])) for each in about["parts"]]
+    parts = [
+        Part(each["concept"], Means(**each["means"]), Seconds(**each["seconds"]), each["half_way"])
+        for each in about["parts"]
+    ]
     interval = about["interval"] and (about["interval"][0], about["interval"][1])
     return Trial(trial.number, trial.params, parts, about["state"], interval, about["lost"])
 
 
 def part_of(measured: Measured) -> Part:
-    return Part(measured.concept, measured.means, measured.seconds)
+    return Part(measured.concept, measured.means, measured.seconds, measured.half_way)
 
 
 def spent_on(trials: Sequence[Trial]) -> Seconds:
@@ -180,7 +217,8 @@ def spent_on(trials: Sequence[Trial]) -> Seconds:
 
 
 def _by_step(values: Sequence[float]) -> dict[int, float]:
-    return dict(enumerate(values, start=1))
+    """After each concept the mean so far."""
+    return {count: running_mean(values[:count]) for count in range(1, len(values) + 1)}
 
 
 def _distributions(space: Mapping[str, Range]) -> dict[str, BaseDistribution]:

@@ -4,7 +4,7 @@ concepts that were held back."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from personalize_core.steps.estimating import Recorded
 from personalize_core.steps.events import Event, Listener, unheard
 from personalize_core.steps.input_checks import check_inputs
 from personalize_core.tuning.budget import Budget, minutes
-from personalize_core.tuning.measuring import NOTHING, Measured, Seconds, measure
+from personalize_core.tuning.measuring import HALF, NOTHING, Measured, Seconds, balance_of_probe, measure
 from personalize_core.tuning.request import Request
 from personalize_core.tuning.scratch import scratch, without_weights
 from personalize_core.tuning.search import (
@@ -31,7 +31,6 @@ from personalize_core.tuning.search import (
     Trial,
     best_of,
     part_of,
-    running_mean,
     spent_on,
 )
 from personalize_core.tuning.space import Changes, of_today, space_of
@@ -88,6 +87,30 @@ def tune(store: Store, asked: Request, listener: Listener = unheard, say: Say = 
             results.write(outcome, new)
         search.give_back_disk()
     return folder
+
+
+class Hopeless(Exception):
+    """Half way through its training a trial looks worse than the median of those before it."""
+
+
+class _Glance:
+    """Hears of the probes of one training, and ends it where the trial looks hopeless half way through."""
+
+    def __init__(self, suggested: Suggestion, earlier: Sequence[float | None]) -> None:
+        """earlier: what was seen half way through the trial's trainings on the concepts before."""
+        self.suggested, self.earlier, self.has_looked = suggested, earlier, False
+
+    def __call__(self, done: float, metrics: Mapping[str, Sequence[float]]) -> None:
+        if done < HALF or self.has_looked:
+            return
+        self.has_looked = True
+        if self.suggested.looks_hopeless([*self.earlier, balance_of_probe(metrics)]):
+            raise Hopeless
+
+
+def seconds_since(began: float) -> float:
+    """What a training took that ended early: no costs record it."""
+    return time.monotonic() - began
 
 
 @dataclass
@@ -168,18 +191,19 @@ class _Search:
     def _try(self, suggested: Suggestion) -> Trial:
         workspace = self._workspace(suggested.number, suggested.changes, self.asked.on)
         parts: list[Measured] = []
-        so_far: list[float] = []
         for concept in self.asked.on:
             began = time.monotonic()
+            glance = _Glance(suggested, [part.half_way for part in parts])
             try:
-                parts.append(measure(workspace, self.asked.method, concept, self.listener))
+                parts.append(measure(workspace, self.asked.method, concept, self.listener, glance))
             except FloatingPointError as error:
                 if suggested.number == 0:
                     raise
                 self.say(f"Trial {suggested.number} diverged: {error}")
-                return self._ended(suggested, parts, DIVERGED, time.monotonic() - began)
-            so_far.append(running_mean([part.means.balance for part in parts]))
-            if len(parts) < len(self.asked.on) and suggested.is_hopeless(so_far):
+                return self._ended(suggested, parts, DIVERGED, seconds_since(began))
+            except Hopeless:
+                return self._ended(suggested, parts, PRUNED, seconds_since(began))
+            if len(parts) < len(self.asked.on) and suggested.is_hopeless([part.means.balance for part in parts]):
                 return self._ended(suggested, parts, PRUNED)
         return self._ended(suggested, parts, COMPLETE)
 
@@ -231,7 +255,7 @@ class _Search:
         """A bar over the budget, which tells the time that is left."""
         total = max(int(self.budget.seconds), 1)
         spent = min(int(spent_on(trials).all), total)
-        best = {"best": best_of(trials).balance} if trials else {}
+        best = {"best": best_of(trials).reached} if trials else {}
         what = f"seconds of the budget for {self.asked.method}"
         self.listener(Event(what, spent, total, {"trials": float(len(trials)), **best}))
 

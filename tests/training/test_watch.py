@@ -12,6 +12,7 @@ from personalize_core.methods.interface import Stage
 from personalize_core.training.checkpoints import Checkpoints
 from personalize_core.training.loop import train
 from personalize_core.training.watch import Plan, Probed, Probes, Watch
+from personalize_core.training.watcher import Watched
 from tests.conftest import equal_bits, tiny_base
 from tests.training.test_loop import CutOff, TwoStages, cut_off_after
 
@@ -36,9 +37,9 @@ class Scripted:
         return Probed(pictures, {"identity": [score, score + 0.01], "text": [0.25, 0.25], "copying": [score, score]})
 
 
-def watch(method, base, images, probe=None, share=0.5, adaptive=None):
+def watch(method, base, images, probe=None, share=0.5, adaptive=None, heard=None):
     probes = Probes(probe, images=2, sampling_steps=1) if probe else None
-    return Watch(method, base, images, 3, probes, share, adaptive)
+    return Watch(method, base, images, 3, probes, share, adaptive, heard)
 
 
 class Counting(TwoStages):
@@ -246,6 +247,56 @@ def test_wherever_it_was_cut_off_it_sees_decides_and_keeps_the_same(rows, Kind, 
     assert equal_bits(resumed.state_dict(), undisturbed.state_dict())
     assert (again.losses, again.seen, again.ended) == (expected.losses, expected.seen, expected.ended)
     assert all(torch.equal(one, other) for one, other in zip(again.pictures, expected.pictures, strict=True))
+
+
+# -- who hears of it -------------------------------------------------------------------------------------------
+
+
+class Heard(list):
+    """What was heard of each probe; the one behind `enough` of the training is one too many."""
+
+    def __init__(self, enough=2.0):
+        self.enough = enough
+
+    def __call__(self, done, metrics):
+        self.append((done, metrics["identity"][0]))
+        if done >= self.enough:
+            raise CutOff
+
+
+def test_each_probe_is_told_with_how_much_of_the_training_was_done(base, concept, images):
+    method, heard = Long(base, concept), Heard()
+    seen = watch(method, base, images, Scripted([n / 100 for n in range(61)]), heard=heard)
+    train(method, base, images, 3, watcher=seen)
+    steps = [one["step"] for one in seen.seen]
+    assert len(steps) > 4 and heard == [(step / 60, step / 100) for step in steps]
+
+
+def test_of_several_stages_all_steps_count(base, concept, images):
+    method, heard = TwoStages(base, concept), Heard()
+    seen = watch(method, base, images, Scripted(), heard=heard)
+    seen.begin(method.stages(), Watched())
+    first, second = method.stages()
+    seen._tell({"stage": second.name, "step": second.steps, "metrics": {"identity": [0.5]}})
+    seen._tell({"stage": second.name, "step": 0, "metrics": {"identity": [0.5]}})
+    assert heard == [(1.0, 0.5), (first.steps / (first.steps + second.steps), 0.5)]
+
+
+@pytest.mark.parametrize("rows", [1, 20, 31, 40])
+def test_who_ends_a_training_by_a_probe_ends_it_there_wherever_it_was_cut_off(rows, base, concept, images, tmp_path):
+    def run(checkpoints, log, heard):
+        method = Long(base, concept)
+        seen = watch(method, base, images, Scripted([n / 100 for n in range(61)]), heard=heard)
+        with pytest.raises(CutOff):
+            train(method, base, images, 3, log, checkpoints, watcher=seen)
+
+    undisturbed, first, again = Heard(0.5), Heard(0.5), Heard(0.5)
+    run(None, lambda row: None, undisturbed)
+    assert len(undisturbed) > 1 and undisturbed[-2][0] < 0.5 <= undisturbed[-1][0]
+    checkpoints = Checkpoints(tmp_path, "this run", every_seconds=0)
+    run(checkpoints, cut_off_after(rows), first)
+    run(checkpoints, lambda row: None, again)
+    assert again == undisturbed
 
 
 # -- what cannot be --------------------------------------------------------------------------------------------

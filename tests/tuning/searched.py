@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from personalize_core.concepts import concept_files
 from personalize_core.metrics import balance
 from personalize_core.steps.events import Listener
 from personalize_core.tuning import measuring
+from personalize_core.tuning import tune as tuning
 from personalize_core.tuning.measuring import Measured, Seconds
 from personalize_core.tuning.request import request
 from personalize_core.tuning.tune import tune
@@ -24,7 +26,8 @@ TODAY = 6e-3  # today's learning rate, so high that a search finds better ones
 MINUTES = 1.0  # for a few trials
 
 
-def make(root: Path) -> Store:
+def make(root: Path, probed: bool = False) -> Store:
+    """probed: trainings are long enough to be looked at half way through."""
     tiny_workspace.make(root)
     for seed, (name, noun) in enumerate([("bob", "dog"), ("mug", "red mug")], start=7):
         tiny_workspace.paint_concept_images(root / "photos" / name, count=3, seed=seed)
@@ -32,6 +35,8 @@ def make(root: Path) -> Store:
     values = tiny_workspace.params(root)
     (recipe,) = values["methods"][METHOD].values()
     recipe["lr"] = TODAY
+    if probed:
+        recipe["steps"], values["probes"] = 8, {"share": 0.5, "prompts": 1, "steps": 1}
     return tiny_workspace.write_params(root, values)
 
 
@@ -40,7 +45,7 @@ def by_steps(scratch: Store, method: str, concept: str) -> Seconds:
     return Seconds(float(recipe_of(scratch, method).training_steps), 0.5, 0.5)
 
 
-def pretended(scratch: Store, method: str, concept: str, listener: Listener) -> Measured:
+def pretended(scratch: Store, method: str, concept: str, listener: Listener, heard: object = None) -> Measured:
     """In place of `measuring.measure`: no training. Best at a learning rate of 1e-3; each seed has noise of its own."""
     rate = recipe_of(scratch, method).lr
     noise = 0.02 * np.random.default_rng([scratch.training_seed, *concept.encode()]).normal()
@@ -49,9 +54,16 @@ def pretended(scratch: Store, method: str, concept: str, listener: Listener) -> 
     return Measured(concept, balance.means(images), by_steps(scratch, method, concept), images)
 
 
-def count_steps() -> None:
+def by_identity(metrics: Mapping[str, Sequence[float]]) -> float:
+    """In place of `measuring.balance_of_probe`: to random models every text is alien, so that all balances are 0."""
+    return float(np.mean(metrics["identity"]))
+
+
+def without_a_clock() -> None:
     """For a process of its own; a test patches it."""
     measuring.seconds_of = by_steps
+    tuning.seconds_since = lambda began: 5.0
+    measuring.balance_of_probe = tuning.balance_of_probe = by_identity
 
 
 def search(root: Path, minutes: float = MINUTES, **options) -> Path:

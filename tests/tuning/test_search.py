@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -69,12 +70,13 @@ def test_a_trial_is_read_as_it_was_written(tmp_path):
         trial(1, [0.5], {"steps": 30, "lr": 2e-4}, PRUNED),
         Trial(2, {"steps": 40, "lr": 1e-3}, [], DIVERGED, None, 7.5),
         Trial(3, TODAY, trial(0, [0.5, 0.7]).parts, COMPLETE, (0.1, 0.9)),
+        Trial(4, TODAY, [], PRUNED, None, 2.5),
     ]
     journal = Journal(tmp_path / "journal", SPACE)
     for each in written:
         journal.add(each)
     read = Journal(tmp_path / "journal", SPACE).trials
-    assert [each.balance for each in read] == pytest.approx([0.375, 0.5, 0.0, 0.6])
+    assert [each.balance for each in read] == [pytest.approx(value) for value in (0.375, 0.5, 0.0, 0.6)] + [None]
     assert read == written
     assert read[2].seconds.all == 7.5
     assert best_of(read).number == 3
@@ -119,7 +121,22 @@ def test_a_trial_below_the_median_of_the_complete_ones_is_hopeless(tmp_path):
     suggested = journal.suggest(TODAY, seed=3)
     assert suggested.is_hopeless([0.39])  # the median after the first concept is 0.4
     assert not suggested.is_hopeless([0.41])
-    assert not suggested.is_hopeless([0.41, 0.7])  # after the second it is 0.65: the means of 0.2, 0.6 or 0.4 and 0.9
+    # after the second it is 0.65: the median of the means of 0.9 and 0.2, 0.6 or 0.4
+    assert not suggested.is_hopeless([0.41, 0.9])
+    assert suggested.is_hopeless([0.7, 0.58])  # however well it began
+
+
+def test_probes_are_compared_with_probes(tmp_path):
+    """What they see lies elsewhere than what is scored in the end."""
+    journal = Journal(tmp_path / "journal", SPACE)
+    for number, seen in enumerate((0.1, 0.3, 0.2)):
+        one = trial(number, [0.9, 0.9])
+        journal.add(replace(one, parts=[replace(part, half_way=seen) for part in one.parts]))
+    journal.add(trial(3, [0.9, 0.9]))  # it was not looked at, and counts for nothing here
+    suggested = journal.suggest(TODAY, seed=3)
+    assert suggested.looks_hopeless([0.19]) and not suggested.looks_hopeless([0.21])
+    assert suggested.looks_hopeless([0.21, 0.17]) and not suggested.looks_hopeless([0.19, 0.23])
+    assert not suggested.looks_hopeless([None, 0.01])  # one training had no probe
 
 
 def test_nothing_is_hopeless_before_three_trials_are_complete(tmp_path):

@@ -26,7 +26,7 @@ from personalize_core.workspace.params import Params
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.tuning import searched
-from tests.tuning.searched import HELD_BACK, METHOD, MINUTES, ON, TODAY, by_steps, left, pretended
+from tests.tuning.searched import HELD_BACK, METHOD, MINUTES, ON, TODAY, by_identity, by_steps, left, pretended
 
 pytestmark = pytest.mark.usefixtures("short_checks")
 BETTER = Verdict(0.1, 0.01, 0.02, 4, True)
@@ -276,7 +276,7 @@ def test_a_search_finds_the_better_rate_and_says_so(fresh, tmp_path):
 def test_a_training_that_diverges_is_the_worst_trial_and_does_not_end_the_search(fresh, tmp_path, monkeypatch):
     store = tiny_workspace.copy_of(fresh.root, tmp_path)
 
-    def diverging(scratch, method, concept, listener):
+    def diverging(scratch, method, concept, listener, heard=None):
         if "001" in scratch.root.parts and concept == ON[1]:
             raise FloatingPointError("the loss is no number")
         return pretended(scratch, method, concept, listener)
@@ -298,6 +298,33 @@ def test_a_pruned_trial_is_measured_on_no_further_concept(fresh, tmp_path, monke
     trials = result_of(store.root)["trials"]
     assert [trial["concepts"] for trial in trials] == [1 if number == 1 else 2 for number in range(len(trials))]
     assert trials[1]["state"] == PRUNED
+
+
+def test_a_trial_may_end_half_way_through_a_training_by_what_probes_see(tmp_path, monkeypatch):
+    store = searched.make(tmp_path, probed=True)
+    looked: list[tuple[int, list[float]]] = []
+
+    def looks_hopeless(self, seen):
+        looked.append((self.number, list(seen)))
+        return self.number == 1 and len(seen) == 2
+
+    for module in (tuning, measuring):
+        monkeypatch.setattr(module, "balance_of_probe", by_identity)
+    monkeypatch.setattr(tuning.Suggestion, "looks_hopeless", looks_hopeless)
+    monkeypatch.setattr(tuning, "seconds_since", lambda began: 60.0)  # so that no third trial follows
+    monkeypatch.setattr(tuning, "best_of", lambda trials: trials[0])
+    monkeypatch.setattr(tuning._Search, "give_back_disk", lambda self: None)
+    searched.search(store.root, minutes=2.0)
+    trials = result_of(store.root)["trials"]
+    assert [(trial["state"], trial["concepts"]) for trial in trials] == [(COMPLETE, 2), (PRUNED, 1)]
+    assert trials[1]["seconds"] == trials[1]["steps"] + 1 + 60
+    # what is kept of a training is what was seen while it ran
+    first, second = looked[1][1]
+    assert looked[0] == (0, [first]) and first != second
+    kept = sorted(tmp_path.rglob("000/measured/*/*/half_way.json"))
+    assert [json.loads(path.read_text())["balance"] for path in kept] == [first, second]
+    roots = tmp_path.rglob("001/data/artifacts/*/*/weights.safetensors")
+    assert [path.parent.name for path in roots] == [ON[0]]
 
 
 # -- going on --------------------------------------------------------------------------------------------------
