@@ -26,12 +26,14 @@ from personalize_core.errors import InputError
 from personalize_core.methods import METHOD_NAMES, recipe_class
 from personalize_core.methods.interface import Method
 from personalize_core.methods.shared.options import LAG, Refinement
-from personalize_core.sampling.sampler import initial_noise, make_sampler, sample, step_generators
+from personalize_core.sampling.frozen import frozen
+from personalize_core.sampling.sampler import guided, initial_noise, make_sampler, sample, step_generators
 from personalize_core.sampling.several_concepts import Together
 from personalize_core.sampling.test_time_optimization import ContextRefined
 from personalize_core.training.checkpoints import Checkpoints, LogRow
 from personalize_core.training.fixed_batch import fixed_batch_losses
 from personalize_core.training.loop import train
+from personalize_core.training.watch import Probed, Probes, Watch
 from tests.card.card import pretended_card
 from tests.conftest import EVERY_STEP, tiny_parts
 from tests.every_method.cases import CONCEPT, LEARNING, TRAINED, Case, CutOff, samplings_of
@@ -128,6 +130,27 @@ def test_what_is_trained_is_in_float32_on_the_card_beside_a_unet_in_bfloat16(lea
     assert all(torch.tensor(row["diffusion"]).isfinite() for row in learned.log)
     before = learned.start.state_dict()
     assert [n for n, p in learned.method.named_parameters() if torch.equal(p.cpu(), before[n].cpu())] == []
+
+
+@only(name for name in METHOD_NAMES if name in TRAINED)
+def test_who_is_watched_on_the_card_learns_the_same_bits(learned):
+    """Also where a probe is sampled and the loss is taken between any two steps."""
+    base = base_on_card(learned.case)
+    method = learned.case.make(base, CONCEPT)
+
+    def look(method: Method) -> Probed:
+        said = [method.say("a photo of a {}"), "a photo of a dog"]
+        # not by `sample`, which moves the method: beside a CPU build of torch that makes its parameters anew
+        with frozen(method), method.attach(base):
+            denoise = guided(base, method.condition(base, said), method.condition(base, ["", ""]), 2.0)
+            latents = make_sampler("ddim", base)(denoise, initial_noise(base, 0, PLACES).to(base.device), 1)
+        return Probed(base.decode(latents), {"identity": [0.0]})
+
+    watch = Watch(method, base, learned.images, 0, Probes(look, images=1, sampling_steps=0), share=50.0)
+    rows = train(method, base, learned.images, 0, watcher=watch)
+    assert len(watch.seen) == len(rows) + 1 and all("fixed_inputs" in row for row in rows)
+    expected = learned.method.state_dict()
+    assert [name for name, tensor in method.state_dict().items() if not torch.equal(tensor, expected[name].cpu())] == []
 
 
 def test_the_restored_artifact_samples_what_the_trainer_samples(learned):
