@@ -64,12 +64,15 @@ class Measured:
     half_way: float | None = None  # the balance that a probe saw half way through the training; None: none was taken
 
 
-def measure(scratch: Store, method: str, concept: str, listener: Listener, heard: Heard | None = None) -> Measured:
+def measure(
+    scratch: Store, method: str, concept: str, listener: Listener, heard: Heard | None = None, keep: bool = True
+) -> Measured:
     """Train, sample and score, or go on where that was cut off; what was measured is kept and read the next time.
 
     Args:
         scratch: a recipe's workspace; with `repeat`, for another training.
         heard: hears of each probe of the training, as `train` has it.
+        keep: weights and images; else only what was measured.
 
     Raises:
         FloatingPointError: the training diverged.
@@ -86,6 +89,9 @@ def measure(scratch: Store, method: str, concept: str, listener: Listener, heard
             shutil.copyfile(scratch.scores(method, concept) / SCORES, new / SCORES)
             write_json(new / SECONDS, asdict(seconds_of(scratch, method, concept)))
             write_json(new / HALF_WAY, {"balance": half_way(scratch.artifact(method, concept))})
+    if not keep:
+        for made in (scratch.artifact(method, concept), scratch.grid(method, concept)):
+            shutil.rmtree(made, ignore_errors=True)
     images = balance.per_image(tables.read(folder / SCORES))
     seconds = read_result(folder / SECONDS, training=float, sampling=float, scoring=float)
     seen = read_result(folder / HALF_WAY, balance=(float, type(None)))["balance"]

@@ -227,7 +227,7 @@ class _Search:
                 column = []
                 for concept in self.asked.on:
                     try:
-                        measured = measure(workspace, self.asked.method, concept, self.listener)
+                        measured = measure(workspace, self.asked.method, concept, self.listener, keep=False)
                     except FloatingPointError:
                         if trial is today:
                             raise
@@ -242,7 +242,8 @@ class _Search:
     def _report(self, trial: Trial) -> list[Measured]:
         """A recipe on the concepts that were held back: from here on they are read."""
         workspace = self._workspace(trial.number, trial.changes, self.asked.report_on)
-        return [measure(workspace, self.asked.method, concept, self.listener) for concept in self.asked.report_on]
+        method, keep = self.asked.method, trial.number > 0
+        return [measure(workspace, method, concept, self.listener, keep=keep) for concept in self.asked.report_on]
 
     def _workspace(self, number: int, changes: Changes, concepts: Sequence[str]) -> Store:
         asked = self.asked

@@ -45,7 +45,9 @@ def by_steps(scratch: Store, method: str, concept: str) -> Seconds:
     return Seconds(float(recipe_of(scratch, method).training_steps), 0.5, 0.5)
 
 
-def pretended(scratch: Store, method: str, concept: str, listener: Listener, heard: object = None) -> Measured:
+def pretended(
+    scratch: Store, method: str, concept: str, listener: Listener, heard: object = None, keep: bool = True
+) -> Measured:
     """In place of `measuring.measure`: no training. Best at a learning rate of 1e-3; each seed has noise of its own."""
     rate = recipe_of(scratch, method).lr
     noise = 0.02 * np.random.default_rng([scratch.training_seed, *concept.encode()]).normal()

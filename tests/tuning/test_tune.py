@@ -194,11 +194,11 @@ def test_nothing_of_it_stands_among_the_users_results(fresh, ended):
 
 
 def test_only_the_best_trial_keeps_its_weights(ended):
-    best = result_of(ended)["best"]
-    weights = list((ended / "data" / ".work" / "tuning").rglob("weights.safetensors"))
-    assert weights and {path.relative_to(ended / "data" / ".work" / "tuning").parts[3] for path in weights} == {
-        f"{best:03d}"
-    }
+    """And of its trainings not those that were repeated, of which the search keeps what was measured."""
+    best, trials = result_of(ended)["best"], ended / "data" / ".work" / "tuning"
+    weights = [path.relative_to(trials).parts[2:] for path in trials.rglob("weights.safetensors")]
+    places = {("trials", f"{best:03d}", "data", "artifacts", METHOD, concept) for concept in (*ON, *HELD_BACK)}
+    assert {path[:-1] for path in weights} == places
 
 
 def test_tables_tell_all_trials_and_what_their_columns_mean(ended):
@@ -276,7 +276,7 @@ def test_a_search_finds_the_better_rate_and_says_so(fresh, tmp_path):
 def test_a_training_that_diverges_is_the_worst_trial_and_does_not_end_the_search(fresh, tmp_path, monkeypatch):
     store = tiny_workspace.copy_of(fresh.root, tmp_path)
 
-    def diverging(scratch, method, concept, listener, heard=None):
+    def diverging(scratch, method, concept, listener, heard=None, keep=True):
         if "001" in scratch.root.parts and concept == ON[1]:
             raise FloatingPointError("the loss is no number")
         return pretended(scratch, method, concept, listener)
