@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,11 +38,14 @@ def request(
     """The same with defaults for what was left out: the first half of the concepts by name, and the others.
 
     Raises:
-        InputError: the method learns nothing, there are too few concepts, or one is in both sets.
+        InputError: the method learns nothing, the budget is no time, there are too few concepts, or one is in both
+            sets.
     """
     check_method(method)
     if method == BASELINE:
         raise InputError(f"{BASELINE} learns nothing, so there is no recipe to tune; name another method")
+    if not (math.isfinite(minutes) and minutes > 0):
+        raise InputError(f"--minutes {minutes:g}: a budget is a number of minutes above 0")
     variants = list(store.params.own_variants(method))
     if variant is not None and variant not in variants:
         raise InputError(f"{method} has no sampling variant {variant!r} in params.yaml; it has {listed(variants)}")

@@ -104,6 +104,12 @@ def test_of_one_set_that_is_named_the_other_is_the_rest(fresh):
     assert request(fresh, METHOD, 5, report_on=["cup"]).on == ("bob", "mug", "rex")
 
 
+@pytest.mark.parametrize("minutes", [0, -1, float("nan"), float("inf")])
+def test_a_budget_is_a_time(fresh, minutes):
+    with pytest.raises(InputError, match="a number of minutes above 0"):
+        request(fresh, METHOD, minutes)
+
+
 @pytest.mark.parametrize(
     "method, options, said",
     [
