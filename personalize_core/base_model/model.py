@@ -281,17 +281,21 @@ class BaseModel:
 
     def move(self, device: str | torch.device) -> None:
         """Move the weights; what is computed is computed on `self.device`, so they must be back there by then."""
-        self._kept_prompts.clear()  # the memory of the device that they leave is for others
-        self._kept_tokens.clear()
+        self._forget_prompts()
         for part in (self.text_encoder, self.vae, self.unet):
             nn.Module.to(part, device)
 
     def give_back_memory(self) -> None:
-        """Let other processes have what this process holds of a graphics card and does not use."""
+        """Let other processes have what this process holds of a graphics card and does not need: kept texts too."""
+        self._forget_prompts()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     # Inside
+
+    def _forget_prompts(self) -> None:
+        self._kept_prompts.clear()
+        self._kept_tokens.clear()
 
     def _decoded(self, latents: Tensor) -> Tensor:
         pixels = self.vae.decode(latents / self.vae.config.scaling_factor).sample

@@ -145,9 +145,10 @@ def test_where_a_hook_changes_the_encoder_nothing_is_kept(base):
     assert torch.equal(base.encode(PROMPTS, CONCEPT).hidden, before)
 
 
-def test_moving_the_base_model_forgets_the_texts(base, read):
+@pytest.mark.parametrize("frees", [lambda base: base.move("cpu"), lambda base: base.give_back_memory()])
+def test_moving_the_base_model_and_giving_back_memory_forget_the_texts(base, read, frees):
     base.encode(PROMPTS[:1], CONCEPT)
-    base.move("cpu")
+    frees(base)
     base.encode(PROMPTS[:1], CONCEPT)
     assert read == [1, 1]
 

@@ -50,6 +50,7 @@ def measured(cell: Cell) -> CellCost:
         strategies = _strategies(method) if cell.setting == "bf16" else {}
         sampling = {name: _sampling(method, base, chosen) for name, chosen in strategies.items()}
         del method
+        base.give_back_memory()
         gc.collect()
         left = WATCH.live - before
     others = before - base_model  # base models of other cells
