@@ -25,7 +25,7 @@ class Adaptive:
     """
 
     stop: Stop = "loss"
-    window: Annotated[int, Field(ge=2)] = 8  # values of the loss; in DVAR's code 200, one after every step
+    window: Annotated[int, Field(ge=2)] = 12  # values of the loss; in DVAR's code 200, one after every step
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.15  # DVAR's code
     patience: Annotated[int, Field(ge=1)] = 3  # probes
     keep: Keep = "last"
