@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,24 +79,29 @@ def train(
                 watcher.look(number, done)
                 if done == stage.steps or watcher.has_learned(number):
                     break
+                steps = _until_the_next_look(watcher, number, done)
                 with (stage.attach or method.attach)(base):
-                    until = watcher.pause(number, done)
-                    if not done:
-                        watcher.measure(number, done)
-                    while done < until:
-                        row = _train_step(stage, done, trained, optimizer, method, base, images, seed, at_once)
-                        done += 1
+                    for done in steps:
+                        row = _train_step(stage, done - 1, trained, optimizer, method, base, images, seed, at_once)
                         row |= watcher.measure(number, done)
                         history.append(row)
                         log(row)
                         if checkpoints and checkpoints.due():
                             checkpoints.save((number, done), method, optimizer, history, watcher.watched())
-                        if watcher.has_learned(number):
-                            break
             watcher.end(number, done)
             optimizer.zero_grad()  # gradients are as large as what was trained, and what follows needs the memory
     method.requires_grad_(False).eval().cpu()  # it is saved next; whoever samples with it moves it
     return history
+
+
+def _until_the_next_look(watcher: Watcher, number: int, done: int) -> Iterator[int]:
+    """The steps of a stage behind those that are done, counted from 1; the method is attached."""
+    if not done:
+        watcher.measure(number, done)
+    for step in range(done, watcher.pause(number, done)):
+        yield step + 1
+        if watcher.has_learned(number):
+            return
 
 
 def _train_step(
