@@ -168,12 +168,16 @@ class BaseModel:
     def encode_variants(self, prompts: Sequence[str], concept: Concept, embeddings: Tensor) -> PromptVariants:
         """The same prompts with many embeddings in the placeholder's place, in one pass of the text encoder.
 
+        What the variants share is read once; but where a hook looks into the encoder, or changes it, all of each.
+
         Args:
             prompts: B of them, of which at least one names the concept.
             concept: whose placeholder to look for.
             embeddings: (V, B, D), or (V, 1, D) for all prompts the same: what each variant reads there.
         """
         tokens, read = self.tokenizer(prompts, concept), VariantReader(self.text_encoder)
+        if self._kept_prompts.hooked:
+            return self._read_variants(tokens.to(self.device), embeddings.expand(-1, len(prompts), -1))
         places = tokens.placeholder.nonzero().T  # (2, K)
         first, (rows, positions) = int(places[1].min()), places.to(self.device)
         ids, own = tokens.ids.to(self.device), embeddings.expand(-1, len(prompts), -1)[:, rows]
@@ -363,6 +367,16 @@ class BaseModel:
         if self._recomputes and torch.is_grad_enabled():
             return checkpoint(read, tokens.ids, embedding, use_reentrant=False)  # type: ignore[return-value]
         return read(tokens.ids, embedding)
+
+    def _read_variants(self, tokens: Tokens, embeddings: Tensor) -> PromptVariants:
+        """embeddings: (V, B, D)."""
+        variants, each, before = len(embeddings), embeddings.flatten(0, 1)[:, None], list[Tensor]()
+        repeated = Tokens.of(tokens.rows() * variants)
+        look = self.final_norm.register_forward_pre_hook(lambda norm, given: before.append(given[0]))
+        with hooked(look), self._placeholder_reads(each, repeated):
+            self.text_encoder(repeated.ids)
+        rows, positions = tokens.placeholder.nonzero().T
+        return PromptVariants(before[0].unflatten(0, (variants, -1)), rows, positions)
 
     def _placeholder_reads(self, embedding: Tensor | None, tokens: Tokens) -> AbstractContextManager[None]:
         """Within it, the text encoder reads `embedding` wherever the placeholder stands."""

@@ -62,6 +62,10 @@ def _nothing_after(index: int) -> None:
     pass
 
 
+def _nothing_at_end() -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Stage:
     """One phase of training: which tensors move, how fast, how long, and under which extra losses."""
@@ -72,6 +76,8 @@ class Stage:
     param_groups: list[dict[str, Any]]  # as torch.optim takes them
     penalty: Callable[[Step], dict[str, Tensor]] = _no_penalty
     after_step: Callable[[int], None] = _nothing_after
+    at_end: Callable[[], None] = _nothing_at_end  # behind the last step that is taken, whichever that is
+    least_steps: int = 0  # before which it does not end, however much is learned
     max_gradient_norm: float = 1.0  # gradients longer than this are shortened to it; math.inf leaves all as they are
     min_timestep: int = 0  # timesteps are drawn uniformly from here to the last
     # Losses that need a pass of their own and share no graph with the prediction, which is gone when they are computed.

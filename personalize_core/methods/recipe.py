@@ -131,6 +131,8 @@ class Recipe:
             if not value:  # a stage that is left out, or a rate that is another's
                 continue
             if each.name.endswith("steps"):
+                if self.adaptive:  # which itself finds how many are enough
+                    continue
                 found[each.name] = Range(math.ceil(SHORTER * value), math.floor(LONGER * value))
             elif "lr" in each.name.split("_"):
                 found[each.name] = Range(LOWER * value, HIGHER * value)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,10 @@ class Probing:
         """after: is called when a probe is over."""
         adaptive, settings = inputs.config.adaptive, store.params.probes
         share = adaptive.share if adaptive else settings.share
-        self.eye, self.after, self.spent = Eye(store, inputs, base), after, 0.0
+        self.after, self.spent, self.watch = after, 0.0, None
+        if not share:
+            return
+        self.eye = Eye(store, inputs, base)
         if adaptive and adaptive.needs_probes and adaptive.by != "text" and not self.eye.held_out:
             raise InputError(
                 f"{inputs.method}: adaptive chooses by images that are held out, so that a copy does not win, and of "
@@ -53,8 +57,7 @@ class Probing:
                 "more; or choose `by: text` or `stop: loss`"
             )
         probes = Probes(self._look, len(self.eye.prompts), settings.steps)
-        seed = store.training_seed
-        self.watch = Watch(learner, base, images, seed, probes, share, adaptive, heard) if share else None
+        self.watch = Watch(learner, base, images, store.training_seed, probes, share, adaptive, heard)
 
     @property
     def seconds(self) -> float | None:
@@ -81,9 +84,9 @@ class Eye:
     """
 
     def __init__(self, store: Store, inputs: TrainingInputs, base: BaseModel) -> None:
-        self.store, self.concept, self.base = store, inputs.concept, base
-        self.settings, self.how = store.params.probes, store.params.sampling
-        self.templates = prompts_of(store, self.concept.name).templates[: self.settings.prompts]
+        self.store, self.concept, self.base = store.without_protocol(), inputs.concept, base
+        self.settings, self.how = self.store.params.probes, self.store.params.sampling
+        self.templates = prompts_of(self.store, self.concept.name).templates[: self.settings.prompts]
 
     @property
     def prompts(self) -> list[str]:
@@ -123,14 +126,18 @@ class Eye:
 
     def _sampled(self, method: Method, prompts: Sequence[str]) -> Tensor:
         """(N, H, W, 3) uint8."""
-        from personalize_core.sampling.sampler import initial_noise, make_sampler, sample, step_generators
+        import torch
 
-        seed, places = self.store.sampling_seed, [(place, 0) for place in range(len(prompts))]
-        sampler = make_sampler(self.how.sampler, self.base, eta=self.how.eta, generators=step_generators(seed, places))
-        noise = initial_noise(self.base, seed, places)
-        return self.base.decode(
-            sample(method, self.base, prompts, noise, sampler, self.settings.steps, self.how.guidance)
-        )
+        from personalize_core.sampling.sampler import batches, initial_noise, make_sampler, sample, step_generators
+
+        seed, how, found = self.store.sampling_seed, self.how, []
+        for some in batches(self.base, len(prompts)):
+            places = [(place, 0) for place in range(len(prompts))[some]]
+            sampler = make_sampler(how.sampler, self.base, eta=how.eta, generators=step_generators(seed, places))
+            noise = initial_noise(self.base, seed, places)
+            latents = sample(method, self.base, prompts[some], noise, sampler, self.settings.steps, how.guidance)
+            found.append(self.base.decode(latents))
+        return torch.cat(found)
 
     @cached_property
     def _untouched(self) -> Tensor:
@@ -171,10 +178,23 @@ class Eye:
     def _identity_encoder(self):
         from personalize_core.metrics.encoders import load_identity_encoder
 
-        return load_identity_encoder(self.store.params.encoders.identity[0])
+        with _or_unwatched():
+            return load_identity_encoder(self.store.params.encoders.identity[0])
 
     @cached_property
     def _text_image(self):
         from personalize_core.metrics.encoders import load_text_image_encoder
 
-        return load_text_image_encoder(self.store.params.encoders.text_image[0])
+        with _or_unwatched():
+            return load_text_image_encoder(self.store.params.encoders.text_image[0])
+
+
+@contextmanager
+def _or_unwatched() -> Iterator[None]:
+    """Say how a training goes without the encoder that cannot be had."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"{error}; to train without watching, write `probes: {{ share: 0 }}` in params.yaml"
+        ) from error

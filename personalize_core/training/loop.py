@@ -76,6 +76,7 @@ def train(
                 _restore(resumed.tensors, method, optimizer)
                 done = resumed.step
             while True:
+                optimizer.zero_grad()  # a probe needs the memory
                 watcher.look(number, done)
                 if done == stage.steps or watcher.has_learned(number):
                     break
@@ -89,6 +90,7 @@ def train(
                         if checkpoints and checkpoints.due():
                             checkpoints.save((number, done), method, optimizer, history, watcher.watched())
             watcher.end(number, done)
+            stage.at_end()
             optimizer.zero_grad()  # gradients are as large as what was trained, and what follows needs the memory
     method.requires_grad_(False).eval().cpu()  # it is saved next; whoever samples with it moves it
     return history

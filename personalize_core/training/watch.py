@@ -119,6 +119,7 @@ class Watch:
         self.ended: dict[str, dict[str, Any]] = {}  # stage -> its number of steps, and why no more
         self.kept: dict[str, Tensor] = {}  # the best moment of the last stage
         self.best = -1  # which of `seen` that is
+        self.done = 0  # steps of the stage under way
 
     # As a Watcher
 
@@ -143,10 +144,12 @@ class Watch:
         return min([*later, self.stages[number].steps])
 
     def look(self, number: int, done: int) -> None:
+        self.done = done
         if done in self.plan.probes[number]:
             self._probe(number, done)
 
     def measure(self, number: int, done: int) -> Mapping[str, float]:
+        self.done = done
         if done % self.plan.every[number] and done != self.stages[number].steps:
             return {}
         stage = self.stages[number]
@@ -156,6 +159,8 @@ class Watch:
 
     def has_learned(self, number: int) -> bool:
         how, name = self.adaptive, self.stages[number].name
+        if self.done < self.stages[number].least_steps:
+            return False
         if how and how.stop == "loss":
             losses = [sum(one["values"]) for one in self.losses if one["stage"] == name]
             return has_settled(losses, how.window, how.threshold)
@@ -238,7 +243,8 @@ class Watch:
         if how.needs_probes and (count := len(self.plan.probes[-1])) < least:
             raise InputError(
                 f"adaptive: share: {how.share} allows {count} probes in stage {name!r}, and it takes {least} at least "
-                "to stop or choose by them; raise share, or take fewer images or sampling steps in probes"
+                "to stop or choose by them; raise share, take fewer prompts or sampling steps in probes, or lower "
+                "patience"
             )
 
 

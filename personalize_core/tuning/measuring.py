@@ -6,17 +6,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from personalize_core.concepts import concept_files
 from personalize_core.files.atomic import is_up_to_date, read_record, read_result, whole_folder, write_json
-from personalize_core.files.stamps import Stamp, stamp_of
+from personalize_core.files.stamps import Stamp, sources_hash, stamp_of
 from personalize_core.steps.events import Listener
 from personalize_core.steps.probe_record import ENDED, PROBES
 from personalize_core.steps.sampling import sample_grid
 from personalize_core.steps.scores import score
 from personalize_core.steps.training import train
-from personalize_core.workspace.dependencies import sampling_stamp, scoring_stamp, train_stamp
+from personalize_core.workspace.dependencies import WATCHING, sampling_stamp, scoring_stamp, train_stamp
 from personalize_core.workspace.recipes import prompts_of
 from personalize_core.workspace.store import SCORES, Store
 
@@ -129,8 +129,14 @@ def cell_stamp(scratch: Store, method: str, concept: str) -> Stamp:
             "templates": prompts_of(scratch, concept).templates,
             "scoring": scoring_stamp(scratch),
             "concept": concept_files.content(scratch.concept_folder(concept)),
+            "watched": watched_by(scratch),
         }
     )
+
+
+def watched_by(store: Store) -> dict[str, Any]:
+    """What probes depend on, which may end a trial."""
+    return {"probes": store.params.probes.model_dump(), "sources": sources_hash(WATCHING)}
 
 
 def seconds_of(scratch: Store, method: str, concept: str) -> Seconds:

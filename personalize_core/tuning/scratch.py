@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from personalize_core.concepts import concept_files
 from personalize_core.files.atomic import folder_aside, write_bytes
 from personalize_core.files.outside import read_yaml
 from personalize_core.methods import MARK
@@ -82,7 +83,9 @@ def _link(link: Path, target: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     """Of a concept's folder, which another program may change meanwhile."""
     if target.is_dir():
-        return
+        if concept_files.content(source) == concept_files.content(target):
+            return
+        shutil.rmtree(target)
     with folder_aside(target) as aside:
         whole = aside / target.name
         shutil.copytree(source, whole)

@@ -19,7 +19,7 @@ from personalize_core.steps.estimating import Recorded
 from personalize_core.steps.events import Event, Listener, unheard
 from personalize_core.steps.input_checks import check_inputs
 from personalize_core.tuning.budget import Budget, minutes
-from personalize_core.tuning.measuring import HALF, NOTHING, Measured, Seconds, balance_of_probe, measure
+from personalize_core.tuning.measuring import HALF, NOTHING, Measured, Seconds, balance_of_probe, measure, watched_by
 from personalize_core.tuning.request import Request
 from personalize_core.tuning.scratch import scratch, without_weights
 from personalize_core.tuning.search import (
@@ -276,6 +276,7 @@ def _search_stamp(store: Store, asked: Request, budget: Budget) -> Stamp:
     return stamp_of(
         {
             **_measured_by(store, asked, asked.on),
+            "watched": watched_by(store),
             "space": {name: repr(within) for name, within in budget.space.items()},
             "variant": asked.variant,
             "protocol": store.protocol,

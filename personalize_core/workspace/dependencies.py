@@ -50,8 +50,11 @@ SHARED = (  # what several methods are made of
 SAMPLING = (
     "base_model/attention",
     "base_model/layers",
+    "base_model/kept_prompts",
     "base_model/model",
+    "base_model/prompt_variants",
     "base_model/text",
+    "base_model/transfer",
     "concepts/images",
     "methods/interface",
     *SHARED,
@@ -63,8 +66,11 @@ REFINING = ("methods/shared/context_regularizer", "sampling/test_time_optimizati
 TRAINING = (
     "base_model/attention",
     "base_model/layers",
+    "base_model/kept_prompts",
     "base_model/model",
+    "base_model/prompt_variants",
     "base_model/text",
+    "base_model/transfer",
     "concepts/images",
     "concepts/prompt_lists",
     "methods/interface",
@@ -81,6 +87,10 @@ WATCHING = (
     "concepts/held_out",
     "metrics/encoders",
     "metrics/preprocessing",
+    "metrics/similarity",
+    "metrics/weights",
+    "sampling/frozen",
+    "sampling/sampler",
     "steps/probing",
     "training/fixed_inputs",
     "training/stopping",
@@ -237,6 +247,7 @@ def train_stamp(store: Store, concept: str, method: str) -> Stamp:
             "concept": vars(described),
             "latents": latents_stamp(store, concept, recipe),
             "class_images": class_images,
+            **_probed_on(store, concept, method),
         }
     )
 
@@ -311,8 +322,8 @@ def _trained_by(store: Store, method: str) -> dict[str, Any]:
 
 
 def _ended_by(store: Store, method: str) -> dict[str, Any]:
-    """What decides how long a method is trained, besides its recipe; nothing where that alone does."""
-    adaptive, params = store.params.config(method).adaptive, store.params
+    """What decides how long a method is trained, whatever of, besides its recipe; nothing where that alone does."""
+    adaptive, params = store.params.config(method).adaptive, store.without_protocol().params
     if not adaptive:
         return {}
     probes: dict[str, Any] = {}
@@ -320,11 +331,22 @@ def _ended_by(store: Store, method: str) -> dict[str, Any]:
         encoders = [params.encoders.identity[0], params.encoders.text_image[0]]
         probes = {
             "probes": params.probes.model_dump(exclude={"share"}),
-            "sampling": params.sampling.how(),
-            "prompts": [each.name for each in params.sampling.prompts],
+            "probe_sampler": params.sampling.model_dump(include={"sampler", "guidance", "eta"}),
             "encoders": [weights_of(name) for name in encoders],
         }
     return {"watching": sources_hash(WATCHING), **probes}
+
+
+def _probed_on(store: Store, concept: str, method: str) -> dict[str, Any]:
+    """What the probes of a concept show and are compared with, where they decide anything."""
+    adaptive, plain = store.params.config(method).adaptive, store.without_protocol()
+    if not adaptive or not adaptive.needs_probes:
+        return {}
+    files, held_out = concept_files.content(store.concept_folder(concept)), split_of(store, concept).held_out
+    return {
+        "probed": prompts_of(plain, concept).templates[: plain.params.probes.prompts],
+        "probed_against": {name: files[name] for name in held_out},
+    }
 
 
 @memoized

@@ -53,6 +53,10 @@ class Store:
         """The same workspace, for another training."""
         return replace(self, repeat=repeat)
 
+    def without_protocol(self) -> Store:
+        """The same workspace by params.yaml alone: what is trained depends on no protocol."""
+        return replace(self, protocol=None)
+
     @cached_property
     def described_protocol(self) -> Protocol | None:
         """Raises InputError if there is no such protocol, or it is damaged."""

@@ -123,7 +123,7 @@ def test_an_artifact_of_an_unknown_method(saved, base, tmp_path):
 def test_an_artifact_with_an_option_that_there_is_not_any_more(saved, base, tmp_path):
     change(tmp_path, config={"stepps": 1})
     said = refusal(tmp_path, base)
-    assert said.startswith(f"{tmp_path / 'config.json'}: there is no key 'stepps'; known are rank_fraction")
+    assert said.startswith(f"{tmp_path / 'config.json'}: there is no key 'stepps'; known are adaptive, rank_fraction")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}'])

@@ -125,3 +125,15 @@ def test_tokens_before_the_first_placeholder_are_read_once(base, concept, monkey
         once, each = 2 * first, 2 * VARIANTS * (base.tokenizer.length - first)
         assert tokens == [once, each]
         tokens.clear()
+
+
+def test_who_looks_into_the_encoder_meets_every_token_of_every_variant(base):
+    prompts, concept = BATCHES["several"], Concept("v", "<v>", "dog")
+    embeddings, seen = embeddings_for(len(prompts), base.text_width).detach(), []
+    expected = base.encode_variants(prompts, concept, embeddings)
+    table = base.text_encoder.get_input_embeddings()
+    with hooked(table.register_forward_hook(lambda module, args, words: seen.append(words))):
+        found = base.encode_variants(prompts, concept, embeddings)
+    torch.testing.assert_close(found.hidden, expected.hidden, rtol=1e-9, atol=1e-9)
+    assert torch.equal(found.rows, expected.rows) and torch.equal(found.positions, expected.positions)
+    assert sum(len(words) for words in seen) == VARIANTS * len(prompts)

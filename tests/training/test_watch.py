@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -320,3 +322,17 @@ def test_a_share_that_is_too_small_to_decide_by_is_refused_before_the_first_step
 def test_how_every_method_is_trained_is_no_choice():
     with pytest.raises(Exception, match="take `adaptive` out"):
         Adaptive(stop="never", keep="last")
+
+
+def test_a_stage_takes_its_least_steps_and_says_when_it_has_ended(base, concept, images):
+    ended = []
+
+    class Patient(Settling):
+        def stages(self):
+            (stage,) = super().stages()
+            return [replace(stage, least_steps=20, at_end=lambda: ended.append(int(self.steps_seen[0])))]
+
+    method = Patient(base, concept)
+    seen = watch(method, base, images, adaptive=Adaptive(stop="loss", window=3, threshold=0.05, share=0.5))
+    train(method, base, images, 3, watcher=seen)
+    assert seen.ended["direction"]["steps"] == 20 and ended == [20]  # it had settled long before

@@ -51,18 +51,20 @@ class AttnDreamBooth(EmbeddingAndUNet):
         c = self.config
         attention = [weight for name, weight in self.unet.items() if ".attn2." in name]
 
-        def keep_attention(index: int) -> None:
-            if index + 1 == c.attention_steps:
-                self.after_attention.keep(self.unet)
+        def keep_attention() -> None:
+            self.after_attention.keep(self.unet)
 
-        table: list[tuple[str, list[Any], Callable[[int], None], Attach]] = [
-            ("embedding", list(self.embedding.parameters()), lambda index: None, lambda base: nullcontext()),
+        def keep_nothing() -> None:
+            pass
+
+        table: list[tuple[str, list[Any], Callable[[], None], Attach]] = [
+            ("embedding", list(self.embedding.parameters()), keep_nothing, lambda base: nullcontext()),
             ("attention", attention, keep_attention, lambda base: self.unet.placed_in(base.unet, holding=".attn2.")),
-            ("unet", list(self.unet.parameters()), lambda index: None, self.attach),
+            ("unet", list(self.unet.parameters()), keep_nothing, self.attach),
         ]
         return [self._stage(*row) for row in table if getattr(c, f"{row[0]}_steps")]
 
-    def _stage(self, name: str, trained: list[Any], after_step: Callable[[int], None], attach: Attach) -> Stage:
+    def _stage(self, name: str, trained: list[Any], at_end: Callable[[], None], attach: Attach) -> Stage:
         settings = {
             key: getattr(self.config, f"{name}_{key}")
             for key in ("steps", "batch_size", "lr", "mean_weight", "variance_weight")
@@ -77,7 +79,7 @@ class AttnDreamBooth(EmbeddingAndUNet):
             settings["batch_size"],
             [{"params": trained, "lr": settings["lr"]}],
             penalty,
-            after_step,
+            at_end=at_end,
             max_gradient_norm=math.inf,
             attach=attach,
         )

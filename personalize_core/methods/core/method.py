@@ -69,6 +69,7 @@ class CoRe(EmbeddingAndUNet):
                 c.embedding_batch_size,
                 [embedding],
                 after_step=self.rescale,
+                least_steps=c.rescale_until if c.rescale else 0,
                 max_gradient_norm=math.inf,
                 later_penalty=self.context_penalty,
                 attach=lambda base: nullcontext(),  # the U-Net is still the base model's

@@ -94,7 +94,7 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
         """The first stage stays longer than its window of rescaling, which would have no effect otherwise."""
         found = super().search_space()
         if self.rescale and (steps := found.get("embedding_steps")):
-            found["embedding_steps"] = Range(min(max(steps.low, self.rescale_until), steps.high), steps.high)
+            found["embedding_steps"] = Range(min(max(steps.low, self.rescale_until), self.embedding_steps), steps.high)
         return found
 
     @property
