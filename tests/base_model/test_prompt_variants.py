@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from personalize_core.base_model.kept_prompts import KeptPrompts
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.prompt_variants import part_of
 from personalize_core.concepts.concept import Concept
@@ -30,6 +31,7 @@ def base(request: pytest.FixtureRequest) -> BaseModel:
     """In float64, with the activation of Stable Diffusion 1 or 2."""
     made = tiny_base()
     made.text_encoder = _text_encoder(made.text_encoder.config, request.param)
+    made._kept_prompts = KeptPrompts(made.text_encoder)
     return made
 
 
