@@ -27,7 +27,9 @@ its optimizer, its attention kernels of cards since Ampere. It counts the bytes 
 card needs more:
 
 * the CUDA context of each process;
-* workspaces of the kernels, and what the allocator loses to fragmentation.
+* workspaces of the kernels, and what the allocator loses to fragmentation;
+* where a training is [watched](watching_training.md), what a probe of a few images takes beside what is trained, which
+  is not measured here.
 
 `make test-card` measures {again} of these {all} trainings again, among them each method in bf16, and compares them with
 what is recorded: memory to {room:.0%}; FLOPs, waits and copies exactly. `make memory` measures all.
