@@ -96,7 +96,10 @@ def test_in_each_stage_only_its_own_tensors_change(make, base, images):
     of_attention = {name for name in learned if "/attn2/" in name}
     assert changed[0] == {"embedding.vector"}
     assert changed[1] - kept == of_attention  # not one convolution, norm or self-attention
-    assert changed[2] == learned
+    assert changed[2] - kept == learned
+    for name in kept:  # copied between the second stage's last step and the third's first
+        own = name.replace("after_attention.", "unet.weights.")
+        assert torch.equal(after["unet"][name], after["attention"][own])
 
 
 def test_prompts_say_placeholder_and_class_noun_in_every_stage(make, images):
