@@ -20,7 +20,7 @@ from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.report.comparison_in_words import COPYING
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.training import training_log
-from personalize_core.training.probe_files import ENDED, PROBE_CURVES, PROBE_IMAGES
+from personalize_core.training.probe_files import ENDED, PROBE_CURVES, PROBE_IMAGES, PROBES
 from personalize_core.workspace.store import AGREEMENT, REFERENCES, SCORES, Store, is_label
 
 IDENTITY, TEXT = "dino", "clip_t"  # what the plane shows and the verdict is about first
@@ -50,6 +50,7 @@ class Learned:
     fixed_batch: Mapping[str, Any] | None  # the loss on the same batch before and after
     watched: Sequence[Shown] = ()  # what was seen while it was trained
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # "steps", "of", "learned", "kept" of each
+    probes: pl.DataFrame | None = None  # every value that was seen; None where none was
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,8 @@ def _learned(folder: Path, concept: str) -> Learned:
     watched = [Shown(folder / name, caption) for name, caption in shown.items() if (folder / name).is_file()]
     stages = (_json(folder / ENDED) or {}).get("stages", {})
     described, fixed = _json(folder / "config.json") or {}, _json(folder / "fixed_batch.json")
-    return Learned(concept, described, log, fixed, watched, stages)
+    probes = parquet.read_parquet(folder / PROBES) if (folder / PROBES).is_file() else None
+    return Learned(concept, described, log, fixed, watched, stages, probes)
 
 
 def _heat_maps(store: Store, method: str, concept: str) -> list[Shown]:

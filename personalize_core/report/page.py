@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from personalize_core.report import embedded_images, inline_figures, published, 
 from personalize_core.report import evidence as read_evidence
 from personalize_core.report import verdicts as told
 from personalize_core.report.display_names import each_in_words, in_words
+from personalize_core.report.ended_early import ended_in_words
 from personalize_core.report.evidence import METRICS, ConceptTold, Evidence, MethodTold, Shown
 from personalize_core.report.figures.images import opened_figure
 from personalize_core.report.figures.style import variant_colours
@@ -268,7 +269,7 @@ def _told(method: MethodTold, evidence: Evidence) -> dict[str, Any]:
         ],
         "losses": f"losses_{method.name}".replace("@", "-"),
         "fixed": [(one.concept, _fell(one.fixed_batch)) for one in method.learned if one.log and one.fixed_batch],
-        "ended": [(one.concept, words) for one in method.learned if (words := _ended(one.stages))],
+        "ended": [(one.concept, words) for one in method.learned if (words := ended_in_words(one))],
         "watched": [(one.concept, _embedded(one.watched)) for one in method.learned[:MOST_WATCHED] if one.watched],
         "heat_maps": _embedded(method.heat_maps[:MOST_HEAT_MAPS]),
         "more_heat_maps": max(0, len(method.heat_maps) - MOST_HEAT_MAPS),
@@ -292,16 +293,6 @@ def _fell(fixed: Any) -> str:
     low, high = fixed["interval_95"]
     losses = f"{fixed['before']:.4f} before, {fixed['after']:.4f} after"
     return f"{losses}; fell by {fixed['fell_by']:.4f} [{low:.4f}, {high:.4f}]" + ("" if low > 0 else ": cannot tell")
-
-
-def _ended(stages: Mapping[str, Mapping[str, Any]]) -> str:
-    """What was done otherwise than for a fixed number of steps; empty if nothing."""
-    found = []
-    for name, stage in stages.items():
-        kept = f", kept as it was at step {stage['kept']}" if stage["kept"] != stage["steps"] else ""
-        if stage["learned"] or kept:
-            found.append(f"{name.replace('_', ' ')}: {stage['steps']} of {stage['of']} steps{kept}")
-    return "; ".join(found)
 
 
 def _embedded(shown: Sequence[Shown]) -> list[EmbeddedImage]:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
-from tabulate import tabulate
 
 from personalize_core.errors import listed
-from personalize_core.files.atomic import write_bytes
 from personalize_core.metrics import costs, held_out, parquet, ranking, summaries, tables
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.report import agreement_in_words, published
 from personalize_core.report.display_names import in_words
+from personalize_core.report.ended_early import ended_early
 from personalize_core.report.evidence import METRICS, TEXT, Evidence
+from personalize_core.report.table import NOT_RECORDED, Table
 from personalize_core.report.verdicts import interval
 
-NOT_RECORDED = "not recorded"
-NUMBER = re.compile(r"-?[\d,]+(\.\d+)?( (s|MB|kB|bytes))?( \[.*\])?|\d+ to \d+")
 COSTS = {
     "parameters": "Trained parameters",
     "artifact_bytes": "Artifact",
@@ -35,40 +29,6 @@ COSTS = {
 MEASURED_ON = {"memory_of": "Memory of", "device": "Measured on"}
 
 
-@dataclass(frozen=True)
-class Table:
-    """One table in both forms."""
-
-    name: str  # of its files
-    title: str
-    frame: pl.DataFrame  # what a program reads
-    meanings: Mapping[str, str]  # column -> meaning, kept in the Parquet file
-    shown: Sequence[Sequence[str]]  # what people read: a heading, then rows
-    note: str = ""
-
-    @property
-    def numeric(self) -> list[bool]:
-        """For each column: does it hold values, with or without units and intervals?"""
-        columns = zip(*self.shown[1:], strict=True)
-        empty = {"-", NOT_RECORDED}
-        return [all(c in empty or NUMBER.fullmatch(c) for c in column) and set(column) != empty for column in columns]
-
-    def write(self, folder: Path) -> None:
-        """NAME.parquet and NAME.csv hold the values, NAME.tex the text of the page.
-
-        In the CSV, text that a spreadsheet would take for a formula begins with an apostrophe.
-        """
-        parquet.write_parquet(self.frame, folder / f"{self.name}.parquet", self.meanings)
-        buffer = io.BytesIO()
-        text = pl.col(pl.String)
-        formula = text.str.contains(r"^(?:[=+@\t\r]|-[^\d.])")
-        self.frame.with_columns(pl.when(formula).then("'" + text).otherwise(text).name.keep()).write_csv(buffer)
-        write_bytes(folder / f"{self.name}.csv", buffer.getvalue())
-        heading, *rows = self.shown
-        latex = tabulate(rows, heading, tablefmt="latex_booktabs", disable_numparse=True)
-        write_bytes(folder / f"{self.name}.tex", f"% {self.title}; needs \\usepackage{{booktabs}}\n{latex}\n".encode())
-
-
 def every(evidence: Evidence) -> dict[str, Table]:
     """All tables by name; one that has nothing to say is not there."""
     made = [
@@ -76,6 +36,7 @@ def every(evidence: Evidence) -> dict[str, Table]:
         verdicts(evidence),
         over_the_baseline(evidence),
         copying(evidence),
+        ended_early(evidence),
         agreement(evidence),
         every_measure(evidence),
         by_concept(evidence),

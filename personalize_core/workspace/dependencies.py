@@ -130,11 +130,14 @@ COMPARING = (
 )
 # And all of report/, its page among it.
 REPORTING = (
+    "metrics/balance",
     "metrics/concept_coverage",
+    "metrics/ended_early",
     "metrics/held_out",
     "metrics/pairing",
     "metrics/parquet",
     "metrics/ranking",
+    "metrics/statistics",
     "metrics/summaries",
     "metrics/tables",
     "report/figures",
