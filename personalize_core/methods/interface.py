@@ -84,6 +84,8 @@ class Stage:
     later_penalty: Callable[[Step], dict[str, Tensor]] = _no_penalty
     # What it puts into the base model, where that is less than the method's own `attach`.
     attach: Attach | None = None
+    # Makes its optimizer of `param_groups`, where the method is one: not the run's, whichever params.yaml names.
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None
 
     @property
     def looks_at_attention(self) -> bool:

@@ -71,7 +71,8 @@ def train(
             for parameter in trained:
                 parameter.requires_grad_(True)
             done = 0
-            optimizer = make_optimizer(optimizer_name, stage.param_groups)
+            groups = stage.param_groups
+            optimizer = stage.optimizer(groups) if stage.optimizer else make_optimizer(optimizer_name, groups)
             if number == resumed.stage and resumed.tensors:
                 _restore(resumed.tensors, method, optimizer)
                 done = resumed.step

@@ -64,6 +64,7 @@ WITH_EMBEDDING = {
     "custom_diffusion": {},
     "attn_dreambooth": {},
     "core": {},
+    "dti": {},
     "personalized_residuals": {"train_embedding": True},
 }
 

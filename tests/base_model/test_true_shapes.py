@@ -48,6 +48,10 @@ def test_textual_inversion_learns_one_embedding(full, name):
     assert learned(full, "textual_inversion") == expected(name, 768, 1024)
 
 
+def test_dti_learns_one_embedding(full, name):
+    assert learned(full, "dti") == expected(name, 768, 1024)
+
+
 def test_dreambooth_learns_the_whole_unet(full, name):
     assert learned(full, "dreambooth") == expected(name, 859_520_964, 865_910_724)
 

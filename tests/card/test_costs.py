@@ -65,6 +65,7 @@ WIDTHS = {"sd-1.4": 768, "sd-2.1-base": 1024}
 # Batch items a step, and the stages whose FLOPs in the U-Net are those of a plain forward and backward pass.
 FROZEN = {
     "textual_inversion": ("embedding", 4),
+    "dti": ("direction", 4),
     "custom_diffusion": ("weights", 8),
     "xti": ("embeddings", 8),
     "neti": ("mapper", 8),

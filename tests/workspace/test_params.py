@@ -217,7 +217,7 @@ def with_variant(read, method: str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "method", ["textual_inversion", "core", "attn_dreambooth", "ti_db", "custom_diffusion", "vico"]
+    "method", ["textual_inversion", "core", "attn_dreambooth", "ti_db", "custom_diffusion", "vico", "dti"]
 )
 def test_test_time_optimization_stands_beside_the_options_of_any_method_with_one_embedding(method, read):
     variant = with_variant(read, method, test_time_optimization={"steps": 7, "cer_axis": "feature"})
@@ -239,7 +239,7 @@ def test_test_time_optimization_is_refused_where_there_is_not_one_embedding(meth
     assert refusal(lambda: with_variant(read, method, test_time_optimization={})) == (
         f"params.yaml, variants.{method}.chosen: test_time_optimization refines the one text embedding that was "
         f"learned, for each prompt, and does not apply to {method}: it learns {held}; it applies to "
-        "textual_inversion, custom_diffusion, vico, attn_dreambooth, ti_db and core"
+        "textual_inversion, custom_diffusion, vico, attn_dreambooth, ti_db, core and dti"
     )
 
 

@@ -1,0 +1,121 @@
+"""Directional Textual Inversion (DTI).
+
+Kim et al., "Directional Textual Inversion for Personalized Text-to-Image Generation", ICLR 2026, arXiv:2512.13672.
+An embedding that Textual Inversion trains grows far longer than any of the vocabulary, and then drowns out the words
+around it; what it means lies in its direction. So e = m v is trained with its norm m fixed and v on the unit sphere, by
+Riemannian gradient descent, under a von Mises-Fisher prior whose mean is the direction of the initial word.
+
+The paper's abstract and project page say this much, and are what we had of its text. That a step's gradient has length
+one, what m is, and all numbers are from the authors' code (kunheek/dti, MIT, commit 6e66104).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from personalize_core.base_model.model import BaseModel
+from personalize_core.base_model.text import Conditioning
+from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents
+from personalize_core.concepts.prompt_lists import TRAINING, read_list
+from personalize_core.methods.dti.recipe import Config
+from personalize_core.methods.interface import Batch, Method, Stage, Step
+from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
+from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, save_embedding
+from personalize_core.methods.shared.training_batches import from_templates
+
+
+class SphereDescent(torch.optim.Optimizer):
+    """Riemannian gradient descent on a sphere around the origin, with gradients of length one.
+
+    Of a vector e = m v the gradient by v is made tangent, g - <g, v> v, and scaled to length one; v goes `lr` against
+    it, and back to the sphere: v <- (v - lr g) / |v - lr g|. A vector that starts off the sphere is put on it first.
+
+    Args:
+        groups: of vectors (..., D), as torch.optim takes them.
+        radius: m, ().
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], radius: Tensor) -> None:
+        super().__init__(groups, {})
+        self.radius = radius
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for e in group["params"]:
+                v = F.normalize(e, dim=-1)
+                tangent = e.grad - (e.grad * v).sum(dim=-1, keepdim=True) * v
+                e.copy_(self.radius * F.normalize(v - group["lr"] * F.normalize(tangent, dim=-1), dim=-1))
+
+
+class DirectionalTextualInversion(Method):
+    """The direction of one input embedding, read in the placeholder's place; nothing else moves."""
+
+    Config = Config
+
+    def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
+        super().__init__(config, base, concept)
+        start = class_embedding(base, concept.class_noun, config.class_token_rule)
+        m = start.norm() if config.norm == "initial" else mean_norm(base)
+        self.embedding = ConceptEmbedding(m * F.normalize(start, dim=0))
+        self.templates = read_list(TRAINING / f"{config.templates}.txt")
+
+    @property
+    def phrase(self) -> str:
+        return self.concept.placeholder
+
+    def stages(self) -> list[Stage]:
+        c, radius = self.config, self.embedding.initial.norm()
+        return [
+            Stage(
+                "direction",
+                c.steps,
+                c.batch_size,
+                [{"params": [self.embedding.vector], "lr": c.lr}],
+                later_penalty=self._prior,
+                max_gradient_norm=math.inf,  # a step's length does not depend on the gradient's
+                min_timestep=c.min_timestep,
+                optimizer=lambda groups: SphereDescent(groups, radius),
+            )
+        ]
+
+    def _prior(self, step: Step) -> dict[str, Tensor]:
+        """-kappa <mu, v>: the negative logarithm of a von Mises-Fisher density, but for a constant.
+
+        Its gradient by v is -kappa mu, wherever v is.
+        """
+        if not self.config.kappa:
+            return {}
+        mu, m = F.normalize(self.embedding.initial, dim=0), self.embedding.initial.norm()
+        return {"prior": -self.config.kappa * step.share * (mu @ self.embedding.vector) / m}
+
+    def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
+        return from_templates(self, self.templates, images, size, generator)
+
+    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
+        context = base.encode(prompts, self.concept, self.embedding.vector)
+        return lambda t: context
+
+    def export(self, base: BaseModel, folder: Path) -> str:
+        how = save_embedding(self.embedding.vector, self.concept, folder)
+        return f"{how}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
+
+    @classmethod
+    def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> DirectionalTextualInversion:
+        method = cls(config, base, concept)
+        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
+        return method
+
+
+def mean_norm(base: BaseModel) -> Tensor:
+    """(): of the vocabulary's input embeddings; rows of zeros are no words."""
+    norms = base.text_encoder.get_input_embeddings().weight.detach().float().norm(dim=-1)
+    return norms.sum() / norms.count_nonzero()
