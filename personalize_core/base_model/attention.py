@@ -107,6 +107,33 @@ class Call:
     maps: AttentionMaps = field(default_factory=AttentionMaps)
     rows: slice | None = None  # which rows of the training batch these are; None: all
 
+    def texts(self, index: int) -> tuple[Tensor, Tensor]:
+        """What layer `index` takes keys from, and values from: (B, L, D) each."""
+        return self.context.layer(index)
+
+    def saw(self, layer: str, query: Tensor, key: Tensor) -> None:
+        """Tells where a layer looked; as `AttentionMaps.record`."""
+        self.maps.record(layer, query, key)
+
+
+class TextsOfOneLayer:
+    """In a call's place, for one cross-attention layer: what it reads, and where it looked.
+
+    A layer that is compiled then depends neither on its name nor on what other layers left behind.
+    """
+
+    def __init__(self, texts: tuple[Tensor, Tensor]) -> None:
+        self._texts = texts
+        self.query_key: tuple[Tensor, Tensor] | None = None
+
+    def texts(self, index: int) -> tuple[Tensor, Tensor]:
+        """See `Call`."""
+        return self._texts
+
+    def saw(self, layer: str, query: Tensor, key: Tensor) -> None:
+        """See `Call`."""
+        self.query_key = query, key
+
 
 def _probabilities(query: Tensor, key: Tensor) -> Tensor:
     """In float32: half precision loses the small differences that losses look at.
@@ -160,13 +187,13 @@ class CrossAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
         *,
-        call: Call,
+        call: Call | TextsOfOneLayer,
     ) -> Tensor:
-        text_for_keys, text_for_values = call.context.layer(self.index)
+        text_for_keys, text_for_values = call.texts(self.index)
         query = attn.to_q(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         key = attn.to_k(text_for_keys).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
         value = attn.to_v(text_for_values).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        call.maps.record(self.name, query, key)
+        call.saw(self.name, query, key)
         attended = F.scaled_dot_product_attention(query, key, value)
         projection, dropout = attn.to_out
         return dropout(projection(attended.transpose(1, 2).flatten(2)))

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, Transformer2DModel, UNet2DConditionModel
@@ -20,6 +20,9 @@ from personalize_core.base_model.kept_prompts import MOST_PROMPTS, KeptPrompts, 
 from personalize_core.base_model.prompt_variants import PromptVariants, VariantReader, part_of
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
 from personalize_core.concepts.concept import Concept
+
+if TYPE_CHECKING:
+    from personalize_core.base_model.compiling import CompiledBlocks
 
 PIXELS_AT_ONCE = 2 * 768**2  # that the autoencoder reads or makes together: four times as many would need 13.5 GiB
 
@@ -85,6 +88,8 @@ class BaseModel:
         self._kept_tokens: Recent[tuple[Tokens, bool]] = Recent(MOST_PROMPTS)
         self._call: Call | None = None
         self._recomputes = False
+        self.compiles = False  # whether `compiled` does anything
+        self._compiled: CompiledBlocks | None = None  # what was compiled last
 
     # What the model is
 
@@ -232,6 +237,26 @@ class BaseModel:
         finally:
             self._recomputes = False
             self.unet.disable_gradient_checkpointing()
+
+    @contextmanager
+    def compiled(self, backend: str = "inductor") -> Iterator[None]:
+        """Within it, where `compiles` is set, the U-Net's transformer blocks are compiled: the same up to rounding.
+
+        What is compiled is kept for the next time, unless a block had more variants than are kept.
+
+        Args:
+            backend: of torch.compile.
+        """
+        if not self.compiles:
+            yield
+            return
+        from personalize_core.base_model.compiling import CompiledBlocks  # takes a second to import, for few
+
+        if self._compiled is None or self._compiled.gave_up or self._compiled.backend != backend:
+            blocks = {path: transformer.transformer_blocks[0] for path, transformer in self.transformers.items()}
+            self._compiled = CompiledBlocks(blocks, backend)
+        with self._compiled.in_place():
+            yield
 
     def _checkpointed(self, module: Any, *args: Any) -> Any:
         """As diffusers' own checkpointing, but hooks find the same `call` when the module is computed again.

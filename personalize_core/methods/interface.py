@@ -140,8 +140,11 @@ class Method(nn.Module):
         """Put hooks or weights into the base model; leaving the block takes them all out again."""
         return nullcontext()
 
-    def metrics(self) -> dict[str, float]:
-        """What the log says of it after each step, beside the losses. By default what its parts say of themselves."""
+    def metrics(self) -> dict[str, Tensor]:
+        """What the log says of it after each step, beside the losses: numbers of 0 dimensions where it lies.
+
+        By default what its parts say of themselves.
+        """
         parts: list[Any] = [part for part in self.children() if hasattr(part, "metrics")]
         return {name: value for part in parts for name, value in part.metrics().items()}
 

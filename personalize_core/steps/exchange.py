@@ -15,7 +15,7 @@ from personalize_core.steps.events import Report
 from personalize_core.steps.training import PROOF, trained_report
 from personalize_core.workspace.dependencies import artifact_stamp
 from personalize_core.workspace.lineage.making import making
-from personalize_core.workspace.recipes import load_base
+from personalize_core.workspace.recipes import base_for_a_moment, load_base
 from personalize_core.workspace.store import Store
 
 
@@ -32,8 +32,7 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
     if is_there(to):
         raise InputError(f"{to} exists already; name a folder that does not, so that nothing is overwritten")
     stamp, artifact = artifact_stamp(store, concept, method), store.artifact(method, concept)
-    base = load_base(store)
-    with whole_folder(to, stamp) as new:
+    with base_for_a_moment(store) as base, whole_folder(to, stamp) as new:
         how = restore(artifact, base, method).export(base, new)
         (new / "README.md").write_text(f"{concept}, learned by {method} on {base.name} ({base.revision}).\n\n{how}\n")
     files = {path.relative_to(to).as_posix(): path for path in sorted(to.rglob("*")) if path.is_file()}

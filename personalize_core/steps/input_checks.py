@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,10 @@ from personalize_core.workspace.dependencies import (
 )
 from personalize_core.workspace.external_columns import read_column, registered
 from personalize_core.workspace.recipes import (
+    base_for_a_moment,
     check_concepts_wanted,
     check_prompts,
     concepts_wanted,
-    load_base,
     prompts_of,
     recipe_of,
     split_of,
@@ -190,19 +191,21 @@ def _check_on_base(store: Store, cells: Sequence[tuple[str, str]], found: Proble
     cells = [cell for cell in cells if cell in to_train or not _is_sampled(store, *cell)]
     if not cells:
         return
-    try:
-        base = load_base(store)
-    except InputError as error:
-        found.errors.append(error)
-        return
-    placed = {concept: found.free_of(base.tokenizer.check_class_noun, store.concept(concept)) for concept, _ in cells}
-    made: set[tuple[str, str, str]] = set()
-    refused: set[tuple[str, int]] = set()  # prompts, by list and place, so that each is refused once
-    for concept, method in cells:
-        case = (method, store.concept(concept).class_noun, prompts_of(store, concept).name)
-        if placed[concept] and case not in made:
-            made.add(case)
-            _check_learner(store, base, concept, method, (concept, method) in to_train, refused, found)
+    with ExitStack() as at_base:
+        try:
+            base = at_base.enter_context(base_for_a_moment(store))
+        except InputError as error:
+            found.errors.append(error)
+            return
+        nouns = {concept: store.concept(concept) for concept, _ in cells}
+        placed = {name: found.free_of(base.tokenizer.check_class_noun, concept) for name, concept in nouns.items()}
+        made: set[tuple[str, str, str]] = set()
+        refused: set[tuple[str, int]] = set()  # prompts, by list and place, so that each is refused once
+        for concept, method in cells:
+            case = (method, nouns[concept].class_noun, prompts_of(store, concept).name)
+            if placed[concept] and case not in made:
+                made.add(case)
+                _check_learner(store, base, concept, method, (concept, method) in to_train, refused, found)
 
 
 def _check_learner(

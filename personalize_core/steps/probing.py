@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
     from personalize_core.concepts.images import ConceptLatents
     from personalize_core.methods.interface import Method
+    from personalize_core.workspace.sampling_settings import SamplerSettings
 
 
 class Probing:
@@ -125,19 +126,7 @@ class Eye:
         return f"a photo of a {self.concept.class_noun}"
 
     def _sampled(self, method: Method, prompts: Sequence[str]) -> Tensor:
-        """(N, H, W, 3) uint8."""
-        import torch
-
-        from personalize_core.sampling.sampler import batches, initial_noise, make_sampler, sample, step_generators
-
-        seed, how, found = self.store.sampling_seed, self.how, []
-        for some in batches(self.base, len(prompts)):
-            places = [(place, 0) for place in range(len(prompts))[some]]
-            sampler = make_sampler(how.sampler, self.base, eta=how.eta, generators=step_generators(seed, places))
-            noise = initial_noise(self.base, seed, places)
-            latents = sample(method, self.base, prompts[some], noise, sampler, self.settings.steps, how.guidance)
-            found.append(self.base.decode(latents))
-        return torch.cat(found)
+        return sampled(method, self.base, prompts, self.how, self.settings.steps, self.store.sampling_seed)
 
     @cached_property
     def _untouched(self) -> Tensor:
@@ -187,6 +176,26 @@ class Eye:
 
         with _or_unwatched():
             return load_text_image_encoder(self.store.params.encoders.text_image[0])
+
+
+def sampled(
+    method: Method, base: BaseModel, prompts: Sequence[str], how: SamplerSettings, steps: int, seed: int
+) -> Tensor:
+    """(N, H, W, 3) uint8: an image of each prompt.
+
+    Decoded one by one: four at once would take more of a graphics card than training many a method does.
+    """
+    import torch
+
+    from personalize_core.sampling.sampler import batches, initial_noise, make_sampler, sample, step_generators
+
+    found = []
+    for some in batches(base, len(prompts)):
+        places = [(place, 0) for place in range(len(prompts))[some]]
+        sampler = make_sampler(how.sampler, base, eta=how.eta, generators=step_generators(seed, places))
+        latents = sample(method, base, prompts[some], initial_noise(base, seed, places), sampler, steps, how.guidance)
+        found += [base.decode(one) for one in latents.split(1)]
+    return torch.cat(found)
 
 
 @contextmanager

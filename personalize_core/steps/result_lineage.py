@@ -163,7 +163,7 @@ class ResultLineage:
         link, made_from = self._result("artifact", folder, now, self._again(folder, command))
         link.facts |= _some(described, "method", "phrase", "config", "parameters", "seed", "imported")
         original = _of(made_from.get("again")) if repeat else made_from  # what it repeats says the rest
-        link.facts |= _some(original, "precision", "gradient_checkpointing", "optimizer")
+        link.facts |= _some(original, "precision", "gradient_checkpointing", "optimizer", "compile")
         if loss := _some(as_written(folder, "fixed_batch.json"), "before", "after"):
             link.facts["fixed_batch_loss"] = loss
         if proof := _some(as_written(folder, PROOF), "largest_difference"):

@@ -115,7 +115,7 @@ def sample_images(
     )
 
     paths = list(paths)
-    with ready(method, base), Background() as writer:
+    with base.compiled(), ready(method, base), Background() as writer:
         for rows in batches(base, len(prompts)) if together is None else together:
             said, noise = prompts[rows], initial_noise(base, seed, places[rows])
 

@@ -161,12 +161,12 @@ def _trained(
     def log(row: dict[str, Any]) -> None:
         watch.lap()
         if read := look(done[row["stage"]] + row["step"] + 1):
-            row["learned"] = row.get("learned", {}) | {"read": read}
+            row.setdefault("learned", {})["read"] = read
         watch.skip()
         metrics = {name: value for name, value in row.items() if isinstance(value, float)}
         listener(Event(what, done[row["stage"]] + row["step"] + 1, total, metrics))
 
-    with base.recomputing() if store.params.gradient_checkpointing else nullcontext():
+    with base.compiled(), base.recomputing() if store.params.gradient_checkpointing else nullcontext():
         memory, at_once = PeakMemory(base.device), RowsAtOnce.of(store.params.micro_batch)
         rows = run_stages(
             learner,

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 WATCHED = "watched."
 LogRow = dict[str, Any]
 """One step: "stage", "step", each loss under its name, "gradient_norm" before clipping, "lr" of each group of its
-stage, and "learned", where a method has any: the numbers that it says of itself after the step."""
+stage, and "learned", where a method has any: the numbers that it says of itself after the step. On a graphics card they
+are None until the host reads them (`Readings`)."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from personalize_core.randomness import generator_for, seed_for
 from personalize_core.training.checkpoints import Checkpoints, LogRow, Resumed
 from personalize_core.training.micro_batches import RowsAtOnce
 from personalize_core.training.optimizers import OptimizerName, make_optimizer
+from personalize_core.training.readings import Readings
 from personalize_core.training.watcher import Unwatched, Watcher
 
 Log = Callable[[LogRow], None]
@@ -55,10 +56,11 @@ def train(
         The log, a row per step, from the first step on also where the run was resumed.
 
     Raises:
-        FloatingPointError: a loss is not finite; the message says which, in which stage and step.
+        FloatingPointError: a loss is not finite; the message says which, in which stage and step. On a graphics card
+            that is noticed some steps later (`Readings`), but before a checkpoint is written.
     """
     resumed = checkpoints.load() if checkpoints else Resumed()
-    history, at_once = list(resumed.history), at_once or RowsAtOnce()
+    history, at_once, readings = list(resumed.history), at_once or RowsAtOnce(), Readings(base.device)
     method.train().to(base.device)  # in this order: TunedWeights
     stages, watcher = method.stages(), watcher or Unwatched()
     watcher.begin(stages, resumed.watched)
@@ -84,12 +86,16 @@ def train(
                 steps = _until_the_next_look(watcher, number, done)
                 with (stage.attach or method.attach)(base):
                     for done in steps:
-                        row = _train_step(stage, done - 1, trained, optimizer, method, base, images, seed, at_once)
+                        row = _train_step(
+                            stage, done - 1, trained, optimizer, method, base, images, seed, at_once, readings
+                        )
                         row |= watcher.measure(number, done)
                         history.append(row)
                         log(row)
                         if checkpoints and checkpoints.due():
+                            readings.read()
                             checkpoints.save((number, done), method, optimizer, history, watcher.watched())
+                readings.read()
             watcher.end(number, done)
             stage.at_end()
             optimizer.zero_grad()  # gradients are as large as what was trained, and what follows needs the memory
@@ -117,6 +123,7 @@ def _train_step(
     images: ConceptLatents,
     seed: int,
     at_once: RowsAtOnce,
+    readings: Readings,
 ) -> LogRow:
     losses = None
     while losses is None:
@@ -132,17 +139,17 @@ def _train_step(
             optimizer.zero_grad()
             base.give_back_memory()
     norm = clipped(trained, stage.max_gradient_norm)
-    *values, length = torch.stack([*losses.values(), norm]).tolist()  # one wait for the device
-    metrics = dict(zip(losses, values, strict=True))
-    if not all(map(math.isfinite, values)):
-        raise FloatingPointError(f"stage {stage.name!r}, step {index}: the loss is {_describe(metrics)}")
-
+    row: LogRow = {"stage": stage.name, "step": index}
+    readings.add(row, losses, f"stage {stage.name!r}, step {index}")
+    readings.add(row, {"gradient_norm": norm})
     optimizer.step()
     stage.after_step(index)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    row = {"stage": stage.name, "step": index, **metrics, "gradient_norm": length, "lr": rates}
-    learned = method.metrics()
-    return row | {"learned": learned} if learned else row
+    row["lr"] = [group["lr"] for group in optimizer.param_groups]
+    if learned := method.metrics():
+        row["learned"] = {}
+        readings.add(row["learned"], learned)
+    readings.end_step()
+    return row
 
 
 def clipped(trained: Sequence[Tensor], longest: float) -> Tensor:
@@ -285,7 +292,3 @@ def _restore(tensors: dict[str, Tensor], method: Method, optimizer: torch.optim.
 def _laid_out_as(weight: Tensor, value: Tensor) -> Tensor:
     """With the strides of the weight, if it has its shape: torch's fused AdamW on a CPU takes them for granted."""
     return torch.empty_like(weight, dtype=value.dtype).copy_(value) if value.shape == weight.shape else value
-
-
-def _describe(losses: dict[str, float]) -> str:
-    return ", ".join(f"{name} = {loss:.3g}" for name, loss in losses.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -44,4 +45,13 @@ class RowsAtOnce:
         if not self.automatic or now == 1:
             return False
         self.rows = -(-now // 2)
+        _log.warning(
+            "The graphics card's memory does not suffice for %d rows at once; training goes on with %d, which learns "
+            "the same (micro_batch: auto).",
+            now,
+            self.rows,
+        )
         return True
+
+
+_log = logging.getLogger(__name__)

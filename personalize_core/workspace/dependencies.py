@@ -49,6 +49,7 @@ SHARED = (  # what several methods are made of
 )
 SAMPLING = (
     "base_model/attention",
+    "base_model/compiling",
     "base_model/layers",
     "base_model/kept_prompts",
     "base_model/model",
@@ -65,6 +66,7 @@ SAMPLING = (
 REFINING = ("methods/shared/context_regularizer", "sampling/test_time_optimization", "randomness")
 TRAINING = (
     "base_model/attention",
+    "base_model/compiling",
     "base_model/layers",
     "base_model/kept_prompts",
     "base_model/model",
@@ -81,6 +83,7 @@ TRAINING = (
     "training/loop",
     "training/micro_batches",
     "training/optimizers",
+    "training/readings",
 )
 # On top, where a training ends when enough is learned.
 WATCHING = (
@@ -320,6 +323,7 @@ def _trained_by(store: Store, method: str) -> dict[str, Any]:
         "seed": params.seed,
         "sources": sources_hash([*TRAINING, method_source(method)]),
         **({"optimizer": params.optimizer} if params.optimizer != "adamw" else {}),
+        **compiled_by(store),
         **_ended_by(store, method),
     }
 
@@ -361,7 +365,14 @@ def sampled_by(store: Store, method: str) -> dict[str, Any]:
         "variants": {name: repr(variant.sampling) for name, variant in variants_of(store, method).items()},
         "precision": params.precision,
         "seed": store.sampling_seed,
+        **compiled_by(store),
     }
+
+
+def compiled_by(store: Store) -> dict[str, Any]:
+    """Compiled code rounds otherwise. Nothing without it, so that what was made before there was such a setting keeps
+    its stamp."""
+    return {"compile": True} if store.params.compile else {}
 
 
 @memoized
@@ -445,6 +456,7 @@ def images_stamp(store: Store, class_noun: str) -> Stamp:
             "precision": params.precision,
             "seed": params.seed,
             "sources": sources_hash(SAMPLING),
+            **compiled_by(store),
         }
     )
 

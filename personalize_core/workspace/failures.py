@@ -85,6 +85,15 @@ def _of_one(error: BaseException) -> Diagnosis | None:
     torch: Any = sys.modules.get("torch")  # who never imported it has not exhausted its memory
     if torch and isinstance(error, torch.OutOfMemoryError):
         return _card_is_full(torch)
+    compiling: Any = sys.modules.get("torch._dynamo.exc")
+    if compiling and isinstance(error, compiling.TorchDynamoException):
+        cause = getattr(error, "inner_exception", error)
+        said = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        return Diagnosis(
+            f"the transformer blocks cannot be compiled here ({said}): write compile: false in params.yaml, and run "
+            "this again",
+            passes=False,
+        )
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(w in str(error) for w in NO_MEMORY_IN_WORDS):
         return Diagnosis(
             "the memory of this machine does not suffice: end other programs, or set micro_batch: 1 or "

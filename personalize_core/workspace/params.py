@@ -42,6 +42,7 @@ class Params(Section):
     gradient_checkpointing: bool = False  # of U-Net and text encoder in training
     micro_batch: MicroBatch = None  # rows of a batch that pass through the U-Net at once in training
     optimizer: OptimizerName = "adamw"
+    compile: bool = False  # the U-Net's transformer blocks, in training and sampling
     device: Literal["auto", "cpu", "cuda"] = "auto"
     probes: ProbeSettings = ProbeSettings()  # how a training is watched
     deterministic: bool = False  # on a GPU: the same bits from one run to the next, with slower kernels

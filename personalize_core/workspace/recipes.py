@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from personalize_core.base_model.compiler import check_compiler
 from personalize_core.base_model.determinism import set_deterministic
 from personalize_core.base_model.loading import choose_device, load_base_model
 from personalize_core.concepts import concept_files
@@ -32,7 +35,20 @@ MOST_WORKERS = 8  # each holds the images of a chunk in memory
 
 def load_base(store: Store) -> BaseModel:
     set_deterministic(store.params.deterministic)
-    return load_base_model(store.params.base_model, device_of(store), store.params.precision)
+    base = load_base_model(store.params.base_model, device_of(store), store.params.precision)
+    base.compiles = store.params.compile
+    return base
+
+
+@contextmanager
+def base_for_a_moment(store: Store) -> Iterator[BaseModel]:
+    """The base model, for what is soon done and computes next to nothing.
+
+    On a graphics card while no other process uses it, for it may not hold two base models; in a CPU's memory beside
+    whoever is at work.
+    """
+    with nullcontext() if device_of(store) == "cpu" else store.device():
+        yield load_base(store)
 
 
 def device_of(store: Store) -> str:
@@ -86,6 +102,8 @@ def workers_of(store: Store) -> int:
 def recipe_of(store: Store, method: str) -> Any:
     """The method's Config, where it can be trained as params.yaml says."""
     check_optimizer(store.params.optimizer)
+    if store.params.compile:
+        check_compiler(choose_device(store.params.device))
     return store.params.config(method)
 
 

@@ -11,9 +11,12 @@ import dagster as dg
 import pytest
 
 from personalize_core import steps
+from personalize_core.base_model.loading import load_base_model
 from personalize_core.cli import main as command_line
 from personalize_core.errors import InputError
-from personalize_core.workspace.store import Store
+from personalize_core.files.atomic import machine
+from personalize_core.workspace import recipes
+from personalize_core.workspace.store import OWN_DEVICE, Store
 from pipelines import assets
 from pipelines.partitions import CONCEPT
 from tests import tiny_workspace
@@ -193,3 +196,21 @@ def test_work_of_more_than_a_day_is_announced(count, announced, store: Store):
     assert bool(notice) == announced
     if notice:
         assert "1 trainings and 4 images: about 24 hours on one device and 2 MB on disk, by rules of thumb" in notice
+
+
+@pytest.mark.parametrize(("device", "alone"), [("cuda", True), ("cpu", False)])
+def test_only_a_graphics_card_is_kept_from_others_while_a_base_model_is_looked_at(device, alone, store, monkeypatch):
+    """Two base models may not fit on a card; who checks a workspace on a CPU need not wait for a training."""
+    monkeypatch.delenv(OWN_DEVICE, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    under_way = []
+
+    def load(store: Store):
+        under_way.append(store.is_under_way("device", machine(), ""))
+        return load_base_model(store.params.base_model, "cpu", "fp32")
+
+    monkeypatch.setattr(recipes, "device_of", lambda store: device)
+    monkeypatch.setattr(recipes, "load_base", load)
+    assert steps.problems_of_workspace(store) == []
+    assert under_way == [alone]
+    assert not store.is_under_way("device", machine(), "")

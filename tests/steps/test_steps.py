@@ -15,6 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from personalize_core import steps
+from personalize_core.base_model import compiling
+from personalize_core.base_model.compiling import CompiledBlocks
 from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError
 from personalize_core.files import stamps
@@ -27,7 +29,7 @@ from personalize_core.report.figures import losses
 from personalize_core.steps import input_checks
 from personalize_core.steps.class_images import TOGETHER
 from personalize_core.steps.latents import read_latents
-from personalize_core.workspace import dependencies
+from personalize_core.workspace import dependencies, recipes
 from personalize_core.workspace.recipes import load_base, preprocessing_of
 from personalize_core.workspace.store import REFERENCES, Store
 from tests import tiny_workspace
@@ -455,6 +457,42 @@ def test_gradient_checkpointing_trains_to_the_same_weights(store: Store):
     assert not load_base(store).unet.is_gradient_checkpointing  # as it went in
 
 
+def test_compiled_blocks_are_asked_for_in_training_and_sampling_and_their_results_are_told_apart(
+    store: Store, monkeypatch
+):
+    """What is traced is run as it is, which changes no bit; so all that makes results differ here is their stamp."""
+    backends: list[str] = []
+
+    def blocks_as_they_are(blocks, backend: str) -> CompiledBlocks:
+        backends.append(backend)
+        made = CompiledBlocks(blocks, "eager")
+        made.backend = backend
+        return made
+
+    monkeypatch.setattr(compiling, "CompiledBlocks", blocks_as_they_are)
+    monkeypatch.setattr(recipes, "check_compiler", lambda device: None)
+    trained, sampled = store.artifact("textual_inversion", "rex"), store.grid("textual_inversion", "rex")
+    weights, grid = (trained / "weights.safetensors").read_bytes(), (sampled / "grid.png").read_bytes()
+    store = changed(store, lambda values: values.update(compile=True))
+    for step in (steps.train, steps.sample_grid):
+        assert not step(store, "rex", "textual_inversion").skipped
+        assert step(store, "rex", "textual_inversion").skipped
+        assert backends == ["inductor"]  # once in a process
+    assert (trained / "weights.safetensors").read_bytes() == weights and (sampled / "grid.png").read_bytes() == grid
+    base = load_base(store)
+    assert not any("forward" in vars(module) for module in base.unet.modules())
+    store = changed(store, lambda values: values.update(compile=False))
+    assert not steps.train(store, "rex", "textual_inversion").skipped
+    assert backends == ["inductor"]
+
+
+def test_without_a_compiler_nothing_is_begun(store: Store, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    store = changed(store, lambda values: values.update(compile=True))
+    with pytest.raises(InputError, match="C\\+\\+ compiler.*no-such-compiler"):
+        steps.train(store, "rex", "textual_inversion")
+
+
 def test_micro_batches_train_to_the_same_losses_and_keep_the_stamp(store: Store):
     folder = store.artifact("dreambooth", "rex")
 
@@ -585,7 +623,7 @@ def test_the_base_model_is_not_loaded_to_check_what_is_there_already(store: Stor
     def load(*arguments):
         raise AssertionError("there is nothing to train")
 
-    monkeypatch.setattr(input_checks, "load_base", load)
+    monkeypatch.setattr(input_checks, "base_for_a_moment", load)
     steps.check_inputs(store, ["cup", "rex"], METHODS)
     with pytest.raises(AssertionError):
         steps.check_inputs(store, ["cup", "rex"], [*METHODS, "personalized_residuals@kv"])

@@ -16,9 +16,11 @@ from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.interface import Method, Stage
 from personalize_core.methods.recipe import Recipe
 from personalize_core.randomness import generator_for, seed_for
-from personalize_core.training.checkpoints import Checkpoints
+from personalize_core.training import loop, micro_batches, readings
+from personalize_core.training.checkpoints import Checkpoints, LogRow
 from personalize_core.training.loop import clipped, denoising_step, diffusion_loss, train
 from personalize_core.training.micro_batches import RowsAtOnce
+from personalize_core.training.readings import Readings
 from tests.conftest import EVERY_STEP, equal_bits, snapshot, tiny_base
 
 
@@ -93,7 +95,7 @@ def test_every_row_has_the_rate_of_each_group_of_its_stage(method, base, images,
 
 
 def test_what_a_method_says_of_itself_after_a_step_stands_in_that_steps_row(method, base, images, monkeypatch):
-    monkeypatch.setattr(method, "metrics", lambda: {"first": method.direction[0].item()})
+    monkeypatch.setattr(method, "metrics", lambda: {"first": method.direction[0].detach()})
     first = []
     rows = train(method, base, images, 0, lambda row: first.append({"first": method.direction[0].item()}))
     assert [row["learned"] for row in rows] == first
@@ -103,7 +105,7 @@ def test_what_a_method_says_of_itself_after_a_step_stands_in_that_steps_row(meth
 def test_by_default_a_method_says_what_its_parts_say(method):
     class Part(nn.Module):
         def metrics(self):
-            return {"size": 3.0}
+            return {"size": torch.tensor(3.0)}
 
     assert method.metrics() == {}
     method.part = Part()
@@ -264,6 +266,54 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_says_where(method, base, ima
     assert equal_bits(snapshot(base), before)
 
 
+def read_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a graphics card."""
+    monkeypatch.setattr(loop, "Readings", lambda device: Readings(torch.device("cuda")))
+    monkeypatch.setattr(readings, "TOGETHER", 3)
+
+
+def test_losses_that_are_read_late_are_the_same_losses(concept, base, images, tmp_path, monkeypatch):
+    """Also those of a run that was cut off, and a listener hears of each step when it is done."""
+    log = train(TwoStages(base, concept), base, images, seed=0)
+    read_late(monkeypatch)
+    unread = []
+    assert train(TwoStages(base, concept), base, images, 0, lambda row: unread.append(row["diffusion"] is None)) == log
+    assert unread == [True, True, False, True, True]
+
+    for last in range(1, len(log)):
+        rows, checkpoints = [], Checkpoints(tmp_path / str(last), "stamp", **EVERY_STEP)
+
+        def cut_off(row: LogRow, rows: list[LogRow] = rows, last: int = last) -> None:
+            rows.append(row)
+            if len(rows) > last:
+                raise CutOff
+
+        with pytest.raises(CutOff):
+            train(TwoStages(base, concept), base, images, 0, cut_off, checkpoints)
+        assert checkpoints.load().history == log[:last]
+        assert train(TwoStages(base, concept), base, images, 0, checkpoints=checkpoints) == log
+
+
+def test_a_loss_that_is_not_finite_is_noticed_before_a_checkpoint_and_a_few_steps_later_at_most(
+    concept, base, images, tmp_path, monkeypatch
+):
+    read_late(monkeypatch)
+
+    class Broken(TwoStages):
+        def stages(self):
+            groups = super().stages()[0].param_groups
+            return [Stage("only", 9, 1, groups, lambda step: {"at_step": torch.tensor(1.0) / (1 - len(heard))})]
+
+    heard, checkpoints = [], Checkpoints(tmp_path, "stamp")
+    with pytest.raises(FloatingPointError, match="stage 'only', step 1: .*at_step = inf"):
+        train(Broken(base, concept), base, images, 0, heard.append, checkpoints)
+    assert len(heard) == 2  # the third step's reading raised
+    heard, checkpoints = [], Checkpoints(tmp_path, "stamp", **EVERY_STEP)
+    with pytest.raises(FloatingPointError, match="stage 'only', step 1"):
+        train(Broken(base, concept), base, images, 0, heard.append, checkpoints)
+    assert [row["step"] for row in checkpoints.load().history] == [0]
+
+
 def test_a_penalty_that_is_not_finite_is_named(base, concept, images):
     class Broken(TwoStages):
         def stages(self):
@@ -412,13 +462,18 @@ class FourRows(TwoStages):
         return [replace(stage, batch_size=4) for stage in super().stages()]
 
 
-def test_automatic_parts_are_halved_until_they_fit_and_stay_so(base, concept, images, small_card):
+def test_automatic_parts_are_halved_until_they_fit_and_stay_so_and_that_is_said(
+    base, concept, images, small_card, caplog
+):
     expected, at_once = FourRows(base, concept), RowsAtOnce.of("auto")
     train(expected, base, images, seed=0, at_once=RowsAtOnce(1))
     method, asked = FourRows(base, concept), small_card(1)
     rows = train(method, base, images, seed=0, at_once=at_once)
     assert asked == [4, 2] + [1] * 4 * 5
     assert at_once.rows == 1 and [row["step"] for row in rows] == [0, 1, 2, 0, 1]
+    said = [record.getMessage() for record in caplog.records if record.name == micro_batches.__name__]
+    assert ["4 rows at once" in said[0] and "goes on with 2" in said[0], "goes on with 1" in said[1]] == [True, True]
+    assert len(said) == 2
     assert equal_bits(method.state_dict(), expected.state_dict())
 
 

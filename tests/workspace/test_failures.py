@@ -12,6 +12,7 @@ import dagster as dg
 import filelock
 import pytest
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 
 from personalize_core import steps
 from personalize_core.artifacts import proof
@@ -108,6 +109,13 @@ def test_nothing_is_said_of_what_is_not_known(error):
 def test_a_full_disk_says_where():
     diagnosis = diagnose(FULL["a full disk"])
     assert diagnosis and "(data/artifacts)" in diagnosis.sentence
+
+
+def test_blocks_that_cannot_be_compiled_say_how_to_do_without():
+    failed = BackendCompilerFailed(lambda: None, OSError("g++ is broken"), None)
+    diagnosis = diagnose(failed)
+    assert diagnosis and not diagnosis.passes
+    assert "g++ is broken" in diagnosis.sentence and "compile: false" in diagnosis.sentence
 
 
 @pytest.mark.parametrize(("others", "passes"), [(0, False), (3, False), (30, True)])

@@ -158,6 +158,7 @@ def test_a_missing_key(read):
         ),
         (("precision",), "fp16", "precision = 'fp16': Input should be 'fp32' or 'bf16'"),
         (("optimizer",), "sgd", "optimizer = 'sgd': Input should be 'adamw' or 'adamw8bit'"),
+        (("compile",), "inductor", "compile = 'inductor': Input should be a valid boolean"),
         (("micro_batch",), 0, "micro_batch = 0: it should be a number of rows, 1 or more; auto"),
         (("micro_batch",), True, "micro_batch = True: it should be a number of rows, 1 or more; auto"),
         (("micro_batch",), "most", "micro_batch = 'most': it should be a number of rows, 1 or more; auto"),

@@ -33,7 +33,7 @@ class ConceptEmbedding(nn.Module):
         else:
             self.register_buffer("vector", vector)
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Tensor]:
         """See `Method.metrics`."""
         return drift(self.vector, self.initial) if isinstance(self.vector, nn.Parameter) else {}
 
@@ -49,15 +49,14 @@ class ConceptEmbedding(nn.Module):
 
 
 @torch.no_grad()
-def drift(vectors: Tensor, initial: Tensor) -> dict[str, float]:
+def drift(vectors: Tensor, initial: Tensor) -> dict[str, Tensor]:
     """The norm |v| of a learned embedding and its cosine to what it started as; means, where there are several.
 
     Args:
         vectors: (..., D).
         initial: (D,).
     """
-    both = [vectors.norm(dim=-1).mean(), F.cosine_similarity(vectors, initial, dim=-1).mean()]
-    norm, cosine = torch.stack(both).tolist()  # one wait for the device
+    norm, cosine = vectors.norm(dim=-1).mean(), F.cosine_similarity(vectors, initial, dim=-1).mean()
     return {"v_norm": norm, "v_cosine": cosine}
 
 

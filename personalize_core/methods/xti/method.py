@@ -51,7 +51,7 @@ class XTI(Method):
             Stage("embeddings", c.steps, c.batch_size, groups, max_gradient_norm=unclipped, min_timestep=c.min_timestep)
         ]
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Tensor]:
         return drift(self.embeddings, self.initial)
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:

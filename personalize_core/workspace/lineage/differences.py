@@ -168,6 +168,7 @@ KINDS: dict[str, tuple[str, Callable[[Difference], list[str]]]] = {
     "precision": ("precision", _value),
     "gradient_checkpointing": ("gradient checkpointing", _value),
     "optimizer": ("optimizer", _value),
+    "compile": ("compile", _value),
     "class_noun": ("class noun", _value),
     "images": ("number", _value),
     "lists": ("encoders", _nothing),
