@@ -64,6 +64,7 @@ class CellCost:
     loading: int  # the most while it was put on the card
     learned: int  # bytes that the method holds beside it
     stages: Mapping[str, StepCost]  # a later step of each stage
+    probe: StepCost  # a few images, sampled and decoded between two steps of the last stage
     held: int  # bytes after training: base model, method and whatever else is left
     proof: (
         int | None

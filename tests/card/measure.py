@@ -57,7 +57,7 @@ def show(cost: CellCost, lines: bool, largest: int) -> None:
         rows["proof, of one process"] = cost.proof
     for what, size in rows.items():
         print(f"  {what:32} {size / GIB:6.2f} GiB")
-    steps = {f"training, {name}": step for name, step in cost.stages.items()}
+    steps = {f"training, {name}": step for name, step in cost.stages.items()} | {"a probe": cost.probe}
     for what, step in (steps | {f"sampling, {name}": step for name, step in cost.sampling.items()}).items():
         print(f"  {what:32} {step.peak / GIB:6.2f} GiB{_details(step)}")
         for line, count in step.lines.items() if lines else ():

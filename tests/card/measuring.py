@@ -22,8 +22,12 @@ from personalize_core.methods import method_class
 from personalize_core.methods.interface import Method
 from personalize_core.methods.shared.options import LAG
 from personalize_core.sampling.sampler import at_once, make_sampler, sample
+from personalize_core.steps.probing import sampled
 from personalize_core.training.fixed_batch import fixed_batch_losses
 from personalize_core.training.loop import train
+from personalize_core.training.watcher import Unwatched
+from personalize_core.workspace.probe_settings import ProbeSettings
+from personalize_core.workspace.sampling_settings import SamplerSettings
 from tests.card.cells import Base, Cell
 from tests.card.costs import CellCost, StepCost
 from tests.card.watch import WATCH, Peak
@@ -44,7 +48,7 @@ def measured(cell: Cell) -> CellCost:
         method = untrained(cell.method, base)
         learned = WATCH.live - before
         images = images_for(base)
-        stages = _training(method, base, images, cell)
+        stages, probe = _training(method, base, images, cell)
         held = WATCH.live - before + base_model
         proof = None if cell.checkpointing else _proof(method, base, images) - before + base_model
         strategies = _strategies(method) if cell.setting == "bf16" else {}
@@ -64,6 +68,7 @@ def measured(cell: Cell) -> CellCost:
         loading=loading,
         learned=learned,
         stages={name: alone(step) for name, step in stages.items()},
+        probe=alone(probe),
         held=held,
         proof=proof,
         sampling={name: alone(step) for name, step in sampling.items()},
@@ -106,11 +111,32 @@ def images_for(base: BaseModel) -> ConceptLatents:
     return ConceptLatents([moments(ZOOMS) for _ in range(4)], class_images=[moments(1) for _ in range(4)])
 
 
-def _training(method: Method, base: BaseModel, images: ConceptLatents, cell: Cell) -> dict[str, StepCost]:
-    names = iter([stage.name for stage in method.stages() if stage.steps])
+def _training(
+    method: Method, base: BaseModel, images: ConceptLatents, cell: Cell
+) -> tuple[dict[str, StepCost], StepCost]:
+    """A step of each stage, and a probe."""
+    names, prober = iter([stage.name for stage in method.stages() if stage.steps]), _Prober(method, base)
     with _StepReader() as reader, base.recomputing() if cell.checkpointing else nullcontext():
-        train(method, base, images, seed=0)
-    return {name: step for name, step in zip(names, reader.last_steps, strict=True)}
+        train(method, base, images, seed=0, watcher=prober)
+    assert prober.cost
+    return {name: step for name, step in zip(names, reader.last_steps, strict=True)}, prober.cost
+
+
+class _Prober(Unwatched):
+    """Takes a probe behind the last step, beside all that a training holds between two steps."""
+
+    def __init__(self, method: Method, base: BaseModel) -> None:
+        self.method, self.base = method, base
+        self.cost: StepCost | None = None
+
+    def look(self, number: int, done: int) -> None:
+        if number == len(self.steps) - 1 and done == self.steps[number]:
+            WATCH.restart()
+            prompts = [self.method.say("a photo of a {}")] * ProbeSettings().prompts + ["a photo of a dog"]
+            how = SamplerSettings(sampler="ddim", steps=STEPS, guidance=7.5)
+            sampled(self.method, self.base, prompts, how, STEPS, seed=0)
+            self.method.train()
+            self.cost = StepCost.read(WATCH)
 
 
 class _StepReader:

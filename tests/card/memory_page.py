@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from personalize_core.methods import RECIPES
+from personalize_core.training.readings import TOGETHER
 from tests.card.cells import MEASURED_AGAIN, METHODS, Cell, Setting, published_base
 from tests.card.ratchet import ROOM, Recorded
 
@@ -48,7 +49,7 @@ STEPS = """
 In bf16. The peak is in GiB, in brackets that within the optimizer's own step. TFLOP are those in bfloat16, mostly the
 U-Net's, and those in float32, mostly the text encoder's. A wait is an operation whose result the host needs before it
 goes on, such as `item` and `nonzero`. Copies are those between the memories of host and card, in brackets those that
-the host waits for too; one of them brings the losses.
+the host waits for too. Not among them is the one in {steps} steps that brings the losses.
 """
 SAMPLING = """
 ## A step of sampling
@@ -61,7 +62,7 @@ included.
 def text(recorded: Mapping[Cell, Recorded]) -> str:
     """The whole page."""
     introduction = INTRODUCTION.format(again=len(MEASURED_AGAIN), all=len(recorded), room=ROOM)
-    parts = [introduction, TRAINING, _training(recorded), STEPS, _steps(recorded)]
+    parts = [introduction, TRAINING, _training(recorded), STEPS.format(steps=TOGETHER), _steps(recorded)]
     return "\n".join([*parts, SAMPLING, _sampling(recorded)]).replace("\n\n\n", "\n\n") + "\n"
 
 
