@@ -21,7 +21,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from personalize_core.base_model.attention import TextsOfOneLayer
 
-BLOCK = BasicTransformerBlock.forward
+BLOCK: Any = BasicTransformerBlock.forward
 ARGUMENTS = tuple(inspect.signature(BLOCK).parameters)[1:]
 # Of each block: one for each thing that is attached, shape of a batch, and pass with or without a gradient. Where much
 # is done in one process, more would be searched through before every call.
@@ -66,7 +66,8 @@ class CompiledBlocks:
                     del block.forward  # the method of its class is seen again
 
     def _forward(self, block: nn.Module, index: int, layer: str) -> Callable[..., Tensor]:
-        compiled: Callable[..., Tensor] | None = torch.compile(
+        compile_: Any = torch.compile  # its overloads do not name every option
+        compiled: Callable[..., Tensor] | None = compile_(
             _with_own_code(BLOCK), backend=self.backend, fullgraph=True, dynamic=False, recompile_limit=MOST_VARIANTS
         )
 
@@ -84,6 +85,7 @@ class CompiledBlocks:
                 compiled, self.gave_up = None, True
                 _log.warning(TOO_MANY, layer, MOST_VARIANTS)
                 return BLOCK(block, **given)
+            assert own.query_key
             call.saw(layer, *own.query_key)
             return output
 

@@ -135,8 +135,9 @@ class _Prober(Unwatched):
             prompts = [self.method.say("a photo of a {}")] * ProbeSettings().prompts + ["a photo of a dog"]
             how = SamplerSettings(sampler="ddim", steps=STEPS, guidance=7.5)
             sampled(self.method, self.base, prompts, how, STEPS, seed=0)
-            self.method.train()
             self.cost = StepCost.read(WATCH)
+            with self.method.train().attach(self.base):  # as a next step would: what was made for sampling goes
+                pass
 
 
 class _StepReader:

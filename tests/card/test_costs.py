@@ -15,6 +15,7 @@ from tests.card.card import pretended_card
 from tests.card.cells import EVERY, MEASURED_AGAIN, Cell
 from tests.card.costs import MIB, CellCost
 from tests.card.measuring import measured
+from tests.card.ratchet import ROOM
 
 pytestmark = pytest.mark.usefixtures("guarded")
 
@@ -51,6 +52,14 @@ def test_a_training_leaves_nothing_on_the_card(cell):
 def test_after_training_gradients_and_moments_are_gone(cell):
     cost = cost_of(cell)
     assert cost.held < cost.base_model + cost.learned + 4 * MIB
+
+
+@of_cells
+def test_a_probe_waits_for_no_result_and_takes_no_more_memory_than_a_step(cell):
+    """But where a step recomputes to save memory: docs/memory.md says how much more it takes there."""
+    cost = cost_of(cell)
+    assert cost.probe.waits == 0, cost.probe.lines
+    assert cell.checkpointing or cost.probe.peak <= (1 + ROOM) * max(step.peak for step in cost.stages.values())
 
 
 def test_every_cell_is_recorded():
