@@ -63,14 +63,17 @@ def whole(root: Path, concepts: list[str]) -> None:
     steps.report(store)
 
 
-def count_changes(root: Path, kill_at: int | None = None) -> list[int]:
-    """Count the changes to files in the workspace from now on; kill the whole group before one of them."""
+def count_changes(root: Path, kill_at: int | str | None = None) -> list[int]:
+    """Count the changes to files in the workspace from now on; kill the whole group before one of them.
+
+    kill_at: which, from 0, or the first one whose path holds this text.
+    """
     count, beneath = [0], str(root)
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
         changes = event in CHANGES or (event == "open" and bool((arguments[2] or 0) & WRITING))
         if changes and str(arguments[0]).startswith(beneath):
-            if count[0] == kill_at:
+            if count[0] == kill_at or (isinstance(kill_at, str) and kill_at in str(arguments[0])):
                 os.killpg(0, signal.SIGKILL)
             count[0] += 1
 
