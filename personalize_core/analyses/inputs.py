@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -24,7 +23,8 @@ from personalize_core.methods.interface import Method
 from personalize_core.metrics.encoders import Encoder, TextImageEncoder
 from personalize_core.metrics.features import Encoders, Processing, Seen
 from personalize_core.metrics.tables import BASELINE
-from personalize_core.sampling.sampler import Sampler, batches, initial_noise, make_sampler, sample, step_generators
+from personalize_core.sampling.sampler import Sampler, initial_noise, make_sampler, step_generators
+from personalize_core.sampling.some_images import images_by
 from personalize_core.workspace.sampling_settings import SamplerSettings
 
 
@@ -132,12 +132,7 @@ class Inputs(ImageInputs):
 
     def sample(self, method: Method, prompts: Sequence[str], places: Sequence[tuple[int, int]]) -> np.ndarray:
         """(N, H, W, 3) uint8: an image for each prompt; places choose the noise."""
-        parts = []
-        for batch in batches(self.base, len(prompts)):
-            noise, sampler = self.noise(places[batch]), self.sampler(places[batch])
-            latents = sample(method, self.base, prompts[batch], noise, sampler, self.how.steps, self.how.guidance)
-            parts.append(self.base.decode(latents))
-        return torch.cat(parts).numpy()
+        return images_by(method, self.base, prompts, places, self.how, self.how.steps, self.seed).numpy()
 
 
 def opened(paths: Sequence[Path]) -> list[Image.Image]:

@@ -80,6 +80,8 @@ def _explain_one(error: Any, kind: Any) -> str:
     if error["type"] == "missing":
         return f"the key {key!r} is missing"
     said = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("model_type", "dataclass_type"):  # pydantic names our classes
+        said = "it should be keys and their values"
     if error["type"] == SECRET:
         return f"{key}: {said}" if key else said
     return f"{key} = {shown(error['input'])}: {said}" if key else said  # no key: several that contradict each other

@@ -27,7 +27,7 @@ class Adaptive:
     stop: Stop = "loss"
     window: Annotated[int, Field(ge=2)] = 12  # values of the loss; in DVAR's code 200, one after every step
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.15  # DVAR's code
-    patience: Annotated[int, Field(ge=1, le=9)] = 3  # probes; there are twelve at most
+    patience: Annotated[int, Field(ge=1, le=9)] = 3  # probes; a stage has twelve at most
     keep: Keep = "last"
     by: Choice = "balance"  # of probes, for `stop: probes` and `keep: best`; see training/stopping.py
     share: Annotated[float, Field(gt=0, le=0.5)] = 0.2  # of training's arithmetic that may be spent on watching it

@@ -32,6 +32,11 @@ class Means:
     text: float
 
 
+def balance_of(identity: np.ndarray, text: np.ndarray) -> np.ndarray:
+    """(N,), of the cosines (N,) of each image."""
+    return np.sqrt(np.clip(identity, 0, None) * np.clip(text, 0, None))
+
+
 def per_image(scores: pl.DataFrame) -> pl.DataFrame:
     """A row for each image that has both scores: `identity`, `text` and, in place of its score, its balance.
 
@@ -52,8 +57,8 @@ def per_image(scores: pl.DataFrame) -> pl.DataFrame:
     found = of_text.join(
         of_identity.select("variant", *tables.CELL, identity="score"), on=["variant", *tables.CELL], how="inner"
     )
-    product = pl.col("identity").clip(0) * pl.col("score").clip(0)
-    return found.with_columns(text="score", score=product.sqrt()).sort("variant", *tables.CELL)
+    balance = balance_of(found["identity"].to_numpy(), found["score"].to_numpy())
+    return found.with_columns(text="score", score=pl.Series(balance)).sort("variant", *tables.CELL)
 
 
 def means(images: pl.DataFrame) -> Means:

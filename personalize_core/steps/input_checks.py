@@ -17,6 +17,7 @@ from personalize_core.methods import check_method
 from personalize_core.metrics import encoder_names
 from personalize_core.metrics.judge import local_weights
 from personalize_core.metrics.judge.keys import key_of
+from personalize_core.steps.probe_conditions import check_held_out
 from personalize_core.steps.training import imported, untrained
 from personalize_core.workspace.dependencies import (
     check_artifact,
@@ -178,6 +179,8 @@ def _check_cell(store: Store, concept: str, method: str) -> None:
         concept_files.captioned(store.regularization(store.concept(concept).class_noun))
     if imported(store.artifact(method, concept)):
         check_artifact(store, concept, method)
+    else:
+        check_held_out(store, concept, method)
     trained_on = len(split_of(store, concept).trained_on)
     check_concept_images(store, concept, trained_on, method, store.params.own_variants(method))
 
@@ -218,8 +221,12 @@ def _check_learner(
     found: Problems,
 ) -> None:
     """Make the method for the base model, and let its tokenizer read each prompt as the method says it."""
+    from personalize_core.steps.probing import check_share
+
     try:
-        learner = untrained(store, training_inputs(store, concept, method), base)
+        learner = untrained(store, inputs := training_inputs(store, concept, method), base)
+        if to_train:
+            check_share(store, inputs, learner, base)
     except InputError as error:
         if to_train:
             found.errors.append(InputError(f"{method} cannot be trained on {concept!r}: {error}"))

@@ -25,8 +25,9 @@ MEANINGS = {
     "done": "how many steps of all stages would be done, were none ended early",
     "metric": "'loss': what a row of inputs that stay the same adds to the diffusion loss of a batch. Of an "
     "image of a probe: 'identity', mean cosine with the held-out concept images, or, where none is held out, with "
-    "those trained on; 'text', cosine with the prompt that names the class noun; 'copying', cosine with the nearest "
-    "image trained on; 'drift', 1 - cosine with the base model's image of the class noun",
+    "those trained on; 'text', cosine with the prompt that names the class noun; 'balance', the geometric mean of "
+    "both, of which neither counts below 0; 'copying', cosine with the nearest image trained on; 'drift', "
+    "1 - cosine with the base model's image of the class noun",
     "row": "which of the fixed inputs, or which of the probe's images, from 0",
     "prompt": "the image's prompt; null for the loss",
     "value": "the metric",

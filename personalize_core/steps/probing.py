@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError
+from personalize_core.steps.probe_conditions import check_held_out, held_out_of, options_of
 from personalize_core.steps.probe_record import opened, save_record
 from personalize_core.training.watch import Heard, Probed, Probes, Watch
+from personalize_core.training.watcher import Watched
 from personalize_core.workspace.dependencies import TrainingInputs
-from personalize_core.workspace.recipes import images_trained_on, prompts_of, split_of
+from personalize_core.workspace.recipes import images_trained_on, prompts_of
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
     from personalize_core.concepts.images import ConceptLatents
     from personalize_core.methods.interface import Method
-    from personalize_core.workspace.sampling_settings import SamplerSettings
 
 
 class Probing:
@@ -41,41 +41,47 @@ class Probing:
         learner: Method,
         base: BaseModel,
         images: ConceptLatents,
-        after: Callable[[], None],
+        timed: Callable[[float], None],
         heard: Heard | None = None,
     ) -> None:
-        """after: is called when a probe is over."""
+        """timed: is told of each probe how many seconds it took."""
         adaptive, settings = inputs.config.adaptive, store.params.probes
         share = adaptive.share if adaptive else settings.share
-        self.after, self.spent, self.watch = after, 0.0, None
+        self.timed, self.watch = timed, None
         if not share:
             return
         self.eye = Eye(store, inputs, base)
-        if adaptive and adaptive.needs_probes and adaptive.by != "text" and not self.eye.held_out:
-            raise InputError(
-                f"{inputs.method}: adaptive chooses by images that are held out, so that a copy does not win, and of "
-                f"{inputs.concept.name!r} none is: set held_out in params.yaml, and give the concept six images or "
-                "more; or choose `by: text` or `stop: loss`"
-            )
+        check_held_out(store, inputs.concept.name, inputs.method)
         probes = Probes(self._look, len(self.eye.prompts), settings.steps)
         self.watch = Watch(learner, base, images, store.training_seed, probes, share, adaptive, heard)
-
-    @property
-    def seconds(self) -> float | None:
-        """That the probes took; None where some were taken before the training was cut off."""
-        return None if self.watch and self.watch.resumed else self.spent
 
     def _look(self, method: Method) -> Probed:
         begun = time.monotonic()
         probed = self.eye.look(method)
-        self.spent += time.monotonic() - begun
-        self.after()
+        self.timed(time.monotonic() - begun)
         return probed
 
     def save(self, folder: Path) -> None:
         """What was seen, into the folder of what was learned."""
         if self.watch:
             save_record(self.watch, self.eye.prompts, folder)
+
+
+def check_share(store: Store, inputs: TrainingInputs, learner: Method, base: BaseModel) -> None:
+    """Raise InputError where `share` is too small for what `adaptive` decides by. Nothing of the concept is read."""
+    import torch
+
+    from personalize_core.concepts.images import ConceptLatents
+
+    if not inputs.config.adaptive:
+        return
+    nothing = [torch.zeros(1, 2, *base.latent_shape)]
+    probing = Probing(store, inputs, learner, base, ConceptLatents(nothing, nothing), lambda seconds: None)
+    if probing.watch:
+        try:
+            probing.watch.begin(learner.stages(), Watched())
+        except InputError as error:
+            raise InputError(f"{error}; {options_of(store, inputs.method)}") from error
 
 
 class Eye:
@@ -97,6 +103,7 @@ class Eye:
 
     def look(self, method: Method) -> Probed:
         """The method's images, and of each but the last its metrics; of that one how far it drifted."""
+        from personalize_core.metrics.balance import balance_of
         from personalize_core.metrics.similarity import image_alignment_per_image, text_alignment_per_image
 
         said = [*(method.say(template) for template in self.templates), self._class_prompt]
@@ -104,9 +111,12 @@ class Eye:
         of_concept, of_noun = images[:-1], images[-1:]
         features, trained_on = self._identity(of_concept), self._trained_on
         references = self._held_out if self.held_out else trained_on
+        identity = image_alignment_per_image(features, references)
+        text = text_alignment_per_image(self._text_image.images(opened(of_concept)), self._texts)
         metrics = {
-            "identity": image_alignment_per_image(features, references),
-            "text": text_alignment_per_image(self._text_image.images(opened(of_concept)), self._texts),
+            "identity": identity,
+            "text": text,
+            "balance": balance_of(identity.numpy(), text.numpy()),
             "copying": (features @ trained_on.T).amax(dim=1),
             "drift": 1 - image_alignment_per_image(self._identity(of_noun), self._untouched),
         }
@@ -115,18 +125,18 @@ class Eye:
     @cached_property
     def held_out(self) -> list[Path]:
         """The concept images that "identity" is taken with, where any is held out; else those trained on."""
-        if not self.store.params.held_out:
-            return []
-        names = split_of(self.store, self.concept.name).held_out
-        files = concept_files.concept_images(self.store.concept_folder(self.concept.name))
-        return [path for path in files if path.name in names]
+        return held_out_of(self.store, self.concept.name)
 
     @property
     def _class_prompt(self) -> str:
         return f"a photo of a {self.concept.class_noun}"
 
     def _sampled(self, method: Method, prompts: Sequence[str]) -> Tensor:
-        return sampled(method, self.base, prompts, self.how, self.settings.steps, self.store.sampling_seed)
+        """(N, H, W, 3) uint8."""
+        from personalize_core.sampling.some_images import images_by
+
+        places = [(place, 0) for place in range(len(prompts))]
+        return images_by(method, self.base, prompts, places, self.how, self.settings.steps, self.store.sampling_seed)
 
     @cached_property
     def _untouched(self) -> Tensor:
@@ -176,26 +186,6 @@ class Eye:
 
         with _or_unwatched():
             return load_text_image_encoder(self.store.params.encoders.text_image[0])
-
-
-def sampled(
-    method: Method, base: BaseModel, prompts: Sequence[str], how: SamplerSettings, steps: int, seed: int
-) -> Tensor:
-    """(N, H, W, 3) uint8: an image of each prompt.
-
-    Decoded one by one: four at once would take more of a graphics card than training many a method does.
-    """
-    import torch
-
-    from personalize_core.sampling.sampler import batches, initial_noise, make_sampler, sample, step_generators
-
-    found = []
-    for some in batches(base, len(prompts)):
-        places = [(place, 0) for place in range(len(prompts))[some]]
-        sampler = make_sampler(how.sampler, base, eta=how.eta, generators=step_generators(seed, places))
-        latents = sample(method, base, prompts[some], initial_noise(base, seed, places), sampler, steps, how.guidance)
-        found += [base.decode(one) for one in latents.split(1)]
-    return torch.cat(found)
 
 
 @contextmanager

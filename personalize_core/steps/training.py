@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from personalize_core.training.watch import Heard
 
 LOSS_CURVE = "loss.png"
+UNTIL_IT_ENDED = "seconds_until_it_ended"  # in the costs of a training that failed, or that who heard of it ended
 PROOF = "proof.json"  # beside the weights: a fresh process sampled with them what the trainer sampled
 
 
@@ -43,7 +44,8 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard,
     fresh process has sampled with it just what the trainer samples. What was imported is kept as it is.
 
     Args:
-        heard: hears of each probe; what it raises ends the training, which leaves its last checkpoint.
+        heard: hears of each probe; what it raises ends the training, which leaves its last checkpoint and, among the
+            costs, what it took.
 
     Raises:
         InputError: the concept, the method or its recipe is not usable, or what was imported is not of this method
@@ -67,7 +69,13 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard,
         with making(store, folder, inputs.stamp) as new, store.device():
             base = load_base(store)
             base.tokenizer.check_class_noun(inputs.concept)
-            costs = _train_into(new, store, inputs, base, class_images, checkpoints, listener, heard)
+            try:
+                costs = _train_into(new, store, inputs, base, class_images, checkpoints, listener, heard)
+            except Exception:
+                if not folder.exists():  # else these are the costs of what lies there
+                    ended = {UNTIL_IT_ENDED: sum(checkpoints.costs.values())}
+                    write_json(store.training_costs(method, concept), {"stamp": inputs.stamp, **ended})
+                raise
             if costs:  # before the artifact appears: a run killed just after that would never write them
                 write_json(store.training_costs(method, concept), {"stamp": inputs.stamp, **costs})
         checkpoints.clear()
@@ -120,7 +128,7 @@ def _train_into(
     before = fixed_batch_losses(learner, base, images, seed)
     trains = any(stage.steps for stage in learner.stages())
     with proof.FreshProcess(base) if trains else nullcontext() as fresh:  # else there is nothing to prove
-        probed = Probing(store, inputs, learner, base, images, checkpoints.watch.skip, heard)
+        probed = Probing(store, inputs, learner, base, images, checkpoints.probed, heard)
         log, costs = _trained(learner, store, inputs, base, images, checkpoints, probed, listener)
         saving.save(folder, inputs.method, learner, base, store.training_seed)
         if fresh:
@@ -179,9 +187,8 @@ def _trained(
             store.params.optimizer,
             probed.watch,
         )
-        costs = memory.costs() | ({} if watch.seconds is None else {"training_seconds": watch.seconds})
+        costs = memory.costs() | checkpoints.costs
         costs |= {"micro_batch": at_once.rows} if at_once.rows else {}
-        costs |= {} if probed.seconds is None else {"probe_seconds": probed.seconds}
     return rows, costs
 
 

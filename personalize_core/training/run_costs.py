@@ -38,12 +38,13 @@ class Stopwatch:
 
 @dataclass
 class TimedCheckpoints(Checkpoints):
-    """Checkpoints that remember how many seconds the steps took that lead to them.
+    """Checkpoints that remember how many seconds the steps took that lead to them, and, apart from them, the probes.
 
-    Steps that are lost and done again count once. Reading and writing checkpoints does not count.
+    What is lost and done again counts once. Reading and writing checkpoints does not count.
     """
 
     watch: Stopwatch = field(default_factory=Stopwatch)
+    probing: float | None = 0.0  # seconds; None where an earlier session's are unknown
 
     @property
     def laps(self) -> Path:
@@ -53,9 +54,9 @@ class TimedCheckpoints(Checkpoints):
         resumed = super().load()
         if resumed.tensors:
             try:
-                self.watch.seconds = read_json(self.laps)[_key((resumed.stage, resumed.step))]
+                self.watch.seconds, self.probing = read_json(self.laps)[_key((resumed.stage, resumed.step))]
             except (OSError, ValueError, KeyError, TypeError):
-                self.watch.seconds = None
+                self.watch.seconds = self.probing = None
         else:
             self.laps.unlink(missing_ok=True)
         self.watch.skip()
@@ -68,9 +69,21 @@ class TimedCheckpoints(Checkpoints):
             known = list(read_json(self.laps).items())[-1:]
         except (OSError, ValueError, AttributeError):
             known = []
-        write_json(self.laps, dict(known) | {_key(position): self.watch.seconds})
+        write_json(self.laps, dict(known) | {_key(position): [self.watch.seconds, self.probing]})
         super().save(position, *state)
         self.watch.skip()
+
+    def probed(self, seconds: float) -> None:
+        """A probe is over, which took so long."""
+        if self.probing is not None:
+            self.probing += seconds
+        self.watch.skip()
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """The seconds of all sessions, as far as they are known."""
+        known = {"training_seconds": self.watch.seconds, "probe_seconds": self.probing}
+        return {name: seconds for name, seconds in known.items() if seconds is not None}
 
     def clear(self) -> None:
         """With whatever half a file a killed process left beside them; the folders of other trainings stay."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from personalize_core.methods.adaptive import Choice
 
 CONFIDENCE = 0.95  # one-sided
 
@@ -22,17 +18,6 @@ def has_settled(losses: Sequence[float], window: int, threshold: float) -> bool:
         return False
     whole = float(np.var(losses))
     return whole > 0 and float(np.var(losses[-window:])) < threshold * whole
-
-
-def score_of(metrics: Mapping[str, Sequence[float]], by: Choice) -> np.ndarray:
-    """(images,): how good the images of a probe are; higher is better.
-
-    "balance" is the geometric mean of "identity" and "text", of which none counts where it is below 0.
-    """
-    if by != "balance":
-        return np.asarray(metrics[by], dtype=float)
-    identity, text = (np.clip(np.asarray(metrics[name], dtype=float), 0, None) for name in ("identity", "text"))
-    return np.sqrt(identity * text)
 
 
 def is_better(one: np.ndarray, other: np.ndarray) -> bool:

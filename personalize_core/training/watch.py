@@ -17,12 +17,13 @@ from personalize_core.methods.adaptive import Adaptive
 from personalize_core.methods.interface import Method, Stage
 from personalize_core.randomness import generator_for
 from personalize_core.training.fixed_inputs import ROWS, losses_on_fixed_inputs
-from personalize_core.training.stopping import best_of, gains_no_more, has_settled, score_of
+from personalize_core.training.stopping import best_of, gains_no_more, has_settled
 from personalize_core.training.watcher import Watched
 
 STEP = 3  # a step costs about three passes of its rows through the U-Net: forward, and twice as much backward
 DECODED = 4  # to decode an image and to compute its features costs about as many passes of one row as this
-LEAST, MOST = 2, 12  # probes: with fewer nothing can be seen to change, and more are hard to look at
+LEAST = 2  # probes: with fewer nothing can be seen to change
+MOST = 12  # of a stage: more are hard to look at
 Heard = Callable[[float, Mapping[str, Sequence[float]]], None]
 """Hears of a probe: how much of the training was done by then, of 1, and the metrics of its images, as `Probed`.
 
@@ -36,7 +37,7 @@ class Probed:
     """What a probe saw: of each of its N images."""
 
     images: Tensor  # (N, H, W, 3) uint8
-    metrics: Mapping[str, Sequence[float]]  # "identity", "text", "copying": of the images of the concept
+    metrics: Mapping[str, Sequence[float]]  # of the images of the concept; among them those that `Adaptive.by` names
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Plan:
     def of(cls, stages: Sequence[tuple[int, int, int]], passes: int, loss: float, probes: float) -> Plan:
         """As often as may be.
 
-        Probes lie evenly in the training, the first before it begins, the last at its end; there are `MOST` at most.
+        Each stage has as many probes as another, but for one; they lie evenly in it. The first is before training
+        begins, the last at its end.
 
         Args:
             stages: (steps, rows of a step, rows on which the loss is taken) of each.
@@ -74,16 +76,19 @@ class Plan:
         every = [
             max(1, math.ceil(fixed / (loss * STEP * rows))) if loss else steps + 1 for steps, rows, fixed in stages
         ]
-        total, arithmetic = sum(steps for steps, _, _ in stages), sum(STEP * steps * rows for steps, rows, _ in stages)
-        count = min(math.floor(probes * arithmetic / passes), MOST, total + 1) if passes else 0
-        moments = sorted({round(total * n / (count - 1)) for n in range(count)}) if count >= LEAST else []
-        behind, begun = [], 0
-        for number, (steps, _, _) in enumerate(stages):
+        arithmetic = sum(STEP * steps * rows for steps, rows, _ in stages)
+        trained = [number for number, (steps, _, _) in enumerate(stages) if steps]
+        count = min(math.floor(probes * arithmetic / passes), MOST * len(trained)) if passes else 0
+        behind: list[set[int]] = [set() for _ in stages]
+        for n in range(count if count >= LEAST else 0):
+            # on a line on which each stage is as long as another
+            place, within = divmod(n * len(trained), count - 1)
             # a moment between two stages is the later one's first, so that nothing is looked at twice
-            last = number == len(stages) - 1
-            behind.append([m - begun for m in moments if begun <= m < begun + steps or (last and m == begun + steps)])
-            begun += steps
-        return cls(every, behind)
+            number = trained[min(place, len(trained) - 1)]
+            steps, is_end = stages[number][0], n == count - 1
+            at = steps if is_end else round(steps * within / (count - 1))
+            behind[number].add(at if is_end or number == trained[-1] else min(at, steps - 1))
+        return cls(every, [sorted(moments) for moments in behind])
 
 
 class Watch:
@@ -125,7 +130,7 @@ class Watch:
 
     def begin(self, stages: Sequence[Stage], watched: Watched) -> None:
         """Raises InputError where `share` is too small for what `adaptive` decides by."""
-        self.stages, self.resumed = stages, bool(watched.values)
+        self.stages = stages
         described = [(stage.steps, self._rows(stage), self._rows(stage, ROWS)) for stage in stages]
         loss = 1 - LOSS if self.adaptive and not self.adaptive.needs_probes else LOSS
         passes = self.probes.passes if self.probes else 0
@@ -223,7 +228,7 @@ class Watch:
 
     def _scores(self, places: Iterable[int]) -> list[np.ndarray]:
         assert self.adaptive
-        return [score_of(self.seen[place]["metrics"], self.adaptive.by) for place in places]
+        return [np.array(self.seen[place]["metrics"][self.adaptive.by], dtype=float) for place in places]
 
     def _rows(self, stage: Stage, size: int | None = None) -> int:
         generator = generator_for(self.seed, stage.name, "size")
@@ -237,14 +242,14 @@ class Watch:
         if how.stop == "loss" and (values := described[-1][0] // self.plan.every[-1]) <= how.window:
             raise InputError(
                 f"adaptive: share: {how.share} allows {values} values of the loss in stage {name!r}, and window: "
-                f"{how.window} needs more; raise share, or lower window"
+                f"{how.window} needs more; raise share, lower window, or train for more steps"
             )
         least = how.patience + 2 if how.stop == "probes" else LEAST
         if how.needs_probes and (count := len(self.plan.probes[-1])) < least:
             raise InputError(
                 f"adaptive: share: {how.share} allows {count} probes in stage {name!r}, and it takes {least} at least "
-                "to stop or choose by them; raise share, take fewer prompts or sampling steps in probes, or lower "
-                "patience"
+                "to stop or choose by them; raise share, take fewer prompts or sampling steps in probes, lower "
+                "patience, or train for more steps"
             )
 
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from personalize_core.concepts import concept_files
 from personalize_core.files.atomic import is_up_to_date, read_record, read_result, whole_folder, write_json
 from personalize_core.files.stamps import Stamp, sources_hash, stamp_of
@@ -15,7 +17,7 @@ from personalize_core.steps.events import Listener
 from personalize_core.steps.probe_record import ENDED, PROBES
 from personalize_core.steps.sampling import sample_grid
 from personalize_core.steps.scores import score
-from personalize_core.steps.training import train
+from personalize_core.steps.training import UNTIL_IT_ENDED, train
 from personalize_core.workspace.dependencies import WATCHING, sampling_stamp, scoring_stamp, train_stamp
 from personalize_core.workspace.recipes import prompts_of
 from personalize_core.workspace.store import SCORES, Store
@@ -100,9 +102,7 @@ def measure(
 
 def balance_of_probe(metrics: Mapping[str, Sequence[float]]) -> float:
     """The mean balance of a probe's images of the concept."""
-    from personalize_core.training.stopping import score_of
-
-    return float(score_of(metrics, "balance").mean())
+    return float(np.mean(metrics["balance"]))
 
 
 def half_way(artifact: Path) -> float | None:
@@ -112,12 +112,13 @@ def half_way(artifact: Path) -> float | None:
     if not (artifact / PROBES).is_file():
         return None
     seen = read_parquet(artifact / PROBES)
-    seen = seen.filter(seen["metric"].is_in(["identity", "text"]))
+    seen = seen.filter(seen["metric"] != "loss")
     behind = seen.filter(seen["done"] >= HALF * read_result(artifact / ENDED, of=int)["of"])
     if behind.is_empty():
         return None
     first = behind.filter(behind["done"] == behind["done"].min()).sort("row")
-    return balance_of_probe({name: first.filter(metric=name)["value"].to_list() for name in ("identity", "text")})
+    metrics = first["metric"].unique(maintain_order=True)
+    return balance_of_probe({name: first.filter(metric=name)["value"].to_list() for name in metrics})
 
 
 def cell_stamp(scratch: Store, method: str, concept: str) -> Stamp:
@@ -151,6 +152,11 @@ def seconds_of(scratch: Store, method: str, concept: str) -> Seconds:
     images = len(prompts_of(scratch, concept).templates) * scratch.params.sampling.images_per_prompt
     scoring = read_record(scratch.scoring_costs(method, concept)).get("scoring_seconds", 0.0)
     return Seconds(float(training), float(sum(each.values()) * images), float(scoring))
+
+
+def seconds_until_it_ended(scratch: Store, method: str, concept: str) -> float:
+    """Of the steps and probes of a training that diverged, or that looked hopeless."""
+    return float(read_record(scratch.training_costs(method, concept)).get(UNTIL_IT_ENDED, 0.0))
 
 
 def _folder(scratch: Store, concept: str) -> Path:

@@ -3,7 +3,6 @@ concepts that were held back."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,16 @@ from personalize_core.steps.estimating import Recorded
 from personalize_core.steps.events import Event, Listener, unheard
 from personalize_core.steps.input_checks import check_inputs
 from personalize_core.tuning.budget import Budget, minutes
-from personalize_core.tuning.measuring import HALF, NOTHING, Measured, Seconds, balance_of_probe, measure, watched_by
+from personalize_core.tuning.measuring import (
+    HALF,
+    NOTHING,
+    Measured,
+    Seconds,
+    balance_of_probe,
+    measure,
+    seconds_until_it_ended,
+    watched_by,
+)
 from personalize_core.tuning.request import Request
 from personalize_core.tuning.scratch import scratch, without_weights
 from personalize_core.tuning.search import (
@@ -108,11 +116,6 @@ class _Glance:
             raise Hopeless
 
 
-def seconds_since(began: float) -> float:
-    """What a training took that ended early: no costs record it."""
-    return time.monotonic() - began
-
-
 @dataclass
 class _Search:
     """One search under way. What it knows lies on the disk; it can be made anew at any moment."""
@@ -192,17 +195,16 @@ class _Search:
         workspace = self._workspace(suggested.number, suggested.changes, self.asked.on)
         parts: list[Measured] = []
         for concept in self.asked.on:
-            began = time.monotonic()
-            glance = _Glance(suggested, [part.half_way for part in parts])
+            cell, glance = (self.asked.method, concept), _Glance(suggested, [part.half_way for part in parts])
             try:
-                parts.append(measure(workspace, self.asked.method, concept, self.listener, glance))
+                parts.append(measure(workspace, *cell, self.listener, glance))
             except FloatingPointError as error:
                 if suggested.number == 0:
                     raise
                 self.say(f"Trial {suggested.number} diverged: {error}")
-                return self._ended(suggested, parts, DIVERGED, seconds_since(began))
+                return self._ended(suggested, parts, DIVERGED, seconds_until_it_ended(workspace, *cell))
             except Hopeless:
-                return self._ended(suggested, parts, PRUNED, seconds_since(began))
+                return self._ended(suggested, parts, PRUNED, seconds_until_it_ended(workspace, *cell))
             if len(parts) < len(self.asked.on) and suggested.is_hopeless([part.means.balance for part in parts]):
                 return self._ended(suggested, parts, PRUNED)
         return self._ended(suggested, parts, COMPLETE)
@@ -226,12 +228,14 @@ class _Search:
                 workspace = self._workspace(trial.number, trial.changes, self.asked.on).again(number)
                 column = []
                 for concept in self.asked.on:
+                    cell = self.asked.method, concept
                     try:
-                        measured = measure(workspace, self.asked.method, concept, self.listener, keep=False)
+                        measured = measure(workspace, *cell, self.listener, keep=False)
                     except FloatingPointError:
                         if trial is today:
                             raise
                         column.append(0.0)
+                        taken += Seconds(seconds_until_it_ended(workspace, *cell), 0.0, 0.0)
                         continue
                     column.append(measured.means.balance)
                     taken += measured.seconds

@@ -88,12 +88,14 @@ TRAINING = (
 # On top, where a training ends when enough is learned.
 WATCHING = (
     "concepts/held_out",
+    "metrics/balance",
     "metrics/encoders",
     "metrics/preprocessing",
     "metrics/similarity",
     "metrics/weights",
     "sampling/frozen",
     "sampling/sampler",
+    "sampling/some_images",
     "steps/probing",
     "training/fixed_inputs",
     "training/stopping",

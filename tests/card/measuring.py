@@ -22,7 +22,7 @@ from personalize_core.methods import method_class
 from personalize_core.methods.interface import Method
 from personalize_core.methods.shared.options import LAG
 from personalize_core.sampling.sampler import at_once, make_sampler, sample
-from personalize_core.steps.probing import sampled
+from personalize_core.sampling.some_images import images_by
 from personalize_core.training.fixed_batch import fixed_batch_losses
 from personalize_core.training.loop import train
 from personalize_core.training.watcher import Unwatched
@@ -134,7 +134,8 @@ class _Prober(Unwatched):
             WATCH.restart()
             prompts = [self.method.say("a photo of a {}")] * ProbeSettings().prompts + ["a photo of a dog"]
             how = SamplerSettings(sampler="ddim", steps=STEPS, guidance=7.5)
-            sampled(self.method, self.base, prompts, how, STEPS, seed=0)
+            places = [(place, 0) for place in range(len(prompts))]
+            images_by(self.method, self.base, prompts, places, how, STEPS, seed=0)
             self.cost = StepCost.read(WATCH)
             with self.method.train().attach(self.base):  # as a next step would: what was made for sampling goes
                 pass

@@ -22,6 +22,7 @@ from personalize_core.metrics.encoders import load_identity_encoder, load_text_i
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 from personalize_core.steps.probe_record import MEANINGS
 from personalize_core.steps.probing import Eye
+from personalize_core.steps.training import UNTIL_IT_ENDED
 from personalize_core.training.probe_files import ENDED, PROBE_CURVES, PROBE_IMAGES, PROBES
 from personalize_core.workspace.dependencies import train_stamp, training_inputs
 from personalize_core.workspace.recipes import load_base, split_of
@@ -66,7 +67,7 @@ def test_the_record_stands_beside_what_was_learned_and_is_explained(watched: Sto
     assert {PROBES, PROBE_CURVES, PROBE_IMAGES, ENDED} <= files.keys()
     table = parquet.read_parquet(folder / PROBES)
     assert parquet.meanings_in(folder / PROBES) == MEANINGS and table.columns == list(MEANINGS)
-    assert set(table["metric"]) == {"loss", "identity", "text", "copying", "drift"}
+    assert set(table["metric"]) == {"loss", "identity", "text", "balance", "copying", "drift"}
     # 60 steps of 2 rows cost 360 passes; of 0.375 of them 135 go to probes of 3 (2 + 4) = 18 each: 7
     moments = table.filter(pl.col("metric") == "identity")["step"].unique().sort().to_list()
     assert moments == [0, 10, 20, 30, 40, 50, 60]
@@ -102,6 +103,7 @@ def test_the_last_probe_is_of_what_was_learned_measured_by_hand(watched: Store):
         "copying": cosines(seen[:2], of["in"]).max(axis=1),
         "text": np.diag(cosines(in_clip, texts)),
     }
+    expected["balance"] = np.sqrt(np.maximum(expected["identity"], 0) * np.maximum(expected["text"], 0))
     table = parquet.read_parquet(watched.artifact(METHOD, "rex") / PROBES).filter(pl.col("step") == 60)
     for metric, values in expected.items():
         np.testing.assert_allclose(table.filter(pl.col("metric") == metric)["value"], values, atol=1e-6)
@@ -137,10 +139,58 @@ def test_to_choose_by_identity_images_must_be_held_out(tmp_path: Path):
     store = make(tmp_path, {"adaptive": BY_PROBES})
     with pytest.raises(InputError, match="none is: set held_out in params.yaml"):
         steps.train(store, "rex", METHOD)
+    (problem,) = steps.problems_of(store, ["rex"], [METHOD])  # before any training too
+    assert "none is: set held_out in params.yaml" in str(problem)
     make_again = params(tmp_path, {"adaptive": {**BY_PROBES, "by": "text"}})
     store = tiny_workspace.write_params(tmp_path, make_again)  # as the message says
     steps.train(store, "rex", METHOD)
     assert (store.artifact(METHOD, "rex") / ENDED).is_file()
+
+
+def test_a_share_that_is_too_small_is_refused_before_anything_is_read_or_trained(tmp_path: Path):
+    store = make(tmp_path, {"adaptive": {**BY_PROBES, "share": 0.05}}, held_out=2)
+    (problem,) = steps.problems_of(store, ["rex"], [METHOD])
+    assert f"{METHOD} cannot be trained on 'rex': adaptive: share: 0.05 allows" in str(problem)
+    assert not (store.data / "latents").exists()
+    assert f"methods.{METHOD}.{store.params.base_model}.adaptive" in str(problem)
+    larger = params(tmp_path, {"adaptive": BY_PROBES}, held_out=2)
+    assert not steps.problems_of(tiny_workspace.write_params(tmp_path, larger), ["rex"], [METHOD])
+
+
+def test_a_preset_is_changed_where_the_message_says(tmp_path: Path):
+    """The method itself goes on to take all its steps."""
+    store, preset = make(tmp_path), f"{METHOD}@adaptive"
+    (problem,) = steps.problems_of(store, ["rex"], [METHOD, preset])
+    assert f"ablations.{preset}.{store.params.base_model}.adaptive" in str(problem)
+    values = params(tmp_path)
+    values["ablations"] = {preset: {values["base_model"]: {"adaptive": {"window": 5, "share": 0.5}}}}
+    store = tiny_workspace.write_params(tmp_path, values)
+    assert not steps.problems_of(store, ["rex"], [METHOD, preset])
+    assert store.params.config(METHOD).adaptive is None
+
+
+class Enough(Exception):
+    pass
+
+
+def test_a_training_that_is_ended_leaves_what_it_took_and_the_costs_of_what_is_there(tmp_path: Path):
+    store = make(tmp_path)
+
+    def heard(done: float, metrics: object) -> None:
+        if done > 0.5:
+            raise Enough
+
+    costs = store.training_costs(METHOD, "rex")
+    with pytest.raises(Enough):
+        steps.train(store, "rex", METHOD, heard=heard)
+    assert read_json(costs).keys() == {"stamp", UNTIL_IT_ENDED} and read_json(costs)[UNTIL_IT_ENDED] > 0
+    steps.train(store, "rex", METHOD)
+    whole = read_json(costs)
+    assert whole["training_seconds"] > 0 and whole["probe_seconds"] > 0 and UNTIL_IT_ENDED not in whole
+    again = tiny_workspace.write_params(tmp_path, params(tmp_path, {"lr": 1e-4}))
+    with pytest.raises(Enough):
+        steps.train(again, "rex", METHOD, heard=heard)
+    assert read_json(costs) == whole
 
 
 def test_what_ends_a_training_is_part_of_its_stamp(tmp_path: Path):

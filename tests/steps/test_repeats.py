@@ -243,18 +243,23 @@ def test_the_time_of_a_resumed_run_is_that_of_all_its_sessions(tmp_path, monkeyp
         for step in range(start, start + steps_done):
             now[0] += 2
             checkpoints.watch.lap()
+            now[0] += 5
+            checkpoints.probed(5)
             if step + 1 in save_after:
                 now[0] += 7  # the loop's own
                 checkpoints.save((0, step + 1), method, optimizer, [], Watched())  # type: ignore[arg-type]
                 checkpoints.writes.wait()
         return checkpoints
 
-    assert session(0, 3, (2,)).watch.seconds == pytest.approx(6 + 0)
-    assert session(2, 5, (4, 6)).watch.seconds == pytest.approx(14)  # the step that was lost counts once
+    def seconds(steps: int) -> dict[str, object]:
+        return {"training_seconds": pytest.approx(2 * steps), "probe_seconds": pytest.approx(5 * steps)}
+
+    assert session(0, 3, (2,)).costs == seconds(3)
+    assert session(2, 5, (4, 6)).costs == seconds(7)  # the step that was lost counts once
     last = session(6, 4, ())
-    assert last.watch.seconds == pytest.approx(20)
+    assert last.costs == seconds(10)
     last.laps.unlink()
-    assert session(6, 1, ()).watch.seconds is None  # not 0, and not too little
+    assert session(6, 1, ()).costs == {}  # not 0, and not too little
     last.clear()
     assert list(tmp_path.iterdir()) == []
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from personalize_core.training.stopping import best_of, gains_no_more, has_settled, is_better, score_of
+from personalize_core.training.stopping import best_of, gains_no_more, has_settled, is_better
 
 
 def test_a_loss_has_settled_when_its_last_values_vary_little_beside_all():
@@ -47,9 +47,3 @@ def test_it_gains_no_more_when_none_of_the_last_is_better_than_the_best_before()
 
 def test_the_best_of_equals_is_the_earliest():
     assert best_of([np.array([0.1]), np.array([0.4]), np.array([0.4]), np.array([0.2])]) == 1
-
-
-def test_balance_is_the_geometric_mean_of_identity_and_text_and_counts_nothing_below_0():
-    metrics = {"identity": [0.9, -0.2, 0.5], "text": [0.4, 0.3, 0.2], "drift": [0.1]}
-    assert score_of(metrics, "balance") == pytest.approx([0.6, 0.0, 0.1**0.5])
-    assert score_of(metrics, "identity").tolist() == [0.9, -0.2, 0.5]

@@ -72,7 +72,22 @@ def test_a_plan_spends_what_it_may():
 
 def test_probes_lie_evenly_over_all_stages_and_each_moment_belongs_to_one():
     plan = Plan.of([(10, 1, 8), (0, 1, 8), (30, 1, 8)], passes=12, loss=0.1, probes=0.5)
-    assert plan.probes == [[0], [], [0, 10, 20, 30]]  # of 40 steps: 0, 10, 20, 30 and 40
+    # 0.5 * 3 * 40 / 12 = 5, on a line of two stages of one length: at 0, 0.5, 1, 1.5 and 2
+    assert plan.probes == [[0, 5], [], [0, 15, 30]]
+
+
+def test_a_short_stage_has_as_many_probes_as_a_long_one():
+    """Else no share would be large enough to decide by them when a short last stage has learned."""
+    plan = Plan.of([(300, 4, 8), (60, 4, 8), (30, 4, 8)], passes=20, loss=0.1, probes=0.4)
+    assert [len(moments) for moments in plan.probes] == [12, 12, 12]
+    first, middle, last = plan.probes
+    assert first[0] == 0 and last[-1] == 30 and max(first) < 300 and max(middle) < 60
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_a_stage_of_few_steps_has_no_moment_twice_and_none_behind_its_end(steps):
+    plan = Plan.of([(steps, 8, 8), (100, 8, 8)], passes=2, loss=0.1, probes=0.5)
+    assert plan.probes[0] == list(range(steps)) and len(plan.probes[1]) == 12
 
 
 @pytest.mark.parametrize(("passes", "probes"), [(0, 0.5), (1000, 0.5), (30, 0.0)])
@@ -307,7 +322,7 @@ def test_who_ends_a_training_by_a_probe_ends_it_there_wherever_it_was_cut_off(ro
 @pytest.mark.parametrize(
     ("adaptive", "said"),
     [
-        (Adaptive(stop="loss", window=8, share=0.01), "raise share, or lower window"),
+        (Adaptive(stop="loss", window=8, share=0.01), "raise share, lower window, or train for more steps"),
         (adaptive_by_probes(patience=9), "2 probes in stage 'direction', and it takes 11"),
         (Adaptive(stop="never", keep="best", share=0.05), "0 probes in stage 'direction', and it takes 2"),
     ],

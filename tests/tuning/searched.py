@@ -64,7 +64,7 @@ def by_identity(metrics: Mapping[str, Sequence[float]]) -> float:
 def without_a_clock() -> None:
     """For a process of its own; a test patches it."""
     measuring.seconds_of = by_steps
-    tuning.seconds_since = lambda began: 5.0
+    tuning.seconds_until_it_ended = lambda scratch, method, concept: 5.0
     measuring.balance_of_probe = tuning.balance_of_probe = by_identity
 
 

@@ -317,7 +317,8 @@ def test_a_trial_may_end_half_way_through_a_training_by_what_probes_see(tmp_path
     for module in (tuning, measuring):
         monkeypatch.setattr(module, "balance_of_probe", by_identity)
     monkeypatch.setattr(tuning.Suggestion, "looks_hopeless", looks_hopeless)
-    monkeypatch.setattr(tuning, "seconds_since", lambda began: 60.0)  # so that no third trial follows
+    # so that no third trial follows
+    monkeypatch.setattr(tuning, "seconds_until_it_ended", lambda scratch, method, concept: 60.0)
     monkeypatch.setattr(tuning, "best_of", lambda trials: trials[0])
     monkeypatch.setattr(tuning._Search, "give_back_disk", lambda self: None)
     searched.search(store.root, minutes=2.0)

@@ -15,6 +15,7 @@ PANELS = {
     "loss": "loss on\nfixed inputs",
     "identity": "identity",
     "text": "text\nalignment",
+    "balance": "balance",
     "copying": "nearest\ntrained on",
     "drift": "drift",
 }
