@@ -93,6 +93,11 @@ def strategies(text: str) -> str:
             "`test_time_optimization`, which stands beside a method's own sampling options",
         ],
         [
+            "personalization guidance, consistency guidance",
+            _names(config for config in published.values() if config.samples_by_weights),
+            "`personalization_guidance` or `consistency_guidance`, which stand there too, without LAG",
+        ],
+        [
             "several concepts in one image",
             _names(config for config in confinable if not config.text_embeddings),
             "`personalize compose`",

@@ -23,7 +23,7 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.methods.interface import Method
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.image_grids import comparison_grid
-from personalize_core.sampling.sampler import Sampler, guided
+from personalize_core.sampling.sampler import Sampler, denoiser
 
 SIDE = 64  # of every map
 MIDDLE = "mid_block.attentions.0"  # DAAM passes over it: at the lowest resolution it looks everywhere
@@ -75,8 +75,7 @@ def heat_maps(
                 seen[layer] = seen[layer] + with_prompt if layer in seen else with_prompt
 
     with method.attach(base):
-        condition, empty = method.condition(base, [prompt]), method.condition(base, [""])
-        latents = sampler(guided(base, condition, empty, guidance, look), noise.to(base.device), steps)
+        latents = sampler(denoiser(method, base, [prompt], guidance, look), noise.to(base.device), steps)
     words = base.tokenizer.spelled(prompt, method.concept)
     columns = [positions for _, positions in words]
     tokens = base.tokenizer([prompt], method.concept)

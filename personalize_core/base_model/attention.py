@@ -42,6 +42,14 @@ class AttentionMaps:
             if names is None or layer in names:
                 self.record(names[layer] if names else layer, query[rows], key[rows])
 
+    def behind(self, others: AttentionMaps) -> AttentionMaps:
+        """Maps of as many rows as both have, the others' first."""
+        both = AttentionMaps()
+        for layer, (query, key) in self._query_key.items():
+            first_query, first_key = others._query_key[layer]
+            both.record(layer, torch.cat([first_query, query]), torch.cat([first_key, key]))
+        return both
+
     def __getitem__(self, layer: str) -> Tensor:
         """softmax(Q K^T / sqrt(d)), (B, heads, h*w, L); sums to 1 over the L tokens."""
         return _probabilities(*self._query_key[layer])

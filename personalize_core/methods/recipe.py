@@ -158,6 +158,11 @@ class Recipe:
         """Whether it predicts the same in training and in sampling; not with dropout, or an input of training's own."""
         return True
 
+    @property
+    def samples_by_weights(self) -> bool:
+        """Whether all that sampling without LAG changes in the networks are weights, which others take the place of."""
+        return False
+
     def check(self, sampling: Any) -> None:
         """Raise InputError if what is trained by this recipe cannot be sampled with these options."""
 

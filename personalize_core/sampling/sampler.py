@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -119,6 +119,35 @@ def guided(
     return denoise
 
 
+@runtime_checkable
+class Guides(Protocol):
+    """A method that is not guided as all others are."""
+
+    def guided(
+        self,
+        base: BaseModel,
+        prompts: Sequence[str],
+        scale: float,
+        look: Callable[[AttentionMaps], None] | None = None,
+    ) -> Denoiser:
+        """In place of the function of that name, where this method is attached."""
+        ...
+
+
+def denoiser(
+    method: Method,
+    base: BaseModel,
+    prompts: Sequence[str],
+    scale: float,
+    look: Callable[[AttentionMaps], None] | None = None,
+) -> Denoiser:
+    """How an attached method predicts these prompts under guidance; see `guided`."""
+    if isinstance(method, Guides):
+        return method.guided(base, prompts, scale, look)
+    said, empty = method.condition(base, prompts), method.condition(base, [""] * len(prompts))
+    return guided(base, said, empty, scale, look, prompts)
+
+
 def at_once(base: BaseModel) -> int:
     """How many images to sample at once, at most; their size alone decides, so that the bytes are always the same."""
     _, height, width = base.latent_shape
@@ -170,9 +199,7 @@ def denoised(
         prompts: B prompts as the method says them (`Method.say`).
         noise: (B, 4, h, w), from `initial_noise`.
     """
-    said, empty = method.condition(base, prompts), method.condition(base, [""] * len(prompts))
-    denoise = guided(base, said, empty, guidance, prompts=prompts)
-    return sampler(denoise, noise.to(base.device), steps)
+    return sampler(denoiser(method, base, prompts, guidance), noise.to(base.device), steps)
 
 
 def sample(

@@ -202,7 +202,7 @@ class ResultLineage:
         link, made_from = self._result("grid", folder, now, command)
         described = as_written(folder, DESCRIPTION)
         link.facts |= _some(described, "protocol", "prompts", "templates", "images_per_prompt", "sampling", "seed")
-        link.facts |= _some(made_from, "variants", "refinement", "precision")
+        link.facts |= _some(made_from, "variants", "refinement", "guidance", "precision")
         link.inputs = [self.artifact(method, concept)] if described else []
         return link
 

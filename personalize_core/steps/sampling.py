@@ -148,24 +148,28 @@ def ready_to_sample(
 ) -> Method:
     """What was learned, ready to sample these prompts in one variant; the artifact stays as it is."""
     from personalize_core.sampling.test_time_optimization import ContextRefined
+    from personalize_core.sampling.weight_guidance import WeightGuided, check_by_weights
 
     trained.sampling = variant.sampling
-    if not variant.refinement:
-        return trained
-    refined = ContextRefined(
-        trained, read_latents(store, concept, method, None), store.sampling_seed, variant.refinement
-    )
-    what = f"refining {concept} for the prompts of {variant.name}"
-    refined.refine(base, prompts, lambda done, steps, loss: listener(Event(what, done, steps, {"loss": loss})))
-    return refined
+    sampled = trained
+    if variant.refinement:
+        latents = read_latents(store, concept, method, None)
+        sampled = refined = ContextRefined(trained, latents, store.sampling_seed, variant.refinement)
+        what = f"refining {concept} for the prompts of {variant.name}"
+        refined.refine(base, prompts, lambda done, steps, loss: listener(Event(what, done, steps, {"loss": loss})))
+    if variant.guidance:
+        check_by_weights(trained, variant.guidance)  # an imported artifact may have another recipe than params.yaml
+        sampled = WeightGuided(sampled, variant.guidance)
+    return sampled
 
 
 def refining(
     store: Store, concept: str, method: str, variants: Mapping[str, Variant], listener: Listener
 ) -> dict[str, Any]:
-    """What images depend on besides, where a variant asks for test-time optimization; else nothing.
+    """What images depend on besides, where a variant asks for a strategy beside the method's own options.
 
-    It looks at the concept's images, which may be others by now than those that the artifact was trained on.
+    Test-time optimization looks at the concept's images, which may be others by now than those that the artifact was
+    trained on.
     """
     if any(variant.refinement for variant in variants.values()):
         encode_concept(store, concept, preprocessing_of(store, method), listener)

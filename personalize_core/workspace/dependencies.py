@@ -64,6 +64,8 @@ SAMPLING = (
 )
 # On top, for test-time optimization.
 REFINING = ("methods/shared/context_regularizer", "sampling/test_time_optimization", "randomness")
+# On top, for guidance with the base model's weights beside the learned ones.
+GUIDING = ("sampling/weight_guidance",)
 TRAINING = (
     "base_model/attention",
     "base_model/compiling",
@@ -289,14 +291,15 @@ def recipe_stamp(store: Store, method: str) -> Stamp:
 def sampling_stamp(store: Store, method: str) -> Stamp:
     """Names what the images of a method depend on besides its artifact: the same for all concepts."""
     lists = sorted(store.prompts(each.name) for each in store.params.sampling.prompts)
-    refined = refinements(variants_of(store, method))
+    refined, guided = refinements(variants_of(store, method)), guidances(variants_of(store, method))
     return stamp_of(
         {
             **sampled_by(store, method),
             "lists": [each.model_dump(exclude={"without_identity"}) for each in store.params.sampling.prompts],
             "prompts": {path.name: sha256(path) for path in lists if path.is_file()},
             "refinement": refined,
-            "sources": sampling_sources(method, *(REFINING if refined else ())),
+            **({"guidance": guided} if guided else {}),
+            "sources": sampling_sources(method, *(REFINING if refined else ()), *(GUIDING if guided else ())),
         }
     )
 
@@ -387,12 +390,20 @@ def refinements(variants: Mapping[str, Variant]) -> dict[str, str]:
     return {name: repr(variant.refinement) for name, variant in variants.items() if variant.refinement}
 
 
+def guidances(variants: Mapping[str, Variant]) -> dict[str, str]:
+    """Variant -> its guidance with the base model's weights, of those that ask for it."""
+    return {name: repr(variant.guidance) for name, variant in variants.items() if variant.guidance}
+
+
 def refined_by(store: Store, concept: str, method: str, variants: Mapping[str, Variant]) -> dict[str, Any]:
-    """What images depend on besides, where a variant asks for test-time optimization; else nothing."""
-    if not (refined := refinements(variants)):
-        return {}
-    latents = latents_stamp(store, concept, preprocessing_of(store, method))
-    return {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
+    """What images depend on besides, where a variant asks for a strategy beside the method's own options."""
+    found: dict[str, Any] = {}
+    if refined := refinements(variants):
+        latents = latents_stamp(store, concept, preprocessing_of(store, method))
+        found |= {"refinement": refined, "latents": latents, "refining_sources": sources_hash(REFINING)}
+    if guided := guidances(variants):
+        found |= {"guidance": guided, "guiding_sources": sources_hash(GUIDING)}
+    return found
 
 
 @memoized

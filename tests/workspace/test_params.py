@@ -190,7 +190,7 @@ def test_an_unknown_option_of_a_method_with_the_known_ones(read):
     )
     assert said == (
         "params.yaml, variants.personalized_residuals.local: there is no key 'lagg'; "
-        "known are lag and lag_unconditional"
+        "known are lag, lag_unconditional, personalization_guidance and consistency_guidance"
     )
 
 
@@ -256,7 +256,40 @@ def test_what_test_time_optimization_does_not_know_is_refused_with_what_it_knows
     said = refusal(lambda: with_variant(read, "core", test_time_optimization=True))
     assert said.endswith("test_time_optimization = True: it should be options, or {} for the published ones")
     said = refusal(lambda: with_variant(read, "core", test_time_optimisation={}))
-    assert said.endswith("there is no key 'test_time_optimisation'; known are test_time_optimization")
+    assert said.endswith(
+        "there is no key 'test_time_optimisation'; known are test_time_optimization, personalization_guidance and "
+        "consistency_guidance"
+    )
+
+
+BY_WEIGHTS = (
+    "lora_dreambooth, dreambooth, custom_diffusion, oft, personalized_residuals, attn_dreambooth, ti_db and core"
+)
+
+
+@pytest.mark.parametrize("strategy", ["personalization_guidance", "consistency_guidance"])
+def test_guidance_by_weights_stands_beside_the_options_of_methods_that_sample_by_weights(strategy, read):
+    for method in ("dreambooth", "core", "oft"):
+        assert with_variant(read, method).guidance is None
+        assert with_variant(read, method, **{strategy: {}}).guidance is not None
+    both = with_variant(read, "core", test_time_optimization={}, **{strategy: {}})
+    assert both.refinement and both.guidance
+    said = refusal(lambda: with_variant(read, "t_lora", **{strategy: {}}))
+    assert said.startswith(f"params.yaml, variants.t_lora.chosen: {strategy} ") and said.endswith(
+        "and does not apply to t_lora: it does not sample by weights that take the place of the base model's; it "
+        f"applies to {BY_WEIGHTS}"
+    )
+    said = refusal(lambda: with_variant(read, "oft", lag=True, **{strategy: {}}))
+    assert said.startswith(f"params.yaml, variants.oft.chosen: {strategy} needs weights")
+
+
+def test_one_guidance_by_weights_is_chosen_with_values_that_it_takes(read):
+    variant = with_variant(read, "oft", personalization_guidance={"omega": 0.3})
+    assert variant.guidance.omega == 0.3
+    said = refusal(lambda: with_variant(read, "oft", personalization_guidance={}, consistency_guidance={}))
+    assert said.endswith("personalization_guidance and consistency_guidance both say how it is guided; leave one out")
+    said = refusal(lambda: with_variant(read, "oft", personalization_guidance={"omega": 1.5}))
+    assert "personalization_guidance: omega = 1.5: Input should be less than or equal to 1" in said
 
 
 @pytest.mark.parametrize(

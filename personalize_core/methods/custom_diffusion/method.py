@@ -112,14 +112,14 @@ class CustomDiffusion(Method):
     @contextmanager
     def _inside(self, base: BaseModel, layer: str, weights: TunedWeights) -> Iterator[None]:
         handles, attention = [], cross_attention(base)[f"{layer}.transformer_blocks.0.attn2"]
-        if self.config.detach_start:
+        if self.config.detach_start and self.training:
             handles = [p.register_forward_hook(self._detach_start) for p in (attention.to_k, attention.to_v)]
         with weights.placed_in(base.unet, f"{layer}."), hooked(*handles):
             yield
 
     def _detach_start(self, module: nn.Module, args: tuple[Tensor], projected: Tensor) -> None:
         """projected: (B, L, C) keys or values. The start token is the same in every prompt, and should not teach."""
-        if self.training and projected.requires_grad:
+        if projected.requires_grad:
             projected.register_hook(_without_start)
 
     def _weights(self, base: BaseModel) -> TunedWeights:

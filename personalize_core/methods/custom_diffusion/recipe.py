@@ -79,6 +79,10 @@ class Config(Recipe):
         return zoomed if self.zoom else zoomed.of_class_images
 
     @property
+    def samples_by_weights(self) -> bool:
+        return True
+
+    @property
     def text_embeddings(self) -> int:
         return 1
 

@@ -63,5 +63,9 @@ class Config(PriorPreservationRecipe):
         return Preprocessing("crop", "bilinear", flip=False)
 
     @property
+    def samples_by_weights(self) -> bool:
+        return True
+
+    @property
     def lacks(self) -> Mapping[str, str]:
         return WHOLE_UNET

@@ -57,5 +57,9 @@ class Config(PriorPreservationRecipe):
             )
 
     @property
+    def samples_by_weights(self) -> bool:
+        return "text_encoder" not in self.targets  # whose change stands beside the weights
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("crop", "bilinear", flip=False)

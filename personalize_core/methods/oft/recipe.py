@@ -62,5 +62,9 @@ class Config(PriorPreservationRecipe):
         super().__post_init__()
 
     @property
+    def samples_by_weights(self) -> bool:
+        return True
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("crop", "bilinear", flip=False)

@@ -71,6 +71,10 @@ class Config(Recipe):
         return Preprocessing("crop", "bilinear", flip=False)
 
     @property
+    def samples_by_weights(self) -> bool:
+        return True
+
+    @property
     def text_embeddings(self) -> int:
         return int(self.train_embedding)
 

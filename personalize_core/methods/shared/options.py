@@ -93,7 +93,35 @@ class Refinement(ContextLosses):
             raise InputError("cer_weight and car_weight are both 0, so test-time optimization would refine nothing")
 
 
-STRATEGY_NAMES = {"lag": LAG.display_name, "tto": Refinement.display_name}
+@options
+class PersonalizationGuidance:
+    """Guidance whose prompt-free half comes from weights between the base model's and those that were learned.
+
+    The paper tunes both numbers of a sampling run, omega and the scale of guidance; its values were not at hand.
+    """
+
+    display_name: ClassVar[str] = "personalization guidance"
+
+    omega: Annotated[float, Field(ge=0, le=1)] = 0.5  # 0: the base model's weights; 1: the learned, as ever
+
+
+@options
+class ConsistencyGuidance:
+    """The base model's guidance, and a step towards what was learned; the scale is that of DCO's README."""
+
+    display_name: ClassVar[str] = "consistency guidance"
+
+    scale: Annotated[float, Field(ge=0)] = 3.0  # omega_rg
+
+
+WeightGuidance = PersonalizationGuidance | ConsistencyGuidance
+
+STRATEGY_NAMES = {
+    "lag": LAG.display_name,
+    "tto": Refinement.display_name,
+    "pg": PersonalizationGuidance.display_name,
+    "cg": ConsistencyGuidance.display_name,
+}
 """What comes behind a method's name and "_" in the name of a variant -> what people call it."""
 
 WHOLE_UNET = {"lag": "it changes the whole U-Net, and between the transformers no location looks at words"}
@@ -124,6 +152,10 @@ class EmbeddingAndUNetRecipe(Recipe):
     @property
     def lacks(self) -> Mapping[str, str]:
         return WHOLE_UNET
+
+    @property
+    def samples_by_weights(self) -> bool:
+        return True
 
     @property
     def text_embeddings(self) -> int:

@@ -163,6 +163,7 @@ KINDS: dict[str, tuple[str, Callable[[Difference], list[str]]]] = {
     "without_identity": ("prompts", _nothing),
     "variants": ("sampling options", _options),
     "refinement": ("sampling options", _options),
+    "guidance": ("sampling options", _options),
     "sampling": ("sampling", _value),
     "seed": ("seed", _value),
     "precision": ("precision", _value),
