@@ -30,7 +30,7 @@ card needs more:
 * the CUDA context of each process;
 * workspaces of the kernels, and what the allocator loses to fragmentation;
 * with gradient checkpointing, perhaps more for a probe, where a training is [watched](watching_training.md), than for a
-  step: LoRA's takes 3.1 GiB, T-LoRA's 3.3 and DreamBooth's 14.3 in bf16. Without it none takes more than a step.
+  step: in bf16 LoRA's takes 3.1 GiB, T-LoRA's 3.3 and DreamBooth's 14.3. In bf16 without it none takes more.
 
 `make test-card` measures {again} of these {all} trainings again, among them each method in bf16, and compares them with
 what is recorded: memory to {room:.0%}; FLOPs, waits and copies exactly. `make memory` measures all.
