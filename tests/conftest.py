@@ -324,13 +324,13 @@ def unpersonalized(base: BaseModel, concept: Concept) -> Method:
     return Method(Recipe(), base, concept)
 
 
-def disturbed(module: Any, starting: str = "", seed: int = 11) -> Any:
+def disturbed(module: Any, starting: str = "", seed: int = 11, by: float = 0.3) -> Any:
     """The same module, with its parameters moved at random: all, or those whose names start so."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         if name.startswith(starting):
             with torch.no_grad():
-                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+                parameter += by * torch.randn(parameter.shape, generator=generator)
     return module
 
 
