@@ -170,7 +170,10 @@ class Watch:
             losses = [sum(one["values"]) for one in self.losses if one["stage"] == name]
             return has_settled(losses, how.window, how.threshold)
         if how and how.stop == "probes":
-            return gains_no_more(self._scores(self._of(name)), how.patience)
+            scores = self._scores(self._of(name))
+            # where no probe is above the first of all, nothing has been learned yet, and there is more to wait for
+            gained = scores and max(each.mean() for each in scores) > self._scores([0])[0].mean()
+            return bool(gained) and gains_no_more(scores, how.patience)
         return False
 
     def end(self, number: int, done: int) -> None:
@@ -206,8 +209,10 @@ class Watch:
         )
         self.pictures.append(probed.images)
         how = self.adaptive
-        if how and how.keep == "best" and number == len(self.stages) - 1:
-            of_stage = self._of(stage.name)
+        trained = any(earlier.steps for earlier in self.stages[:number])
+        if how and how.keep == "best" and number == len(self.stages) - 1 and (trained or done):
+            # before anything is trained nothing can be kept: an image that only follows its prompt may score well
+            of_stage = [place for place in self._of(stage.name) if trained or self.seen[place]["step"]]
             place = of_stage[best_of(self._scores(of_stage))]
             if place == len(self.seen) - 1:
                 self.best = place

@@ -235,6 +235,37 @@ def test_a_stage_ends_when_probes_gain_no_more_and_the_best_is_kept(base, concep
     assert not torch.equal(states[best], states[ended])
 
 
+@pytest.mark.parametrize("level", [0.0, -0.01])
+def test_what_never_gained_anything_has_not_learned(level, base, concept, images):
+    """As where the balance of all images is 0, because they are not like the concept at all yet."""
+    method, flat = Long(base, concept), [0.1 + level * (n > 0) for n in range(61)]
+    seen = watch(method, base, images, Scripted(flat), adaptive=adaptive_by_probes())
+    train(method, base, images, 3, watcher=seen)
+    assert len(seen.plan.probes[0]) > 5 and seen.ended["direction"]["steps"] == 60
+
+
+def test_what_has_learned_nothing_yet_is_never_the_best(base, concept, images):
+    method, falling = Long(base, concept), [1 - 0.01 * n for n in range(61)]
+    adaptive = adaptive_by_probes(stop="never", keep="best")
+    seen = watch(method, base, images, Scripted(falling), adaptive=adaptive)
+    train(method, base, images, 3, watcher=seen)
+    assert seen.plan.probes[0][0] == 0 and seen.ended["direction"]["kept"] == seen.plan.probes[0][1] > 0
+
+
+def test_what_a_stage_before_has_learned_may_be_the_best(base, concept, images):
+    class TwoLong(Long):
+        def stages(self):
+            (stage,) = super().stages()
+            return [replace(stage, name="first"), stage]
+
+    method, falling = TwoLong(base, concept), [1 - 0.01 * abs(n - 60) for n in range(121)]
+    adaptive = adaptive_by_probes(stop="never", keep="best")
+    seen = watch(method, base, images, Scripted(falling), adaptive=adaptive)
+    train(method, base, images, 3, watcher=seen)
+    best = min(seen.plan.probes[1])
+    assert seen.ended["direction"]["kept"] == best < 10
+
+
 def test_what_is_kept_may_be_the_last(base, concept, images):
     method, rising = Long(base, concept), [0.01 * n for n in range(61)]
     seen = watch(method, base, images, Scripted(rising), adaptive=adaptive_by_probes(stop="never", keep="best"))

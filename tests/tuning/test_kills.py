@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 SETUP = """
-import json, random, signal, sys
+import json, os, random, signal, sys
 from functools import partial
 from pathlib import Path
 from benchmarks import kills
@@ -52,6 +52,36 @@ for moment in random.Random(0).sample(range(changes), 3):
 """
 )
 
+AT_EVENTS = (
+    SETUP
+    + """
+from personalize_core.steps.probing import Eye
+
+def in_a_probe(number):
+    look, seen = Eye.look, []
+    def killed(self, method):
+        probed = look(self, method)
+        seen.append(probed)
+        if len(seen) == number:
+            os.killpg(0, signal.SIGKILL)
+        return probed
+    Eye.look = killed
+    whole()
+
+def before(text):
+    kills.count_changes(root, text)
+    whole()
+
+moments = {"in a probe": lambda: in_a_probe(5)} | {text: partial(before, text) for text in sys.argv[2:]}
+for moment, run in moments.items():
+    kills.copied(fresh, root)
+    status = kills.wait(kills.forked(run))
+    assert status == -signal.SIGKILL, (moment, status)
+    kills.finish(kills.forked(whole))
+    print(moment, kills.difference(expected, searched.left(root)))
+"""
+)
+
 TWICE = (
     SETUP
     + """
@@ -64,8 +94,8 @@ print(kills.difference(expected, searched.left(root)))
 )
 
 
-def run(code: str, folder: Path) -> list[str]:
-    command = [sys.executable, "-W", "ignore", "-c", code, str(folder)]
+def run(code: str, folder: Path, *more: str) -> list[str]:
+    command = [sys.executable, "-W", "ignore", "-c", code, str(folder), *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
@@ -76,6 +106,15 @@ def test_killed_at_any_change_of_its_files_a_search_comes_to_the_same_bytes(tmp_
     lines = run(KILLED, tmp_path)
     assert "('pruned', 1)" in lines[0] or "('pruned', 0)" in lines[0]
     assert len(lines) == 4 and all(line.endswith(" []") for line in lines[1:]), lines
+
+
+@pytest.mark.slow
+def test_killed_in_a_trial_its_repeats_or_the_report_it_comes_to_the_same_bytes(tmp_path):
+    """In a probe of a trial, and before the first change to what these paths hold."""
+    again = "measured/6"  # of today's recipe, trained again with the next seed: the workspace has 5
+    places = ("trials/001/measured", "half_way.json", "journal.jsonl", again, "report.parquet", "result.json")
+    lines = run(AT_EVENTS, tmp_path, *places)
+    assert len(lines) == 2 + len(places) and all(line.endswith(" []") for line in lines[1:]), lines
 
 
 @pytest.mark.slow
