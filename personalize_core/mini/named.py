@@ -147,7 +147,11 @@ def random_name(rng: np.random.Generator, thing: Thing, category: bool) -> Name:
 
 
 class Composer(nn.Module):
-    """Names to input embeddings of the text encoder: the sum of what they say, nothing of what was never taught."""
+    """Names to input embeddings of the text encoder: the sum of what they say, nothing of what was never taught.
+
+    What is left unsaid is the mean of all that could be said, so that the category's word lies amid its names: from
+    there an embedding can be fitted to any of them without passing by others first.
+    """
 
     def __init__(self, width: int = TEXT_WIDTH) -> None:
         super().__init__()
@@ -176,7 +180,8 @@ class Composer(nn.Module):
         rows = [name.rows() for name in names]
         for part, table in self.parts.items():
             numbers = torch.tensor([row[part] for row in rows], device=device)
-            total = total + table(numbers.clamp(min=0)) * (numbers >= 0)[:, None]
+            centred = table(numbers.clamp(min=0)) - table.weight.mean(dim=0)
+            total = total + centred * (numbers >= 0)[:, None]
         bends = [name.thing.design.shape if "sprite" in name.parts else (0.0,) * len(BEND) for name in names]
         return total + self.bend(torch.tensor(bends, device=device))
 

@@ -40,6 +40,16 @@ def thing(category="bear", **design: Any) -> world.Thing:
     return world.Thing(category, world.Design("bear-flat", **said), world.random_pose(np.random.default_rng(0)))
 
 
+def test_the_noun_is_the_mean_of_its_names_over_each_part(speaker):
+    noun = speaker.text_encoder.get_input_embeddings().weight[named.word_id(speaker.words, "bear")]
+    first = [Name(thing(colours=(colour, "red")), parts=frozenset({"first colour"})) for colour in named.COLOURED]
+    marks = [Name(thing(mark=mark), parts=frozenset({"mark"})) for mark in PARTS["mark"]]
+    for names in (first, marks):
+        vectors = speaker.vectors(names)
+        assert (vectors - noun).norm(dim=1).min() > 0.1
+        torch.testing.assert_close(vectors.mean(dim=0), noun, atol=1e-6, rtol=0)
+
+
 def test_no_training_scene_shows_a_design_that_is_reserved_and_the_concepts_are():
     scenes = [named.scene_of(0, number) for number in range(400)]
     assert not any(named.reserved(t.category, t.design) for scene in scenes for t in scene.things)

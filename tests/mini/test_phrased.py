@@ -84,12 +84,67 @@ def test_before_training_captions_without_names_are_read_as_by_the_weights_that_
     rng = np.random.default_rng(1)
     ids = tokens(stage.words, ["a photo of a red and blue bear", ""])
     same = [phrased.unnamed(row) for row in ids.tolist()]
-    assert stage.error(ids, same, stage.speaker, rng) < 1e-9
+    assert stage.error(same, stage.speaker, rng) < 1e-9
     before = stage.look(tmp_path, 0)
     loop.train(stage, 40, tmp_path, look_every=1000)
     after = stage.look(tmp_path, 0)
     assert float(after.split()[3].rstrip(",")) < float(before.split()[3].rstrip(","))
     assert all(torch.isfinite(p).all() for p in stage.text_average.parameters())
+
+
+def told_of(stage, phrase):
+    """Of a bear on a plain backdrop, called by a name alone, that says what the phrase says."""
+    design = world.Design("bear-flat", ("red", "blue"), "halves")
+    scene = world.Scene("bear", design, world.random_pose(np.random.default_rng(0)), "", "photo", 0)
+    ids = tokens(stage.words, [f"a photo of a {phrase}"])[0].tolist()
+    always: Any = type("Always", (), {"random": lambda self: 0.0})()
+    return phrased.told(ids, scene, [phrase], stage.words, always)
+
+
+def test_names_and_what_they_are_read_as_are_mixed_each_by_its_own_share(monkeypatch):
+    monkeypatch.setattr(phrased, "NOISE", 0.0)
+    stage, rng = phrased.Phrased(batch=1), np.random.default_rng(0)
+    second_colours: Any = stage.composer.parts["second colour"]
+    torch.nn.init.normal_(second_colours.weight, std=0.1)
+    full, noun = told_of(stage, "red and blue bear"), told_of(stage, "bear")
+    assert full.ids == noun.ids
+
+    with torch.no_grad():
+        found = stage.error([full], stage.speaker, rng, [noun], [0.3], [0.4])
+
+        def rows(told):
+            return stage.teacher(torch.tensor([told.phrased])).last_hidden_state[0][told.rows]
+
+        target = 0.6 * rows(full) + 0.4 * rows(noun)
+        first, second = (stage.speaker.vectors(told.names)[0] for told in (full, noun))
+        embeddings: Any = stage.text.get_input_embeddings()
+        embeddings.weight.data = table = torch.cat([embeddings.weight, (0.7 * first + 0.3 * second)[None]])
+        rare = named.word_id(stage.words, tokenizer.RARE_TOKEN)
+        ids = torch.tensor([[len(table) - 1 if token == rare else token for token in full.ids]])
+        error = ((stage.text(ids).last_hidden_state[0] - target) ** 2).mean(dim=1)
+    end = full.ids.index(stage.words.eos_token_id)
+    padding, words, holes = error[end + 1 :], error[: end + 1], error[-3:]
+    assert float(found) == pytest.approx(float(padding.mean() + words.mean() + holes.mean()) / 3, rel=1e-5)
+
+
+def test_captions_that_differ_in_more_than_their_names_are_not_mixed(monkeypatch):
+    monkeypatch.setattr(phrased, "NOISE", 0.0)
+    stage, rng = phrased.Phrased(batch=1), np.random.default_rng(0)
+    bear, other = told_of(stage, "red and blue bear"), tokens(stage.words, ["a bear"])[0].tolist()
+    with torch.no_grad():
+        alone = stage.error([bear], stage.speaker, rng)
+        beside = stage.error([bear], stage.speaker, rng, [phrased.unnamed(other)], [0.5], [0.5])
+    assert torch.equal(alone, beside)
+
+
+def test_others_keep_place_and_number_of_things():
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        scene = phrased.random_scene(rng)
+        other = phrased.other_things(scene, rng)
+        assert (other.place, len(other.things)) == (scene.place, len(scene.things))
+        assert not any(named.reserved(thing.category, thing.design) for thing in other.things)
+        assert all(thing.design != kept.design for thing, kept in zip(other.things, scene.things, strict=True))
 
 
 def test_the_text_encoder_that_names_were_taught_with_is_exported_alone(tmp_path):
