@@ -52,6 +52,10 @@ def test_dti_learns_one_embedding(full, name):
     assert learned(full, "dti") == expected(name, 768, 1024)
 
 
+def test_class_diffusion_learns_what_custom_diffusion_does(full, name):
+    assert learned(full, "class_diffusion") == expected(name, 19_170_048, 25_560_064)
+
+
 def test_dreambooth_learns_the_whole_unet(full, name):
     assert learned(full, "dreambooth") == expected(name, 859_520_964, 865_910_724)
 

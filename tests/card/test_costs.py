@@ -75,6 +75,7 @@ WIDTHS = {"sd-1.4": 768, "sd-2.1-base": 1024}
 FROZEN = {
     "textual_inversion": ("embedding", 4),
     "dti": ("direction", 4),
+    "class_diffusion": ("weights", 2),
     "custom_diffusion": ("weights", 8),
     "xti": ("embeddings", 8),
     "neti": ("mapper", 8),
