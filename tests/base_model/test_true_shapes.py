@@ -11,6 +11,7 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods import method_class
 from personalize_core.methods.interface import count
+from personalize_core.methods.shared.layer_modules import attention_projections
 from tests.true_shapes import PREDICTION, true_parts
 
 
@@ -50,6 +51,11 @@ def test_textual_inversion_learns_one_embedding(full, name):
 
 def test_dti_learns_one_embedding(full, name):
     assert learned(full, "dti") == expected(name, 768, 1024)
+
+
+def test_dco_learns_two_factors_for_each_projection_and_one_embedding(full, name):
+    factors = sum(32 * (layer.in_features + layer.out_features) for layer in attention_projections(full).values())
+    assert learned(full, "dco") == factors + expected(name, 768, 1024)
 
 
 def test_class_diffusion_learns_what_custom_diffusion_does(full, name):

@@ -45,7 +45,9 @@ def test_one_row_at_a_time_gives_the_losses_and_the_gradient_of_the_whole_batch(
     method = disturbed(case.make(base, concept), by=0.03).train()
     whole = losses_and_gradient(method, base, images, RowsAtOnce())
     parts = losses_and_gradient(method, base, images, RowsAtOnce(1))
-    for (losses, gradient), (of_parts, sum_of_parts) in zip(whole, parts, strict=True):
-        assert of_parts == pytest.approx(losses, rel=1e-5)
+    for stage, (losses, gradient), (of_parts, sum_of_parts) in zip(method.stages(), whole, parts, strict=True):
+        # An objective of its own may be steep: it then multiplies what batches of other sizes round otherwise.
+        tolerance = 1e-3 if stage.objective else 1e-5
+        assert of_parts == pytest.approx(losses, rel=tolerance)
         assert gradient.norm() > 0
-        assert (sum_of_parts - gradient).norm() <= 1e-5 * gradient.norm()
+        assert (sum_of_parts - gradient).norm() <= tolerance * gradient.norm()

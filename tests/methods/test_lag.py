@@ -88,7 +88,7 @@ VARIED = {  # what acts in other places than the method's default does
 }
 CONFINABLE = [name for name in METHOD_NAMES if issubclass(recipe_class(name).Sampling, LAG)]
 CASES = [(name, chosen) for name in CONFINABLE for chosen in ({}, *VARIED.get(name, []))]
-MERGING = tuple(map(method_class, ("lora_dreambooth", "oft", "personalized_residuals")))  # when sampling without LAG
+MERGING = tuple(map(method_class, ("lora_dreambooth", "oft", "dco", "personalized_residuals")))  # sampling without LAG
 of_confinable = pytest.mark.parametrize(("name", "chosen"), CASES, ids=str)
 
 

@@ -237,7 +237,7 @@ def test_test_time_optimization_is_refused_where_there_is_not_one_embedding(meth
     assert refusal(lambda: with_variant(read, method, test_time_optimization={})) == (
         f"params.yaml, variants.{method}.chosen: test_time_optimization refines the one text embedding that was "
         f"learned, for each prompt, and does not apply to {method}: it learns {held}; it applies to "
-        "textual_inversion, custom_diffusion, vico, class_diffusion, attn_dreambooth, ti_db, core and dti"
+        "textual_inversion, custom_diffusion, vico, dco, class_diffusion, attn_dreambooth, ti_db, core and dti"
     )
 
 
@@ -260,8 +260,8 @@ def test_what_test_time_optimization_does_not_know_is_refused_with_what_it_knows
 
 
 BY_WEIGHTS = (
-    "lora_dreambooth, dreambooth, custom_diffusion, oft, personalized_residuals, class_diffusion, attn_dreambooth, "
-    "ti_db and core"
+    "lora_dreambooth, dreambooth, custom_diffusion, oft, dco, personalized_residuals, class_diffusion, "
+    "attn_dreambooth, ti_db and core"
 )
 
 

@@ -7,14 +7,13 @@ diffusers' DreamBooth LoRA example.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.concepts.concept import Concept
@@ -26,45 +25,11 @@ from personalize_core.methods.shared.interchange import fill
 from personalize_core.methods.shared.lag import apart, attached
 from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, computing, stored
 from personalize_core.methods.shared.lora_files import LORA, check_held, read_lora, with_rank
+from personalize_core.methods.shared.low_rank import LowRank, adding
 from personalize_core.methods.shared.merged_weights import merged
 from personalize_core.methods.shared.training_batches import with_prior
 
 TEMPLATE = "a photo of {}"
-
-
-class LowRank(nn.Module):
-    """The change B A x to a linear layer W x, or to a 1x1 convolution (sec. 4.1). A starts Gaussian, B at zero."""
-
-    def __init__(self, inputs: int, outputs: int, rank: int) -> None:
-        super().__init__()
-        self.A = nn.Parameter(torch.randn(rank, inputs) / rank)  # diffusers' deviation; the paper gives none
-        self.B = nn.Parameter(torch.zeros(outputs, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., inputs) -> (..., outputs); or (B, inputs, h, w) -> (B, outputs, h, w)."""
-        x = x.to(self.A.dtype)
-        if x.ndim == 4:
-            return F.conv2d(F.conv2d(x, self.A[..., None, None]), self.B[..., None, None])
-        return F.linear(F.linear(x, self.A), self.B)
-
-    def cheaper_summed(self, layer: nn.Module) -> bool:
-        """Is it less work to add B A to the layer's weight than to compute B A x beside W x?
-
-        The gradient then goes through the whole weight: a product of as much arithmetic as W x. Beside it, features
-        pass two thin layers and a sum, and back again, which takes memory traffic more than arithmetic. On a CPU, with
-        r = 4, the sum took 0.7 of the time at a width of 64, 0.9 at 128, as much at 192, and 1.1 at 320. A weight in
-        bfloat16 would lose it.
-        """
-        if not isinstance(layer, nn.Linear) or layer.weight.dtype != self.A.dtype:
-            return False
-        return layer.weight.numel() <= 16 * len(self.A) * sum(layer.weight.shape)
-
-    def summed(self, layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-        """x -> (W + B A) x + b."""
-        return lambda x: F.linear(x, self.merged(layer.weight), layer.bias)
-
-    def merged(self, W: Tensor) -> Tensor:
-        return torch.addmm(W, self.B, self.A)
 
 
 class LoRADreamBooth(Method):
@@ -92,7 +57,7 @@ class LoRADreamBooth(Method):
         if not self.training:
             self.config.check(self.sampling)  # an imported artifact may have other targets than params.yaml
         stack = ExitStack()
-        stack.enter_context(hooked(*self.encoder_changes.hooks(encoder_layers(base, self.config.targets), _adding)))
+        stack.enter_context(hooked(*self.encoder_changes.hooks(encoder_layers(base, self.config.targets), adding)))
         if apart(self):
             stack.enter_context(attached(base, self, lambda transformer: self._inside(base, transformer)))
         else:
@@ -105,7 +70,7 @@ class LoRADreamBooth(Method):
         summed = {path: layer for path, layer in layers.items() if self.changes.of(path).cheaper_summed(layer)}
         beside = {path: layer for path, layer in layers.items() if path not in summed}
         forwards = {layer: self.changes.of(path).summed(layer) for path, layer in summed.items()}
-        with hooked(*self.changes.hooks(beside, _adding)), computing(forwards):
+        with hooked(*self.changes.hooks(beside, adding)), computing(forwards):
             yield
 
     def export(self, base: BaseModel, folder: Path) -> str:
@@ -177,7 +142,3 @@ def encoder_layers(base: BaseModel, targets: Iterable[Target]) -> dict[str, nn.L
 def _changes(layers: dict[str, Any], rank: int) -> LayerModules[LowRank]:
     shapes = {path: layer.weight.shape for path, layer in layers.items()}
     return LayerModules({path: LowRank(shape[1], shape[0], rank) for path, shape in shapes.items()})
-
-
-def _adding(change: nn.Module) -> Callable:
-    return lambda layer, args, original: original + change(args[0]).to(original.dtype)
