@@ -25,7 +25,10 @@ from personalize_core.sampling.sampler import initial_noise, make_sampler, sampl
 from tests.conftest import LAYERS, disturbed, tiny_base
 from tests.every_method.cases import Case
 
-EMBEDDING = {"textual_inversion", "custom_diffusion", "ti_db", "neti", "attn_dreambooth", "vico", "core", "xti"}
+EMBEDDING = {
+    *("textual_inversion", "custom_diffusion", "ti_db", "neti", "attn_dreambooth", "vico", "core", "xti"),
+    *("dti", "dco", "class_diffusion"),
+}
 
 
 @pytest.fixture
