@@ -328,14 +328,20 @@ def test_the_start_tokens_gradient_is_stopped():
     method: Any = CustomDiffusion(Config(), tiny_base(), Concept("v", "<v>", "dog"))
     random = np.random.default_rng(0)
     x, weight, above = random.normal(size=(2, 5, 3)), random.normal(size=(4, 3)), random.normal(size=(2, 5, 4))
-    for training, first in ((True, 1), (False, 0)):
-        layer = torch.nn.Linear(3, 4, bias=False, dtype=torch.float64)
-        layer.weight.data = torch.from_numpy(weight)
-        layer.register_forward_hook(method.train(training)._detach_start)
-        (layer(torch.from_numpy(x)) * torch.from_numpy(above)).sum().backward()
-        expected = np.einsum("blo,bli->oi", above[:, first:], x[:, first:])
-        assert layer.weight.grad is not None
-        np.testing.assert_allclose(layer.weight.grad.numpy(), expected, rtol=1e-10)
+    layer = torch.nn.Linear(3, 4, bias=False, dtype=torch.float64)
+    layer.weight.data = torch.from_numpy(weight)
+    layer.register_forward_hook(method._detach_start)
+    (layer(torch.from_numpy(x)) * torch.from_numpy(above)).sum().backward()
+    assert layer.weight.grad is not None
+    np.testing.assert_allclose(layer.weight.grad.numpy(), np.einsum("blo,bli->oi", above[:, 1:], x[:, 1:]), rtol=1e-10)
+
+
+def test_it_is_stopped_in_training_alone(base, concept):
+    method = CustomDiffusion(Config(), base, concept)
+    keys = [attention.to_k for attention in cross_attention(base).values()]
+    for training in (True, False):
+        with method.train(training).attach(base):
+            assert [bool(key._forward_hooks) for key in keys] == [training] * len(keys)
 
 
 def test_stopping_it_changes_gradients_and_not_one_bit_of_the_prediction(base, concept, images):

@@ -112,7 +112,7 @@ def test_killed_at_any_change_of_its_files_a_search_comes_to_the_same_bytes(tmp_
 def test_killed_in_a_trial_its_repeats_or_the_report_it_comes_to_the_same_bytes(tmp_path):
     """In a probe of a trial, and before the first change to what these paths hold."""
     again = "measured/6"  # of today's recipe, trained again with the next seed: the workspace has 5
-    places = ("trials/001/measured", "half_way.json", "journal.jsonl", again, "report.parquet", "result.json")
+    places = ("journal.jsonl", "trials/000/measured", again, "report.parquet")
     lines = run(AT_EVENTS, tmp_path, *places)
     assert len(lines) == 2 + len(places) and all(line.endswith(" []") for line in lines[1:]), lines
 
