@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -16,6 +16,7 @@ needed = pytest.mark.skipif(
     BROWSER is None, reason=f"none of {', '.join(NAMES)} is installed: nobody has opened the page in a browser here"
 )
 PATIENCE = 600_000  # ms; a busy machine is no fault of the page
+expect.set_options(timeout=PATIENCE)  # which else gives up after five seconds
 
 
 @contextmanager
