@@ -19,6 +19,7 @@ presence is checked.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import random
@@ -79,6 +80,19 @@ def count_changes(root: Path, kill_at: int | str | None = None) -> list[int]:
 
     sys.addaudithook(hear)
     return count
+
+
+def kill_behind_call(owner: type, method: str, number: int) -> None:
+    """Kill the whole group when this method of a class has been called so many times from now on."""
+    whole, calls = getattr(owner, method), itertools.count(1)
+
+    def called(*args: Any, **options: Any) -> Any:
+        result = whole(*args, **options)
+        if next(calls) == number:
+            os.killpg(0, signal.SIGKILL)
+        return result
+
+    setattr(owner, method, called)
 
 
 def forked(do: Callable[[], None]) -> int:

@@ -84,7 +84,7 @@ class Stage:
     later_penalty: Callable[[Step], dict[str, Tensor]] = _no_penalty
     # What it puts into the base model, where that is less than the method's own `attach`.
     attach: Attach | None = None
-    # What is minimized in place of the diffusion loss, of the rows at hand; those of a batch's parts add up.
+    # (B,): what each of the rows at hand adds to what is minimized, in place of its part of the diffusion loss.
     objective: Callable[[Step], Tensor] | None = None
     # Makes its optimizer of `param_groups`, where the method is one: not the run's, whichever params.yaml names.
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None

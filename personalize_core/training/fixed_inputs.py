@@ -19,7 +19,7 @@ ROWS = 8  # of the concept; a method with prior preservation has as many of the 
 
 @torch.no_grad()
 def losses_on_fixed_inputs(method: Method, base: BaseModel, images: ConceptLatents, stage: Stage, seed: int) -> Tensor:
-    """(rows,), which add up to the diffusion loss of a batch, by a method in training that is attached.
+    """(rows,), which add up to what the stage minimizes but for penalties, by a method in training that is attached.
 
     Timesteps lie evenly in those that the stage trains on. What a method draws at random, such as dropout, is the
     same each time. Memory: no more rows at once than in a step.
@@ -34,4 +34,5 @@ def losses_on_fixed_inputs(method: Method, base: BaseModel, images: ConceptLaten
     rows = noised(base, batch, noise, t, generator)
     context = method.condition(base, batch.prompts)(rows.t)
     parts = [slice(start, start + stage.batch_size) for start in range(0, count, stage.batch_size)]
-    return torch.cat([row_losses(predicted(stage, base, rows, context, part)) for part in parts]).cpu()
+    of_rows = stage.objective or row_losses
+    return torch.cat([of_rows(predicted(stage, base, rows, context, part)) for part in parts]).cpu()

@@ -190,7 +190,7 @@ def _add_gradients_of_part(
     stage: Stage, base: BaseModel, rows: NoisyRows, context: TextContext, part: slice
 ) -> dict[str, Tensor]:
     step = predicted(stage, base, rows, context, part)
-    losses = {"diffusion": (stage.objective or diffusion_loss)(step), **stage.penalty(step)}
+    losses = {"diffusion": (stage.objective or row_losses)(step).sum(), **stage.penalty(step)}
     _total(losses).backward()
     step = replace(step, prediction=step.prediction.detach(), maps=AttentionMaps())
     losses = {name: loss.detach() for name, loss in losses.items()}

@@ -43,7 +43,9 @@ SHARED = (  # what several methods are made of
     "methods/shared/embedding_and_unet",
     "methods/shared/lag",
     "methods/shared/layer_modules",
+    "methods/shared/low_rank",
     "methods/shared/merged_weights",
+    "methods/shared/one_embedding",
     "methods/shared/training_batches",
     "methods/shared/tuned_weights",
 )

@@ -12,6 +12,7 @@ import torch
 
 from personalize_core.methods.dco.method import Config, DirectConsistency
 from personalize_core.methods.shared.layer_modules import attention_projections
+from personalize_core.training.fixed_inputs import losses_on_fixed_inputs
 from personalize_core.training.loop import add_gradients, denoising_step, diffusion_loss, noisy_rows, train
 from tests.conftest import disturbed
 
@@ -37,7 +38,7 @@ def parts(base, concept, images) -> Any:
     (stage,) = method.stages()
     with method.attach(base):
         step = denoising_step(method, base, images, stage, seed=0, index=0)
-        found = stage.objective(step)
+        found = stage.objective(step).sum()
     tuned = copy.deepcopy(base)
     with torch.no_grad():
         for path, layer in attention_projections(tuned).items():
@@ -76,7 +77,7 @@ def test_the_loop_minimizes_it_in_the_diffusion_losss_place(base, concept, image
         losses = add_gradients(stage, method, base, rows, [slice(0, 3)])
         gradient = torch.cat([p.grad.flatten() for p in method.parameters()])
         step = denoising_step(method, base, images, stage, seed=0, index=0)
-        objective = stage.objective(step)
+        objective = stage.objective(step).sum()
         own = torch.autograd.grad(objective, list(method.parameters()))
     assert losses == {"diffusion": pytest.approx(objective.item(), rel=1e-5)}
     torch.testing.assert_close(gradient, torch.cat([part.flatten() for part in own]), atol=1e-6, rtol=1e-3)
@@ -87,6 +88,15 @@ def test_it_starts_at_log_two(base, concept, images):
     """Before the first step the U-Net is the base model's, and the placeholder reads the class noun."""
     log = train(make(base, concept, steps=1), base, images, seed=0)
     assert log[0]["diffusion"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_on_fixed_inputs_it_is_the_objective_too(base, concept, images):
+    """Row by row the eighth part of log 2, before anything is learned; the diffusion loss would be about one."""
+    method = make(base, concept).train()
+    (stage,) = method.stages()
+    with method.attach(base):
+        losses = losses_on_fixed_inputs(method, base, images, stage, seed=0)
+    np.testing.assert_allclose(losses, np.full(8, math.log(2) / 8), atol=1e-4)
 
 
 def test_the_changes_act_again_after_the_base_model_was_asked(parts, base, concept, images):

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 SETUP = """
-import json, os, random, signal, sys
+import json, random, signal, sys
 from functools import partial
 from pathlib import Path
 from benchmarks import kills
@@ -58,14 +58,7 @@ AT_EVENTS = (
 from personalize_core.steps.probing import Eye
 
 def in_a_probe(number):
-    look, seen = Eye.look, []
-    def killed(self, method):
-        probed = look(self, method)
-        seen.append(probed)
-        if len(seen) == number:
-            os.killpg(0, signal.SIGKILL)
-        return probed
-    Eye.look = killed
+    kills.kill_behind_call(Eye, "look", number)
     whole()
 
 def before(text):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
 
 from personalize_core import steps
 from personalize_core.files import stamps
+from personalize_core.methods import METHOD_NAMES, method_source
+from personalize_core.workspace import dependencies
 from personalize_core.workspace.store import Store
 
 WORKSPACE = Path(__file__).parents[2]  # the repository itself: its params.yaml and prompts, and the embedded base model
@@ -43,3 +46,24 @@ def test_an_edited_source_is_a_new_version_of_what_depends_on_it_and_of_nothing_
     assert edited.is_file()
     monkeypatch.setattr(stamps, "sha256", lambda path: plain(path) + "edited" * (path == edited))
     assert {name for name, version in versions().items() if version != before[name]} == changed
+
+
+# What decides nothing of what is learned or sampled: other programs' files, and options, whose values the stamps name.
+OF_FILES_AND_OPTIONS = {"methods/shared/interchange", "methods/shared/lora_files", "methods/shared/options"}
+
+
+def imported_shared(path: Path) -> set[str]:
+    """Of the modules that several methods are made of, those that a module imports, and those that these import."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("personalize_core.methods.shared."):
+            name = (node.module or "").removeprefix("personalize_core.").replace(".", "/")
+            found |= {name} | imported_shared(WORKSPACE / f"personalize_core/{name}.py")
+    return found
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_an_artifact_depends_on_all_that_its_method_is_made_of(method):
+    made_of = imported_shared(WORKSPACE / f"personalize_core/{method_source(method)}.py") - OF_FILES_AND_OPTIONS
+    assert made_of <= {*dependencies.TRAINING}
+    assert made_of <= {*dependencies.SAMPLING, *dependencies.REFINING}

@@ -12,7 +12,6 @@ out: the launcher turns class images off, and the zoom needs words that are no p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,20 +20,21 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from personalize_core.base_model.model import BaseModel
-from personalize_core.base_model.text import Conditioning, TextContext
+from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.class_diffusion.recipe import Config
-from personalize_core.methods.interface import Batch, Method, Stage, Step, equal_shares
+from personalize_core.methods.interface import Batch, Stage, Step, equal_shares
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
 from personalize_core.methods.shared.lag import attached
+from personalize_core.methods.shared.one_embedding import OneEmbedding
 from personalize_core.methods.shared.tuned_weights import TunedWeights
 
 TEMPLATE = "a photo of a {}"
 START = "ktn"  # the entry of the vocabulary that Custom Diffusion's embedding starts from
 
 
-class ClassDiffusion(Method):
+class ClassDiffusion(OneEmbedding):
     """Keys and values of every cross-attention layer, and the embedding of one new word."""
 
     Config = Config
@@ -68,10 +68,6 @@ class ClassDiffusion(Method):
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         return Batch(images.instances(size, generator), [self.say(TEMPLATE)] * size, equal_shares(size))
-
-    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
-        context = base.encode(prompts, self.concept, self.embedding.vector)
-        return lambda t: context
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         return attached(base, self, lambda layer: self.weights.placed_in(base.unet, f"{layer}."))

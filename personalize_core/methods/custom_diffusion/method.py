@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from personalize_core.base_model.model import BaseModel, hooked
-from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents, Zoom, zooms
 from personalize_core.errors import InputError, shown
 from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.custom_diffusion.recipe import Config
-from personalize_core.methods.interface import Batch, Method, Stage, equal_shares
+from personalize_core.methods.interface import Batch, Stage, equal_shares
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
 from personalize_core.methods.shared.interchange import (
     elsewhere,
@@ -36,6 +35,7 @@ from personalize_core.methods.shared.interchange import (
     save_embedding,
 )
 from personalize_core.methods.shared.lag import attached
+from personalize_core.methods.shared.one_embedding import OneEmbedding
 from personalize_core.methods.shared.tuned_weights import TunedWeights
 
 TEMPLATE = "photo of a {}"
@@ -49,7 +49,7 @@ _IN_PROCESSOR = re.compile(r"(?P<layer>.+\.attn2)\.processor\.(?P<projection>.+)
 RARE = "ktn"  # the entry of the vocabulary that the first concept starts from, in both codes
 
 
-class CustomDiffusion(Method):
+class CustomDiffusion(OneEmbedding):
     """Keys and values of every cross-attention layer, and the embedding of one new word."""
 
     Config = Config
@@ -100,10 +100,6 @@ class CustomDiffusion(Method):
         """Of a class image: its own, or what the authors' code says of generated ones (diffusers': the noun alone)."""
         own = images.captions[image] if images.captions else ""
         return own or TEMPLATE.replace("{}", self.concept.class_noun)
-
-    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
-        context = base.encode(prompts, self.concept, self.embedding.vector)
-        return lambda t: context
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         weights = self._weights(base)

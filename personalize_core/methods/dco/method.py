@@ -12,7 +12,7 @@ errors, the prompt, and that the factor of the noise level is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -21,21 +21,21 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from personalize_core.base_model.model import BaseModel, hooked
-from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.dco.recipe import Config
-from personalize_core.methods.interface import Batch, Method, Stage, Step, equal_shares
+from personalize_core.methods.interface import Batch, Stage, Step, equal_shares
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
 from personalize_core.methods.shared.lag import apart, attached
 from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections
 from personalize_core.methods.shared.low_rank import LowRank, adding
 from personalize_core.methods.shared.merged_weights import merged
+from personalize_core.methods.shared.one_embedding import OneEmbedding
 
 TEMPLATE = "a photo of a {}"
 
 
-class DirectConsistency(Method):
+class DirectConsistency(OneEmbedding):
     """A low-rank change to every attention projection, and the embedding in the placeholder's place."""
 
     Config = Config
@@ -62,7 +62,7 @@ class DirectConsistency(Method):
         return [Stage("changes", c.steps, c.batch_size, groups, after_step=self._put_norm_back, objective=objective)]
 
     def preference(self, step: Step) -> Tensor:
-        """The mean over rows of -log sigmoid(-beta (l - l_base)), l being a row's mean squared error.
+        """(B,): of each row -log sigmoid(-beta (l - l_base)), l being its mean squared error; as shares of a mean.
 
         l_base is the base model's, which reads the class noun where the concept stands.
         """
@@ -70,7 +70,7 @@ class DirectConsistency(Method):
         with torch.no_grad(), self._at_rest():
             expected = step.base.denoise(step.x_t, step.t, step.base.encode(said, self.concept))
         better = _errors(step.prediction, step.target) - _errors(expected, step.target)
-        return (step.batch.weight.mean(dim=(1, 2, 3)) * F.softplus(self.config.beta * better)).sum()
+        return step.batch.weight.mean(dim=(1, 2, 3)) * F.softplus(self.config.beta * better)
 
     @torch.no_grad()
     def _put_norm_back(self, index: int) -> None:
@@ -80,10 +80,6 @@ class DirectConsistency(Method):
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         return Batch(images.instances(size, generator), [self.say(TEMPLATE)] * size, equal_shares(size))
-
-    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
-        context = base.encode(prompts, self.concept, self.embedding.vector)
-        return lambda t: context
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         if apart(self):

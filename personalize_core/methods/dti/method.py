@@ -12,8 +12,7 @@ one, what m is, and all numbers are from the authors' code (kunheek/dti, MIT, co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,14 +20,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from personalize_core.base_model.model import BaseModel
-from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.methods.dti.recipe import Config
-from personalize_core.methods.interface import Batch, Method, Stage, Step
+from personalize_core.methods.interface import Batch, Stage, Step
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
-from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, save_embedding
+from personalize_core.methods.shared.one_embedding import EmbeddingAlone
 from personalize_core.methods.shared.training_batches import from_templates
 
 
@@ -56,7 +54,7 @@ class SphereDescent(torch.optim.Optimizer):
                 e.copy_(self.radius * F.normalize(v - group["lr"] * F.normalize(tangent, dim=-1), dim=-1))
 
 
-class DirectionalTextualInversion(Method):
+class DirectionalTextualInversion(EmbeddingAlone):
     """The direction of one input embedding, read in the placeholder's place; nothing else moves."""
 
     Config = Config
@@ -67,10 +65,6 @@ class DirectionalTextualInversion(Method):
         m = start.norm() if config.norm == "initial" else mean_norm(base)
         self.embedding = ConceptEmbedding(m * F.normalize(start, dim=0))
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
-
-    @property
-    def phrase(self) -> str:
-        return self.concept.placeholder
 
     def stages(self) -> list[Stage]:
         c, radius = self.config, self.embedding.initial.norm()
@@ -99,20 +93,6 @@ class DirectionalTextualInversion(Method):
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         return from_templates(self, self.templates, images, size, generator)
-
-    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
-        context = base.encode(prompts, self.concept, self.embedding.vector)
-        return lambda t: context
-
-    def export(self, base: BaseModel, folder: Path) -> str:
-        how = save_embedding(self.embedding.vector, self.concept, folder)
-        return f"{how}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
-
-    @classmethod
-    def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> DirectionalTextualInversion:
-        method = cls(config, base, concept)
-        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
-        return method
 
 
 def mean_norm(base: BaseModel) -> Tensor:

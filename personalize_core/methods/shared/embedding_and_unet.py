@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,18 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 
 from personalize_core.base_model.model import BaseModel
-from personalize_core.base_model.text import Conditioning
-from personalize_core.methods.interface import Method
-from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
 from personalize_core.methods.shared.interchange import elsewhere, save_embedding
+from personalize_core.methods.shared.one_embedding import OneEmbedding
 from personalize_core.methods.shared.tuned_weights import TunedWeights
 
 
-class EmbeddingAndUNet(Method):
+class EmbeddingAndUNet(OneEmbedding):
     """A method that learns the placeholder's embedding and weights of the U-Net, and all that follows from that.
 
     A subclass creates both; its recipe inherits EmbeddingAndUNetRecipe.
     """
 
-    embedding: ConceptEmbedding
     unet: TunedWeights
-
-    def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
-        context = base.encode(prompts, self.concept, self.embedding.vector)
-        return lambda t: context
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         return self.unet.placed_in(base.unet)

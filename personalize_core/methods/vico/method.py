@@ -23,10 +23,11 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
-from personalize_core.methods.interface import Batch, Method, Stage, Step, equal_shares
+from personalize_core.methods.interface import Batch, Stage, Step, equal_shares
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
 from personalize_core.methods.shared.lag import localized, region
 from personalize_core.methods.shared.layer_modules import LayerModules
+from personalize_core.methods.shared.one_embedding import OneEmbedding
 from personalize_core.methods.vico.recipe import Config
 
 CANDIDATES = tuple(tenth / 10 for tenth in range(10))  # thresholds that Otsu's method tries
@@ -41,7 +42,7 @@ def layers_with_images(layers: Sequence[str]) -> tuple[str, ...]:
     return tuple(layer for layer in layers if layer.startswith("up_blocks."))[1::2]
 
 
-class ViCo(Method):
+class ViCo(OneEmbedding):
     """Four transformer blocks that attend to a reference concept image, and the placeholder's embedding.
 
     The clean latents of the reference, another concept image of the concept, go through the U-Net as rows behind the
@@ -114,8 +115,7 @@ class ViCo(Method):
         for prompt in prompts:
             if prompt.count(self.concept.placeholder) > 1:
                 raise InputError(f"ViCo reads one placeholder in a prompt, but {prompt!r} has several; keep one")
-        context = base.encode(prompts, self.concept, self.embedding.vector)
-        return lambda t: context
+        return super().condition(base, prompts)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         regularized = self.training and self.config.regularizer > 0
