@@ -401,3 +401,13 @@ def test_a_file_that_means_something_else_is_refused(change, said, concept, tmp_
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(InputError, match=said):
         PEFTAdapter.imported(Config(), base, concept, tmp_path)
+
+
+def test_a_file_in_the_place_of_a_folder_and_a_folder_that_lacks_one_are_named(base, concept, tmp_path):
+    PEFTAdapter(Config(), base, concept).export(base, tmp_path)
+    folder = tmp_path / "peft"
+    with pytest.raises(InputError, match=r"adapter_model.safetensors is one file, .*: name the folder"):
+        PEFTAdapter.imported(Config(), base, concept, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(InputError, match=r"adapter_config.json does not exist"):
+        PEFTAdapter.imported(Config(), base, concept, tmp_path)

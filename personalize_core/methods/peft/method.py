@@ -269,8 +269,13 @@ class PEFTAdapter(Method):
     @classmethod
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> PEFTAdapter:
         """PEFT's folder, or one with it in "peft": whichever of the kinds it holds becomes the recipe's."""
+        if path.is_file():
+            raise InputError(
+                f"{path} is one file, and PEFT saves an adapter as a folder, {ABOUT} beside {WEIGHTS}: name the "
+                "folder; a LoRA in a file of its own is one of lora_dreambooth"
+            )
         folder = path / FOLDER if (path / FOLDER).is_dir() else path
-        tensors, about = read_tensors(file_in(folder, WEIGHTS)), read_json_object(folder / ABOUT)
+        tensors, about = read_tensors(file_in(folder, WEIGHTS)), read_json_object(file_in(folder, ABOUT))
         adapter, options = read_kind(about, folder)
         chosen = build(Config, dataclasses.asdict(config) | {"adapter": adapter, "config": options}, str(folder))
         method = cls(chosen, base, concept)
