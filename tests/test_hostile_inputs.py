@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import faulthandler
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,8 @@ from benchmarks.hostile_inputs.runner import (
     WRONG,
     Case,
     Limits,
+    Outcome,
+    Right,
     idle_memory,
     run,
 )
@@ -37,11 +43,23 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 NAMED = "input/photo.jpg cannot be read as an image"
 
 
-def refuse(sentence: str) -> Callable[[Path], Any]:
-    def read(folder: Path) -> None:
-        raise InputError(sentence)
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[Executor]:
+    """A process that has computed nothing, to fork from.
 
-    return read
+    What pytest's own has once held counts towards its forks where a fork inherits the peak of its parent, so that a
+    fork could take as much unseen.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
+def accept(value: Any, folder: Path) -> Any:
+    return value
+
+
+def refuse(sentence: str, folder: Path) -> None:
+    raise InputError(sentence)
 
 
 def raise_key_error(folder: Path) -> None:
@@ -78,6 +96,10 @@ def leave(folder: Path) -> None:
     os._exit(0)
 
 
+def leave_with_exit(folder: Path) -> None:
+    sys.exit()
+
+
 def remove_input(folder: Path) -> None:
     (folder / "input" / "photo.jpg").unlink()
 
@@ -104,19 +126,19 @@ def refuse_half_way(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "right", "found"),
     [
-        (lambda folder: 7, "accepted", ACCEPTED),
-        (lambda folder: 7, "either", ACCEPTED),
-        (refuse(NAMED), "refused", REFUSED),
-        (refuse(NAMED), "either", REFUSED),
-        (lambda folder: 7, "refused", WRONG),
-        (lambda folder: 8, "accepted", WRONG),
-        (lambda folder: 8, "either", WRONG),
-        (lambda folder: "x", "accepted", WRONG),  # which the predicate cannot even look at
-        (refuse(NAMED), "accepted", WRONG),
-        (refuse("something is wrong somewhere"), "refused", WRONG),
-        (refuse(NAMED + "x" * 4000), "refused", WRONG),
+        (partial(accept, 7), "accepted", ACCEPTED),
+        (partial(accept, 7), "either", ACCEPTED),
+        (partial(refuse, NAMED), "refused", REFUSED),
+        (partial(refuse, NAMED), "either", REFUSED),
+        (partial(accept, 7), "refused", WRONG),
+        (partial(accept, 8), "accepted", WRONG),
+        (partial(accept, 8), "either", WRONG),
+        (partial(accept, "x"), "accepted", WRONG),  # which the predicate cannot even look at
+        (partial(refuse, NAMED), "accepted", WRONG),
+        (partial(refuse, "something is wrong somewhere"), "refused", WRONG),
+        (partial(refuse, NAMED + "x" * 4000), "refused", WRONG),
         (raise_key_error, "either", TRACEBACK),
-        (sys.exit, "either", TRACEBACK),
+        (leave_with_exit, "either", TRACEBACK),
         (loop, "either", HANG),
         (grow, "either", MEMORY),
         (grow_and_wait, "either", MEMORY),
@@ -130,17 +152,26 @@ def refuse_half_way(folder: Path) -> None:
         (refuse_half_way, "either", LEFTOVERS),
     ],
 )
-def test_every_kind_of_failure_is_told_from_a_right_outcome(read, right, found, tmp_path):
-    def give(folder: Path) -> None:
-        (folder / "input").mkdir()
-        (folder / "input" / "photo.jpg").write_bytes(b"photo")
-
-    case = Case("one", give, read, right, lambda value: value + 0 == 7, ("photo.jpg",), made=("made",))
-    limits = Limits(0.5 if found == HANG else 30, 150_000_000, idle_memory())
-    outcome = run(case, tmp_path / "case", limits)
+def test_every_kind_of_failure_is_told_from_a_right_outcome(read, right, found, tmp_path, fresh):
+    limits = Limits(0.5 if found == HANG else 30, 150_000_000)
+    outcome = fresh.submit(outcome_of, read, right, tmp_path / "case", limits).result()
     assert outcome.found == found, outcome.what
     assert (outcome.memory > limits.memory) == (found == MEMORY) and outcome.seconds < 20
     assert not (tmp_path / "case").exists()
+
+
+def outcome_of(read: Callable[[Path], Any], right: Right, folder: Path, limits: Limits) -> Outcome:
+    case = Case("one", give_photo, read, right, is_seven, ("photo.jpg",), made=("made",))
+    return run(case, folder, replace(limits, idle=idle_memory()))
+
+
+def give_photo(folder: Path) -> None:
+    (folder / "input").mkdir()
+    (folder / "input" / "photo.jpg").write_bytes(b"photo")
+
+
+def is_seven(value: Any) -> bool:
+    return value + 0 == 7
 
 
 def test_what_a_fifo_or_a_link_was_is_known_afterwards_without_opening_it(tmp_path):
@@ -149,10 +180,10 @@ def test_what_a_fifo_or_a_link_was_is_known_afterwards_without_opening_it(tmp_pa
         os.mkfifo(folder / "input" / "fifo")
         os.symlink("/dev/zero", folder / "input" / "zeros")
 
-    def replace(folder: Path) -> None:
+    def change_link(folder: Path) -> None:
         (folder / "input" / "zeros").unlink()
         os.symlink("/dev/null", folder / "input" / "zeros")
 
     limits = Limits(30, 10**9, idle_memory())
-    for read, found in ((lambda folder: 7, ACCEPTED), (replace, CHANGED)):
+    for read, found in ((partial(accept, 7), ACCEPTED), (change_link, CHANGED)):
         assert run(Case("one", give, read, "either"), tmp_path / "case", limits).found == found
