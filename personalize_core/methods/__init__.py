@@ -6,6 +6,7 @@ docs/adding_a_method.md says how to add one.
 from __future__ import annotations
 
 import importlib
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +30,18 @@ METHOD_NAMES = tuple(RECIPES)
 BASELINE = "base_model"  # learns nothing: what every method must beat
 MARK = "@"  # METHOD@ABLATION is a method with some of its configuration changed, and is used like a method's name
 
-# What every method has that learns anything, beside ablations of its own.
+# What every method has that is trained, beside ablations of its own.
 PRESETS: dict[str, Ablation] = {"adaptive": Ablation({"adaptive": {}})}
+
+
+def is_trained(method: str) -> bool:
+    """Are there steps in its recipe? Not so of the base model, and of what a pretrained network does by itself."""
+    return any(option.name.endswith("steps") for option in fields(RECIPES[method]))
 
 
 def ablations_of(method: str) -> dict[str, Ablation]:
     """Of a method itself, by their names behind METHOD@."""
-    return {**RECIPES[method].ablations, **({} if method == BASELINE else PRESETS)}
+    return {**RECIPES[method].ablations, **(PRESETS if is_trained(method) else {})}
 
 
 ABLATION_NAMES = tuple(f"{name}{MARK}{ablation}" for name in RECIPES for ablation in ablations_of(name))

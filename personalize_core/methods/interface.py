@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
@@ -18,6 +18,9 @@ from personalize_core.concepts.concept import SLOT, Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.errors import InputError
 from personalize_core.methods.recipe import Recipe
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Attach = Callable[[BaseModel], AbstractContextManager[Any]]
 
@@ -166,6 +169,22 @@ class Method(nn.Module):
             InputError: it cannot be read, does not fit, or this method has no such format.
         """
         raise InputError(f"nothing can be imported for {cls.__name__}: no public format holds all that it learns")
+
+
+@runtime_checkable
+class SeesImages(Protocol):
+    """A method that looks at the concept images themselves, before its training, if it has any.
+
+    What it keeps of them are buffers: they belong to its artifact, which is proved like one that was trained.
+    """
+
+    def check_sight(self, base: BaseModel) -> None:
+        """Raise InputError where it will not be able to see; nothing is computed for it."""
+        ...
+
+    def see(self, images: Sequence[Image.Image], base: BaseModel) -> None:
+        """images: all of the concept that it may learn from, upright, in RGB."""
+        ...
 
 
 def equal_shares(rows: int, total: float = 1.0) -> Tensor:

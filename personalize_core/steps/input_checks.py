@@ -221,11 +221,14 @@ def _check_learner(
     found: Problems,
 ) -> None:
     """Make the method for the base model, and let its tokenizer read each prompt as the method says it."""
+    from personalize_core.methods.interface import SeesImages
     from personalize_core.steps.probing import check_share
 
     try:
         learner = untrained(store, inputs := training_inputs(store, concept, method), base)
         if to_train:
+            if isinstance(learner, SeesImages):
+                learner.check_sight(base)
             check_share(store, inputs, learner, base)
     except InputError as error:
         if to_train:

@@ -22,7 +22,7 @@ from personalize_core.workspace.dependencies import (
     training_inputs,
 )
 from personalize_core.workspace.lineage.making import making
-from personalize_core.workspace.recipes import load_base
+from personalize_core.workspace.recipes import images_trained_on, load_base
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
@@ -118,6 +118,8 @@ def _train_into(
         the costs of the training, as far as they are known; nothing where nothing was trained.
     """
     from personalize_core.artifacts import proof, saving
+    from personalize_core.concepts.image_files import load_image
+    from personalize_core.methods.interface import SeesImages
     from personalize_core.report.figures.losses import loss_curve
     from personalize_core.steps.probing import Probing
     from personalize_core.training import training_log
@@ -125,9 +127,12 @@ def _train_into(
 
     learner, seed = untrained(store, inputs, base), store.params.seed
     images = read_latents(store, inputs.concept.name, inputs.method, class_images)
+    sees = isinstance(learner, SeesImages)
+    if sees:
+        learner.see([load_image(path) for path in images_trained_on(store, inputs.concept.name)], base)
     before = fixed_batch_losses(learner, base, images, seed)
     trains = any(stage.steps for stage in learner.stages())
-    with proof.FreshProcess(base) if trains else nullcontext() as fresh:  # else there is nothing to prove
+    with proof.FreshProcess(base) if trains or sees else nullcontext() as fresh:  # else there is nothing to prove
         probed = Probing(store, inputs, learner, base, images, checkpoints.probed, heard)
         log, costs = _trained(learner, store, inputs, base, images, checkpoints, probed, listener)
         saving.save(folder, inputs.method, learner, base, store.training_seed)

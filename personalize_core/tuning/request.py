@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from personalize_core.errors import InputError, listed
-from personalize_core.methods import BASELINE, check_method
+from personalize_core.methods import check_method, is_trained, method_of
 from personalize_core.workspace.recipes import check_concepts_wanted, concepts_wanted
 from personalize_core.workspace.store import Store
 
@@ -42,8 +42,8 @@ def request(
             sets.
     """
     check_method(method)
-    if method == BASELINE:
-        raise InputError(f"{BASELINE} learns nothing, so there is no recipe to tune; name another method")
+    if not is_trained(method_of(method)):
+        raise InputError(f"{method} learns nothing, so there is no recipe to tune; name another method")
     if not (math.isfinite(minutes) and minutes > 0):
         raise InputError(f"--minutes {minutes:g}: a budget is a number of minutes above 0")
     variants = list(store.params.own_variants(method))

@@ -331,6 +331,7 @@ def _trained_by(store: Store, method: str) -> dict[str, Any]:
         "sources": sources_hash([*TRAINING, method_source(method)]),
         **({"optimizer": params.optimizer} if params.optimizer != "adamw" else {}),
         **compiled_by(store),
+        **({"files": files} if (files := params.config(method).files) else {}),
         **_ended_by(store, method),
     }
 

@@ -15,7 +15,7 @@ import torch
 from personalize_core import steps
 from personalize_core.artifacts import proof, saving
 from personalize_core.files.atomic import save_tensors
-from personalize_core.methods import METHOD_NAMES, method_class
+from personalize_core.methods import METHOD_NAMES, is_trained, method_class
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.conftest import disturbed, tiny_base
@@ -145,7 +145,7 @@ def test_a_fork_that_was_killed_says_nothing_of_the_artifact(tmp_path, monkeypat
     assert ended(process)
 
 
-LEARNING = [name for name in METHOD_NAMES if name != "base_model"]
+LEARNING = [name for name in METHOD_NAMES if is_trained(name)]
 
 
 @pytest.mark.parametrize("method", LEARNING)

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from personalize_core.errors import InputError
-from personalize_core.methods import ABLATION_NAMES, BASELINE, METHOD_NAMES, ablation_changes, method_of, recipe_class
+from personalize_core.methods import (
+    ABLATION_NAMES,
+    BASELINE,
+    METHOD_NAMES,
+    ablation_changes,
+    is_trained,
+    method_of,
+    recipe_class,
+)
 from personalize_core.methods.core.recipe import Config as CoRe
 from personalize_core.methods.dreambooth.recipe import Config as DreamBooth
 from personalize_core.methods.recipe import Range
@@ -17,7 +25,7 @@ from personalize_core.tuning.space import of_today, rounded, space_of, with_chan
 from personalize_core.workspace.params import Params
 
 SHIPPED = Params.read(Path(__file__).parents[2] / "params.yaml")
-LEARNING = [name for name in METHOD_NAMES if name != BASELINE]
+LEARNING = [name for name in METHOD_NAMES if is_trained(name)]
 
 
 def recipes(name):

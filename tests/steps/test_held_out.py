@@ -28,6 +28,8 @@ from personalize_core.workspace import dependencies
 from personalize_core.workspace.recipes import load_base, preprocessing_of, split_of
 from personalize_core.workspace.store import REFERENCES, SCORES, Store
 from tests import tiny_workspace
+from tests.conftest import tiny_base
+from tests.tiny_adapter import write_adapter
 
 pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
 
@@ -46,6 +48,9 @@ def short(method: str) -> dict[str, Any]:
 def params(root: Path, methods: list[str], wanted: int | float) -> dict:
     values = tiny_workspace.params(root)
     values["methods"] = {name: {values["base_model"]: short(name)} for name in methods}
+    if "ip_adapter" in methods:
+        adapter = write_adapter(root / "adapter", tiny_base())
+        values["methods"]["ip_adapter"][values["base_model"]]["adapter"] = str(adapter)
     return values | {"variants": {}, "held_out": wanted}
 
 

@@ -1,0 +1,297 @@
+"""IP-Adapter against diffusers' own pipeline and a naive decoupled attention, with a tiny random adapter."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from personalize_core import steps
+from personalize_core.artifacts import saving
+from personalize_core.base_model.attention import AttentionMaps
+from personalize_core.base_model.loading import load_base_model
+from personalize_core.base_model.model import BaseModel
+from personalize_core.concepts import image_files
+from personalize_core.errors import InputError
+from personalize_core.files.atomic import read_json
+from personalize_core.methods.interface import SeesImages
+from personalize_core.methods.ip_adapter.method import IPAdapter
+from personalize_core.methods.ip_adapter.recipe import ADAPTERS, Config, Sampling
+from personalize_core.sampling.sampler import initial_noise
+from personalize_core.steps.input_checks import problems_of
+from personalize_core.workspace.dependencies import train_stamp
+from personalize_core.workspace.recipes import load_base
+from tests import tiny_workspace
+from tests.conftest import equal_bits, predict, sample_latents, snapshot, stock_pipeline, tiny_base, tiny_parts
+from tests.tiny_adapter import WEIGHTS, write_adapter
+
+TOLERANCE = 1e-5
+
+
+def images(count: int = 3) -> list[Image.Image]:
+    """Larger than the encoder sees, and not square."""
+    generator = np.random.default_rng(2)
+    return [Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+@pytest.fixture
+def folder(base, tmp_path) -> Path:
+    return write_adapter(tmp_path / "adapter", base)
+
+
+@pytest.fixture
+def method(base, concept, folder) -> IPAdapter:
+    seen = IPAdapter(Config(adapter=str(folder)), base, concept).eval()
+    seen.see(images(), base)
+    seen.sampling = Sampling(scale=0.7)
+    return seen
+
+
+def embeddings(folder: Path, shown: list[Image.Image]) -> torch.Tensor:
+    """(n, 12), as diffusers' pipeline computes them: all images at once."""
+    encoder: Any = CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder")
+    prepare: Any = CLIPImageProcessor(size=16, crop_size=16)
+    with torch.no_grad():
+        return encoder(prepare(shown, return_tensors="pt").pixel_values).image_embeds
+
+
+def stock(base: BaseModel, folder: Path, scale: float) -> Any:
+    """Diffusers' pipeline with networks of its own and the same weights; its own loader reads the adapter."""
+    parts = tiny_parts(base.unet.config.use_linear_projection)
+    parts["scheduler"] = DDIMScheduler.from_config(parts["scheduler"].config)
+    pipe = stock_pipeline(parts)
+    pipe.load_ip_adapter(str(folder), subfolder="", weight_name=WEIGHTS, image_encoder_folder="image_encoder")
+    pipe.set_ip_adapter_scale(scale)
+    return pipe
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.0])
+def test_it_samples_what_diffusers_own_pipeline_samples_from_the_same_noise(method, base, folder, scale):
+    method.sampling = Sampling(scale=scale)
+    ours = sample_latents(method, base, [method.say("a photo of a {} on the beach")], steps=2, guidance=2.0)
+    mean = embeddings(folder, images()).mean(dim=0)[None, None]  # (1, 1, 12)
+    theirs = stock(base, folder, scale)(
+        "a photo of a dog on the beach",
+        latents=initial_noise(base, 0, [(0, 0)]),
+        ip_adapter_image_embeds=[torch.cat([torch.zeros_like(mean), mean])],
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+
+
+def test_of_one_image_the_pipeline_that_is_given_the_image_itself_samples_the_same(method, base, folder):
+    (shown,) = images(1)
+    method.see([shown], base)
+    ours = sample_latents(method, base, [method.say("a photo of a {} on the beach")], steps=2, guidance=2.0)
+    theirs = stock(base, folder, 0.7)(
+        "a photo of a dog on the beach",
+        latents=initial_noise(base, 0, [(0, 0)]),
+        ip_adapter_image=shown,
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+
+
+def test_each_layer_computes_a_naive_decoupled_attention(method, base, folder):
+    """Eq. 5 head by head and location by location, from the adapter's file; in float64."""
+    weights = {name: tensor.double() for name, tensor in load_file(folder / WEIGHTS).items()}
+    mean = embeddings(folder, images()).double().mean(dim=0)
+    tokens = (weights["image_proj.proj.weight"] @ mean + weights["image_proj.proj.bias"]).view(4, -1)
+    centred = tokens - tokens.mean(dim=1, keepdim=True)
+    normed = centred / (centred.pow(2).mean(dim=1, keepdim=True) + 1e-5).sqrt()
+    tokens = normed * weights["image_proj.norm.weight"] + weights["image_proj.norm.bias"]
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    paths = [name.removesuffix(".processor") for name in base.unet.attn_processors]
+    hooks = [
+        base.unet.get_submodule(path).register_forward_hook(
+            lambda module, args, output, path=path: seen.update({path: (args[0], output)})
+        )
+        for path in paths
+        if path.endswith("attn2")
+    ]
+    context = base.encode(["a photo of a dog on the beach"])
+    with method.attach(base):
+        predict(base, context)
+    for hook in hooks:
+        hook.remove()
+
+    def attention(q, k, v):  # (d,), (L, d), (L, d)
+        scores = torch.stack([torch.dot(q, each) for each in k]) / len(q) ** 0.5
+        share = scores.exp() / scores.exp().sum()
+        return sum((p * each for p, each in zip(share, v, strict=True)), torch.zeros_like(q))
+
+    assert len(seen) == len(base.layers)
+    for path, (hidden, output) in seen.items():
+        layer: Any = base.unet.get_submodule(path)
+        index = paths.index(path)
+        W = {name: getattr(layer, f"to_{name}").weight.double() for name in "qkv"}
+        text, hidden = context.hidden[0].double(), hidden[0].double()
+        image_k = tokens @ weights[f"ip_adapter.{index}.to_k_ip.weight"].T
+        image_v = tokens @ weights[f"ip_adapter.{index}.to_v_ip.weight"].T
+        q, k, v = hidden @ W["q"].T, text @ W["k"].T, text @ W["v"].T
+        d = q.shape[1] // layer.heads
+        rows = []
+        for row in q:
+            parts = []
+            for head in range(layer.heads):
+                part = slice(head * d, (head + 1) * d)
+                of_text = attention(row[part], k[:, part], v[:, part])
+                parts.append(of_text + 0.7 * attention(row[part], image_k[:, part], image_v[:, part]))
+            rows.append(layer.to_out[0].weight.double() @ torch.cat(parts) + layer.to_out[0].bias.double())
+        torch.testing.assert_close(output[0].double(), torch.stack(rows), atol=TOLERANCE, rtol=0)
+
+
+def test_with_a_scale_of_zero_it_is_the_base_model_that_reads_the_class_noun(method, base):
+    context = base.encode([method.say("a photo of a {}")])
+    expected = predict(base, context)
+    method.sampling = Sampling(scale=0.0)
+    with method.attach(base):
+        assert torch.equal(predict(base, context), expected)
+    method.sampling = Sampling()
+    with method.attach(base):
+        assert not torch.equal(predict(base, context), expected)
+
+
+def test_it_leaves_no_trace_in_the_base_model(method, base):
+    before, processors = snapshot(base), dict(base.unet.attn_processors)
+    expected = predict(base, base.encode(["a dog"]))
+    sample_latents(method, base, [method.say("a photo of a {}")])
+    assert equal_bits(snapshot(base), before)
+    assert base.unet.attn_processors == processors and base.unet.encoder_hid_proj is None
+    assert base.unet.config.encoder_hid_dim_type is None
+    assert torch.equal(predict(base, base.encode(["a dog"])), expected)
+
+
+def test_the_words_attention_maps_are_those_of_the_words_alone(method, base):
+    maps = AttentionMaps()
+    with method.attach(base), torch.no_grad():
+        base.denoise(torch.randn(1, 4, 8, 8), torch.tensor([500]), base.encode(["a dog"]), maps)
+    assert {maps[layer].shape[-1] for layer in maps} == {77} and len(maps) == len(base.layers)
+
+
+def test_it_learns_nothing_and_sees_images(method):
+    assert list(method.parameters()) == [] and method.stages() == []
+    kept = method.state_dict()
+    assert {name: tuple(tensor.shape)[:2] for name, tensor in kept.items()} == dict.fromkeys(kept, (2, 4))
+    assert isinstance(method, SeesImages)
+
+
+# Where there is no adapter that fits
+
+
+def test_the_published_adapter_is_refused_on_another_base_model_before_anything_is_fetched(concept):
+    base = load_base_model("mini", device="cpu")
+    with pytest.raises(InputError, match="text is 768 wide, and that of 'mini' is 128 wide; no adapter is configured"):
+        IPAdapter(Config(), base, concept).check_sight(base)
+
+
+def test_an_adapter_of_another_width_is_refused(base, concept, folder):
+    other = load_base_model("mini", device="cpu")
+    with pytest.raises(InputError, match="text is 32 wide, and that of 'mini' is 128 wide"):
+        IPAdapter(Config(adapter=str(folder)), other, concept).check_sight(other)
+
+
+def test_an_adapter_of_other_layers_is_refused(base, concept, folder):
+    weights = load_file(folder / WEIGHTS)
+    save_file({name: tensor for name, tensor in weights.items() if ".3.to_v" not in name}, folder / WEIGHTS)
+    with pytest.raises(InputError, match="has other layers than 'tiny'"):
+        IPAdapter(Config(adapter=str(folder)), base, concept).see(images(), base)
+
+
+def test_adapters_of_other_kinds_are_refused(base, concept, folder):
+    weights = load_file(folder / WEIGHTS)
+    save_file({name.replace("proj.weight", "proj_in.weight"): t for name, t in weights.items()}, folder / WEIGHTS)
+    with pytest.raises(InputError, match="those called plus, full or FaceID are not read here"):
+        IPAdapter(Config(adapter=str(folder)), base, concept).check_sight(base)
+
+
+@pytest.mark.parametrize("missing", [WEIGHTS, "image_encoder/model.safetensors"])
+def test_a_folder_that_lacks_a_part_is_refused(base, concept, folder, missing):
+    (folder / missing).rename(folder / "other.bin")
+    with pytest.raises(InputError, match="should hold one safetensors file of weights and, in image_encoder/"):
+        _ = Config(adapter=str(folder)).files
+
+
+def test_a_name_that_is_no_adapter_is_refused(base, concept):
+    with pytest.raises(InputError, match="there is no IP-Adapter 'sd16'; known is sd15, or a folder"):
+        IPAdapter(Config(adapter="sd16"), base, concept).check_sight(base)
+
+
+def test_a_damaged_adapter_is_refused(base, concept, folder):
+    (folder / WEIGHTS).write_bytes(b"no weights")
+    with pytest.raises(InputError, match="is no safetensors file, or a damaged one"):
+        IPAdapter(Config(adapter=str(folder)), base, concept).check_sight(base)
+
+
+def test_published_adapters_are_pinned_to_a_commit_and_are_safetensors():
+    for known in ADAPTERS.values():
+        assert len(known.revision) == 40 and known.weights.endswith(".safetensors")
+
+
+# As a column
+
+
+@pytest.fixture
+def store(tmp_path):
+    return workspace(tmp_path)
+
+
+def workspace(root: Path):
+    """A workspace with an adapter, in which nothing else is run."""
+    tiny_workspace.make(root)
+    write_adapter(root / "adapter", tiny_base())
+    values = tiny_workspace.params(root)
+    values["methods"] = {"ip_adapter": {values["base_model"]: {"adapter": str(root / "adapter")}}}
+    values["variants"] = {"ip_adapter": {"ip_adapter": {}, "ip_adapter_full": {"scale": 1.0}}}
+    return tiny_workspace.write_params(root, values)
+
+
+@pytest.mark.usefixtures("short_checks")
+def test_a_column_is_made_without_training_and_proved(store):
+    assert problems_of(store, ["rex"], ["ip_adapter"]) == []
+    report = steps.train(store, "rex", "ip_adapter")
+    folder = store.artifact("ip_adapter", "rex")
+    assert report.metrics["parameters"] == 0 and report.metrics["restored_samples_otherwise_by"] == 0
+    assert not store.training_costs("ip_adapter", "rex").exists()
+    base = load_base(store)
+    again = IPAdapter(store.params.config("ip_adapter"), base, store.concept("rex"))
+    again.see([image_files.load_image(path) for path in sorted(store.concept_folder("rex").glob("*.png"))], base)
+    assert equal_bits(dict(saving.restore(folder, base).state_dict()), dict(again.state_dict()))
+    shutil.rmtree(Path(store.params.config("ip_adapter").adapter))  # sampling needs none of it
+    trained = saving.restore(folder, base)
+    assert torch.equal(sample_latents(trained, base, ["a dog"]), sample_latents(again.eval(), base, ["a dog"]))
+
+
+@pytest.mark.usefixtures("short_checks", "no_scatter_plot")
+def test_scales_are_variants_of_one_artifact(store):
+    steps.train(store, "rex", "ip_adapter")
+    grid = steps.sample_grid(store, "rex", "ip_adapter").path
+    assert read_json(grid / "grid.json")["variants"] == ["ip_adapter", "ip_adapter_full"]
+    first, full = (sorted((grid / name).rglob("*.png")) for name in ("ip_adapter", "ip_adapter_full"))
+    assert len(first) == len(full) == 4
+    assert all(a.read_bytes() != b.read_bytes() for a, b in zip(first, full, strict=True))
+
+
+def test_another_adapter_makes_the_artifact_stale(store):
+    before = train_stamp(store, "rex", "ip_adapter")
+    write_adapter(Path(store.params.config("ip_adapter").adapter), tiny_base(), seed=1)
+    assert train_stamp(type(store)(store.root), "rex", "ip_adapter") != before
+
+
+def test_without_an_adapter_a_check_of_the_inputs_says_so_in_a_sentence(store):
+    values = tiny_workspace.params(store.root)
+    tiny_workspace.write_params(store.root, values | {"methods": {"ip_adapter": {}}, "variants": {}})
+    (problem,) = problems_of(type(store)(store.root), ["rex"], ["ip_adapter"])
+    assert "ip_adapter cannot be trained on 'rex': the IP-Adapter 'sd15' was trained for base models" in str(problem)
