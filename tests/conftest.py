@@ -28,7 +28,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from personalize_core.artifacts import proof, saving
-from personalize_core.base_model.model import BaseModel, transformers_in_order
+from personalize_core.base_model.blocks import transformers_in_order
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
@@ -336,7 +337,7 @@ def disturbed(module: Any, starting: str = "", seed: int = 11, by: float = 0.3) 
 
 def snapshot(base: BaseModel) -> dict[str, torch.Tensor]:
     """A copy of every tensor of the base model."""
-    parts = {"unet": base.unet, "text_encoder": base.text_encoder, "vae": base.vae}
+    parts = {"unet": base.unet, "text_encoders": base.text_encoders, "vae": base.vae}
     return {f"{part}.{name}": t.clone() for part, model in parts.items() for name, t in model.state_dict().items()}
 
 

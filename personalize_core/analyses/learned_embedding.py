@@ -12,6 +12,7 @@ from torch import Tensor
 
 from personalize_core.analyses.findings import NotDefined
 from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.prompt_variants import part_of
 from personalize_core.methods.interface import Method
 
 LOOKS = 20  # during a training
@@ -48,16 +49,15 @@ def _read_attached(method: Method, base: BaseModel, t: int = MIDDLE) -> Tensor:
     """`what_is_read` of a method that is attached already."""
     prompt, seen = [method.concept.placeholder], []
     place = int(base.tokenizer(prompt, method.concept).placeholder[0].int().argmax())
-    modules: dict[str, Any] = dict(base.text_encoder.named_modules())
-    embeddings = next(modules[name] for name in modules if name.rpartition(".")[2] == "embeddings")
-    position = embeddings.position_embedding.weight[place]
+    encoders: list[Any] = list(base.text_encoders.values())
+    inputs: list[Any] = [part_of(encoder, "embeddings") for encoder in encoders]
 
     def look(module: Any, args: Any, output: Tensor) -> None:
-        seen.append(output[:, place] - position)
+        seen.append(output[:, place] - module.position_embedding.weight[place])
 
-    with hooked(embeddings.register_forward_hook(look)):
+    with hooked(*(embeddings.register_forward_hook(look) for embeddings in inputs)):
         method.condition(base, prompt)(torch.full((1,), t, device=base.device))
-    return seen[-1].float().cpu()
+    return torch.cat(seen[-len(inputs) :], dim=-1).float().cpu()
 
 
 def both_ends(start: Method, trained: Method, base: BaseModel) -> tuple[np.ndarray, np.ndarray]:
@@ -84,14 +84,14 @@ def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def vocabulary(base: BaseModel) -> tuple[list[str], np.ndarray]:
     """Its whole words of plain letters, and their input embeddings, (V, D) float64; without those that are all 0."""
     words, ids = whole_words(base)
-    return words, base.text_encoder.get_input_embeddings().weight.detach()[ids].double().cpu().numpy()
+    return words, base.text_encoders.embeddings(ids).double().cpu().numpy()
 
 
 def whole_words(base: BaseModel) -> tuple[list[str], list[int]]:
     """The same words, and their places in the table of input embeddings."""
     # The tokenizer's own dictionary, a private attribute: PromptTokenizer's public methods only lead from word to id.
     ids: dict[str, int] = base.tokenizer._tokenizer.get_vocab()
-    there = base.text_encoder.get_input_embeddings().weight.detach().any(dim=1).tolist()
+    there = base.text_encoders.vocabulary.any(dim=1).tolist()
     found = {token.removesuffix("</w>"): i for token, i in ids.items() if token.endswith("</w>") and i < len(there)}
     words = [word for word in sorted(found) if word.isascii() and word.isalpha() and there[found[word]]]
     return words, [found[word] for word in words]
@@ -155,7 +155,7 @@ class WhileTraining:
 
     @torch.no_grad()
     def _near(self, read: Tensor) -> list[list[tuple[str, float]]]:
-        table = self.base.text_encoder.get_input_embeddings().weight
+        table = self.base.text_encoders.vocabulary
         if not self.words:
             self.words, ids = whole_words(self.base)
             self.ids, self.norms = torch.tensor(ids), table.float().norm(dim=1).cpu()[ids]

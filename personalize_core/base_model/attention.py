@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from personalize_core.base_model.layers import Pool
+from personalize_core.base_model.layers import Pool, transformer_of
 from personalize_core.base_model.text import TextContext
 
 
@@ -23,7 +23,7 @@ class AttentionMaps:
     change an image. Reading gives probabilities in float32 that carry gradient, so a loss may be put on them.
 
     Args:
-        latest_only: keep those of the layer that ran last, for hooks inside the U-Net, which ask for no other.
+        latest_only: keep those of the transformer that ran last, for hooks inside the U-Net, which ask for no other.
     """
 
     def __init__(self, latest_only: bool = False) -> None:
@@ -32,7 +32,7 @@ class AttentionMaps:
 
     def record(self, layer: str, query: Tensor, key: Tensor) -> None:
         """query: (B, heads, h*w, d). key: (B, heads, L, d)."""
-        if self.latest_only:
+        if self.latest_only and any(transformer_of(kept) != transformer_of(layer) for kept in self._query_key):
             self._query_key.clear()
         self._query_key[layer] = query, key
 
@@ -67,6 +67,11 @@ class AttentionMaps:
         in backward rather than kept: only one layer's (B, heads, h*w, L) then exists at a time.
         """
         return _map_not_kept(_looked_at, *self._query_key[layer], tokens)
+
+    def on_within(self, transformer: str, tokens: Tensor) -> Tensor:
+        """As `on`, the mean over the layers of one transformer, by its path."""
+        looked = [self.on(layer, tokens) for layer in self if transformer_of(layer) == transformer]
+        return looked[0] if len(looked) == 1 else torch.stack(looked).mean(dim=0)
 
     def means(self, layers: Sequence[str], pool: Pool) -> Tensor:
         """Mean of the maps over heads and locations, (G, B, L), with layers and `pool` as in `statistics`.

@@ -1,4 +1,4 @@
-"""What the text encoder says of prompts, kept while nothing that it depends on changes.
+"""What the text encoders say of prompts, kept while nothing that it depends on changes.
 
 Most methods train nothing that the text depends on, and read few prompts over and over.
 """
@@ -55,42 +55,42 @@ class Sameness:
         return self._tensor() is tensor and self._version == tensor._version
 
 
-class KeptPrompts:
-    """What a text encoder said of each prompt, as long as it would say it again.
+class KeptPrompts(Generic[V]):
+    """What text encoders said of each prompt, as long as it would say it again.
 
-    It forgets all once a weight of the encoder is another, or has other values: methods put weights of their own in
-    the place of the encoder's for a while.
+    It forgets all once a weight of an encoder is another, or has other values: methods put weights of their own in
+    the place of the encoders' for a while.
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
-        self._modules: list[Any] = list(encoder.modules())
+    def __init__(self, encoders: nn.Module) -> None:
+        self._modules: list[Any] = list(encoders.modules())
         self._owners = [(module._parameters, name) for module in self._modules for name in module._parameters]
         self._weights: list[Sameness] = []
-        self._said: Recent[tuple[Sameness | None, Tensor]] = Recent(MOST_PROMPTS)
+        self._said: Recent[tuple[Sameness | None, V]] = Recent(MOST_PROMPTS)
 
     @property
     def hooked(self) -> bool:
-        """Does a hook change what the encoder computes? Nobody knows then what it depends on."""
+        """Does a hook change what the encoders compute? Nobody knows then what it depends on."""
         return any(module._forward_hooks or module._forward_pre_hooks for module in self._modules)
 
     @property
     def trained(self) -> bool:
-        """Does a gradient reach the encoder's weights?"""
+        """Does a gradient reach the encoders' weights?"""
         weights = (owner[name] for owner, name in self._owners)
         return torch.is_grad_enabled() and any(weight is not None and weight.requires_grad for weight in weights)
 
-    def get(self, key: Hashable, embedding: Tensor | None) -> Tensor | None:
-        """(L, D), or None if it is not known.
+    def get(self, key: Hashable, embedding: Tensor | None) -> V | None:
+        """None if it is not known.
 
         Args:
-            embedding: what the placeholder reads; None where that is the encoder's own, or there is no placeholder.
+            embedding: what the placeholder reads; None where that is the encoders' own, or there is no placeholder.
         """
         self._forget_if_changed()
         same, said = self._said.get(self._key(key, embedding)) or (None, None)
         return said if same is None or (embedding is not None and same.of(embedding)) else None
 
-    def keep(self, key: Hashable, embedding: Tensor | None, said: Tensor) -> Tensor:
-        """Returns `said`, (L, D)."""
+    def keep(self, key: Hashable, embedding: Tensor | None, said: V) -> V:
+        """Returns `said`."""
         same = None if embedding is None else Sameness(embedding)
         return self._said.keep(self._key(key, embedding), (same, said))[1]
 

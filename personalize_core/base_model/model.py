@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, Transformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.hooks import RemovableHandle
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from personalize_core.base_model.attention import AttentionMaps, Call, CrossAttention, SelfAttention, check_plain
+from personalize_core.base_model.blocks import Block, blocks_in_order, transformers_in_order
+from personalize_core.base_model.hooks import hooked
 from personalize_core.base_model.kept_prompts import MOST_PROMPTS, KeptPrompts, Recent
 from personalize_core.base_model.prompt_variants import PromptVariants, VariantReader, part_of
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
+from personalize_core.base_model.text_encoders import Said, TextEncoders
 from personalize_core.concepts.concept import Concept
 
 if TYPE_CHECKING:
@@ -27,30 +29,10 @@ if TYPE_CHECKING:
 PIXELS_AT_ONCE = 2 * 768**2  # that the autoencoder reads or makes together: four times as many would need 13.5 GiB
 
 
-@contextmanager
-def hooked(*handles: RemovableHandle) -> Iterator[None]:
-    """Hooks that are taken out again on leaving."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def transformers_in_order(unet: nn.Module) -> dict[str, Any]:
-    """Path -> Transformer2DModel, in the order they run.
-
-    Walking the modules would list the middle block last, because a U-Net registers its up blocks before it.
-    """
-    found = {path: module for path, module in unet.named_modules() if isinstance(module, Transformer2DModel)}
-    parts = ("down_blocks", "mid_block", "up_blocks")
-    return {path: module for part in parts for path, module in found.items() if path.startswith(f"{part}.")}
-
-
 class BaseModel:
     """A frozen Stable Diffusion: encode text, denoise, decode. It knows nothing of any method.
 
-    The text encoder and the autoencoder stay in float32. With `dtype` bfloat16 the frozen U-Net is held in it
+    The text encoders and the autoencoder stay in float32. With `dtype` bfloat16 the frozen U-Net is held in it
     and runs under autocast, so tensors that a method trains keep their float32 master copies. `unrounded` holds its
     weights as the checkpoint has them, by name, in the CPU's memory: what is tuned starts from these. In float32 it is
     empty, for the U-Net holds them itself.
@@ -74,7 +56,7 @@ class BaseModel:
         self.name, self.revision, self.weights_hash = name, revision, weights_hash
         self.device, self.dtype = torch.device(device), dtype
         self.tokenizer = PromptTokenizer(tokenizer, rare_word)
-        self.text_encoder = _frozen(text_encoder).to(self.device)
+        self.text_encoders = _frozen(TextEncoders({"text_encoder": text_encoder})).to(self.device)
         self.vae = _frozen(vae).to(self.device)
         self.unrounded: Mapping[str, Tensor] = {}
         if dtype != torch.float32:  # before it moves: a graphics card never holds both
@@ -83,8 +65,9 @@ class BaseModel:
         self.unet = _frozen(unet).to(self.device)
         self.scheduler: Any = scheduler
         self.transformers = transformers_in_order(unet)
+        self.blocks = blocks_in_order(self.transformers)
         self._use_own_processors()
-        self._kept_prompts = KeptPrompts(self.text_encoder)
+        self._kept_prompts: KeptPrompts[Said] = KeptPrompts(self.text_encoders)
         self._kept_tokens: Recent[tuple[Tokens, bool]] = Recent(MOST_PROMPTS)
         self._call: Call | None = None
         self._recomputes = False
@@ -95,13 +78,21 @@ class BaseModel:
 
     @property
     def text_width(self) -> int:
-        """D: 768 for Stable Diffusion 1, 1024 for 2."""
-        return self.text_encoder.config.hidden_size
+        """D: 768 for Stable Diffusion 1, 1024 for 2. So wide is what the layers read, and the embedding of a word."""
+        return sum(self.text_encoders.widths)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The paths of the transformers in the U-Net, in the order they run: 16 in Stable Diffusion 1 and 2."""
-        return tuple(self.transformers)
+        """The names of the cross-attention layers, in the order they run: 16 in Stable Diffusion 1 and 2.
+
+        `blocks` has the transformer block of each.
+        """
+        return tuple(self.blocks)
+
+    def blocks_of(self, transformers: Iterable[str] | None = None) -> list[Block]:
+        """The transformer blocks of some transformers, by their paths, or of all; in the order given."""
+        chosen = self.transformers if transformers is None else transformers
+        return [block for path in chosen for block in self.blocks.values() if block.transformer == path]
 
     @property
     def prediction_type(self) -> str:
@@ -126,17 +117,17 @@ class BaseModel:
 
     def rare_embedding(self) -> Tensor:
         """(D,): the input embedding that an untrained placeholder reads."""
-        return self.text_encoder.get_input_embeddings().weight[self.tokenizer.rare_id].detach().clone()
+        return self.text_encoders.embeddings(self.tokenizer.rare_id)
 
     def word_embedding(self, phrase: str, token: int = -1) -> Tensor:
         """(D,): the input embedding of a phrase's last token, or another; heads come last ("stuffed animal")."""
         ids = self.tokenizer.class_noun_ids(phrase)
-        return self.text_encoder.get_input_embeddings().weight[ids[token]].detach().clone()
+        return self.text_encoders.embeddings(ids[token])
 
     def entry_embedding(self, entry: str) -> Tensor | None:
         """(D,): the input embedding of an entry of the vocabulary, which need not be a word; None without the entry."""
         token = self.tokenizer.entry_id(entry)
-        return None if token is None else self.text_encoder.get_input_embeddings().weight[token].detach().clone()
+        return None if token is None else self.text_encoders.embeddings(token)
 
     # What it computes
 
@@ -158,16 +149,16 @@ class BaseModel:
         rows = self._kept_rows(prompts, concept)
         tokens = Tokens.of([row for row, _ in rows])
         if self._kept_prompts.hooked or (embedding is not None and embedding.ndim > 1):
-            hidden = self._read(tokens, embedding)
+            said = self._read(tokens, embedding)
         else:
-            hidden = self._read_each_once(prompts, rows, concept, embedding)
+            said = self._read_each_once(prompts, rows, concept, embedding)
         return TextContext(
-            hidden=hidden,
+            hidden=said.hidden,
             placeholder=tokens.placeholder,
             class_noun=tokens.class_noun,
             words=tokens.words,
             end=tokens.end,
-            partner=torch.arange(len(hidden), device=self.device),
+            partner=torch.arange(len(prompts), device=self.device),
         )
 
     def encode_variants(self, prompts: Sequence[str], concept: Concept, embeddings: Tensor) -> PromptVariants:
@@ -180,7 +171,7 @@ class BaseModel:
             concept: whose placeholder to look for.
             embeddings: (V, B, D), or (V, 1, D) for all prompts the same: what each variant reads there.
         """
-        tokens, read = self.tokenizer(prompts, concept), VariantReader(self.text_encoder)
+        tokens, read = self.tokenizer(prompts, concept), VariantReader(self._text_encoder)
         if self._kept_prompts.hooked:
             return self._read_variants(tokens.to(self.device), embeddings.expand(-1, len(prompts), -1))
         places = tokens.placeholder.nonzero().T  # (2, K)
@@ -195,7 +186,7 @@ class BaseModel:
     @property
     def final_norm(self) -> nn.Module:
         """The text encoder's last layer norm."""
-        return part_of(self.text_encoder, "final_layer_norm")
+        return part_of(self._text_encoder, "final_layer_norm")
 
     def denoise(
         self,
@@ -253,7 +244,7 @@ class BaseModel:
         from personalize_core.base_model.compiling import CompiledBlocks  # takes a second to import, for few
 
         if self._compiled is None or self._compiled.gave_up or self._compiled.backend != backend:
-            blocks = {path: transformer.transformer_blocks[0] for path, transformer in self.transformers.items()}
+            blocks = {layer: block.module for layer, block in self.blocks.items()}
             self._compiled = CompiledBlocks(blocks, backend)
         with self._compiled.in_place():
             yield
@@ -311,7 +302,7 @@ class BaseModel:
     def move(self, device: str | torch.device) -> None:
         """Move the weights; what is computed is computed on `self.device`, so they must be back there by then."""
         self._forget_prompts()
-        for part in (self.text_encoder, self.vae, self.unet):
+        for part in (self.text_encoders, self.vae, self.unet):
             nn.Module.to(part, device)
 
     def give_back_memory(self) -> None:
@@ -321,6 +312,12 @@ class BaseModel:
             torch.cuda.empty_cache()
 
     # Inside
+
+    @property
+    def _text_encoder(self) -> nn.Module:
+        """The only one."""
+        (encoder,) = self.text_encoders.values()
+        return encoder
 
     def _forget_prompts(self) -> None:
         self._kept_prompts.clear()
@@ -332,7 +329,8 @@ class BaseModel:
 
     def _use_own_processors(self) -> None:
         cross = {
-            f"{path}.transformer_blocks.0.attn2": CrossAttention(path, index) for index, path in enumerate(self.layers)
+            f"{block.path}.attn2": CrossAttention(layer, index)
+            for index, (layer, block) in enumerate(self.blocks.items())
         }
         for kind in (
             CrossAttention,
@@ -363,9 +361,9 @@ class BaseModel:
         rows: Sequence[tuple[Tokens, bool]],
         concept: Concept | None,
         embedding: Tensor | None,
-    ) -> Tensor:
-        """(B, L, D). embedding: (D,)."""
-        kept, read, learning = self._kept_prompts, dict[str, Tensor](), dict[str, Tokens]()
+    ) -> Said:
+        """embedding: (D,)."""
+        kept, read, learning = self._kept_prompts, dict[str, Said](), dict[str, Tokens]()
         trained, flows = kept.trained, embedding is not None and embedding.requires_grad and torch.is_grad_enabled()
         for prompt, (row, has_placeholder) in zip(prompts, rows, strict=True):
             own = embedding if has_placeholder else None
@@ -375,44 +373,29 @@ class BaseModel:
                 known = kept.get((prompt, concept), own)
                 if known is None:
                     with torch.no_grad():
-                        known = kept.keep((prompt, concept), own, self._read(Tokens.of([row]), own)[0])
+                        (said,) = self._read(Tokens.of([row]), own).rows()
+                    known = kept.keep((prompt, concept), own, said)
                 read[prompt] = known
         if learning:
-            hidden = self._read(Tokens.of(list(learning.values())), embedding)
-            read |= zip(learning, hidden.unbind(), strict=True)
-        return torch.stack([read[prompt] for prompt in prompts])
+            said = self._read(Tokens.of(list(learning.values())), embedding)
+            read |= zip(learning, said.rows(), strict=True)
+        return Said.of([read[prompt] for prompt in prompts])
 
-    def _read(self, tokens: Tokens, embedding: Tensor | None) -> Tensor:
-        """(B, L, D), by one pass of the text encoder."""
-
-        def read(ids: Tensor, embedding: Tensor | None) -> Tensor:
-            with self._placeholder_reads(embedding, tokens):
-                return self.text_encoder(ids).last_hidden_state
-
+    def _read(self, tokens: Tokens, embedding: Tensor | None) -> Said:
+        """By one pass of the text encoders."""
         if self._recomputes and torch.is_grad_enabled():
-            return checkpoint(read, tokens.ids, embedding, use_reentrant=False)  # type: ignore[return-value]
-        return read(tokens.ids, embedding)
+            return checkpoint(self.text_encoders, tokens, embedding, use_reentrant=False)  # type: ignore[return-value]
+        return self.text_encoders(tokens, embedding)
 
     def _read_variants(self, tokens: Tokens, embeddings: Tensor) -> PromptVariants:
         """embeddings: (V, B, D)."""
         variants, each, before = len(embeddings), embeddings.flatten(0, 1)[:, None], list[Tensor]()
         repeated = Tokens.of(tokens.rows() * variants)
         look = self.final_norm.register_forward_pre_hook(lambda norm, given: before.append(given[0]))
-        with hooked(look), self._placeholder_reads(each, repeated):
-            self.text_encoder(repeated.ids)
+        with hooked(look):
+            self.text_encoders(repeated, each)
         rows, positions = tokens.placeholder.nonzero().T
         return PromptVariants(before[0].unflatten(0, (variants, -1)), rows, positions)
-
-    def _placeholder_reads(self, embedding: Tensor | None, tokens: Tokens) -> AbstractContextManager[None]:
-        """Within it, the text encoder reads `embedding` wherever the placeholder stands."""
-        if embedding is None:
-            return nullcontext()
-        here = tokens.placeholder[..., None]  # (B, L, 1)
-
-        def put_in(module: nn.Module, args: tuple, looked_up: Tensor) -> Tensor:  # (B, L, D)
-            return torch.where(here, embedding.to(looked_up), looked_up)
-
-        return hooked(self.text_encoder.get_input_embeddings().register_forward_hook(put_in))
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

@@ -149,4 +149,4 @@ def between(own: Tensor, unrounded: Tensor, learned: Tensor, omega: float) -> Te
 
 
 def _networks(base: BaseModel) -> dict[str, Any]:
-    return {"unet": base.unet, "text_encoder": base.text_encoder}
+    return {"unet": base.unet, **base.text_encoders}

@@ -51,12 +51,15 @@ SHARED = (  # what several methods are made of
 )
 SAMPLING = (
     "base_model/attention",
+    "base_model/blocks",
     "base_model/compiling",
+    "base_model/hooks",
     "base_model/layers",
     "base_model/kept_prompts",
     "base_model/model",
     "base_model/prompt_variants",
     "base_model/text",
+    "base_model/text_encoders",
     "base_model/transfer",
     "concepts/images",
     "methods/interface",
@@ -70,12 +73,15 @@ REFINING = ("methods/shared/context_regularizer", "sampling/test_time_optimizati
 GUIDING = ("sampling/weight_guidance",)
 TRAINING = (
     "base_model/attention",
+    "base_model/blocks",
     "base_model/compiling",
+    "base_model/hooks",
     "base_model/layers",
     "base_model/kept_prompts",
     "base_model/model",
     "base_model/prompt_variants",
     "base_model/text",
+    "base_model/text_encoders",
     "base_model/transfer",
     "concepts/images",
     "concepts/prompt_lists",

@@ -177,7 +177,7 @@ def test_context_words_are_compared_place_by_place_however_long_the_filler(metho
         seen.append(answer.last_hidden_state.double().numpy())
 
     bear = Concept("v", "<v>", "teddy bear")
-    with hooked(base.text_encoder.register_forward_hook(keep)):
+    with hooked(base.text_encoders["text_encoder"].register_forward_hook(keep)):
         reference = context_tokens.of_noun(base, "teddy bear", bear)  # <start> teddy bear in the desert <end>
         concept_too = context_tokens.of_concept(method, base, 500)  # <start> <v> in the desert <end>
     assert context_tokens.words(base, bear) == ["in", "the", "desert", context_tokens.END]

@@ -136,7 +136,7 @@ def kohyas_default_targets(base: BaseModel, rank: int) -> Tensors:
     generator, tensors = torch.Generator().manual_seed(0), {}
     for prefix, network, inside in (
         ("lora_unet", base.unet, ".attentions."),
-        ("lora_te", base.text_encoder, "encoder.layers."),
+        ("lora_te", base.text_encoders["text_encoder"], "encoder.layers."),
     ):
         for path, layer in network.named_modules():
             if inside in f".{path}" and isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
@@ -167,7 +167,7 @@ def test_a_kohya_lora_of_its_default_targets_changes_every_weight_by_alpha_over_
     untouched = predict(base, base.encode(prompts, CONCEPT))
     changed = 0
     with torch.no_grad():
-        for prefix, network in (("lora_unet_", base.unet), ("lora_te_text_model_", base.text_encoder)):
+        for prefix, network in (("lora_unet_", base.unet), ("lora_te_text_model_", base.text_encoders["text_encoder"])):
             for path, parameter in network.named_parameters():
                 name = prefix + path.removesuffix(".weight").replace(".", "_")
                 if (down := tensors.get(f"{name}.lora_down.weight")) is not None:
@@ -341,12 +341,12 @@ def test_all_shards_of_a_network_are_read(tiny, tmp_path):
 
 @pytest.mark.parametrize("outer", ["text_model.", ""])
 def test_a_text_encoder_is_read_by_the_names_of_every_release_of_transformers(outer, tiny, tmp_path):
-    own = {name: tensor.clone() for name, tensor in tiny.text_encoder.state_dict().items()}
+    own = {name: tensor.clone() for name, tensor in tiny.text_encoders["text_encoder"].state_dict().items()}
     saved = {f"{outer}{name}": tensor for name, tensor in own.items()}
     saved[f"{outer}embeddings.position_ids"] = torch.arange(77)[None]
     save_file(saved, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    found = read_network(tiny.text_encoder, tmp_path)
+    found = read_network(tiny.text_encoders["text_encoder"], tmp_path)
     assert found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
 
 
@@ -423,7 +423,8 @@ def test_damaged_embeddings_are_read_or_refused(tiny, tmp_path):
 
 def test_damaged_loras_are_read_or_refused(tiny, tmp_path):
     path, two_layers = tmp_path / "x.safetensors", dict(list(lora(tiny).items())[:4])
-    small: Any = SimpleNamespace(unet=torch.nn.Module(), text_encoder=tiny.text_encoder.encoder.layers[0])
+    encoder = tiny.text_encoders["text_encoder"].encoder.layers[0]
+    small: Any = SimpleNamespace(unet=torch.nn.Module(), text_encoders={"text_encoder": encoder})
     small.unet.down_blocks = tiny.unet.down_blocks[:1]  # the names of whose layers take less time to list
     save_file(kohya(two_layers), path, metadata={"lora_adapter_metadata": '{"unet.lora_alpha": 4}'})
     check_mutated_headers(path, lambda: guarded(lambda file: read_lora(file, small), path))

@@ -28,24 +28,24 @@ def base() -> BaseModel:
 @pytest.fixture
 def read(base, monkeypatch) -> list[int]:
     """How many rows each pass of the text encoder has had."""
-    passes, forward = [], base.text_encoder.forward
+    passes, forward = [], base.text_encoders["text_encoder"].forward
 
     def counted(ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         passes.append(len(ids))
         return forward(ids, *args, **kwargs)
 
-    monkeypatch.setattr(base.text_encoder, "forward", counted)
+    monkeypatch.setattr(base.text_encoders["text_encoder"], "forward", counted)
     return passes
 
 
 def naive(base: BaseModel, embedding: Tensor | None = None) -> Tensor:
     """All of `PROMPTS` in one pass, from the input embeddings on."""
-    tokens, table = base.tokenizer(PROMPTS, CONCEPT), base.text_encoder.get_input_embeddings()
+    tokens, table = base.tokenizer(PROMPTS, CONCEPT), base.text_encoders.tables[0]
     inputs = table(tokens.ids)
     if embedding is not None:
         inputs[tokens.placeholder] = embedding
     with hooked(table.register_forward_hook(lambda *call: inputs)):
-        return base.text_encoder(tokens.ids).last_hidden_state
+        return base.text_encoders["text_encoder"](tokens.ids).last_hidden_state
 
 
 def test_kept_texts_are_what_the_encoder_says_and_are_read_once(base, read):
@@ -111,11 +111,11 @@ def test_another_embedding_is_read_for_itself(base):
 
 def test_other_weights_are_read_with_and_afterwards_the_base_models_again(base):
     before = base.encode(PROMPTS, CONCEPT).hidden
-    tuned = TunedWeights(base.text_encoder, parameter_names(base.text_encoder))
+    tuned = TunedWeights(base.text_encoders, parameter_names(base.text_encoders))
     with torch.no_grad():
         for weight in tuned.parameters():
             weight += 0.1 * torch.randn_like(weight)
-    with tuned.requires_grad_(False).eval().placed_in(base.text_encoder):
+    with tuned.requires_grad_(False).eval().placed_in(base.text_encoders):
         during = base.encode(PROMPTS, CONCEPT).hidden
         torch.testing.assert_close(during, naive(base), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(during, before)
@@ -123,8 +123,8 @@ def test_other_weights_are_read_with_and_afterwards_the_base_models_again(base):
 
 
 def test_weights_that_are_trained_are_read_with_every_time_and_get_the_gradient_of_every_row(base, read):
-    tuned = TunedWeights(base.text_encoder, parameter_names(base.text_encoder)).train()
-    with tuned.placed_in(base.text_encoder):
+    tuned = TunedWeights(base.text_encoders, parameter_names(base.text_encoders)).train()
+    with tuned.placed_in(base.text_encoders):
         for _ in range(2):
             base.encode(PROMPTS, CONCEPT)
         assert read == [3, 3]
@@ -138,7 +138,7 @@ def test_weights_that_are_trained_are_read_with_every_time_and_get_the_gradient_
 
 def test_where_a_hook_changes_the_encoder_nothing_is_kept(base):
     before = base.encode(PROMPTS, CONCEPT).hidden
-    layer = next(module for module in base.text_encoder.modules() if isinstance(module, nn.Linear))
+    layer = next(module for module in base.text_encoders["text_encoder"].modules() if isinstance(module, nn.Linear))
     with hooked(layer.register_forward_hook(lambda layer, args, output: torch.mul(output, 2))):  # type: ignore[arg-type]
         changed = base.encode(PROMPTS, CONCEPT).hidden
     assert not torch.allclose(changed, before)
@@ -155,7 +155,7 @@ def test_moving_the_base_model_and_giving_back_memory_forget_the_texts(base, rea
 
 def test_no_more_prompts_are_kept_than_that_and_those_used_last(base, read, monkeypatch):
     monkeypatch.setattr(kept_prompts, "MOST_PROMPTS", 2)
-    base._kept_prompts = KeptPrompts(base.text_encoder)
+    base._kept_prompts = KeptPrompts(base.text_encoders["text_encoder"])
     for word in ("dog", "cat", "dog", "tree", "dog", "cat"):
         base.encode([f"a {word}"])
     assert len(read) == 4  # the cat went for the tree

@@ -51,7 +51,7 @@ def test_a_folder_that_a_stock_pipeline_saved_samples_the_same(linear, tmp_path,
 def test_half_precision_files_are_read_as_float32(tmp_path, concept):
     stock_pipeline(tiny_parts()).to(torch.float16).save_pretrained(tmp_path / "half")
     base, built = load_base_model(str(tmp_path / "half"), "cpu"), tiny_base()
-    for part in ("unet", "text_encoder", "vae"):
+    for part in ("unet", "text_encoders", "vae"):
         loaded, expected = getattr(base, part).state_dict(), getattr(built, part).state_dict()
         assert {tensor.dtype for tensor in loaded.values() if tensor.is_floating_point()} == {torch.float32}
         assert all(torch.equal(tensor, expected[name].half().float()) for name, tensor in loaded.items())
@@ -106,7 +106,7 @@ def test_a_model_is_loaded_once_a_process(folder):
 def test_the_precision_is_the_unets_alone(folder):
     base = load_base_model(str(folder), "cpu", "bf16")
     assert {parameter.dtype for parameter in base.unet.parameters()} == {torch.bfloat16}
-    assert {parameter.dtype for parameter in base.text_encoder.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in base.text_encoders["text_encoder"].parameters()} == {torch.float32}
 
 
 def test_loading_leaves_torchs_random_state_alone(folder):

@@ -18,7 +18,7 @@ from tests.conftest import LAYERS, layers_of_stable_diffusion, predict, tiny_bas
 
 
 def test_nothing_of_it_can_be_trained(base):
-    for model in (base.unet, base.text_encoder, base.vae):
+    for model in (base.unet, base.text_encoders["text_encoder"], base.vae):
         assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -162,7 +162,7 @@ def test_in_bfloat16_it_predicts_nearly_the_same_in_float32(base, concept):
     answer = predict(half, half.encode(["a dog"], concept))
     assert answer.dtype == torch.float32
     assert {parameter.dtype for parameter in half.unet.parameters()} == {torch.bfloat16}
-    assert {parameter.dtype for parameter in half.text_encoder.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in half.text_encoders["text_encoder"].parameters()} == {torch.float32}
     assert (answer - expected).abs().mean() < 0.03 * expected.abs().mean()  # bfloat16 keeps 8 bits: 0.4 % a step
 
 

@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from personalize_core.base_model.kept_prompts import KeptPrompts
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.prompt_variants import part_of
+from personalize_core.base_model.text_encoders import TextEncoders
 from personalize_core.concepts.concept import Concept
 from tests.conftest import tiny_base
 
@@ -30,8 +31,9 @@ BATCHES = {
 def base(request: pytest.FixtureRequest) -> BaseModel:
     """In float64, with the activation of Stable Diffusion 1 or 2."""
     made = tiny_base()
-    made.text_encoder = _text_encoder(made.text_encoder.config, request.param)
-    made._kept_prompts = KeptPrompts(made.text_encoder)
+    (stock,) = made.text_encoders.values()
+    made.text_encoders = TextEncoders({"text_encoder": _text_encoder(stock.config, request.param)})
+    made._kept_prompts = KeptPrompts(made.text_encoders)
     return made
 
 
@@ -53,17 +55,17 @@ def embeddings_for(rows: int, width: int) -> Tensor:
 def one_by_one(base: BaseModel, prompts: list[str], concept: Concept, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """The text encoder's last hidden states before its final layer norm, and behind it: transformers' own code."""
     before: list[Tensor] = []
-    norm, behind = part_of(base.text_encoder, "final_layer_norm"), []
+    norm, behind = part_of(base.text_encoders["text_encoder"], "final_layer_norm"), []
     with hooked(norm.register_forward_pre_hook(lambda module, args: before.append(args[0]))):
         for own in embeddings:
-            table, tokens = base.text_encoder.get_input_embeddings(), base.tokenizer(prompts, concept)
+            table, tokens = base.text_encoders.tables[0], base.tokenizer(prompts, concept)
             here = tokens.placeholder[..., None]
 
             def put_in(module: Any, args: tuple, words: Tensor, here=here, own=own) -> Tensor:
                 return torch.where(here, own[:, None], words)
 
             with hooked(table.register_forward_hook(put_in)):
-                behind.append(base.text_encoder(tokens.ids).last_hidden_state)
+                behind.append(base.text_encoders["text_encoder"](tokens.ids).last_hidden_state)
     return torch.stack(before), torch.stack(behind)
 
 
@@ -117,7 +119,7 @@ def test_tokens_before_the_first_placeholder_are_read_once(base, concept, monkey
     prompts, tokens = BATCHES["several"][::2], []
     first = int(base.tokenizer(prompts, concept).placeholder.nonzero()[:, 1].min())
     assert first > 1
-    module: Any = part_of(base.text_encoder, "layers")
+    module: Any = part_of(base.text_encoders["text_encoder"], "layers")
     for layer in module:
         projection, original = layer.self_attn.out_proj, layer.self_attn.out_proj.forward
 
@@ -137,7 +139,7 @@ def test_who_looks_into_the_encoder_meets_every_token_of_every_variant(base):
     prompts, concept = BATCHES["several"], Concept("v", "<v>", "dog")
     embeddings, seen = embeddings_for(len(prompts), base.text_width).detach(), []
     expected = base.encode_variants(prompts, concept, embeddings)
-    table = base.text_encoder.get_input_embeddings()
+    table = base.text_encoders.tables[0]
     with hooked(table.register_forward_hook(lambda module, args, words: seen.append(words))):
         found = base.encode_variants(prompts, concept, embeddings)
     torch.testing.assert_close(found.hidden, expected.hidden, rtol=1e-9, atol=1e-9)

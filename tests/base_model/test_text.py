@@ -131,7 +131,7 @@ def test_it_is_read_as_if_it_stood_in_the_vocabulary(base, concept):
     vector = torch.randn(32, generator=torch.Generator().manual_seed(8))
     with torch.no_grad():
         expected = base.encode(["a photo of <v> dog on a mug"], concept, vector).hidden
-        base.text_encoder.get_input_embeddings().weight[base.tokenizer.rare_id] = vector
+        base.text_encoders.tables[0].weight[base.tokenizer.rare_id] = vector
         assert torch.equal(base.encode(["a photo of <v> dog on a mug"], concept).hidden, expected)
 
 
@@ -151,7 +151,7 @@ def test_it_gets_gradient_from_the_prompts_that_it_stands_in(base, concept):
 
 def test_reading_a_learned_embedding_leaves_no_hook_behind(base, concept):
     base.encode(["a <v>"], concept, torch.ones(32))
-    assert not base.text_encoder.get_input_embeddings()._forward_hooks
+    assert not base.text_encoders.tables[0]._forward_hooks
 
 
 def test_a_phrases_embedding_is_its_last_tokens():

@@ -39,7 +39,7 @@ def expected(name: str, sd14: int, sd21: int) -> int:
 def test_the_shapes_are_the_published_ones(full, name):
     """Parameters of the U-Net and of the text encoder of Rombach et al. (2022); native sizes."""
     assert count(full.unet) == expected(name, 859_520_964, 865_910_724)
-    assert count(full.text_encoder) == expected(name, 123_060_480, 340_387_840)
+    assert count(full.text_encoders["text_encoder"]) == expected(name, 123_060_480, 340_387_840)
     assert full.image_size == expected(name, 512, 768)
     assert full.text_width == expected(name, 768, 1024)
     assert full.prediction_type == PREDICTION[name]

@@ -93,7 +93,7 @@ def test_training_changes_the_method_and_no_bit_of_the_base_model(training):
 @trained_once
 def test_after_training_nothing_asks_for_gradients(training):
     base = training.base
-    frozen = [training.method, base.unet, base.text_encoder, base.vae]
+    frozen = [training.method, base.unet, base.text_encoders, base.vae]
     assert not any(parameter.requires_grad for module in frozen for parameter in module.parameters())
     assert not training.method.training
 

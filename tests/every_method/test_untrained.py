@@ -26,5 +26,5 @@ def test_untrained_a_prompt_without_the_concept_is_sampled_as_by_the_base_model(
 @of_all
 def test_a_method_does_not_keep_the_base_model(case, base, concept):
     method = case.make(base, concept)
-    parts = (base, base.unet, base.text_encoder, base.vae)
+    parts = (base, base.unet, base.text_encoders, base.vae)
     assert not any(value is part for module in method.modules() for value in vars(module).values() for part in parts)

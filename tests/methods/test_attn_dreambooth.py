@@ -450,7 +450,7 @@ def test_the_embedding_in_the_vocabulary_samples_the_same_image(make, base, conc
     method = disturbed(make())
     expected = sample_latents(method, base, ["a photo of <v> dog on the beach"])
     with torch.no_grad():
-        base.text_encoder.get_input_embeddings().weight[base.tokenizer.rare_id] = method.embedding.vector
+        base.text_encoders.tables[0].weight[base.tokenizer.rare_id] = method.embedding.vector
     other = AttnDreamBooth(short(), base, Concept("other", "<other>", "mug"))
     other.unet = method.unet
     assert torch.equal(sample_latents(other, base, ["a photo of sks dog on the beach"]), expected)

@@ -19,7 +19,7 @@ def make(base, concept, **chosen) -> ClassDiffusion:
 
 def features(base, words: list[str], vector: torch.Tensor | None = None) -> np.ndarray:
     """Of the end token, by transformers alone: the phrase's own ids, and the embedding in the table's row."""
-    tokenizer, encoder = base.tokenizer._tokenizer, base.text_encoder
+    tokenizer, encoder = base.tokenizer._tokenizer, base.text_encoders["text_encoder"]
     ids = tokenizer(" ".join(words), return_tensors="pt").input_ids
     table = encoder.get_input_embeddings().weight
     rare = base.tokenizer.rare_id

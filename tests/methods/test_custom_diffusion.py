@@ -302,7 +302,7 @@ def test_with_instance_scale_4_it_is_diffusers_loss(make, base, zoomed):
 
 def test_gradients_exist_on_two_matrices_of_each_layer_and_one_row_alone(make, base, images):
     method = make().train()
-    for module in (base.unet, base.text_encoder):
+    for module in (base.unet, base.text_encoders["text_encoder"]):
         module.requires_grad_(True)  # so that a gradient that ran into the base model would show
     with method.attach(base):
         diffusion_loss(a_step(method, base, images)).backward()
@@ -414,7 +414,7 @@ def with_clips_words() -> BaseModel:
 )
 def test_the_first_concept_starts_from_an_entry_of_clips_vocabulary(wanted, row, with_clips_words, concept):
     method = CustomDiffusion(Config(initial_word=wanted), with_clips_words, concept)
-    assert torch.equal(method.embedding.vector, with_clips_words.text_encoder.get_input_embeddings().weight[row])
+    assert torch.equal(method.embedding.vector, with_clips_words.text_encoders.tables[0].weight[row])
     assert len(with_clips_words.tokenizer.class_noun_ids("ktn")) == 2  # as a word it is two tokens
 
 

@@ -81,7 +81,7 @@ def test_every_weight_of_the_unet_is_trained_and_no_other(make, base):
 
 def test_the_text_encoder_is_trained_if_wished(make, base):
     names = {name for name, _ in make(train_text_encoder=True).text_encoder.items()}
-    assert names == {name for name, _ in base.text_encoder.named_parameters()}
+    assert names == {name for name, _ in base.text_encoders["text_encoder"].named_parameters()}
 
 
 def test_with_the_text_encoder_the_words_are_read_by_the_tuned_one(make, base, concept):

@@ -60,7 +60,7 @@ def test_training_takes_naive_steps_with_the_prior_pulling_to_the_initial_word(b
     method, reference = disturbed(make(base, concept, **c)), disturbed(make(base, concept, **c))
     word = base.word_embedding("dog").double().numpy()
     mu = word / np.linalg.norm(word)
-    m = np.linalg.norm(base.text_encoder.get_input_embeddings().weight.detach().double().numpy(), axis=1).mean()
+    m = np.linalg.norm(base.text_encoders.tables[0].weight.detach().double().numpy(), axis=1).mean()
     log = train(method, base, images, seed=4)
     (stage,) = reference.train().stages()
     vector = reference.embedding.vector
@@ -100,8 +100,8 @@ def test_without_concentration_there_is_no_prior(base, concept, images):
 @pytest.mark.parametrize("norm", ["mean", "initial"])
 def test_the_embedding_keeps_the_direction_of_the_class_noun_and_a_norm_of_the_vocabulary(norm, base):
     with torch.no_grad():
-        base.text_encoder.get_input_embeddings().weight[:40] = 0  # rows that are no words
-    rows = base.text_encoder.get_input_embeddings().weight.detach().double().numpy()[40:]
+        base.text_encoders.tables[0].weight[:40] = 0  # rows that are no words
+    rows = base.text_encoders.tables[0].weight.detach().double().numpy()[40:]
     bear = base.word_embedding("bear")
     method = make(base, Concept("b", "<b>", "teddy bear"), norm=norm)
     expected = np.sqrt((rows**2).sum(axis=1)).mean() if norm == "mean" else bear.norm().item()

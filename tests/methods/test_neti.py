@@ -274,11 +274,11 @@ def by_hand(method: Any, base, layer: int, t: int, text: str) -> tuple[np.ndarra
     embedding, bypass = (part[layer, 0] for part in method.mapper(torch.tensor([t])))
     tokens = base.tokenizer([text], method.concept)
     place = int(tokens.placeholder[0].nonzero())
-    table = base.text_encoder.get_input_embeddings().weight
+    table = base.text_encoders.tables[0].weight
     before = table[base.tokenizer.rare_id].clone()
     with torch.no_grad():
         table[base.tokenizer.rare_id] = embedding
-        output = base.text_encoder(tokens.ids, output_hidden_states=True)
+        output = base.text_encoders["text_encoder"](tokens.ids, output_hidden_states=True)
         table[base.tokenizer.rare_id] = before
     h = output.hidden_states[-1][0].double().numpy()
     norm: Any = base.final_norm

@@ -32,7 +32,7 @@ def test_the_placeholder_stands_alone(method):
 
 def test_it_starts_from_the_class_noun_by_its_last_token(base, concept):
     dog = TextualInversion(Config(), base, concept).embedding.vector
-    assert torch.equal(dog, base.text_encoder.get_input_embeddings().weight[base.tokenizer.class_noun_ids("dog")[0]])
+    assert torch.equal(dog, base.text_encoders.tables[0].weight[base.tokenizer.class_noun_ids("dog")[0]])
     bear = TextualInversion(Config(), base, Concept("b", "<b>", "teddy bear")).embedding.vector
     assert torch.equal(bear, base.word_embedding("bear"))
 
@@ -94,7 +94,7 @@ def test_the_diffusion_loss_has_a_finite_gradient_on_the_embedding(method, base,
 
 
 def test_training_leaves_every_row_of_the_vocabulary_as_it_was(method, base, images):
-    table = base.text_encoder.get_input_embeddings().weight
+    table = base.text_encoders.tables[0].weight
     before, start = table.clone(), method.embedding.vector.detach().clone()
     train(method, base, images, seed=0)
     assert torch.equal(table, before)
@@ -105,7 +105,7 @@ def test_the_embedding_in_the_vocabulary_samples_the_same_image(method, base, co
     """The row of a token that stands in the placeholder's place, instead of the hook."""
     disturbed(method)
     expected = sample_latents(method, base, ["a photo of <v> on the beach"])
-    table = base.text_encoder.get_input_embeddings().weight
+    table = base.text_encoders.tables[0].weight
     with torch.no_grad():
         table[base.tokenizer.rare_id] = method.embedding.vector
     plain = TextualInversion(Config(), base, Concept("other", "<other>", "mug"))

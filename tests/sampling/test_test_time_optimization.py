@@ -304,7 +304,7 @@ def test_each_has_a_gradient_on_the_embedding_and_none_on_the_model(base, concep
     for name, loss in losses_of(base, concept, vector, how).items():
         (gradient,) = torch.autograd.grad(loss, vector, retain_graph=True)
         assert gradient.isfinite().all() and gradient.abs().sum() > 0, name
-    assert not any(p.requires_grad for part in (base.unet, base.text_encoder) for p in part.parameters())
+    assert not any(p.requires_grad for part in (base.unet, base.text_encoders) for p in part.parameters())
 
 
 def test_the_gradient_of_attention_comes_by_keys_and_by_later_layers_queries(base, concept):

@@ -41,12 +41,12 @@ def _base(linear: bool) -> BaseModel:
 
 def hooks(base: BaseModel) -> int:
     """Everything besides weights by which a network may compute something else."""
-    modules: list[Any] = [*base.unet.modules(), *base.text_encoder.modules()]
+    modules: list[Any] = [*base.unet.modules(), *base.text_encoders.modules()]
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in modules)
 
 
 def weights(base: BaseModel) -> dict[str, torch.Tensor]:
-    parts = {"unet": base.unet, "text_encoder": base.text_encoder}
+    parts = {"unet": base.unet, "text_encoder": base.text_encoders}
     return {f"{part}.{name}": tensor for part, network in parts.items() for name, tensor in network.named_parameters()}
 
 

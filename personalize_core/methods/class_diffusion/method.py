@@ -44,9 +44,7 @@ class ClassDiffusion(OneEmbedding):
         start = base.entry_embedding(START)
         self.embedding = ConceptEmbedding(base.rare_embedding() if start is None else start)
         names = [
-            f"{layer}.transformer_blocks.0.attn2.{projection}.weight"
-            for layer in base.layers
-            for projection in ("to_k", "to_v")
+            f"{block.path}.attn2.{projection}.weight" for block in base.blocks_of() for projection in ("to_k", "to_v")
         ]
         self.weights = TunedWeights(base.unet, names, base.unrounded)
 

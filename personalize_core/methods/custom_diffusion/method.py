@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,14 +103,15 @@ class CustomDiffusion(OneEmbedding):
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         weights = self._weights(base)
-        return attached(base, self, lambda layer: self._inside(base, layer, weights))
+        return attached(base, self, lambda transformer: self._inside(base, transformer, weights))
 
     @contextmanager
-    def _inside(self, base: BaseModel, layer: str, weights: TunedWeights) -> Iterator[None]:
-        handles, attention = [], cross_attention(base)[f"{layer}.transformer_blocks.0.attn2"]
+    def _inside(self, base: BaseModel, transformer: str, weights: TunedWeights) -> Iterator[None]:
+        handles = []
         if self.config.detach_start and self.training:
-            handles = [p.register_forward_hook(self._detach_start) for p in (attention.to_k, attention.to_v)]
-        with weights.placed_in(base.unet, f"{layer}."), hooked(*handles):
+            for layer in cross_attention(base, [transformer]).values():
+                handles += [p.register_forward_hook(self._detach_start) for p in (layer.to_k, layer.to_v)]
+        with weights.placed_in(base.unet, f"{transformer}."), hooked(*handles):
             yield
 
     def _detach_start(self, module: nn.Module, args: tuple[Tensor], projected: Tensor) -> None:
@@ -162,12 +163,9 @@ class CustomDiffusion(OneEmbedding):
         return method
 
 
-def cross_attention(base: BaseModel) -> dict[str, Any]:
-    """Path in the U-Net -> cross-attention layer (diffusers' Attention), in the order they run."""
-    return {
-        f"{path}.transformer_blocks.0.attn2": block.transformer_blocks[0].attn2
-        for path, block in base.transformers.items()
-    }
+def cross_attention(base: BaseModel, transformers: Iterable[str] | None = None) -> dict[str, Any]:
+    """Path in the U-Net -> cross-attention layer (diffusers' Attention), in some transformers or all."""
+    return {f"{block.path}.attn2": block.module.attn2 for block in base.blocks_of(transformers)}
 
 
 def initial_embedding(base: BaseModel, wanted: str | None) -> Tensor:

@@ -41,8 +41,8 @@ class DreamBooth(Method):
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
         self.unet = TunedWeights(base.unet, parameter_names(base.unet), base.unrounded)
-        encoder_names = parameter_names(base.text_encoder) if config.train_text_encoder else []
-        self.text_encoder = TunedWeights(base.text_encoder, encoder_names)
+        (encoder,) = base.text_encoders.values()
+        self.text_encoder = TunedWeights(encoder, parameter_names(encoder) if config.train_text_encoder else [])
 
     def stages(self) -> list[Stage]:
         c = self.config
@@ -55,7 +55,7 @@ class DreamBooth(Method):
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         stack = ExitStack()
         stack.enter_context(self.unet.placed_in(base.unet))
-        stack.enter_context(self.text_encoder.placed_in(base.text_encoder))
+        stack.enter_context(self.text_encoder.placed_in(*base.text_encoders.values()))
         return stack
 
     def export(self, base: BaseModel, folder: Path) -> str:
@@ -64,7 +64,8 @@ class DreamBooth(Method):
         tuned.save_pretrained(folder / "unet")
         how = 'unet=UNet2DConditionModel.from_pretrained("unet")'
         if self.config.train_text_encoder:
-            encoder = CLIPTextModel(base.text_encoder.config)
+            (own,) = base.text_encoders.values()
+            encoder = CLIPTextModel(own.config)
             encoder.load_state_dict(self.text_encoder.as_state_dict())
             encoder.save_pretrained(folder / "text_encoder")
             how += ', text_encoder=CLIPTextModel.from_pretrained("text_encoder")'
@@ -75,8 +76,9 @@ class DreamBooth(Method):
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> DreamBooth:
         """A U-Net's folder, or a pipeline's; a text encoder beside it that is not the base model's counts as tuned."""
         unet, encoder = (path / "unet" if (path / "unet").is_dir() else path), path / "text_encoder"
-        found = read_network(base.text_encoder, encoder) if encoder.is_dir() else {}
-        own = base.text_encoder.state_dict()
+        (network,) = base.text_encoders.values()
+        found = read_network(network, encoder) if encoder.is_dir() else {}
+        own = network.state_dict()
         tuned = any(name not in own or not torch.equal(tensor, own[name].cpu()) for name, tensor in found.items())
         method = cls(dataclasses.replace(config, train_text_encoder=tuned), base, concept)
         fill(method.unet.items(), read_network(base.unet, unet), unet)

@@ -97,5 +97,5 @@ class DirectionalTextualInversion(EmbeddingAlone):
 
 def mean_norm(base: BaseModel) -> Tensor:
     """(): of the vocabulary's input embeddings; rows of zeros are no words."""
-    norms = base.text_encoder.get_input_embeddings().weight.detach().float().norm(dim=-1)
+    norms = base.text_encoders.vocabulary.float().norm(dim=-1)
     return norms.sum() / norms.count_nonzero()

@@ -75,12 +75,13 @@ class LoRADreamBooth(Method):
 
     def export(self, base: BaseModel, folder: Path) -> str:
         tensors = {}
-        for part, network, changes in (
-            ("unet", base.unet, self.changes),
-            ("text_encoder", base.text_encoder, self.encoder_changes),
+        encoder = encoder_layers(base, self.config.targets)
+        for part, layers, changes in (
+            ("unet", unet_layers(base, self.config.targets), self.changes),
+            ("text_encoder", encoder, self.encoder_changes),
         ):
             for path, change in changes.by_path():
-                axes = (1,) * (network.get_parameter(f"{path}.weight").ndim - 2)  # 1 x 1, of a convolution
+                axes = (1,) * (layers[path].weight.ndim - 2)  # 1 x 1, of a convolution
                 tensors[f"{part}.{path}.lora_A.weight"] = change.A.reshape(*change.A.shape, *axes)
                 tensors[f"{part}.{path}.lora_B.weight"] = change.B.reshape(*change.B.shape, *axes)
         save_tensors(folder / LORA, tensors)
@@ -119,16 +120,14 @@ def unet_layers(
     base: BaseModel, targets: Iterable[Target], transformers: Iterable[str] | None = None
 ) -> dict[str, nn.Linear | nn.Conv2d]:
     """Path in the U-Net -> layer, of those that the targets name, in some of its transformers or all."""
-    found: dict[str, Any] = {}
-    transformers = base.layers if transformers is None else list(transformers)
-    if "attention" in targets:
-        found |= attention_projections(base, transformers)
-    inside = (
-        ["transformer_blocks.0.ff.net.0.proj", "transformer_blocks.0.ff.net.2"] if "feed_forward" in targets else []
-    )
-    inside += ["proj_in", "proj_out"] if "projections" in targets else []
-    for path in transformers:
-        found |= {f"{path}.{name}": base.transformers[path].get_submodule(name) for name in inside}
+    paths = list(base.transformers if transformers is None else transformers)
+    found: dict[str, Any] = dict(attention_projections(base, paths)) if "attention" in targets else {}
+    in_block = ("ff.net.0.proj", "ff.net.2") if "feed_forward" in targets else ()
+    around = ("proj_in", "proj_out") if "projections" in targets else ()
+    for path in paths:
+        for block in base.blocks_of([path]):
+            found |= {f"{block.path}.{name}": block.module.get_submodule(name) for name in in_block}
+        found |= {f"{path}.{name}": base.transformers[path].get_submodule(name) for name in around}
     return found
 
 
@@ -136,7 +135,12 @@ def encoder_layers(base: BaseModel, targets: Iterable[Target]) -> dict[str, nn.L
     """Path in the text encoder -> layer: the projections of its attention and its feed-forward layers, if named."""
     if "text_encoder" not in targets:
         return {}
-    return {path: layer for path, layer in base.text_encoder.named_modules() if isinstance(layer, nn.Linear)}
+    return {
+        path: layer
+        for encoder in base.text_encoders.values()
+        for path, layer in encoder.named_modules()
+        if isinstance(layer, nn.Linear)
+    }
 
 
 def _changes(layers: dict[str, Any], rank: int) -> LayerModules[LowRank]:

@@ -206,7 +206,9 @@ class PEFTAdapter(Method):
             self.config.check(self.sampling)  # an imported artifact may have other targets than params.yaml
         modules = self.adapter.modules
         layers = {path: base.unet.get_submodule(path) for path in modules}
-        inside = {path: transformer for transformer in base.layers for path in layers if _lies_in(path, transformer)}
+        inside = {
+            path: transformer for transformer in base.transformers for path in layers if _lies_in(path, transformer)
+        }
 
         def within(transformer: str | None) -> Any:
             return computing(
@@ -321,7 +323,7 @@ def targeted(base: BaseModel, about: Any) -> dict[str, Any]:
     if idle or not found:
         raise InputError(
             f"config.target_modules = {shown(idle or about.target_modules)} names no layer of this U-Net; its layers "
-            f"are called as the ends of paths such as {next(iter(base.layers))}.transformer_blocks.0.attn2.to_k"
+            f"are called as the ends of paths such as {base.blocks_of()[0].path}.attn2.to_k"
         )
     others = [f"{path}, a {type(module).__name__}" for path, module in found.items() if not _can_be_adapted(module)]
     if others:

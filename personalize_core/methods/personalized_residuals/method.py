@@ -38,6 +38,7 @@ from personalize_core.methods.shared.lora_files import LORA, check_held, read_lo
 from personalize_core.methods.shared.merged_weights import merged
 
 Target = Literal["proj_out", "proj_in", "to_k", "to_v"]
+AROUND = ("proj_out", "proj_in")  # of each transformer; the others are of each cross-attention layer
 
 
 class Residual(nn.Module):
@@ -69,7 +70,7 @@ class PersonalizedResiduals(Method):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        shapes = {path: layer.weight.shape[:2] for path, layer in self._projections(base, base.layers).items()}
+        shapes = {path: layer.weight.shape[:2] for path, layer in self._projections(base).items()}
         self.residuals = LayerModules(
             {
                 path: Residual(inputs, outputs, max(1, round(config.rank_fraction * outputs)), config.initial)
@@ -104,37 +105,40 @@ class PersonalizedResiduals(Method):
         if not apart(self):
             return merged(base, {path: residual.merged for path, residual in self.residuals.by_path()})
         if self.config.targets == ("proj_out",):
-            return hooked(*(handle for layer in base.transformers for handle in self._hooks(base, layer)))
-        return attached(base, self, lambda layer: hooked(*self._hooks(base, layer)))
+            return hooked(*(handle for path in base.transformers for handle in self._hooks(base, path)))
+        return attached(base, self, lambda transformer: hooked(*self._hooks(base, transformer)))
 
-    def _hooks(self, base: BaseModel, layer: str) -> list[RemovableHandle]:
-        projections = self._projections(base, [layer])
-        return self.residuals.hooks(projections, lambda residual: self._adding(residual, layer, base))
+    def _hooks(self, base: BaseModel, transformer: str) -> list[RemovableHandle]:
+        projections = self._projections(base, [transformer])
+        return self.residuals.hooks(projections, lambda residual: self._adding(residual, transformer, base))
 
-    def _projections(self, base: BaseModel, layers: Iterable[str]) -> dict[str, Any]:
-        """Path in the U-Net -> nn.Linear or 1x1 nn.Conv2d."""
+    def _projections(self, base: BaseModel, transformers: Iterable[str] | None = None) -> dict[str, Any]:
+        """Path in the U-Net -> nn.Linear or 1x1 nn.Conv2d, in some transformers or all."""
         found = {}
-        for layer in layers:
+        for path in base.transformers if transformers is None else transformers:
             for target in self.config.targets:
-                inside = target if target.startswith("proj") else f"transformer_blocks.0.attn2.{target}"
-                found[f"{layer}.{inside}"] = base.transformers[layer].get_submodule(inside)
+                if target in AROUND:
+                    found[f"{path}.{target}"] = base.transformers[path].get_submodule(target)
+                    continue
+                for block in base.blocks_of([path]):
+                    found[f"{block.path}.attn2.{target}"] = block.module.attn2.get_submodule(target)
         return found
 
-    def _adding(self, residual: nn.Module, layer: str, base: BaseModel) -> Callable:
+    def _adding(self, residual: nn.Module, transformer: str, base: BaseModel) -> Callable:
         at_the_end = self.config.targets == ("proj_out",)  # by then the transformer has looked at the words
 
         def hook(module: nn.Module, args: tuple[Tensor], original: Tensor) -> Tensor:
             changed = original + residual(args[0])
             if self.training or not self.sampling.lag or not at_the_end:
                 return changed
-            inside = region(base.call, layer, self.place, self.sampling.lag_unconditional)
+            inside = region(base.call, transformer, self.place, self.sampling.lag_unconditional)
             return localized(inside, original, changed)
 
         return hook
 
     def export(self, base: BaseModel, folder: Path) -> str:
         tensors = {}
-        for path, projection in self._projections(base, base.layers).items():
+        for path, projection in self._projections(base).items():
             residual = self.residuals.of(path)
             for name, factor in (("lora_A", residual.B), ("lora_B", residual.A)):  # PEFT computes B(A x)
                 axes = factor.shape + (1, 1) * isinstance(projection, nn.Conv2d)

@@ -41,22 +41,22 @@ def attached(base: BaseModel, method: Method, inside: Callable[[str], AbstractCo
     """
     confined = not method.training and method.sampling.lag
     with ExitStack() as stack:
-        for layer, transformer in base.transformers.items():
+        for path, transformer in base.transformers.items():
             if confined:
-                hook = _choosing(base, method, layer, inside)
+                hook = _choosing(base, method, path, inside)
                 stack.enter_context(hooked(transformer.register_forward_hook(hook, with_kwargs=True)))
             else:
-                stack.enter_context(inside(layer))
+                stack.enter_context(inside(path))
         yield
 
 
 def _choosing(
-    base: BaseModel, method: Method, layer: str, inside: Callable[[str], AbstractContextManager[Any]]
+    base: BaseModel, method: Method, path: str, inside: Callable[[str], AbstractContextManager[Any]]
 ) -> Callable:
     def choose(transformer: nn.Module, args: tuple, kwargs: dict[str, Any], output: tuple[Tensor]) -> tuple[Tensor]:
-        here = region(base.call, layer, method.place, method.sampling.lag_unconditional)
+        here = region(base.call, path, method.place, method.sampling.lag_unconditional)
         unseen = replace(base.call, maps=AttentionMaps())  # the maps of this call stay those of the run without
-        with inside(layer):
+        with inside(path):
             (changed,) = transformer.forward(*args, **kwargs | {"cross_attention_kwargs": {"call": unseen}})
         return (localized(here, output[0], changed),)
 
@@ -64,14 +64,16 @@ def _choosing(
 
 
 @torch.no_grad()
-def region(call: Call, layer: str, place: int, unconditional: Unconditional) -> Tensor:
+def region(call: Call, transformer: str, place: int, unconditional: Unconditional) -> Tensor:
     """M of eq. 3, (B, h*w) bool: where the change of one concept acts.
 
     Args:
-        call: the pass that is running; the layer's cross-attention has run in it.
+        call: the pass that is running; the transformer's cross-attention has run in it.
+        transformer: its path. Where it has several cross-attention layers, their mean says where the concept is looked
+            at, which is ours: the paper's transformers have one.
         place: which of the context's concepts; 0 where there is only one.
     """
-    own = belongs([call.maps.on(layer, words) for words in call.context.concepts], place)
+    own = belongs([call.maps.on_within(transformer, words) for words in call.context.concepts], place)
     match unconditional:
         case "reuse":
             return own[call.context.partner]

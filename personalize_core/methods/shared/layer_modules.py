@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -64,10 +64,9 @@ def computing(forwards: Mapping[nn.Module, Callable]) -> Iterator[None]:
 def attention_projections(base: BaseModel, transformers: Iterable[str] | None = None) -> dict[str, nn.Linear]:
     """Path in the U-Net -> layer: queries, keys, values and outputs of both attentions, in some transformers or all."""
     found = {}
-    for path in base.layers if transformers is None else transformers:
-        block = base.transformers[path]
+    for block in base.blocks_of(transformers):
         for kind in ("attn1", "attn2"):
-            attention: Any = block.transformer_blocks[0].get_submodule(kind)
+            attention = block.module.get_submodule(kind)
             for name in ("to_q", "to_k", "to_v", "to_out.0"):
-                found[f"{path}.transformer_blocks.0.{kind}.{name}"] = attention.get_submodule(name)
+                found[f"{block.path}.{kind}.{name}"] = attention.get_submodule(name)
     return found

@@ -117,7 +117,7 @@ def _read_file(file: Path, base: BaseModel, only: str | None) -> dict[str, Chang
             raise InputError(f"{file} is not a plain LoRA: it has the factors of {kind}; train a plain one instead")
     if of_sdxl := next((name for name in tensors if name.startswith(_OF_SDXL)), None):
         raise InputError(f"{file} was trained for Stable Diffusion XL, as {shown(of_sdxl)} shows; take one for 1 or 2")
-    layers = {UNET: _layers_of(base.unet), TEXT_ENCODER: _layers_of(base.text_encoder)}
+    layers = {UNET: _layers_of(base.unet), **{part: _layers_of(each) for part, each in base.text_encoders.items()}}
     alphas, sides = {}, {"down": {}, "up": {}}
     for name, tensor in tensors.items():
         if name.endswith(".alpha"):

@@ -67,9 +67,7 @@ class ViCo(OneEmbedding):
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
         self.layers = layers_with_images(base.layers)
         layers = self.layers if config.image_attention else ()
-        self.blocks = LayerModules(
-            {layer: image_block(base.transformers[layer].transformer_blocks[0]) for layer in layers}
-        )
+        self.blocks = LayerModules({layer: image_block(base.blocks[layer].module) for layer in layers})
         self.register_buffer("references", torch.zeros(1, *base.latent_shape))
         self.register_load_state_dict_pre_hook(_make_room_for_references)
         self._sampled: Tensor | None = None  # (B, 4, h, w): the references of the batch in training
@@ -128,7 +126,7 @@ class ViCo(OneEmbedding):
             )
         handles = list(self._doubling(base, regularized))
         for layer in self.layers if self.config.image_attention else ():
-            text_block = base.transformers[layer].transformer_blocks[0]
+            text_block = base.blocks[layer].module
             handles.append(text_block.register_forward_hook(self._attending(layer), with_kwargs=True))
         return hooked(*handles)
 
