@@ -24,9 +24,11 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.external.layouts import LAYOUTS
 from personalize_core.files.typed_yaml import keys_of
 from personalize_core.methods import RECIPES, method_class
+from personalize_core.methods.interface import Method
 from personalize_core.methods.recipe import Recipe
 from personalize_core.methods.shared.options import LAG
 from personalize_core.metrics.encoder_names import PUBLISHED, PUBLISHED_OF
+from personalize_core.sampling.interpolation import learns_a_word_alone
 
 ROOT = Path(__file__).parent.parent
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "methods.md"
@@ -53,14 +55,17 @@ def in_readme(text: str) -> str:
     return _table(["method", "what it learns", "source", "paper"], rows)
 
 
+def made(method: str) -> Method:
+    """By its published recipe, for the miniature."""
+    kind: Any = method_class(method)
+    return kind(kind.Config(), load_base_model("mini", device="cpu"), Concept("v", "<v>", "dog"))
+
+
 def overview(text: str) -> str:
     """The counts are those of each method's section, which tests/test_docs.py checks at true shapes."""
-    base, concept = load_base_model("mini", device="cpu"), Concept("v", "<v>", "dog")
     rows = []
     for name, recipe in RECIPES.items():
-        kind: Any = method_class(name)
-        config = recipe()
-        stages = kind(config, base, concept).stages()
+        config, stages = recipe(), made(name).stages()
         section = text.partition(f"`{name}`, [{name}](")[2]
         (count,) = re.findall(r"^Parameters: (\S+) at SD 1\.4", section, flags=re.M)[:1]
         rates = dict.fromkeys(group["lr"] for stage in stages for group in stage.param_groups)
@@ -101,6 +106,11 @@ def strategies(text: str) -> str:
             "several concepts in one image",
             _names(config for config in confinable if not config.text_embeddings),
             "`personalize compose`",
+        ],
+        [
+            "words between two concepts",
+            _names(recipe() for name, recipe in RECIPES.items() if learns_a_word_alone(made(name))),
+            "`personalize interpolate`",
         ],
     ]
     for config in published.values():

@@ -61,6 +61,36 @@ def compose(
     print_paths("Images", report.images.items())
 
 
+@app.command()
+def interpolate(
+    context: typer.Context,
+    first: Annotated[str, typer.Argument(help="A concept: NAME, or NAME:METHOD for one that another method learned.")],
+    second: Annotated[str, typer.Argument(help="Another concept.")],
+    prompt: Annotated[
+        list[str], typer.Option(help="A prompt with the first placeholder: 'a photo of <dog7>'. May be repeated.")
+    ],
+    method: Method = "dti",
+    points: Annotated[int, typer.Option(min=3, help="How many words, the two learned ones among them.")] = 7,
+    images: Images = 2,
+) -> None:
+    """Sample words on the way from one concept's word to another's.
+
+    For methods that learn one word and nothing else. Each way starts from one noise.
+    """
+    from personalize_core import steps
+
+    with progress() as listener:
+        cells = _cell(first, method), _cell(second, method)
+        report = steps.sample_between(context.obj, cells, prompt, points, images, listener)
+    names = [name for name, _ in cells]
+    shares = list(dict.fromkeys(key.rpartition(".")[0] for key in report.metrics))
+    print_table(
+        ("Identity (DINO) at this share of the way", *(f"with {name}" for name in names)),
+        [(share, *(f"{report.metrics[f'{share}.{name}']:.3f}" for name in names)) for share in shares],
+    )
+    print_paths("Images", report.images.items())
+
+
 @app.command("heat-maps")
 def heat_maps(
     context: typer.Context,

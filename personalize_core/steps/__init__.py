@@ -38,7 +38,7 @@ from personalize_core.steps.latents import encode_images
 from personalize_core.steps.planning import Cell, earlier_version_notice, is_prepared, plan
 from personalize_core.steps.repeating import check_repeatable
 from personalize_core.steps.reporting import report
-from personalize_core.steps.requested_images import heat_maps, sample_prompts, sample_several_concepts
+from personalize_core.steps.requested_images import heat_maps, sample_between, sample_prompts, sample_several_concepts
 from personalize_core.steps.sampling import sample_grid
 from personalize_core.steps.score_lineage import Rows
 from personalize_core.steps.scores import score, score_references
@@ -71,6 +71,7 @@ __all__ = [
     "earlier_version_notice",
     "concepts_wanted",
     "sample_grid",
+    "sample_between",
     "sample_prompts",
     "sample_several_concepts",
     "encode_images",

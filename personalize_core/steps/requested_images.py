@@ -1,11 +1,11 @@
-"""Images that somebody asks for: prompts of their own, heat maps, several concepts together."""
+"""Images that somebody asks for: prompts of their own, heat maps, several concepts together, a way between two."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, listed
@@ -22,6 +22,8 @@ from personalize_core.workspace.recipes import device_of, load_base, split_of
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from personalize_core.analyses.heat_maps import HeatMaps
     from personalize_core.base_model.model import BaseModel
     from personalize_core.methods.interface import Method
@@ -171,9 +173,7 @@ def sample_several_concepts(
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
         **compiled_by(store),
-        "encoder": weights_of(params.encoders.identity[0]),
-        "concept_images": [concept_files.content(store.concept_folder(concept)) for concept, _ in cells],
-        **({"held_out": [list(split_of(store, name).held_out) for name, _ in cells]} if params.held_out else {}),
+        **_compared_with(store, [concept for concept, _ in cells]),
         "sources": sources_hash([*SAMPLING, *ENCODERS, "sampling/several_concepts", "metrics/several_concepts"]),
     }
     stamp = stamp_of(request)
@@ -196,6 +196,119 @@ def sample_several_concepts(
     return Report(stamp, False, time.monotonic() - started, folder, metrics, named)
 
 
+def sample_between(
+    store: Store,
+    cells: tuple[tuple[str, str], tuple[str, str]],
+    prompts: Sequence[str],
+    points: int,
+    images: int,
+    listener: Listener = unheard,
+) -> Report:
+    """Images on the way from one concept's word to another's, each way from one noise; see sampling/interpolation.py.
+
+    Beside the images of each point strips.png has a row for each way, and samples.json the prompts.
+
+    Args:
+        cells: (concept, method) of both artifacts.
+        prompts: of the user's own, with the first concept's placeholder.
+        points: how many words, evenly spread, the two learned ones among them.
+        images: ways of each prompt.
+
+    Returns:
+        A report whose numbers are, under "SHARE.CONCEPT", the mean identity of the images at each share of the way
+        with each concept.
+
+    Raises:
+        InputError: a prompt does not mention the first concept, both are one, there are fewer than three points, there
+            is no such artifact, or it has learned more than a word.
+    """
+    from personalize_core.artifacts.saving import restore
+    from personalize_core.report.figures.image_grids import contact_sheet
+    from personalize_core.sampling.interpolation import Between
+
+    started, params, names = time.monotonic(), store.params, [concept for concept, _ in cells]
+    for _, method in cells:
+        check_method(method)
+    if len(set(names)) < 2:
+        raise InputError(f"{names[0]!r} is named twice; a way leads from one concept to another")
+    if points < 3:
+        raise InputError(f"{points} points are no way; it takes three at least, the two learned words among them")
+    templates = [store.concept(names[0]).template(prompt) for prompt in prompts]
+    request = {
+        "artifacts": [artifact_stamp(store, concept, method) for concept, method in cells],
+        "prompts": list(prompts),
+        "points": points,
+        "images": images,
+        "sampling": params.sampling.how(),
+        "seed": store.sampling_seed,
+        **compiled_by(store),
+        **_compared_with(store, names),
+        "sources": sources_hash([*SAMPLING, *ENCODERS, "sampling/interpolation"]),
+    }
+    stamp = stamp_of(request)
+    folder = store.samples("between", "+".join(names), stamp)
+    shares = [f"{point / (points - 1):.3f}" for point in range(points)]
+    places = [(prompt, image) for prompt in range(len(prompts)) for image in range(images)]
+    shown = {"strips": folder / "strips.png"}
+    if is_up_to_date(folder, stamp):
+        metrics = read_json(folder / "samples.json")["identity"]
+        return Report(stamp, True, time.monotonic() - started, folder, metrics, shown)
+    with making(store, folder, stamp) as new, store.device():
+        base = load_base(store)
+        first, second = (restore(store.artifact(method, concept), base, method) for concept, method in cells)
+        said = [first.say(templates[prompt]) for prompt, _ in places]
+        paths = {share: [new / image_name(share, prompt, image) for prompt, image in places] for share in shares}
+        for point, share in enumerate(shares):
+            word = Between(first, second, point / (points - 1))
+            what = f"sampling {share} of the way from {names[0]} to {names[1]}"
+            sample_images(params.sampling, store.sampling_seed, base, word, said, places, paths[share], what, listener)
+        ways = [paths[share][place] for place in range(len(places)) for share in shares]
+        labels = [f"{names[0]} {share} {names[1]}" for _ in places for share in shares]
+        contact_sheet(ways, new / "strips.png", labels, columns=points)
+        metrics = _identity_of_points(store, names, paths)
+        about = {"cells": [list(cell) for cell in cells], "said": said, "identity": metrics, **request}
+        write_json(new / "samples.json", about)
+    return Report(stamp, False, time.monotonic() - started, folder, metrics, shown)
+
+
+def _identity_of_points(store: Store, concepts: Sequence[str], paths: Mapping[str, Sequence[Path]]) -> dict[str, float]:
+    """Means over the images of each share, under "SHARE.CONCEPT"."""
+    from personalize_core.concepts.image_files import load_image
+    from personalize_core.metrics.encoders import load_identity_encoder
+    from personalize_core.metrics.similarity import image_alignment_per_image
+
+    encoder = load_identity_encoder(store.params.encoders.identity[0], device_of(store))
+    references = [encoder.images(shown) for shown in _references(store, concepts)]
+    features = {share: encoder.images([load_image(path) for path in made]) for share, made in paths.items()}
+    return {
+        f"{share}.{name}": float(image_alignment_per_image(own, known).mean())
+        for share, own in features.items()
+        for name, known in zip(concepts, references, strict=True)
+    }
+
+
+def _compared_with(store: Store, concepts: Sequence[str]) -> dict[str, Any]:
+    """What identities with these concepts depend on."""
+    return {
+        "encoder": weights_of(store.params.encoders.identity[0]),
+        "concept_images": [concept_files.content(store.concept_folder(name)) for name in concepts],
+        **({"held_out": [list(split_of(store, name).held_out) for name in concepts]} if store.params.held_out else {}),
+    }
+
+
+def _references(store: Store, concepts: Sequence[str]) -> list[list[Image.Image]]:
+    """Of each concept the images that are held out, where it has some, else all of them."""
+    from personalize_core.concepts.image_files import load_image
+
+    return [
+        [
+            load_image(path)
+            for path in concept_files.concept_images(store.concept_folder(name), split_of(store, name).held_out or None)
+        ]
+        for name in concepts
+    ]
+
+
 def _identity_of_parts(
     store: Store, concepts: Sequence[str], paths: Sequence[Path], prompts: Sequence[str]
 ) -> dict[str, float]:
@@ -208,13 +321,7 @@ def _identity_of_parts(
     from personalize_core.metrics.several_concepts import identity_of_parts
 
     encoder = load_identity_encoder(store.params.encoders.identity[0], device_of(store))
-    references = [
-        [
-            load_image(path)
-            for path in concept_files.concept_images(store.concept_folder(name), split_of(store, name).held_out or None)
-        ]
-        for name in concepts
-    ]
+    references = _references(store, concepts)
     found: dict[str, list[float]] = {f"{part}.{name}": [] for part in concepts for name in concepts}
     alike = identity_of_parts([load_image(path) for path in paths], references, encoder).tolist()
     for columns, prompt in zip(alike, prompts, strict=True):

@@ -288,7 +288,8 @@ class ResultLineage:
         """The command that asks for these images; "" where nothing says what was asked for."""
         if "cells" in asked:
             cells = " ".join(f"{name}:{by}" for name, by in asked["cells"])
-            return f"compose {cells} {_prompts(asked['prompts'])} --images {asked['images']}"
+            wanted = f"{cells} {_prompts(asked['prompts'])} --images {asked['images']}"
+            return f"interpolate {wanted} --points {asked['points']}" if "points" in asked else f"compose {wanted}"
         placeholder = f"<{concept}>"
         with suppress(InputError):  # the concept is gone: then by the placeholder that it had unless somebody chose one
             placeholder = self.store.concept(concept).placeholder

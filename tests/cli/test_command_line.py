@@ -302,6 +302,21 @@ def test_concepts_in_one_image_may_be_learned_by_methods_of_their_own(workspace,
     ]
 
 
+def test_a_way_between_two_concepts_is_asked_for_with_their_methods(workspace, personalize, monkeypatch):
+    asked = []
+
+    def sample_between(store, cells, prompts, points, images, listener):
+        asked.append((cells, points, images))
+        metrics = {f"{share}.{name}": 0.25 for share in ("0.5", "1.0") for name in ("rex", "cup")}
+        return steps.Report("stamp", False, 1.0, workspace, metrics)
+
+    monkeypatch.setattr(steps, "sample_between", sample_between)
+    way = ["rex", "cup:textual_inversion", "--prompt", "a <rex>", "--points", "5"]
+    status, printed, _ = personalize("interpolate", *way)
+    assert status == 0 and "with cup" in printed and printed.count("0.250") == 4
+    assert asked == [((("rex", "dti"), ("cup", "textual_inversion")), 5, 2)]
+
+
 def test_one_broken_concept_stops_no_other(workspace, personalize):
     folder = workspace / "data" / "concepts" / "broken"
     folder.mkdir()

@@ -401,6 +401,33 @@ def test_the_parts_of_a_image_are_called_by_the_order_of_its_prompt(store: Store
     assert metrics == {"rex.rex": (1 + 7) / 2, "rex.cup": (2 + 8) / 2, "cup.rex": (3 + 5) / 2, "cup.cup": (4 + 6) / 2}
 
 
+def test_a_way_between_two_concepts_begins_and_ends_with_their_own_images(store: Store):
+    cells = ("rex", "textual_inversion"), ("cup", "textual_inversion")
+    report = steps.sample_between(store, cells, ["a photo of a <rex>"], points=3, images=2)
+    shares = ("0.000", "0.500", "1.000")
+    made = {share: [(report.path / share / f"00_0{image}.png").read_bytes() for image in (0, 1)] for share in shares}
+    for share, name in (("0.000", "rex"), ("1.000", "cup")):
+        alone = steps.sample_prompts(store, name, "textual_inversion", [f"a photo of a <{name}>"], images=2)
+        assert made[share] == [path.read_bytes() for path in alone.images.values()]
+    assert len({content for each in made.values() for content in each}) == 6
+    assert set(report.metrics) == {f"{share}.{name}" for share in shares for name in ("rex", "cup")}
+    assert load_image(report.images["strips"]).width > 3 * 100  # a row of three cells
+    again = steps.sample_between(store, cells, ["a photo of a <rex>"], points=3, images=2)
+    assert again.skipped and again.metrics == report.metrics
+
+
+def test_what_is_no_way_between_two_words_is_refused(store: Store):
+    first, second = ("rex", "textual_inversion"), ("cup", "textual_inversion")
+    for cells, points, prompt, said in (
+        ((first, first), 3, "<rex>", "'rex' is named twice"),
+        ((first, second), 2, "<rex>", "2 points are no way"),
+        ((first, second), 3, "<cup>", "does not mention the concept 'rex'"),
+        ((first, ("cup", "dreambooth")), 3, "<rex>", "DreamBooth has not learned one word for 'cup' and nothing else"),
+    ):
+        with pytest.raises(InputError, match=said):
+            steps.sample_between(store, cells, [prompt], points, images=1)
+
+
 def test_heat_maps_are_of_the_image_that_the_same_noise_samples_and_each_variant_has_a_row(store: Store):
     method, prompt = "personalized_residuals", "<rex> in the desert"
     report = steps.heat_maps(store, "rex", method, prompt)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from personalize_core import steps
 from personalize_core.cli.main import app
+from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import MANIFEST, read_json, write_json
 from personalize_core.files.stamps import sha256
@@ -284,6 +285,23 @@ def test_the_command_that_asked_for_images_asks_for_the_same_again(store, method
         command = shlex.split(link.again.partition(" && ")[2])[1:]
         done = CliRunner().invoke(app, ["--root", str(store.root), *command])
         assert done.exit_code == 0 and report.path.is_dir(), done.output
+
+
+def test_the_command_that_asked_for_a_way_between_two_concepts_asks_for_the_same_again(store):
+    tiny_workspace.paint_concept_images(store.root / "more" / "cup", count=2, seed=1)
+    concept_files.add_concept(store.concepts, store.root / "more" / "cup", "red mug")
+    values = tiny_workspace.params(Path(store.params.base_model).parents[1])
+    store = tiny_workspace.write_params(store.root, values)
+    steps.train(store, "cup", "textual_inversion")
+    steps.train(store, "rex", "textual_inversion")
+    cells = ("rex", "textual_inversion"), ("cup", "textual_inversion")
+    report = steps.sample_between(store, cells, ["a <rex>"], points=4, images=1)
+    link = steps.explain(store, report.path)
+    assert link.all_problems() == [] and [each.what for each in link.inputs] == ["artifact", "artifact"]
+    shutil.rmtree(report.path)
+    command = shlex.split(link.again.partition(" && ")[2])[1:]
+    done = CliRunner().invoke(app, ["--root", str(store.root), *command])
+    assert done.exit_code == 0 and report.path.is_dir(), done.output
 
 
 # Numbers
