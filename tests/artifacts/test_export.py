@@ -90,6 +90,28 @@ def test_residuals_on_other_projections_load_too_beside_their_embedding(base, co
     check_same(pipe, "a photo of <v> teddy bear on the beach", method, base)
 
 
+def test_a_preference_loads_as_a_lora_beside_its_word(base, concept, tmp_path):
+    method = trained("dco", base, concept, rank=4)  # moved at random, a larger change would magnify what is rounded
+    how = method.export(base, tmp_path)
+    assert 'pipe.load_lora_weights("pytorch_lora_weights.safetensors")' in how and "'<v>' in prompts" in how
+    pipe = fresh_pipeline(base)
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    pipe.load_textual_inversion(tmp_path / "learned_embeds.safetensors")
+    check_same(pipe, "a photo of <v> on the beach", method, base)
+
+
+def test_class_diffusion_loads_as_attention_processors_beside_its_word(base, concept, tmp_path):
+    method = trained("class_diffusion", base, concept)
+    how = method.export(base, tmp_path)
+    assert "pipe.unet.load_attn_procs(" in how and "'<v> teddy bear'" in how
+    pipe = fresh_pipeline(base)
+    pipe.unet.load_attn_procs(
+        tmp_path, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipe, use_safetensors=True
+    )
+    pipe.load_textual_inversion(tmp_path / "learned_embeds.safetensors")
+    check_same(pipe, "a photo of <v> teddy bear on the beach", method, base)
+
+
 def test_the_residuals_can_be_merged_there(base, concept, tmp_path):
     method = trained("personalized_residuals", base, concept)
     method.export(base, tmp_path)

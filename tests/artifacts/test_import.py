@@ -65,6 +65,8 @@ WITH_EMBEDDING = {
     "attn_dreambooth": {},
     "core": {},
     "dti": {},
+    "dco": {},
+    "class_diffusion": {},
     "personalized_residuals": {"train_embedding": True},
 }
 
@@ -298,6 +300,48 @@ def test_a_unet_of_another_shape_is_refused(concept, tmp_path):
 
 
 # -- attention processors, rotations --------------------------------------------------------------------------
+
+
+def test_class_diffusion_comes_back_through_diffusers(base, concept, tmp_path):
+    method = trained("class_diffusion", base, concept)
+    method.export(base, tmp_path)
+    pipe = fresh_pipeline(base)
+    pipe.unet.load_attn_procs(
+        tmp_path, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipe, use_safetensors=True
+    )
+    pipe.unet.save_attn_procs(tmp_path / "again", safe_serialization=True)
+    (tmp_path / "learned_embeds.safetensors").rename(tmp_path / "again" / "learned_embeds.safetensors")
+    check_same(method, imported("class_diffusion", base, tmp_path / "again"), base)
+
+
+def test_weights_of_the_whole_cross_attention_are_no_class_diffusion(concept, tmp_path):
+    base = tiny_base()
+    trained("custom_diffusion", base, concept, trained="attn2").export(base, tmp_path)
+    assert "does not fit" in refusal("class_diffusion", base, tmp_path)
+
+
+def test_a_preference_comes_back_through_diffusers_with_its_rank(base, concept, tmp_path):
+    method = trained("dco", base, concept, rank=3)
+    method.export(base, tmp_path)
+    pipe = fresh_pipeline(base)
+    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    kinds: Any = StableDiffusionPipeline
+    kinds.save_lora_weights(
+        tmp_path / "again", unet_lora_layers=get_peft_model_state_dict(pipe.unet, adapter_name="default_0")
+    )
+    (tmp_path / "learned_embeds.safetensors").rename(tmp_path / "again" / "learned_embeds.safetensors")
+    again = imported("dco", base, tmp_path / "again")
+    assert again.config.rank == 3
+    check_same(method, again, base)
+
+
+def test_a_preference_without_its_word_or_with_other_layers_is_refused(concept, tmp_path):
+    base = tiny_base()
+    trained("personalized_residuals", base, concept, train_embedding=True).export(base, tmp_path)
+    assert "this method changes the U-Net's attention projections alone" in refusal("dco", base, tmp_path)
+    trained("dco", base, concept).export(base, tmp_path / "dco")
+    (tmp_path / "dco" / "learned_embeds.safetensors").unlink()
+    assert "does not exist" in refusal("dco", base, tmp_path / "dco")
 
 
 @pytest.mark.parametrize("which", ["kv", "attn2"])

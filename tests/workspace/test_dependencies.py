@@ -49,7 +49,12 @@ def test_an_edited_source_is_a_new_version_of_what_depends_on_it_and_of_nothing_
 
 
 # What decides nothing of what is learned or sampled: other programs' files, and options, whose values the stamps name.
-OF_FILES_AND_OPTIONS = {"methods/shared/interchange", "methods/shared/lora_files", "methods/shared/options"}
+OF_FILES_AND_OPTIONS = {
+    "methods/shared/attention_processors",
+    "methods/shared/interchange",
+    "methods/shared/lora_files",
+    "methods/shared/options",
+}
 
 
 def imported_shared(path: Path) -> set[str]:

@@ -13,6 +13,7 @@ out: the launcher turns class images off, and the zoom needs words that are no p
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,9 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.class_diffusion.recipe import Config
 from personalize_core.methods.interface import Batch, Stage, Step, equal_shares
+from personalize_core.methods.shared.attention_processors import read_processors, save_processors
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
+from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, save_embedding
 from personalize_core.methods.shared.lag import attached
 from personalize_core.methods.shared.one_embedding import OneEmbedding
 from personalize_core.methods.shared.tuned_weights import TunedWeights
@@ -69,6 +72,19 @@ class ClassDiffusion(OneEmbedding):
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         return attached(base, self, lambda layer: self.weights.placed_in(base.unet, f"{layer}."))
+
+    def export(self, base: BaseModel, folder: Path) -> str:
+        how = save_processors(self.weights.items(), base, folder)
+        word = save_embedding(self.embedding.vector, self.concept, folder)
+        return f"{how}; {word}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
+
+    @classmethod
+    def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> ClassDiffusion:
+        """A folder with the attention processors' weights, keys and values alone, and an embedding's file."""
+        method = cls(config, base, concept)
+        fill(method.weights.items(), read_processors(path), path)
+        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
+        return method
 
 
 def _end_features(context: TextContext) -> Tensor:

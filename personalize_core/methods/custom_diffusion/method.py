@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,19 +20,12 @@ from torch import Generator, Tensor, nn
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents, Zoom, zooms
-from personalize_core.errors import InputError, shown
-from personalize_core.files.atomic import save_tensors
+from personalize_core.errors import InputError
 from personalize_core.methods.custom_diffusion.recipe import Config
 from personalize_core.methods.interface import Batch, Stage, equal_shares
+from personalize_core.methods.shared.attention_processors import read_processors, save_processors
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
-from personalize_core.methods.shared.interchange import (
-    elsewhere,
-    file_in,
-    fill,
-    read_embedding,
-    read_tensors,
-    save_embedding,
-)
+from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, save_embedding
 from personalize_core.methods.shared.lag import attached
 from personalize_core.methods.shared.one_embedding import OneEmbedding
 from personalize_core.methods.shared.tuned_weights import TunedWeights
@@ -44,8 +36,6 @@ SAYS = {
     "far": ("a far away ", "very small "),
     "near": ("zoomed in ", "close up "),
 }  # before the template
-PROCESSORS = "pytorch_custom_diffusion_weights.safetensors"
-_IN_PROCESSOR = re.compile(r"(?P<layer>.+\.attn2)\.processor\.(?P<projection>.+)_custom_diffusion\.(?P<rest>.+)")
 RARE = "ktn"  # the entry of the vocabulary that the first concept starts from, in both codes
 
 
@@ -131,31 +121,14 @@ class CustomDiffusion(OneEmbedding):
         return compressed
 
     def export(self, base: BaseModel, folder: Path) -> str:
-        # Diffusers' format asks for every attention layer; an empty tensor says that a layer is as it was.
-        attn1 = [name for name in base.unet.attn_processors if ".attn1." in name]
-        tensors = {name: torch.zeros(0) for name in attn1}
-        for name, weight in self._weights(base).items():
-            path, inside = name.split(".attn2.")
-            projection, rest = inside.split(".", 1)
-            tensors[f"{path}.attn2.processor.{projection}_custom_diffusion.{rest}"] = weight
-        save_tensors(folder / PROCESSORS, tensors)
-        how = save_embedding(self.embedding.vector, self.concept, folder)
-        return (
-            'pipe.unet.load_attn_procs(FOLDER, weight_name="pytorch_custom_diffusion_weights.safetensors", '
-            "_pipeline=pipe), where diffusers 0.42.1 without _pipeline reads the file and then does nothing; "
-            f"{how}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
-        )
+        how = save_processors(self._weights(base).items(), base, folder)
+        word = save_embedding(self.embedding.vector, self.concept, folder)
+        return f"{how}; {word}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
 
     @classmethod
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> CustomDiffusion:
         """A folder with the attention processors' weights, and an embedding's file."""
-        tensors = {}
-        file = file_in(path, PROCESSORS)
-        for name, tensor in read_tensors(file, exempt=[".attn1.processor"]).items():
-            if match := _IN_PROCESSOR.fullmatch(name):
-                tensors["{layer}.{projection}.{rest}".format(**match.groupdict())] = tensor.float()
-            elif tensor.numel():  # an empty tensor says that a layer is as it was
-                raise InputError(f"{file} holds {shown(name)}, which is no weight of Custom Diffusion; import another")
+        tensors = read_processors(path)
         whole = any(".to_q." in name for name in tensors)
         method = cls(dataclasses.replace(config, trained="attn2" if whole else "kv"), base, concept)
         fill(method.weights.items(), tensors, path)

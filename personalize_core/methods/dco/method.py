@@ -12,8 +12,10 @@ errors, the prompt, and that the factor of the noise level is one.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +25,14 @@ from torch import Generator, Tensor, nn
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
+from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.dco.recipe import Config
 from personalize_core.methods.interface import Batch, Stage, Step, equal_shares
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
+from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, save_embedding
 from personalize_core.methods.shared.lag import apart, attached
-from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections
+from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, stored
+from personalize_core.methods.shared.lora_files import LORA, check_held, read_lora, with_rank
 from personalize_core.methods.shared.low_rank import LowRank, adding
 from personalize_core.methods.shared.merged_weights import merged
 from personalize_core.methods.shared.one_embedding import OneEmbedding
@@ -96,6 +101,35 @@ class DirectConsistency(OneEmbedding):
             return add(layer, args, original) if self._acting else original
 
         return add_if_acting
+
+    def export(self, base: BaseModel, folder: Path) -> str:
+        tensors = {}
+        for path, change in self.changes.by_path():
+            tensors[f"unet.{path}.lora_A.weight"] = change.A
+            tensors[f"unet.{path}.lora_B.weight"] = change.B
+        save_tensors(folder / LORA, tensors)
+        word = save_embedding(self.embedding.vector, self.concept, folder)
+        return (
+            f'pipe.load_lora_weights("{LORA}"); {word}, and write {self.phrase!r} in prompts. (With plain guidance.) '
+            f"{elsewhere(self.concept)}"
+        )
+
+    @classmethod
+    def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> DirectConsistency:
+        """A LoRA of attention projections, whose largest rank all get, and an embedding's file, in one folder."""
+        found = read_lora(path, base)
+        check_held(
+            [*found.unet, *found.text_encoder], attention_projections(base), path, "the U-Net's attention projections"
+        )
+        rank = max(len(A) for A, _ in found.unet.values())
+        method = cls(dataclasses.replace(config, rank=rank), base, concept)
+        tensors = {name: torch.zeros_like(start) for name, start in method.changes.named_parameters()}
+        for layer, factors in found.unet.items():
+            A, B = with_rank(*factors, rank, path)
+            tensors |= {f"{stored(layer)}.A": A, f"{stored(layer)}.B": B}
+        fill(method.changes.named_parameters(), tensors, path)
+        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
+        return method
 
     @contextmanager
     def _at_rest(self) -> Iterator[None]:
