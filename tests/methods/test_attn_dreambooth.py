@@ -109,6 +109,34 @@ def test_prompts_say_placeholder_and_class_noun_in_every_stage(make, images):
     )
 
 
+def test_with_prior_preservation_as_many_images_of_the_class_come_on_top(make, images):
+    batch = make(prior_preservation=True, prior_weight=0.5).batch(images, 2, torch.Generator())
+    assert batch.prompts == ["a photo of a <v> dog"] * 2 + ["a photo of a dog"] * 2
+    assert batch.weight.flatten().tolist() == pytest.approx([1 / 2] * 2 + [0.5 / 2] * 2)
+    for row in batch.latents[2:]:  # within the deviations of one of their means
+        assert min((row - moments[0, 0]).abs().max() for moments in images.class_images) < 1
+
+
+@pytest.mark.parametrize("reg_batch", ["sum", "mean"])
+def test_images_of_the_class_have_no_part_in_the_penalty(reg_batch, make, base, images):
+    """It is that of the concept's rows alone, by a plain loop over their maps."""
+    method = make(prior_preservation=True, reg_batch=reg_batch)
+    with method.attach(base):
+        step = a_step(method, base, images, stage=1)
+    assert len(step.t) == 4
+    squares = torch.zeros(2)
+    for layer in step.maps:
+        maps = step.maps[layer].detach()
+        for row in range(2):
+            of_word, of_noun = (
+                maps[row, :, :, mask[row]].mean() for mask in (step.context.placeholder, step.context.class_noun)
+            )
+            squares[row] += 3.0 * (of_word - of_noun) ** 2 / len(step.maps)
+    expected = squares.sum() if reg_batch == "sum" else squares.mean()
+    penalty = method.attention_penalty(step, 3.0, 0.0)["attention_mean"]
+    torch.testing.assert_close(penalty.detach(), expected, rtol=1e-4, atol=0)
+
+
 def test_no_gradient_is_clipped(make, base, images):
     method = make(embedding_mean_weight=1e9)
     assert {stage.max_gradient_norm for stage in method.stages()} == {math.inf}

@@ -13,23 +13,27 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.attn_dreambooth.recipe import Config
-from personalize_core.methods.interface import Attach, Stage, Step
+from personalize_core.methods.interface import Attach, Batch, Stage, Step
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
 from personalize_core.methods.shared.embedding_and_unet import EmbeddingAndUNet
+from personalize_core.methods.shared.training_batches import with_prior
 from personalize_core.methods.shared.tuned_weights import KeptWeights, TunedWeights, parameter_names
+
+TEMPLATE = "a photo of a {}"
 
 
 class AttnDreamBooth(EmbeddingAndUNet):
     """The embedding, then the cross-attention, then the whole U-Net, each kept near how the class noun is attended.
 
-    A new optimizer for each stage. No prior preservation: the authors found that it hurts identity. No gradient is
-    clipped: the code's call names the U-Net, and only in the stage that does not train it.
+    A new optimizer for each stage. Prior preservation is off by default: the authors found that it hurts identity. No
+    gradient is clipped: the code's call names the U-Net, and only in the stage that does not train it.
     """
 
     Config = Config
@@ -93,7 +97,9 @@ class AttnDreamBooth(EmbeddingAndUNet):
         """
         if not (mean_weight or variance_weight):
             return {}
-        columns = torch.stack([_shares(step.context.placeholder), _shares(self._noun(step.context))], dim=-1)
+        placeholder, noun = step.context.placeholder, self._noun(step.context)
+        noun = noun & placeholder.any(dim=1, keepdim=True)  # of images of the class there is nothing to compare
+        columns = torch.stack([_shares(placeholder), _shares(noun)], dim=-1)
         mean, variance = step.maps.statistics(tuple(step.maps), columns, self.config.reg_pool)
         penalties = {}
         if mean_weight:
@@ -104,14 +110,20 @@ class AttnDreamBooth(EmbeddingAndUNet):
 
     def _distance(self, statistic: Tensor, share: float) -> Tensor:
         """statistic: (layers, B, 2), or (1, B, 2) if pooled, of placeholder and class noun. share: see Step."""
-        squares = (statistic[..., 0] - statistic[..., 1]).pow(2).mean(dim=0)  # (B,)
-        return squares.sum() if self.config.reg_batch == "sum" else share * squares.mean()
+        squares = (statistic[..., 0] - statistic[..., 1]).pow(2).mean(dim=0)  # (B,), 0 of images of the class
+        if self.config.reg_batch == "sum":
+            return squares.sum()
+        return share * squares.mean() * (2 if self.config.prior_preservation else 1)  # half of the rows are of these
 
     def _noun(self, context: TextContext) -> Tensor:
         """(B, L) bool: the tokens of the class noun that the regularizer looks at."""
         if self.config.class_token_rule == "first":
             return context.class_noun & (context.class_noun.cumsum(dim=1) == 1)
         return context.class_noun
+
+    def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
+        c = self.config
+        return with_prior(self, TEMPLATE, images, size, generator, c.prior_weight if c.prior_preservation else None)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         stage = "unet" if self.training else self.sampling.after_stage

@@ -14,7 +14,7 @@ from pydantic import Field
 from personalize_core.base_model.layers import Pool
 from personalize_core.errors import InputError
 from personalize_core.methods.recipe import NOTHING_INSIDE, Ablation, options
-from personalize_core.methods.shared.options import EmbeddingAndUNetRecipe, TokenRule
+from personalize_core.methods.shared.options import EmbeddingAndUNetRecipe, PriorPreservationRecipe, TokenRule
 
 Steps = Annotated[int, Field(ge=0)]
 BatchSize = Annotated[int, Field(gt=0)]
@@ -36,7 +36,7 @@ class Sampling:
 
 
 @options
-class Config(EmbeddingAndUNetRecipe):
+class Config(PriorPreservationRecipe, EmbeddingAndUNetRecipe):
     """The embedding, then the cross-attention, then the whole U-Net, each kept near how the class noun is attended.
 
     Defaults are the paper's, with which its script agrees, for Stable Diffusion 2.1-base. A stage of 0 steps is left
@@ -75,6 +75,10 @@ class Config(EmbeddingAndUNetRecipe):
     # with "first", as the authors' code does, of that one alone.
     class_token_rule: TokenRule = "last"
     rotate: bool = True  # concept images rotated and mirrored: in the code, not in the paper
+    # The authors leave it out, for identity; in the first stage, which trains no weights, it changes nothing.
+    prior_preservation: bool = False
+    prior_weight: Weight = 1.0  # lambda of DreamBooth's eq. 2
+    class_images: Annotated[int, Field(gt=0)] = 200
 
     ablations = {
         "without_stage_1": Ablation({"embedding_steps": 0}),
@@ -94,12 +98,14 @@ class Config(EmbeddingAndUNetRecipe):
         "pooled_regularizer": Ablation({"reg_pool": "all"}, "AttnDreamBooth with a pooled regularizer"),
         "regularizer_mean": Ablation({"reg_batch": "mean"}, "AttnDreamBooth with its regularizer's batch mean"),
         "without_rotation": Ablation({"rotate": False}),  # the paper's preprocessing, likewise
+        "prior_preservation": Ablation({"prior_preservation": True}, "AttnDreamBooth with prior preservation"),
         "fast": Ablation(  # the authors'; for their base model
             {"unet_steps": 200, "unet_batch_size": 4, "unet_lr": 1e-5}, "AttnDreamBooth fast"
         ),
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not any(self._trains(stage) for stage in STAGES):
             raise InputError(
                 "embedding_steps, attention_steps and unet_steps are all 0, so nothing would be learned; "
