@@ -81,7 +81,7 @@ class AttentionMaps:
         means = torch.stack([_map_not_kept(_mean, *self._query_key[layer]) for layer in layers])  # (layers, B, L)
         if pool == "layer":
             return means
-        sizes = self._sizes(layers, means.device)
+        sizes = self.sizes(layers, means.device)
         return (sizes * means).sum(dim=0, keepdim=True) / sizes.sum()
 
     def statistics(self, layers: Sequence[str], columns: Tensor, pool: Pool) -> tuple[Tensor, Tensor]:
@@ -98,15 +98,15 @@ class AttentionMaps:
         """
         parts = [_map_not_kept(_spread, *self._query_key[layer], columns) for layer in layers]
         means, squares = (torch.stack(part) for part in zip(*parts, strict=True))  # (layers, B, J)
-        sizes = self._sizes(layers, means.device)
+        sizes = self.sizes(layers, means.device)
         if pool == "all":  # squares around the common mean: within the layers, and between them
             mean = (sizes * means).sum(dim=0, keepdim=True) / sizes.sum()
             squares = (squares + sizes * (means - mean).pow(2)).sum(dim=0, keepdim=True)
             means, sizes = mean, sizes.sum(dim=0, keepdim=True)
         return means, squares / (sizes - 1).clamp(min=1)
 
-    def _sizes(self, layers: Sequence[str], device: torch.device) -> Tensor:
-        """(layers, 1, 1): heads times locations."""
+    def sizes(self, layers: Sequence[str], device: torch.device) -> Tensor:
+        """(layers, 1, 1): how many values a token's map has, heads times locations."""
         queries = [self._query_key[layer][0] for layer in layers]
         return torch.tensor([[[q.shape[1] * q.shape[2]]] for q in queries], device=device)
 

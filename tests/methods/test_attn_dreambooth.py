@@ -137,6 +137,29 @@ def test_images_of_the_class_have_no_part_in_the_penalty(reg_batch, make, base, 
     torch.testing.assert_close(penalty.detach(), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("reg_batch", ["sum", "mean"])
+@pytest.mark.parametrize("reg_pool", ["layer", "all"])
+def test_constrained_values_are_compared_one_by_one(reg_pool, reg_batch, base, bear, images):
+    """By a plain loop over all heads and locations, of a class noun of two tokens; it ignores the other statistics."""
+    method = AttnDreamBooth(short(constraint="values", reg_pool=reg_pool, reg_batch=reg_batch), base, bear)
+    with method.attach(base):
+        step = a_step(method, base, images, stage=1)
+    rows = []
+    for row in range(2):
+        differences = []
+        for layer in step.maps:
+            maps = step.maps[layer].detach()[row]  # (heads, h*w, L)
+            of_noun = maps[:, :, step.context.class_noun[row]]
+            assert of_noun.shape[-1] == 2
+            differences.append((maps[:, :, step.context.placeholder[row]][..., 0] - of_noun.mean(dim=-1)).flatten())
+        means = [values.pow(2).mean() for values in differences]
+        rows.append(torch.cat(differences).pow(2).mean() if reg_pool == "all" else sum(means) / len(means))
+    expected = 3.0 * (sum(rows) if reg_batch == "sum" else sum(rows) / 2)
+    penalty = method.attention_penalty(step, 3.0, 5.0)
+    assert list(penalty) == ["attention_values"] and method.attention_penalty(step, 0.0, 5.0) == {}
+    torch.testing.assert_close(penalty["attention_values"].detach(), torch.as_tensor(expected), rtol=1e-4, atol=0)
+
+
 def test_no_gradient_is_clipped(make, base, images):
     method = make(embedding_mean_weight=1e9)
     assert {stage.max_gradient_norm for stage in method.stages()} == {math.inf}
@@ -459,6 +482,11 @@ def test_concept_images_are_turned_and_mirrored_unless_the_paper_is_followed():
         ({"embedding_steps": 0, "attention_steps": 0, "unet_steps": 0}, "nothing would be learned"),
         ({**UNREGULARIZED, "reg_pool": "all"}, "shape the attention regularizer, which no stage has"),
         ({**UNREGULARIZED, "reg_batch": "mean"}, "shape the attention regularizer, which no stage has"),
+        ({"constraint": "values", "unet_variance_weight": 1.0}, "does nothing with constraint: values"),
+        (
+            {"constraint": "values"} | {f"{stage}_mean_weight": 0.0 for stage in ("embedding", "attention", "unet")},
+            "constraint = 'values' shape the attention regularizer, which no stage has",
+        ),
         (
             {"attention_steps": 0, "unet_steps": 0, "embedding_mean_weight": 0, "reg_pool": "all"},
             "shape the attention regularizer, which no stage has",

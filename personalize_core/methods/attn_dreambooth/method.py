@@ -95,12 +95,15 @@ class AttnDreamBooth(EmbeddingAndUNet):
         The paper pools the values of all layers' maps; its code takes each layer by itself, averages the squares over
         the layers and sums them over the batch. By default the code's; neither map is detached.
         """
-        if not (mean_weight or variance_weight):
+        if not (mean_weight or variance_weight) or (self.config.constraint == "values" and not mean_weight):
             return {}
         placeholder, noun = step.context.placeholder, self._noun(step.context)
         noun = noun & placeholder.any(dim=1, keepdim=True)  # of images of the class there is nothing to compare
+        layers = tuple(step.maps)
+        if self.config.constraint == "values":
+            return self._constrained_values(step, layers, _shares(placeholder) - _shares(noun), mean_weight)
         columns = torch.stack([_shares(placeholder), _shares(noun)], dim=-1)
-        mean, variance = step.maps.statistics(tuple(step.maps), columns, self.config.reg_pool)
+        mean, variance = step.maps.statistics(layers, columns, self.config.reg_pool)
         penalties = {}
         if mean_weight:
             penalties["attention_mean"] = mean_weight * self._distance(mean, step.share)
@@ -110,7 +113,24 @@ class AttnDreamBooth(EmbeddingAndUNet):
 
     def _distance(self, statistic: Tensor, share: float) -> Tensor:
         """statistic: (layers, B, 2), or (1, B, 2) if pooled, of placeholder and class noun. share: see Step."""
-        squares = (statistic[..., 0] - statistic[..., 1]).pow(2).mean(dim=0)  # (B,), 0 of images of the class
+        return self._over_rows((statistic[..., 0] - statistic[..., 1]).pow(2).mean(dim=0), share)
+
+    def _constrained_values(
+        self, step: Step, layers: tuple[str, ...], difference: Tensor, weight: float
+    ) -> dict[str, Tensor]:
+        """The mean of (M_V - M_class)^2 over all values, which is the mean squared and n - 1 n-ths of the variance.
+
+        difference: (B, L), of which the maps' weighted sum is M_V - M_class.
+        """
+        pool = self.config.reg_pool
+        mean, variance = (found[..., 0] for found in step.maps.statistics(layers, difference[..., None], pool))
+        n = step.maps.sizes(layers, mean.device)[..., 0]  # (layers, 1)
+        n = n.sum(dim=0, keepdim=True) if pool == "all" else n
+        squares = (mean.pow(2) + variance * (n - 1) / n).mean(dim=0)
+        return {"attention_values": weight * self._over_rows(squares, step.share)}
+
+    def _over_rows(self, squares: Tensor, share: float) -> Tensor:
+        """squares: (B,), 0 of images of the class."""
         if self.config.reg_batch == "sum":
             return squares.sum()
         return share * squares.mean() * (2 if self.config.prior_preservation else 1)  # half of the rows are of these

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from personalize_core.base_model.layers import Pool
 from personalize_core.errors import InputError
-from personalize_core.methods.recipe import NOTHING_INSIDE, Ablation, options
+from personalize_core.methods.recipe import NOTHING_INSIDE, Ablation, options, refuse_idle
 from personalize_core.methods.shared.options import EmbeddingAndUNetRecipe, PriorPreservationRecipe, TokenRule
 
 Steps = Annotated[int, Field(ge=0)]
@@ -69,6 +69,9 @@ class Config(PriorPreservationRecipe, EmbeddingAndUNetRecipe):
     unet_mean_weight: Weight = 2.0
     unet_variance_weight: Weight = 5.0
 
+    # What the regularizer compares: mean and variance of both maps, or each value of one with the same of the other,
+    # which the authors tried and rejected; that has mean_weight for its weight.
+    constraint: Literal["statistics", "values"] = "statistics"
     reg_pool: Pool = "layer"  # see attention_penalty in method.py, also for the next
     reg_batch: Literal["sum", "mean"] = "sum"
     # The token of the class noun that the embedding starts from. The regularizer reads the maps of all of them, but
@@ -98,6 +101,9 @@ class Config(PriorPreservationRecipe, EmbeddingAndUNetRecipe):
         "pooled_regularizer": Ablation({"reg_pool": "all"}, "AttnDreamBooth with a pooled regularizer"),
         "regularizer_mean": Ablation({"reg_batch": "mean"}, "AttnDreamBooth with its regularizer's batch mean"),
         "without_rotation": Ablation({"rotate": False}),  # the paper's preprocessing, likewise
+        "constrained_values": Ablation(
+            {"constraint": "values"}, "AttnDreamBooth with its attention values constrained"
+        ),
         "prior_preservation": Ablation({"prior_preservation": True}, "AttnDreamBooth with prior preservation"),
         "fast": Ablation(  # the authors'; for their base model
             {"unet_steps": 200, "unet_batch_size": 4, "unet_lr": 1e-5}, "AttnDreamBooth fast"
@@ -111,11 +117,14 @@ class Config(PriorPreservationRecipe, EmbeddingAndUNetRecipe):
                 "embedding_steps, attention_steps and unet_steps are all 0, so nothing would be learned; "
                 "give at least one stage some steps"
             )
-        if not self._regularized and (self.reg_pool, self.reg_batch) != ("layer", "sum"):
+        shape = (self.reg_pool, self.reg_batch, self.constraint)
+        if not self._regularized and shape != ("layer", "sum", "statistics"):
             raise InputError(
-                f"reg_pool = {self.reg_pool!r} and reg_batch = {self.reg_batch!r} shape the attention regularizer, "
-                "which no stage has; take them out, or give a stage a mean_weight or a variance_weight"
+                f"reg_pool = {shape[0]!r}, reg_batch = {shape[1]!r} and constraint = {shape[2]!r} shape the attention "
+                "regularizer, which no stage has; take them out, or give a stage a mean_weight or a variance_weight"
             )
+        if self.constraint == "values":
+            refuse_idle(self, *(f"{stage}_variance_weight" for stage in STAGES), off="constraint: values")
 
     @property
     def lacks(self) -> Mapping[str, str]:
@@ -136,7 +145,6 @@ class Config(PriorPreservationRecipe, EmbeddingAndUNetRecipe):
 
     @property
     def _regularized(self) -> bool:
-        return any(
-            self._trains(stage) and (getattr(self, f"{stage}_mean_weight") or getattr(self, f"{stage}_variance_weight"))
-            for stage in STAGES
-        )
+        kinds = ("mean", "variance") if self.constraint == "statistics" else ("mean",)
+        trained = [stage for stage in STAGES if self._trains(stage)]
+        return any(getattr(self, f"{stage}_{kind}_weight") for stage in trained for kind in kinds)
