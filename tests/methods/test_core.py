@@ -238,6 +238,21 @@ def test_it_is_the_papers_norm_of_the_step_before(base, concept):
     torch.testing.assert_close(v, method.embedding.vector.detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("ablation", "window"),
+    [("rescale_early", (0, 120)), ("rescale_late", (180, 300)), ("rescale_throughout", (0, 300))],
+)
+def test_the_window_may_lie_elsewhere_and_begin_with_the_norm_of_the_class_noun(ablation, window, base, concept):
+    method = CoRe(Config(**Config.ablations[ablation].changes), base, concept)
+    start = base.word_embedding("dog").norm().item()
+    norms = simulated(method)
+    first, last = window
+    np.testing.assert_allclose(norms[first : last + 1], norms[first], rtol=1e-5)
+    assert first or norms[0] == pytest.approx(start, rel=1e-6)
+    moves = np.abs(np.diff(norms)) / norms[:-1]
+    assert all(np.median(part) > 1e-3 for part in (moves[:first], moves[last:]) if len(part))
+
+
 def test_without_rescaling_no_norm_is_reset(base, concept):
     norms = simulated(CoRe(Config(rescale=False), base, concept), 200)
     assert np.abs(np.diff(norms[120:181])).min() > 0

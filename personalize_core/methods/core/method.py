@@ -92,7 +92,8 @@ class CoRe(EmbeddingAndUNet):
         """After steps 121 to 180, give the embedding the norm that it had after step 120, as the code does.
 
         The paper takes the norm before each step, which within the window is the same. `index` counts from 0. The
-        optimizer's moments are left alone. A stage that is shorter than `rescale_after` is never rescaled.
+        optimizer's moments are left alone. A stage that is shorter than `rescale_after` is never rescaled; with 0, the
+        norm stays that of the class noun.
         """
         c, done = self.config, index + 1
         if done <= c.rescale_after:

@@ -38,7 +38,7 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
     # noun is. "training_prompt" is the ablation without a prompt set; "core_universal" is the authors' third list.
     prompt_set: str = "by_kind"
     rescale: bool = True  # see CoRe.rescale in method.py
-    rescale_after: Annotated[int, Field(gt=0)] = WINDOW[0]
+    rescale_after: Annotated[int, Field(ge=0)] = WINDOW[0]
     rescale_until: Annotated[int, Field(gt=0)] = WINDOW[1]
 
     embedding_steps: Annotated[int, Field(ge=0)] = 300
@@ -55,6 +55,10 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
     ablations = {
         "without_cer": Ablation({"cer_weight": 0.0}, "CoRe without CER"),
         "without_car": Ablation({"car_weight": 0.0}, "CoRe without CAR"),
+        # Windows of the published 300 steps: before the method's own, behind it, and all of them.
+        "rescale_early": Ablation({"rescale_after": 0, "rescale_until": 120}, "CoRe rescaled early"),
+        "rescale_late": Ablation({"rescale_after": 180, "rescale_until": 300}, "CoRe rescaled late"),
+        "rescale_throughout": Ablation({"rescale_after": 0, "rescale_until": 300}, "CoRe rescaled throughout"),
         "without_rescale": Ablation({"rescale": False, "rescale_after": 120, "rescale_until": 180}),
         "without_prompt_set": Ablation({"prompt_set": "training_prompt"}),
         "without_stage_1": Ablation({"embedding_steps": 0}),
