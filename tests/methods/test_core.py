@@ -12,6 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from pydantic import ValidationError
 
+from personalize_core.base_model.attention import AttentionMaps
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
@@ -144,6 +145,31 @@ def test_the_penalty_is_the_two_losses_under_the_noisy_latents_of_the_diffusion_
         context = base.encode([pair.concept_prompt] * 2, method.concept, method.embedding.vector)
         expected = context_losses(method.config, base, method.concept, pair, lambda t: context, step.x_t, step.t)
     assert losses == expected and set(losses) == {"context_embedding", "context_attention"}
+
+
+def test_a_constrained_concept_is_compared_with_its_class_noun_alone(base, images):
+    """By hand: cosine of the placeholder's features with the noun's, and the squared difference of their attention."""
+    bear = Concept("b", "<b>", "teddy bear")
+    method = disturbed(CoRe(short(regularized="concept", prompt_set="training_prompt"), base, bear))
+    with method.attach(base), torch.no_grad():
+        step = a_step(method, base, images)
+        losses = method.context_penalty(step)
+        said = base.encode(["a photo of a <b>"] * 2, bear, method.embedding.vector)
+        named = base.encode(["a photo of a teddy bear"] * 2, bear)
+        maps, class_maps = AttentionMaps(), AttentionMaps()
+        base.denoise(step.x_t, step.t, said, maps)
+        base.denoise(step.x_t, step.t, named, class_maps)
+    cosine = torch.cosine_similarity(
+        said.hidden[0, 5], named.hidden[0, 6], dim=0
+    )  # begin, a photo of a, then the concept
+    torch.testing.assert_close(losses["context_embedding"], method.config.cer_weight * (1 - cosine))
+    squares = [
+        (maps[layer][row, :, :, 5].mean() - class_maps[layer][row, :, :, 6].mean()) ** 2
+        for layer in base.layers
+        for row in range(2)
+    ]
+    expected = method.config.car_weight * sum(squares) / len(base.layers)
+    torch.testing.assert_close(losses["context_attention"], torch.as_tensor(expected), rtol=1e-4, atol=0)
 
 
 def test_one_template_serves_the_whole_batch_and_others_the_other_steps(make, base, images, monkeypatch):
@@ -375,6 +401,7 @@ def test_templates_that_this_base_model_has_no_room_for_are_left_out(base, conce
         ({"car_weight": 0, "car_pool": "all"}, "shape the context attention loss, which is off"),
         ({"cer_weight": 0, "car_weight": 0, "prompt_set": "core_mini"}, "for context regularization, which is off"),
         ({"rescale_after": 180, "rescale_until": 180}, "the rescaling window .* is empty"),
+        ({"regularized": "concept", "cer_weight": 0, "car_weight": 0}, "says what context regularization keeps"),
         ({"rescale": False, "rescale_after": 60}, "set a window for rescaling, which is off"),
     ],
 )

@@ -8,6 +8,7 @@ code, since the weights were tuned with it; the paper's readings are `cer_axis: 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from contextlib import nullcontext
 
@@ -80,12 +81,18 @@ class CoRe(EmbeddingAndUNet):
 
     def context_penalty(self, step: Step) -> dict[str, Tensor]:
         """Eq. 3 and 4, under the noisy latents of the diffusion loss and one template for the whole batch."""
-        if not (self.config.cer_weight or self.config.car_weight):
+        how: Config = self.config
+        if not (how.cer_weight or how.car_weight):
             return {}
         chosen = int(torch.randint(len(self.templates), (), generator=step.generator))
         pair = PromptPair.of(step.base, self.concept, self.templates[chosen], self.phrase)
+        if how.regularized == "concept":
+            pair, how = (
+                pair.of_the_concept(),
+                dataclasses.replace(how, cer_axis="feature" if how.cer_weight else "token"),
+            )
         condition = self.condition(step.base, [pair.concept_prompt] * len(step.t))
-        return context_losses(self.config, step.base, self.concept, pair, condition, step.x_t, step.t, step.share)
+        return context_losses(how, step.base, self.concept, pair, condition, step.x_t, step.t, step.share)
 
     @torch.no_grad()
     def rescale(self, index: int) -> None:

@@ -8,7 +8,7 @@ since the weights were tuned with it; the paper's readings are `cer_axis: featur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,9 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
     # A list of regularization prompts by its name, or "by_kind": "core_animate" or "core_inanimate", as the class
     # noun is. "training_prompt" is the ablation without a prompt set; "core_universal" is the authors' third list.
     prompt_set: str = "by_kind"
+    # Whose embedding and attention are kept: the words around the concept, or, which the authors tried and rejected,
+    # the concept's own word, kept like its class noun; over features, for one token has no cosine over tokens.
+    regularized: Literal["context", "concept"] = "context"
     rescale: bool = True  # see CoRe.rescale in method.py
     rescale_after: Annotated[int, Field(ge=0)] = WINDOW[0]
     rescale_until: Annotated[int, Field(gt=0)] = WINDOW[1]
@@ -55,6 +58,7 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
     ablations = {
         "without_cer": Ablation({"cer_weight": 0.0}, "CoRe without CER"),
         "without_car": Ablation({"car_weight": 0.0}, "CoRe without CAR"),
+        "constrained_concept": Ablation({"regularized": "concept"}, "CoRe with the concept token constrained"),
         # Windows of the published 300 steps: before the method's own, behind it, and all of them.
         "rescale_early": Ablation({"rescale_after": 0, "rescale_until": 120}, "CoRe rescaled early"),
         "rescale_late": Ablation({"rescale_after": 180, "rescale_until": 300}, "CoRe rescaled late"),
@@ -80,6 +84,11 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
         if self.prompt_set != "by_kind" and not (self.cer_weight or self.car_weight):
             raise InputError(
                 f"prompt_set = {self.prompt_set!r} is for context regularization, which is off; take it out, or give "
+                "cer_weight or car_weight a value above 0"
+            )
+        if self.regularized == "concept" and not (self.cer_weight or self.car_weight):
+            raise InputError(
+                "regularized = 'concept' says what context regularization keeps, which is off; take it out, or give "
                 "cer_weight or car_weight a value above 0"
             )
         window = (self.rescale_after, self.rescale_until)

@@ -9,7 +9,7 @@ them; `ContextRefined` refines any learned embedding with them for one prompt ("
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,16 @@ class PromptPair:
             concept_positions=concept_positions.to(base.device),
             class_positions=class_positions.to(base.device),
         )
+
+    def of_the_concept(self) -> PromptPair:
+        """The same prompts, with the placeholder beside the last token of the class noun in place of the context."""
+
+        def left_out(positions: Tensor) -> list[int]:
+            return sorted(set(range(int(positions.max()) + 1)) - set(positions.tolist()))
+
+        placeholder, noun = left_out(self.concept_positions)[:1], left_out(self.class_positions)[-1:]
+        like = self.concept_positions
+        return replace(self, concept_positions=like.new_tensor(placeholder), class_positions=like.new_tensor(noun))
 
 
 def context_embedding_loss(concept_context: Tensor, class_context: Tensor, axis: Axis) -> Tensor:
