@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from personalize_core import steps
+from personalize_core.concepts.prompt_lists import read_list
 from personalize_core.errors import InputError
 from personalize_core.metrics import parquet, tables
 from personalize_core.workspace.protocols import Protocol
@@ -74,10 +75,29 @@ def test_every_protocol_that_comes_along_is_sound_and_says_where_it_is_from(path
             assert prompts_of(store, concept).templates
 
 
+def test_the_prompts_of_attn_dreambooths_figures_are_five_for_each_of_its_ten_concepts_and_six_for_any():
+    protocol = Store(REPOSITORY, "attn_dreambooth_complex").described_protocol
+    assert protocol
+    *of_nouns, of_others = protocol.prompts
+    lists = [read_list(REPOSITORY / "data" / "prompts" / f"{each.name}.txt") for each in of_nouns]
+    assert sum(map(len, lists)) == 50 and {len(prompts) for prompts in lists} == {5, 10}
+    chosen = prompts_of(Store(REPOSITORY, "attn_dreambooth_complex"), "dog1")
+    assert chosen.name == "attn_dreambooth_dog" and not chosen.without_identity
+    others = prompts_of(Store(REPOSITORY, "attn_dreambooth_complex"), "robot1")
+    assert others.name == of_others.name == "attn_dreambooth_probes" and len(others.templates) == 6
+
+
+def test_of_cores_figures_identity_skips_what_its_metrics_leave_out():
+    chosen = prompts_of(Store(REPOSITORY, "core_complex"), "dog1")
+    assert len(chosen.templates) == 26 and chosen.without_identity == set(range(6))
+    assert chosen.templates[5].endswith("in the style of Monet") and chosen.templates[6].endswith("sitting on a stool.")
+
+
 def test_the_published_protocols_are_all_there():
     names = {path.stem for path in FILES}
     published = {"textual_inversion", "dreambooth", "customconcept101", "personalized_residuals", "oft", "neti"}
-    assert names == published | {"attn_dreambooth", "core", "mini", "quick"}
+    of_figures = {"attn_dreambooth_complex", "core_complex"}
+    assert names == published | of_figures | {"attn_dreambooth", "core", "mini", "quick"}
 
 
 def test_dreambooth_has_thirty_subjects_and_a_list_for_live_ones():
