@@ -205,6 +205,23 @@ def test_masked_places_of_the_reference_are_not_seen_and_have_no_gradient(block_
     assert not gradient[~mask].any() and gradient[mask].abs().sum() > 0
 
 
+@pytest.mark.parametrize("joining", ["concatenation", "addition"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_in_the_place_of_attention_features_of_the_same_place_go_through_one_matrix(joining, masked, base, concept):
+    """Place by place, in float64; masked places of the reference count as zeros."""
+    block: Any = make(base, concept, joining=joining).blocks.of(WITH_IMAGES[0])
+    weight, bias = array(block.projection.weight), array(block.projection.bias)
+    width, generator = len(bias), torch.Generator().manual_seed(5)
+    x, r = torch.randn(2, 2, 6, width, generator=generator)
+    mask = torch.tensor([[[True, False, True, True, False, False]], [[False] * 6]]) if masked else None
+    answer = array(block(x, encoder_hidden_states=r, encoder_attention_mask=mask))
+    for row in range(2):
+        for place in range(6):
+            seen = array(r[row, place]) * (mask is None or bool(mask[row, 0, place]))
+            both = np.concatenate([array(x[row, place]), seen]) if joining == "concatenation" else seen
+            np.testing.assert_allclose(answer[row, place], array(x[row, place]) + weight @ both + bias, atol=1e-5)
+
+
 def test_blocks_start_from_the_frameworks_defaults(method):
     """No closed gate, and nothing of the pretrained blocks."""
     for block in method.blocks.values():

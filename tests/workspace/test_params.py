@@ -510,7 +510,8 @@ def test_an_ablation_stands_on_its_methods_recipe_for_the_base_model(read):
 
 def test_an_ablation_that_is_not_known_is_refused_with_those_that_are(read):
     assert refusal(lambda: check_method("vico@mask")) == (
-        "vico has no ablation 'mask'; it has without_image_attention, without_mask, without_regularizer and adaptive"
+        "vico has no ablation 'mask'; it has without_image_attention, concatenation, addition, without_mask, "
+        "without_regularizer and adaptive"
     )
     assert refusal(lambda: check_method("base_model@x")).endswith("it has none")
     assert "vico has no ablation 'mask'" in refusal(lambda: read("ablations", value={"vico@mask": {}}))

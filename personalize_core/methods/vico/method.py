@@ -67,7 +67,8 @@ class ViCo(OneEmbedding):
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
         self.layers = layers_with_images(base.layers)
         layers = self.layers if config.image_attention else ()
-        self.blocks = LayerModules({layer: image_block(base.blocks[layer].module) for layer in layers})
+        make = JOINING[config.joining]
+        self.blocks = LayerModules({layer: make(base.blocks[layer].module) for layer in layers})
         self.register_buffer("references", torch.zeros(1, *base.latent_shape))
         self.register_load_state_dict_pre_hook(_make_room_for_references)
         self._sampled: Tensor | None = None  # (B, 4, h, w): the references of the batch in training
@@ -204,6 +205,37 @@ def image_block(text_block: BasicTransformerBlock) -> BasicTransformerBlock:
     """A new transformer block like the text's, but with keys and values from features as wide as its own."""
     heads = text_block.attn2.heads  # type: ignore[union-attr]
     return BasicTransformerBlock(text_block.dim, heads, text_block.dim // heads, cross_attention_dim=text_block.dim)
+
+
+class AtTheSamePlace(nn.Module):
+    """x + W (r where the mask is), or x + W (x, r where it is): in the place of an image block's attention.
+
+    What the reference shows in one place then acts in the same place of the image, and nowhere else. Ours, as is the
+    sum with x.
+
+    Args:
+        width: C, of the features.
+        beside: x goes into the linear layer too.
+    """
+
+    def __init__(self, width: int, beside: bool) -> None:
+        super().__init__()
+        self.beside = beside
+        self.projection = nn.Linear(2 * width if beside else width, width)
+
+    def forward(self, x: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor | None) -> Tensor:
+        """x, encoder_hidden_states (r): (B, h*w, C); encoder_attention_mask: (B, 1, h*w) bool. As an image block."""
+        r = encoder_hidden_states
+        if encoder_attention_mask is not None:
+            r = r * encoder_attention_mask.mT
+        return x + self.projection(torch.cat([x, r], dim=-1) if self.beside else r)
+
+
+JOINING: dict[str, Callable[[BasicTransformerBlock], nn.Module]] = {
+    "attention": image_block,
+    "concatenation": lambda text_block: AtTheSamePlace(text_block.dim, beside=True),
+    "addition": lambda text_block: AtTheSamePlace(text_block.dim, beside=False),
+}
 
 
 def looked_at(context: TextContext) -> Tensor:

@@ -47,6 +47,9 @@ class Config(Recipe):
     Sampling = Sampling
 
     image_attention: bool = True  # the blocks that attend to the reference
+    # How a block takes in the reference: it attends to it, or, for comparison, it has the reference's features of the
+    # same place put beside its own, or added to them, in a linear layer.
+    joining: Literal["attention", "concatenation", "addition"] = "attention"
     mask: bool = True  # attend to the concept in the reference alone
     regularizer: Annotated[float, Field(ge=0)] = 5e-4  # weight of the loss that lets the placeholder look where
     # the end-of-text token looks
@@ -59,6 +62,8 @@ class Config(Recipe):
 
     ablations = {
         "without_image_attention": Ablation({"image_attention": False, "lr": 1e-5}),
+        "concatenation": Ablation({"joining": "concatenation"}, "ViCo with concatenation"),
+        "addition": Ablation({"joining": "addition"}, "ViCo with addition"),
         "without_mask": Ablation({"mask": False}),
         "without_regularizer": Ablation({"regularizer": 0.0}),
     }
@@ -67,7 +72,7 @@ class Config(Recipe):
         if not self.mask and not self.image_attention:
             raise InputError("mask: false leaves the mask out of image attention, which image_attention: false has not")
         if not self.image_attention:
-            refuse_idle(self, "lr", off="image_attention: false")
+            refuse_idle(self, "lr", "joining", off="image_attention: false")
 
     @property
     def preprocessing(self) -> Preprocessing:
