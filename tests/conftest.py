@@ -23,9 +23,15 @@ from typing import TYPE_CHECKING, Any, get_args
 import polars as pl
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from personalize_core.artifacts import proof, saving
 from personalize_core.base_model.blocks import transformers_in_order
@@ -255,6 +261,61 @@ def tiny_parts(linear: bool = False, prediction_type: Any = "epsilon", levels: i
     return {"tokenizer": tokenizer, "text_encoder": text_encoder, "vae": vae, "unet": unet, "scheduler": scheduler}
 
 
+def tiny_xl_parts(prediction_type: Any = "epsilon") -> dict[str, Any]:
+    """The seven components of a tiny Stable Diffusion XL: encoders of different widths, two blocks in a transformer."""
+    kinds: Any = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+    parts = tiny_parts(linear=True, prediction_type=prediction_type)
+    parts |= {"tokenizer": tiny_tokenizer(), "tokenizer_2": tiny_tokenizer(pad_token="!")}  # as the published ones pad
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for part, width in (("text_encoder", 32), ("text_encoder_2", 16)):
+            tokenizer = parts["tokenizer" if part == "text_encoder" else "tokenizer_2"]
+            parts[part] = kinds[part](
+                CLIPTextConfig(
+                    vocab_size=len(tokenizer),
+                    hidden_size=width,
+                    intermediate_size=2 * width,
+                    num_hidden_layers=3,
+                    num_attention_heads=4,
+                    max_position_embeddings=77,
+                    hidden_act="quick_gelu" if part == "text_encoder" else "gelu",
+                    projection_dim=24,
+                    bos_token_id=tokenizer.bos_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                    pad_token_id=tokenizer.pad_token_id,
+                )
+            )
+            torch.nn.init.normal_(parts[part].get_input_embeddings().weight)
+        unet: Any = UNet2DConditionModel
+        parts["unet"] = unet(
+            sample_size=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            transformer_layers_per_block=(1, 2),
+            cross_attention_dim=32 + 16,
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            norm_num_groups=8,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 24,
+        )
+    return parts
+
+
+def tiny_xl(prediction_type: Any = "epsilon", **options) -> BaseModel:
+    """As `tiny_base`, a Stable Diffusion XL."""
+    return _copies_of_tiny_xl(prediction_type, **options)()
+
+
+@cache
+def _copies_of_tiny_xl(prediction_type: str, **options) -> Copies[BaseModel]:
+    parts = tiny_xl_parts(prediction_type)
+    return Copies(BaseModel(name="tiny-xl", revision="local", weights_hash="tiny-xl", **parts, **options))
+
+
 def tiny_base(linear: bool = False, prediction_type: Any = "epsilon", levels: int = 2, **options) -> BaseModel:
     """A base model of its own for every caller, who may change it; copied, which takes a fifth of building it."""
     return _copies_of_tiny_base(linear, prediction_type, levels, **options)()
@@ -267,9 +328,12 @@ def _copies_of_tiny_base(linear: bool, prediction_type: str, levels: int, **opti
 
 
 def stock_pipeline(parts: dict[str, Any]) -> Any:
-    """Diffusers' own pipeline of five components."""
-    pipeline: Any = StableDiffusionPipeline
-    pipe = pipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    """Diffusers' own pipeline of five components, or of seven."""
+    kinds: Any = StableDiffusionPipeline, StableDiffusionXLPipeline
+    if "text_encoder_2" in parts:
+        pipe = kinds[1](**parts, add_watermarker=False)
+    else:
+        pipe = kinds[0](**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -289,6 +289,7 @@ def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(
             "probes": {"share": 0.05},
             "optimizer": "adamw",
             "compile": False,
+            "image_size": None,
             "baseline": "base_model",
             "held_out": 0,
         },

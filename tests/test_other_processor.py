@@ -17,7 +17,7 @@ from tests.other_processor import other_processor
 @pytest.mark.parametrize("name", ["dreambooth", "ti_db", "attn_dreambooth", "core"])
 def test_not_frozen_a_trained_method_samples_otherwise_than_its_restored_copy(name, concept, tmp_path, monkeypatch):
     """Their tensors are equal; only what was just trained still has requires_grad set."""
-    case = Case(name, linear=True)
+    case = Case(name, "linear")
     base = case.base()
     method = disturbed(case.make(base, concept)).eval()
     saving.save(tmp_path, name, method, base, seed=0)

@@ -109,6 +109,7 @@ class FreshProcess:
             name=self._base.name,
             device=self._base.device.type,
             precision="fp32" if self._base.dtype == torch.float32 else "bf16",
+            image_size=self._base.image_size,
             threads=torch.get_num_threads(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
             to=str(self._to),
@@ -238,10 +239,12 @@ def compare(trainers: Evidence, restored: Evidence, base: BaseModel) -> dict[str
     }
 
 
-def _draw(folder: str, name: str, device: str, precision: str, threads: int, deterministic: bool, to: str) -> None:
+def _draw(
+    folder: str, name: str, device: str, precision: str, image_size: int, threads: int, deterministic: bool, to: str
+) -> None:
     torch.set_num_threads(threads)
     set_deterministic(deterministic)
-    base = load_base_model(name, device, precision)
+    base = load_base_model(name, device, precision, image_size)
     shown = evidence(restore(Path(folder), base), base)
     save_tensors(Path(to), {"latents": shown.latents}, {"hashes": json.dumps(shown.hashes)})
 

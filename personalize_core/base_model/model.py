@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from personalize_core.base_model.attention import AttentionMaps, Call, CrossAttention, SelfAttention, check_plain
 from personalize_core.base_model.blocks import Block, blocks_in_order, transformers_in_order
@@ -22,6 +22,7 @@ from personalize_core.base_model.prompt_variants import PromptVariants, VariantR
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
 from personalize_core.base_model.text_encoders import Said, TextEncoders
 from personalize_core.concepts.concept import Concept
+from personalize_core.errors import InputError
 
 if TYPE_CHECKING:
     from personalize_core.base_model.compiling import CompiledBlocks
@@ -30,7 +31,10 @@ PIXELS_AT_ONCE = 2 * 768**2  # that the autoencoder reads or makes together: fou
 
 
 class BaseModel:
-    """A frozen Stable Diffusion: encode text, denoise, decode. It knows nothing of any method.
+    """A frozen Stable Diffusion 1, 2 or XL: encode text, denoise, decode. It knows nothing of any method.
+
+    What it is, is read from its parts: with a second text encoder it is a Stable Diffusion XL, whose U-Net is told of
+    the text's pooled projection and of image sizes too.
 
     The text encoders and the autoencoder stay in float32. With `dtype` bfloat16 the frozen U-Net is held in it
     and runs under autocast, so tensors that a method trains keep their float32 master copies. `unrounded` holds its
@@ -49,14 +53,31 @@ class BaseModel:
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
         scheduler: DDPMScheduler,
+        tokenizer_2: CLIPTokenizer | None = None,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        empty_prompt_is_zero: bool = True,
+        image_size: int | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         rare_word: str = "sks",
     ) -> None:
+        """
+        Args:
+            tokenizer_2, text_encoder_2: of a Stable Diffusion XL, and of no other.
+            empty_prompt_is_zero: whether a Stable Diffusion XL reads zeros for an empty prompt, as the published one
+                was trained (`force_zeros_for_empty_prompt` of its pipeline).
+            image_size: side length in pixels, if not the native one.
+
+        Raises:
+            InputError: images of this size cannot be made by this model.
+        """
         self.name, self.revision, self.weights_hash = name, revision, weights_hash
         self.device, self.dtype = torch.device(device), dtype
-        self.tokenizer = PromptTokenizer(tokenizer, rare_word)
-        self.text_encoders = _frozen(TextEncoders({"text_encoder": text_encoder})).to(self.device)
+        self.tokenizer = PromptTokenizer(tokenizer, rare_word, tokenizer_2)
+        encoders = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+        given = {part: encoder for part, encoder in encoders.items() if encoder is not None}
+        self.text_encoders = _frozen(TextEncoders(given)).to(self.device)
+        self._zeros_for_empty = len(given) > 1 and empty_prompt_is_zero
         self.vae = _frozen(vae).to(self.device)
         self.unrounded: Mapping[str, Tensor] = {}
         if dtype != torch.float32:  # before it moves: a graphics card never holds both
@@ -67,6 +88,10 @@ class BaseModel:
         self.transformers = transformers_in_order(unet)
         self.blocks = blocks_in_order(self.transformers)
         self._use_own_processors()
+        self.image_size: int = image_size or self.unet.config.sample_size * self.vae_scale  # side length in pixels
+        self._check_image_size()
+        whole = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
+        self._whole_image = torch.tensor([whole], dtype=torch.float32, device=self.device)  # (1, 6): TextContext.sizes
         self._kept_prompts: KeptPrompts[Said] = KeptPrompts(self.text_encoders)
         self._kept_tokens: Recent[tuple[Tokens, bool]] = Recent(MOST_PROMPTS)
         self._call: Call | None = None
@@ -78,7 +103,10 @@ class BaseModel:
 
     @property
     def text_width(self) -> int:
-        """D: 768 for Stable Diffusion 1, 1024 for 2. So wide is what the layers read, and the embedding of a word."""
+        """D: 768 for Stable Diffusion 1, 1024 for 2, 768 + 1280 for XL.
+
+        So wide is what the layers read, and the embedding of a word: of two text encoders it is a pair, side by side.
+        """
         return sum(self.text_encoders.widths)
 
     @property
@@ -105,14 +133,9 @@ class BaseModel:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
-    def image_size(self) -> int:
-        """Native side length in pixels."""
-        return self.unet.config.sample_size * self.vae_scale
-
-    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, h, w) of one image's latents."""
-        side = self.unet.config.sample_size
+        side = self.image_size // self.vae_scale
         return self.unet.config.in_channels, side, side
 
     def rare_embedding(self) -> Tensor:
@@ -152,6 +175,9 @@ class BaseModel:
             said = self._read(tokens, embedding)
         else:
             said = self._read_each_once(prompts, rows, concept, embedding)
+        if self._zeros_for_empty and not all(prompts):
+            pairs = zip(prompts, said.rows(), strict=True)
+            said = Said.of([row if prompt else row.nothing() for prompt, row in pairs])
         return TextContext(
             hidden=said.hidden,
             placeholder=tokens.placeholder,
@@ -159,6 +185,7 @@ class BaseModel:
             words=tokens.words,
             end=tokens.end,
             partner=torch.arange(len(prompts), device=self.device),
+            pooled=said.pooled,
         )
 
     def encode_variants(self, prompts: Sequence[str], concept: Concept, embeddings: Tensor) -> PromptVariants:
@@ -209,7 +236,9 @@ class BaseModel:
         self._call, before = call, self._call
         try:
             with self._precision():
-                prediction = self.unet(x_t, t, context.hidden, cross_attention_kwargs={"call": call}).sample
+                prediction = self.unet(
+                    x_t, t, context.hidden, cross_attention_kwargs={"call": call}, **self._beside_text(context)
+                ).sample
         finally:
             self._call = before
         return prediction.float()
@@ -312,6 +341,21 @@ class BaseModel:
             torch.cuda.empty_cache()
 
     # Inside
+
+    def _beside_text(self, context: TextContext) -> dict[str, Any]:
+        """What a Stable Diffusion XL's U-Net is told beside the text that its layers read."""
+        if context.pooled is None:
+            return {}
+        sizes = self._whole_image.expand(len(context), -1) if context.sizes is None else context.sizes
+        return {"added_cond_kwargs": {"text_embeds": context.pooled, "time_ids": sizes}}
+
+    def _check_image_size(self) -> None:
+        step = self.vae_scale * 2 ** (len(self.unet.config.block_out_channels) - 1)  # the U-Net's lowest resolution
+        if self.image_size < step or self.image_size % step:
+            raise InputError(
+                f"image_size = {self.image_size} does not divide: {self.name} makes images whose sides are multiples "
+                f"of {step} pixels; write one of these, or null for its own size"
+            )
 
     @property
     def _text_encoder(self) -> nn.Module:

@@ -27,32 +27,30 @@ class Tokens:
     class_noun: Tensor  # bool: every token of the class noun
     words: Tensor  # bool: every token of the prompt, without begin, end and padding
     end: Tensor  # bool: the first end-of-text token, one per row
+    second_ids: Tensor | None = None  # long: for a second text encoder, whose tokenizer pads otherwise
 
     def to(self, device: torch.device) -> Tokens:
-        return Tokens(*moved([self.ids, self.placeholder, self.class_noun, self.words, self.end], device))
+        return Tokens(*moved(self._fields(), device))
 
     def rows(self) -> list[Tokens]:
         """Each prompt by itself, (L,)."""
-        fields = self.ids, self.placeholder, self.class_noun, self.words, self.end
-        return [Tokens(*row) for row in zip(*fields, strict=True)]
+        return [Tokens(*row) for row in zip(*self._fields(), strict=True)]
 
     @classmethod
     def of(cls, rows: Sequence[Tokens]) -> Tokens:
         """The opposite of `rows`."""
-        return cls(
-            ids=torch.stack([row.ids for row in rows]),
-            placeholder=torch.stack([row.placeholder for row in rows]),
-            class_noun=torch.stack([row.class_noun for row in rows]),
-            words=torch.stack([row.words for row in rows]),
-            end=torch.stack([row.end for row in rows]),
-        )
+        return cls(*map(torch.stack, zip(*(row._fields() for row in rows), strict=True)))
+
+    def _fields(self) -> list[Tensor]:
+        every = [self.ids, self.placeholder, self.class_noun, self.words, self.end, self.second_ids]
+        return [field for field in every if field is not None]
 
 
 @dataclass(frozen=True)
 class TextContext:
-    """What the cross-attention layers read in one U-Net call."""
+    """What the cross-attention layers read in one U-Net call, and what the U-Net is told beside it."""
 
-    hidden: Tensor  # (B, L, D), after the text encoder's final layer norm; what every layer reads, but for `layers`
+    hidden: Tensor  # (B, L, D), what the text encoders say; what every layer reads, but for `layers`
     placeholder: Tensor  # (B, L) bool, as are the next three: see Tokens
     class_noun: Tensor
     words: Tensor
@@ -62,6 +60,10 @@ class TextContext:
     several: Tensor | None = None  # (C, B, L) bool: the words of each concept, where a prompt speaks of several
     # In one timestep: the rows (R,) that read something different, and for each row (B,) which of them reads the same.
     distinct: tuple[Tensor, Tensor] | None = None
+    pooled: Tensor | None = None  # (B, P): Stable Diffusion XL's, of the whole text
+    # (B, 6): Stable Diffusion XL's, original height and width, top and left of the crop, target height and width, in
+    # pixels; None: uncropped, of the base model's image size.
+    sizes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -114,6 +116,8 @@ class TextContext:
             layers=(again(self.layers[0], 1), again(self.layers[1], 1)) if self.layers else None,
             several=None if self.several is None else again(self.several, 1),
             distinct=self.distinct,
+            pooled=None if self.pooled is None else again(self.pooled),
+            sizes=None if self.sizes is None else again(self.sizes),
         )
 
     def part(self, rows: slice) -> TextContext:
@@ -130,6 +134,8 @@ class TextContext:
             partner=self.partner[rows] - start,
             layers=(self.layers[0][:, rows], self.layers[1][:, rows]) if self.layers else None,
             several=None if self.several is None else self.several[:, rows],
+            pooled=None if self.pooled is None else self.pooled[rows],
+            sizes=None if self.sizes is None else self.sizes[rows],
         )
 
     def cut_off(self) -> tuple[TextContext, list[tuple[Tensor, Tensor]]]:
@@ -147,7 +153,8 @@ class TextContext:
             return copies[id(tensor)][1]
 
         layers = (own(self.layers[0]), own(self.layers[1])) if self.layers else None
-        return replace(self, hidden=own(self.hidden), layers=layers), list(copies.values())
+        pooled = None if self.pooled is None else own(self.pooled)
+        return replace(self, hidden=own(self.hidden), layers=layers, pooled=pooled), list(copies.values())
 
     @classmethod
     def guidance(
@@ -169,7 +176,13 @@ class TextContext:
             layers=_both_halves(empty, prompt),
             several=None if prompt.several is None else torch.cat([empty.concepts, prompt.concepts], dim=1),
             distinct=distinct,
+            pooled=_both(empty.pooled, prompt.pooled),
+            sizes=_both(empty.sizes, prompt.sizes),
         )
+
+
+def _both(empty: Tensor | None, prompt: Tensor | None) -> Tensor | None:
+    return None if empty is None or prompt is None else torch.cat([empty, prompt])
 
 
 def distinct_rows(prompts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -200,17 +213,27 @@ class PromptTokenizer:
     """A base model's tokenizer, with one more token for the concept's placeholder.
 
     Positions are found by token id, never by counting characters: class nouns may have several tokens,
-    and the two families of Stable Diffusion pad differently.
+    and the families of Stable Diffusion pad differently.
+
+    Args:
+        second: of a second text encoder; it differs from the first in how it pads.
     """
 
-    def __init__(self, tokenizer: CLIPTokenizer, rare_word: str) -> None:
+    def __init__(self, tokenizer: CLIPTokenizer, rare_word: str, second: CLIPTokenizer | None = None) -> None:
+        if second is not None and second.get_vocab() != tokenizer.get_vocab():
+            raise InputError(
+                "the base model's two tokenizers have different vocabularies, so that a word stands at different "
+                "places for its two text encoders; take a Stable Diffusion XL with CLIP's two tokenizers"
+            )
+        self._second: Any = second
         rare = tokenizer(rare_word, add_special_tokens=False).input_ids
         if len(rare) != 1:
             raise InputError(
                 f"{rare_word!r} is {len(rare)} tokens for this base model; the rare word that stands for a concept "
                 "must be one token, or it binds weakly"
             )
-        tokenizer.add_tokens([PLACEHOLDER])
+        for each in filter(None, (tokenizer, second)):
+            each.add_tokens([PLACEHOLDER])
         self._tokenizer: Any = tokenizer
         self._placeholder_id: int = self._tokenizer.convert_tokens_to_ids(PLACEHOLDER)
         self.rare_word, self.rare_id = rare_word, rare[0]
@@ -242,6 +265,7 @@ class PromptTokenizer:
             class_noun=self._class_noun(ids, placeholder, concept),
             words=(position > 0) & (position < first_end),
             end=position == first_end,
+            second_ids=self._ids_of_second(texts),
         )
 
     def spelled(self, prompt: str, concept: Concept) -> list[tuple[str, list[int]]]:
@@ -275,6 +299,12 @@ class PromptTokenizer:
                 f"concept {concept.name!r}: this base model's tokenizer cannot place the class noun "
                 f"{concept.class_noun!r} in a prompt; choose another word for the same kind of thing"
             )
+
+    def _ids_of_second(self, texts: list[str]) -> Tensor | None:
+        if self._second is None:
+            return None
+        ids = torch.tensor(self._second(texts, padding="max_length", max_length=self.length).input_ids)
+        return ids.masked_fill(ids == self._placeholder_id, self.rare_id)
 
     def _class_noun(self, ids: Tensor, placeholder: Tensor, concept: Concept | None) -> Tensor:
         """(B, L) bool: the noun right behind the placeholder, or wherever it stands in a prompt without one."""

@@ -113,7 +113,16 @@ class Method(nn.Module):
     Config: ClassVar[type[Recipe]]  # its recipe's class, which says all that can be known of it without tensors
 
     def __init__(self, config: Recipe, base: BaseModel, concept: Concept) -> None:
+        """
+        Raises:
+            InputError: it is not defined on this base model.
+        """
         super().__init__()
+        if (why := config.needs_one_text_encoder) and len(base.text_encoders) > 1:
+            raise InputError(
+                f"{config.display_name} is not defined on Stable Diffusion XL: {why}; take another method, or a Stable "
+                "Diffusion 1 or 2 as base_model"
+            )
         self.config: Any = config
         self.concept, self.sampling = concept, config.Sampling()
         self.place = 0  # which of the context's concepts is this method's, where images show several

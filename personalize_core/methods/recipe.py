@@ -158,6 +158,11 @@ class Recipe:
         return False
 
     @property
+    def needs_one_text_encoder(self) -> str:
+        """Why it is not defined on a base model with two text encoders, Stable Diffusion XL; empty where it is."""
+        return ""
+
+    @property
     def starts_as_base_model(self) -> bool:
         """Whether the untrained method predicts what the base model predicts."""
         return True

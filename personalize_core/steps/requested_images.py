@@ -16,7 +16,7 @@ from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.sampling.grid import image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import ready_to_sample, refining, sample_images
-from personalize_core.workspace.dependencies import ENCODERS, SAMPLING, artifact_stamp, compiled_by, sampling_sources
+from personalize_core.workspace.dependencies import ENCODERS, SAMPLING, artifact_stamp, computed_by, sampling_sources
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import device_of, load_base, split_of
 from personalize_core.workspace.store import Store
@@ -58,7 +58,7 @@ def sample_prompts(
         "variant": repr(variants[variant].sampling),
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
-        **compiled_by(store),
+        **computed_by(store),
         **refining(store, concept, method, {variant: variants[variant]}, listener),
     }
     stamp = stamp_of(request)
@@ -172,7 +172,7 @@ def sample_several_concepts(
         "images": images,
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
-        **compiled_by(store),
+        **computed_by(store),
         **_compared_with(store, [concept for concept, _ in cells]),
         "sources": sources_hash([*SAMPLING, *ENCODERS, "sampling/several_concepts", "metrics/several_concepts"]),
     }

@@ -336,7 +336,7 @@ def _trained_by(store: Store, method: str) -> dict[str, Any]:
         "seed": params.seed,
         "sources": sources_hash([*TRAINING, method_source(method)]),
         **({"optimizer": params.optimizer} if params.optimizer != "adamw" else {}),
-        **compiled_by(store),
+        **computed_by(store),
         **({"files": files} if (files := params.config(method).files) else {}),
         **_ended_by(store, method),
     }
@@ -379,14 +379,16 @@ def sampled_by(store: Store, method: str) -> dict[str, Any]:
         "variants": {name: repr(variant.sampling) for name, variant in variants_of(store, method).items()},
         "precision": params.precision,
         "seed": store.sampling_seed,
-        **compiled_by(store),
+        **computed_by(store),
     }
 
 
-def compiled_by(store: Store) -> dict[str, Any]:
-    """Compiled code rounds otherwise. Nothing without it, so that what was made before there was such a setting keeps
-    its stamp."""
-    return {"compile": True} if store.params.compile else {}
+def computed_by(store: Store) -> dict[str, Any]:
+    """Compiled code rounds otherwise, and images may have a size that is not the base model's own. Nothing without
+    either, so that what was made before there were such settings keeps its stamp."""
+    params = store.params
+    sized = {"image_size": params.image_size} if params.image_size else {}
+    return {"compile": True, **sized} if params.compile else sized
 
 
 @memoized
@@ -478,7 +480,7 @@ def images_stamp(store: Store, class_noun: str) -> Stamp:
             "precision": params.precision,
             "seed": params.seed,
             "sources": sources_hash(SAMPLING),
-            **compiled_by(store),
+            **computed_by(store),
         }
     )
 
@@ -509,7 +511,7 @@ def _encoding(store: Store, recipe: Preprocessing | None) -> dict[str, Any]:
     return {
         **({"preprocessing": recipe.key} if recipe else {}),
         "vae": about.hash_of("vae"),
-        "image_size": about.hash_of("unet_config"),
+        "image_size": store.params.image_size or about.hash_of("unet_config"),
         "sources": sources_hash(ENCODING),
     }
 

@@ -38,6 +38,7 @@ class Params(Section):
     """params.yaml."""
 
     base_model: Annotated[str, Field(min_length=1, max_length=1000)]
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None  # side length in pixels; None: the base model's own
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False  # of U-Net and text encoder in training
     micro_batch: MicroBatch = None  # rows of a batch that pass through the U-Net at once in training

@@ -35,7 +35,7 @@ MOST_WORKERS = 8  # each holds the images of a chunk in memory
 
 def load_base(store: Store) -> BaseModel:
     set_deterministic(store.params.deterministic)
-    base = load_base_model(store.params.base_model, device_of(store), store.params.precision)
+    base = load_base_model(store.params.base_model, device_of(store), store.params.precision, store.params.image_size)
     base.compiles = store.params.compile
     return base
 

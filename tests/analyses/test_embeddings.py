@@ -51,7 +51,7 @@ def test_what_is_read_for_the_placeholder_is_the_embedding(method, base, concept
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_drift_is_defined_for_the_methods_that_learn_an_embedding_and_for_no_other(name, concept):
-    case = Case(name, linear=False)
+    case = Case(name, "convolutional")
     base = case.base()
     start = case.make(base, concept).eval()
     trained = disturbed(copy.deepcopy(start))
@@ -105,7 +105,7 @@ def test_the_steps_are_the_logs_with_the_norm_as_a_ratio():
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_a_look_finds_what_both_ends_would_and_leaves_the_training_as_it_was(name, concept):
-    case = Case(name, linear=False)
+    case = Case(name, "convolutional")
     base = case.base()
     start = case.make(base, concept)
     look = learned_embedding.WhileTraining(start, base, total=40)

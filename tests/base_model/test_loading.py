@@ -147,12 +147,14 @@ def test_the_scheduler_belongs_to_the_identity(folder):
 
 
 def test_the_names_stand_for_the_published_models_at_a_fixed_revision():
-    """The hub ids of Stable Diffusion 1.4, 1.5, 2.1-base and 2.1."""
+    """The hub ids of Stable Diffusion 1.4, 1.5, 2.1-base, 2.1 and XL."""
     assert {name: published.hub_id for name, published in PUBLISHED.items()} == {
         "sd-1.4": "CompVis/stable-diffusion-v1-4",
         "sd-1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "sd-2.1-base": "stabilityai/stable-diffusion-2-1-base",
         "sd-2.1": "stabilityai/stable-diffusion-2-1",
+        "sdxl-base-1.0": "stabilityai/stable-diffusion-xl-base-1.0",
+        "sdxl-base-1.0-fp16-vae": "stabilityai/stable-diffusion-xl-base-1.0",
     }
     for name, published in PUBLISHED.items():
         identity = identify(name)
@@ -172,7 +174,10 @@ def test_a_hub_id_comes_with_its_revision():
 
 def test_an_unknown_name_with_the_known_ones():
     said = refusal(lambda: identify("sd-9"))
-    assert said.startswith("there is no base model 'sd-9'; known are mini, sd-1.4, sd-1.5, sd-2.1-base and sd-2.1")
+    assert said.startswith(
+        "there is no base model 'sd-9'; known are mini, sd-1.4, sd-1.5, sd-2.1-base, sd-2.1, "
+        "sdxl-base-1.0 and sdxl-base-1.0-fp16-vae, "
+    )
     assert "a folder in diffusers' layout" in said
 
 
@@ -231,6 +236,8 @@ def test_a_folder_with_a_file_gone_or_damaged(damage, part, file, folder):
     said = refusal(lambda: load_base_model(str(folder), "cpu"))
     if damage == "gone" and not file.endswith(".safetensors"):
         assert said == f"{folder} is no Stable Diffusion in diffusers' layout: it has no {part}/{file}"
+    elif (part, file) == ("unet", "config.json"):  # it says what kind of Stable Diffusion this is
+        assert said.startswith(f"{path} is not JSON")
     else:
         assert said.startswith(f"the base model {str(folder)!r} ({folder}) cannot be loaded: ")
         assert said.endswith("or work with the embedded model, 'mini'")

@@ -62,7 +62,7 @@ class Learned:
 
 
 def base_on_card(case: Case) -> BaseModel:
-    parts = tiny_parts(case.linear)
+    parts = tiny_parts(case.kind == "linear")
     return BaseModel(name="tiny", revision="local", weights_hash="tiny", **parts, device="cuda", dtype=torch.bfloat16)
 
 
@@ -95,7 +95,7 @@ def shares_images(name: str) -> bool:
 
 @pytest.fixture(scope="module", params=[of_one_worker(name) for name in METHOD_NAMES])
 def learned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, guarded: None) -> Learned:
-    case, folder, given = Case(request.param, linear=True), tmp_path_factory.mktemp("artifact"), images()
+    case, folder, given = Case(request.param, "linear"), tmp_path_factory.mktemp("artifact"), images()
     with pretended_card():
         base = base_on_card(case)
         method = case.make(base, CONCEPT)

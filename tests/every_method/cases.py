@@ -15,7 +15,10 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods import METHOD_NAMES, method_class, recipe_class
 from personalize_core.methods.interface import Method
-from tests.conftest import tiny_base
+from tests.conftest import tiny_base, tiny_xl
+
+Kind = Literal["convolutional", "linear", "xl"]
+"""Stable Diffusion 1, whose transformers have 1x1 convolutions around them; 2, where these are linear layers; XL."""
 
 STEPS = 2  # of every stage
 ROWS = 2  # images of the concept in a step
@@ -28,20 +31,28 @@ def options_of(kind: Any) -> dict[str, tuple]:
     return switches | {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
+def base_of(kind: Kind, **options) -> BaseModel:
+    return tiny_xl(**options) if kind == "xl" else tiny_base(kind == "linear", **options)
+
+
+def kinds_of(name: str) -> list[Kind]:
+    """The kinds of base model that a method's defaults are defined on."""
+    return ["convolutional", "linear", *["xl"] * (not recipe_class(name)().needs_one_text_encoder)]  # type: ignore[list-item]
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """A method, with one choice of its switches and few steps, on one kind of base model."""
 
     name: str
-    linear: bool
+    kind: Kind
     chosen: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        kind = "linear" if self.linear else "convolutional"
-        return "-".join([self.name, kind, *(f"{option}={value}" for option, value in self.chosen)])
+        return "-".join([self.name, self.kind, *(f"{option}={value}" for option, value in self.chosen)])
 
     def base(self, **options) -> BaseModel:
-        return tiny_base(self.linear, **options)
+        return base_of(self.kind, **options)
 
     def make(self, base: BaseModel, concept: Concept, seed: int = 0, steps: int = STEPS) -> Method:
         kind: Any = method_class(self.name)
@@ -54,11 +65,11 @@ class Case:
 
 
 def cases_of(name: str) -> list[Case]:
-    """The defaults on both kinds of projection, then every other value of every switch, one at a time."""
+    """The defaults on all kinds of base models, then every other value of every switch, one at a time."""
     config = recipe_class(name)
     choices = [(option, value) for option, values in options_of(config).items() for value in values]
     others = [(option, value) for option, value in choices if getattr(config(), option) != value]
-    return [Case(name, False), Case(name, True), *(Case(name, False, (other,)) for other in others)]
+    return [*(Case(name, kind) for kind in kinds_of(name)), *(Case(name, "convolutional", (each,)) for each in others)]
 
 
 def samplings_of(name: str) -> list[dict[str, Any]]:
@@ -74,7 +85,7 @@ def samplings_of(name: str) -> list[dict[str, Any]]:
 
 
 CONCEPT = Concept("v", "<v>", "dog")
-DEFAULT = [Case(name, linear) for name in METHOD_NAMES for linear in (False, True)]
+DEFAULT = [Case(name, kind) for name in METHOD_NAMES for kind in kinds_of(name)]
 ALL = [case for name in METHOD_NAMES for case in cases_of(name)]
 STARTING = [case for case in DEFAULT if recipe_class(case.name)().starts_as_base_model]
 ALIKE = [case for case in DEFAULT if recipe_class(case.name)().samples_as_it_trains]

@@ -20,10 +20,10 @@ from personalize_core.methods.interface import Method
 from personalize_core.training.loop import train
 from personalize_core.training.watcher import Unwatched
 from tests.conftest import equal_bits, sample_latents, snapshot
-from tests.every_method.cases import CONCEPT, TRAINED, Case, samplings_of
+from tests.every_method.cases import CONCEPT, TRAINED, Case, kinds_of, samplings_of
 
 BACKEND: Any = "eager"
-CASES = [Case(name, linear=False) for name in METHOD_NAMES]
+CASES = [Case(name, kind) for name in METHOD_NAMES for kind in kinds_of(name) if kind != "linear"]
 
 
 class Sampling(Unwatched):

@@ -44,5 +44,6 @@ def test_a_row_does_not_depend_on_the_other_rows(case, options, base, concept):
     method.sampling = method.config.Sampling(**options)
     prompts = [method.say("a photo of {}"), method.say("red {} on the beach"), "the jungle"]
     together, first_two = sample_latents(method, base, prompts), sample_latents(method, base, prompts[:2])
-    torch.testing.assert_close(together[:1], sample_latents(method, base, prompts[:1]), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(together[:2], first_two, atol=1e-4, rtol=1e-4)
+    atol = 1e-4 * max(1.0, together.abs().max().item())  # a U-Net that was moved at random may make large numbers
+    torch.testing.assert_close(together[:1], sample_latents(method, base, prompts[:1]), atol=atol, rtol=1e-4)
+    torch.testing.assert_close(together[:2], first_two, atol=atol, rtol=1e-4)

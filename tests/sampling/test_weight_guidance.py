@@ -23,7 +23,7 @@ BY_WEIGHTS = [
     for case in ALL
     if case.make(case.base(), CONCEPT).config.samples_by_weights
     and (not case.chosen or ("train_text_encoder", True) in case.chosen)
-    and not case.linear
+    and case.kind == "convolutional"
 ]
 of_weights = pytest.mark.parametrize("case", BY_WEIGHTS, ids=str)
 T = torch.tensor([700, 300])
@@ -34,9 +34,9 @@ def learned(case: Case, base: BaseModel) -> Method:
 
 
 @cache
-def _base(linear: bool) -> BaseModel:
+def _base() -> BaseModel:
     """One for all cases, since no method may change a bit of it."""
-    return tiny_base(linear)
+    return tiny_base()
 
 
 def hooks(base: BaseModel) -> int:
@@ -52,7 +52,7 @@ def weights(base: BaseModel) -> dict[str, torch.Tensor]:
 
 @of_all
 def test_a_recipe_says_whether_all_that_sampling_changes_are_weights(case):
-    base = _base(case.linear)
+    base = _base()
     method, before, untouched = learned(case, base), weights(base), hooks(base)
     with ready(method, base):
         changed = any(tensor is not before[name] for name, tensor in weights(base).items())
@@ -173,18 +173,18 @@ def test_watching_changes_no_bit_and_sees_the_prompt_free_rows_first(how):
 
 def test_what_changes_more_than_weights_is_refused():
     base = tiny_base()
-    method = learned(Case("oft", False), base)
+    method = learned(Case("oft", "convolutional"), base)
     check_by_weights(method, PersonalizationGuidance())
     method.sampling = method.config.Sampling(lag=True)
     with pytest.raises(InputError, match="personalization guidance needs what was learned to be weights"):
         check_by_weights(method, PersonalizationGuidance())
     with pytest.raises(InputError, match="consistency guidance needs .* TLoRA as it was trained"):
-        check_by_weights(learned(Case("t_lora", False), base), ConsistencyGuidance())
+        check_by_weights(learned(Case("t_lora", "convolutional"), base), ConsistencyGuidance())
 
 
 def test_a_whole_image_is_sampled_by_every_sampler():
     base = tiny_base()
-    method = WeightGuided(learned(Case("oft", False), base), ConsistencyGuidance())
+    method = WeightGuided(learned(Case("oft", "convolutional"), base), ConsistencyGuidance())
     noise, prompts = initial_noise(base, 0, [(0, 0)]), [method.say("a photo of {}")]
     images = [
         sample(method, base, prompts, noise, make_sampler(name, base), 3, 4.0) for name in ("ddim", "dpm-solver++")

@@ -41,7 +41,7 @@ class DreamBooth(Method):
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
         self.unet = TunedWeights(base.unet, parameter_names(base.unet), base.unrounded)
-        (encoder,) = base.text_encoders.values()
+        encoder = first_text_encoder(base)
         self.text_encoder = TunedWeights(encoder, parameter_names(encoder) if config.train_text_encoder else [])
 
     def stages(self) -> list[Stage]:
@@ -55,7 +55,7 @@ class DreamBooth(Method):
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         stack = ExitStack()
         stack.enter_context(self.unet.placed_in(base.unet))
-        stack.enter_context(self.text_encoder.placed_in(*base.text_encoders.values()))
+        stack.enter_context(self.text_encoder.placed_in(first_text_encoder(base)))
         return stack
 
     def export(self, base: BaseModel, folder: Path) -> str:
@@ -64,8 +64,7 @@ class DreamBooth(Method):
         tuned.save_pretrained(folder / "unet")
         how = 'unet=UNet2DConditionModel.from_pretrained("unet")'
         if self.config.train_text_encoder:
-            (own,) = base.text_encoders.values()
-            encoder = CLIPTextModel(own.config)
+            encoder = CLIPTextModel(first_text_encoder(base).config)
             encoder.load_state_dict(self.text_encoder.as_state_dict())
             encoder.save_pretrained(folder / "text_encoder")
             how += ', text_encoder=CLIPTextModel.from_pretrained("text_encoder")'
@@ -76,7 +75,7 @@ class DreamBooth(Method):
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> DreamBooth:
         """A U-Net's folder, or a pipeline's; a text encoder beside it that is not the base model's counts as tuned."""
         unet, encoder = (path / "unet" if (path / "unet").is_dir() else path), path / "text_encoder"
-        (network,) = base.text_encoders.values()
+        network = first_text_encoder(base)
         found = read_network(network, encoder) if encoder.is_dir() else {}
         own = network.state_dict()
         tuned = any(name not in own or not torch.equal(tensor, own[name].cpu()) for name, tensor in found.items())
@@ -85,3 +84,8 @@ class DreamBooth(Method):
         if tuned:
             fill(method.text_encoder.items(), found, encoder)
         return method
+
+
+def first_text_encoder(base: BaseModel) -> Any:
+    """The only one, where it may be trained: `Config.needs_one_text_encoder`."""
+    return next(iter(base.text_encoders.values()))

@@ -59,6 +59,10 @@ class Config(PriorPreservationRecipe):
     }
 
     @property
+    def needs_one_text_encoder(self) -> str:
+        return "training its text encoders whole has no published form" if self.train_text_encoder else ""
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("crop", "bilinear", flip=False)
 

@@ -81,6 +81,10 @@ class Config(Recipe):
     adapter: str = "sd15"  # or a folder, see folder_of
 
     @property
+    def needs_one_text_encoder(self) -> str:
+        return "the adapters that are known here were trained for Stable Diffusion 1"
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("crop", "bilinear", flip=False)
 

@@ -43,6 +43,14 @@ class Config(PriorPreservationRecipe):
     batch_size: Annotated[int, Field(gt=0)] = 1  # as many class images come on top, with prior preservation
     lr: Annotated[float, Field(gt=0)] = 1e-4
 
+    @property
+    def needs_one_text_encoder(self) -> str:
+        return (
+            "which layers of its two text encoders the target text_encoder should mean is open"
+            if "text_encoder" in self.targets
+            else ""
+        )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(set(self.targets)) < len(self.targets):

@@ -150,7 +150,7 @@ KINDS: dict[str, tuple[str, Callable[[Difference], list[str]]]] = {
     "refining_sources": ("code", _source),
     "base_model": ("base model", _nothing),
     "vae": ("base model", _nothing),
-    "image_size": ("base model", _nothing),
+    "image_size": ("image size", _nothing),
     "class_images": ("class images", _within),
     "files": ("concept images", _file),
     "concept_images": ("concept images", _file),

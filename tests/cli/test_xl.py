@@ -1,0 +1,98 @@
+"""A whole run on a tiny Stable Diffusion XL: trained, sampled, scored and reported, on the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from personalize_core.cli import main as command_line
+from personalize_core.workspace.store import Store
+from tests import tiny_workspace
+from tests.conftest import stock_pipeline, tiny_xl_parts
+
+pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
+METHODS = ("base_model", "textual_inversion", "personalized_residuals")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of 24 pixels: the base model's own are of 16."""
+    root = tmp_path_factory.mktemp("xl")
+    tiny_workspace.make(root)
+    stock_pipeline(tiny_xl_parts()).save_pretrained(root / "models" / "xl")
+    base, short = str(root / "models" / "xl"), {"steps": 2, "batch_size": 2}
+    values = tiny_workspace.params(root) | {
+        "base_model": base,
+        "image_size": 24,
+        "methods": {
+            "base_model": {},
+            "textual_inversion": {base: short},
+            "personalized_residuals": {base: {**short, "rank_fraction": 0.25}},
+        },
+    }
+    tiny_workspace.write_params(root, values)
+    return root
+
+
+@pytest.fixture
+def personalize(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the console command; (exit status, what it printed, what it complained)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["personalize", "--root", str(root), *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            command_line.main()
+        printed = capsys.readouterr()
+        return int(stopped.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+def test_methods_are_trained_sampled_scored_and_reported(personalize, root):
+    status, _, complained = personalize("run", "rex", *(word for name in METHODS for word in ("--method", name)))
+    assert status == 0, complained
+    store = Store(root)
+    for method in METHODS:
+        assert (store.scores(method, "rex") / "manifest.json").is_file()
+    sizes = set()
+    for path in store.grid("personalized_residuals", "rex").rglob("*.png"):
+        with Image.open(path) as image:
+            sizes.add(image.size)
+    assert (24, 24) in sizes
+    about = json.loads((store.artifact("textual_inversion", "rex") / "config.json").read_text())
+    assert about["parameters"] == 32 + 16  # a pair
+    proof = json.loads((store.artifact("textual_inversion", "rex") / "proof.json").read_text())
+    assert proof["identical"]
+    status, printed, complained = personalize("plan")
+    assert status == 0 and "rex" not in printed, (printed, complained)
+
+
+def test_another_image_size_makes_what_was_made_stale(personalize, root):
+    values = tiny_workspace.yaml.safe_load((root / "params.yaml").read_text())
+    try:
+        tiny_workspace.write_params(root, values | {"image_size": None})
+        status, printed, _ = personalize("plan")
+        assert status == 0 and "rex" in printed
+    finally:
+        tiny_workspace.write_params(root, values)
+
+
+def test_a_method_that_is_not_defined_there_is_refused_before_anything_is_made(personalize, root):
+    before = {path for path in root.rglob("*") if ".work" not in path.parts}
+    status, _, complained = personalize("run", "rex", "--method", "xti")
+    assert status != 0 and "XTI is not defined on Stable Diffusion XL" in complained and "take another" in complained
+    assert {path for path in root.rglob("*") if ".work" not in path.parts} == before
+
+
+def test_a_size_that_does_not_divide_is_refused_in_one_sentence(personalize, root):
+    values = tiny_workspace.yaml.safe_load((root / "params.yaml").read_text())
+    try:
+        tiny_workspace.write_params(root, values | {"image_size": 26})
+        status, _, complained = personalize("run", "cup", "--method", "textual_inversion")
+        assert status != 0 and "image_size = 26 does not divide" in complained and "multiples of 4" in complained
+    finally:
+        tiny_workspace.write_params(root, values)
