@@ -241,7 +241,7 @@ def sample_between(
         "images": images,
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
-        **compiled_by(store),
+        **computed_by(store),
         **_compared_with(store, names),
         "sources": sources_hash([*SAMPLING, *ENCODERS, "sampling/interpolation"]),
     }

@@ -418,7 +418,7 @@ def guarded(imported: Callable[[Path], Any], path: Path) -> None:
 def test_damaged_embeddings_are_read_or_refused(tiny, tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"emb_params": torch.randn(1, tiny.text_width)}, path)
-    check_mutants(path.read_bytes(), path, lambda: guarded(lambda file: read_embedding(file, tiny.text_width), path))
+    check_mutants(path.read_bytes(), path, lambda: guarded(lambda file: read_embedding(file, [tiny.text_width]), path))
 
 
 def test_damaged_loras_are_read_or_refused(tiny, tmp_path):

@@ -269,5 +269,5 @@ def test_what_was_learned_for_another_family_is_not_filled_in(xl, concept, tmp_p
     other: Any = Case("textual_inversion", "linear")
     method = disturbed(other.make(other.base(), concept))
     method.export(other.base(), tmp_path)
-    with pytest.raises(InputError, match="another family"):
+    with pytest.raises(InputError, match="of Stable Diffusion XL an embedding is a pair"):
         type(method).imported(method.config, xl, concept, tmp_path)

@@ -75,7 +75,7 @@ class ClassDiffusion(OneEmbedding):
 
     def export(self, base: BaseModel, folder: Path) -> str:
         how = save_processors(self.weights.items(), base, folder)
-        word = save_embedding(self.embedding.vector, self.concept, folder)
+        word = save_embedding(self.embedding.vector, base, self.concept, folder)
         return f"{how}; {word}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
 
     @classmethod
@@ -83,7 +83,7 @@ class ClassDiffusion(OneEmbedding):
         """A folder with the attention processors' weights, keys and values alone, and an embedding's file."""
         method = cls(config, base, concept)
         fill(method.weights.items(), read_processors(path), path)
-        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
+        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_encoders.widths)}, path)
         return method
 
 

@@ -122,7 +122,7 @@ class CustomDiffusion(OneEmbedding):
 
     def export(self, base: BaseModel, folder: Path) -> str:
         how = save_processors(self._weights(base).items(), base, folder)
-        word = save_embedding(self.embedding.vector, self.concept, folder)
+        word = save_embedding(self.embedding.vector, base, self.concept, folder)
         return f"{how}; {word}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
 
     @classmethod
@@ -132,7 +132,7 @@ class CustomDiffusion(OneEmbedding):
         whole = any(".to_q." in name for name in tensors)
         method = cls(dataclasses.replace(config, trained="attn2" if whole else "kv"), base, concept)
         fill(method.weights.items(), tensors, path)
-        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
+        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_encoders.widths)}, path)
         return method
 
 

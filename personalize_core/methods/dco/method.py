@@ -108,7 +108,7 @@ class DirectConsistency(OneEmbedding):
             tensors[f"unet.{path}.lora_A.weight"] = change.A
             tensors[f"unet.{path}.lora_B.weight"] = change.B
         save_tensors(folder / LORA, tensors)
-        word = save_embedding(self.embedding.vector, self.concept, folder)
+        word = save_embedding(self.embedding.vector, base, self.concept, folder)
         return (
             f'pipe.load_lora_weights("{LORA}"); {word}, and write {self.phrase!r} in prompts. (With plain guidance.) '
             f"{elsewhere(self.concept)}"
@@ -128,7 +128,7 @@ class DirectConsistency(OneEmbedding):
             A, B = with_rank(*factors, rank, path)
             tensors |= {f"{stored(layer)}.A": A, f"{stored(layer)}.B": B}
         fill(method.changes.named_parameters(), tensors, path)
-        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
+        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_encoders.widths)}, path)
         return method
 
     @contextmanager

@@ -102,9 +102,7 @@ class LoRADreamBooth(Method):
             or encoder_layers(base, [target]).keys() & found.text_encoder.keys()
         )
         known = {**unet_layers(base, targets), **encoder_layers(base, targets)}
-        check_held(
-            [*found.unet, *found.text_encoder], known, path, "the layers of transformers and of the text encoder"
-        )
+        check_held(found.paths(), known, path, "the layers of transformers and of the text encoder")
         ranks = [len(A) for A, _ in [*found.unet.values(), *found.text_encoder.values()]]
         method = cls(dataclasses.replace(config, rank=max(ranks), targets=targets), base, concept)
         for part, changes in ((method.changes, found.unet), (method.encoder_changes, found.text_encoder)):

@@ -147,7 +147,7 @@ class PersonalizedResiduals(Method):
         how, word = 'pipe.load_lora_weights("pytorch_lora_weights.safetensors")', base.tokenizer.rare_word
         if self.embedding:
             word = self.concept.placeholder
-            how += f", {save_embedding(self.embedding.vector, self.concept, folder)}"
+            how += f", {save_embedding(self.embedding.vector, base, self.concept, folder)}"
         said = f"{word} {self.concept.class_noun}" if self.config.macro_class else word
         other = f" {elsewhere(self.concept)}" if self.embedding else ""
         return f"{how}, and write {said!r} in prompts. (Without LAG.){other}"
@@ -157,11 +157,11 @@ class PersonalizedResiduals(Method):
         """A LoRA of just the projections that the configuration names, of at most its rank."""
         method, tensors = cls(config, base, concept), {}
         found = read_lora(path, base)
-        check_held({**found.unet, **found.text_encoder}, method.residuals.paths(), path, listed(config.targets))
+        check_held(found.paths(), method.residuals.paths(), path, listed(config.targets))
         for layer, factors in found.unet.items():
             down, up = with_rank(*factors, method.residuals.of(layer).A.shape[1], path)  # PEFT's A is this B
             tensors |= {f"residuals.{stored(layer)}.A": up, f"residuals.{stored(layer)}.B": down}
         if method.embedding:
-            tensors["embedding.vector"] = read_embedding(path, base.text_width)
+            tensors["embedding.vector"] = read_embedding(path, base.text_encoders.widths)
         fill(method.named_parameters(), tensors, path)
         return method

@@ -33,5 +33,5 @@ class EmbeddingAndUNet(OneEmbedding):
             whole.load_state_dict(base.unet.state_dict() | dict(base.unrounded) | self.unet.as_state_dict())
             whole.save_pretrained(folder / "unet")
             steps.append('Load the pipeline with unet=UNet2DConditionModel.from_pretrained("unet").')
-        steps.append(save_embedding(self.embedding.vector, self.concept, folder))
+        steps.append(save_embedding(self.embedding.vector, base, self.concept, folder))
         return f"{' '.join(steps)}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"

@@ -2,13 +2,15 @@
 
 An embedding is written twice. diffusers takes the word from the tensor's name. AUTOMATIC1111's web UI and ComfyUI take
 it from the file's name, and from a file with one tensor that tensor whatever its name, which by their users' custom is
-"emb_params"; the web UI's own layout, "string_to_param", exists only as a pickle.
+"emb_params"; the web UI's own layout, "string_to_param", exists only as a pickle. Of Stable Diffusion XL it is a
+pair. diffusers takes each half from a file of its own, as its training script writes them; the others take both from
+one file, "clip_l" and "clip_g".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
     from personalize_core.methods.interface import Method
 
-EMBEDDING = "learned_embeds.safetensors"
+EMBEDDING, SECOND_EMBEDDING = "learned_embeds.safetensors", "learned_embeds_2.safetensors"
+PAIR: tuple[str, str] = ("clip_l", "clip_g")  # in the order of Stable Diffusion XL's text encoders
 LARGEST = 1e4  # weights and embeddings of Stable Diffusion stay below 100
 _ARCHITECTURE = (  # settings of a network's config.json that change what the same weights compute
     "down_block_types", "up_block_types", "mid_block_type", "block_out_channels", "layers_per_block",
@@ -35,11 +38,20 @@ _ARCHITECTURE = (  # settings of a network's config.json that change what the sa
 )  # fmt: skip
 
 
-def save_embedding(vector: Tensor, concept: Concept, folder: Path) -> str:
+def save_embedding(vector: Tensor, base: BaseModel, concept: Concept, folder: Path) -> str:
     """Write a (D,) embedding in both layouts; returns how diffusers loads it."""
-    save_tensors(folder / EMBEDDING, {concept.placeholder: vector[None]})
-    save_tensors(folder / "embeddings" / f"{concept.name}.safetensors", {"emb_params": vector[None]})
-    return f'pipe.load_textual_inversion("{EMBEDDING}")'
+    parts = vector[None].split(base.text_encoders.widths, dim=-1)  # (1, width) for each text encoder
+    files = (EMBEDDING, SECOND_EMBEDDING)[: len(parts)]
+    for file, part in zip(files, parts, strict=True):
+        save_tensors(folder / file, {concept.placeholder: part})
+    tensors = {"emb_params": vector[None]} if len(parts) == 1 else dict(zip(PAIR, parts, strict=True))
+    save_tensors(folder / "embeddings" / f"{concept.name}.safetensors", tensors)
+    if len(parts) == 1:
+        return f'pipe.load_textual_inversion("{EMBEDDING}")'
+    return ", ".join(
+        f'pipe.load_textual_inversion("{file}", text_encoder=pipe.{part}, tokenizer=pipe.{tokenizer})'
+        for file, part, tokenizer in zip(files, base.text_encoders, ("tokenizer", "tokenizer_2"), strict=True)
+    )
 
 
 def elsewhere(concept: Concept) -> str:
@@ -138,9 +150,29 @@ def read_foreign(kind: type[Method], config: Any, base: BaseModel, concept: Conc
     return learner
 
 
-def read_embedding(path: Path, width: int) -> Tensor:
-    """(D,) float32: one embedding, in either layout."""
-    tensors = read_tensors(file_in(path, EMBEDDING))
+def read_embedding(path: Path, widths: Sequence[int]) -> Tensor:
+    """(D,) float32: one embedding, in either layout; of two text encoders, their halves side by side.
+
+    Args:
+        widths: of the base model's words, for each of its text encoders.
+    """
+    file = file_in(path, EMBEDDING)
+    tensors = read_tensors(file)
+    if len(widths) > 1 and tensors.keys() != set(PAIR):
+        second = file.with_name(SECOND_EMBEDDING)
+        if not second.is_file():
+            names = listed((name[:100] for name in tensors), 4)
+            raise InputError(
+                f"{path} holds {names}, and of Stable Diffusion XL an embedding is a pair: {PAIR[0]} and {PAIR[1]} in "
+                f"one file, or {SECOND_EMBEDDING} beside {EMBEDDING}; take one that was learned for it"
+            )
+        return torch.cat([_one(tensors, path, widths[0]), _one(read_tensors(second), second, widths[1])])
+    if len(widths) > 1:
+        return torch.cat([_one({name: tensors[name]}, path, width) for name, width in zip(PAIR, widths, strict=True)])
+    return _one(tensors, path, widths[0])
+
+
+def _one(tensors: Mapping[str, Tensor], path: Path, width: int) -> Tensor:
     if len(tensors) != 1:
         names = listed((name[:100] for name in tensors), 4)
         raise InputError(f"{path} holds {len(tensors)} tensors, {names}; an embedding's file holds one")

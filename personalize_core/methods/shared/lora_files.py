@@ -2,9 +2,10 @@
 
 All programs name a layer by its path in diffusers' U-Net or transformers' text encoder, and differ in what they put
 around it. kohya's trainers: `lora_unet_` or `lora_te_`, the path with underscores, `.lora_down.weight`, and the layer's
-alpha. diffusers: `unet.` or `text_encoder.`, the path, `.lora_A.weight` (until 0.21 `.lora.down.weight`); its first
-releases: the path without a prefix, the projection behind `.processor.`. PEFT: `base_model.model.`, the path,
-`.lora_A.weight`, and alpha in adapter_config.json.
+alpha; of Stable Diffusion XL `lora_te1_` and `lora_te2_`, and the U-Net's blocks by their numbers in Stability's code.
+diffusers: `unet.` or `text_encoder.`, the path, `.lora_A.weight` (until 0.21 `.lora.down.weight`); its first releases:
+the path without a prefix, the projection behind `.processor.`. PEFT: `base_model.model.`, the path, `.lora_A.weight`,
+and alpha in adapter_config.json.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 LORA = "pytorch_lora_weights.safetensors"
 PEFT_LORA, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-UNET, TEXT_ENCODER = "unet", "text_encoder"
+UNET, TEXT_ENCODER, SECOND = "unet", "text_encoder", "text_encoder_2"
 Changes = dict[str, tuple[Tensor, Tensor]]
 """Path of a layer -> A (r, inputs) and B (outputs, r), float32: the layer's weight changes by B A."""
 
@@ -36,7 +37,12 @@ _FACTOR = re.compile(
     r"(?P<layer>.+)(?:\.lora_(?P<now>A|B|down|up)|[._]lora\.(?P<old>down|up)|\.lora_linear_layer\.(?P<text>down|up))"
     r"\.weight"
 )
-_PREFIXES = {"lora_unet_": UNET, "unet_": UNET, "lora_te_": TEXT_ENCODER, "text_encoder_": TEXT_ENCODER}
+_PREFIXES = {  # the longest first
+    "lora_unet_": UNET, "unet_": UNET, "lora_te1_": TEXT_ENCODER, "lora_te2_": SECOND, "lora_te_": TEXT_ENCODER,
+    "text_encoder_2_": SECOND, "text_encoder_": TEXT_ENCODER,
+}  # fmt: skip
+_IN_SIDE = re.compile(r"(?P<side>down|up)_blocks_(?P<block>\d+)_attentions_(?P<number>\d+)_(?P<rest>.+)")
+_MIDDLE = "mid_block_attentions_0_"
 _OLD_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # of text encoders
 _OF_SDXL = ("lora_te1_", "lora_te2_", "text_encoder_2.", "lora_unet_input_blocks_", "lora_unet_output_blocks_")
 _OTHER_KINDS = {  # what a file has beside two plain factors -> marks of it in tensors' names
@@ -57,6 +63,11 @@ class LowRankChanges:
 
     unet: Changes = field(default_factory=dict)
     text_encoder: Changes = field(default_factory=dict)
+    text_encoder_2: Changes = field(default_factory=dict)  # of Stable Diffusion XL
+
+    def paths(self) -> list[str]:
+        """Of all layers."""
+        return [*self.unet, *self.text_encoder, *self.text_encoder_2]
 
 
 def read_lora(path: Path, base: BaseModel) -> LowRankChanges:
@@ -66,7 +77,7 @@ def read_lora(path: Path, base: BaseModel) -> LowRankChanges:
         InputError: it is no LoRA, a damaged one, one for another base model, or more than a low-rank change.
     """
     named = _part_folders(path)
-    found: dict[str, Changes] = {UNET: {}, TEXT_ENCODER: {}}
+    found: dict[str, Changes] = {UNET: {}, TEXT_ENCODER: {}, SECOND: {}}
     for file, only in named:
         for part, changes in _read_file(file, base, only).items():
             found[part] |= changes
@@ -102,7 +113,7 @@ def check_held(changed: Iterable[str], held: Iterable[str], path: Path, what: st
 def _part_folders(path: Path) -> list[tuple[Path, str | None]]:
     """Files to read, each with the part of the base model that it is for, where its place says so."""
     if path.is_dir() and not (path / LORA).is_file():
-        parts = [part for part in (UNET, TEXT_ENCODER) if (path / part / PEFT_LORA).is_file()]
+        parts = [part for part in (UNET, TEXT_ENCODER, SECOND) if (path / part / PEFT_LORA).is_file()]
         if parts:  # as PEFT's own DreamBooth example saves them
             return [(path / part / PEFT_LORA, part) for part in parts]
         if (path / PEFT_LORA).is_file():
@@ -115,9 +126,11 @@ def _read_file(file: Path, base: BaseModel, only: str | None) -> dict[str, Chang
     for kind, marks in _OTHER_KINDS.items():
         if any(mark in name for name in tensors for mark in marks):
             raise InputError(f"{file} is not a plain LoRA: it has the factors of {kind}; train a plain one instead")
-    if of_sdxl := next((name for name in tensors if name.startswith(_OF_SDXL)), None):
+    of_sdxl = next((name for name in tensors if name.startswith(_OF_SDXL)), None)
+    if of_sdxl and len(base.text_encoders) == 1:
         raise InputError(f"{file} was trained for Stable Diffusion XL, as {shown(of_sdxl)} shows; take one for 1 or 2")
-    layers = {UNET: _layers_of(base.unet), **{part: _layers_of(each) for part, each in base.text_encoders.items()}}
+    layers = {part: _layers_of(each) for part, each in base.text_encoders.items()}
+    layers = {UNET: _layers_of(base.unet) | _numbered(base)} | layers
     alphas, sides = {}, {"down": {}, "up": {}}
     for name, tensor in tensors.items():
         if name.endswith(".alpha"):
@@ -131,7 +144,7 @@ def _read_file(file: Path, base: BaseModel, only: str | None) -> dict[str, Chang
     if sides["down"].keys() != sides["up"].keys() or not sides["down"]:
         raise InputError(f"{file} does not hold two factors for each layer; {_LOOK}")
     alpha_of_all = _alphas_of_parts(file)
-    changes: dict[str, Changes] = {UNET: {}, TEXT_ENCODER: {}}
+    changes: dict[str, Changes] = {part: {} for part in layers}
     for (part, layer), down in sides["down"].items():
         A, B = _fitted(down, sides["up"][part, layer], layers[part][_underscored(layer)][1], layer, file)
         alpha = alphas.get((part, layer), alpha_of_all.get(part, len(A)))
@@ -149,6 +162,23 @@ def _layers_of(network: nn.Module) -> dict[str, tuple[str, torch.Size]]:
     }
 
 
+def _numbered(base: BaseModel) -> dict[str, tuple[str, torch.Size]]:
+    """The layers of the U-Net's transformers by the names of Stability's code, as kohya's trainers write for XL.
+
+    That numbers the parts of the U-Net's two sides throughout, from 0: its first convolution, the pairs of a residual
+    block and a transformer, and on the way down the convolutions between the resolutions.
+    """
+    found, per_block = {}, base.unet.config.layers_per_block + 1
+    for spelled, layer in _layers_of(base.unet).items():
+        if match := _IN_SIDE.fullmatch(spelled):
+            down = match["side"] == "down"
+            number = int(match["block"]) * per_block + int(match["number"]) + down
+            found[f"{'input' if down else 'output'}_blocks_{number}_1_{match['rest']}"] = layer
+        elif spelled.startswith(_MIDDLE):
+            found["middle_block_1_" + spelled.removeprefix(_MIDDLE)] = layer
+    return found
+
+
 def _underscored(path: str) -> str:
     """A layer's path in the form in which all programs agree; releases of transformers differ in "text_model."."""
     return path.replace(".", "_").removeprefix("text_model_")
@@ -161,13 +191,13 @@ def _layer(name: str, layers: Mapping[str, Mapping[str, Any]], only: str | None,
         if plain.startswith(prefix):
             plain, part = plain.removeprefix(prefix), of
             break
-    for candidate in (part,) if part else (UNET, TEXT_ENCODER):
+    for candidate in (part,) if part and part in layers else tuple(layers):
         for spelled in _spellings(_underscored(plain), candidate):
             if spelled in layers[candidate]:
                 return candidate, layers[candidate][spelled][0]
     raise InputError(
-        f"{file} holds {shown(name)}, which names no layer of this base model; it is no LoRA for Stable Diffusion 1 or "
-        f"2, or its names are of a form that is not known here; {_LOOK}"
+        f"{file} holds {shown(name)}, which names no layer of this base model; it is no LoRA for its family of Stable "
+        f"Diffusion, or its names are of a form that is not known here; {_LOOK}"
     )
 
 
@@ -203,13 +233,13 @@ def _alphas_of_parts(file: Path) -> dict[str, float]:
             raise InputError(f"{file.parent} holds an adapter of type {shown(about.get('peft_type'))}, not LORA")
         _refuse_others(about, file)
         alpha = _checked_alpha(about.get("lora_alpha"), "lora_alpha", file)
-        return {UNET: alpha, TEXT_ENCODER: alpha}
+        return {UNET: alpha, TEXT_ENCODER: alpha, SECOND: alpha}
     written = read_metadata(file).get("lora_adapter_metadata")
     about = parse_json(written, file) if written else {}
     if not isinstance(about, dict):
         raise InputError(f"{file}: its lora_adapter_metadata should be a JSON object, and is {shown(about)}")
     found = {}
-    for part in (UNET, TEXT_ENCODER):
+    for part in (UNET, TEXT_ENCODER, SECOND):
         own = {key.removeprefix(f"{part}."): value for key, value in about.items() if key.startswith(f"{part}.")}
         _refuse_others(own, file)
         if "lora_alpha" in own:

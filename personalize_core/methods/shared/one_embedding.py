@@ -32,11 +32,11 @@ class EmbeddingAlone(OneEmbedding):
         return self.concept.placeholder
 
     def export(self, base: BaseModel, folder: Path) -> str:
-        how = save_embedding(self.embedding.vector, self.concept, folder)
+        how = save_embedding(self.embedding.vector, base, self.concept, folder)
         return f"{how}, and write {self.phrase!r} in prompts. {elsewhere(self.concept)}"
 
     @classmethod
     def imported(cls, config: Any, base: BaseModel, concept: Concept, path: Path) -> Self:
         method = cls(config, base, concept)
-        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
+        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_encoders.widths)}, path)
         return method

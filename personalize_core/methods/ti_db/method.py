@@ -41,6 +41,6 @@ class TIDB(EmbeddingAndUNet):
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> TIDB:
         """A folder with a U-Net's in it, and an embedding's file."""
         method = cls(config, base, concept)
-        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_width)}, path)
+        fill([("vector", method.embedding.vector)], {"vector": read_embedding(path, base.text_encoders.widths)}, path)
         fill(method.unet.items(), read_network(base.unet, path / "unet"), path / "unet")
         return method
