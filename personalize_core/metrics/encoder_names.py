@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -63,6 +64,10 @@ PUBLISHED_OF: dict[Kind, tuple[str, ...]] = {
 }
 
 
+FACES = "sface"  # compares faces, see faces.py; an encoder of identity
+FACE_FILES = ("face_detection_yunet_2023mar.onnx", "face_recognition_sface_2021dec.onnx")
+
+
 def find(name_or_folder: str | Path, kind: Kind) -> tuple[str, Path | None]:
     """(name, local path). The path is None for published weights that have to be fetched.
 
@@ -73,6 +78,8 @@ def find(name_or_folder: str | Path, kind: Kind) -> tuple[str, Path | None]:
     if text == MINI_OF.get(kind):
         return text, MINI_WEIGHTS / MINI[text]
     name, _, local = text.partition(":")
+    if kind == "identity" and name == FACES:
+        return name, _folder_of_faces(text, local)
     published = PUBLISHED_OF[kind]
     if name in published:
         if local and not (is_there(Path(local)) and Path(local).exists()):
@@ -96,5 +103,27 @@ def weights_of(name: str) -> str:
     if name in PUBLISHED:
         return f"{name} {PUBLISHED[name].repository}@{PUBLISHED[name].revision}"
     folder = MINI_WEIGHTS / MINI[name] if name in MINI else Path(name.partition(":")[2] or name)
+    if name.partition(":")[0] == FACES:
+        return f"{FACES} {' '.join(sha256(folder / file) for file in FACE_FILES)}"
     weights = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     return f"{name} {' '.join(sha256(path) for path in weights)}"
+
+
+def _folder_of_faces(text: str, local: str) -> Path:
+    """The folder with the weights that compare faces.
+
+    Raises:
+        InputError: it is not named, it lacks some, or the library that runs them is not installed.
+    """
+    if find_spec("cv2") is None:
+        raise InputError(
+            f"{text!r}: faces are found and compared by OpenCV, which is not installed here; install it: "
+            ".venv/bin/python -m pip install --constraint constraints.txt opencv-python-headless"
+        )
+    where = f"put {listed(FACE_FILES)}, of opencv/face_detection_yunet and opencv/face_recognition_sface on the hub"
+    if not local:
+        raise InputError(f"weights that compare faces are not fetched: {where}, into a folder; write '{FACES}:FOLDER'")
+    folder = Path(local)
+    if missing := [file for file in FACE_FILES if not (folder / file).is_file()]:
+        raise InputError(f"{text!r}: {folder} does not hold {listed(missing)}; {where}, there")
+    return folder

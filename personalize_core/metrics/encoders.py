@@ -22,7 +22,7 @@ from torch import Tensor
 
 from personalize_core.errors import InputError, listed
 from personalize_core.files.stamps import sha256
-from personalize_core.metrics.encoder_names import find
+from personalize_core.metrics.encoder_names import FACES, find
 from personalize_core.metrics.preprocessing import (
     Preprocessing,
     preprocessing_of_open_clip,
@@ -242,13 +242,18 @@ def load_identity_encoder(name_or_folder: str | Path, device: str = "cpu") -> En
         name_or_folder: "mini-identity", which comes with this package; "dino-s16" or "dino-s16-stock", fetched from the
             hub, and so on (encoder_names.PUBLISHED); "dino-s16:PATH", the same from a local folder; or a folder with a
             ViTModel, Dinov2Model or DINOv3ViTModel that transformers wrote (config.json, weights,
-            preprocessor_config.json), fed as its own configuration says.
-        device: where the network runs; features come back to the CPU.
+            preprocessor_config.json), fed as its own configuration says; or "sface:FOLDER", which compares faces.
+        device: where the network runs; features come back to the CPU. Faces are compared on the CPU.
 
     Raises:
         InputError: no such name, weights that cannot be had, or a folder that holds something else.
     """
     name, path = find(name_or_folder, "identity")
+    if name == FACES:
+        from personalize_core.metrics.faces import load_faces
+
+        assert path is not None
+        return load_faces(name, path)
     import transformers
 
     from personalize_core.compat import hide_bars_of_transformers

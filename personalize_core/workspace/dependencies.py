@@ -100,6 +100,7 @@ WATCHING = (
     "concepts/held_out",
     "metrics/balance",
     "metrics/encoders",
+    "metrics/faces",
     "metrics/preprocessing",
     "metrics/similarity",
     "metrics/weights",
@@ -111,7 +112,7 @@ WATCHING = (
     "training/stopping",
     "training/watch",
 )
-ENCODERS = ("metrics/encoder_names", "metrics/encoders", "metrics/preprocessing", "metrics/weights")
+ENCODERS = ("metrics/encoder_names", "metrics/encoders", "metrics/faces", "metrics/preprocessing", "metrics/weights")
 SCORING = (
     *ENCODERS,
     "metrics/chunks",

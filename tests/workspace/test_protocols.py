@@ -97,7 +97,7 @@ def test_the_published_protocols_are_all_there():
     names = {path.stem for path in FILES}
     published = {"textual_inversion", "dreambooth", "customconcept101", "personalized_residuals", "oft", "neti"}
     of_figures = {"attn_dreambooth_complex", "core_complex"}
-    assert names == published | of_figures | {"attn_dreambooth", "core", "mini", "quick"}
+    assert names == published | of_figures | {"attn_dreambooth", "core", "faces", "mini", "quick"}
 
 
 def test_dreambooth_has_thirty_subjects_and_a_list_for_live_ones():
