@@ -69,6 +69,10 @@ def customconcept101(root: Path) -> Path:
     return layouts.put_customconcept101(root, {"0": "a dog", "1": "a dog in snow"}) / "prompts.json"
 
 
+def workspace(root: Path) -> Path:
+    return layouts.put_grid(root, "oft") / "grid.json"
+
+
 def comfyui(root: Path) -> Path:
     layouts.put_comfyui(root, 2, layouts.graph(seed=3))
     return layouts.put_comfyui(root, 1, layouts.graph())
@@ -88,6 +92,7 @@ def comfyui(root: Path) -> Path:
         diffusers,
         dreambench,
         customconcept101,
+        workspace,
         comfyui,
     ],
 )

@@ -13,7 +13,10 @@ from diffusers.utils.hub_utils import MODEL_CARD_TEMPLATE_PATH
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
+from personalize_core.concepts.concept import Concept
 from personalize_core.external.layouts import read_listing
+from personalize_core.external.mentions import Mentions
+from personalize_core.sampling.grid import image_name
 from tests.external.folders_of_images import put_image, put_text, refusal, rows
 
 
@@ -477,6 +480,51 @@ def test_comfyui_seeds_that_come_from_nowhere(tmp_path):
     assert rows(read_listing(tmp_path))[0][2] is None
 
 
+# Another workspace: sampling/grid.py writes VARIANT/PROMPT_IMAGE.png and grid.json.
+
+
+def put_grid(root: Path, *variants: str, images: int = 2) -> Path:
+    about = {"variants": list(variants), "templates": ["a photo of a {}", "a {} on the beach"], "base_model": "sd-1.5"}
+    put_text(root / "grid.json", json.dumps(about | {"images_per_prompt": images, "concept": "rex", "method": "oft"}))
+    for variant in variants:
+        for prompt in range(2):
+            for image in range(images):
+                put_image(root / image_name(variant, prompt, image))
+    return root
+
+
+def test_a_grid_of_another_workspace(tmp_path):
+    listing = read_listing(put_grid(tmp_path, "oft"))
+    assert rows(listing) == [
+        ("oft/00_00.png", "a photo of a {}", None),
+        ("oft/00_01.png", "a photo of a {}", None),
+        ("oft/01_00.png", "a {} on the beach", None),
+        ("oft/01_01.png", "a {} on the beach", None),
+    ]
+    assert (listing.layout, listing.base_model) == ("personalize", "sd-1.5")
+    assert Mentions(Concept("rex", "<rex>", "dog")).template(listing.images[2].prompt) == "a {} on the beach"
+    (tmp_path / "oft" / "01_00.png").unlink()
+    assert read_listing(tmp_path).left_out == (("oft/01_00.png", "is not there"),)
+
+
+def test_of_a_grid_with_several_variants_one_is_chosen_and_what_leads_out_is_refused(tmp_path):
+    put_grid(tmp_path, "oft", "oft_lag")
+    assert "choose one by the option variant: oft and oft_lag" in refusal(tmp_path)
+    chosen = read_listing(tmp_path, options={"variant": "oft_lag"})
+    assert names(chosen)[0] == "oft_lag/00_00.png"
+    for damage, says in (
+        ({"variants": ["../oft"]}, "leads out of the folder"),
+        ({"variants": ["gone"]}, "holds no folder of images of gone"),
+        ({"variants": []}, "variants is [], and should be a list of texts"),
+        ({"templates": [1]}, "templates is [1], and should be a list of texts"),
+        ({"images_per_prompt": 10**9}, "should be a number of images"),
+        ({"images_per_prompt": True}, "should be a number of images"),
+    ):
+        about = json.loads((put_grid(tmp_path / "x", "oft") / "grid.json").read_text())
+        put_text(tmp_path / "x" / "grid.json", json.dumps(about | damage))
+        assert says in refusal(tmp_path / "x", "personalize")
+
+
 @pytest.mark.parametrize(
     ("layout", "says"),
     [
@@ -488,6 +536,7 @@ def test_comfyui_seeds_that_come_from_nowhere(tmp_path):
         ("dreambench++", "holds no tgt_image and text"),
         ("customconcept101", "holds no samples and prompts.json"),
         ("comfyui", "holds no image that can be scored"),
+        ("personalize", "grid.json does not exist"),
     ],
 )
 def test_a_folder_without_a_layouts_images_is_refused(tmp_path, layout, says):

@@ -19,6 +19,7 @@ from personalize_core.external.layouts import (
     numbered,
     peft,
     simpletuner,
+    workspace,
 )
 from personalize_core.external.listing import Listing, check
 
@@ -67,6 +68,7 @@ _MODULES: tuple[Layout, ...] = (
     comfyui,
     dreambench_plus,
     customconcept101,
+    workspace,
 )
 LAYOUTS = {layout.NAME: layout for layout in _MODULES}
 """By name. A folder with a manifest has that layout, whatever else it looks like."""
