@@ -139,6 +139,11 @@ class Recipe:
         return found
 
     @property
+    def suggested_class_noun(self) -> bool:
+        """Whether the noun that `personalize suggest-class` ranks first stands in the place of the concept's own."""
+        return False
+
+    @property
     def files(self) -> str:
         """Names by their content the files that its options point to; empty where they point to none.
 

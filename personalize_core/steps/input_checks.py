@@ -21,6 +21,7 @@ from personalize_core.steps.probe_conditions import check_held_out
 from personalize_core.steps.training import imported, untrained
 from personalize_core.workspace.dependencies import (
     check_artifact,
+    concept_for,
     is_scored_as_now,
     sampling_inputs,
     train_stamp,
@@ -175,6 +176,7 @@ def _check_judge(store: Store, cells: Sequence[tuple[str, str]]) -> None:
 
 
 def _check_cell(store: Store, concept: str, method: str) -> None:
+    concept_for(store, concept, method)
     if store.params.config(method).real_class_images:
         concept_files.captioned(store.regularization(store.concept(concept).class_noun))
     if imported(store.artifact(method, concept)):

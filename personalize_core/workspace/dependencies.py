@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.artifacts.description import check as check_description
@@ -185,7 +185,29 @@ class SamplingInputs:
 def training_inputs(store: Store, concept: str, method: str) -> TrainingInputs:
     """Raises InputError where the method cannot be trained on the concept as params.yaml says."""
     config, preprocessing = recipe_of(store, method), preprocessing_of(store, method)
-    return TrainingInputs(store.concept(concept), method, config, preprocessing, train_stamp(store, concept, method))
+    described = concept_for(store, concept, method)
+    return TrainingInputs(described, method, config, preprocessing, train_stamp(store, concept, method))
+
+
+def concept_for(store: Store, concept: str, method: str) -> Concept:
+    """The concept as a method learns it: with another class noun, where its recipe asks for the suggested one.
+
+    Raises:
+        InputError: none has been suggested, or it would be by images that no training may read.
+    """
+    described = store.concept(concept)
+    if not store.params.config(method).suggested_class_noun:
+        return described
+    asks = f"{method} says the noun that `personalize suggest-class {concept}` ranks first"
+    if store.params.held_out:
+        raise InputError(f"{asks}, and that looks at the images that held_out keeps from training; leave one out")
+    try:
+        found = read_json(store.analyses("class_nouns", concept) / "analyses.json")
+        ranked = found["analyses"]["class_nouns"]["metrics"]
+        noun = max(ranked, key=lambda each: ranked[each])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{asks}, which has not been run; run it first") from None
+    return replace(described, class_noun=noun)
 
 
 def sampling_inputs(store: Store, concept: str, method: str) -> SamplingInputs:
@@ -253,7 +275,7 @@ def train_stamp(store: Store, concept: str, method: str) -> Stamp:
     """Names everything that an artifact depends on: of the latents, only what this method sees."""
     if store.repeat:
         return repeat_stamp(train_stamp(store.again(0), concept, method), store.training_seed)
-    described, config = store.concept(concept), store.params.config(method)
+    described, config = concept_for(store, concept, method), store.params.config(method)
     recipe = preprocessing_of(store, method)
     class_images = ""
     if config.real_class_images:

@@ -224,3 +224,26 @@ def test_suggested_nouns_are_ranked_and_their_texts_encoded_once(store: Store, m
     with pytest.raises(pytest.fail.Exception, match="encoded again"):
         steps.suggest_class(store, "cup", str(nouns))
     assert steps.suggest_class(store, "rex", "common").skipped  # what was there is there still
+
+
+def test_the_macro_class_of_wordnet_is_the_first_of_the_suggested_nouns(store: Store):
+    """Said in training and in sampling; another suggestion makes what was trained stale."""
+    method = "personalized_residuals@wordnet_macro_class"
+    with pytest.raises(InputError, match="`personalize suggest-class rex` ranks first, which has not been run"):
+        steps.train(store, "rex", method)
+    (problem,) = steps.problems_of(store, ["rex"], [method])
+    assert "run it first" in str(problem)
+    nouns = store.root / "nouns.txt"
+    nouns.write_text("teddy bear\n")
+    steps.suggest_class(store, "rex", str(nouns))
+    assert steps.problems_of(store, ["rex"], [method]) == []
+    report = steps.train(store, "rex", method)
+    described = json.loads((report.path / "config.json").read_text())
+    assert described["concept"]["class_noun"] == "teddy bear" and described["phrase"] == "<rex> teddy bear"
+    assert store.concept("rex").class_noun == "dog"
+    sampled = steps.sample_prompts(store, "rex", method, ["a photo of a <rex>"], images=1)
+    assert json.loads((sampled.path / "samples.json").read_text())["prompts"] == ["a photo of a <rex> teddy bear"]
+    assert steps.train(store, "rex", method).skipped
+    nouns.write_text("mug\n")
+    steps.suggest_class(store, "rex", str(nouns))
+    assert not steps.train(store, "rex", method).skipped

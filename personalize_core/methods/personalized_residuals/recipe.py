@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from personalize_core.concepts.preprocessing import Preprocessing
+from personalize_core.errors import InputError
 from personalize_core.methods.recipe import Ablation, Recipe, options, refuse_idle
 from personalize_core.methods.shared.options import LAG
 
@@ -36,6 +37,8 @@ class Config(Recipe):
     initial: Literal["base_model", "gaussian"] = "base_model"  # see Residual in method.py
     targets: Annotated[tuple[Target, ...], Field(min_length=1)] = ("proj_out",)  # of every transformer block
     macro_class: bool = True  # does the class noun follow the placeholder?
+    # Whose noun that is: the concept's own, or the best of WordNet's by CLIP, as `personalize suggest-class` finds it.
+    class_noun: Literal["concept", "suggested"] = "concept"
     train_embedding: bool = False  # is the placeholder's embedding learned too?
     # The paper's regularization images are LAION's; ours are the base model's own, as DreamBooth's (eq. 2 there).
     class_images: Annotated[int, Field(ge=0)] = 0
@@ -52,6 +55,9 @@ class Config(Recipe):
             {"targets": ["to_k", "to_v", "proj_in", "proj_out"]}, "Personalized Residuals on K+V+proj_in+proj_out"
         ),
         "without_macro_class": Ablation({"macro_class": False}),
+        "wordnet_macro_class": Ablation(
+            {"class_noun": "suggested"}, "Personalized Residuals with WordNet's macro class"
+        ),
         "regularization_images": Ablation({"class_images": 200}, "Personalized Residuals with regularization images"),
         "token_embedding": Ablation({"train_embedding": True}, "Personalized Residuals with a token embedding"),
         "rank_0.025": Ablation({"rank_fraction": 0.025}, "Personalized Residuals at rank 2.5 %"),
@@ -63,12 +69,20 @@ class Config(Recipe):
     def __post_init__(self) -> None:
         if len(set(self.targets)) < len(self.targets):
             raise ValueError(f"targets names a projection twice: {', '.join(self.targets)}")
+        if not self.macro_class:
+            refuse_idle(self, "class_noun", off="macro_class: false")
+        if self.suggested_class_noun and self.class_images:
+            raise InputError("class_images are of the concept's own class noun; leave out `class_noun: suggested`")
         if not self.class_images:
             refuse_idle(self, "prior_weight", off="class_images: 0")
 
     @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("crop", "bilinear", flip=False)
+
+    @property
+    def suggested_class_noun(self) -> bool:
+        return self.class_noun == "suggested"
 
     @property
     def samples_by_weights(self) -> bool:
