@@ -6,7 +6,7 @@ AttnDreamBooth shows such maps for each of its stages; CoRe does, too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from personalize_core.report.figures.image_grids import comparison_grid
 from personalize_core.sampling.sampler import Sampler, denoiser
 
 SIDE = 64  # of every map
+THE_NOUN = "(the noun)"  # in the place of all words that stand for the concept
 MIDDLE = "mid_block.attentions.0"  # DAAM passes over it: at the lowest resolution it looks everywhere
 
 
@@ -124,6 +125,22 @@ def save_grid(found: Mapping[str, HeatMaps], images: Mapping[str, np.ndarray], p
         image = Image.fromarray(images[name])
         rows[in_words(name)] = [[image], *([overlay(image, share)] for share in maps.shares())]
     comparison_grid([], rows, ["the image", *next(iter(found.values())).words], path, title)
+
+
+def with_one_slot(maps: HeatMaps, before: int, behind: int) -> HeatMaps:
+    """The same with all words that stand for the concept as one, so that prompts that name it otherwise compare.
+
+    Args:
+        before, behind: how many words the prompt has before the concept, and behind it.
+    """
+    end = len(maps.words) - behind
+    return replace(
+        maps,
+        words=[*maps.words[:before], THE_NOUN, *maps.words[end:]],
+        maps=torch.cat([maps.maps[:before], maps.maps[before:end].sum(dim=0, keepdim=True), maps.maps[end:]]),
+        concept=[before],
+        class_noun=[before],
+    )
 
 
 def overlay(image: Image.Image, share: Tensor, side: int = 256) -> Image.Image:

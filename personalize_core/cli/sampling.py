@@ -98,6 +98,10 @@ def heat_maps(
     prompt: Annotated[str, typer.Option(help="A prompt with the placeholder: 'a photo of <dog7> in the jungle'.")],
     method: Method,
     image: Annotated[int, typer.Option(min=0, help="Which image of the prompt. Each starts from its own noise.")] = 0,
+    noun: Annotated[
+        list[str] | None,
+        typer.Option(help="A word that the base model reads in the concept's place, to compare with. May be repeated."),
+    ] = None,
 ) -> None:
     """Show where each word of a prompt was attended to.
 
@@ -106,7 +110,7 @@ def heat_maps(
     from personalize_core import steps
 
     with progress() as listener:
-        report = steps.heat_maps(context.obj, concept, method, prompt, image, listener)
+        report = steps.heat_maps(context.obj, concept, method, prompt, image, listener, noun or ())
     print_paths("Images", report.images.items())
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.concepts import concept_files
+from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import is_up_to_date, read_json, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
-from personalize_core.methods import check_method
+from personalize_core.methods import BASELINE, check_method, method_class
 from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.sampling.grid import image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
     from personalize_core.analyses.heat_maps import HeatMaps
     from personalize_core.base_model.model import BaseModel
+    from personalize_core.concepts.concept import Concept
     from personalize_core.methods.interface import Method
 
 
@@ -80,7 +83,13 @@ def sample_prompts(
 
 
 def heat_maps(
-    store: Store, concept: str, method: str, prompt: str, image: int = 0, listener: Listener = unheard
+    store: Store,
+    concept: str,
+    method: str,
+    prompt: str,
+    image: int = 0,
+    listener: Listener = unheard,
+    nouns: Sequence[str] = (),
 ) -> Report:
     """Where one image's attention looked for each word of its prompt, a row for each sampling variant of the method.
 
@@ -90,9 +99,12 @@ def heat_maps(
     Args:
         prompt: of the user's own, with the placeholder.
         image: which image of the prompt; equal numbers share their first noise.
+        nouns: words that the base model reads in the concept's place, for rows of another image: CoRe (Wu et al. 2025),
+            figure 2.
 
     Raises:
-        InputError: the prompt does not mention the concept, or there is no such artifact.
+        InputError: the prompt does not mention the concept, or with nouns more than once; a noun is none; or there is
+            no such artifact.
     """
     from personalize_core.analyses import heat_maps as analysis
     from personalize_core.artifacts.saving import restore
@@ -101,9 +113,13 @@ def heat_maps(
     check_method(method)
     started, params, template = time.monotonic(), store.params, store.concept(concept).template(prompt)
     variants = params.sampling_variants(method)
+    others = {noun: replace(store.concept(concept), class_noun=noun) for noun in nouns}
+    if others and template.count(SLOT) > 1:
+        raise InputError(f"with other nouns a prompt must name the concept once: {prompt!r}")
     request = {
         "artifact": artifact_stamp(store, concept, method),
         "template": template,
+        **({"nouns": list(others)} if others else {}),
         "image": image,
         "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
         "sampling": params.sampling.how(),
@@ -115,6 +131,8 @@ def heat_maps(
     stamp = stamp_of(request)
     folder = store.samples(method, concept, stamp)
     images = {"heat maps": folder / "heat_maps.png"}
+    if others:
+        images["other nouns"] = folder / "other_nouns.png"
     if is_up_to_date(folder, stamp):
         return Report(stamp, True, time.monotonic() - started, folder, {}, images)
     with making(store, folder, stamp) as new, store.device():
@@ -126,12 +144,37 @@ def heat_maps(
             sampled = ready_to_sample(variant, store, concept, method, base, trained, [said], listener)
             found[name] = _watched(store, base, sampled, said, image)
         listener(Event(f"watching {concept} by {method}", len(variants), len(variants)))
+        if others:
+            _save_other_nouns(store, base, others, found, template, image, new / "other_nouns.png")
         save_tensors(new / "maps.safetensors", {name: maps.maps for name, maps in found.items()})
         read = {name: analysis.metrics(maps) for name, maps in found.items()}
         write_json(new / "heat_maps.json", {"prompt": said, **request, "maps": read})
         imaged = {name: base.decode(maps.latents)[0].numpy() for name, maps in found.items()}
         analysis.save_grid(found, imaged, new / "heat_maps.png", title=said)
     return Report(stamp, False, time.monotonic() - started, folder, {}, images)
+
+
+def _save_other_nouns(
+    store: Store,
+    base: BaseModel,
+    others: Mapping[str, Concept],
+    own: Mapping[str, HeatMaps],
+    template: str,
+    image: int,
+    path: Path,
+) -> None:
+    """A row for each variant of the method, and one for each noun that the base model reads in the concept's place."""
+    from personalize_core.analyses import heat_maps as analysis
+
+    before, behind = (len(base.tokenizer.spelled(part, next(iter(others.values())))) for part in template.split(SLOT))
+    plain: Any = method_class(BASELINE)
+    found = dict(own)
+    for noun, concept in others.items():
+        method = plain(plain.Config(), base, concept)
+        found[noun] = _watched(store, base, method, method.say(template), image)
+    rows = {name: analysis.with_one_slot(maps, before, behind) for name, maps in found.items()}
+    imaged = {name: base.decode(maps.latents)[0].numpy() for name, maps in rows.items()}
+    analysis.save_grid(rows, imaged, path, title=template.replace(SLOT, analysis.THE_NOUN))
 
 
 def _watched(store: Store, base: BaseModel, method: Method, said: str, image: int) -> HeatMaps:

@@ -295,7 +295,8 @@ class ResultLineage:
             placeholder = self.store.concept(concept).placeholder
         if "template" in asked:
             prompts = _prompts([asked["template"].replace(SLOT, placeholder)])
-            return f"heat-maps {concept} -m {method} {prompts} --image {asked['image']}"
+            nouns = "".join(f" --noun {shlex.quote(noun)}" for noun in asked.get("nouns", []))
+            return f"heat-maps {concept} -m {method} {prompts} --image {asked['image']}{nouns}"
         if "templates" in asked:
             prompts = _prompts([template.replace(SLOT, placeholder) for template in asked["templates"]])
             variant = next((f" --variant {each.name}" for each in sorted(folder.glob("*")) if each.is_dir()), "")

@@ -444,6 +444,34 @@ def test_heat_maps_are_of_the_image_that_the_same_noise_samples_and_each_variant
     assert (load_file(other.path / "maps.safetensors")[method] != kept[method]).any()
 
 
+def test_other_nouns_have_a_row_of_heat_maps_beside_the_concept_with_the_same_columns(store: Store, monkeypatch):
+    from personalize_core.analyses import heat_maps as analysis
+
+    shown: dict[str, Any] = {}
+    save = analysis.save_grid
+    monkeypatch.setattr(
+        analysis,
+        "save_grid",
+        lambda found, images, path, title: shown.update({path.name: found}) or save(found, images, path, title),
+    )
+    method, prompt = "personalized_residuals", "a photo of <rex> on the beach"
+    report = steps.heat_maps(store, "rex", method, prompt, nouns=["teddy bear", "dog"])
+    assert report.images["other nouns"].is_file()
+    rows, own = shown["other_nouns.png"], shown["heat_maps.png"]
+    assert list(rows) == [method, f"{method}_lag", "teddy bear", "dog"]
+    for maps in rows.values():
+        assert maps.words == ["a", "photo", "of", analysis.THE_NOUN, "on", "the", "beach"] and len(maps.maps) == 7
+    torch.testing.assert_close(rows[method].maps[3], own[method].maps[3:5].sum(dim=0))  # "<rex>" and "dog"
+    assert torch.equal(rows[method].maps[4:], own[method].maps[5:])
+    steps.train(store, "rex", "base_model")
+    kept = load_file(steps.heat_maps(store, "rex", "base_model", prompt).path / "maps.safetensors")["base_model"]
+    torch.testing.assert_close(rows["dog"].maps, kept)  # the concept's own noun, which the base model reads there
+    with pytest.raises(InputError, match="must name the concept once"):
+        steps.heat_maps(store, "rex", method, "<rex> by <rex>", nouns=["dog"])
+    with pytest.raises(InputError, match="cannot be a class noun"):
+        steps.heat_maps(store, "rex", method, "<rex>", nouns=["7"])
+
+
 def test_what_cannot_share_a_image_is_refused(store: Store):
     cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
     prompt = f"a photo of <rex> next to {store.concept('cup').placeholder}"

@@ -277,6 +277,7 @@ def test_the_command_that_asked_for_images_asks_for_the_same_again(store, method
     made = [
         steps.sample_prompts(store, "rex", method, prompts, images=2),
         steps.heat_maps(store, "rex", method, "<rex>"),
+        steps.heat_maps(store, "rex", method, "a <rex>", nouns=["red mug", "dog"]),
     ]
     for report in made:
         link = steps.explain(store, report.path)
