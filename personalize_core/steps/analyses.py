@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from personalize_core.methods.interface import Method
     from personalize_core.metrics.encoders import TextImageEncoder
 
-OF_IMAGES = ("per_prompt", "absence", "copying", "diversity")  # of these files, those that need nothing but images
+# Of these files, those that need nothing but images.
+OF_IMAGES = ("per_prompt", "per_kind", "absence", "copying", "diversity")
 ALL = (  # files of analyses/, in the order in which they are shown
     *OF_IMAGES,
     "drift",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from PIL import Image
 
-from personalize_core.analyses import absence, copying, diversity, drift, per_prompt
-from personalize_core.analyses.findings import Findings
+from personalize_core.analyses import absence, copying, diversity, drift, per_kind, per_prompt
+from personalize_core.analyses.findings import Findings, NotDefined
+from personalize_core.concepts.prompt_lists import read_list
 from personalize_core.metrics import parquet, tables
 
 
@@ -202,3 +206,78 @@ def test_a_number_that_is_not_finite_enters_no_table(tmp_path):
     with pytest.raises(RuntimeError, match="wrote files before"):
         findings.not_defined("it learns nothing")
     assert Findings(tmp_path, "T", "h").not_defined("why")["not_defined"] == "why"
+
+
+# By the kind of prompt
+
+
+@pytest.mark.parametrize(
+    ("kind", "templates"),
+    [
+        ("style", ["a painting of a {}", "A {} latte art", "App icon of a {}", "a red {} in the style of Monet"]),
+        ("property", ["a red {}", "a cube shaped {}", "a shiny {} on a table", "A {} made out of pure gold"]),
+        (
+            "recontextualization",
+            ["a photo of a {}", "a {} wearing a red hat", "a {} with a blue house behind"],
+        ),
+    ],
+)
+def test_what_a_prompt_asks_for_is_seen_by_its_words(kind, templates):
+    assert [per_kind.kind_of(template) for template in templates] == [kind] * len(templates)
+
+
+def test_of_dreambooths_prompts_for_things_the_properties_are_those_of_its_last_rows():
+    """Its list ends with five colours and states; all before them are scenes."""
+    prompts = read_list(Path(__file__).parents[2] / "data" / "prompts" / "dreambooth_object.txt")
+    kinds = [per_kind.kind_of(prompt) for prompt in prompts]
+    assert kinds == ["recontextualization"] * 20 + ["property"] * 5
+
+
+def test_each_kinds_mean_and_its_differences_are_those_of_loops():
+    prompts = ["a {} on the beach", "a red {}", "a {} in the snow"]
+    draw = np.random.default_rng(3)
+
+    def table(variants):
+        return pl.DataFrame(
+            [
+                {
+                    **{"variant": variant, "metric": "dino", "encoder": "e", "prompt_index": p, "prompt": prompt},
+                    **{"image_index": image, "score": float(draw.normal())},
+                }
+                for variant in variants
+                for p, prompt in enumerate(prompts)
+                for image in range(2)
+            ]
+        )
+
+    scores, baseline = table(["plain", "lagged"]), table(["base_model"])
+    every = [*scores.to_dicts(), *baseline.to_dicts()]
+    at = {(row["variant"], row["prompt_index"], row["image_index"]): row["score"] for row in every}
+    found = per_kind.breakdown(scores, baseline, "plain")
+    assert [(row["variant"], row["kind"]) for row in found] == [
+        (variant, kind) for variant in ("lagged", "plain") for kind in ("recontextualization", "property")
+    ]
+    for row in found:
+        cells = [(p, image) for p in ([0, 2] if row["kind"] == "recontextualization" else [1]) for image in (0, 1)]
+        own = [at[row["variant"], *cell] for cell in cells]
+        assert (row["prompts"], row["images"]) == (len(cells) // 2, len(cells))
+        assert row["mean"] == pytest.approx(np.mean(own))
+        for column, other in (("difference", "base_model"), ("over_first", "plain")):
+            expected = np.mean([value - at[other, *cell] for value, cell in zip(own, cells, strict=True)])
+            assert row[column] == pytest.approx(expected, abs=1e-12)
+    assert {row["difference"] for row in per_kind.breakdown(scores, None, "plain")} == {None}
+
+
+def test_kinds_are_shown_where_the_list_has_several(tmp_path):
+    scores = table("oft", {(0, 0): 0.5, (1, 0): 0.9}).with_columns(prompt=pl.Series(["a {} at sea", "a red {}"]))
+    grid = SimpleNamespace(templates=["a {} at sea", "a red {}"], variants=["oft"])
+    about: dict[str, Any] = {"scores": scores, "baseline_scores": None, "made_elsewhere": False, "grid": grid}
+    inputs: Any = SimpleNamespace(concept=SimpleNamespace(name="rex"), method="oft", **about)
+    findings = Findings(tmp_path, per_kind.TITLE, per_kind.HOW)
+    per_kind.analyse(inputs, findings)
+    assert parquet.read_parquet(tmp_path / "per_kind.parquet")["kind"].to_list() == ["recontextualization", "property"]
+    with Image.open(tmp_path / "per_kind_scores.png") as image:
+        assert image.width > 200
+    grid.templates = ["a {} at sea"]
+    with pytest.raises(NotDefined, match="all prompts are of one kind, recontextualization"):
+        per_kind.analyse(inputs, findings)
