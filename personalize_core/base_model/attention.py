@@ -111,6 +111,19 @@ class AttentionMaps:
         return torch.tensor([[[q.shape[1] * q.shape[2]]] for q in queries], device=device)
 
 
+def by_transformer(values: Tensor, layers: Sequence[str]) -> Tensor:
+    """(layers, ...) -> (transformers, ...): the mean within each transformer; as it is, where each has one layer.
+
+    Args:
+        layers: in the order they run, so that those of a transformer stand together.
+    """
+    transformers = [transformer_of(layer) for layer in layers]
+    counts = [transformers.count(each) for each in dict.fromkeys(transformers)]
+    if len(counts) == len(layers):
+        return values
+    return torch.stack([part.mean(dim=0) for part in values.split(counts)])
+
+
 @dataclass
 class Call:
     """One pass through the U-Net, for the hooks that act inside it."""

@@ -68,16 +68,6 @@ class ContextRefined(Method):
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         return self.method.attach(base)
 
-    @staticmethod
-    def check_base(base: BaseModel) -> None:
-        """Raise InputError unless it is defined on this base model."""
-        if len(base.text_encoders) > 1:
-            raise InputError(
-                "test-time optimization is not defined on Stable Diffusion XL: its context losses compare the words of "
-                "one text encoder, and how to weigh two is open; leave the variant out, or take a Stable Diffusion 1 "
-                "or 2 as base_model"
-            )
-
     def refine(self, base: BaseModel, prompts: Sequence[str], progress: Progress) -> None:
         """Refine for these prompts now, rather than for each when it is first sampled."""
         wanted = [prompt for prompt in dict.fromkeys(prompts) if self._speaks_of_it(prompt)]
@@ -124,7 +114,6 @@ class ContextRefined(Method):
     def _refine(
         self, base: BaseModel, prompt: str, listen: Callable[[int, float], None] = lambda index, loss: None
     ) -> Tensor:
-        self.check_base(base)
         how = self.config
         whole = re.compile(rf"{re.escape(self.phrase)}(?![\w-])")  # "<v> dog", and not the beginning of "<v> doghouse"
         if whole.search(prompt):

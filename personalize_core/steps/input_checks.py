@@ -224,13 +224,10 @@ def _check_learner(
 ) -> None:
     """Make the method for the base model, and let its tokenizer read each prompt as the method says it."""
     from personalize_core.methods.interface import SeesImages
-    from personalize_core.sampling.test_time_optimization import ContextRefined
     from personalize_core.steps.probing import check_share
 
     try:
         learner = untrained(store, inputs := training_inputs(store, concept, method), base)
-        if any(variant.refinement for variant in store.params.own_variants(method).values()):
-            ContextRefined.check_base(base)
         if to_train:
             if isinstance(learner, SeesImages):
                 learner.check_sight(base)

@@ -40,10 +40,9 @@ def test_each_learned_tensor_has_a_part_in_the_prediction(case, concept):
 
 @of_samplings
 def test_a_row_does_not_depend_on_the_other_rows(case, options, base, concept):
-    method = disturbed(case.make(base, concept))
+    method = disturbed(case.make(base, concept), by=0.1)  # moved further, a U-Net multiplies rounding
     method.sampling = method.config.Sampling(**options)
     prompts = [method.say("a photo of {}"), method.say("red {} on the beach"), "the jungle"]
     together, first_two = sample_latents(method, base, prompts), sample_latents(method, base, prompts[:2])
-    atol = 1e-4 * max(1.0, together.abs().max().item())  # a U-Net that was moved at random may make large numbers
-    torch.testing.assert_close(together[:1], sample_latents(method, base, prompts[:1]), atol=atol, rtol=1e-4)
-    torch.testing.assert_close(together[:2], first_two, atol=atol, rtol=1e-4)
+    torch.testing.assert_close(together[:1], sample_latents(method, base, prompts[:1]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(together[:2], first_two, atol=1e-4, rtol=1e-4)

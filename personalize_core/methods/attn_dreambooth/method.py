@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from personalize_core.base_model.attention import by_transformer
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
@@ -106,14 +107,19 @@ class AttnDreamBooth(EmbeddingAndUNet):
         mean, variance = step.maps.statistics(layers, columns, self.config.reg_pool)
         penalties = {}
         if mean_weight:
-            penalties["attention_mean"] = mean_weight * self._distance(mean, step.share)
+            penalties["attention_mean"] = mean_weight * self._distance(mean, layers, step.share)
         if variance_weight:
-            penalties["attention_variance"] = variance_weight * self._distance(variance, step.share)
+            penalties["attention_variance"] = variance_weight * self._distance(variance, layers, step.share)
         return penalties
 
-    def _distance(self, statistic: Tensor, share: float) -> Tensor:
+    def _distance(self, statistic: Tensor, layers: tuple[str, ...], share: float) -> Tensor:
         """statistic: (layers, B, 2), or (1, B, 2) if pooled, of placeholder and class noun. share: see Step."""
-        return self._over_rows((statistic[..., 0] - statistic[..., 1]).pow(2).mean(dim=0), share)
+        squares = (statistic[..., 0] - statistic[..., 1]).pow(2)
+        return self._over_rows(self._over_layers(squares, layers), share)
+
+    def _over_layers(self, squares: Tensor, layers: tuple[str, ...]) -> Tensor:
+        """(layers, B), or (1, B) if pooled -> (B,). Every transformer counts as much, however many layers it has."""
+        return (squares if len(squares) == 1 else by_transformer(squares, layers)).mean(dim=0)
 
     def _constrained_values(
         self, step: Step, layers: tuple[str, ...], difference: Tensor, weight: float
@@ -126,7 +132,7 @@ class AttnDreamBooth(EmbeddingAndUNet):
         mean, variance = (found[..., 0] for found in step.maps.statistics(layers, difference[..., None], pool))
         n = step.maps.sizes(layers, mean.device)[..., 0]  # (layers, 1)
         n = n.sum(dim=0, keepdim=True) if pool == "all" else n
-        squares = (mean.pow(2) + variance * (n - 1) / n).mean(dim=0)
+        squares = self._over_layers(mean.pow(2) + variance * (n - 1) / n, layers)
         return {"attention_values": weight * self._over_rows(squares, step.share)}
 
     def _over_rows(self, squares: Tensor, share: float) -> Tensor:

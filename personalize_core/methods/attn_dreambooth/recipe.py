@@ -110,10 +110,6 @@ class Config(PriorPreservationRecipe, EmbeddingAndUNetRecipe):
         ),
     }
 
-    @property
-    def needs_one_text_encoder(self) -> str:
-        return "how to weigh the regularizer of attention maps over its 70 layers is open"
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not any(self._trains(stage) for stage in STAGES):

@@ -64,7 +64,10 @@ class ClassDiffusion(OneEmbedding):
         concept = _end_features(self.condition(step.base, [self.phrase])(step.t))
         with torch.no_grad():
             named = _end_features(step.base.encode([self.concept.class_noun], self.concept))
-        distance = 1 - F.cosine_similarity(concept, named, dim=-1).mean()
+        widths = step.base.text_encoders.widths
+        pairs = zip(concept.split(widths, dim=-1), named.split(widths, dim=-1), strict=True)
+        cosines = [F.cosine_similarity(*pair, dim=-1).mean() for pair in pairs]  # one for each text encoder
+        distance = 1 - (cosines[0] if len(cosines) == 1 else torch.stack(cosines).mean())
         return {"semantic_preservation": c.spl_weight * step.share * distance}
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
@@ -88,5 +91,8 @@ class ClassDiffusion(OneEmbedding):
 
 
 def _end_features(context: TextContext) -> Tensor:
-    """(B, D): of each row's first end token, after the final layer norm, as CLIP takes a text's features."""
+    """(B, D): what the cross-attention layers read of each row's first end token.
+
+    Of Stable Diffusion 1 and 2 it lies behind the final layer norm, as CLIP takes a text's features.
+    """
     return (context.hidden * context.end[..., None]).sum(dim=1)  # an index by a mask would wait for a card

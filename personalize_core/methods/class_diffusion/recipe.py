@@ -35,10 +35,6 @@ class Config(Recipe):
     ablations = {"without_spl": Ablation({"spl_weight": 0.0}, "ClassDiffusion without its loss")}
 
     @property
-    def needs_one_text_encoder(self) -> str:
-        return "its loss compares what one text encoder says of whole phrases, and what to compare of two is open"
-
-    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("crop", "bilinear", flip=True)
 

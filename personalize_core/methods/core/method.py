@@ -52,7 +52,8 @@ class CoRe(EmbeddingAndUNet):
         initial = class_embedding(base, concept.class_noun, config.class_token_rule)
         self.embedding = ConceptEmbedding(initial, learned=config.embedding_steps > 0)
         self.unet = TunedWeights(base.unet, parameter_names(base.unet) if config.unet_steps else [], base.unrounded)
-        self.register_buffer("norm", self.embedding.vector.detach().norm())  # see rescale
+        self.widths = base.text_encoders.widths
+        self.register_buffer("norm", self._norms())  # see rescale
         self.templates = self._readable(base, read_list(TRAINING / f"{prompt_set(config, concept)}.txt"))
 
     @property
@@ -100,13 +101,19 @@ class CoRe(EmbeddingAndUNet):
 
         The paper takes the norm before each step, which within the window is the same. `index` counts from 0. The
         optimizer's moments are left alone. A stage that is shorter than `rescale_after` is never rescaled; with 0, the
-        norm stays that of the class noun.
+        norm stays that of the class noun. Of a pair of embeddings each keeps its own norm, which is ours.
         """
         c, done = self.config, index + 1
         if done <= c.rescale_after:
-            self.norm.copy_(self.embedding.vector.norm())
+            self.norm.copy_(self._norms())
         elif c.rescale and done <= c.rescale_until:
-            self.embedding.vector.mul_(self.norm / self.embedding.vector.norm())
+            for part, norm in zip(self.embedding.vector.split(self.widths), self.norm.flatten(), strict=True):
+                part.mul_(norm / part.norm())
+
+    def _norms(self) -> Tensor:
+        """(): of the embedding; or (2,), of both of a pair."""
+        norms = [part.norm() for part in self.embedding.vector.detach().split(self.widths)]
+        return norms[0] if len(norms) == 1 else torch.stack(norms)
 
     def _readable(self, base: BaseModel, templates: list[str]) -> list[str]:
         """Those that a prompt has room for: all, but for base models that know few words and so need many tokens."""

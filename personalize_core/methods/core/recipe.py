@@ -74,10 +74,6 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
         "without_rotation": Ablation({"rotate": False}),
     }
 
-    @property
-    def needs_one_text_encoder(self) -> str:
-        return "context regularization compares the words of one text encoder, and how to weigh two is open"
-
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.embedding_steps or self.unet_steps):

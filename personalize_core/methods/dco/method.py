@@ -47,6 +47,7 @@ class DirectConsistency(OneEmbedding):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
+        self.widths = base.text_encoders.widths
         self.embedding = ConceptEmbedding(class_embedding(base, concept.class_noun, config.class_token_rule))
         layers = attention_projections(base)
         shapes = {path: (layer.in_features, layer.out_features, config.rank) for path, layer in layers.items()}
@@ -79,9 +80,10 @@ class DirectConsistency(OneEmbedding):
 
     @torch.no_grad()
     def _put_norm_back(self, index: int) -> None:
-        """Only its direction is learned."""
-        vector, initial = self.embedding.vector, self.embedding.initial
-        vector.mul_(initial.norm() / vector.norm())
+        """Only its direction is learned; of a pair, the direction of each."""
+        vectors, initial = self.embedding.vector.split(self.widths), self.embedding.initial.split(self.widths)
+        for vector, start in zip(vectors, initial, strict=True):
+            vector.mul_(start.norm() / vector.norm())
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         return Batch(images.instances(size, generator), [self.say(TEMPLATE)] * size, equal_shares(size))

@@ -38,10 +38,6 @@ class Config(Recipe):
     ablations = {"diffusion_loss": Ablation({"beta": 0.0}, "DCO with the diffusion loss")}
 
     @property
-    def needs_one_text_encoder(self) -> str:
-        return "an embedding is a pair there, and which of its norms should be kept is open"
-
-    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("crop", "bilinear", flip=False)
 

@@ -12,7 +12,7 @@ one, what m is, and all numbers are from the authors' code (kunheek/dti, MIT, co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,20 +38,27 @@ class SphereDescent(torch.optim.Optimizer):
 
     Args:
         groups: of vectors (..., D), as torch.optim takes them.
-        radius: m, ().
+        radius: m, (); or of each part of the vectors, which has a sphere of its own.
+        widths: of the parts; by default there is one.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], radius: Tensor) -> None:
+    def __init__(
+        self, groups: Iterable[dict[str, Any]], radius: Tensor | Sequence[Tensor], widths: Sequence[int] | None = None
+    ) -> None:
         super().__init__(groups, {})
-        self.radius = radius
+        self.radii = [radius] if isinstance(radius, Tensor) else radius
+        self.widths = widths
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            for e in group["params"]:
-                v = F.normalize(e, dim=-1)
-                tangent = e.grad - (e.grad * v).sum(dim=-1, keepdim=True) * v
-                e.copy_(self.radius * F.normalize(v - group["lr"] * F.normalize(tangent, dim=-1), dim=-1))
+            for whole in group["params"]:
+                widths = list(self.widths or whole.shape[-1:])
+                parts = zip(whole.split(widths, -1), whole.grad.split(widths, -1), self.radii, strict=True)
+                for e, gradient, radius in parts:
+                    v = F.normalize(e, dim=-1)
+                    tangent = gradient - (gradient * v).sum(dim=-1, keepdim=True) * v
+                    e.copy_(radius * F.normalize(v - group["lr"] * F.normalize(tangent, dim=-1), dim=-1))
 
 
 class DirectionalTextualInversion(EmbeddingAlone):
@@ -61,13 +68,15 @@ class DirectionalTextualInversion(EmbeddingAlone):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        start = class_embedding(base, concept.class_noun, config.class_token_rule)
-        m = start.norm() if config.norm == "initial" else mean_norm(base)
-        self.embedding = ConceptEmbedding(m * F.normalize(start, dim=0))
+        self.widths = base.text_encoders.widths
+        start = class_embedding(base, concept.class_noun, config.class_token_rule).split(self.widths)
+        m = [part.norm() for part in start] if config.norm == "initial" else mean_norms(base)
+        spheres = zip(m, start, strict=True)
+        self.embedding = ConceptEmbedding(torch.cat([radius * F.normalize(part, dim=0) for radius, part in spheres]))
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
 
     def stages(self) -> list[Stage]:
-        c, radius = self.config, self.embedding.initial.norm()
+        c, radii = self.config, [part.norm() for part in self.embedding.initial.split(self.widths)]
         return [
             Stage(
                 "direction",
@@ -77,25 +86,27 @@ class DirectionalTextualInversion(EmbeddingAlone):
                 later_penalty=self._prior,
                 max_gradient_norm=math.inf,  # a step's length does not depend on the gradient's
                 min_timestep=c.min_timestep,
-                optimizer=lambda groups: SphereDescent(groups, radius),
+                optimizer=lambda groups: SphereDescent(groups, radii, self.widths),
             )
         ]
 
     def _prior(self, step: Step) -> dict[str, Tensor]:
         """-kappa <mu, v>: the negative logarithm of a von Mises-Fisher density, but for a constant.
 
-        Its gradient by v is -kappa mu, wherever v is.
+        Its gradient by v is -kappa mu, wherever v is. Of a pair, the sum of both, as of independent directions.
         """
         if not self.config.kappa:
             return {}
-        mu, m = F.normalize(self.embedding.initial, dim=0), self.embedding.initial.norm()
-        return {"prior": -self.config.kappa * step.share * (mu @ self.embedding.vector) / m}
+        parts = zip(self.embedding.initial.split(self.widths), self.embedding.vector.split(self.widths), strict=True)
+        cosines = [F.normalize(initial, dim=0) @ vector / initial.norm() for initial, vector in parts]
+        agreement = cosines[0] if len(cosines) == 1 else torch.stack(cosines).sum()
+        return {"prior": -self.config.kappa * step.share * agreement}
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         return from_templates(self, self.templates, images, size, generator)
 
 
-def mean_norm(base: BaseModel) -> Tensor:
-    """(): of the vocabulary's input embeddings; rows of zeros are no words."""
-    norms = base.text_encoders.vocabulary.float().norm(dim=-1)
-    return norms.sum() / norms.count_nonzero()
+def mean_norms(base: BaseModel) -> list[Tensor]:
+    """() for each text encoder: of its vocabulary's input embeddings; rows of zeros are no words."""
+    norms = [table.weight.detach().float().norm(dim=-1) for table in base.text_encoders.tables]
+    return [each.sum() / each.count_nonzero() for each in norms]

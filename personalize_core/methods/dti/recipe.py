@@ -37,10 +37,6 @@ class Config(Recipe):
     ablations = {"without_prior": Ablation({"kappa": 0.0}, "DTI without the prior")}
 
     @property
-    def needs_one_text_encoder(self) -> str:
-        return "an embedding is a pair there, and whether it has one direction or two is open"
-
-    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("crop", "bicubic", flip=False)
 

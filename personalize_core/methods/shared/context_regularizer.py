@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from personalize_core.base_model.attention import AttentionMaps
+from personalize_core.base_model.attention import AttentionMaps, by_transformer
 from personalize_core.base_model.layers import Pool
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning
@@ -99,6 +99,19 @@ def context_embedding_loss(concept_context: Tensor, class_context: Tensor, axis:
     return 1 - F.cosine_similarity(concept_context.float(), class_context.detach().float(), dim=over).mean()
 
 
+def context_embedding_loss_of_encoders(
+    concept_context: Tensor, class_context: Tensor, axis: Axis, widths: Sequence[int]
+) -> Tensor:
+    """The mean of `context_embedding_loss` over the text encoders, whose outputs stand side by side.
+
+    Args:
+        widths: of each encoder's output; they add up to D.
+    """
+    parts = zip(concept_context.split(list(widths), dim=-1), class_context.split(list(widths), dim=-1), strict=True)
+    losses = [context_embedding_loss(*part, axis) for part in parts]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+
 def context_attention_loss(
     maps: AttentionMaps,
     class_maps: AttentionMaps,
@@ -112,7 +125,8 @@ def context_attention_loss(
 
     Eq. 4 is the mean over the context tokens of the squared difference of the two mean attentions, each over all
     values of all layers' maps (`pool` "all"). The released code takes the means layer by layer and averages the squares
-    over the layers ("layer"), and sums over the batch of which the paper does not speak.
+    over the layers ("layer"), and sums over the batch of which the paper does not speak. Every transformer counts as
+    much, however many layers it has, which is ours.
 
     Args:
         maps: of the prompt that names the concept; the gradient reaches its keys and queries.
@@ -123,7 +137,8 @@ def context_attention_loss(
     mean = maps.means(layers, pool)[..., pair.concept_positions]  # (layers, B, m), or (1, B, m)
     with torch.no_grad():
         class_mean = class_maps.means(layers, pool)[..., pair.class_positions]
-    of_rows = (mean - class_mean).pow(2).mean(dim=-1).mean(dim=0)  # (B,)
+    squares = (mean - class_mean).pow(2).mean(dim=-1)  # (layers, B), or (1, B)
+    of_rows = (squares if len(squares) == 1 else by_transformer(squares, layers)).mean(dim=0)  # (B,)
     return of_rows.sum() if reduction == "sum" else share * of_rows.mean()
 
 
@@ -151,7 +166,7 @@ def context_losses(
     if how.cer_weight:  # the rows are one prompt, so the first stands for all
         context = said.hidden[0, pair.concept_positions]
         class_context = class_said.hidden[0, pair.class_positions]
-        loss = context_embedding_loss(context, class_context, how.cer_axis)
+        loss = context_embedding_loss_of_encoders(context, class_context, how.cer_axis, base.text_encoders.widths)
         losses["context_embedding"] = how.cer_weight * share * loss
     if how.car_weight:
         maps, class_maps = AttentionMaps(), AttentionMaps()
