@@ -40,12 +40,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def measured(cell: Cell) -> CellCost:
     """What a cell takes; on a pretended card without values (`pretended_card(meta=True)`).
 
-    Gradient checkpointing does not change the proof, which is then left out. Sampling is measured in bfloat16 alone.
+    Gradient checkpointing does not change the proof, which is then left out. Sampling is measured in bfloat16 alone,
+    once for all batches.
     """
     base, loading, base_model = base_model_of(cell.base, cell.precision)
     with _collected_between_steps():
         before = WATCH.live
-        method = untrained(cell.method, base)
+        method = untrained(cell.method, base, cell.one_image)
         learned = WATCH.live - before
         images = images_for(base)
         stages, probe = _training(method, base, images, cell)
@@ -92,10 +93,13 @@ def base_model_of(name: Base, precision: str) -> tuple[BaseModel, int, int]:
     return base, WATCH.peak.size - before, WATCH.live - before
 
 
-def untrained(name: str, base: BaseModel) -> Method:
+def untrained(name: str, base: BaseModel, one_image: bool = False) -> Method:
+    """one_image: of the concept in each step, however many the recipe has."""
     kind: Any = method_class(name)
     fields = {field.name: field.default for field in dataclasses.fields(kind.Config)}
-    short = {name: STEPS for name, default in fields.items() if name.endswith("steps") and default}
+    short: dict[str, Any] = {name: STEPS for name, default in fields.items() if name.endswith("steps") and default}
+    if one_image:
+        short |= {name: 1 for name in fields if name.endswith("batch_size")}
     with torch.device("meta"):  # else some methods would decompose large random matrices
         method = kind(kind.Config(**short), base, Concept("v", "<v>", "dog"))
     return method.to(base.device)

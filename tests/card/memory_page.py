@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from personalize_core.errors import listed
 from personalize_core.methods import RECIPES
 from personalize_core.training.readings import TOGETHER
-from tests.card.cells import MEASURED_AGAIN, METHODS, Cell, Setting, published_base
+from tests.card.cells import MEASURED_AGAIN, METHODS, ON_XL, XL, Cell, Setting, published_base
 from tests.card.ratchet import ROOM, Recorded
 
 PAGE = Path(__file__).parents[2] / "docs" / "memory.md"
@@ -20,7 +21,7 @@ HEADS: Mapping[Setting, str] = {
 INTRODUCTION = """# Memory
 
 How much memory of a graphics card does a method need, and how much does it compute? The tables are for the published
-recipes, at 512 pixels. `make memory` writes this page.
+recipes, at 512 pixels; the last is for Stable Diffusion XL at 1024. `make memory` writes this page.
 
 The numbers were not measured on a card. `tests/card` runs training and sampling on a CPU with tensors that say they
 lie on a card, at the true shapes and without values, along the paths that PyTorch takes on CUDA: its autocast lists,
@@ -59,11 +60,24 @@ included.
 """
 
 
+ON_STABLE_DIFFUSION_XL = """
+## Stable Diffusion XL
+
+At 1024 pixels, in bf16: the most that is held at once in a step of training, in GiB, and what such a step computes in
+bf16, in TFLOP; as published, and with gradient checkpointing and one image of the concept in a step (and one class
+image, where the recipe has some). Sampling is a step of 4 images, as many as are sampled at once.
+
+With one image and gradient checkpointing tensors fit into 24 GiB for {small}, and into 48 GiB for {middle}{large}.
+"""
+XL_HEADS: Mapping[Setting, str] = {"bf16": "as published", "bf16+checkpointing+one": "one image, checkpointing"}
+
+
 def text(recorded: Mapping[Cell, Recorded]) -> str:
     """The whole page."""
     introduction = INTRODUCTION.format(again=len(MEASURED_AGAIN), all=len(recorded), room=ROOM)
     parts = [introduction, TRAINING, _training(recorded), STEPS.format(steps=TOGETHER), _steps(recorded)]
-    return "\n".join([*parts, SAMPLING, _sampling(recorded)]).replace("\n\n\n", "\n\n") + "\n"
+    parts += [SAMPLING, _sampling(recorded), _fitting(recorded), _on_xl(recorded)]
+    return "\n".join(parts).replace("\n\n\n", "\n\n") + "\n"
 
 
 def _training(recorded: Mapping[Cell, Recorded]) -> str:
@@ -102,6 +116,33 @@ def _sampling(recorded: Mapping[Cell, Recorded]) -> str:
             if kind == "sampling":
                 rows.append([_link(method), strategy, base, _gib(numbers["peak_mib"]), *_counts(numbers)])
     return _table(["method", "strategy", "base model", "peak", "TFLOP", "waits", "copies"], rows)
+
+
+def _fitting(recorded: Mapping[Cell, Recorded]) -> str:
+    peaks = {method: _peak(recorded[Cell(XL, method, "bf16+checkpointing+one")]) / 1024 for method in ON_XL}
+    small = [RECIPES[method].display_name for method, peak in peaks.items() if peak < 24]
+    middle = [RECIPES[method].display_name for method, peak in peaks.items() if 24 <= peak < 48]
+    large = [RECIPES[method].display_name for method, peak in peaks.items() if peak >= 48]
+    more = f"; not for {listed(large)}" if large else ""
+    return ON_STABLE_DIFFUSION_XL.format(small=listed(small), middle=listed(middle), large=more)
+
+
+def _on_xl(recorded: Mapping[Cell, Recorded]) -> str:
+    rows = []
+    for method in ON_XL:
+        cells = {setting: recorded[Cell(XL, method, setting)] for setting in XL_HEADS}
+        sampling = cells["bf16"]["sampling, plain"]
+        steps = [text for cell in cells.values() for text in (_gib(_peak(cell)), _most_flops(cell))]
+        rows.append([_link(method), *steps, _gib(sampling["peak_mib"]), _counts(sampling)[0]])
+    heads = [text for head in XL_HEADS.values() for text in (head, "TFLOP")]
+    heads = ["method", *heads, "sampling", "sampling, TFLOP"]
+    return _table(heads, rows)
+
+
+def _most_flops(cell: Recorded) -> str:
+    """Of the stage whose steps compute most."""
+    steps = [numbers for part, numbers in cell.items() if part.startswith("training, ")]
+    return f"{max(numbers['gflop_bfloat16'] for numbers in steps) / 1000:.1f}"
 
 
 def _counts(numbers: Mapping[str, int]) -> list[str]:

@@ -1,6 +1,7 @@
 """Measure every cell and write tests/card/costs.json and docs/memory.md: `make memory`.
 
-`python -m tests.card.record METHOD...` measures those methods alone and keeps what is recorded of the others.
+`python -m tests.card.record NAME...` measures those methods, or on those base models, alone and keeps what is recorded
+of the others.
 """
 
 from __future__ import annotations
@@ -15,21 +16,23 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from typing import get_args
 
 from personalize_core.methods import RECIPES
 from tests.card import memory_page, ratchet
 from tests.card.card import pretended_card
-from tests.card.cells import EVERY, Cell
+from tests.card.cells import EVERY, Base, Cell
 from tests.card.measuring import measured
 from tests.card.ratchet import Recorded
 
 
-def main(methods: list[str]) -> None:
+def main(chosen: list[str]) -> None:
     if WHY_NOT:
         sys.exit(WHY_NOT)
-    if unknown := [method for method in methods if method not in RECIPES]:
-        sys.exit(f"there is no method {unknown[0]!r}; the methods are {', '.join(RECIPES)}")
-    cells = [cell for cell in EVERY if not methods or cell.method in methods]
+    known = [*RECIPES, *get_args(Base)]
+    if unknown := [name for name in chosen if name not in known]:
+        sys.exit(f"there is no method or base model {unknown[0]!r}; there are {', '.join(known)}")
+    cells = [cell for cell in EVERY if not chosen or cell.method in chosen or cell.base in chosen]
     recorded, started = dict(ratchet.read()), time.monotonic()
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         for done, (cell, cost) in enumerate(zip(cells, pool.map(_recorded, cells), strict=True), start=1):

@@ -70,7 +70,6 @@ def test_the_page_shows_what_is_recorded():
     assert memory_page.PAGE.read_text() == memory_page.text(ratchet.read()), "docs/memory.md is stale: `make memory`"
 
 
-WIDTHS = {"sd-1.4": 768, "sd-2.1-base": 1024}
 # Batch items a step, and the stages whose FLOPs in the U-Net are those of a plain forward and backward pass.
 FROZEN = {
     "textual_inversion": ("embedding", 4),
@@ -96,7 +95,7 @@ PLAIN = [cell for cell in EVERY if cell.setting == "bf16" and cell.method in FRO
 @pytest.mark.parametrize("cell", PLAIN, ids=str)
 def test_a_step_computes_what_the_architecture_asks_for(cell):
     """In the U-Net alone, which is in bfloat16: counted by torch, against a formula by hand."""
-    flops = unet_flops.unet(WIDTHS[cell.base])
+    flops = unet_flops.unet(cell.base)
     stage, rows = (FROZEN | TRAINED)[cell.method]
     expected = rows * (flops.trained if cell.method in TRAINED else flops.frozen)
     counted = ratchet.read()[cell][f"training, {stage}"]["gflop_bfloat16"] * 1e9
