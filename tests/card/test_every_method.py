@@ -40,7 +40,12 @@ from tests.every_method.cases import CONCEPT, LEARNING, TRAINED, Case, CutOff, s
 
 pytestmark = pytest.mark.usefixtures("card", "short_checks")
 
-NUMBERS: dict[str, Any] = {"truncation": 16, "keep": 0.6, "reference": 1}  # of sampling options that are no choice
+NUMBERS: dict[str, Any] = {
+    "scale": 1.0,
+    "truncation": 16,
+    "keep": 0.6,
+    "reference": 1,
+}  # of sampling options that are no choice
 PLACES = [(0, 0), (1, 0)]
 
 
