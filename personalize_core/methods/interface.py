@@ -196,6 +196,20 @@ class SeesImages(Protocol):
         ...
 
 
+@runtime_checkable
+class MasksReferences(Protocol):
+    """A method that attends to concept images, and looks for the concept in them."""
+
+    def object_masks(self, base: BaseModel, prompt: str, t: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Latents of the R concept images, (R, 4, h, w), and layer -> (R, h*w) bool: where it sees the concept there.
+
+        Args:
+            prompt: as the method says it.
+            t: timestep, 0 to 999.
+        """
+        ...
+
+
 def equal_shares(rows: int, total: float = 1.0) -> Tensor:
     """(rows, 1, 1, 1): weights of rows that share `total` equally; with total 1 their loss is the plain mean."""
     return torch.full((rows, 1, 1, 1), total / rows)

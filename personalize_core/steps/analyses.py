@@ -55,6 +55,7 @@ ALL = (  # files of analyses/, in the order in which they are shown
     "embedding_drift",
     "bare_placeholder",
     "context_tokens",
+    "object_masks",
 )
 SHARED = ("class_nouns", "findings", "inputs", "learned_embedding", "shared_plots")  # files of analyses/ that these use
 ANALYSING = (

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from PIL import Image
 
-from personalize_core.analyses import absence, copying, diversity, drift, per_kind, per_prompt
+from personalize_core.analyses import absence, copying, diversity, drift, object_masks, per_kind, per_prompt
 from personalize_core.analyses.findings import Findings, NotDefined
+from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.prompt_lists import read_list
 from personalize_core.metrics import parquet, tables
 
@@ -281,3 +283,29 @@ def test_kinds_are_shown_where_the_list_has_several(tmp_path):
     grid.templates = ["a {} at sea"]
     with pytest.raises(NotDefined, match="all prompts are of one kind, recontextualization"):
         per_kind.analyse(inputs, findings)
+
+
+# Object masks
+
+
+class Attending:
+    """Sees the left half of its first concept image, and all of its second."""
+
+    def object_masks(self, base: Any, prompt: str, t: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        assert (prompt, t) == ("a photo of a <rex>", 500)
+        left = torch.tensor([[True, False], [True, False]]).flatten()
+        return torch.zeros(2, 4, 2, 2), {"up": torch.stack([left, torch.ones(4, dtype=torch.bool)])}
+
+
+def test_object_masks_are_shown_on_the_concept_images_and_their_shares_counted(tmp_path):
+    base = SimpleNamespace(decode=lambda latents: torch.full((len(latents), 8, 8, 3), 200, dtype=torch.uint8))
+    inputs: Any = SimpleNamespace(trained=Attending(), base=base, concept=Concept("rex", "<rex>", "dog"))
+    findings = Findings(tmp_path, object_masks.TITLE, object_masks.HOW)
+    object_masks.analyse(inputs, findings)
+    assert parquet.read_parquet(tmp_path / "object_masks.parquet")["share"].to_list() == [0.5, 1.0]
+    assert findings.metrics == {"share inside, up": 0.75} and (tmp_path / "object_masks.png").is_file()
+    shown = np.asarray(object_masks.darkened(np.full((8, 8, 3), 200, np.uint8), torch.tensor([True, False] * 2)))
+    assert (shown[:, :4] == 200).all() and (shown[:, 4:] == 40).all()
+    inputs.trained = object()
+    with pytest.raises(NotDefined, match="attends to no concept image"):
+        object_masks.analyse(inputs, Findings(tmp_path, object_masks.TITLE, object_masks.HOW))

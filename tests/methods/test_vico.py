@@ -509,6 +509,24 @@ def test_each_layers_mask_is_the_naive_one_also_in_guidances_halves(unconditiona
     assert halves_differ == (unconditional == "own")
 
 
+def test_the_object_masks_are_those_that_its_blocks_are_given_of_each_reference(method, base):
+    before = method.sampling
+    references, masks = method.object_masks(base, PROMPTS[0], 500)
+    assert torch.equal(references, method.references) and list(masks) == list(WITH_IMAGES) and method.sampling is before
+    for number in range(3):
+        method.sampling = Sampling(reference=number)
+        context = method.condition(base, PROMPTS[:1])(torch.tensor([500]))
+        given, _ = masks_of(method, base, context, seed=number)
+        for layer in WITH_IMAGES:
+            assert torch.equal(masks[layer][number], given[layer][0, 0])
+    assert not torch.equal(masks[WITH_IMAGES[0]][0], masks[WITH_IMAGES[0]][1])
+
+
+@pytest.mark.parametrize("without", [{"mask": False}, {"image_attention": False}], ids=str)
+def test_without_masks_there_are_none_to_look_at(without, base, concept):
+    assert make(base, concept, **without).eval().object_masks(base, PROMPTS[0], 500)[1] == {}
+
+
 def test_the_mask_follows_the_reference_and_not_the_noise(method, base):
     context = guided(method, base)
     (one, _), (other_noise, _) = masks_of(method, base, context, seed=3), masks_of(method, base, context, seed=4)

@@ -7,6 +7,7 @@ none, it goes through the U-Net itself.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -130,6 +131,27 @@ class ViCo(OneEmbedding):
             text_block = base.blocks[layer].module
             handles.append(text_block.register_forward_hook(self._attending(layer), with_kwargs=True))
         return hooked(*handles)
+
+    @torch.no_grad()
+    def object_masks(self, base: BaseModel, prompt: str, t: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `interface.MasksReferences`. A mask depends on no noisy latents, only on the reference."""
+        if not (self.config.image_attention and self.config.mask):
+            return self.references, {}
+        found: dict[str, list[Tensor]] = {layer: [] for layer in self.layers}
+
+        def keep(layer: str) -> Callable:
+            return lambda block, args, given: found[layer].append(given["encoder_attention_mask"][0, 0])
+
+        before, steps = self.sampling, torch.tensor([t], device=base.device)
+        hooks = [block.register_forward_pre_hook(keep(path), with_kwargs=True) for path, block in self.blocks.by_path()]
+        try:
+            with hooked(*hooks), self.attach(base):
+                for number, reference in enumerate(self.references):
+                    self.sampling = dataclasses.replace(before, reference=number)
+                    base.denoise(reference[None], steps, self.condition(base, [prompt])(steps))
+        finally:
+            self.sampling = before
+        return self.references, {layer: torch.stack(masks) for layer, masks in found.items()}
 
     def _doubling(self, base: BaseModel, regularized: bool) -> tuple:
         """Hooks that add the reference rows to the U-Net's input, and drop them from its output.
