@@ -30,14 +30,21 @@ class Between(Method):
 
     The prompt names the first concept, as its method says it. It learns nothing and is not saved.
 
+    Args:
+        widths: of what each text encoder of the base model reads; by default there is one.
+
     Raises:
         InputError: one of them has learned more than a word, or the words point in opposite directions.
     """
 
-    def __init__(self, first: Method, second: Method, share: float) -> None:
+    def __init__(self, first: Method, second: Method, share: float, widths: Sequence[int] | None = None) -> None:
         nn.Module.__init__(self)
         self.first, self.concept, self.config = first, first.concept, first.config
-        self.vector = interpolated(word_of(first).vector, word_of(second).vector, share)
+        words = word_of(first).vector, word_of(second).vector
+        parts = zip(*(word.split(list(widths or word.shape)) for word in words), strict=True)
+        self.vector = torch.cat(
+            [interpolated(one, other, share) for one, other in parts]
+        )  # each on a sphere of its own
 
     @property
     def phrase(self) -> str:

@@ -302,7 +302,7 @@ def sample_between(
         said = [first.say(templates[prompt]) for prompt, _ in places]
         paths = {share: [new / image_name(share, prompt, image) for prompt, image in places] for share in shares}
         for point, share in enumerate(shares):
-            word = Between(first, second, point / (points - 1))
+            word = Between(first, second, point / (points - 1), base.text_encoders.widths)
             what = f"sampling {share} of the way from {names[0]} to {names[1]}"
             sample_images(params.sampling, store.sampling_seed, base, word, said, places, paths[share], what, listener)
         ways = [paths[share][place] for place in range(len(places)) for share in shares]

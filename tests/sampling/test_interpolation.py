@@ -98,6 +98,14 @@ def test_between_it_reads_the_word_between_in_the_placeholders_place(base):
     assert torch.equal(predict(base, context), expected)
 
 
+def test_the_words_of_two_text_encoders_go_over_a_sphere_each(base):
+    first, second = learned(base, FIRST, 1), learned(base, SECOND, 2)
+    a, b = first.embedding.vector, second.embedding.vector
+    both = Between(first, second, 0.3, widths=[12, 20]).vector
+    expected = [interpolated(a[:12], b[:12], 0.3), interpolated(a[12:], b[12:], 0.3)]
+    assert torch.equal(both, torch.cat(expected)) and not torch.allclose(both, interpolated(a, b, 0.3), atol=1e-3)
+
+
 def test_methods_and_base_model_are_left_as_they_were(base):
     first, second = learned(base, FIRST, 1), learned(base, SECOND, 2)
     before = [snapshot(base), *({k: v.clone() for k, v in m.state_dict().items()} for m in (first, second))]
