@@ -146,7 +146,7 @@ def plot(methods: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: 
 
 def analyse(inputs: Inputs, findings: Findings) -> None:
     before, after = inputs.learned
-    layers: list[str | None] = [None] if len(before) == 1 else list(inputs.base.layers)
+    layers: list[str | None] = [None] if len(before) == 1 else list(inputs.base.transformers)
     norms = np.linalg.norm(before, axis=1), np.linalg.norm(after, axis=1)
     findings.metrics["embeddings"] = len(before)
     findings.metrics["cosine with the start"] = float(cosines(before, after).diagonal().mean())
@@ -179,7 +179,7 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
         findings.absent["steps"] = (
             "the training log says nothing of the embedding" if inputs.log else "it was not trained here, so no log"
         )
-    if words_then := words_during(inputs.log, inputs.base.layers):
+    if words_then := words_during(inputs.log, list(inputs.base.transformers)):
         layer = f", as the layer {words_then[0]['layer']} reads it" if words_then[0]["layer"] else ""
         findings.table(
             "words_during_training.parquet", words_then, DURING_MEANINGS, "the nearest words during training"

@@ -18,7 +18,7 @@ from personalize_core.base_model.attention import AttentionMaps, Call, CrossAtte
 from personalize_core.base_model.blocks import Block, blocks_in_order, transformers_in_order
 from personalize_core.base_model.hooks import hooked
 from personalize_core.base_model.kept_prompts import MOST_PROMPTS, KeptPrompts, Recent
-from personalize_core.base_model.prompt_variants import PromptVariants, VariantReader, part_of
+from personalize_core.base_model.prompt_variants import PromptVariants, part_of
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
 from personalize_core.base_model.text_encoders import Said, TextEncoders
 from personalize_core.concepts.concept import Concept
@@ -189,31 +189,38 @@ class BaseModel:
         )
 
     def encode_variants(self, prompts: Sequence[str], concept: Concept, embeddings: Tensor) -> PromptVariants:
-        """The same prompts with many embeddings in the placeholder's place, in one pass of the text encoder.
+        """The same prompts with many embeddings in the placeholder's place, in one pass of the text encoders.
 
-        What the variants share is read once; but where a hook looks into the encoder, or changes it, all of each.
+        What the variants share is read once; but where a hook looks into an encoder, or changes it, all of each.
 
         Args:
             prompts: B of them, of which at least one names the concept.
             concept: whose placeholder to look for.
             embeddings: (V, B, D), or (V, 1, D) for all prompts the same: what each variant reads there.
         """
-        tokens, read = self.tokenizer(prompts, concept), VariantReader(self._text_encoder)
+        tokens = self.tokenizer(prompts, concept)
         if self._kept_prompts.hooked:
             return self._read_variants(tokens.to(self.device), embeddings.expand(-1, len(prompts), -1))
         places = tokens.placeholder.nonzero().T  # (2, K)
         first, (rows, positions) = int(places[1].min()), places.to(self.device)
-        ids, own = tokens.ids.to(self.device), embeddings.expand(-1, len(prompts), -1)[:, rows]
+        tokens, own = tokens.to(self.device), embeddings.expand(-1, len(prompts), -1)[:, rows]
         if self._recomputes and torch.is_grad_enabled():
-            hidden = checkpoint(read, ids, rows, positions, first, own, use_reentrant=False)
+            hidden = checkpoint(self.text_encoders.variants, tokens, rows, positions, first, own, use_reentrant=False)
         else:
-            hidden = read(ids, rows, positions, first, own)
+            hidden = self.text_encoders.variants(tokens, rows, positions, first, own)
         return PromptVariants(hidden, rows, positions)
 
     @property
     def final_norm(self) -> nn.Module:
-        """The text encoder's last layer norm."""
-        return part_of(self._text_encoder, "final_layer_norm")
+        """What the cross-attention layers read text through: the text encoder's last layer norm; of two, nothing."""
+        encoder, *second = self.text_encoders.values()
+        return nn.Identity() if second else part_of(encoder, "final_layer_norm")
+
+    @property
+    def transformer_of_layer(self) -> tuple[int, ...]:
+        """For each cross-attention layer which of the transformers it is in, counted in the order they run."""
+        numbers = {path: number for number, path in enumerate(self.transformers)}
+        return tuple(numbers[block.transformer] for block in self.blocks.values())
 
     def denoise(
         self,
@@ -357,12 +364,6 @@ class BaseModel:
                 f"of {step} pixels; write one of these, or null for its own size"
             )
 
-    @property
-    def _text_encoder(self) -> nn.Module:
-        """The only one."""
-        (encoder,) = self.text_encoders.values()
-        return encoder
-
     def _forget_prompts(self) -> None:
         self._kept_prompts.clear()
         self._kept_tokens.clear()
@@ -437,9 +438,10 @@ class BaseModel:
         repeated = Tokens.of(tokens.rows() * variants)
         look = self.final_norm.register_forward_pre_hook(lambda norm, given: before.append(given[0]))
         with hooked(look):
-            self.text_encoders(repeated, each)
+            said = self.text_encoders(repeated, each)
+        hidden = said.hidden if len(self.text_encoders) > 1 else before[0]  # two are read before their final norms
         rows, positions = tokens.placeholder.nonzero().T
-        return PromptVariants(before[0].unflatten(0, (variants, -1)), rows, positions)
+        return PromptVariants(hidden.unflatten(0, (variants, -1)), rows, positions)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

@@ -19,7 +19,7 @@ Projected = tuple[Tensor, ...]
 class PromptVariants:
     """V variants of B prompts."""
 
-    hidden: Tensor  # (V, B, L, D), before the text encoder's final layer norm
+    hidden: Tensor  # (V, B, L, D), before `BaseModel.final_norm`
     rows: Tensor  # (K,): in which prompts placeholders stand
     positions: Tensor  # (K,): at which positions there
 
@@ -33,15 +33,17 @@ class VariantReader:
 
     Args:
         text_encoder: CLIP's, frozen.
+        but_last: leave the last layer out.
     """
 
-    def __init__(self, text_encoder: nn.Module) -> None:
-        self._layers: Any = part_of(text_encoder, "layers")
+    def __init__(self, text_encoder: nn.Module, but_last: bool = False) -> None:
+        layers: Any = part_of(text_encoder, "layers")
+        self._layers: Any = layers[:-1] if but_last else layers
         self._words: Any = text_encoder.get_input_embeddings()  # type: ignore[operator]
         self._positions: Any = part_of(text_encoder, "position_embedding")
 
     def __call__(self, ids: Tensor, rows: Tensor, positions: Tensor, first: int, embeddings: Tensor) -> Tensor:
-        """The encoder's last hidden states before its final layer norm, (V, B, L, D).
+        """The hidden states behind the last layer that is read, (V, B, L, D).
 
         Args:
             ids: (B, L).

@@ -56,7 +56,9 @@ class TextContext:
     words: Tensor
     end: Tensor
     partner: Tensor  # (B,) long: the row of the same image with its prompt; itself, but in guidance's empty half
-    layers: tuple[Tensor, Tensor] | None = None  # (16, B, L, D) each: a text of its own per layer, for keys and values
+    # (n, B, L, D) each: texts for keys and for values, one for each layer, or as `of_layer` says.
+    layers: tuple[Tensor, Tensor] | None = None
+    of_layer: tuple[int, ...] | None = None  # which of these texts each cross-attention layer reads
     several: Tensor | None = None  # (C, B, L) bool: the words of each concept, where a prompt speaks of several
     # In one timestep: the rows (R,) that read something different, and for each row (B,) which of them reads the same.
     distinct: tuple[Tensor, Tensor] | None = None
@@ -69,11 +71,11 @@ class TextContext:
         return len(self.hidden)
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """The text that layer `index` (0 to 15, in the order they run) takes keys from, and values from."""
+        """The text that layer `index` (from 0, in the order they run) takes keys from, and values from."""
         if self.layers is None:
             return self.hidden, self.hidden
-        keys, values = self._by_layer
-        return keys[index], values[index]
+        (keys, values), text = self._by_layer, self.of_layer[index] if self.of_layer else index
+        return keys[text], values[text]
 
     @cached_property
     def _by_layer(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -114,6 +116,7 @@ class TextContext:
             end=again(self.end),
             partner=torch.cat([self.partner, partner + len(self)]),
             layers=(again(self.layers[0], 1), again(self.layers[1], 1)) if self.layers else None,
+            of_layer=self.of_layer,
             several=None if self.several is None else again(self.several, 1),
             distinct=self.distinct,
             pooled=None if self.pooled is None else again(self.pooled),
@@ -133,6 +136,7 @@ class TextContext:
             end=self.end[rows],
             partner=self.partner[rows] - start,
             layers=(self.layers[0][:, rows], self.layers[1][:, rows]) if self.layers else None,
+            of_layer=self.of_layer,
             several=None if self.several is None else self.several[:, rows],
             pooled=None if self.pooled is None else self.pooled[rows],
             sizes=None if self.sizes is None else self.sizes[rows],
@@ -174,6 +178,7 @@ class TextContext:
             end=torch.cat([empty.end, prompt.end]),
             partner=torch.arange(rows, 2 * rows, device=prompt.partner.device).repeat(2),
             layers=_both_halves(empty, prompt),
+            of_layer=empty.of_layer or prompt.of_layer,
             several=None if prompt.several is None else torch.cat([empty.concepts, prompt.concepts], dim=1),
             distinct=distinct,
             pooled=_both(empty.pooled, prompt.pooled),

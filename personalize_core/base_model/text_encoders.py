@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from personalize_core.base_model.hooks import hooked
-from personalize_core.base_model.prompt_variants import part_of
+from personalize_core.base_model.prompt_variants import VariantReader, part_of
 from personalize_core.base_model.text import Tokens
 
 
@@ -98,6 +98,20 @@ class TextEncoders(nn.ModuleDict):
             first(tokens.ids)
             pooled = second(tokens.second_ids).text_embeds
         return Said(torch.cat(before, dim=-1), pooled)
+
+    def variants(self, tokens: Tokens, rows: Tensor, positions: Tensor, first: int, embeddings: Tensor) -> Tensor:
+        """(V, B, L, D): what the layers read of V variants of the tokens, but for the final layer norm of one encoder.
+
+        Args:
+            rows, positions, first, embeddings: see `VariantReader`; the embeddings as wide as `vocabulary`.
+        """
+        ids = [tokens.ids] if tokens.second_ids is None else [tokens.ids, tokens.second_ids]
+        parts = zip(self.values(), ids, embeddings.split(self.widths, dim=-1), strict=True)
+        read = [
+            VariantReader(encoder, but_last=len(self) > 1)(own, rows, positions, first, embedding)
+            for encoder, own, embedding in parts
+        ]
+        return read[0] if len(read) == 1 else torch.cat(read, dim=-1)
 
     def reading(self, tokens: Tokens, embedding: Tensor | None) -> AbstractContextManager[Any]:
         """Within it, the encoders read `embedding` wherever the placeholder stands."""

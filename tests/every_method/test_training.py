@@ -112,7 +112,7 @@ def test_after_each_step_the_log_has_the_rates_and_how_far_a_learned_embedding_h
     stages, width = {stage.name: stage for stage in method.stages()}, training.base.text_width
     vectors = [embedding.reshape(-1, width) for embedding in training.initial_embeddings]
     held = method.config.text_embeddings
-    assert sum(map(len, vectors)) == (len(training.base.layers) if held > 1 else held)
+    assert sum(map(len, vectors)) == (len(training.base.transformers) if held > 1 else held)
     for row, embeddings in zip(training.log, training.embeddings, strict=True):
         assert row["lr"] == [group["lr"] for group in stages[row["stage"]].param_groups]
         assert ("learned" in row) == (held > 0)

@@ -44,7 +44,7 @@ def method(base, concept) -> Any:
 def a_mapper(config: Config, width: int = 6, norm: float = 3.0) -> Any:
     """In float64, with parameters away from where they start."""
     torch.manual_seed(0)
-    return disturbed(Mapper(config, width, 1000, torch.tensor(norm), 16)).double().eval()
+    return disturbed(Mapper(config, [width], 1000, torch.tensor(norm), 16)).double().eval()
 
 
 # -- the mapper ------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_they_are_in_the_artifact_and_not_among_what_is_learned(method):
 def test_the_first_layer_starts_as_the_features_of_160_anchors():
     """t in 0, 100, ..., 900 in the outer loop, layers in the inner."""
     torch.manual_seed(0)
-    mapper: Any = Mapper(Config(), 6, 1000, torch.tensor(1.0), 16)
+    mapper: Any = Mapper(Config(), [6], 1000, torch.tensor(1.0), 16)
     W = mapper.encode.W.double().numpy()
     expected = [naive_features(W, t, layer) for t in range(0, 1000, 100) for layer in range(16)]
     np.testing.assert_allclose(mapper.anchors.weight.detach().numpy(), np.stack(expected), atol=1e-5)
@@ -198,7 +198,7 @@ def test_truncation_without_nested_dropout_is_refused():
 
 def kept_units(config: Config, rows: int, seed: int) -> np.ndarray:
     """(16, rows): how many units nested dropout leaves; fails unless they are the first ones."""
-    mapper: Any = Mapper(config, 6, 1000, torch.tensor(1.0), 16)
+    mapper: Any = Mapper(config, [6], 1000, torch.tensor(1.0), 16)
     torch.manual_seed(seed)
     mask = mapper._nested_dropout(rows).numpy()
     kept = mask.sum(axis=-1)

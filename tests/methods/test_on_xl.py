@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from personalize_core.base_model.attention import AttentionMaps, by_transformer
 from personalize_core.base_model.model import BaseModel
+from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods import method_class
@@ -235,3 +236,80 @@ def test_test_time_optimization_brings_the_losses_down_and_leaves_the_artifact(x
     assert torch.equal(method.embedding.vector, before)
     (vector,) = refined.refined.values()
     assert vector.shape == (48,) and not torch.equal(vector, before)
+
+
+def one_by_one(base: BaseModel, prompts: list[str], vectors: torch.Tensor) -> torch.Tensor:
+    """(V, B, L, D): what the layers read of the prompts with each vector, (V, D), in the placeholder's place."""
+    return torch.stack([base.encode(prompts, CONCEPT, vector).hidden for vector in vectors])
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["shared parts once", "all of each"])
+def test_variants_of_prompts_are_read_by_both_encoders_as_one_by_one(hooked, xl):
+    prompts = ["a photo of <v> dog", "<v> on the red beach", "the jungle"]
+    vectors = torch.randn(3, 48, generator=torch.Generator().manual_seed(4))
+    handles = [table.register_forward_hook(lambda *call: None) for table in xl.text_encoders.tables if hooked]
+    try:
+        found = xl.encode_variants(prompts, CONCEPT, vectors[:, None])
+    finally:
+        for handle in handles:
+            handle.remove()
+    torch.testing.assert_close(xl.final_norm(found.hidden), one_by_one(xl, prompts, vectors), atol=1e-5, rtol=1e-4)
+    assert found.rows.tolist() == [0, 1] and found.positions.tolist() == [4, 1]
+
+
+def test_in_xti_all_layers_of_a_transformer_read_by_its_embedding_and_the_unet_is_told_of_their_mean(xl):
+    method: Any = disturbed(made("xti", xl))
+    assert method.embeddings.shape == (4, 48)
+    prompts = ["a photo of <v>", "<v> in the desert", "a photo of <v>"]
+    context = method.condition(xl, prompts)(torch.tensor([500] * 3))
+    expected = one_by_one(xl, prompts, method.embeddings.detach())
+    for index, layer in enumerate(xl.layers):
+        number = TRANSFORMERS.index(xl.blocks[layer].transformer)
+        for text in context.layer(index):
+            torch.testing.assert_close(text, expected[number], atol=1e-5, rtol=1e-4)
+    mean = xl.encode(prompts, CONCEPT, method.embeddings.detach().mean(dim=0))
+    torch.testing.assert_close(context.pooled, mean.pooled, atol=1e-5, rtol=1e-4)
+    assert xl.transformer_of_layer == (0, 0, 1, 1, 2, 2, 3, 3)
+
+
+def test_in_neti_one_mapper_speaks_to_both_encoders_at_the_norm_of_each(xl):
+    """Embedding and bypass of an encoder together have the norm of the class noun's embedding there."""
+    method: Any = disturbed(made("neti", xl)).eval()
+    embedding, bypass = method.mapper(torch.tensor([100, 800]))
+    assert embedding.shape == bypass.shape == (4, 2, 48)
+    for half, norm in zip((FIRST, SECOND), norms(xl.word_embedding("dog")), strict=True):
+        both = np.concatenate([array(embedding)[..., half], array(bypass)[..., half]], axis=-1)
+        np.testing.assert_allclose(np.linalg.norm(both, axis=-1), norm, rtol=1e-5)
+
+
+def test_in_neti_layers_read_by_time_and_transformer_and_values_have_a_bypass_of_each_encoder(xl):
+    """h' = h + 0.2 |h| b / |b| at the placeholder, for what each encoder says there; keys have none."""
+    method: Any = disturbed(made("neti", xl)).eval()
+    prompts, t = ["a photo of <v>", "<v> in the desert"], torch.tensor([100, 800])
+    embedding, bypass = method.mapper(t)
+    context = method.condition(xl, prompts)(t)
+    places = context.placeholder.int().argmax(dim=1).tolist()
+    for index, number in enumerate(xl.transformer_of_layer):
+        keys, values = context.layer(index)
+        read = xl.encode(prompts, CONCEPT, embedding[number][:, None]).hidden
+        torch.testing.assert_close(keys, read, atol=1e-5, rtol=1e-4)
+        expected = array(read)
+        for row, place in enumerate(places):
+            for half in (FIRST, SECOND):
+                h, b = array(read)[row, place, half], array(bypass)[number, row, half]
+                expected[row, place, half] = h + 0.2 * np.linalg.norm(h) * b / np.linalg.norm(b)
+        np.testing.assert_allclose(array(values), expected, atol=1e-4, rtol=1e-4)
+    mean = xl.encode(prompts, CONCEPT, embedding.mean(dim=0)[:, None])
+    torch.testing.assert_close(context.pooled, mean.pooled, atol=1e-5, rtol=1e-4)
+
+
+def test_texts_of_transformers_go_with_both_halves_of_guidance_and_with_parts(xl):
+    method: Any = disturbed(made("xti", xl))
+    said = method.condition(xl, ["a photo of <v>", "<v> in the desert"])(torch.tensor([500, 500]))
+    empty = method.condition(xl, ["", ""])(torch.tensor([500, 500]))
+    halves = TextContext.guidance(empty, said)
+    for index in range(len(xl.layers)):
+        keys, _ = halves.layer(index)
+        assert torch.equal(keys, torch.cat([empty.hidden, said.layer(index)[0]]))
+        assert torch.equal(said.part(slice(1, 2)).layer(index)[0], said.layer(index)[0][1:])
+        assert torch.equal(said.and_again().layer(index)[0], said.layer(index)[0].repeat(2, 1, 1))

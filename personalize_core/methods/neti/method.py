@@ -67,19 +67,21 @@ class Scaled(nn.Module):
 class Mapper(nn.Module):
     """M(t, l): the concept's input embedding at a timestep and a cross-attention layer, and its bypass.
 
+    For two text encoders it makes a pair of each, as heads of one network.
+
     Args:
         config: which parts it has.
-        width: D of the text encoder.
+        widths: D of each text encoder.
         timesteps: how many the base model was trained with.
-        norm: () the norm of the class noun's embedding.
-        layers: how many cross-attention layers the base model has.
+        norm: () of the class noun's embedding; of two text encoders (2,), of both of the pair.
+        layers: how many cross-attention layers it tells apart.
     """
 
     norm: Tensor
 
-    def __init__(self, config: Config, width: int, timesteps: int, norm: Tensor, layers: int) -> None:
+    def __init__(self, config: Config, widths: Sequence[int], timesteps: int, norm: Tensor, layers: int) -> None:
         super().__init__()
-        self.config, self.layers = config, layers
+        self.config, self.layers, self.widths = config, layers, tuple(widths)
         self.register_buffer("norm", norm.detach().clone().float())
         if config.positional_encoding:
             self.encode = FourierFeatures(config.sigma_t, config.sigma_l)
@@ -95,7 +97,7 @@ class Mapper(nn.Module):
             *(nn.Linear(features, HIDDEN), nn.LayerNorm(HIDDEN), nn.LeakyReLU()),
             *(nn.Linear(HIDDEN, HIDDEN), nn.LayerNorm(HIDDEN), nn.LeakyReLU()),
         )
-        self.output = nn.Linear(HIDDEN, (1 + config.bypass) * width)
+        self.output = nn.Linear(HIDDEN, (1 + config.bypass) * sum(widths))
 
     def _at_every_layer(self, t: Tensor) -> Tensor:
         """t: (B,). -> what is known of a timestep and a layer, (layers, B, 2048 or 2)."""
@@ -113,14 +115,20 @@ class Mapper(nn.Module):
         elif truncation is not None:
             hidden = hidden * (torch.arange(HIDDEN, device=hidden.device) < truncation)
         said = self.output(hidden)
-        if self.config.rescale == "joint":
-            said = self.norm * F.normalize(said, dim=-1)
-        if not self.config.bypass:
-            return said, None
-        embedding, bypass = said.chunk(2, dim=-1)
-        if self.config.rescale == "per_half":
-            embedding, bypass = (self.norm * F.normalize(half, dim=-1) for half in (embedding, bypass))
-        return embedding, bypass
+        outputs = said.chunk(2, dim=-1) if self.config.bypass else (said,)
+        by_encoder = zip(*(output.split(self.widths, dim=-1) for output in outputs), strict=True)
+        rescaled = [self._rescaled(own, norm) for own, norm in zip(by_encoder, self.norm.flatten(), strict=True)]
+        embedding, *bypass = (torch.cat(parts, dim=-1) for parts in zip(*rescaled, strict=True))
+        return embedding, bypass[0] if bypass else None
+
+    def _rescaled(self, said: tuple[Tensor, ...], norm: Tensor) -> tuple[Tensor, ...]:
+        """What it says to one text encoder: the embedding, (layers, B, D), and the bypass if it has one."""
+        match self.config.rescale:
+            case "joint":
+                return (norm * F.normalize(torch.cat(said, dim=-1), dim=-1)).chunk(len(said), dim=-1)
+            case "per_half":
+                return tuple(norm * F.normalize(each, dim=-1) for each in said)
+        return said
 
     def _nested_dropout(self, rows: int) -> Tensor:
         """(layers, rows, 128) bool: in a layer's rows, if they are chosen, units from a random one on fall out.
@@ -143,8 +151,11 @@ class NeTI(Method):
 
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
-        norm = class_embedding(base, concept.class_noun, config.class_token_rule).norm()
-        self.mapper = Mapper(config, base.text_width, base.scheduler.config.num_train_timesteps, norm, len(base.layers))
+        noun = class_embedding(base, concept.class_noun, config.class_token_rule)
+        norms = [part.norm() for part in noun.split(base.text_encoders.widths)]
+        norm = norms[0] if len(norms) == 1 else torch.stack(norms)
+        timesteps: int = base.scheduler.config.num_train_timesteps
+        self.mapper = Mapper(config, base.text_encoders.widths, timesteps, norm, len(base.transformers))
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
 
     @property
@@ -177,13 +188,18 @@ class NeTI(Method):
     def _at(self, t: Tensor, base: BaseModel, prompts: Sequence[str], plain: TextContext) -> TextContext:
         """What every layer reads at timesteps t (B,), all in one pass of the text encoder, layer after layer."""
         embedding, bypass = self.mapper(t, self.sampling.truncation)
+        if len(base.text_encoders) > 1:  # a U-Net that is told of the whole text is told of one, which is ours
+            plain = base.encode(prompts, self.concept, embedding.mean(dim=0)[:, None])
         read = base.encode_variants(prompts, self.concept, embedding)
         keys = values = base.final_norm(read.hidden)
         if bypass is not None:
             layers = torch.arange(len(keys), device=keys.device)[:, None]
             here = (layers, read.rows, read.positions)
-            values = keys.index_put(here, base.final_norm(with_bypass(read.hidden[here], bypass[:, read.rows])))
-        return dataclasses.replace(plain, layers=(keys, values))
+            before = read.hidden[here].split(self.mapper.widths, dim=-1)
+            by_encoder = zip(before, bypass[:, read.rows].split(self.mapper.widths, dim=-1), strict=True)
+            passed = torch.cat([with_bypass(*own) for own in by_encoder], dim=-1)
+            values = keys.index_put(here, base.final_norm(passed))
+        return dataclasses.replace(plain, layers=(keys, values), of_layer=base.transformer_of_layer)
 
 
 def with_bypass(before: Tensor, bypass: Tensor) -> Tensor:

@@ -85,10 +85,6 @@ class Config(Recipe):
             )
 
     @property
-    def needs_one_text_encoder(self) -> str:
-        return "its mapper makes an embedding and a bypass for one text encoder, and what two should read is open"
-
-    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("squash", "bicubic", flip=True)
 

@@ -24,9 +24,9 @@ from personalize_core.methods.xti.recipe import Config
 
 
 class XTI(Method):
-    """Sixteen input embeddings; each cross-attention layer reads the prompt as encoded with its own.
+    """An input embedding for each transformer, whose cross-attention layers read the prompt as encoded with it.
 
-    In all else it is Textual Inversion.
+    In Stable Diffusion 1 and 2 those are sixteen, one for each layer. In all else it is Textual Inversion.
     """
 
     Config = Config
@@ -35,7 +35,9 @@ class XTI(Method):
     def __init__(self, config: Config, base: BaseModel, concept: Concept) -> None:
         super().__init__(config, base, concept)
         start = class_embedding(base, concept.class_noun, config.class_token_rule).float()
-        self.embeddings = nn.Parameter(start.repeat(len(base.layers), 1))  # (layers, D), in the order they run
+        self.embeddings = nn.Parameter(
+            start.repeat(len(base.transformers), 1)
+        )  # (transformers, D), in the order they run
         self.register_buffer("initial", start, persistent=False)
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
 
@@ -58,11 +60,13 @@ class XTI(Method):
         return from_templates(self, self.templates, images, size, generator)
 
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
-        context = base.encode(prompts, self.concept)
+        # A U-Net that is told of the whole text is told of one: with the mean of the embeddings, which is ours.
+        of_all = self.embeddings.mean(dim=0) if len(base.text_encoders) > 1 else None
+        context = base.encode(prompts, self.concept, of_all)
         if any(self.concept.placeholder in prompt for prompt in prompts):  # else every layer reads the same
             distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
             texts = base.final_norm(base.encode_variants([*distinct], self.concept, self.embeddings[:, None]).hidden)
             if len(distinct) < len(prompts):
                 texts = texts[:, [distinct[prompt] for prompt in prompts]]
-            context = dataclasses.replace(context, layers=(texts, texts))
+            context = dataclasses.replace(context, layers=(texts, texts), of_layer=base.transformer_of_layer)
         return lambda t: context

@@ -36,10 +36,6 @@ class Config(Recipe):
     class_token_rule: TokenRule = "last"  # the embeddings start from this token of the class noun
 
     @property
-    def needs_one_text_encoder(self) -> str:
-        return "each layer's embedding is read by one text encoder, and what two should read for 70 layers is open"
-
-    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("squash", "bicubic", flip=True)
 
