@@ -244,11 +244,18 @@ class BaseModel:
         try:
             with self._precision():
                 prediction = self.unet(
-                    x_t, t, context.hidden, cross_attention_kwargs={"call": call}, **self._beside_text(context)
+                    x_t, t, context.hidden, cross_attention_kwargs={"call": call}, **self.beside_text(context)
                 ).sample
         finally:
             self._call = before
         return prediction.float()
+
+    def beside_text(self, context: TextContext) -> dict[str, Any]:
+        """What a Stable Diffusion XL's U-Net is told beside the text that its layers read."""
+        if context.pooled is None:
+            return {}
+        sizes = self._whole_image.expand(len(context), -1) if context.sizes is None else context.sizes
+        return {"added_cond_kwargs": {"text_embeds": context.pooled, "time_ids": sizes}}
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:
@@ -348,13 +355,6 @@ class BaseModel:
             torch.cuda.empty_cache()
 
     # Inside
-
-    def _beside_text(self, context: TextContext) -> dict[str, Any]:
-        """What a Stable Diffusion XL's U-Net is told beside the text that its layers read."""
-        if context.pooled is None:
-            return {}
-        sizes = self._whole_image.expand(len(context), -1) if context.sizes is None else context.sizes
-        return {"added_cond_kwargs": {"text_embeds": context.pooled, "time_ids": sizes}}
 
     def _check_image_size(self) -> None:
         step = self.vae_scale * 2 ** (len(self.unet.config.block_out_channels) - 1)  # the U-Net's lowest resolution

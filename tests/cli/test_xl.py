@@ -83,8 +83,12 @@ def test_another_image_size_makes_what_was_made_stale(personalize, root):
 
 def test_a_method_that_is_not_defined_there_is_refused_before_anything_is_made(personalize, root):
     before = {path for path in root.rglob("*") if ".work" not in path.parts}
-    status, _, complained = personalize("run", "rex", "--method", "vico")
-    assert status != 0 and "ViCo is not defined on Stable Diffusion XL" in complained and "take another" in complained
+    status, _, complained = personalize("run", "rex", "--method", "ip_adapter")
+    assert (
+        status != 0
+        and "IP-Adapter is not defined on Stable Diffusion XL" in complained
+        and "take another" in complained
+    )
     assert {path for path in root.rglob("*") if ".work" not in path.parts} == before
 
 

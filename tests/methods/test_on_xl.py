@@ -313,3 +313,60 @@ def test_texts_of_transformers_go_with_both_halves_of_guidance_and_with_parts(xl
         assert torch.equal(keys, torch.cat([empty.hidden, said.layer(index)[0]]))
         assert torch.equal(said.part(slice(1, 2)).layer(index)[0], said.layer(index)[0][1:])
         assert torch.equal(said.and_again().layer(index)[0], said.layer(index)[0].repeat(2, 1, 1))
+
+
+def test_vicos_blocks_stand_behind_the_last_text_block_of_every_second_transformer_of_the_decoder(xl):
+    """The tiny decoder has two transformers. What the noisy rows' block adds is by hand: a mask by Otsu's threshold."""
+    method: Any = disturbed(made("vico", xl)).eval()
+    last = "up_blocks.0.attentions.1.transformer_blocks.1"
+    assert method.layers == (last,) and method.blocks.paths() == [last]
+    method.references = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    prompts = ["a photo of <v>", "<v> in the desert"]
+    seen: dict[str, Any] = {}
+
+    def entered(block: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen["x"], seen["r"], seen["mask"] = args[0], kwargs["encoder_hidden_states"], kwargs["encoder_attention_mask"]
+
+    def told(unet: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen["rows"], seen["told"] = len(args[0]), kwargs["added_cond_kwargs"]
+
+    context = method.condition(xl, prompts)(torch.tensor([500, 500]))
+    x_t, maps = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(6)), AttentionMaps()
+    text_block = xl.blocks[last].module
+    with torch.no_grad(), method.attach(xl):
+        handles = [
+            method.blocks.of(last).register_forward_pre_hook(entered, with_kwargs=True),
+            xl.unet.register_forward_pre_hook(told, with_kwargs=True),
+            text_block.attn2.to_q.register_forward_hook(lambda module, args, query: seen.update(query=query)),
+        ]
+        try:
+            xl.denoise(x_t, torch.tensor([500, 500]), context, maps)
+        finally:
+            for handle in handles:
+                handle.remove()
+    assert seen["rows"] == 4 and torch.equal(seen["told"]["text_embeds"], context.pooled.repeat(2, 1))
+    assert seen["told"]["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 4
+    keys = array(text_block.attn2.to_k(context.hidden)).reshape(2, 77, 4, 8)  # four heads
+    queries = array(seen["query"])[2:].reshape(2, -1, 4, 8)  # of the references
+    for row, place in enumerate(context.placeholder.int().argmax(dim=1).tolist()):
+        scores = np.einsum("nhd,lhd->hnl", queries[row], keys[row]) / np.sqrt(8)
+        looked = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        own = looked[..., place].mean(0)
+        own = (own - own.min()) / (own.max() - own.min())
+        thresholds = [tenth / 10 for tenth in range(10)]
+        between = [own[own < at].size * own[own >= at].size * (own[own < at].mean() - own[own >= at].mean()) ** 2
+                   if (own < at).any() else 0.0 for at in thresholds]  # fmt: skip
+        assert (
+            array(seen["mask"])[row, 0].astype(bool).tolist() == (own >= thresholds[int(np.argmax(between))]).tolist()
+        )
+    assert list(maps) == list(xl.layers) and all(len(maps[layer]) == 2 for layer in maps)
+
+
+def test_vico_without_its_blocks_is_the_base_model(xl):
+    method: Any = made("vico", xl, image_attention=False, regularizer=0.0).eval()
+    prompts = [method.say("a photo of {}")]
+    noise, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([500])
+    context = method.condition(xl, prompts)(t)
+    expected = xl.denoise(noise, t, context)
+    with method.attach(xl):
+        assert torch.equal(xl.denoise(noise, t, context), expected)

@@ -29,9 +29,9 @@ from personalize_core.methods.vico.method import (
     Config,
     ViCo,
     image_block,
-    layers_with_images,
     of_reference,
     otsu,
+    transformers_with_images,
 )
 from personalize_core.methods.vico.recipe import Sampling
 from personalize_core.sampling import sampler as sampler_module
@@ -234,7 +234,7 @@ def test_blocks_start_from_the_frameworks_defaults(method):
 
 
 def test_blocks_sit_in_every_second_transformer_of_the_decoder(method, base):
-    assert layers_with_images(layers_of_stable_diffusion()) == (
+    assert transformers_with_images(layers_of_stable_diffusion()) == (
         "up_blocks.1.attentions.1",
         "up_blocks.2.attentions.0",
         "up_blocks.2.attentions.2",

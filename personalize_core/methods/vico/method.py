@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Generator, Tensor, nn
 
 from personalize_core.base_model.attention import AttentionMaps, Call
+from personalize_core.base_model.layers import transformer_of
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.text import Conditioning, TextContext
 from personalize_core.concepts.concept import Concept
@@ -34,13 +35,13 @@ from personalize_core.methods.vico.recipe import Config
 CANDIDATES = tuple(tenth / 10 for tenth in range(10))  # thresholds that Otsu's method tries
 
 
-def layers_with_images(layers: Sequence[str]) -> tuple[str, ...]:
-    """Every second transformer of the decoder, from its second on: four in Stable Diffusion.
+def transformers_with_images(transformers: Iterable[str]) -> tuple[str, ...]:
+    """Every second transformer of the decoder, from its second on: four in Stable Diffusion 1 and 2, three in XL.
 
     Args:
-        layers: all transformers of the U-Net by path, in the order they run.
+        transformers: all of the U-Net by path, in the order they run.
     """
-    return tuple(layer for layer in layers if layer.startswith("up_blocks."))[1::2]
+    return tuple(path for path in transformers if path.startswith("up_blocks."))[1::2]
 
 
 class ViCo(OneEmbedding):
@@ -66,7 +67,9 @@ class ViCo(OneEmbedding):
         super().__init__(config, base, concept)
         self.embedding = ConceptEmbedding(class_embedding(base, concept.class_noun, config.class_token_rule))
         self.templates = read_list(TRAINING / f"{config.templates}.txt")
-        self.layers = layers_with_images(base.layers)
+        # The last layer of each, behind whose block the image's own stands: of several, which is ours.
+        chosen = transformers_with_images(base.transformers)
+        self.layers = tuple(base.blocks_of([path])[-1].layer for path in chosen)
         layers = self.layers if config.image_attention else ()
         make = JOINING[config.joining]
         self.blocks = LayerModules({layer: make(base.blocks[layer].module) for layer in layers})
@@ -170,6 +173,7 @@ class ViCo(OneEmbedding):
             behind = len(call.context) - len(x_t)
             call.t = torch.cat([call.t, call.t[:behind]])
             references = self._references_for(behind, call.rows).to(x_t)
+            kwargs |= base.beside_text(call.context)
             return (torch.cat([x_t, references]), call.t, call.context.hidden), kwargs
 
         def drop(unet: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
@@ -204,7 +208,7 @@ class ViCo(OneEmbedding):
             x, r = output[:rows], output[rows:]
             attended = block(x, encoder_hidden_states=output[behind], encoder_attention_mask=self._mask(call, layer))
             if not self.training and self.sampling.lag:
-                inside = region(call, layer, self.place, self.sampling.lag_unconditional)
+                inside = region(call, transformer_of(layer), self.place, self.sampling.lag_unconditional)
                 attended = localized(inside[: len(x)], x, attended)
             return torch.cat([attended.to(r.dtype), r])
 

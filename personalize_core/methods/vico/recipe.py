@@ -75,10 +75,6 @@ class Config(Recipe):
             refuse_idle(self, "lr", "joining", off="image_attention: false")
 
     @property
-    def needs_one_text_encoder(self) -> str:
-        return "which of its 70 cross-attention layers should attend to the images is open"
-
-    @property
     def preprocessing(self) -> Preprocessing:
         return Preprocessing("squash", "bicubic", flip=False)
 
