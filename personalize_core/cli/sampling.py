@@ -73,7 +73,7 @@ def interpolate(
     points: Annotated[int, typer.Option(min=3, help="How many words, the two learned ones among them.")] = 7,
     images: Images = 2,
 ) -> None:
-    """Sample words on the way from one concept's word to another's.
+    """Sample words between two concepts' words.
 
     For methods that learn one word and nothing else. Each way starts from one noise.
     """

@@ -137,7 +137,7 @@ def test_its_images_are_analysed_as_far_as_images_alone_allow(store, tmp_path):
     steps.score_external(store, "rex", "flux")
     report = steps.analyse(store, "rex", "flux")
     found = json.loads((report.path / steps.ANALYSES).read_text())
-    assert found["order"] == ["per_prompt", "absence", "copying", "diversity"]
+    assert found["order"] == ["per_prompt", "per_kind", "absence", "copying", "diversity"]
     assert steps.analyse(store, "rex", "flux").skipped
 
     identity = recomputed_scores.OfIdentity(MINI_WEIGHTS / "identity", (64, Image.Resampling.BICUBIC, 0.5, 0.5))
