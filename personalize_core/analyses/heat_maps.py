@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from personalize_core.base_model.attention import AttentionMaps
+from personalize_core.base_model.layers import transformer_of
 from personalize_core.base_model.model import BaseModel
 from personalize_core.methods.interface import Method
 from personalize_core.report.display_names import in_words
@@ -71,7 +72,7 @@ def heat_maps(
 
     def look(maps: AttentionMaps) -> None:
         for layer in base.layers:
-            if layer != MIDDLE:
+            if transformer_of(layer) != MIDDLE:
                 with_prompt = maps[layer][1]  # of the two halves of guidance; (heads, h*w, L)
                 seen[layer] = seen[layer] + with_prompt if layer in seen else with_prompt
 
