@@ -22,6 +22,7 @@ from personalize_core.mini.networks import Average
 
 WEIGHTS = Path(__file__).parent / "weights"
 LIMIT = 30_000_000  # bytes, of all weights together
+UNETS = ("named", "varied", "adapted", "unet")  # stages that train it, the last one first
 PIXELS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 
@@ -45,7 +46,7 @@ def pipeline(work: Path) -> StableDiffusionPipeline:
     words = tokenizer.load()
     torch.manual_seed(0)
     text = networks.text_encoder(len(words), words.eos_token_id)
-    checkpoint = loop.last(work, "named", "adapted", "unet")
+    checkpoint = loop.last(work, *UNETS)
     network = averaged(networks.unet(), checkpoint)
     text = averaged(text, checkpoint, "text_average")
     return StableDiffusionPipeline(
@@ -64,7 +65,12 @@ def write_base(work: Path, folder: Path) -> None:
     model = pipeline(work)
     model.set_progress_bar_config(disable=True)
     model.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
-    tokenizer.build(folder / "tokenizer")  # with vocab.json and merges.txt, which save_pretrained leaves out
+    with_shipped_tokenizer(folder / "tokenizer")  # with vocab.json and merges.txt, which save_pretrained leaves out
+
+
+def with_shipped_tokenizer(folder: Path) -> None:
+    """The tokenizer that the checkpoints were trained with: built from today's words, it may have other ids."""
+    shutil.copytree(tokenizer.FOLDER, folder, dirs_exist_ok=True)
 
 
 def write_text(work: Path, folder: Path) -> None:
@@ -73,12 +79,16 @@ def write_text(work: Path, folder: Path) -> None:
     averaged(text, work / "phrased", "text_average").half().save_pretrained(folder)
 
 
+def write_unet(work: Path, folder: Path) -> None:
+    averaged(networks.unet(), loop.last(work, *UNETS)).half().save_pretrained(folder)  # type: ignore[operator]
+
+
 def write_vae(work: Path, folder: Path) -> None:
     AutoencoderKL.from_pretrained(work / "vae", use_safetensors=True).half().save_pretrained(folder)
 
 
 def write_clip(work: Path, folder: Path) -> None:
-    tokenizer.build(folder)
+    with_shipped_tokenizer(folder)
     vocabulary = len(tokenizer.load(folder))
     torch.manual_seed(0)
     model = averaged(CLIP(**clip.shape(vocabulary)), work / "clip")
@@ -114,6 +124,7 @@ PARTS = {
     "base": ("base", write_base),
     "vae": ("base/vae", write_vae),
     "text": ("base/text_encoder", write_text),
+    "unet": ("base/unet", write_unet),
     "clip": ("clip", write_clip),
     "identity": ("identity", write_identity),
     "segmenter": ("segmenter", write_segmenter),

@@ -20,6 +20,7 @@ STAGES = {
     "unet": ("diffusion", "Diffusion", 12000),
     "adapted": ("diffusion", "Adapted", 12000),
     "phrased": ("phrased", "Phrased", 2600),
+    "varied": ("varied", "Varied", 4000),
     "named": ("named", "Named", 9000),
     "clip": ("clip", "Clip", 3000),
     "identity": ("identity", "Identity", 1000),
@@ -52,7 +53,7 @@ def main() -> None:
         return freeze(options.work)
     module, name, steps = STAGES[options.stage]
     given = {k: v for k, v in (("lr", options.lr), ("batch", options.batch)) if v is not None}
-    if options.stage in ("unet", "adapted", "named", "identity", "segmenter"):
+    if options.stage in ("unet", "adapted", "varied", "named", "identity", "segmenter"):
         given["work"] = options.work
     stage = getattr(importlib.import_module(f"personalize_core.mini.{module}"), name)(
         seed=options.seed, device=options.device, **given
