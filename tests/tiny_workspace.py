@@ -21,7 +21,7 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 from personalize_core import steps
 from personalize_core.concepts import concept_files
 from personalize_core.workspace.store import Store
-from tests.conftest import stock_pipeline, tiny_parts
+from tests.conftest import stock_pipeline, tiny_parts, tiny_xl_parts
 
 PROMPTS = ["a photo of a {}", "a photo of a {} on the beach"]
 
@@ -38,6 +38,24 @@ def make(root: Path) -> Store:
     for index, (name, class_noun) in enumerate([("rex", "dog"), ("cup", "red mug")]):
         paint_concept_images(root / "photos" / name, count=3, seed=index)
         concept_files.add_concept(root / "data" / "concepts", root / "photos" / name, class_noun)
+    return Store(root)
+
+
+def make_xl(root: Path) -> Store:
+    """The same with a tiny Stable Diffusion XL. Images of 24 pixels: the base model's own are of 16."""
+    make(root)
+    stock_pipeline(tiny_xl_parts()).save_pretrained(root / "models" / "xl")
+    base, short = str(root / "models" / "xl"), {"steps": 2, "batch_size": 2}
+    values = params(root) | {
+        "base_model": base,
+        "image_size": 24,
+        "methods": {
+            "base_model": {},
+            "textual_inversion": {base: short},
+            "personalized_residuals": {base: {**short, "rank_fraction": 0.25}},
+        },
+    }
+    write_params(root, values)
     return Store(root)
 
 

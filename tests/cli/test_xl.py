@@ -12,7 +12,6 @@ from PIL import Image
 from personalize_core.cli import main as command_line
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
-from tests.conftest import stock_pipeline, tiny_xl_parts
 
 pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
 METHODS = ("base_model", "textual_inversion", "personalized_residuals")
@@ -20,21 +19,8 @@ METHODS = ("base_model", "textual_inversion", "personalized_residuals")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of 24 pixels: the base model's own are of 16."""
     root = tmp_path_factory.mktemp("xl")
-    tiny_workspace.make(root)
-    stock_pipeline(tiny_xl_parts()).save_pretrained(root / "models" / "xl")
-    base, short = str(root / "models" / "xl"), {"steps": 2, "batch_size": 2}
-    values = tiny_workspace.params(root) | {
-        "base_model": base,
-        "image_size": 24,
-        "methods": {
-            "base_model": {},
-            "textual_inversion": {base: short},
-            "personalized_residuals": {base: {**short, "rank_fraction": 0.25}},
-        },
-    }
-    tiny_workspace.write_params(root, values)
+    tiny_workspace.make_xl(root)
     return root
 
 
