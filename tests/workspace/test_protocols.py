@@ -95,7 +95,7 @@ def test_of_cores_figures_identity_skips_what_its_metrics_leave_out():
 
 def test_the_published_protocols_are_all_there():
     names = {path.stem for path in FILES}
-    published = {"textual_inversion", "dreambooth", "customconcept101", "personalized_residuals", "oft", "neti"}
+    published = {"textual_inversion", "dreambooth", "customconcept101", "personalized_residuals", "oft", "neti", "vico"}
     of_figures = {"attn_dreambooth_complex", "core_complex"}
     assert names == published | of_figures | {"attn_dreambooth", "core", "faces", "mini", "quick"}
 
@@ -121,6 +121,17 @@ def test_the_stand_in_for_prompts_that_were_not_found_is_called_one():
     assert len(prompts_of(store, "dog1").templates) == 24
     assert "OURS" in store.prompts("attndreambooth_standin").read_text().splitlines()[0]
     assert store.described_protocol and "NOT FOUND" in store.described_protocol.notes[0]
+
+
+def test_vico_has_eight_images_of_dreambooths_prompts_for_its_own_were_not_found():
+    store = Store(REPOSITORY, "vico")
+    protocol = store.described_protocol
+    assert protocol and "NOT FOUND" in protocol.notes[0]
+    published = "--n_samples 4 --n_iter 2 --scale 7.5 --ddim_steps 50 --ddim_eta 0.0".split()
+    assert protocol.images_per_prompt == int(published[1]) * int(published[3])
+    assert [protocol.guidance, protocol.steps, protocol.eta] == [float(value) for value in published[5::2]]
+    for concept in ("dog1", "teapot1"):
+        assert prompts_of(store, concept) == prompts_of(Store(REPOSITORY, "dreambooth"), concept)
 
 
 # -- reading one -----------------------------------------------------------------------------------------------------
