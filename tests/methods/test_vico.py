@@ -36,6 +36,7 @@ from personalize_core.methods.vico.method import (
 from personalize_core.methods.vico.recipe import Sampling
 from personalize_core.sampling import sampler as sampler_module
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
+from personalize_core.training.fixed_inputs import losses_on_fixed_inputs
 from personalize_core.training.loop import denoising_step, diffusion_loss, train
 from tests.conftest import disturbed, layers_of_stable_diffusion, predict, sample_latents, tiny_base
 
@@ -632,6 +633,29 @@ def test_with_a_weight_of_zero_there_is_none(base, concept, images):
     method = make(base, concept, regularizer=0.0)
     step = a_step(method, base, images)
     assert method.stages()[0].penalty(step) == {} and sorted(step.maps) == sorted(base.layers)
+
+
+def test_curves_with_and_without_it_are_of_the_same_inputs_and_leave_the_penalty_out(base, concept, images):
+    """So what parts the two curves is what the penalty did to what was learned."""
+
+    def trained(**changes: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """The losses on fixed inputs before and after training, and the first line of the log."""
+        torch.manual_seed(0)
+        method = make(base, concept, **changes).train()
+
+        def losses() -> torch.Tensor:
+            with method.train().attach(base):
+                return losses_on_fixed_inputs(method, base, images, method.stages()[0], seed=0)
+
+        before, log = losses(), train(method, base, images, seed=0)
+        return before, losses(), log[0]
+
+    before, after, first = trained(regularizer=1e3)
+    before_without, after_without, first_without = trained(**Config.ablations["without_regularizer"].changes)
+    torch.testing.assert_close(before, before_without, rtol=1e-6, atol=0)
+    assert not torch.allclose(after, after_without, rtol=1e-5, atol=0)
+    assert first["diffusion"] == pytest.approx(first_without["diffusion"], rel=1e-6)
+    assert first["regularizer"] > first["diffusion"] and "regularizer" not in first_without
 
 
 # -- references ------------------------------------------------------------------------------------------------
