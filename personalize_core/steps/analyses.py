@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.concepts import concept_files
+from personalize_core.concepts.masks import own_content
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import (
     MANIFEST,
@@ -63,6 +64,8 @@ ANALYSING = (
     *(f"analyses/{name}" for name in (*ALL, *SHARED)),
     *NAMING,
     *ENCODERS,
+    "concepts/masks",
+    "concepts/preprocessing",
     "metrics/chunks",
     "metrics/features",
     "metrics/similarity",
@@ -112,6 +115,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
             "beside": [manifest_stamp(place, "") if (place / MANIFEST).is_file() else None for place in beside],
             "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
             "concept_images": concept_files.content(store.concept_folder(concept)),
+            "masks": own_content(store.concept_folder(concept)),
             **({"held_out": list(split_of(store, concept).held_out)} if params.held_out else {}),
             "encoders": [weights_of(name) for name in _encoder_names(store)],
             "sampling": params.sampling.how(),

@@ -16,6 +16,7 @@ from PIL import Image
 from personalize_core.analyses import absence, copying, diversity, drift, object_masks, per_kind, per_prompt
 from personalize_core.analyses.findings import Findings, NotDefined
 from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.preprocessing import Preprocessing
 from personalize_core.concepts.prompt_lists import read_list
 from personalize_core.metrics import parquet, tables
 
@@ -291,6 +292,8 @@ def test_kinds_are_shown_where_the_list_has_several(tmp_path):
 class Attending:
     """Sees the left half of its first concept image, and all of its second."""
 
+    config = SimpleNamespace(preprocessing=Preprocessing("squash", "bicubic", flip=False))
+
     def object_masks(self, base: Any, prompt: str, t: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         assert (prompt, t) == ("a photo of a <rex>", 500)
         left = torch.tensor([[True, False], [True, False]]).flatten()
@@ -300,12 +303,38 @@ class Attending:
 def test_object_masks_are_shown_on_the_concept_images_and_their_shares_counted(tmp_path):
     base = SimpleNamespace(decode=lambda latents: torch.full((len(latents), 8, 8, 3), 200, dtype=torch.uint8))
     inputs: Any = SimpleNamespace(trained=Attending(), base=base, concept=Concept("rex", "<rex>", "dog"))
+    inputs.concept_images = [tmp_path / "0.jpg", tmp_path / "1.jpg"]
     findings = Findings(tmp_path, object_masks.TITLE, object_masks.HOW)
     object_masks.analyse(inputs, findings)
-    assert parquet.read_parquet(tmp_path / "object_masks.parquet")["share"].to_list() == [0.5, 1.0]
+    table = parquet.read_parquet(tmp_path / "object_masks.parquet")
+    assert table["share"].to_list() == [0.5, 1.0] and table["on_concept"].to_list() == [None, None]
+    assert findings.absent == {"share on the concept": object_masks.NO_MASKS}
     assert findings.metrics == {"share inside, up": 0.75} and (tmp_path / "object_masks.png").is_file()
     shown = np.asarray(object_masks.darkened(np.full((8, 8, 3), 200, np.uint8), torch.tensor([True, False] * 2)))
     assert (shown[:, :4] == 200).all() and (shown[:, 4:] == 40).all()
     inputs.trained = object()
     with pytest.raises(NotDefined, match="attends to no concept image"):
         object_masks.analyse(inputs, Findings(tmp_path, object_masks.TITLE, object_masks.HOW))
+
+
+def test_of_several_objects_the_concepts_own_masks_say_how_much_of_what_is_seen_is_the_concept(tmp_path):
+    """In a wide image of two things, of which the concept is the left or the right one, squashed to a square."""
+    (tmp_path / "masks").mkdir()
+    inputs: Any = SimpleNamespace(trained=Attending(), concept=Concept("rex", "<rex>", "dog"))
+    inputs.base = SimpleNamespace(decode=lambda latents: torch.full((len(latents), 8, 8, 3), 200, dtype=torch.uint8))
+    inputs.concept_images = [tmp_path / "0.png", tmp_path / "1.png"]
+    left = np.zeros((16, 32), np.uint8)
+    left[:, :8] = 255  # a quarter
+    for path, own in zip(inputs.concept_images, (left, 255 - left), strict=True):
+        Image.new("RGB", (32, 16)).save(path)
+        Image.fromarray(own).save(tmp_path / "masks" / path.name)
+    findings = Findings(tmp_path, object_masks.TITLE, object_masks.HOW)
+    object_masks.analyse(inputs, findings)
+    table = parquet.read_parquet(tmp_path / "object_masks.parquet")
+    # of the first the left half is seen, of which the concept is a half; of the second everything
+    for column, expected in (("concept_share", [0.25, 0.75]), ("on_concept", [0.5, 0.75]), ("of_concept", [1.0, 1.0])):
+        assert table[column].to_list() == pytest.approx(expected, abs=0.03), column
+    assert findings.metrics["share on the concept, up"] == pytest.approx(0.625, abs=0.03) and not findings.absent
+    inputs.concept_images = inputs.concept_images[:1]
+    object_masks.analyse(inputs, changed := Findings(tmp_path, object_masks.TITLE, object_masks.HOW))
+    assert changed.absent == {"share on the concept": object_masks.CHANGED}

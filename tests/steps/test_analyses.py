@@ -162,6 +162,13 @@ def test_analyses_are_made_once_and_again_when_what_they_look_at_changed(store: 
     assert "evaluate rex -m base_model" in analyses["absence"]["not_defined"]
     assert "base model" in analyses["diversity"]["absent"]["base_model"]
     assert "difference" in analyses["per_prompt"]["absent"]
+    images = [path for path in store.concept_folder("rex").glob("*.*") if path.suffix != ".yaml"]
+    (store.concept_folder("rex") / "masks").mkdir()
+    for path in images:
+        with Image.open(path) as image:
+            Image.new("L", image.size, 255).save(store.concept_folder("rex") / "masks" / f"{path.stem}.png")
+    assert not steps.analyse(store, "rex", "textual_inversion").skipped
+    assert steps.analyse(store, "rex", "textual_inversion").skipped
 
 
 def test_a_concept_of_one_concept_image_has_no_held_out_ones(store: Store):
