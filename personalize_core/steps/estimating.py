@@ -83,9 +83,10 @@ class Recorded:
         rates = self._of_concepts(self._seconds_a_step, method)
         return steps * (_mean(rates) if rates else 1 / TRAINING_STEPS_A_SECOND)
 
-    def seconds_an_image(self, method: str) -> float:
+    def seconds_an_image(self, method: str, otherwise: float = SECONDS_AN_IMAGE) -> float:
+        """otherwise: what is returned where none is recorded."""
         times = self._of_concepts(self._seconds_an_image, method)
-        return _mean(times) if times else SECONDS_AN_IMAGE
+        return _mean(times) if times else otherwise
 
     def bytes_of_artifact(self, method: str) -> float:
         sizes = self._of_concepts(self._bytes_of_artifact, method)

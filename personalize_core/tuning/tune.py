@@ -180,16 +180,27 @@ class _Search:
         """What a trial will cost, where earlier runs tell; and whether there is time for two."""
         method, recorded = self.asked.method, Recorded(self.store)
         training = recorded.seconds_of_training(method) * len(self.asked.on)
-        if not recorded.anything:  # the first trial tells
+        if not recorded.anything:  # the first concept tells
             return
-        images = sum(len(prompts_of(self.store, name).templates) for name in self.asked.on)
-        images *= self.store.params.sampling.images_per_prompt
-        expected = Seconds(training, recorded.seconds_an_image(method) * images, 0.0)
+        images = self._images_of(self.asked.on)
+        expected = Seconds(training, recorded.seconds_an_image(method, otherwise=0.0) * images, 0.0)
         self.budget.check(expected, "by earlier runs here")
         self.say(
             f"By earlier runs here a trial takes {minutes(expected.all)}, so about "
             f"{self.budget.likely_trials(expected)} are likely to fit into {minutes(self.budget.seconds)}."
         )
+
+    def _expected_by(self, parts: Sequence[Measured]) -> Seconds:
+        """What a trial takes on all concepts, by what it took on the first ones: a method is trained on each alike."""
+        done = [part.concept for part in parts]
+        trainings, images = len(self.asked.on) / len(done), self._images_of(self.asked.on) / self._images_of(done)
+        taken = sum((part.seconds for part in parts), NOTHING)
+        return Seconds(taken.training * trainings, taken.sampling * images, taken.scoring * images)
+
+    def _images_of(self, concepts: Sequence[str]) -> int:
+        """How many images a trial samples of these concepts."""
+        templates = sum(len(prompts_of(self.store, name).templates) for name in concepts)
+        return templates * self.store.params.sampling.images_per_prompt
 
     def _try(self, suggested: Suggestion) -> Trial:
         workspace = self._workspace(suggested.number, suggested.changes, self.asked.on)
@@ -205,6 +216,9 @@ class _Search:
                 return self._ended(suggested, parts, DIVERGED, seconds_until_it_ended(workspace, *cell))
             except Hopeless:
                 return self._ended(suggested, parts, PRUNED, seconds_until_it_ended(workspace, *cell))
+            if suggested.number == 0:
+                known = listed([part.concept for part in parts])
+                self.budget.check(self._expected_by(parts), f"by what {known} took")
             if len(parts) < len(self.asked.on) and suggested.is_hopeless([part.means.balance for part in parts]):
                 return self._ended(suggested, parts, PRUNED)
         return self._ended(suggested, parts, COMPLETE)

@@ -166,11 +166,43 @@ def test_by_what_was_recorded_it_is_refused_before_anything_is_trained(fresh, tm
     monkeypatch.setattr(tuning.Recorded, "anything", True, raising=False)
     monkeypatch.setattr(tuning.Recorded, "__init__", lambda self, store: setattr(self, "store", store))
     monkeypatch.setattr(tuning.Recorded, "seconds_of_training", lambda self, method: 50.0)
-    monkeypatch.setattr(tuning.Recorded, "seconds_an_image", lambda self, method: 1.0)
+    monkeypatch.setattr(tuning.Recorded, "seconds_an_image", lambda self, method, otherwise: 1.0)
     monkeypatch.setattr(tuning, "measure", None)  # nothing is measured
     # 2 concepts: 100 s of training and 8 images of 1 s; the longest training takes the double
     with pytest.raises(InputError, match=r"1\.8 min \(by earlier runs here\).* 3\.5 min.*--minutes 10\.6$"):
         searched.search(store.root, minutes=10)
+
+
+@pytest.mark.parametrize("images, least", [(8, 0.8), (40, 1.3)])  # of bob 4: 44 s as after both concepts, and 76 s
+def test_of_a_method_that_was_never_trained_here_the_first_concept_tells(fresh, tmp_path, monkeypatch, images, least):
+    store, measured = tiny_workspace.copy_of(fresh.root, tmp_path), []
+    monkeypatch.setattr(tuning._Search, "_images_of", lambda self, names: 4 if names == ["bob"] else images)
+
+    def counted(scratch, method, concept, *rest, **options):
+        measured.append(concept)
+        return pretended(scratch, method, concept, *rest, **options)
+
+    monkeypatch.setattr(tuning, "measure", counted)
+    with pytest.raises(InputError, match=rf"\(by what bob took\).*--minutes {least}$"):
+        searched.search(store.root, minutes=0.7)
+    assert measured == ON[:1]
+
+
+@pytest.mark.parametrize("seconds, is_enough", [(10.0, True), (20.0, False)])
+def test_what_was_trained_but_never_sampled_is_reckoned_by_its_training_alone(
+    fresh, tmp_path, pretending, seconds, is_enough
+):
+    """Two trials with repeats are 4 trainings of 3 steps and 4 of 6, and 8 times 4 images of no known time."""
+    store = tiny_workspace.copy_of(fresh.root, tmp_path)
+    costs, config = store.training_costs(METHOD, "bob"), store.artifact(METHOD, "bob") / "config.json"
+    for path, record in (costs, {"training_seconds": seconds}), (config, {"config": {"steps": 3}}):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(record))
+    if is_enough:
+        searched.search(store.root, minutes=2.1)
+        return
+    with pytest.raises(InputError, match=r"by earlier runs here.*--minutes 4$"):
+        searched.search(store.root, minutes=2.1)
 
 
 def test_the_search_keeps_to_its_budget(ended):
