@@ -128,6 +128,11 @@ class BaseModel:
         return self.scheduler.config.prediction_type
 
     @property
+    def is_told_sizes(self) -> bool:
+        """Whether the U-Net is told of image sizes: a Stable Diffusion XL's."""
+        return len(self.text_encoders) > 1
+
+    @property
     def vae_scale(self) -> int:
         """Pixels per latent pixel along a side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -259,8 +264,12 @@ class BaseModel:
         """What a Stable Diffusion XL's U-Net is told beside the text that its layers read."""
         if context.pooled is None:
             return {}
-        sizes = self._whole_image.expand(len(context), -1) if context.sizes is None else context.sizes
+        sizes = self.whole_images(len(context)) if context.sizes is None else context.sizes
         return {"added_cond_kwargs": {"text_embeds": context.pooled, "time_ids": sizes}}
+
+    def whole_images(self, rows: int) -> Tensor:
+        """(rows, 6): `TextContext.sizes` of images of the base model's image size, of which nothing was cut off."""
+        return self._whole_image.expand(rows, -1)
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -20,34 +20,79 @@ ZOOMS = 60  # images that stand for a random zoom
 GOLDEN, SILVER = (math.sqrt(5) - 1) / 2, math.sqrt(2) - 1  # steps by which places are spread evenly
 
 
+@dataclass(frozen=True)
+class View:
+    """A square training image, and what was cut off in making it: pixels, counted at the size it is shown in."""
+
+    shown: Image.Image
+    original: tuple[int, int]  # width and height of what was resized
+    left: int = 0
+    top: int = 0
+    right: int = 0
+
+    @property
+    def mirrored(self) -> View:
+        return View(ImageOps.mirror(self.shown), self.original, self.right, self.top, self.left)
+
+    @property
+    def sizes(self) -> list[int]:
+        """A row of `TextContext.sizes`."""
+        (width, height), size = self.original, self.shown.width
+        return [height, width, self.top, self.left, size, size]
+
+
 def views_of(recipe: Preprocessing, image: Image.Image, size: int) -> list[Image.Image]:
     """Every training image that one RGB concept image may become; all (size, size), equally likely."""
+    return [view.shown for view in sized_views_of(recipe, image, size)]
+
+
+def sized_views_of(recipe: Preprocessing, image: Image.Image, size: int) -> list[View]:
+    """The same, each with what Stable Diffusion XL is told of it: see docs/base_models.md#image-sizes-in-training."""
     resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[recipe.interpolation]
     match recipe.geometry:
         case "rotate":
             return _rotated(recipe, image, size, resample)
         case "zoom":
-            square = _middle_square(image)
-            return [zoom.view(square, size, resample, recipe.flip) for zoom in zooms(size)]
+            middle = _middle_square(image)
+            return [zoom.view(middle, size, resample, recipe.flip) for zoom in zooms(size)]
         case "squash":
-            views = [image.resize((size, size), resample)]
+            views = [View(image.resize((size, size), resample), image.size)]
         case "centre":
-            views = [_middle_square(image).resize((size, size), resample)]
+            views = [_middle_square(image).resized(size, resample)]
         case "crop":
             resized = _shorter_side_to(size, image, resample)
-            views = [_crop(resized, size, corner) for corner in _corners(resized, size)]
-    return views + [ImageOps.mirror(view) for view in views] if recipe.flip else views
+            views = [_crop(resized, size, corner, image.size) for corner in _corners(resized, size)]
+    return views + [view.mirrored for view in views] if recipe.flip else views
 
 
-def _rotated(recipe: Preprocessing, image: Image.Image, size: int, resample: Image.Resampling) -> list[Image.Image]:
+def _rotated(recipe: Preprocessing, image: Image.Image, size: int, resample: Image.Resampling) -> list[View]:
     """As torchvision's RandomRotation(45, expand=True) with probability 0.75, Resize, flip 0.25, RandomCrop."""
     views, angles = [], iter(np.linspace(-45, 45, ROTATIONS * 3 // 2 + 1)[1::2].tolist())  # middles of 24 parts
     for k in range(ROTATIONS):
         turned = image if k % 4 == 0 else image.rotate(next(angles), expand=True)
         resized, place = _shorter_side_to(size, turned, resample), _spread(k, GOLDEN)
-        view = _crop(resized, size, _place(resized, size, place))
-        views.append(ImageOps.mirror(view) if recipe.flip and k // 4 % 4 == 3 else view)
+        view = _crop(resized, size, _place(resized, size, place), turned.size)
+        views.append(view.mirrored if recipe.flip and k // 4 % 4 == 3 else view)
     return views
+
+
+@dataclass(frozen=True)
+class _Middle:
+    """The middle square of an image, and what was cut off beside it, in the image's own pixels."""
+
+    square: Image.Image
+    original: tuple[int, int]
+    left: int
+    top: int
+    right: int
+
+    @property
+    def mirrored(self) -> _Middle:
+        return _Middle(ImageOps.mirror(self.square), self.original, self.right, self.top, self.left)
+
+    def resized(self, side: int, resample: Image.Resampling) -> View:
+        left, top, right = (round(cut * side / self.square.width) for cut in (self.left, self.top, self.right))
+        return View(self.square.resize((side, side), resample), self.original, left, top, right)
 
 
 @dataclass(frozen=True)
@@ -60,21 +105,22 @@ class Zoom:
     top: int
     mirrored: bool
 
-    def view(self, square: Image.Image, size: int, resample: Image.Resampling, flip: bool) -> Image.Image:
-        """A square concept image as a (size, size) training image.
+    def view(self, middle: _Middle, size: int, resample: Image.Resampling, flip: bool) -> View:
+        """The middle square of a concept image as a (size, size) training image.
 
         Beside a far one the canvas is grey, which in [-1, 1] is 0 in the authors' code and 0.004 here: the cached
-        images have eight bits.
+        images have eight bits. What was cut off is what lay beside the square, and beside the canvas if near.
         """
-        square = ImageOps.mirror(square) if flip and self.mirrored else square
+        middle = middle.mirrored if flip and self.mirrored else middle
         if self.kind == "plain":
-            return square.resize((size, size), resample)
-        resized = square.resize((self.side, self.side), resample)
+            return middle.resized(size, resample)
+        view = middle.resized(self.side, resample)
         if self.kind == "near":
-            return resized.crop((self.left, self.top, self.left + size, self.top + size))
+            near = _crop(view.shown, size, (self.left, self.top), view.original)
+            return replace(near, left=view.left + near.left, top=view.top + near.top, right=view.right + near.right)
         canvas = Image.new("RGB", (size, size), (128, 128, 128))
-        canvas.paste(resized, (self.left, self.top))
-        return canvas
+        canvas.paste(view.shown, (self.left, self.top))
+        return replace(view, shown=canvas)
 
 
 def zooms(size: int) -> list[Zoom]:
@@ -105,10 +151,11 @@ def _spread(k: int, step: float) -> float:
     return (0.5 + k * step) % 1
 
 
-def _middle_square(image: Image.Image) -> Image.Image:
+def _middle_square(image: Image.Image) -> _Middle:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    square = image.crop((left, top, left + side, top + side))
+    return _Middle(square, image.size, left, top, image.width - side - left)
 
 
 def _shorter_side_to(size: int, image: Image.Image, resample: Image.Resampling) -> Image.Image:
@@ -127,9 +174,10 @@ def _corners(image: Image.Image, size: int) -> list[tuple[int, int]]:
     return sorted({_place(image, size, k / (CROPS - 1)) for k in range(CROPS)})
 
 
-def _crop(image: Image.Image, size: int, corner: tuple[int, int]) -> Image.Image:
+def _crop(image: Image.Image, size: int, corner: tuple[int, int], original: tuple[int, int]) -> View:
+    """original: width and height before `image` was resized."""
     x, y = corner
-    return image.crop((x, y, x + size, y + size))
+    return View(image.crop((x, y, x + size, y + size)), original, x, y, image.width - size - x)
 
 
 def to_pixels(views: Sequence[Image.Image]) -> Tensor:
@@ -151,6 +199,7 @@ class Rows:
     latents: Tensor  # (n, 4, h, w)
     images: Sequence[int]  # n: which image each row shows
     views: Sequence[int]  # n: and which of that image's views
+    sizes: Tensor | None = None  # (n, 6): as `TextContext.sizes`, where the latents know them
 
 
 class ConceptLatents:
@@ -161,12 +210,26 @@ class ConceptLatents:
             U-Net expects.
         class_images: the same for images of the class noun, where a method asks for them.
         captions: what each of the class images shows, where they are concept images with captions of their own.
+        sizes: per concept image, what a base model is told of its V views, (V, 6), as `TextContext.sizes`; None for
+            a base model that is told nothing, or to tell it of whole images.
+        class_sizes: the same of the class images.
+
+    Raises:
+        ValueError: the sizes of one kind of images are known, and those of the other are not.
     """
 
     def __init__(
-        self, concept: Sequence[Tensor], class_images: Sequence[Tensor] = (), captions: Sequence[str] = ()
+        self,
+        concept: Sequence[Tensor],
+        class_images: Sequence[Tensor] = (),
+        captions: Sequence[str] = (),
+        sizes: Sequence[Tensor] | None = None,
+        class_sizes: Sequence[Tensor] | None = None,
     ) -> None:
+        if class_images and (sizes is None) != (class_sizes is None):
+            raise ValueError("sizes are needed of concept images and of class images, or of neither")
         self.concept, self.class_images, self.captions = list(concept), list(class_images), list(captions)
+        self.sizes, self.class_sizes = sizes, class_sizes
 
     def __len__(self) -> int:
         return len(self.concept)
@@ -177,13 +240,13 @@ class ConceptLatents:
 
     def instance_rows(self, size: int, generator: Generator) -> Rows:
         """The same, for methods to which it matters which view was sampled."""
-        return _draw(self.concept, size, generator)
+        return _draw(self.concept, self.sizes, size, generator)
 
     def another_of_each(self, rows: Rows, generator: Generator) -> Rows:
         """For each row of the concept another concept image of it; the same one where there is only one."""
         shifts = torch.randint(max(1, len(self) - 1), (len(rows.images),), generator=generator).tolist()
         others = [(index + 1 + shift) % len(self) for index, shift in zip(rows.images, shifts, strict=True)]
-        return _sampled(self.concept, others, generator)
+        return _sampled(self.concept, self.sizes, others, generator)
 
     def prior(self, size: int, generator: Generator) -> Tensor:
         """(size, 4, h, w): images of the class noun."""
@@ -193,20 +256,23 @@ class ConceptLatents:
         """The same, for methods to which it matters which image was sampled."""
         if not self.class_images:
             raise ValueError("these latents hold no class images; the method has to ask for them in `class_images`")
-        return _draw(self.class_images, size, generator)
+        return _draw(self.class_images, self.class_sizes, size, generator)
 
 
-def _draw(images: Sequence[Tensor], size: int, generator: Generator) -> Rows:
+def _draw(images: Sequence[Tensor], sizes: Sequence[Tensor] | None, size: int, generator: Generator) -> Rows:
     rounds = -(-size // len(images))
     order = torch.cat([torch.randperm(len(images), generator=generator) for _ in range(rounds)])[:size].tolist()
-    return _sampled(images, order, generator)
+    return _sampled(images, sizes, order, generator)
 
 
-def _sampled(images: Sequence[Tensor], order: Sequence[int], generator: Generator) -> Rows:
+def _sampled(
+    images: Sequence[Tensor], sizes: Sequence[Tensor] | None, order: Sequence[int], generator: Generator
+) -> Rows:
     rows, chosen = [], []
     for index in order:
         views = images[index]
         chosen.append(int(torch.randint(len(views), (), generator=generator)))
         mean, deviation = views[chosen[-1]]
         rows.append(mean + deviation * torch.randn(mean.shape, generator=generator))
-    return Rows(torch.stack(rows), order, chosen)
+    told = None if sizes is None else torch.stack([sizes[i][view] for i, view in zip(order, chosen, strict=True)])
+    return Rows(torch.stack(rows), order, chosen, told)

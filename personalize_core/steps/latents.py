@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from personalize_core.files.atomic import is_up_to_date, read_json
+from personalize_core.files.atomic import is_up_to_date, read_json, write_json
 from personalize_core.steps.events import Event, Listener, Report, report_over, unheard
 from personalize_core.workspace.dependencies import encoded_stamp, latents_stamp
 from personalize_core.workspace.lineage.making import making
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MOMENTS = "moments.safetensors"  # latents, as the autoencoder's moments
 CAPTIONS = "captions.json"  # beside the latents of concept images that have captions
+SIZES = "sizes.json"  # beside the latents for a base model that is told of image sizes
 
 
 def encode_images(store: Store, concept: str, listener: Listener = unheard) -> Report:
@@ -53,21 +54,27 @@ def encode_concept(store: Store, concept: str, recipe: Preprocessing, listener: 
 def encode(
     base: BaseModel, paths: Sequence[Path], recipe: Preprocessing, folder: Path, what: str, listener: Listener
 ) -> None:
-    """Write the moments of all images in one file; the tensor "000" holds the first image's views."""
+    """Write the moments of all images in one file; the tensor "000" holds the first image's views.
+
+    For a base model that is told of them, also the sizes of each view: for each image rows of `TextContext.sizes`.
+    """
     import torch
 
     from personalize_core.concepts.image_files import load_image
-    from personalize_core.concepts.images import to_pixels, views_of
+    from personalize_core.concepts.images import sized_views_of, to_pixels
     from personalize_core.files.atomic import save_tensors
 
-    moments = {}
+    moments, sizes = {}, []
     for index, path in enumerate(paths):
-        views = views_of(recipe, load_image(path), base.image_size)
-        moments[f"{index:03d}"] = base.moments(to_pixels(views))
+        views = sized_views_of(recipe, load_image(path), base.image_size)
+        moments[f"{index:03d}"] = base.moments(to_pixels([view.shown for view in views]))
+        sizes.append([view.sizes for view in views])
         listener(Event(what, index + 1, len(paths)))
     if not all(torch.isfinite(tensor).all() for tensor in moments.values()):
         raise FloatingPointError(f"{what}: the autoencoder gave numbers that are not finite")
     save_tensors(folder / MOMENTS, moments)
+    if base.is_told_sizes:
+        write_json(folder / SIZES, sizes)
 
 
 def images_encoded(folder: Path) -> int:
@@ -79,6 +86,7 @@ def images_encoded(folder: Path) -> int:
 
 def read_latents(store: Store, concept: str, method: str, class_images: Path | None) -> ConceptLatents:
     """What the method sees; class_images: the folder of their moments, where it asks for them."""
+    import torch
     from safetensors.torch import load_file
 
     from personalize_core.concepts.images import ConceptLatents
@@ -87,9 +95,18 @@ def read_latents(store: Store, concept: str, method: str, class_images: Path | N
         saved = load_file(folder / MOMENTS)
         return [saved[name] for name in sorted(saved, key=int)]
 
-    own = read(store.latents(concept, preprocessing_of(store, method).key))
+    def read_sizes(folder: Path) -> list | None:
+        if not (folder / SIZES).is_file():
+            return None
+        return [torch.tensor(of_views, dtype=torch.float32) for of_views in read_json(folder / SIZES)]
+
+    folder = store.latents(concept, preprocessing_of(store, method).key)
+    own, sizes = read(folder), read_sizes(folder)
     if class_images is None:
-        return ConceptLatents(own)
+        return ConceptLatents(own, sizes=sizes)
+    of_class, captions = read(class_images), []
     if (class_images / CAPTIONS).is_file():
-        return ConceptLatents(own, read(class_images), read_json(class_images / CAPTIONS))
-    return ConceptLatents(own, read(class_images)[: asked_for(store, method)])
+        captions = read_json(class_images / CAPTIONS)
+    else:
+        of_class = of_class[: asked_for(store, method)]
+    return ConceptLatents(own, of_class, captions, sizes, read_sizes(class_images))
