@@ -32,9 +32,23 @@ class Batch:
     latents: Tensor  # (B, 4, h, w), scaled as the U-Net expects
     prompts: Sequence[str]  # B of them
     weight: Tensor  # (B, 1, 1, 1), or (B, 1, h, w): how much each row, or latent pixel, counts in the loss
+    sizes: Tensor | None  # (B, 6): as `TextContext.sizes`; None: all are whole images
 
     def part(self, rows: slice) -> Batch:
-        return Batch(self.latents[rows], self.prompts[rows], self.weight[rows])
+        sizes = None if self.sizes is None else self.sizes[rows]
+        return Batch(self.latents[rows], self.prompts[rows], self.weight[rows], sizes)
+
+    def followed_by(self, other: Batch) -> Batch:
+        """These rows, and behind them those of another batch."""
+        known = [sizes for sizes in (self.sizes, other.sizes) if sizes is not None]
+        if len(known) == 1:
+            raise ValueError("sizes are needed of the rows of both batches, or of neither")
+        return Batch(
+            latents=torch.cat([self.latents, other.latents]),
+            prompts=[*self.prompts, *other.prompts],
+            weight=torch.cat([self.weight, other.weight]),
+            sizes=torch.cat(known) if known else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -142,8 +156,8 @@ class Method(nn.Module):
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         """Training rows. By default `size` images of the concept under "a photo of a <dog7> dog"."""
-        latents = images.instances(size, generator)
-        return Batch(latents, [self.say("a photo of a {}")] * size, equal_shares(size))
+        rows = images.instance_rows(size, generator)
+        return Batch(rows.latents, [self.say("a photo of a {}")] * size, equal_shares(size), rows.sizes)
 
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
         """What the cross-attention layers read. By default the prompt as the base model reads it."""

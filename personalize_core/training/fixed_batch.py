@@ -6,6 +6,7 @@ same timesteps with the same noise before training and after, so that the two lo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,9 @@ def fixed_batch_losses(method: Method, base: BaseModel, images: ConceptLatents, 
             noise = torch.randn((len(t), *mean.shape), generator=generator_for(seed, "fixed batch", index))
             latents = mean.expand_as(noise)
             x_t = base.scheduler.add_noise(latents, noise, t)
+            if images.sizes is not None:
+                told = images.sizes[index][:1].expand(len(t), -1).to(base.device)
+                context = replace(context, sizes=told)
             prediction = base.denoise(x_t.to(base.device), t.to(base.device), context).cpu()
             losses.append((prediction - base.target(latents, noise, t)).pow(2).mean(dim=(1, 2, 3)))
     return torch.stack(losses)

@@ -240,12 +240,18 @@ def noised(base: BaseModel, batch: Batch, noise: Tensor, t: Tensor, generator: G
     """noise: (B, 4, h, w). t: (B,). generator: for what penalties draw."""
     x_t = base.scheduler.add_noise(batch.latents, noise, t)
     target = base.target(batch.latents, noise, t)
-    x_t, target, weight, t = moved([x_t, target, batch.weight, t], base.device)
-    return NoisyRows(replace(batch, weight=weight), x_t, t, target, generator)
+    told = [] if batch.sizes is None else [batch.sizes]
+    x_t, target, weight, t, *sizes = moved([x_t, target, batch.weight, t, *told], base.device)
+    return NoisyRows(replace(batch, weight=weight, sizes=sizes[0] if sizes else None), x_t, t, target, generator)
 
 
 def predicted(stage: Stage, base: BaseModel, rows: NoisyRows, context: TextContext, part: slice) -> Step:
-    """The U-Net's prediction for some of the rows."""
+    """The U-Net's prediction for some of the rows.
+
+    Args:
+        context: of all rows; of which sizes they are, they say themselves.
+    """
+    context = context if rows.batch.sizes is None else replace(context, sizes=rows.batch.sizes)
     x_t, t, context = rows.x_t[part], rows.t[part], context.part(part)
     maps = AttentionMaps(latest_only=not stage.looks_at_attention)
     return Step(

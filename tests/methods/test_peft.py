@@ -67,7 +67,7 @@ class InPEFT(Method):
 
     def batch(self, images: ConceptLatents, size: int, generator: torch.Generator) -> Batch:
         latents = images.instances(size, generator)
-        return Batch(latents, [f"a photo of {self.phrase}"] * size, equal_shares(size))
+        return Batch(latents, [f"a photo of {self.phrase}"] * size, equal_shares(size), None)
 
     def attach(self, base: BaseModel) -> Any:
         return nullcontext()

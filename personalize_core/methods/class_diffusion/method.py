@@ -71,7 +71,8 @@ class ClassDiffusion(OneEmbedding):
         return {"semantic_preservation": c.spl_weight * step.share * distance}
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
-        return Batch(images.instances(size, generator), [self.say(TEMPLATE)] * size, equal_shares(size))
+        rows = images.instance_rows(size, generator)
+        return Batch(rows.latents, [self.say(TEMPLATE)] * size, equal_shares(size), rows.sizes)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         return attached(base, self, lambda layer: self.weights.placed_in(base.unet, f"{layer}."))

@@ -93,7 +93,9 @@ class CoRe(EmbeddingAndUNet):
                 dataclasses.replace(how, cer_axis="feature" if how.cer_weight else "token"),
             )
         condition = self.condition(step.base, [pair.concept_prompt] * len(step.t))
-        return context_losses(how, step.base, self.concept, pair, condition, step.x_t, step.t, step.share)
+        return context_losses(
+            how, step.base, self.concept, pair, condition, step.x_t, step.t, step.share, step.context.sizes
+        )
 
     @torch.no_grad()
     def rescale(self, index: int) -> None:

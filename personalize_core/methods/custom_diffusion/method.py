@@ -73,14 +73,13 @@ class CustomDiffusion(OneEmbedding):
         masks = torch.stack([loss_mask(zoom, self.image_size, *rows.latents.shape[2:]) for zoom in shown])
         # sum(mask * error) / (4 sum(mask)) of each row, as a weight on its mean
         weight = equal_shares(size, c.instance_scale) * masks / masks.mean(dim=(1, 2, 3), keepdim=True)
+        batch = Batch(rows.latents, prompts, weight, rows.sizes)
         if c.regularization == "none":
-            return Batch(rows.latents, prompts, weight)
+            return batch
         prior = images.prior_rows(size, generator)
-        return Batch(
-            latents=torch.cat([rows.latents, prior.latents]),
-            prompts=prompts + [self._caption(images, image) for image in prior.images],
-            weight=torch.cat([weight, equal_shares(size, c.prior_weight).expand(-1, *masks.shape[1:])]),
-        )
+        captions = [self._caption(images, image) for image in prior.images]
+        weight = equal_shares(size, c.prior_weight).expand(-1, *masks.shape[1:])
+        return batch.followed_by(Batch(prior.latents, captions, weight, prior.sizes))
 
     def _words(self, zoom: Zoom, generator: Generator) -> str:
         choices = SAYS[zoom.kind]

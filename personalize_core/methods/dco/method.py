@@ -74,7 +74,8 @@ class DirectConsistency(OneEmbedding):
         """
         said = [prompt.replace(self.phrase, self.concept.class_noun) for prompt in step.batch.prompts]
         with torch.no_grad(), self._at_rest():
-            expected = step.base.denoise(step.x_t, step.t, step.base.encode(said, self.concept))
+            context = dataclasses.replace(step.base.encode(said, self.concept), sizes=step.context.sizes)
+            expected = step.base.denoise(step.x_t, step.t, context)
         better = _errors(step.prediction, step.target) - _errors(expected, step.target)
         return step.batch.weight.mean(dim=(1, 2, 3)) * F.softplus(self.config.beta * better)
 
@@ -86,7 +87,8 @@ class DirectConsistency(OneEmbedding):
             vector.mul_(start.norm() / vector.norm())
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
-        return Batch(images.instances(size, generator), [self.say(TEMPLATE)] * size, equal_shares(size))
+        rows = images.instance_rows(size, generator)
+        return Batch(rows.latents, [self.say(TEMPLATE)] * size, equal_shares(size), rows.sizes)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         if apart(self):

@@ -88,14 +88,12 @@ class PersonalizedResiduals(Method):
         return [Stage("residuals", c.steps, c.batch_size, [{"params": list(self.parameters()), "lr": c.lr}])]
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
-        rows = super().batch(images, size, generator)
+        batch = super().batch(images, size, generator)
         if not self.config.class_images:
-            return rows
-        return Batch(
-            latents=torch.cat([rows.latents, images.prior(size, generator)]),
-            prompts=[*rows.prompts, *[f"a photo of a {self.concept.class_noun}"] * size],
-            weight=torch.cat([rows.weight, equal_shares(size, self.config.prior_weight)]),
-        )
+            return batch
+        prior, weight = images.prior_rows(size, generator), equal_shares(size, self.config.prior_weight)
+        said = [f"a photo of a {self.concept.class_noun}"] * size
+        return batch.followed_by(Batch(prior.latents, said, weight, prior.sizes))
 
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
         context = base.encode(prompts, self.concept, self.embedding.vector if self.embedding else None)

@@ -151,6 +151,7 @@ def context_losses(
     x_t: Tensor,
     t: Tensor,
     share: float = 1.0,
+    sizes: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Both losses by name, times their weights; one of weight 0 is left out, and costs nothing.
 
@@ -159,10 +160,11 @@ def context_losses(
         x_t: (B, 4, h, w) noisy latents, under which both prompts' attention is compared.
         t: (B,) their timesteps.
         share: see context_attention_loss.
+        sizes: (B, 6), see `TextContext`.
     """
-    said, losses = condition(t), {}
+    said, losses = replace(condition(t), sizes=sizes), {}
     with torch.no_grad():
-        class_said = base.encode([pair.class_prompt] * len(x_t), concept)
+        class_said = replace(base.encode([pair.class_prompt] * len(x_t), concept), sizes=sizes)
     if how.cer_weight:  # the rows are one prompt, so the first stands for all
         context = said.hidden[0, pair.concept_positions]
         class_context = class_said.hidden[0, pair.class_positions]

@@ -20,14 +20,12 @@ def with_prior(
     The two means of the loss are taken separately, each over its own rows; the second counts `prior_weight`.
     Without a weight there are no rows of the class noun.
     """
-    latents, prompts, weight = images.instances(size, generator), [method.say(template)] * size, equal_shares(size)
+    rows = images.instance_rows(size, generator)
+    batch = Batch(rows.latents, [method.say(template)] * size, equal_shares(size), rows.sizes)
     if prior_weight is None:
-        return Batch(latents, prompts, weight)
-    return Batch(
-        latents=torch.cat([latents, images.prior(size, generator)]),
-        prompts=prompts + [template.replace(SLOT, method.concept.class_noun)] * size,
-        weight=torch.cat([weight, equal_shares(size, prior_weight)]),
-    )
+        return batch
+    prior, said = images.prior_rows(size, generator), template.replace(SLOT, method.concept.class_noun)
+    return batch.followed_by(Batch(prior.latents, [said] * size, equal_shares(size, prior_weight), prior.sizes))
 
 
 def from_templates(
@@ -36,4 +34,5 @@ def from_templates(
     """`size` images of the concept, each under a template drawn uniformly."""
     chosen = torch.randint(len(templates), (size,), generator=generator).tolist()
     prompts = [method.say(templates[int(index)]) for index in chosen]
-    return Batch(images.instances(size, generator), prompts, equal_shares(size))
+    rows = images.instance_rows(size, generator)
+    return Batch(rows.latents, prompts, equal_shares(size), rows.sizes)

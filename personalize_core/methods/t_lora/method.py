@@ -93,7 +93,8 @@ class TLoRA(Method):
         return [Stage("changes", c.steps, c.batch_size, groups)]
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
-        return Batch(images.instances(size, generator), [self.say("a photo of {}")] * size, equal_shares(size))
+        rows = images.instance_rows(size, generator)
+        return Batch(rows.latents, [self.say("a photo of {}")] * size, equal_shares(size), rows.sizes)
 
     def active(self, rank: int, t: Tensor) -> Tensor:
         """r(t) of sec. 3.4: floor((r - r_min) ((T - t) / T)^alpha) + r_min, of each timestep.

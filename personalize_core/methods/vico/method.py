@@ -52,6 +52,8 @@ class ViCo(OneEmbedding):
     Behind the text's own block in four transformers, a block of the method's lets the noisy rows attend to the
     reference rows, where those look at the placeholder.
 
+    Of a reference, a Stable Diffusion XL's U-Net is told that it is a whole image, in training as in sampling.
+
     The blocks start at random, with nothing that closes them, so an untrained ViCo is not the base model. While it
     has seen no concept image its reference is all zeros.
 
@@ -95,7 +97,8 @@ class ViCo(OneEmbedding):
         rows = images.instance_rows(size, generator)
         self._sampled = images.another_of_each(rows, generator).latents
         self.references = torch.stack([views[0, 0] for views in images.concept]).to(self.references)
-        return Batch(rows.latents, [self.say(self.templates[index]) for index in chosen], equal_shares(size))
+        prompts = [self.say(self.templates[index]) for index in chosen]
+        return Batch(rows.latents, prompts, equal_shares(size), rows.sizes)
 
     def _regularizer(self, step: Step) -> dict[str, Tensor]:
         """Sum over the layers of mean((A_V / max A_V - A_E / max A_E)^2), with A_E held fixed.
@@ -171,6 +174,9 @@ class ViCo(OneEmbedding):
             call.maps = AttentionMaps(call.maps.latest_only)
             call.context = call.context.and_again()
             behind = len(call.context) - len(x_t)
+            if call.context.sizes is not None:
+                own = torch.cat([call.context.sizes[: len(x_t)], base.whole_images(behind)])
+                call.context = dataclasses.replace(call.context, sizes=own)
             call.t = torch.cat([call.t, call.t[:behind]])
             references = self._references_for(behind, call.rows).to(x_t)
             kwargs |= base.beside_text(call.context)
