@@ -69,14 +69,19 @@ def held_out(category: str, colour: str, place: str) -> bool:
     return (7 * numbers[0] + 3 * numbers[1] + 5 * numbers[2]) % 11 == 0
 
 
+def asks_held_out(scene: world.Scene) -> bool:
+    """Whether one of its things has a colour that, with its category and place, is held out."""
+    plain = [thing for thing in scene.things if thing.design.layout == "plain"]
+    return any(held_out(thing.category, thing.design.colours[0], scene.place) for thing in plain)
+
+
 def cached_scene(seed: int, number: int) -> world.Scene:
     rng = np.random.default_rng([seed, 7, number])
     while True:
         scene = (world.random_pair if rng.random() < PAIRS else world.random_scene)(rng, **ODDS)
         if scene.beside is None and rng.random() < SMALL:
             scene = replace(scene, pose=world.half_as_wide(rng, rng.uniform(0.26, 0.74)))
-        plain = [thing for thing in scene.things if thing.design.layout == "plain"]
-        if not any(held_out(thing.category, thing.design.colours[0], scene.place) for thing in plain):
+        if not asks_held_out(scene):
             return scene
 
 

@@ -25,10 +25,10 @@ from personalize_core.mini.diffusion import (
     PROMPTS,
     SMALL,
     Adapted,
+    asks_held_out,
     cached_scene,
     compared,
     encoded,
-    held_out,
     judged_pairs,
     judged_scenes,
     swap_table,
@@ -90,12 +90,18 @@ def varied(rng: np.random.Generator, thing: Thing) -> Design:
     return replace(thing.design, sprite=sprite, shape=(wider, taper, lean))
 
 
-def nameable_scene(rng: np.random.Generator) -> Scene:
-    scene = (world.random_pair if rng.random() < PAIRS else world.random_scene)(rng, **ODDS)
+def nameable_scene(rng: np.random.Generator, odds: dict[str, float] = ODDS) -> Scene:
+    """One thing or two, of drawings that the stages before may not have shown, most of them bent."""
+    scene = (world.random_pair if rng.random() < PAIRS else world.random_scene)(rng, **odds)
     if scene.beside is None and rng.random() < SMALL:
         scene = replace(scene, pose=world.half_as_wide(rng, rng.uniform(0.26, 0.74)))
     beside = scene.beside and replace(scene.beside, design=varied(rng, scene.beside))
     return replace(scene, design=varied(rng, scene), beside=beside)
+
+
+def may_be_trained_on(scene: Scene) -> bool:
+    """Whether it has neither words nor designs that the gates ask for."""
+    return not asks_held_out(scene) and not any(reserved(thing.category, thing.design) for thing in scene.things)
 
 
 def may_be_named(number: int) -> bool:
@@ -107,9 +113,7 @@ def scene_of(seed: int, number: int) -> Scene:
     rng = np.random.default_rng([seed, 8, number])
     for attempt in range(10_000):
         scene = nameable_scene(rng) if may_be_named(number) else cached_scene(seed, number + attempt * 2**24)
-        plain = [thing for thing in scene.things if thing.design.layout == "plain"]
-        kept = any(held_out(thing.category, thing.design.colours[0], scene.place) for thing in plain)
-        if not kept and not any(reserved(thing.category, thing.design) for thing in scene.things):
+        if may_be_trained_on(scene):
             return scene
     raise RuntimeError("no scene that training may see")
 

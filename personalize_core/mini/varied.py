@@ -7,7 +7,6 @@ scenes show further drawings of their categories, most of them bent, under the c
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import torch
 from torch import Tensor
 
 from personalize_core.mini import loop, world
-from personalize_core.mini.diffusion import DROPPED, SMALL, Adapted, cached_scene, held_out
-from personalize_core.mini.named import reserved, varied
+from personalize_core.mini.diffusion import DROPPED, Adapted, cached_scene
+from personalize_core.mini.named import may_be_trained_on, nameable_scene
 from personalize_core.mini.text import tokens
 
 ODDS = {"plain": 0.4, "photo": 0.85, "studio": 0.2}  # of the scenes with further drawings
-PAIRS = 0.15  # share of those that show two things
 
 
 def scene_of(seed: int, number: int) -> world.Scene:
@@ -30,14 +28,8 @@ def scene_of(seed: int, number: int) -> world.Scene:
         return cached_scene(seed, number)
     rng = np.random.default_rng([seed, 10, number])
     while True:
-        scene = (world.random_pair if rng.random() < PAIRS else world.random_scene)(rng, **ODDS)
-        if scene.beside is None and rng.random() < SMALL:
-            scene = replace(scene, pose=world.half_as_wide(rng, rng.uniform(0.26, 0.74)))
-        beside = scene.beside and replace(scene.beside, design=varied(rng, scene.beside))
-        scene = replace(scene, design=varied(rng, scene), beside=beside)
-        plain = [thing for thing in scene.things if thing.design.layout == "plain"]
-        kept = any(held_out(thing.category, thing.design.colours[0], scene.place) for thing in plain)
-        if not kept and not any(reserved(thing.category, thing.design) for thing in scene.things):
+        scene = nameable_scene(rng, ODDS)
+        if may_be_trained_on(scene):
             return scene
 
 

@@ -61,6 +61,14 @@ def check_same(pipe: Any, prompt: str, method: Any, base: BaseModel) -> None:
     torch.testing.assert_close(sampled, expected, atol=IMAGE, rtol=IMAGE)
 
 
+def with_lora_and_word(base, folder):
+    """A stock pipeline with both files of an export."""
+    pipe = fresh_pipeline(base)
+    pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
+    pipe.load_textual_inversion(folder / "learned_embeds.safetensors")
+    return pipe
+
+
 def test_the_embedding_loads_as_a_textual_inversion(base, concept, tmp_path):
     method = trained("textual_inversion", base, concept)
     how = method.export(base, tmp_path)
@@ -84,9 +92,7 @@ def test_residuals_on_other_projections_load_too_beside_their_embedding(base, co
     method = trained("personalized_residuals", base, concept, targets=targets, train_embedding=True)
     how = method.export(base, tmp_path)
     assert "pipe.load_lora_weights(" in how and "pipe.load_textual_inversion(" in how and "'<v> teddy bear'" in how
-    pipe = fresh_pipeline(base)
-    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
-    pipe.load_textual_inversion(tmp_path / "learned_embeds.safetensors")
+    pipe = with_lora_and_word(base, tmp_path)
     check_same(pipe, "a photo of <v> teddy bear on the beach", method, base)
 
 
@@ -94,9 +100,7 @@ def test_a_preference_loads_as_a_lora_beside_its_word(base, concept, tmp_path):
     method = trained("dco", base, concept, rank=4)  # moved at random, a larger change would magnify what is rounded
     how = method.export(base, tmp_path)
     assert 'pipe.load_lora_weights("pytorch_lora_weights.safetensors")' in how and "'<v>' in prompts" in how
-    pipe = fresh_pipeline(base)
-    pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
-    pipe.load_textual_inversion(tmp_path / "learned_embeds.safetensors")
+    pipe = with_lora_and_word(base, tmp_path)
     check_same(pipe, "a photo of <v> on the beach", method, base)
 
 

@@ -302,15 +302,20 @@ def test_a_unet_of_another_shape_is_refused(concept, tmp_path):
 # -- attention processors, rotations --------------------------------------------------------------------------
 
 
+def through_attention_processors(base, folder):
+    """What was exported, as diffusers saves it again, in `again` beside it."""
+    pipe = fresh_pipeline(base)
+    pipe.unet.load_attn_procs(
+        folder, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipe, use_safetensors=True
+    )
+    pipe.unet.save_attn_procs(folder / "again", safe_serialization=True)
+    (folder / "learned_embeds.safetensors").rename(folder / "again" / "learned_embeds.safetensors")
+
+
 def test_class_diffusion_comes_back_through_diffusers(base, concept, tmp_path):
     method = trained("class_diffusion", base, concept)
     method.export(base, tmp_path)
-    pipe = fresh_pipeline(base)
-    pipe.unet.load_attn_procs(
-        tmp_path, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipe, use_safetensors=True
-    )
-    pipe.unet.save_attn_procs(tmp_path / "again", safe_serialization=True)
-    (tmp_path / "learned_embeds.safetensors").rename(tmp_path / "again" / "learned_embeds.safetensors")
+    through_attention_processors(base, tmp_path)
     check_same(method, imported("class_diffusion", base, tmp_path / "again"), base)
 
 
@@ -348,12 +353,7 @@ def test_a_preference_without_its_word_or_with_other_layers_is_refused(concept, 
 def test_custom_diffusion_comes_back_through_diffusers(which, base, concept, tmp_path):
     method = trained("custom_diffusion", base, concept, trained=which)
     method.export(base, tmp_path)
-    pipe = fresh_pipeline(base)
-    pipe.unet.load_attn_procs(
-        tmp_path, weight_name="pytorch_custom_diffusion_weights.safetensors", _pipeline=pipe, use_safetensors=True
-    )
-    pipe.unet.save_attn_procs(tmp_path / "again", safe_serialization=True)
-    (tmp_path / "learned_embeds.safetensors").rename(tmp_path / "again" / "learned_embeds.safetensors")
+    through_attention_processors(base, tmp_path)
     again = imported("custom_diffusion", base, tmp_path / "again")
     assert again.config.trained == which
     check_same(method, again, base)

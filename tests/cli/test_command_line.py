@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from personalize_core import steps
-from personalize_core.cli import main as command_line
 from personalize_core.cli import running, terminal
 from personalize_core.concepts import concept_files
 from personalize_core.workspace.recipes import prompts_of
@@ -32,17 +31,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def personalize(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run the console command; (exit status, what it printed, what it complained)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["personalize", "--root", str(workspace), *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            command_line.main()
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out, printed.err
-
-    return run
+def personalize(workspace: Path, personalize_in):
+    return personalize_in(workspace)
 
 
 def files(folder: Path) -> set[str]:

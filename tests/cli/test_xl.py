@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from personalize_core.cli import main as command_line
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 
@@ -25,17 +23,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def personalize(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run the console command; (exit status, what it printed, what it complained)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["personalize", "--root", str(root), *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            command_line.main()
-        printed = capsys.readouterr()
-        return int(stopped.value.code or 0), printed.out, printed.err
-
-    return run
+def personalize(root: Path, personalize_in):
+    return personalize_in(root)
 
 
 def test_methods_are_trained_sampled_scored_and_reported(personalize, root):
