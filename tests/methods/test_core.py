@@ -56,7 +56,7 @@ def test_the_recipe_is_the_papers():
     c = Config()
     assert (c.embedding_lr, c.embedding_steps, c.embedding_batch_size) == (5e-3, 300, 6)
     assert (c.unet_lr, c.unet_steps, c.unet_batch_size) == (2e-6, 1000, 4)
-    assert (c.cer_weight, c.car_weight, c.rescale, c.rescale_after, c.rescale_until) == (1.5e-4, 0.05, True, 120, 180)
+    assert (c.cer_weight, c.car_weight, c.rescale, c.rescaled_steps) == (1.5e-4, 0.05, True, (120, 180))
     assert (c.cer_axis, c.car_pool, c.car_batch, c.prompt_set) == ("token", "layer", "sum", "by_kind")
     assert (c.class_token_rule, c.rotate) == ("last", True)
 
@@ -265,6 +265,20 @@ def test_it_is_the_papers_norm_of_the_step_before(base, concept):
 
 
 @pytest.mark.parametrize(
+    ("steps", "window"), [(300, (120, 180)), (60, (24, 36)), (10, (4, 6)), (3, (1, 2)), (2, (1, 2)), (1, (0, 1))]
+)
+def test_a_stage_of_any_length_is_rescaled_at_the_same_share_of_it(steps, window):
+    assert Config(embedding_steps=steps).rescaled_steps == window
+
+
+@pytest.mark.parametrize("steps", [300, 7, 2, 1])
+@pytest.mark.parametrize("ablation", [name for name in Config.ablations if name.startswith("rescale_")])
+def test_a_window_of_the_ablations_has_a_step_within_the_stage(ablation, steps):
+    first, last = Config(embedding_steps=steps, **Config.ablations[ablation].changes).rescaled_steps
+    assert 0 <= first < last <= steps
+
+
+@pytest.mark.parametrize(
     ("ablation", "window"),
     [("rescale_early", (0, 120)), ("rescale_late", (180, 300)), ("rescale_throughout", (0, 300))],
 )
@@ -285,7 +299,7 @@ def test_without_rescaling_no_norm_is_reset(base, concept):
 
 
 def test_rescaling_keeps_the_direction_and_leaves_no_gradient(make):
-    method = make(rescale_after=1, rescale_until=2)
+    method = make(rescale_after=0.5, rescale_until=1.0)
     method.rescale(0)
     with torch.no_grad():
         method.embedding.vector += 1.0
@@ -300,7 +314,7 @@ def test_in_training_the_window_holds_and_the_optimizer_goes_on_from_its_own_mom
     """Its moments are those of the run without rescaling up to the window's first step, which knows nothing of it."""
     norms, gradients = {}, {}
     for rescale in (True, False):
-        window = {"rescale_after": 2, "rescale_until": 4} if rescale else {}
+        window = {"rescale_after": 1 / 3, "rescale_until": 2 / 3} if rescale else {}
         method = make(embedding_steps=6, unet_steps=0, embedding_lr=0.1, rescale=rescale, **window)
         seen: list[float] = []
         rows = train(
@@ -314,7 +328,8 @@ def test_in_training_the_window_holds_and_the_optimizer_goes_on_from_its_own_mom
 
 
 def test_a_run_cut_off_within_the_window_resumes_to_the_same_bits(make, base, images, tmp_path):
-    chosen = {"embedding_steps": 6, "unet_steps": 0, "embedding_lr": 0.1, "rescale_after": 2, "rescale_until": 5}
+    window = {"rescale_after": 1 / 3, "rescale_until": 5 / 6}
+    chosen = {"embedding_steps": 6, "unet_steps": 0, "embedding_lr": 0.1, **window}
     whole = make(**chosen)
     expected = train(whole, base, images, seed=0)
 
@@ -400,9 +415,9 @@ def test_templates_that_this_base_model_has_no_room_for_are_left_out(base, conce
         ({"cer_weight": 0, "cer_axis": "feature"}, "shapes the context embedding loss, which is off"),
         ({"car_weight": 0, "car_pool": "all"}, "shape the context attention loss, which is off"),
         ({"cer_weight": 0, "car_weight": 0, "prompt_set": "core_mini"}, "for context regularization, which is off"),
-        ({"rescale_after": 180, "rescale_until": 180}, "the rescaling window .* is empty"),
+        ({"rescale_after": 0.6, "rescale_until": 0.6}, "the rescaling window .* is empty"),
         ({"regularized": "concept", "cer_weight": 0, "car_weight": 0}, "says what context regularization keeps"),
-        ({"rescale": False, "rescale_after": 60}, "set a window for rescaling, which is off"),
+        ({"rescale": False, "rescale_after": 0.2}, "set a window for rescaling, which is off"),
     ],
 )
 def test_choices_that_contradict_each_other_are_refused_in_a_sentence(chosen, why):

@@ -158,7 +158,7 @@ def test_the_loss_of_context_attention_is_the_mean_over_transformers(xl):
 
 
 def test_core_keeps_the_norm_of_each_half(xl):
-    method = made("core", xl, rescale_after=1, rescale_until=2)
+    method = made("core", xl, embedding_steps=2, rescale_after=0.5, rescale_until=1.0)
     with torch.no_grad():
         method.embedding.vector[FIRST] *= 2
     method.rescale(0)  # the norms that it had after that step

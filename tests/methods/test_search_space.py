@@ -70,12 +70,6 @@ def test_what_is_left_out_of_a_recipe_is_not_searched():
     assert "unet_steps" not in CoRe(unet_steps=0).search_space()
 
 
-def test_core_keeps_its_first_stage_longer_than_its_window_of_rescaling():
-    assert CoRe(embedding_steps=300, rescale_after=120, rescale_until=180).search_space()["embedding_steps"].low == 180
-    without = CoRe(embedding_steps=300, rescale=False)
-    assert without.search_space()["embedding_steps"].low == 75
-
-
 def test_an_option_without_effect_is_not_searched():
     idle = ViCo(image_attention=False)
     assert "lr" in idle.search_space() and "lr" in space_of(ViCo()) and "lr" not in space_of(idle)

@@ -71,7 +71,7 @@ class CoRe(EmbeddingAndUNet):
                 c.embedding_batch_size,
                 [embedding],
                 after_step=self.rescale,
-                least_steps=c.rescale_until if c.rescale else 0,
+                least_steps=c.rescaled_steps[1] if c.rescale else 0,
                 max_gradient_norm=math.inf,
                 later_penalty=self.context_penalty,
                 attach=lambda base: nullcontext(),  # the U-Net is still the base model's
@@ -99,16 +99,16 @@ class CoRe(EmbeddingAndUNet):
 
     @torch.no_grad()
     def rescale(self, index: int) -> None:
-        """After steps 121 to 180, give the embedding the norm that it had after step 120, as the code does.
+        """After steps 121 to 180 of 300, give the embedding the norm that it had after step 120, as the code does.
 
         The paper takes the norm before each step, which within the window is the same. `index` counts from 0. The
-        optimizer's moments are left alone. A stage that is shorter than `rescale_after` is never rescaled; with 0, the
-        norm stays that of the class noun. Of a pair of embeddings each keeps its own norm, which is ours.
+        optimizer's moments are left alone. Where the window begins with the stage, the norm stays that of the class
+        noun. Of a pair of embeddings each keeps its own norm, which is ours.
         """
-        c, done = self.config, index + 1
-        if done <= c.rescale_after:
+        done, (first, last) = index + 1, self.config.rescaled_steps
+        if done <= first:
             self.norm.copy_(self._norms())
-        elif c.rescale and done <= c.rescale_until:
+        elif self.config.rescale and done <= last:
             for part, norm in zip(self.embedding.vector.split(self.widths), self.norm.flatten(), strict=True):
                 part.mul_(norm / part.norm())
 

@@ -13,10 +13,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from personalize_core.errors import InputError
-from personalize_core.methods.recipe import NOTHING_INSIDE, Ablation, Range, options
+from personalize_core.methods.recipe import NOTHING_INSIDE, Ablation, options
 from personalize_core.methods.shared.options import ContextLosses, EmbeddingAndUNetRecipe, TokenRule
 
-WINDOW = (120, 180)
+WINDOW = (0.4, 0.6)  # steps 121 to 180 of the published 300
 
 
 @options
@@ -41,8 +41,9 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
     # the concept's own word, kept like its class noun; over features, for one token has no cosine over tokens.
     regularized: Literal["context", "concept"] = "context"
     rescale: bool = True  # see CoRe.rescale in method.py
-    rescale_after: Annotated[int, Field(ge=0)] = WINDOW[0]
-    rescale_until: Annotated[int, Field(gt=0)] = WINDOW[1]
+    # Shares of the first stage, so that it is rescaled at the same place whatever its length.
+    rescale_after: Annotated[float, Field(ge=0, lt=1)] = WINDOW[0]
+    rescale_until: Annotated[float, Field(gt=0, le=1)] = WINDOW[1]
 
     embedding_steps: Annotated[int, Field(ge=0)] = 300
     embedding_batch_size: Annotated[int, Field(gt=0)] = 6
@@ -59,11 +60,11 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
         "without_cer": Ablation({"cer_weight": 0.0}, "CoRe without CER"),
         "without_car": Ablation({"car_weight": 0.0}, "CoRe without CAR"),
         "constrained_concept": Ablation({"regularized": "concept"}, "CoRe with the concept token constrained"),
-        # Windows of the published 300 steps: before the method's own, behind it, and all of them.
-        "rescale_early": Ablation({"rescale_after": 0, "rescale_until": 120}, "CoRe rescaled early"),
-        "rescale_late": Ablation({"rescale_after": 180, "rescale_until": 300}, "CoRe rescaled late"),
-        "rescale_throughout": Ablation({"rescale_after": 0, "rescale_until": 300}, "CoRe rescaled throughout"),
-        "without_rescale": Ablation({"rescale": False, "rescale_after": 120, "rescale_until": 180}),
+        # Before the method's own window, behind it, and all the time.
+        "rescale_early": Ablation({"rescale_after": 0.0, "rescale_until": WINDOW[0]}, "CoRe rescaled early"),
+        "rescale_late": Ablation({"rescale_after": WINDOW[1], "rescale_until": 1.0}, "CoRe rescaled late"),
+        "rescale_throughout": Ablation({"rescale_after": 0.0, "rescale_until": 1.0}, "CoRe rescaled throughout"),
+        "without_rescale": Ablation({"rescale": False, "rescale_after": WINDOW[0], "rescale_until": WINDOW[1]}),
         "without_prompt_set": Ablation({"prompt_set": "training_prompt"}),
         "without_stage_1": Ablation({"embedding_steps": 0}),
         "without_stage_2": Ablation({"unet_steps": 0}),
@@ -94,8 +95,8 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
         window = (self.rescale_after, self.rescale_until)
         if window[0] >= window[1]:
             raise InputError(
-                f"the rescaling window begins after step {window[0]} and ends with step {window[1]}, so it is empty; "
-                "for no rescaling write `rescale: false`"
+                f"the rescaling window begins after {window[0]} of the first stage and ends at {window[1]}, so it is "
+                "empty; for no rescaling write `rescale: false`"
             )
         if window != WINDOW and not self.rescale:
             raise InputError(
@@ -103,12 +104,11 @@ class Config(ContextLosses, EmbeddingAndUNetRecipe):
                 "off; take them out, or write `rescale: true`"
             )
 
-    def search_space(self) -> dict[str, Range]:
-        """The first stage stays longer than its window of rescaling, which would have no effect otherwise."""
-        found = super().search_space()
-        if self.rescale and (steps := found.get("embedding_steps")):
-            found["embedding_steps"] = Range(min(max(steps.low, self.rescale_until), self.embedding_steps), steps.high)
-        return found
+    @property
+    def rescaled_steps(self) -> tuple[int, int]:
+        """After how many steps of the first stage rescaling begins, and after how many it ends: one later at least."""
+        first = min(round(self.rescale_after * self.embedding_steps), self.embedding_steps - 1)
+        return first, max(round(self.rescale_until * self.embedding_steps), first + 1)
 
     @property
     def lacks(self) -> Mapping[str, str]:
