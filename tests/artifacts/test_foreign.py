@@ -375,6 +375,97 @@ def test_a_network_with_other_tensors_is_refused(change, said, tiny, unet, tmp_p
     assert said in refusal("dreambooth", tiny, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["dreambooth", "custom_diffusion"])
+def test_a_matrix_of_zeros_among_whole_weights_is_refused(name, tiny, tmp_path):
+    method: Any = disturbed(method_class(name)(recipe_class(name)(), tiny, CONCEPT))
+    method.export(tiny, tmp_path)
+    file = next(file for file in tmp_path.rglob("*.safetensors") if "learned_embeds" not in file.name)
+    tensors = load_file(file)
+    zero = next(key for key in tensors if key.endswith(("attn2.to_k.weight", "to_k_custom_diffusion.weight")))
+    save_file(tensors | {zero: torch.zeros_like(tensors[zero])}, file)
+    assert f"all values of {zero.replace('.processor.', '.')[:20]}" in refusal(name, tiny, tmp_path).replace("'", "")
+
+
+def test_a_change_of_zeros_leaves_its_layer_as_it_is(tiny, tmp_path):
+    tensors = lora(tiny)
+    zero = next(name for name in tensors if name.endswith("lora_B.weight"))
+    save_file(tensors | {zero: torch.zeros_like(tensors[zero])}, tmp_path / "x.safetensors")
+    assert any(
+        not each.B.any()
+        for _, each in brought_in("lora_dreambooth", tiny, tmp_path / "x.safetensors").changes.by_path()
+    )
+
+
+# -- folders --------------------------------------------------------------------------------------------------
+
+
+HOLDS = {  # method -> what `export` writes for it
+    "textual_inversion": {"embedding"},
+    "dti": {"embedding"},
+    "lora_dreambooth": {"lora"},
+    "dco": {"lora", "embedding"},
+    "dreambooth": {"unet"},
+    "ti_db": {"unet", "embedding"},
+    "attn_dreambooth": {"unet", "embedding"},
+    "core": {"unet", "embedding"},
+    "custom_diffusion": {"processors", "embedding"},
+    "class_diffusion": {"processors", "embedding"},
+    "oft": {"oft"},
+}
+READS = [name for name in HOLDS if name not in ("attn_dreambooth", "core")]
+
+
+def exported(name: str, base: BaseModel, folder: Path, **chosen: Any) -> Any:
+    method: Any = disturbed(method_class(name)(recipe_class(name)(**chosen), base, CONCEPT))
+    method.export(base, folder)
+    return method
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_trainers_leave_beside_their_result_changes_no_import(name, tiny, tmp_path):
+    """Checkpoints, logs, embeddings of earlier steps, a pickle of the same weights, and what publishes them."""
+    method = exported(name, tiny, tmp_path)
+    for file in [*tmp_path.glob("*.safetensors"), *tmp_path.glob("*/*.safetensors")]:
+        file.with_suffix(".bin").write_bytes(b"the same, as a pickle")
+        earlier = tmp_path / "checkpoint-500" / file.relative_to(tmp_path)
+        earlier.parent.mkdir(parents=True, exist_ok=True)
+        earlier.write_bytes(b"of an earlier step")
+    for more in ("checkpoint-500/optimizer.bin", "logs/events", "learned_embeds-steps-500.safetensors", "README.md"):
+        (tmp_path / more).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / more).write_bytes(b"x")
+    again, own = brought_in(name, tiny, tmp_path).state_dict(), method.state_dict()
+    assert again.keys() == own.keys()
+    if name != "oft":  # whose matrices come back skew
+        assert all(torch.equal(again[key], own[key]) for key in own)
+
+
+@pytest.mark.parametrize("name", HOLDS)
+def test_no_import_leaves_part_of_a_folder_unread(name, tiny, tmp_path):
+    exported(name, tiny, tmp_path)
+    smaller = [other for other in READS if HOLDS[other] < HOLDS[name]]
+    assert bool(smaller) == (len(HOLDS[name]) > 1)
+    for other in smaller:
+        said = refusal(other, tiny, tmp_path)
+        assert "also holds" in said and "name the file, or a folder, with only what is to be read" in said
+
+
+@pytest.mark.parametrize("left", ["x_emb.safetensors", "learned_embeds.bin", "text_encoder/model.safetensors"])
+def test_what_was_learned_beside_a_lora_is_not_left_out(left, tiny, tmp_path):
+    """The embeddings of diffusers' advanced scripts; one as a pickle; a tuned text encoder."""
+    exported("lora_dreambooth", tiny, tmp_path)
+    (tmp_path / left).parent.mkdir(exist_ok=True)
+    (tmp_path / left).write_bytes(b"x")
+    assert f"also holds {left.partition('/')[0]}," in refusal("lora_dreambooth", tiny, tmp_path)
+    brought_in("lora_dreambooth", tiny, tmp_path / "pytorch_lora_weights.safetensors")  # named, it is what is meant
+
+
+def test_residuals_without_their_trained_word_are_refused(tiny, tmp_path):
+    exported("personalized_residuals", tiny, tmp_path, train_embedding=True)
+    assert "also holds learned_embeds.safetensors, which this method as it is configured does not read" in refusal(
+        "personalized_residuals", tiny, tmp_path
+    )
+
+
 # -- damaged files --------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods import method_class
-from personalize_core.methods.shared.interchange import read_embedding
+from personalize_core.methods.shared.interchange import read_embedding, read_foreign
 from personalize_core.methods.shared.lora_files import read_lora
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
-from tests.conftest import disturbed, sample_latents, stock_pipeline, tiny_xl, tiny_xl_parts, unpersonalized
+from tests.conftest import disturbed, sample_latents, stock_pipeline, tiny_base, tiny_xl, tiny_xl_parts, unpersonalized
 
 CONCEPT = Concept("v", "<v>", "dog")
 IMAGE = 2e-4  # of an image after 5 steps with a guidance of 6
@@ -42,7 +43,7 @@ def trained(name: str, base: BaseModel, **chosen: Any) -> Any:
 
 def imported(name: str, base: BaseModel, path: Path, **chosen: Any) -> Any:
     kind: Any = method_class(name)
-    return kind.imported(kind.Config(**chosen), base, CONCEPT, path).eval()
+    return read_foreign(kind, kind.Config(**chosen), base, CONCEPT, path).eval()
 
 
 def check_same(pipe: Any, prompt: str, method: Any, base: BaseModel) -> None:
@@ -189,8 +190,88 @@ def test_layers_of_both_text_encoders_are_read_and_not_taken_for_each_others(xl,
     found = read_lora(tmp_path / "x.safetensors", xl)
     ((_, (A, _)),), ((_, (A_2, _)),) = found.text_encoder.items(), found.text_encoder_2.items()
     assert (A.shape, A_2.shape) == ((2, 32), (2, 16)) and not found.unet
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="changes layers of the text encoders, such as encoder.layers.0.self_attn.q_"):
         imported("lora_dreambooth", xl, tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("part", ["te1", "te2"])
+@pytest.mark.parametrize("name", ["lora_dreambooth", "dco", "personalized_residuals"])
+def test_no_layer_of_a_text_encoder_is_left_out_of_a_lora(name, part, xl, tmp_path):
+    trained(name, xl).export(xl, tmp_path)
+    file, layer = tmp_path / "pytorch_lora_weights.safetensors", f"lora_{part}_text_model_encoder_layers_0_mlp_fc1"
+    encoder: Any = xl.text_encoders["text_encoder" if part == "te1" else "text_encoder_2"]
+    outputs, width = next(w for n, w in encoder.named_parameters() if n.endswith("layers.0.mlp.fc1.weight")).shape
+    more = {f"{layer}.lora_down.weight": torch.ones(1, width), f"{layer}.lora_up.weight": torch.ones(outputs, 1)}
+    save_file(load_file(file) | more, file)
+    with pytest.raises(InputError, match=r"such as (text_model\.)?encoder\.layers\.0\.mlp\.fc1"):
+        imported(name, xl, tmp_path)
+
+
+@pytest.mark.parametrize("changed", [None, "text_encoder", "text_encoder_2"])
+def test_a_pipeline_is_read_whole_or_refused(changed, pipe, xl, tmp_path):
+    method = trained("dreambooth", xl)
+    method.export(xl, tmp_path / "exported")
+    pipe.save_pretrained(tmp_path / "pipeline")
+    shutil.rmtree(tmp_path / "pipeline" / "unet")
+    (tmp_path / "exported" / "unet").rename(tmp_path / "pipeline" / "unet")
+    if not changed:
+        again = imported("dreambooth", xl, tmp_path / "pipeline").state_dict()
+        assert all(torch.equal(tensor, again[key]) for key, tensor in method.state_dict().items())
+        return
+    file = tmp_path / "pipeline" / changed / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: tensor + 1 if name.endswith("fc1.bias") else tensor for name, tensor in tensors.items()}, file)
+    with pytest.raises(InputError, match=f"pipeline: {changed} differ from the base model's"):
+        imported("dreambooth", xl, tmp_path / "pipeline")
+
+
+@pytest.mark.parametrize("zero", ["clip_l", "clip_g"])
+@pytest.mark.parametrize("layout", ["one file", "two"])
+def test_half_a_pair_of_zeros_is_no_embedding(layout, zero, xl, tmp_path):
+    trained("textual_inversion", xl).export(xl, tmp_path)
+    if layout == "two":
+        file = tmp_path / {"clip_l": "learned_embeds.safetensors", "clip_g": "learned_embeds_2.safetensors"}[zero]
+        tensors = {"<v>": torch.zeros_like(load_file(file)["<v>"])}
+    else:
+        file = tmp_path / "embeddings" / "v.safetensors"
+        tensors = load_file(file)
+        tensors[zero] = torch.zeros_like(tensors[zero])
+    save_file(tensors, file)
+    with pytest.raises(InputError, match="zero"):
+        imported("textual_inversion", xl, tmp_path if layout == "two" else file)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [".", "learned_embeds.safetensors", "learned_embeds_2.safetensors", "embeddings/v.safetensors"],
+)
+def test_no_layout_of_a_pair_is_read_by_halves_into_stable_diffusion_1(path, xl, tmp_path):
+    trained("textual_inversion", xl).export(xl, tmp_path)
+    one = tiny_base()
+    assert one.text_encoders.widths[0] == xl.text_encoders.widths[0]  # so that the width alone does not tell
+    with pytest.raises(InputError, match="was learned for Stable Diffusion XL, whose embeddings are pairs"):
+        imported("textual_inversion", one, tmp_path / path)
+
+
+@pytest.mark.parametrize("form", ["diffusers", "kohya"])
+def test_a_lora_of_the_other_family_is_refused_by_its_name(form, xl, tmp_path):
+    """Layers that only one family has; the first that the base model lacks need not be one of them."""
+    one = tiny_base()
+    for base, other, mark, family in (
+        (one, xl, "(up_blocks.0.attentions|transformer_blocks.1)", "was trained for Stable Diffusion XL, as "),
+        (xl, one, "down_blocks.0.attentions", "was trained for Stable Diffusion 1 or 2, as "),
+    ):
+        trained("lora_dreambooth", other).export(other, tmp_path / "out")
+        file = tmp_path / "out" / "pytorch_lora_weights.safetensors"
+        if form == "kohya":
+            tensors = {}
+            for name, tensor in load_file(file).items():
+                layer, _, side = name.removeprefix("unet.").removesuffix(".weight").rpartition(".lora_")
+                end = {"A": "lora_down", "B": "lora_up"}[side]
+                tensors[f"lora_unet_{layer.replace('.', '_')}.{end}.weight"] = tensor
+            save_file(tensors, file)
+        with pytest.raises(InputError, match=f"{family}'[^']*{mark}"):  # the dots match underscores too
+            imported("lora_dreambooth", base, file)
 
 
 @pytest.mark.parametrize("name", ["dreambooth", "ti_db"])

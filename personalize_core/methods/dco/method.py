@@ -29,10 +29,10 @@ from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.dco.recipe import Config
 from personalize_core.methods.interface import Batch, Stage, Step, equal_shares
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
-from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, save_embedding
+from personalize_core.methods.shared.interchange import LORA, elsewhere, fill, read_embedding, save_embedding
 from personalize_core.methods.shared.lag import apart, attached
 from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, stored
-from personalize_core.methods.shared.lora_files import LORA, check_held, read_lora, with_rank
+from personalize_core.methods.shared.lora_files import check_held, read_lora, with_rank
 from personalize_core.methods.shared.low_rank import LowRank, adding
 from personalize_core.methods.shared.merged_weights import merged
 from personalize_core.methods.shared.one_embedding import OneEmbedding
@@ -122,9 +122,7 @@ class DirectConsistency(OneEmbedding):
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> DirectConsistency:
         """A LoRA of attention projections, whose largest rank all get, and an embedding's file, in one folder."""
         found = read_lora(path, base)
-        check_held(
-            [*found.unet, *found.text_encoder], attention_projections(base), path, "the U-Net's attention projections"
-        )
+        check_held(found.paths(), attention_projections(base), path, "the U-Net's attention projections")
         rank = max(len(A) for A, _ in found.unet.values())
         method = cls(dataclasses.replace(config, rank=rank), base, concept)
         tensors = {name: torch.zeros_like(start) for name, start in method.changes.named_parameters()}

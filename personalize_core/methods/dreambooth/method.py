@@ -20,6 +20,7 @@ from transformers import CLIPTextModel
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
+from personalize_core.errors import InputError, listed
 from personalize_core.methods.dreambooth.recipe import Config
 from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.shared.interchange import fill, read_network
@@ -74,15 +75,21 @@ class DreamBooth(Method):
     @classmethod
     def imported(cls, config: Config, base: BaseModel, concept: Concept, path: Path) -> DreamBooth:
         """A U-Net's folder, or a pipeline's; a text encoder beside it that is not the base model's counts as tuned."""
-        unet, encoder = (path / "unet" if (path / "unet").is_dir() else path), path / "text_encoder"
-        network = first_text_encoder(base)
-        found = read_network(network, encoder) if encoder.is_dir() else {}
-        own = network.state_dict()
-        tuned = any(name not in own or not torch.equal(tensor, own[name].cpu()) for name, tensor in found.items())
-        method = cls(dataclasses.replace(config, train_text_encoder=tuned), base, concept)
+        unet, tuned = (path / "unet" if (path / "unet").is_dir() else path), {}
+        for part, network in base.text_encoders.items():
+            found = read_network(network, path / part) if (path / part).is_dir() else {}
+            own = network.state_dict()
+            if any(name not in own or not torch.equal(tensor, own[name].cpu()) for name, tensor in found.items()):
+                tuned[part] = found
+        if tuned and len(base.text_encoders) > 1:
+            raise InputError(
+                f"{path}: {listed(tuned)} differ from the base model's, and on Stable Diffusion XL this method changes "
+                "the U-Net alone; import a model whose text encoders were left as they were"
+            )
+        method = cls(dataclasses.replace(config, train_text_encoder=bool(tuned)), base, concept)
         fill(method.unet.items(), read_network(base.unet, unet), unet)
-        if tuned:
-            fill(method.text_encoder.items(), found, encoder)
+        for part, found in tuned.items():
+            fill(method.text_encoder.items(), found, path / part)
         return method
 
 

@@ -18,13 +18,14 @@ from torch import Generator, nn
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
+from personalize_core.errors import InputError
 from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.lora_dreambooth.recipe import Config, Target
-from personalize_core.methods.shared.interchange import fill
+from personalize_core.methods.shared.interchange import LORA, fill
 from personalize_core.methods.shared.lag import apart, attached
 from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, computing, stored
-from personalize_core.methods.shared.lora_files import LORA, check_held, read_lora, with_rank
+from personalize_core.methods.shared.lora_files import check_held, read_lora, with_rank
 from personalize_core.methods.shared.low_rank import LowRank, adding
 from personalize_core.methods.shared.merged_weights import merged
 from personalize_core.methods.shared.training_batches import with_prior
@@ -95,6 +96,13 @@ class LoRADreamBooth(Method):
         All get the rank of the largest.
         """
         found = read_lora(path, base)
+        of_text = [*found.text_encoder, *found.text_encoder_2]
+        if of_text and len(base.text_encoders) > 1:
+            raise InputError(
+                f"{path} changes layers of the text encoders, such as {of_text[0]}, and on Stable Diffusion XL this "
+                "method changes the U-Net's alone; train the LoRA on the U-Net alone, which kohya's trainer calls "
+                "--network_train_unet_only"
+            )
         targets = tuple(
             target
             for target in get_args(Target)

@@ -25,7 +25,7 @@ from personalize_core.files.atomic import save_tensors, write_json
 from personalize_core.files.outside import read_json_object
 from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.oft.recipe import Config
-from personalize_core.methods.shared.interchange import file_in, fill, read_tensors
+from personalize_core.methods.shared.interchange import PEFT_ADAPTER, file_in, fill, read_tensors
 from personalize_core.methods.shared.lag import apart, attached
 from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections, computing, stored
 from personalize_core.methods.shared.merged_weights import merged
@@ -35,7 +35,7 @@ TEMPLATE = "a photo of {}"
 Linear = Callable[[Tensor], Tensor]
 """A layer: (..., in_features) -> (..., out_features)."""
 
-ADAPTER, IN_PEFT = "adapter_model.safetensors", "base_model.model."
+IN_PEFT = "base_model.model."
 
 
 class Rotation(nn.Module):
@@ -193,7 +193,7 @@ class OFT(Method):
             S = self.rotations.of(path).skew()
             above, right = torch.triu_indices(*S.shape[1:], offset=1)
             tensors[f"{IN_PEFT}{path}.oft_R.weight"] = S[:, above, right]
-        save_tensors(folder / "oft" / ADAPTER, tensors)
+        save_tensors(folder / "oft" / PEFT_ADAPTER, tensors)
         adapter = {
             "peft_type": "OFT",
             "r": self.config.r,
@@ -256,7 +256,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         InputError: there is none, it is damaged, or it means something else than ours.
     """
-    tensors, about, found = read_tensors(file_in(folder, ADAPTER)), _adapter(folder), {}
+    tensors, about, found = read_tensors(file_in(folder, PEFT_ADAPTER)), _adapter(folder), {}
     if not about.get("r"):  # the size of the blocks is given instead
         raise InputError(f"{folder} has blocks of one size, which number differently in wide and narrow layers")
     for name, above in tensors.items():

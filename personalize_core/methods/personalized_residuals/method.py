@@ -27,6 +27,7 @@ from personalize_core.methods.interface import Batch, Method, Stage, equal_share
 from personalize_core.methods.personalized_residuals.recipe import Config
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
 from personalize_core.methods.shared.interchange import (
+    LORA,
     elsewhere,
     fill,
     read_embedding,
@@ -34,7 +35,7 @@ from personalize_core.methods.shared.interchange import (
 )
 from personalize_core.methods.shared.lag import apart, attached, localized, region
 from personalize_core.methods.shared.layer_modules import LayerModules, stored
-from personalize_core.methods.shared.lora_files import LORA, check_held, read_lora, with_rank
+from personalize_core.methods.shared.lora_files import check_held, read_lora, with_rank
 from personalize_core.methods.shared.merged_weights import merged
 
 Target = Literal["proj_out", "proj_in", "to_k", "to_v"]

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from personalize_core.errors import InputError, shown
 from personalize_core.files.atomic import save_tensors
-from personalize_core.methods.shared.interchange import file_in, read_tensors
+from personalize_core.methods.shared.interchange import PROCESSORS, check_no_matrix_is_zero, file_in, read_tensors
 
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
 
-PROCESSORS = "pytorch_custom_diffusion_weights.safetensors"
 _IN_PROCESSOR = re.compile(r"(?P<layer>.+\.attn2)\.processor\.(?P<projection>.+)_custom_diffusion\.(?P<rest>.+)")
 
 
@@ -48,4 +47,5 @@ def read_processors(path: Path) -> dict[str, Tensor]:
             tensors["{layer}.{projection}.{rest}".format(**match.groupdict())] = tensor.float()
         elif tensor.numel():
             raise InputError(f"{file} holds {shown(name)}, which is no weight of Custom Diffusion; import another")
+    check_no_matrix_is_zero(tensors, file)
     return tensors

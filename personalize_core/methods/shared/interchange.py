@@ -10,7 +10,9 @@ one file, "clip_l" and "clip_g".
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +23,28 @@ from torch import Tensor, nn
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError, listed, shown
 from personalize_core.files.atomic import save_tensors
-from personalize_core.files.outside import read_json_object, refuse_pickle, refuse_pickles_in
+from personalize_core.files.outside import PICKLES, read_json_object, refuse_pickle, refuse_pickles_in
 
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
     from personalize_core.methods.interface import Method
 
 EMBEDDING, SECOND_EMBEDDING = "learned_embeds.safetensors", "learned_embeds_2.safetensors"
+LORA, PROCESSORS = "pytorch_lora_weights.safetensors", "pytorch_custom_diffusion_weights.safetensors"
+PEFT_ADAPTER = "adapter_model.safetensors"
+_LEARNED = re.compile(  # files in a folder of what a program learned; "_emb", of diffusers' advanced scripts
+    "|".join(
+        [
+            *(re.escape(Path(name).stem) for name in (EMBEDDING, SECOND_EMBEDDING, LORA, PROCESSORS, PEFT_ADAPTER)),
+            ".+_emb",
+        ]
+    )
+)
+_PARTS = ("unet", "text_encoder", "text_encoder_2", "oft", "peft")  # folders in it
 PAIR: tuple[str, str] = ("clip_l", "clip_g")  # in the order of Stable Diffusion XL's text encoders
+_DAMAGED = "the file was damaged in training or in saving; import another one"
 LARGEST = 1e4  # weights and embeddings of Stable Diffusion stay below 100
+_opened: ContextVar[set[Path] | None] = ContextVar("files that an import has read", default=None)
 _ARCHITECTURE = (  # settings of a network's config.json that change what the same weights compute
     "down_block_types", "up_block_types", "mid_block_type", "block_out_channels", "layers_per_block",
     "transformer_layers_per_block", "attention_head_dim", "num_attention_heads", "cross_attention_dim",
@@ -92,6 +107,8 @@ def read_tensors(file: Path, exempt: Iterable[str] = ()) -> dict[str, Tensor]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     except (OSError, SafetensorError):
         raise InputError(f"{file} is no safetensors file, or a damaged one") from None
+    if (files := _opened.get()) is not None:
+        files.add(file)
     check_tensors({name: each for name, each in tensors.items() if not name.endswith(tuple(exempt))}, file)
     return tensors
 
@@ -109,31 +126,46 @@ def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         InputError: a tensor is empty or holds integers, a value is infinite, not a number or above `LARGEST`, or all
             values are zero.
     """
-    mend = "the file was damaged in training or in saving; import another one"
     any_value = False
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            raise InputError(f"{path}: {shown(name)} holds {tensor.dtype}, but weights are floating-point; {mend}")
+            raise InputError(f"{path}: {shown(name)} holds {tensor.dtype}, but weights are floating-point; {_DAMAGED}")
         if not tensor.numel():
-            raise InputError(f"{path}: {shown(name)} is empty; {mend}")
+            raise InputError(f"{path}: {shown(name)} is empty; {_DAMAGED}")
         largest = tensor.float().abs().max().item()
         if not math.isfinite(largest):
-            raise InputError(f"{path}: {shown(name)} has values that are infinite or not a number; {mend}")
+            raise InputError(f"{path}: {shown(name)} has values that are infinite or not a number; {_DAMAGED}")
         if largest > LARGEST:
-            raise InputError(f"{path}: {shown(name)} has a value of {largest:.3g}, and no weight is that large; {mend}")
+            raise InputError(
+                f"{path}: {shown(name)} has a value of {largest:.3g}, and no weight is that large; {_DAMAGED}"
+            )
         any_value = any_value or largest > 0
     if not any_value:
-        raise InputError(f"{path}: all values are zero; {mend}")
+        raise InputError(f"{path}: all values are zero; {_DAMAGED}")
+
+
+def check_no_matrix_is_zero(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check whole weights; changes to weights may leave a layer as it is.
+
+    Raises:
+        InputError: all values of a matrix or a kernel are zero, which would silence its layer.
+    """
+    for name, tensor in tensors.items():
+        if tensor.ndim > 1 and tensor.numel() and not tensor.float().any():
+            raise InputError(f"{path}: all values of {shown(name)} are zero; {_DAMAGED}")
 
 
 def read_foreign(kind: type[Method], config: Any, base: BaseModel, concept: Concept, path: Path) -> Method:
     """What another program learned, read by `kind.imported`, with every exception turned into one sentence.
 
     Raises:
-        InputError: it cannot be read, it does not fit, or its numbers are no weights.
+        InputError: it cannot be read, it does not fit, its numbers are no weights, or a folder holds more than was
+            read of it.
     """
+    token = _opened.set(opened := set())
     try:
         learner = kind.imported(config, base, concept, path)
+        _check_nothing_left(path, opened)
         check_tensors({name: parameter.detach() for name, parameter in learner.named_parameters()}, path)
     except MemoryError:
         raise
@@ -147,7 +179,38 @@ def read_foreign(kind: type[Method], config: Any, base: BaseModel, concept: Conc
             f"{path} is not in a form that {kind.__name__} can import ({type(error).__name__}: {reason}); "
             "`personalize export` writes the form that is expected"
         ) from error
+    finally:
+        _opened.reset(token)
     return learner
+
+
+def _check_nothing_left(path: Path, opened: Iterable[Path]) -> None:
+    """Check that of a folder everything was read that by its name was learned: part of it would sample something else.
+
+    A pickle beside a safetensors file of its name is the same again. Of a folder within, such as a network's, one file
+    read is enough: others are of another precision.
+    """
+    if not path.is_dir():
+        return
+    read, folders = {file.with_suffix("") for file in opened}, {file.parent for file in opened}
+    left = [
+        file
+        for file in sorted(path.iterdir())
+        if _LEARNED.fullmatch(file.stem) and _holds_weights(file) and file.with_suffix("") not in read
+    ]
+    parts = [path / part for part in _PARTS if (path / part).is_dir() and path / part not in folders]
+    left += [part for part in parts if any(map(_holds_weights, part.iterdir()))]
+    if left:
+        names = listed(str(each.relative_to(path)) for each in left)
+        raise InputError(
+            f"{path} also holds {names}, which this method as it is configured does not read, and without which the "
+            "rest would sample something else; import the folder by a method that learns all of it, or name the file, "
+            "or a folder, with only what is to be read"
+        )
+
+
+def _holds_weights(file: Path) -> bool:
+    return file.suffix.lower() in {".safetensors", *PICKLES} and file.is_file()
 
 
 def read_embedding(path: Path, widths: Sequence[int]) -> Tensor:
@@ -155,21 +218,31 @@ def read_embedding(path: Path, widths: Sequence[int]) -> Tensor:
 
     Args:
         widths: of the base model's words, for each of its text encoders.
+
+    Raises:
+        InputError: it cannot be read, does not fit, is half of a pair or a pair where one is wanted, or is zero.
     """
     file = file_in(path, EMBEDDING)
-    tensors = read_tensors(file)
-    if len(widths) > 1 and tensors.keys() != set(PAIR):
-        second = file.with_name(SECOND_EMBEDDING)
-        if not second.is_file():
-            names = listed((name[:100] for name in tensors), 4)
+    if file.name == SECOND_EMBEDDING and file.with_name(EMBEDDING).is_file():
+        file = file.with_name(EMBEDDING)  # whichever half is named, the pair is meant
+    second, tensors = file.with_name(SECOND_EMBEDDING), read_tensors(file)
+    in_one_file, in_two = tensors.keys() == set(PAIR), file.name == EMBEDDING and second.is_file()
+    if len(widths) == 1:
+        if in_one_file or in_two or file == second:
             raise InputError(
-                f"{path} holds {names}, and of Stable Diffusion XL an embedding is a pair: {PAIR[0]} and {PAIR[1]} in "
-                f"one file, or {SECOND_EMBEDDING} beside {EMBEDDING}; take one that was learned for it"
+                f"{path} was learned for Stable Diffusion XL, whose embeddings are pairs ({listed(PAIR)} in one file, "
+                f"or {SECOND_EMBEDDING} beside {EMBEDDING}); take one that was learned for this base model's family"
             )
-        return torch.cat([_one(tensors, path, widths[0]), _one(read_tensors(second), second, widths[1])])
-    if len(widths) > 1:
+        return _one(tensors, path, widths[0])
+    if in_one_file:
         return torch.cat([_one({name: tensors[name]}, path, width) for name, width in zip(PAIR, widths, strict=True)])
-    return _one(tensors, path, widths[0])
+    if not in_two:
+        names = listed((name[:100] for name in tensors), 4)
+        raise InputError(
+            f"{path} holds {names}, and of Stable Diffusion XL an embedding is a pair: {PAIR[0]} and {PAIR[1]} in "
+            f"one file, or {SECOND_EMBEDDING} beside {EMBEDDING}; take one that was learned for it"
+        )
+    return torch.cat([_one(tensors, path, widths[0]), _one(read_tensors(second), second, widths[1])])
 
 
 def _one(tensors: Mapping[str, Tensor], path: Path, width: int) -> Tensor:
@@ -185,6 +258,8 @@ def _one(tensors: Mapping[str, Tensor], path: Path, width: int) -> Tensor:
         )
     if len(vectors) != 1:
         raise InputError(f"{path}: the embedding {shown(name)} is {len(vectors)} vectors; a concept here is one")
+    if not vectors.float().any():
+        raise InputError(f"{path}: the embedding {shown(name)} is zero, and no word is; {_DAMAGED}")
     return vectors[0].float()
 
 
@@ -234,6 +309,7 @@ def read_network(network: nn.Module, folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in _weights_in(folder):
         tensors |= read_tensors(file, exempt=["position_ids"])  # of CLIP, as transformers saved it until 4.31
+    check_no_matrix_is_zero(tensors, folder)
     if not hasattr(network, "text_model"):  # which some releases of transformers put around a text encoder
         tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
     return {name: tensor.float() for name, tensor in tensors.items() if not name.endswith("position_ids")}

@@ -22,13 +22,19 @@ from torch import Tensor, nn
 
 from personalize_core.errors import InputError, listed, shown
 from personalize_core.files.outside import parse_json, read_json_object
-from personalize_core.methods.shared.interchange import check_tensors, file_in, read_metadata, read_tensors
+from personalize_core.methods.shared.interchange import (
+    LORA,
+    PEFT_ADAPTER,
+    check_tensors,
+    file_in,
+    read_metadata,
+    read_tensors,
+)
 
 if TYPE_CHECKING:
     from personalize_core.base_model.model import BaseModel
 
-LORA = "pytorch_lora_weights.safetensors"
-PEFT_LORA, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PEFT_CONFIG = "adapter_config.json"
 UNET, TEXT_ENCODER, SECOND = "unet", "text_encoder", "text_encoder_2"
 Changes = dict[str, tuple[Tensor, Tensor]]
 """Path of a layer -> A (r, inputs) and B (outputs, r), float32: the layer's weight changes by B A."""
@@ -45,6 +51,8 @@ _IN_SIDE = re.compile(r"(?P<side>down|up)_blocks_(?P<block>\d+)_attentions_(?P<n
 _MIDDLE = "mid_block_attentions_0_"
 _OLD_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # of text encoders
 _OF_SDXL = ("lora_te1_", "lora_te2_", "text_encoder_2.", "lora_unet_input_blocks_", "lora_unet_output_blocks_")
+_IN_XL_ALONE = re.compile(r"up_blocks_0_attentions_|transformer_blocks_[1-9]|add_embedding_")  # of its U-Net
+_NOT_IN_XL = re.compile(r"(down_blocks_0|up_blocks_3)_attentions_")
 _OTHER_KINDS = {  # what a file has beside two plain factors -> marks of it in tensors' names
     "DoRA": (".dora_scale", "magnitude_vector"),
     "LoHa, of LyCORIS": (".hada_",),
@@ -113,11 +121,11 @@ def check_held(changed: Iterable[str], held: Iterable[str], path: Path, what: st
 def _part_folders(path: Path) -> list[tuple[Path, str | None]]:
     """Files to read, each with the part of the base model that it is for, where its place says so."""
     if path.is_dir() and not (path / LORA).is_file():
-        parts = [part for part in (UNET, TEXT_ENCODER, SECOND) if (path / part / PEFT_LORA).is_file()]
+        parts = [part for part in (UNET, TEXT_ENCODER, SECOND) if (path / part / PEFT_ADAPTER).is_file()]
         if parts:  # as PEFT's own DreamBooth example saves them
-            return [(path / part / PEFT_LORA, part) for part in parts]
-        if (path / PEFT_LORA).is_file():
-            return [(path / PEFT_LORA, None)]
+            return [(path / part / PEFT_ADAPTER, part) for part in parts]
+        if (path / PEFT_ADAPTER).is_file():
+            return [(path / PEFT_ADAPTER, None)]
     return [(file_in(path, LORA), None)]
 
 
@@ -126,11 +134,9 @@ def _read_file(file: Path, base: BaseModel, only: str | None) -> dict[str, Chang
     for kind, marks in _OTHER_KINDS.items():
         if any(mark in name for name in tensors for mark in marks):
             raise InputError(f"{file} is not a plain LoRA: it has the factors of {kind}; train a plain one instead")
-    of_sdxl = next((name for name in tensors if name.startswith(_OF_SDXL)), None)
-    if of_sdxl and len(base.text_encoders) == 1:
-        raise InputError(f"{file} was trained for Stable Diffusion XL, as {shown(of_sdxl)} shows; take one for 1 or 2")
     layers = {part: _layers_of(each) for part, each in base.text_encoders.items()}
     layers = {UNET: _layers_of(base.unet) | _numbered(base)} | layers
+    _refuse_another_family(tensors, layers, only, file)
     alphas, sides = {}, {"down": {}, "up": {}}
     for name, tensor in tensors.items():
         if name.endswith(".alpha"):
@@ -201,6 +207,22 @@ def _layer(name: str, layers: Mapping[str, Mapping[str, Any]], only: str | None,
     )
 
 
+def _refuse_another_family(
+    names: Iterable[str], layers: Mapping[str, Mapping[str, Any]], only: str | None, file: Path
+) -> None:
+    """Refuse layers that are of the other family of Stable Diffusion, XL or not, and that the base model has not."""
+    is_xl = SECOND in layers
+    sought, family = (_NOT_IN_XL, "Stable Diffusion 1 or 2") if is_xl else (_IN_XL_ALONE, "Stable Diffusion XL")
+    for name in names:
+        found = sought.search(name.replace(".", "_"))
+        foreign = found and not any(found[0] in spelled for spelled in layers[UNET])
+        if foreign or (not is_xl and (name.startswith(_OF_SDXL) or only == SECOND)):
+            raise InputError(
+                f"{file} was trained for {family}, as {shown(name)} shows, and this base model is of another family; "
+                "take one that was trained for its own"
+            )
+
+
 def _spellings(name: str, part: str) -> list[str]:
     """The name, and what diffusers' first releases meant by it."""
     if part == UNET:
@@ -227,7 +249,7 @@ def _alpha(tensor: Tensor, name: str, file: Path) -> float:
 
 def _alphas_of_parts(file: Path) -> dict[str, float]:
     """Part of the base model -> the alpha of all its layers, as diffusers and PEFT write it down."""
-    if file.name == PEFT_LORA:
+    if file.name == PEFT_ADAPTER:
         about = read_json_object(file.with_name(PEFT_CONFIG))
         if about.get("peft_type") != "LORA":
             raise InputError(f"{file.parent} holds an adapter of type {shown(about.get('peft_type'))}, not LORA")
