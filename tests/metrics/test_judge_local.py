@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
@@ -183,9 +184,9 @@ def test_a_name_on_the_hub_needs_a_commit(tmp_path):
 
 def test_a_model_of_another_kind_or_with_code_of_its_own_is_refused(untrained, tmp_path):
     config = json.loads((untrained / "config.json").read_text())
-    for changes, said in (
-        ({"model_type": "vit", "architectures": ["ViTModel"]}, "could not be read"),
-        ({"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.Config"}}, "could not be read"),
+    for changes in (
+        {"model_type": "vit", "architectures": ["ViTModel"]},
+        {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.Config"}},
     ):
         folder = tmp_path / changes["model_type"]
         folder.mkdir()
@@ -193,8 +194,19 @@ def test_a_model_of_another_kind_or_with_code_of_its_own_is_refused(untrained, t
             (folder / path.name).write_bytes(path.read_bytes())
         (folder / "code.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')")
         (folder / "config.json").write_text(json.dumps(config | changes))
-        assert said in refusal(lambda folder=folder: local.load_local(str(folder), None, "cpu"))
+        said = refusal(lambda folder=folder: local.load_local(str(folder), None, "cpu"))
+        assert said.startswith(f"{folder / 'config.json'} describes no AutoModelForImageTextToText that can be built: ")
     assert not (tmp_path / "was run").exists()
+
+
+def test_a_model_that_lacks_a_weight_is_refused(untrained, tmp_path):
+    for path in untrained.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in weights if name.endswith("mlp.down_proj.weight"))
+    save_file({name: each for name, each in weights.items() if name != lost}, tmp_path / "model.safetensors")
+    said = refusal(lambda: local.load_local(str(tmp_path), None, "cpu"))
+    assert said.startswith(f"{tmp_path / 'model.safetensors'} lacks the weight ") and "mlp.down_proj.weight" in said
 
 
 def test_a_model_without_a_chat_template_is_refused(untrained, tmp_path):

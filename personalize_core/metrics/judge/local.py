@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from personalize_core.base_model.pretrained import load_network
 from personalize_core.errors import InputError
 from personalize_core.files.outside import is_folder
 from personalize_core.metrics.judge.local_weights import FILES, files_in, weights_of
@@ -73,22 +74,15 @@ def _loaded(model: str, revision: str | None, device: str, weights: str) -> Loca
     """weights: others by now are loaded anew, though the folder's name is the same."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from personalize_core.compat import hide_bars_of_transformers
-
     folder = Path(model) if is_folder(Path(model)) else _fetched(model, str(revision))
     files_in(folder)
-    hide_bars_of_transformers()
     how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    network = readable(
-        model,
-        folder,
-        lambda: AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, dtype="auto", **how),
-    )
+    network = load_network(AutoModelForImageTextToText, folder, "auto")
     processor = readable(model, folder, lambda: AutoProcessor.from_pretrained(folder, **how))
     if not getattr(processor, "chat_template", None):
         raise InputError(f"{folder} has no chat template, so it cannot be asked questions; choose an instruction model")
     name = folder.resolve().name if is_folder(Path(model)) else model
-    return LocalJudge(name, weights, processor, network.eval().to(device), device)
+    return LocalJudge(name, weights, processor, network.to(device), device)
 
 
 def _fetched(model: str, revision: str) -> Path:
