@@ -116,17 +116,17 @@ def check_settings(kind: Any, path: Path) -> Mapping[str, Any]:
 
 def _check_report(network: nn.Module, report: Mapping[str, Any], weights: Path) -> None:
     called = type(network).__name__
-    unread = {name for name, weight in network.named_parameters() if weight.is_meta}  # diffusers trusts an index
-    if missing := _in_order(unread.union(report["missing_keys"]), network):
-        raise InputError(
-            f"{weights} lacks {_some(missing)} of a {called} as its {CONFIG} describes it; fetch or save both again"
-        )
     if shapes := {name: (tuple(found), tuple(wanted)) for name, found, wanted in report["mismatched_keys"]}:
         first, *_ = _in_order(shapes, network)
         found, wanted = shapes[first]
         raise InputError(
             f"{weights} holds {first} of shape {found}, and its {CONFIG} describes one of shape {wanted}; "
             "take both from the same network"
+        )
+    unread = {name for name, weight in network.named_parameters() if weight.is_meta}  # diffusers trusts an index
+    if missing := _in_order(unread.union(report["missing_keys"]), network):
+        raise InputError(
+            f"{weights} lacks {_some(missing)} of a {called} as its {CONFIG} describes it; fetch or save both again"
         )
     from transformers import PreTrainedModel
 

@@ -37,7 +37,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of each of NETWORKS."""
     folder = tmp_path_factory.mktemp("networks")
     families = {"sd1": tiny_parts(False), "sd2": tiny_parts(True), "xl": tiny_xl_parts()}
-    config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     make: Any = CLIPVisionModelWithProjection
     with torch.random.fork_rng():
         encoder = make(CLIPVisionConfig(**config, image_size=16, patch_size=8, projection_dim=8))
@@ -63,7 +68,7 @@ def weights_of(folder: Path) -> Path:
     return path
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
     path = weights_of(folder)
     tensors = load_file(path)
     change(tensors)
