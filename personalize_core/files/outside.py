@@ -75,21 +75,31 @@ def user_path(text: str) -> Path:
         ) from None
 
 
-def refuse_pickle(path: Path) -> None:
-    """Raise InputError if a file's name ends as the names of pickles do."""
+def refuse_pickle(path: Path, in_parts: bool = False) -> None:
+    """Raise InputError if a file's name ends as the names of pickles do.
+
+    Args:
+        in_parts: such a pickle holds part -> name -> tensor, and the safetensors file "part.name".
+    """
     if path.suffix.lower() in PICKLES:
         name = {"pytorch_model": "model"}.get(path.stem, path.stem)  # transformers' two names
+        tensors = f"torch.load({path.name!r}, weights_only=True)"
+        if in_parts:
+            tensors = f"{{f'{{part}}.{{name}}': t for part, own in {tensors}.items() for name, t in own.items()}}"
         raise InputError(
             f"{path} is a pickle, which can run any program when it is read, so it is not read here; if you trust it, "
-            f"convert it: safetensors.torch.save_file(torch.load({path.name!r}, weights_only=True), "
-            f"'{name}.safetensors')"
+            f"convert it: safetensors.torch.save_file({tensors}, '{name}.safetensors')"
         )
 
 
-def refuse_pickles_in(folder: Path) -> None:
-    """Raise InputError if a folder holds a pickle; to be called where it lacks the safetensors file that is wanted."""
+def refuse_pickles_in(folder: Path, in_parts: bool = False) -> None:
+    """Raise InputError if a folder holds a pickle; to be called where it lacks the safetensors file that is wanted.
+
+    Args:
+        in_parts: as of `refuse_pickle`.
+    """
     for path in sorted(folder.iterdir()):
-        refuse_pickle(path)
+        refuse_pickle(path, in_parts)
 
 
 def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:

@@ -202,7 +202,7 @@ class SeesImages(Protocol):
     """
 
     def check_sight(self, base: BaseModel) -> None:
-        """Raise InputError where it will not be able to see; nothing is computed for it."""
+        """Raise InputError where it will not be able to see: all that `see` reads is read; nothing is computed."""
         ...
 
     def see(self, images: Sequence[Image.Image], base: BaseModel) -> None:

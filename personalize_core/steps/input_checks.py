@@ -206,11 +206,12 @@ def _check_on_base(store: Store, cells: Sequence[tuple[str, str]], found: Proble
         placed = {name: found.free_of(base.tokenizer.check_class_noun, concept) for name, concept in nouns.items()}
         made: set[tuple[str, str, str]] = set()
         refused: set[tuple[str, int]] = set()  # prompts, by list and place, so that each is refused once
+        seeing: set[str] = set()  # methods whose sight has been checked, which reads gigabytes
         for concept, method in cells:
             case = (method, nouns[concept].class_noun, prompts_of(store, concept).name)
             if placed[concept] and case not in made:
                 made.add(case)
-                _check_learner(store, base, concept, method, (concept, method) in to_train, refused, found)
+                _check_learner(store, base, concept, method, (concept, method) in to_train, refused, seeing, found)
 
 
 def _check_learner(
@@ -220,6 +221,7 @@ def _check_learner(
     method: str,
     to_train: bool,
     refused: set[tuple[str, int]],
+    seeing: set[str],
     found: Problems,
 ) -> None:
     """Make the method for the base model, and let its tokenizer read each prompt as the method says it."""
@@ -229,7 +231,8 @@ def _check_learner(
     try:
         learner = untrained(store, inputs := training_inputs(store, concept, method), base)
         if to_train:
-            if isinstance(learner, SeesImages):
+            if isinstance(learner, SeesImages) and method not in seeing:
+                seeing.add(method)
                 learner.check_sight(base)
             check_share(store, inputs, learner, base)
     except InputError as error:

@@ -15,18 +15,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.pretrained import load_network
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods.interface import Method, Stage
 from personalize_core.methods.ip_adapter.recipe import ADAPTERS, ENCODER, Config, Published, folder_of
+from personalize_core.methods.shared.interchange import check_shapes, read_tensors
 from personalize_core.methods.shared.layer_modules import LayerModules
 
 TOKENS = 4  # that an image becomes (sec. 3.2)
+PARTS = ("image_proj.", "ip_adapter.")  # of an adapter's file
 WITHOUT, WITH = 0, 1  # rows of `ImageText`: the prompt-free half of guidance, and the other
 
 
@@ -69,12 +71,12 @@ class IPAdapter(Method):
 
     def check_sight(self, base: BaseModel) -> None:
         """See `interface.SeesImages`."""
-        Adapter.found(self.config.adapter, base)
+        Adapter.read(self.config.adapter, base)
 
     @torch.no_grad()
     def see(self, images: Sequence[Image.Image], base: BaseModel) -> None:
         """See `interface.SeesImages`. Of several images the embeddings are averaged."""
-        adapter = Adapter.found(self.config.adapter, base)
+        adapter = Adapter.read(self.config.adapter, base)
         seen = adapter.embeddings(images, base.device).mean(dim=0)
         projection, layers = adapter.networks(base)
         tokens = projection.to(base.device)(torch.stack([torch.zeros_like(seen), seen]))  # (2, TOKENS, D)
@@ -111,70 +113,77 @@ class IPAdapter(Method):
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's files, which fit the base model as far as can be seen without reading all of them."""
+    """An adapter and its image encoder, read whole: they fit each other and the base model."""
 
-    name: str
-    weights: Path
-    encoder: Path
+    tensors: Mapping[str, Tensor]
+    encoder: Any
 
     @classmethod
-    def found(cls, name: str, base: BaseModel) -> Adapter:
+    def read(cls, name: str, base: BaseModel) -> Adapter:
         """The adapter of this name, or in this folder; fetched from the hub at its pinned commit.
 
         Raises:
-            InputError: it is of another base model, cannot be had, or is none of the plain kind.
+            InputError: it cannot be had, it is none of the plain kind or of another base model or image encoder, or a
+                file is damaged or lacks something.
         """
         if known := ADAPTERS.get(name):
             if known.text_width != base.text_width:
                 raise _of_another(name, known.text_width, base)
-            adapter = _fetched(name, known)
+            file, folder = _fetched(name, known)
         else:
-            folder = folder_of(name)
-            adapter = cls(name, next(folder.glob("*.safetensors")), folder / ENCODER)
-        try:
-            with safe_open(adapter.weights, "pt") as opened:
-                if "image_proj.proj.weight" not in opened.keys():  # noqa: SIM118  safe_open is no mapping
-                    raise InputError(
-                        f"{adapter.weights} is no plain IP-Adapter, which makes {TOKENS} words of one embedding of an "
-                        "image: those called plus, full or FaceID are not read here"
-                    )
-                width = opened.get_slice("image_proj.proj.weight").get_shape()[0] // TOKENS
-        except (OSError, SafetensorError):
-            raise InputError(f"{adapter.weights} is no safetensors file, or a damaged one; save it again") from None
-        if width != base.text_width:
+            file, folder = next(folder_of(name).glob("*.safetensors")), folder_of(name) / ENCODER
+        tensors = {key: each for key, each in read_tensors(file).items() if key.startswith(PARTS)}
+        projection = tensors.get("image_proj.proj.weight")
+        if projection is None or projection.ndim != 2:
+            raise InputError(
+                f"{file} is no plain IP-Adapter, which makes {TOKENS} words of one embedding of an image: those called "
+                "plus, full or FaceID are not read here"
+            )
+        if (width := len(projection) // TOKENS) != base.text_width:
             raise _of_another(name, width, base)
-        return adapter
+        encoder = load_network(CLIPVisionModelWithProjection, folder)
+        if projection.shape[1] != encoder.config.projection_dim:
+            raise InputError(
+                f"{file} reads embeddings of images that are {projection.shape[1]:,} wide, and those of {folder} are "
+                f"{encoder.config.projection_dim:,} wide; put there the image encoder that the adapter was trained with"
+            )
+        check_shapes(_shapes(base, encoder.config.projection_dim), tensors, file)
+        return cls(tensors, encoder)
 
     def embeddings(self, images: Sequence[Image.Image], device: torch.device) -> Tensor:
         """(n, D'): one of each image, by the adapter's image encoder."""
-        try:
-            loaded: Any = CLIPVisionModelWithProjection.from_pretrained(
-                self.encoder, dtype=torch.float32, use_safetensors=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"{self.encoder} holds no image encoder that can be read: {_first_line(error)}") from error
-        encoder, side = loaded.eval().to(device), loaded.config.image_size
+        encoder, side = self.encoder.to(device), self.encoder.config.image_size
         prepare: Any = CLIPImageProcessor(size=side, crop_size=side)
         pixels = [prepare(image, return_tensors="pt").pixel_values.to(device) for image in images]
         return torch.cat([encoder(each).image_embeds for each in pixels])
 
     def networks(self, base: BaseModel) -> tuple[nn.Module, Mapping[str, Any]]:
         """What makes words of an embedding, and for each cross-attention layer what makes keys and values of those."""
-        state: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-        with safe_open(self.weights, "pt") as opened:
-            for key in opened.keys():  # noqa: SIM118
-                part, _, name = key.partition(".")
-                if part in state:
-                    state[part][name] = opened.get_tensor(key).float()
+        state = {
+            part.removesuffix("."): {
+                key.removeprefix(part): each.float() for key, each in self.tensors.items() if key.startswith(part)
+            }
+            for part in PARTS
+        }
         unet: Any = base.unet
-        try:
-            projection = unet._convert_ip_adapter_image_proj_to_diffusers(state["image_proj"], low_cpu_mem_usage=False)
-            processors = unet._convert_ip_adapter_attn_to_diffusers([state], low_cpu_mem_usage=False)
-        except (KeyError, RuntimeError) as error:
-            raise InputError(
-                f"the IP-Adapter {self.name!r} has other layers than {base.name!r}: {_first_line(error)}"
-            ) from error
+        projection = unet._convert_ip_adapter_image_proj_to_diffusers(state["image_proj"], low_cpu_mem_usage=False)
+        processors = unet._convert_ip_adapter_attn_to_diffusers([state], low_cpu_mem_usage=False)
         return projection, {path: processors[f"{path}.processor"] for path in _cross_attentions(base)}
+
+
+def _shapes(base: BaseModel, embedding: int) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of an adapter for the base model; the authors number the U-Net's attentions, every second of which
+    reads text."""
+    width, shapes = base.text_width, {}
+    for index, layer in enumerate(_cross_attentions(base).values()):
+        for name in ("to_k_ip", "to_v_ip"):
+            shapes[f"ip_adapter.{2 * index + 1}.{name}.weight"] = (layer.to_k.out_features, width)
+    return shapes | {
+        "image_proj.proj.weight": (TOKENS * width, embedding),
+        "image_proj.proj.bias": (TOKENS * width,),
+        "image_proj.norm.weight": (width,),
+        "image_proj.norm.bias": (width,),
+    }
 
 
 def _cross_attentions(base: BaseModel) -> dict[str, Any]:
@@ -188,7 +197,8 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _fetched(name: str, known: Published) -> Adapter:
+def _fetched(name: str, known: Published) -> tuple[Path, Path]:
+    """Its file of weights, and its image encoder's folder."""
     from huggingface_hub import hf_hub_download
 
     files = (known.weights, f"{known.encoder}/config.json", f"{known.encoder}/model.safetensors")
@@ -199,7 +209,7 @@ def _fetched(name: str, known: Published) -> Adapter:
             f"the IP-Adapter {name!r} could not be fetched from the hub ({known.repository}); fetch it where there is "
             "a network, or name a folder that holds one"
         ) from error
-    return Adapter(name, paths[0], paths[1].parent)
+    return paths[0], paths[1].parent
 
 
 def _of_another(name: str, width: int, base: BaseModel) -> InputError:
@@ -208,7 +218,3 @@ def _of_another(name: str, width: int, base: BaseModel) -> InputError:
         f"is {base.text_width:,} wide; no adapter is configured for it: give methods.ip_adapter in params.yaml an "
         "`adapter` that was trained for it, or leave ip_adapter out"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

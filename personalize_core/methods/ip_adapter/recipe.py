@@ -11,7 +11,7 @@ from pydantic import Field
 
 from personalize_core.concepts.preprocessing import Preprocessing
 from personalize_core.errors import InputError, listed
-from personalize_core.files.outside import is_folder, user_path
+from personalize_core.files.outside import is_folder, refuse_pickles_in, user_path
 from personalize_core.files.stamps import folder_hash, stamp_of
 from personalize_core.methods.recipe import Recipe, options
 
@@ -51,8 +51,17 @@ def folder_of(adapter: str) -> Path:
         raise InputError(
             f"there is no IP-Adapter {adapter!r}; known is {listed(list(ADAPTERS))}, or a folder with {LAYOUT}"
         )
-    if len(list(folder.glob("*.safetensors"))) != 1 or not list((folder / ENCODER).glob("*.safetensors")):
-        raise InputError(f"{folder} is no IP-Adapter as it is read here: it should hold {LAYOUT}")
+    found, encoder = sorted(folder.glob("*.safetensors")), folder / ENCODER
+    if not found:
+        refuse_pickles_in(folder, in_parts=True)
+        raise InputError(f"{folder} holds no weights of an IP-Adapter; put there {LAYOUT}")
+    if len(found) > 1:
+        raise InputError(f"{folder} holds {listed(file.name for file in found)}; leave there {LAYOUT}")
+    if not encoder.is_dir():
+        raise InputError(f"{encoder} does not exist; put there the image encoder that the adapter was trained with")
+    if not any(encoder.glob("*.safetensors")):
+        refuse_pickles_in(encoder)
+        raise InputError(f"{encoder} holds no weights of an image encoder; put model.safetensors there")
     return folder
 
 

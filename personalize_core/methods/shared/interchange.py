@@ -42,7 +42,7 @@ _LEARNED = re.compile(  # files in a folder of what a program learned; "_emb", o
 )
 _PARTS = ("unet", "text_encoder", "text_encoder_2", "oft", "peft")  # folders in it
 PAIR: tuple[str, str] = ("clip_l", "clip_g")  # in the order of Stable Diffusion XL's text encoders
-_DAMAGED = "the file was damaged in training or in saving; import another one"
+_DAMAGED = "the file was damaged in training or in saving; take another one"
 LARGEST = 1e4  # weights and embeddings of Stable Diffusion stay below 100
 _opened: ContextVar[set[Path] | None] = ContextVar("files that an import has read", default=None)
 _ARCHITECTURE = (  # settings of a network's config.json that change what the same weights compute
@@ -106,7 +106,7 @@ def read_tensors(file: Path, exempt: Iterable[str] = ()) -> dict[str, Tensor]:
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     except (OSError, SafetensorError):
-        raise InputError(f"{file} is no safetensors file, or a damaged one") from None
+        raise InputError(f"{file} is no safetensors file, or a damaged one; fetch or save it again") from None
     if (files := _opened.get()) is not None:
         files.add(file)
     check_tensors({name: each for name, each in tensors.items() if not name.endswith(tuple(exempt))}, file)
@@ -271,18 +271,26 @@ def fill(learned: Iterable[tuple[str, Tensor]], tensors: Mapping[str, Tensor], p
         InputError: names or shapes differ, so they are of another network.
     """
     own = dict(learned)
-    if own.keys() != tensors.keys():
-        different = sorted(own.keys() ^ tensors.keys())
+    check_shapes({name: tensor.shape for name, tensor in own.items()}, tensors, path)
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def check_shapes(expected: Mapping[str, Sequence[int]], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """
+    Raises:
+        InputError: names or shapes differ, so they are of another network.
+    """
+    if expected.keys() != tensors.keys():
+        different = sorted(expected.keys() ^ tensors.keys())
         raise InputError(
-            f"{path} does not fit: it {'lacks' if different[0] in own else 'also has'} {different[0]}"
+            f"{path} does not fit: it {'lacks' if different[0] in expected else 'also has'} {different[0]}"
             + (f", and {len(different) - 1} more differ" if len(different) > 1 else "")
         )
     for name, tensor in tensors.items():
-        if own[name].shape != tensor.shape:
-            shapes = [" x ".join(map(str, each.shape)) for each in (tensor, own[name])]
-            raise InputError(f"{path} does not fit this base model: {name} is {shapes[0]}, and should be {shapes[1]}")
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
+        if tuple(expected[name]) != tuple(tensor.shape):
+            found, wanted = (" x ".join(map(str, shape)) for shape in (tensor.shape, expected[name]))
+            raise InputError(f"{path} does not fit this base model: {name} is {found}, and should be {wanted}")
 
 
 def read_network(network: nn.Module, folder: Path) -> dict[str, Tensor]:
