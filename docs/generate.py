@@ -109,7 +109,7 @@ def strategies(text: str) -> str:
         ],
         [
             "words between two concepts",
-            _names(recipe() for name, recipe in RECIPES.items() if learns_a_word_alone(made(name))),
+            _names(recipe() for name, recipe in RECIPES.items() if learns_a_word_alone(name)),
             "`personalize interpolate`",
         ],
     ]

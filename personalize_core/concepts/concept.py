@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from personalize_core.errors import InputError, shown
+from personalize_core.errors import InputError, listed, shown
 
 SLOT = "{}"  # where a prompt template names the concept
 
@@ -68,6 +69,21 @@ class Concept:
                 f"Write {self.placeholder!r} where the concept belongs."
             )
         return template
+
+
+def check_placeholders(prompt: str, concepts: Iterable[Concept]) -> None:
+    """
+    Raises:
+        InputError: the prompt has the placeholder of a concept that is none of these, which the base model would read
+            as letters.
+    """
+    known = {concept.placeholder for concept in concepts}
+    if others := [found for found in dict.fromkeys(_PLACEHOLDER.findall(prompt)) if found not in known]:
+        raise InputError(
+            f"the prompt has {listed(map(repr, others))}, which stands for no concept of these images, so that the "
+            f"base model would read it as letters: {shown(prompt)}. Write a word that it knows in its place; only "
+            "`personalize compose` shows several concepts."
+        )
 
 
 def check_name(name: str) -> None:

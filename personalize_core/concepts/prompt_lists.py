@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from personalize_core.concepts.concept import SLOT
+from personalize_core.concepts.concept import SLOT, check_placeholders
 from personalize_core.errors import InputError, listed, shown
 from personalize_core.files.outside import is_there, read_text
 
@@ -17,7 +17,8 @@ def read_list(path: Path) -> list[str]:
     """The templates of a list. Empty lines and lines that begin with '#' (source, licence) are skipped.
 
     Raises:
-        InputError: there is no such list, it is not text in UTF-8, it is empty, or a template has no slot.
+        InputError: there is no such list, it is not text in UTF-8, it is empty, or a template has no slot or a
+            placeholder.
     """
     if not is_there(path):
         known = sorted(other.stem for other in path.parent.glob("*.txt"))
@@ -29,6 +30,10 @@ def read_list(path: Path) -> list[str]:
             raise InputError(
                 f"{path}: {shown(template)} must name the concept exactly once; write {SLOT!r} in its place"
             )
+        try:
+            check_placeholders(template, [])
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     if not templates:
         raise InputError(f"{path} holds no prompt; write one template a line, with {SLOT!r} where the concept belongs")
     return templates

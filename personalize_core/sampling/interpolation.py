@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning
 from personalize_core.errors import InputError
+from personalize_core.methods import METHOD_NAMES, method_class
 from personalize_core.methods.interface import Method
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
+from personalize_core.methods.shared.one_embedding import EmbeddingAlone
 
 OPPOSITE = 1e-6  # rad: how near to half a turn an angle leaves open which way round leads from one to the other
 
@@ -58,10 +60,19 @@ class Between(Method):
         return self.first.attach(base)
 
 
-def learns_a_word_alone(method: Method) -> bool:
+def learns_a_word_alone(method: str) -> bool:
     """Is one text embedding all that it learns?"""
-    words = [module for module in method.modules() if isinstance(module, ConceptEmbedding)]
-    return len(words) == 1 and {id(p) for p in method.parameters()} == {id(words[0].vector)}
+    return issubclass(method_class(method), EmbeddingAlone)
+
+
+def check_learns_a_word_alone(method: str) -> None:
+    """Raise InputError if it learns something else, or nothing."""
+    if not learns_a_word_alone(method):
+        known = " or ".join(name for name in METHOD_NAMES if learns_a_word_alone(name))
+        raise InputError(
+            f"{method} does not learn one word and nothing else, so no way over words leads from its concept to "
+            f"another; take {known}"
+        )
 
 
 def word_of(method: Method) -> ConceptEmbedding:
@@ -70,12 +81,11 @@ def word_of(method: Method) -> ConceptEmbedding:
     Raises:
         InputError: it has learned something else.
     """
-    if not learns_a_word_alone(method):
+    if not isinstance(method, EmbeddingAlone):
         raise InputError(
-            f"{type(method).__name__} has not learned one word for {method.concept.name!r} and nothing else, so there "
-            "is no way from its concept to another that goes over words; take a method such as dti"
+            f"{type(method).__name__} has not learned one word for {method.concept.name!r} and nothing else"
         )
-    return next(module for module in method.modules() if isinstance(module, ConceptEmbedding))
+    return method.embedding
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.concepts import concept_files
-from personalize_core.concepts.concept import SLOT
+from personalize_core.concepts.concept import SLOT, check_placeholders
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import is_up_to_date, read_json, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
@@ -44,13 +44,13 @@ def sample_prompts(
     """Images for prompts of the user's own, `images` for each, beside their prompts in samples.json.
 
     Raises:
-        InputError: a prompt does not mention the concept, or there is no such variant or artifact.
+        InputError: a prompt does not mention the concept or mentions another, or there is no such variant or artifact.
     """
     from personalize_core.artifacts.saving import restore
 
     check_method(method)
     started, params, described = time.monotonic(), store.params, store.concept(concept)
-    templates, variants = [described.template(prompt) for prompt in prompts], params.sampling_variants(method)
+    templates, variants = [_template(described, prompt) for prompt in prompts], params.sampling_variants(method)
     variant = variant or next(iter(variants))
     if variant not in variants:
         raise InputError(f"{method} has no variant {variant!r} in params.yaml; it has {listed(variants)}")
@@ -103,15 +103,15 @@ def heat_maps(
             figure 2.
 
     Raises:
-        InputError: the prompt does not mention the concept, or with nouns more than once; a noun is none; or there is
-            no such artifact.
+        InputError: the prompt does not mention the concept, mentions another, or with nouns this one more than once; a
+            noun is none; or there is no such artifact.
     """
     from personalize_core.analyses import heat_maps as analysis
     from personalize_core.artifacts.saving import restore
     from personalize_core.files.atomic import save_tensors
 
     check_method(method)
-    started, params, template = time.monotonic(), store.params, store.concept(concept).template(prompt)
+    started, params, template = time.monotonic(), store.params, _template(store.concept(concept), prompt)
     variants = params.sampling_variants(method)
     others = {noun: replace(store.concept(concept), class_noun=noun) for noun in nouns}
     if others and template.count(SLOT) > 1:
@@ -199,16 +199,20 @@ def sample_several_concepts(
         concept; "PART" is the concept that the prompt puts there, from left to right.
 
     Raises:
-        InputError: a prompt lacks a concept, there is no such artifact, or one that cannot be confined to a region.
+        InputError: a prompt lacks a concept or has another, there is no such artifact, or one that cannot be confined
+            to a region.
     """
     from personalize_core.artifacts.saving import restore
     from personalize_core.sampling.several_concepts import Together
 
     started, params = time.monotonic(), store.params
+    for _, method in cells:
+        check_method(method)
+    described = [store.concept(concept) for concept, _ in cells]
     for prompt in prompts:
-        for concept, method in cells:
-            check_method(method)
-            store.concept(concept).template(prompt)
+        for concept in described:
+            concept.template(prompt)
+        check_placeholders(prompt, described)
     request = {
         "artifacts": [artifact_stamp(store, concept, method) for concept, method in cells],
         "prompts": list(prompts),
@@ -262,21 +266,23 @@ def sample_between(
         with each concept.
 
     Raises:
-        InputError: a prompt does not mention the first concept, both are one, there are fewer than three points, there
-            is no such artifact, or it has learned more than a word.
+        InputError: a method learns more than a word, there is no such concept or artifact, both are one, there are
+            fewer than three points, or a prompt does not mention the first concept or mentions another.
     """
     from personalize_core.artifacts.saving import restore
     from personalize_core.report.figures.image_grids import contact_sheet
-    from personalize_core.sampling.interpolation import Between
+    from personalize_core.sampling.interpolation import Between, check_learns_a_word_alone
 
     started, params, names = time.monotonic(), store.params, [concept for concept, _ in cells]
     for _, method in cells:
         check_method(method)
+        check_learns_a_word_alone(method)
+    described = [store.concept(name) for name in names]
     if len(set(names)) < 2:
         raise InputError(f"{names[0]!r} is named twice; a way leads from one concept to another")
     if points < 3:
         raise InputError(f"{points} points are no way; it takes three at least, the two learned words among them")
-    templates = [store.concept(names[0]).template(prompt) for prompt in prompts]
+    templates = [_template(described[0], prompt) for prompt in prompts]
     request = {
         "artifacts": [artifact_stamp(store, concept, method) for concept, method in cells],
         "prompts": list(prompts),
@@ -312,6 +318,13 @@ def sample_between(
         about = {"cells": [list(cell) for cell in cells], "said": said, "identity": metrics, **request}
         write_json(new / "samples.json", about)
     return Report(stamp, False, time.monotonic() - started, folder, metrics, shown)
+
+
+def _template(concept: Concept, prompt: str) -> str:
+    """A user's prompt as a template, in which the concept is the only one."""
+    template = concept.template(prompt)
+    check_placeholders(prompt, [concept])
+    return template
 
 
 def _identity_of_points(store: Store, concepts: Sequence[str], paths: Mapping[str, Sequence[Path]]) -> dict[str, float]:

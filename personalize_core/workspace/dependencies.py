@@ -540,8 +540,15 @@ def _encoding(store: Store, recipe: Preprocessing | None) -> dict[str, Any]:
 
 
 def artifact_stamp(store: Store, concept: str, method: str) -> str:
-    """Of the method's artifact, if it is one of this base model."""
-    stamp = manifest_stamp(store.artifact(method, concept), f"{method} has not been trained on {concept!r}")
+    """Of the method's artifact, if it is one of this base model.
+
+    Raises:
+        InputError: there is no such concept, no such artifact, or it is damaged or of another base model.
+    """
+    folder = store.artifact(method, concept)
+    if not folder.exists():
+        store.concept(concept)  # so that a misspelt name is said to be one
+    stamp = manifest_stamp(folder, f"{method} has not been trained on {concept!r}")
     check_artifact(store, concept, method)
     return stamp
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from personalize_core.concepts.concept import SLOT, Concept, check_name
+from personalize_core.concepts.prompt_lists import read_list
 from personalize_core.errors import InputError, listed
 
 
@@ -92,3 +93,19 @@ def test_a_prompt_that_does_not_mention_the_concept_is_refused_with_what_to_writ
 
 def test_a_list_reads_as_a_sentence_does():
     assert (listed("abc"), listed("ab"), listed("a"), listed("")) == ("a, b and c", "a and b", "a", "none")
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("a {} beside <cup>", "the prompt has '<cup>', which stands for no concept of these images"),
+        ("a <rex> on the beach", "must name the concept exactly once"),
+    ],
+)
+def test_a_list_of_prompts_names_concepts_by_the_slot_alone(line, said, tmp_path):
+    (tmp_path / "mine.txt").write_text(f"a {{}} in the snow\n{line}\n")
+    with pytest.raises(InputError, match=said) as refused:
+        read_list(tmp_path / "mine.txt")
+    assert str(refused.value).startswith(f"{tmp_path / 'mine.txt'}: ")
+    (tmp_path / "mine.txt").write_text("a {} that is <3 years old, and > 1 m\n")  # no placeholder
+    assert len(read_list(tmp_path / "mine.txt")) == 1

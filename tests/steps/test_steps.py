@@ -21,7 +21,7 @@ from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError
 from personalize_core.files import stamps
 from personalize_core.files.atomic import read_json
-from personalize_core.methods import recipe_class
+from personalize_core.methods import METHOD_NAMES, recipe_class
 from personalize_core.methods.recipe import Ablation
 from personalize_core.metrics import tables
 from personalize_core.report import comparison_in_words
@@ -30,6 +30,7 @@ from personalize_core.steps import input_checks
 from personalize_core.steps.class_images import TOGETHER
 from personalize_core.steps.latents import read_latents
 from personalize_core.workspace import dependencies, recipes
+from personalize_core.workspace.dependencies import artifact_stamp
 from personalize_core.workspace.recipes import load_base, preprocessing_of
 from personalize_core.workspace.store import REFERENCES, Store
 from tests import tiny_workspace
@@ -422,10 +423,47 @@ def test_what_is_no_way_between_two_words_is_refused(store: Store):
         ((first, first), 3, "<rex>", "'rex' is named twice"),
         ((first, second), 2, "<rex>", "2 points are no way"),
         ((first, second), 3, "<cup>", "does not mention the concept 'rex'"),
-        ((first, ("cup", "dreambooth")), 3, "<rex>", "DreamBooth has not learned one word for 'cup' and nothing else"),
+        ((first, ("nobody", "dti")), 3, "<rex>", "there is no concept 'nobody' in "),
+        ((("nobody", "dti"), second), 3, "<rex>", "there is no concept 'nobody' in "),
     ):
         with pytest.raises(InputError, match=said):
             steps.sample_between(store, cells, [prompt], points, images=1)
+
+
+@pytest.mark.parametrize("method", [name for name in METHOD_NAMES if name not in ("textual_inversion", "dti")])
+def test_a_method_without_a_word_alone_leads_nowhere_whatever_it_was_trained_on(method, store: Store):
+    word = ("nobody", "textual_inversion")
+    for cells in ((("nobody", method), word), (word, ("nobody", method))):
+        with pytest.raises(
+            InputError, match=f"^{method} does not learn one word and .*; take textual_inversion or dti"
+        ):
+            steps.sample_between(store, cells, ["<rex>"], 1, images=1)
+
+
+def test_a_concept_that_is_not_there_is_said_to_be_none(store: Store, tmp_path):
+    for act in (
+        lambda: steps.sample_prompts(store, "nobody", "dti", ["<nobody>"], 1),
+        lambda: steps.heat_maps(store, "nobody", "dti", "<nobody>"),
+        lambda: steps.sample_several_concepts(store, [("rex", "dti"), ("nobody", "dti")], ["<rex> <nobody>"], 1),
+        lambda: steps.export(store, "nobody", "dti", tmp_path / "out"),
+        lambda: artifact_stamp(store, "nobody", "dti"),
+    ):
+        with pytest.raises(InputError, match=r"^there is no concept 'nobody' in .*; there are .*cup.* and rex\."):
+            act()
+
+
+def test_a_placeholder_of_a_concept_that_is_not_shown_is_no_word_of_a_prompt(store: Store):
+    """The base model would read it as letters."""
+    method, prompt = "textual_inversion", "<rex> beside <cup>, <mug-2> and <mug-2>"
+    both = ("rex", method), ("cup", method)
+    for act, others in (
+        (lambda: steps.sample_prompts(store, "rex", method, [prompt], 1), "'<cup>' and '<mug-2>'"),
+        (lambda: steps.heat_maps(store, "rex", method, prompt), "'<cup>' and '<mug-2>'"),
+        (lambda: steps.sample_between(store, both, [prompt], 3, 1), "'<cup>' and '<mug-2>'"),
+        (lambda: steps.sample_several_concepts(store, both, [prompt], 1), "'<mug-2>'"),
+    ):
+        with pytest.raises(InputError, match=f"^the prompt has {others}, which stands for no concept of these images"):
+            act()
 
 
 def test_heat_maps_are_of_the_image_that_the_same_noise_samples_and_each_variant_has_a_row(store: Store):
