@@ -6,9 +6,13 @@ same for all of them: it is said here, with what the number would cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from pydantic import BeforeValidator
 
 from personalize_core.errors import shown
 
@@ -55,6 +59,7 @@ def _cost_of_batch(count: float) -> str:
     return f"a batch of {count:,.0f} takes about {size_of(count * BYTES_A_TRAINED_IMAGE)} of memory"
 
 
+NO_NUMBER = "it should be a number"
 MOST = 1_000_000  # of any number of a recipe that has no limit of its own
 LIMITS = {
     "steps": Limit(1_000_000, _cost_of_steps),
@@ -73,20 +78,43 @@ def beyond_limits(key: str, value: float) -> str | None:
     return f"it should be at most {MOST:,.0f}" if value > MOST else None
 
 
-def switches_for_numbers(written: Any, made: Any, where: str = "") -> Iterator[str]:
-    """Where a person wrote true or false, and a number is needed: pydantic takes them for 1 and 0.
+def switches_for_numbers(written: Any, hint: Any, where: str = "") -> Iterator[str]:
+    """Where a person wrote true or false, and a number is asked for: pydantic takes them for 1 and 0.
 
     Args:
         written: mappings, lists and values as a person wrote them.
-        made: what they were validated to: objects with an attribute for each key, mappings, sequences and values.
+        hint: the type that they are to become. A validator that sees a value before pydantic says itself what it takes.
     """
+    kinds = list(_alternatives(hint))
     if isinstance(written, bool):
-        if isinstance(made, int | float) and not isinstance(made, bool):
-            yield f"{where} = {shown(written)}: it should be a number"
+        if {int, float}.intersection(kinds) and bool not in kinds:
+            yield f"{where} = {shown(written)}: {NO_NUMBER}"
     elif isinstance(written, Mapping):
         for key, value in written.items():
-            inner = made.get(key) if isinstance(made, Mapping) else getattr(made, str(key), None)
-            yield from switches_for_numbers(value, inner, f"{where}.{key}" if where else str(key))
-    elif isinstance(written, list | tuple) and isinstance(made, Sequence) and not isinstance(made, str):
-        for number, (value, inner) in enumerate(zip(written, made, strict=False)):
-            yield from switches_for_numbers(value, inner, f"{where}.{number}")
+            for kind in kinds:
+                if get_origin(kind) is dict:
+                    inner = get_args(kind)[1]
+                else:
+                    inner = _fields(kind).get(str(key)) if hasattr(kind, "__pydantic_fields__") else None
+                yield from switches_for_numbers(value, inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(written, list | tuple):
+        inner = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]
+        for number, value in enumerate(written):
+            for each in inner:
+                yield from switches_for_numbers(value, each, f"{where}.{number}")
+
+
+def _alternatives(hint: Any) -> Iterator[Any]:
+    if get_origin(hint) in (Union, UnionType):
+        for each in get_args(hint):
+            yield from _alternatives(each)
+    elif get_origin(hint) is Annotated:
+        if not any(isinstance(more, BeforeValidator) for more in hint.__metadata__):
+            yield from _alternatives(get_args(hint)[0])
+    else:
+        yield hint
+
+
+@cache
+def _fields(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)

@@ -10,13 +10,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from personalize_core.errors import InputError, listed, shown
-from personalize_core.files.bounds import beyond_limits, switches_for_numbers
+from personalize_core.files.bounds import NO_NUMBER, beyond_limits, switches_for_numbers
 from personalize_core.files.outside import read_yaml
 
 Values = dict[str, Any]
 M = TypeVar("M", bound=BaseModel)
 
 MOST_PROBLEMS = 10  # in one message
+_OF_NUMBERS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of"}  # types of errors
 SECRET = "secret"  # type of an error about a value that no message may repeat
 
 
@@ -29,11 +30,12 @@ def validated(kind: type[M], path: Path) -> M:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold keys and their values, a line for each; they are {listed(keys_of(kind))}")
+    wrong = list(switches_for_numbers(values, kind))
     try:
         made = kind.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path}: {_explain(error, kind)}") from None
-    if wrong := list(switches_for_numbers(values, made)):
+        raise InputError(f"{path}: {_first([*wrong, *_explain(error, kind)])}") from None
+    if wrong:
         raise InputError(f"{path}: {_first(wrong)}")
     return made
 
@@ -46,12 +48,12 @@ def build(kind: type, values: Values, where: str) -> Any:
     """
     if not isinstance(values, Mapping):
         raise InputError(f"{where} = {shown(values)}: it should be keys and their values")
+    wrong = list(switches_for_numbers(values, kind))
     try:
         made = kind(**{str(key): value for key, value in values.items()})
     except ValidationError as error:
-        raise InputError(f"{where}: {_explain(error, kind)}") from None
-    wrong = [*switches_for_numbers(values, made), *_beyond_limits(made)]
-    if wrong:
+        raise InputError(f"{where}: {_first([*wrong, *_explain(error, kind)])}") from None
+    if wrong := [*wrong, *_beyond_limits(made)]:
         raise InputError(f"{where}: {_first(wrong)}")
     return made
 
@@ -63,8 +65,8 @@ def _beyond_limits(made: Any) -> Iterator[str]:
             yield f"{key} = {shown(value)}: {wrong}"
 
 
-def _explain(error: ValidationError, kind: Any) -> str:
-    return _first([_explain_one(each, kind) for each in error.errors(include_url=False)])
+def _explain(error: ValidationError, kind: Any) -> list[str]:
+    return [_explain_one(each, kind) for each in error.errors(include_url=False)]
 
 
 def _first(problems: list[str]) -> str:
@@ -84,6 +86,8 @@ def _explain_one(error: Any, kind: Any) -> str:
         said = "it should be keys and their values"
     if error["type"] == SECRET:
         return f"{key}: {said}" if key else said
+    if isinstance(error["input"], bool) and error["type"] in _OF_NUMBERS:  # of 1 or 0: see switches_for_numbers
+        said = NO_NUMBER
     return f"{key} = {shown(error['input'])}: {said}" if key else said  # no key: several that contradict each other
 
 

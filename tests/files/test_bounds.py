@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import operator
+import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from personalize_core.files.typed_yaml import build
 from personalize_core.methods import METHOD_NAMES, recipe_class
 from personalize_core.methods.shared.options import Refinement
 from personalize_core.workspace.params import Params
+from personalize_core.workspace.sections import Section
 from tests.mutated import outcomes, put
 
 
@@ -36,6 +39,9 @@ def test_a_number_of_a_recipe_is_no_switch_and_has_an_end(kind, key):
         with pytest.raises(InputError) as refused:
             build(kind, {key: value}, "params.yaml")
         assert str(refused.value).startswith("params.yaml: ") and len(str(refused.value)) < 1500
+    for switch in (True, False):
+        with pytest.raises(InputError, match=f"{key} = {switch}: it should be a number"):
+            build(kind, {key: switch}, "params.yaml")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +104,44 @@ def test_what_params_yaml_cannot_mean_is_refused_with_its_key_when_it_is_read(pl
     with pytest.raises(InputError) as refused:
         Params.read(tmp_path / "params.yaml")
     assert said in str(refused.value) and len(str(refused.value)) < 1000
+
+
+def numbers_in(hint: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Places of all numbers in the sections of a type."""
+    if hint in (int, float):
+        yield place
+    elif typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Annotated):
+        for each in typing.get_args(hint):
+            yield from numbers_in(each, place)
+    elif isinstance(hint, type) and issubclass(hint, Section):
+        for key, inner in typing.get_type_hints(hint, include_extras=True).items():
+            yield from numbers_in(inner, (*place, key))
+
+
+NEEDED = {  # what a section cannot be without
+    ("judge",): {"address": "http://localhost:8000/v1", "model": "m"},
+    ("automation", "notify"): {
+        "email": {"host": "mail.example.org", "to": ["a@example.org"], "sender": "b@example.org"}
+    },
+}
+
+
+@pytest.mark.parametrize("place", sorted(set(numbers_in(Params))), ids=".".join)
+@pytest.mark.parametrize("switch", [True, False])
+def test_no_number_of_params_yaml_is_a_switch(switch, place, tmp_path):
+    """Not even for a limit, of which True would be 1 and False 0."""
+    values: dict[str, Any] = copy.deepcopy(SETTINGS)
+    for section, needed in NEEDED.items():
+        if place[: len(section)] == section:
+            functools.reduce(operator.getitem, section[:-1], values)[section[-1]] = copy.deepcopy(needed)
+    *outer, key = place
+    section = values
+    for name in outer:
+        section = section.setdefault(name, {})
+    section[key] = switch
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(InputError, match=f"{'.'.join(place)} = {switch}: it should be a number"):
+        Params.read(tmp_path / "params.yaml")
 
 
 def test_all_that_is_wrong_stands_in_one_message(tmp_path):
