@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from personalize_core.errors import InputError, listed, shown
-from personalize_core.files.outside import is_folder, read_json_object, refuse_pickles_in, user_path
+from personalize_core.base_model.parts import (
+    FILES,
+    INDEX,
+    PARTS,
+    SECOND_ENCODER,
+    Layout,
+    check_vae,
+    load_parts,
+    network_files,
+)
+from personalize_core.base_model.pretrained import CONFIG
+from personalize_core.errors import InputError, listed
+from personalize_core.files.hub import hub_folder
+from personalize_core.files.outside import is_folder, user_path
 from personalize_core.files.stamps import folder_hash, sha256, stamp_of
 
 if TYPE_CHECKING:
@@ -33,7 +45,6 @@ class Published:
     vae: tuple[str, str] | None = None  # hub id and revision of another autoencoder than its own
 
 
-SECOND_ENCODER = "text_encoder_2"  # of Stable Diffusion XL
 _SDXL = "stabilityai/stable-diffusion-xl-base-1.0", "462165984030d82259a11f4367a4eed129e94a7b"
 _SDXL_VAE_FOR_HALF = "madebyollin/sdxl-vae-fp16-fix", "207b116dae70ace3637169f1ddd2434b91b3a8cd"
 PUBLISHED = {
@@ -58,7 +69,6 @@ PUBLISHED = {
 }
 NAMES = ("mini", *PUBLISHED)
 
-PARTS = ("text_encoder", "vae", "unet")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[0-9a-f]{40}))?")
 _loaded: WeakSet[BaseModel] = WeakSet()  # in this process
 
@@ -92,7 +102,7 @@ def identify(name: str) -> Identity:
         InputError: `name` is neither known, nor a folder with a Stable Diffusion, nor a hub id with its revision.
     """
     if name == "mini":
-        if not (MINI / "model_index.json").is_file():
+        if not (MINI / INDEX).is_file():
             raise InputError(f"the embedded base model is missing from {MINI}; install the package again")
         return _local(name, MINI)
     if name in PUBLISHED:
@@ -130,45 +140,10 @@ def load_base_model(
     identity = identify(name)
 
     import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
-    from safetensors import SafetensorError
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     from personalize_core.base_model.model import BaseModel
-    from personalize_core.compat import hide_bars_of_transformers
 
-    hide_bars_of_transformers()
-    where: dict[str, Any] = {"revision": identity.revision} if identity.revision != "local" else {}
-    vae_where: dict[str, Any] = {"pretrained_model_name_or_path": identity.source, "subfolder": "vae", **where}
-    if name in PUBLISHED and (vae := PUBLISHED[name].vae):
-        vae_where = {"pretrained_model_name_or_path": vae[0], "revision": vae[1]}
-    more: dict[str, Any] = {}
-    try:
-        parts: dict[str, Any] = {
-            "scheduler": DDPMScheduler.from_pretrained(identity.source, subfolder="scheduler", **where),
-            "tokenizer": CLIPTokenizer.from_pretrained(identity.source, subfolder="tokenizer", **where),
-            "text_encoder": CLIPTextModel.from_pretrained(
-                identity.source, subfolder="text_encoder", dtype=torch.float32, use_safetensors=True, **where
-            ),
-            "vae": AutoencoderKL.from_pretrained(torch_dtype=torch.float32, use_safetensors=True, **vae_where),
-            "unet": UNet2DConditionModel.from_pretrained(
-                identity.source, subfolder="unet", torch_dtype=torch.float32, use_safetensors=True, **where
-            ),
-        }
-        if _needs_second_encoder(parts["unet"].config, name):
-            parts |= {
-                "tokenizer_2": CLIPTokenizer.from_pretrained(identity.source, subfolder="tokenizer_2", **where),
-                SECOND_ENCODER: CLIPTextModelWithProjection.from_pretrained(
-                    identity.source, subfolder=SECOND_ENCODER, dtype=torch.float32, use_safetensors=True, **where
-                ),
-            }
-            pipeline: Any = DiffusionPipeline.load_config(identity.source, **where)
-            more["empty_prompt_is_zero"] = pipeline.get("force_zeros_for_empty_prompt", True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # gone, or damaged
-        raise InputError(
-            f"the base model {name!r} ({identity.source}) cannot be loaded: {_first_sentence(error)} Give a folder "
-            "with its files in diffusers' layout, or work with the embedded model, 'mini'"
-        ) from error
+    parts = load_parts(_layout(name, identity))
     base = BaseModel(
         name=name,
         revision=identity.revision,
@@ -177,7 +152,6 @@ def load_base_model(
         dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
         image_size=image_size,
         **parts,
-        **more,
     )
     _loaded.add(base)
     return base
@@ -206,19 +180,24 @@ def choose_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def _needs_second_encoder(config: Mapping[str, Any], name: str) -> bool:
-    """Is the U-Net told of pooled text and sizes, as Stable Diffusion XL's?
-
-    Raises:
-        InputError: it is told of something else.
-    """
-    told = config.get("addition_embed_type")
-    if told not in (None, "text_time"):
-        raise InputError(
-            f"the base model {name!r} is told of {shown(told)} beside the text, which Stable Diffusion 1, 2 and XL are "
-            "not; take one of these"
-        )
-    return told is not None
+def _layout(name: str, identity: Identity) -> Layout:
+    """Where its parts lie on this machine; fetched from the hub, if they are of the hub and not in its cache."""
+    if identity.revision == "local":
+        return Layout(Path(identity.source))
+    what, published = f"the base model {name!r}", PUBLISHED.get(name)
+    otherwise = "or give a folder with its files in diffusers' layout, or work with the embedded model, 'mini'"
+    other_vae = None
+    if published and published.vae:
+        other_vae = hub_folder(f"the autoencoder of {what}", *published.vae, network_files("vae"), otherwise, check_vae)
+    root = hub_folder(
+        what,
+        identity.source,
+        identity.revision,
+        FILES,
+        otherwise,
+        lambda root: Layout(root, other_vae).check_weights(),
+    )
+    return Layout(root, other_vae)
 
 
 def _of_hub(name: str, published: Published) -> Identity:
@@ -230,29 +209,10 @@ def _of_hub(name: str, published: Published) -> Identity:
 
 
 def _local(name: str, folder: Path) -> Identity:
-    parts, tokenizers = [*PARTS], ["tokenizer"]
-    is_xl = (folder / "unet/config.json").is_file() and _needs_second_encoder(
-        read_json_object(folder / "unet/config.json"), name
-    )
-    if is_xl:
-        parts, tokenizers = [*parts, SECOND_ENCODER], [*tokenizers, "tokenizer_2"]
-    needed = ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in parts)]
-    missing = [file for file in [*needed, *["model_index.json"] * is_xl] if not (folder / file).is_file()]
-    for each in tokenizers:
-        if not any((folder / each / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-            missing.append(f"{each}/tokenizer.json")
-    if missing:
-        raise InputError(f"{folder} is no Stable Diffusion in diffusers' layout: it has no {listed(missing)}")
-    for part in parts:
-        if not list((folder / part).glob("*.safetensors")):
-            refuse_pickles_in(folder / part)
-    folders = (*parts, *tokenizers, "scheduler")
-    hashes = {part: folder_hash(folder / part) for part in folders}
-    hashes["unet_config"] = sha256(folder / "unet/config.json")
-    if is_xl:  # it says what an empty prompt reads
-        hashes["model_index"] = sha256(folder / "model_index.json")
+    layout = Layout(folder)
+    layout.check_pickles()
+    hashes = {part: folder_hash(folder / part) for part in (*layout.parts, *layout.tokenizers, "scheduler")}
+    hashes["unet_config"] = sha256(folder / "unet" / CONFIG)
+    if layout.is_xl:  # it says what an empty prompt reads
+        hashes["model_index"] = sha256(folder / INDEX)
     return Identity(name, os.fspath(folder), "local", tuple(hashes.items()))
-
-
-def _first_sentence(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".") + "."

@@ -22,7 +22,7 @@ from personalize_core.base_model.prompt_variants import PromptVariants, part_of
 from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
 from personalize_core.base_model.text_encoders import Said, TextEncoders
 from personalize_core.concepts.concept import Concept
-from personalize_core.errors import InputError
+from personalize_core.errors import InputError, shown
 
 if TYPE_CHECKING:
     from personalize_core.base_model.compiling import CompiledBlocks
@@ -88,7 +88,7 @@ class BaseModel:
         self.transformers = transformers_in_order(unet)
         self.blocks = blocks_in_order(self.transformers)
         self._use_own_processors()
-        self._other_image_size = image_size
+        self._image_size = image_size or self._own_image_size()
         self._check_image_size()
         whole = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
         self._whole_image = torch.tensor([whole], dtype=torch.float32, device=self.device)  # (1, 6): TextContext.sizes
@@ -140,7 +140,7 @@ class BaseModel:
     @property
     def image_size(self) -> int:
         """Side length in pixels: the native one, if no other was asked for."""
-        return self._other_image_size or self.unet.config.sample_size * self.vae_scale
+        return self._image_size
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -369,6 +369,17 @@ class BaseModel:
             torch.cuda.empty_cache()
 
     # Inside
+
+    def _own_image_size(self) -> int:
+        side = self.unet.config.sample_size
+        if isinstance(side, list | tuple) and len({*side}) == 1:  # diffusers writes height and width so
+            side = side[0]
+        if not isinstance(side, int):
+            raise InputError(
+                f"the U-Net of {self.name} does not say the side of its images: sample_size is {shown(side)} in its "
+                "config.json; write the side in pixels as image_size in params.yaml"
+            )
+        return side * self.vae_scale
 
     def _check_image_size(self) -> None:
         step = self.vae_scale * 2 ** (len(self.unet.config.block_out_channels) - 1)  # the U-Net's lowest resolution

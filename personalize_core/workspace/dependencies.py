@@ -37,7 +37,14 @@ if TYPE_CHECKING:
 
 # Whose source a step's result depends on, besides the method's own file. Not proof.py: it can refuse an artifact, but
 # not change it.
-ENCODING = ("concepts/image_files", "concepts/images", "concepts/preprocessing", "base_model/loading")
+ENCODING = (
+    "concepts/image_files",
+    "concepts/images",
+    "concepts/preprocessing",
+    "base_model/loading",
+    "base_model/parts",
+    "base_model/pretrained",
+)
 SHARED = (  # what several methods are made of
     "methods/shared/concept_embedding",
     "methods/shared/embedding_and_unet",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 
+import httpx
+import huggingface_hub
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from personalize_core.base_model import loading
 from personalize_core.base_model.loading import NAMES, PUBLISHED, choose_device, identify, load_base_model
+from personalize_core.base_model.parts import FILES
 from personalize_core.errors import InputError
 from tests.conftest import predict, sample_latents, stock_pipeline, tiny_base, tiny_parts, unpersonalized
 
@@ -236,24 +238,121 @@ def test_a_folder_with_a_file_gone_or_damaged(damage, part, file, folder):
     said = refusal(lambda: load_base_model(str(folder), "cpu"))
     if damage == "gone" and not file.endswith(".safetensors"):
         assert said == f"{folder} is no Stable Diffusion in diffusers' layout: it has no {part}/{file}"
-    elif (part, file) == ("unet", "config.json"):  # it says what kind of Stable Diffusion this is
-        assert said.startswith(f"{path} is not JSON")
     else:
-        assert said.startswith(f"the base model {str(folder)!r} ({folder}) cannot be loaded: ")
-        assert said.endswith("or work with the embedded model, 'mini'")
+        assert said.startswith((f"{path} ", f"{path.parent} holds no weights; put {file} there"))
 
 
-def test_weights_that_the_hub_does_not_give(monkeypatch):
-    def offline(*args, **kwargs):
-        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
+# -- the hub ---------------------------------------------------------------------------------------------------
 
-    for kind in (CLIPTokenizer, CLIPTextModel, AutoencoderKL, UNet2DConditionModel, DDPMScheduler):
-        monkeypatch.setattr(kind, "from_pretrained", offline)
-    assert refusal(lambda: load_base_model("sd-1.4", "cpu")) == (
-        "the base model 'sd-1.4' (CompVis/stable-diffusion-v1-4) cannot be loaded: We couldn't connect to "
-        "'https://huggingface.co' to load the files. Give a folder with its files in diffusers' layout, or work with "
-        "the embedded model, 'mini'"
-    )
+COMMIT = "a" * 40
+
+
+@pytest.fixture
+def hub(folder, tmp_path, monkeypatch):
+    """A cache of the hub that holds org/model at COMMIT, and no hub."""
+    cache = tmp_path / "hub"
+    snapshot = cache / "models--org--model" / "snapshots" / COMMIT
+    shutil.copytree(folder, snapshot)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub, "get_session", NoHub)
+    return snapshot
+
+
+class NoHub:
+    def head(self, address, timeout):
+        raise ConnectionError("no route to host")
+
+
+class SomeHub:
+    def head(self, address, timeout):
+        pass
+
+
+def test_a_base_model_in_the_hubs_cache_needs_no_network(hub, folder):
+    loaded, own = load_base_model(f"org/model@{COMMIT}", "cpu").encode(["a dog"]), load_base_model(str(folder), "cpu")
+    assert torch.equal(loaded.hidden, own.encode(["a dog"]).hidden)
+
+
+@pytest.mark.parametrize("lost", [".", "unet", "vae/config.json", "text_encoder/model.safetensors", "tokenizer"])
+def test_a_hub_that_cannot_be_reached_is_said_at_once(hub, lost, monkeypatch):
+    """Whatever part of the base model the cache lacks; nothing is asked for again and again."""
+    path = hub / lost
+    path.unlink() if path.is_file() else shutil.rmtree(path)
+    asked = []
+    fetch = huggingface_hub.snapshot_download
+
+    def download(*args, local_files_only, **options):
+        asked.append(local_files_only)
+        return fetch(*args, local_files_only=local_files_only, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    said = refusal(lambda: load_base_model(f"org/model@{COMMIT}", "cpu"))
+    assert asked == [True]
+    assert said.startswith(f"the base model 'org/model@{COMMIT}' (org/model at {COMMIT}) cannot be loaded here: ")
+    assert "the hub (https://huggingface.co) cannot be reached from here; go on where there is a network, " in said
+    assert "give a folder with its files in diffusers' layout, or work with the embedded model, 'mini'" in said
+
+
+@pytest.mark.parametrize("name", ["sd-1.4", "sd-2.1", "sdxl-base-1.0", "sdxl-base-1.0-fp16-vae"])
+def test_a_published_one_that_is_not_in_the_cache(hub, name):
+    said = refusal(lambda: load_base_model(name, "cpu"))
+    assert repr(name) in said and "cannot be reached from here" in said
+
+
+def test_what_the_cache_lacks_is_fetched(hub, monkeypatch):
+    config = (hub / "vae" / "config.json").read_text()
+    (hub / "vae" / "config.json").unlink()
+
+    def download(repository, *, revision, allow_patterns, local_files_only):
+        if not local_files_only:
+            assert (repository, revision) == ("org/model", COMMIT) and "vae/config.json" in allow_patterns
+            (hub / "vae" / "config.json").write_text(config)
+        return str(hub)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_session", SomeHub)
+    assert load_base_model(f"org/model@{COMMIT}", "cpu").image_size == 16
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (GatedRepoError, "accept them at https://huggingface.co/org/model and log in with `hf auth login`"),
+        (RepositoryNotFoundError, "the hub has no such repository or commit, or not for everybody"),
+        (RevisionNotFoundError, "the hub has no such repository or commit, or not for everybody"),
+        (None, "fetching it failed: the disk is full; try again"),
+    ],
+)
+def test_why_the_hub_does_not_give_it(hub, monkeypatch, error, said):
+    shutil.rmtree(hub)
+    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+
+    def download(*args, local_files_only, **options):
+        if local_files_only:
+            raise FileNotFoundError("not in the cache")
+        raise error("no", response=response) if error else OSError("the disk is full")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_session", SomeHub)
+    assert said in refusal(lambda: load_base_model(f"org/model@{COMMIT}", "cpu"))
+
+
+def test_a_repository_on_the_hub_that_is_no_stable_diffusion(hub, monkeypatch):
+    shutil.rmtree(hub / "vae")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(hub))
+    monkeypatch.setattr(huggingface_hub, "get_session", SomeHub)
+    said = refusal(lambda: load_base_model(f"org/model@{COMMIT}", "cpu"))
+    assert said == f"{hub} is no Stable Diffusion in diffusers' layout: it has no vae/config.json"
+
+
+def test_weights_in_half_precision_beside_the_others_are_not_fetched():
+    """Nor pickles, nor a whole checkpoint, nor what an image is checked with."""
+    wanted = ["unet/diffusion_pytorch_model.safetensors", "text_encoder_2/model-00001-of-00002.safetensors"]
+    unwanted = [
+        "unet/diffusion_pytorch_model.fp16.safetensors", "unet/diffusion_pytorch_model.bin", "v1-5.safetensors",
+        "safety_checker/model.safetensors", "text_encoder/model.fp16.safetensors", "vae_1_0/config.json",
+    ]  # fmt: skip
+    assert [*huggingface_hub.utils.filter_repo_objects([*wanted, *unwanted], allow_patterns=list(FILES))] == wanted
 
 
 def test_a_gpu_that_is_not_there(monkeypatch):

@@ -240,7 +240,7 @@ def test_the_second_encoders_weights_are_part_of_the_identity(folder):
 def test_a_unet_that_is_told_of_something_else_is_refused(folder):
     config = json.loads((folder / "unet/config.json").read_text())
     (folder / "unet/config.json").write_text(json.dumps(config | {"addition_embed_type": "image"}))
-    with pytest.raises(InputError, match=r"is told of 'image' beside the text.* take one of these"):
+    with pytest.raises(InputError, match=r"addition_embed_type is 'image', .* take one of these"):
         identify(str(folder))
 
 

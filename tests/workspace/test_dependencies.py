@@ -33,6 +33,7 @@ def versions() -> dict[str, str]:
         ("methods/oft/recipe.py", set()),
         ("training/loop.py", {f"recipe {method}" for method in METHODS}),
         ("base_model/loading.py", {f"recipe {method}" for method in METHODS}),
+        ("base_model/pretrained.py", {f"recipe {method}" for method in METHODS}),
         ("sampling/sampler.py", {f"sampling {method}" for method in METHODS}),
         ("randomness.py", {"sampling core"}),  # a variant of it is refined at test time
         ("metrics/scoring.py", {"encoders"}),
