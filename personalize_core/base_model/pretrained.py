@@ -66,7 +66,7 @@ def load_network(kind: Any, folder: Path, dtype: Any = None) -> Any:
             said = " ".join(str(error).split())[:200] or type(error).__name__
             raise InputError(f"{config} describes no {kind.__name__} that can be built: {said}") from error
     _check_report(network, report, weights)
-    _check_finite(network, weights)
+    check_finite(network, weights)
     return network.eval()
 
 
@@ -141,8 +141,9 @@ def _check_report(network: nn.Module, report: Mapping[str, Any], weights: Path) 
         )
 
 
-def _check_finite(network: nn.Module, weights: Path) -> None:
-    """A sum is a look at each weight in a tenth of the time that reading takes, and finite only if all are."""
+def check_finite(network: nn.Module, weights: Path) -> None:
+    """Raise InputError if a number that was read from this file is none."""
+    # a sum is a look at each weight in a tenth of the time that reading takes, and finite only if all are
     for name, weight in network.named_parameters():
         if not _is_finite(weight):
             raise InputError(f"{weights} holds numbers that are not finite, in {name}; fetch or save it again")

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from personalize_core.base_model.pretrained import check_finite
 from personalize_core.errors import InputError, listed
 from personalize_core.files.stamps import sha256
 from personalize_core.metrics.encoder_names import FACES, find
@@ -206,6 +207,7 @@ def load_text_image_encoder(name_or_folder: str | Path, device: str = "cpu") -> 
     if known:
         weights = the_weights(path or fetched(name, known), known.files)
         model = readable(name, weights, lambda: open_clip.create_model(known.architecture, pretrained=str(weights)))
+        check_finite(model, weights)
         return Clip(
             name,
             sha256(weights),
@@ -225,6 +227,7 @@ def load_text_image_encoder(name_or_folder: str | Path, device: str = "cpu") -> 
         return made
 
     model = readable(name, weights, from_folder)
+    check_finite(model, weights)
     return Clip(
         name,
         sha256(weights),
@@ -314,7 +317,8 @@ def of_transformers(name: str, network: Any, folder: Path, weights: Path, **opti
     """The network in that folder in float32, frozen.
 
     Raises:
-        InputError: weights are missing; transformers would fill them with random numbers and only log it.
+        InputError: weights are missing, which transformers would fill with random numbers and only log; or one is not
+            finite.
     """
     model, report = readable(
         name,
@@ -332,4 +336,5 @@ def of_transformers(name: str, network: Any, folder: Path, weights: Path, **opti
         raise InputError(
             f"{weights} lacks weights of a {network.__name__}, among them {sorted(report['missing_keys'])[0]!r}"
         )
+    check_finite(model, weights)
     return model.eval().requires_grad_(False)

@@ -24,7 +24,7 @@ from personalize_core.errors import InputError
 from personalize_core.files.stamps import sha256
 from personalize_core.metrics import weights as published
 from personalize_core.metrics.encoder_names import MINI_OF, MINI_WEIGHTS, find
-from personalize_core.metrics.encoders import BATCH_SIZE
+from personalize_core.metrics.encoders import BATCH_SIZE, of_transformers
 from personalize_core.metrics.preprocessing import Preprocessing, preprocessing_of_transformers
 from personalize_core.metrics.tables import EMPTY
 from personalize_core.metrics.weights import SEGMENTERS
@@ -181,21 +181,13 @@ def load_segmenter(name_or_folder: str, device: str = "cpu") -> Segmenter:
         path = published.fetched(name, SEGMENTERS[name])
     folder = published.existing_folder(name, path, "config.json")
     weights = published.the_weights(folder, ("model.safetensors",))
-    model, report = published.readable(
-        name,
-        weights,
-        lambda: CLIPSegForImageSegmentation.from_pretrained(
-            folder, output_loading_info=True, use_safetensors=True, local_files_only=True, dtype=torch.float32
-        ),
-    )
-    if report["missing_keys"]:
-        raise InputError(f"{weights} lacks weights of a CLIPSeg, among them {sorted(report['missing_keys'])[0]!r}")
+    model = of_transformers(name, CLIPSegForImageSegmentation, folder, weights)
     prepare = preprocessing_of_transformers(folder, model.config.vision_config.image_size)
     if not prepare.squash:
         raise InputError(f"{folder / 'preprocessor_config.json'} asks for a crop, where a mask of all is wanted")
     tokenizer = published.readable(name, folder, lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    model = model.eval().requires_grad_(False).to(device)
-    return ClipSeg(name, sha256(weights), replace(prepare, crop=prepare.size), model, tokenizer, device)
+    squashed = replace(prepare, crop=prepare.size)
+    return ClipSeg(name, sha256(weights), squashed, model.to(device), tokenizer, device)
 
 
 def rule(segmenter: Segmenter) -> str:

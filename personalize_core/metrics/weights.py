@@ -160,5 +160,5 @@ def readable(name: str, weights: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        first_line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"{weights} could not be read as the encoder {name!r}: {first_line}") from error
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{weights} could not be read as the encoder {name!r}: {said}") from error

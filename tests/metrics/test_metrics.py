@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 from typing import Any
 
 import numpy as np
@@ -358,6 +359,33 @@ def test_weights_that_are_only_half_there_are_refused_rather_than_filled_with_no
         (tmp_path / name).write_bytes((vit_s16[0] / name).read_bytes())
     with pytest.raises(InputError, match="lacks weights of a ViTModel, among them 'layernorm.bias'"):
         encoders.load_identity_encoder(tmp_path)
+
+
+def test_weights_that_are_no_numbers_are_refused_rather_than_scored_with(vit_s16, small_clip, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    of_kinds = ((vit_s16[0], encoders.load_identity_encoder), (small_clip, encoders.load_text_image_encoder))
+    for number, (source, load) in enumerate(of_kinds):
+        folder = shutil.copytree(source, tmp_path / str(number))
+        file = next(folder.glob("*.safetensors"))
+        weights = load_file(file)
+        name = next(name for name in weights if name.endswith(".bias"))
+        weights[name][-1] = float("nan")
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(InputError, match=f"{file} holds numbers that are not finite, in .*{name.split('.')[-2]}"):
+            load(folder)
+
+
+def test_of_weights_that_do_not_fit_it_is_said_which(small_clip, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(small_clip, tmp_path / "clip")
+    file = next(folder.glob("*.safetensors"))
+    weights = load_file(file)
+    del weights["ln_final.bias"]
+    save_file(weights, file)
+    with pytest.raises(InputError, match=f"{file} could not be read as the encoder .*ln_final.bias"):
+        encoders.load_text_image_encoder(folder)
 
 
 # -- scores ----------------------------------------------------------------------------------------------------
