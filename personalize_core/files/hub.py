@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from personalize_core.errors import InputError
+from personalize_core.errors import InputError, listed
 
 PATIENCE = 5  # seconds for the hub to answer at all; its client would try again for half a minute
 
@@ -16,7 +16,7 @@ def hub_folder(
     revision: str,
     files: Sequence[str],
     otherwise: str,
-    check: Callable[[Path], object] = lambda folder: None,
+    check: Callable[[Path], object],
 ) -> Path:
     """The folder in the hub's cache that holds these files of a commit; they are fetched if need be.
 
@@ -69,3 +69,13 @@ def hub_folder(
     except Exception as error:  # the hub's client raises a dozen unrelated classes
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise refused(f"fetching it failed: {said}", "try again, ") from error
+
+
+def check_holds(files: Sequence[str]) -> Callable[[Path], None]:
+    """For `hub_folder`: raises InputError if a folder lacks one of these files."""
+
+    def check(folder: Path) -> None:
+        if lacking := [file for file in files if not (folder / file).is_file()]:
+            raise InputError(f"{folder} has no {listed(lacking)}")
+
+    return check

@@ -6,9 +6,11 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -422,3 +424,17 @@ def test_without_an_adapter_a_check_of_the_inputs_says_so_in_a_sentence(store):
     tiny_workspace.write_params(store.root, values | {"methods": {"ip_adapter": {}}, "variants": {}})
     (problem,) = problems_of(type(store)(store.root), ["rex"], ["ip_adapter"])
     assert "ip_adapter cannot be trained on 'rex': the IP-Adapter 'sd15' was trained for base models" in str(problem)
+
+
+def test_a_published_adapter_that_cannot_be_fetched_says_so_at_once(base, concept, monkeypatch, tmp_path):
+    """For want of a network, if only one of its files is not in the hub's cache."""
+    name, known = next(iter(ADAPTERS.items()))
+    snapshot = tmp_path / f"models--{known.repository.replace('/', '--')}" / "snapshots" / known.revision
+    (snapshot / known.weights).parent.mkdir(parents=True)
+    (snapshot / known.weights).write_bytes(b"")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: None)
+    monkeypatch.setitem(ADAPTERS, name, replace(known, text_width=base.text_width))
+    method = IPAdapter(Config(adapter=name), base, concept)
+    with pytest.raises(InputError, match="cannot be reached from here; .* or name a folder that holds one"):
+        method.check_sight(base)

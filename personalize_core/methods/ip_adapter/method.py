@@ -22,6 +22,7 @@ from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.pretrained import load_network
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
+from personalize_core.files.hub import check_holds, hub_folder
 from personalize_core.methods.interface import Method, Stage
 from personalize_core.methods.ip_adapter.recipe import ADAPTERS, ENCODER, Config, Published, folder_of
 from personalize_core.methods.shared.interchange import check_shapes, read_tensors
@@ -199,17 +200,16 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 def _fetched(name: str, known: Published) -> tuple[Path, Path]:
     """Its file of weights, and its image encoder's folder."""
-    from huggingface_hub import hf_hub_download
-
     files = (known.weights, f"{known.encoder}/config.json", f"{known.encoder}/model.safetensors")
-    try:
-        paths = [Path(hf_hub_download(known.repository, file, revision=known.revision)) for file in files]
-    except Exception as error:  # the hub's client raises a dozen unrelated classes
-        raise InputError(
-            f"the IP-Adapter {name!r} could not be fetched from the hub ({known.repository}); fetch it where there is "
-            "a network, or name a folder that holds one"
-        ) from error
-    return paths[0], paths[1].parent
+    folder = hub_folder(
+        f"the IP-Adapter {name!r}",
+        known.repository,
+        known.revision,
+        files,
+        "or name a folder that holds one as `adapter`",
+        check_holds(files),
+    )
+    return folder / known.weights, folder / known.encoder
 
 
 def _of_another(name: str, width: int, base: BaseModel) -> InputError:

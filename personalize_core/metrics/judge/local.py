@@ -14,6 +14,7 @@ from PIL import Image
 
 from personalize_core.base_model.pretrained import load_network
 from personalize_core.errors import InputError
+from personalize_core.files.hub import hub_folder
 from personalize_core.files.outside import is_folder
 from personalize_core.metrics.judge.local_weights import FILES, files_in, weights_of
 from personalize_core.metrics.judge.questions import Question
@@ -87,16 +88,11 @@ def _loaded(model: str, revision: str | None, device: str, weights: str) -> Loca
 
 def _fetched(model: str, revision: str) -> Path:
     """The folder on this machine that holds the files of that commit, fetched from the hub if need be."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES), local_files_only=True))
-    except OSError:
-        pass  # not in the hub's cache yet
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=list(FILES)))
-    except Exception as error:  # the hub's client raises a dozen unrelated classes
-        raise InputError(
-            f"the judge's model {model} could not be fetched from the hub at {revision}; look at both names, log in "
-            "with `hf auth login` if it is gated, or write the path of a folder that holds it as judge.local.model"
-        ) from error
+    return hub_folder(
+        f"the judge's model {model}",
+        model,
+        revision,
+        FILES,
+        "or write the path of a folder that holds it as judge.local.model",
+        files_in,
+    )
