@@ -88,7 +88,7 @@ class BaseModel:
         self.transformers = transformers_in_order(unet)
         self.blocks = blocks_in_order(self.transformers)
         self._use_own_processors()
-        self._image_size = image_size or self._own_image_size()
+        self._other_image_size = image_size
         self._check_image_size()
         whole = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
         self._whole_image = torch.tensor([whole], dtype=torch.float32, device=self.device)  # (1, 6): TextContext.sizes
@@ -140,7 +140,7 @@ class BaseModel:
     @property
     def image_size(self) -> int:
         """Side length in pixels: the native one, if no other was asked for."""
-        return self._image_size
+        return self._other_image_size or self._own_image_size()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
