@@ -261,9 +261,9 @@ def test_the_published_ones_differ_in_the_autoencoder_alone():
 
 def test_a_method_that_is_not_defined_says_why_and_what_to_do(xl):
     with pytest.raises(
-        InputError, match=r"IP-Adapter is not defined on Stable Diffusion XL: .*; take another method, or"
+        InputError, match=r"DreamBooth is not defined on Stable Diffusion XL: .*; take another method, or"
     ):
-        Case("ip_adapter", "xl").make(xl, Concept("v", "<v>", "dog"))
+        Case("dreambooth", "xl", (("train_text_encoder", True),)).make(xl, Concept("v", "<v>", "dog"))
 
 
 def test_what_was_learned_for_another_family_is_not_filled_in(xl, concept, tmp_path):

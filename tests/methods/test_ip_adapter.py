@@ -35,7 +35,17 @@ from personalize_core.steps.input_checks import problems_of
 from personalize_core.workspace.dependencies import train_stamp
 from personalize_core.workspace.recipes import load_base
 from tests import tiny_workspace
-from tests.conftest import equal_bits, predict, sample_latents, snapshot, stock_pipeline, tiny_base, tiny_parts
+from tests.conftest import (
+    equal_bits,
+    predict,
+    sample_latents,
+    snapshot,
+    stock_pipeline,
+    tiny_base,
+    tiny_parts,
+    tiny_xl,
+    tiny_xl_parts,
+)
 from tests.tiny_adapter import WEIGHTS, write_adapter
 
 TOLERANCE = 1e-5
@@ -70,7 +80,7 @@ def embeddings(folder: Path, shown: list[Image.Image]) -> torch.Tensor:
 
 def stock(base: BaseModel, folder: Path, scale: float) -> Any:
     """Diffusers' pipeline with networks of its own and the same weights; its own loader reads the adapter."""
-    parts = tiny_parts(base.unet.config.use_linear_projection)
+    parts = tiny_xl_parts() if len(base.text_encoders) > 1 else tiny_parts(base.unet.config.use_linear_projection)
     parts["scheduler"] = DDIMScheduler.from_config(parts["scheduler"].config)
     pipe = stock_pipeline(parts)
     pipe.load_ip_adapter(str(folder), subfolder="", weight_name=WEIGHTS, image_encoder_folder="image_encoder")
@@ -92,6 +102,30 @@ def test_it_samples_what_diffusers_own_pipeline_samples_from_the_same_noise(meth
         output_type="latent",
     ).images
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+
+
+def test_on_stable_diffusion_xl_it_samples_what_diffusers_own_pipeline_samples(concept, tmp_path):
+    xl = tiny_xl()
+    folder = write_adapter(tmp_path / "adapter", xl)
+    method = IPAdapter(Config(adapter=str(folder)), xl, concept).eval()
+    (shown,) = images(1)
+    method.see([shown], xl)
+    method.sampling = Sampling(scale=0.7)
+    ours = sample_latents(method, xl, [method.say("a photo of a {} on the beach")], steps=2, guidance=2.0)
+    theirs = stock(xl, folder, 0.7)(
+        "a photo of a dog on the beach",
+        latents=initial_noise(xl, 0, [(0, 0)]),
+        ip_adapter_image=shown,
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        output_type="latent",
+        height=xl.image_size,
+        width=xl.image_size,
+    ).images
+    torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+    method.sampling = Sampling(scale=0.0)
+    without = sample_latents(method, xl, [method.say("a photo of a {} on the beach")], steps=2, guidance=2.0)
+    assert (ours - without).abs().max() > 100 * TOLERANCE
 
 
 def test_of_one_image_the_pipeline_that_is_given_the_image_itself_samples_the_same(method, base, folder):
@@ -198,7 +232,7 @@ def test_it_learns_nothing_and_sees_images(method):
 
 def test_the_published_adapter_is_refused_on_another_base_model_before_anything_is_fetched(concept):
     base = load_base_model("mini", device="cpu")
-    with pytest.raises(InputError, match="text is 768 wide, and that of 'mini' is 128 wide; no adapter is configured"):
+    with pytest.raises(InputError, match="text is 768 wide, and that of 'mini' is 128 wide; give methods.ip_adapter"):
         IPAdapter(Config(), base, concept).check_sight(base)
 
 
@@ -346,7 +380,7 @@ def test_a_file_that_is_no_safetensors_is_named(content, part, base, concept, fo
 
 
 def test_a_name_that_is_no_adapter_is_refused(base, concept):
-    with pytest.raises(InputError, match="there is no IP-Adapter 'sd16'; known is sd15, or a folder"):
+    with pytest.raises(InputError, match="there is no IP-Adapter 'sd16'; known are sd15 and sdxl, or a folder"):
         IPAdapter(Config(adapter="sd16"), base, concept).check_sight(base)
 
 

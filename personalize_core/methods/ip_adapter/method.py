@@ -213,8 +213,9 @@ def _fetched(name: str, known: Published) -> tuple[Path, Path]:
 
 
 def _of_another(name: str, width: int, base: BaseModel) -> InputError:
+    fitting = [f"`adapter: {known}`" for known, of in ADAPTERS.items() if of.text_width == base.text_width]
+    instead = " or ".join([*fitting, "the folder of an `adapter` that was trained for it"])
     return InputError(
         f"the IP-Adapter {name!r} was trained for base models whose text is {width:,} wide, and that of {base.name!r} "
-        f"is {base.text_width:,} wide; no adapter is configured for it: give methods.ip_adapter in params.yaml an "
-        "`adapter` that was trained for it, or leave ip_adapter out"
+        f"is {base.text_width:,} wide; give methods.ip_adapter in params.yaml {instead}, or leave ip_adapter out"
     )

@@ -34,7 +34,14 @@ ADAPTERS = {
         "models/ip-adapter_sd15.safetensors",
         "models/image_encoder",
         768,
-    )
+    ),
+    "sdxl": Published(
+        "h94/IP-Adapter",
+        "018e402774aeeddd60609b4ecdb7e298259dc729",
+        "sdxl_models/ip-adapter_sdxl.safetensors",
+        "sdxl_models/image_encoder",
+        2048,
+    ),
 }
 ENCODER = "image_encoder"  # the image encoder's folder in an adapter's own
 LAYOUT = f"one safetensors file of weights and, in {ENCODER}/, the image encoder"
@@ -49,7 +56,7 @@ def folder_of(adapter: str) -> Path:
     folder = user_path(adapter)
     if not is_folder(folder):
         raise InputError(
-            f"there is no IP-Adapter {adapter!r}; known is {listed(list(ADAPTERS))}, or a folder with {LAYOUT}"
+            f"there is no IP-Adapter {adapter!r}; known are {listed(list(ADAPTERS))}, or a folder with {LAYOUT}"
         )
     found, encoder = sorted(folder.glob("*.safetensors")), folder / ENCODER
     if not found:
@@ -77,7 +84,7 @@ class Sampling:
 class Config(Recipe):
     """Nothing is learned: a pretrained adapter lets the cross-attention read the concept images too.
 
-    The default is the authors' first adapter for Stable Diffusion 1.
+    The default is the authors' first adapter for Stable Diffusion 1; "sdxl" is that for Stable Diffusion XL.
     """
 
     display_name = "IP-Adapter"
@@ -87,11 +94,7 @@ class Config(Recipe):
     arxiv = "2308.06721"
     Sampling = Sampling
 
-    adapter: str = "sd15"  # or a folder, see folder_of
-
-    @property
-    def needs_one_text_encoder(self) -> str:
-        return "the adapters that are known here were trained for Stable Diffusion 1"
+    adapter: str = "sd15"  # by its name in ADAPTERS, or a folder, see folder_of
 
     @property
     def preprocessing(self) -> Preprocessing:
