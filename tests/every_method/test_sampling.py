@@ -40,7 +40,7 @@ def test_each_learned_tensor_has_a_part_in_the_prediction(case, concept):
 
 @of_samplings
 def test_a_row_does_not_depend_on_the_other_rows(case, options, base, concept):
-    method = disturbed(case.make(base, concept), by=0.1)  # moved further, a U-Net multiplies rounding
+    method = disturbed(case.make(base, concept), by=case.moved)
     method.sampling = method.config.Sampling(**options)
     prompts = [method.say("a photo of {}"), method.say("red {} on the beach"), "the jungle"]
     together, first_two = sample_latents(method, base, prompts), sample_latents(method, base, prompts[:2])
