@@ -1,4 +1,4 @@
-"""On Stable Diffusion XL, a method's U-Net is told of each training image's own sizes.
+"""What was trained at one image size samples at another, or says why not; the sizes that an XL's U-Net is told of.
 
 No test here knows a method's name.
 """
@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from personalize_core.artifacts import saving
 from personalize_core.base_model.hooks import hooked
 from personalize_core.concepts.images import ConceptLatents
+from personalize_core.errors import InputError
 from personalize_core.training.loop import add_gradients, noisy_rows
-from tests.conftest import disturbed
-from tests.every_method.cases import LEARNING
+from tests.conftest import disturbed, sample_latents
+from tests.every_method.cases import LEARNING, of_default
 
 ON_XL = [case for case in LEARNING if case.kind == "xl"]
 WHOLE = [16.0, 16.0, 0.0, 0.0, 16.0, 16.0]
@@ -39,6 +41,19 @@ def sized_images() -> ConceptLatents:
 
 def by_hand(number: float) -> list[float]:
     return [20 + number, 30 + number, number, 2 * number, 16.0, 16.0]
+
+
+@of_default
+def test_at_another_image_size_an_artifact_samples_or_is_refused_by_both_sizes(case, base, concept, tmp_path):
+    saving.save(tmp_path, case.name, disturbed(case.make(base, concept)), base, seed=0)
+    larger = case.base(image_size=24)
+    restored = saving.restore(tmp_path, larger)
+    try:
+        latents = sample_latents(restored, larger, [restored.say("a photo of a {}")], steps=1)
+    except InputError as error:
+        assert all(said in str(error) for said in ("16 pixels", "of 24", "image_size", "train it again"))
+    else:
+        assert latents.shape == (1, 4, 12, 12)
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 8])

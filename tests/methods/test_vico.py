@@ -523,6 +523,13 @@ def test_the_object_masks_are_those_that_its_blocks_are_given_of_each_reference(
     assert not torch.equal(masks[WITH_IMAGES[0]][0], masks[WITH_IMAGES[0]][1])
 
 
+def test_the_object_masks_do_not_depend_on_the_image_size_that_is_sampled_at(method, base):
+    _, masks = method.object_masks(base, PROMPTS[0], 500)
+    larger = tiny_base(base.unet.config.use_linear_projection, levels=3, image_size=24)
+    _, at_another = method.object_masks(larger, PROMPTS[0], 500)
+    assert all(torch.equal(at_another[layer], masks[layer]) for layer in WITH_IMAGES)
+
+
 @pytest.mark.parametrize("without", [{"mask": False}, {"image_attention": False}], ids=str)
 def test_without_masks_there_are_none_to_look_at(without, base, concept):
     assert make(base, concept, **without).eval().object_masks(base, PROMPTS[0], 500)[1] == {}

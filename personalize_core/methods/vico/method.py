@@ -179,6 +179,7 @@ class ViCo(OneEmbedding):
                 call.context = dataclasses.replace(call.context, sizes=own)
             call.t = torch.cat([call.t, call.t[:behind]])
             references = self._references_for(behind, call.rows).to(x_t)
+            self._check_size(references, x_t, base.vae_scale)
             kwargs |= base.beside_text(call.context)
             return (torch.cat([x_t, references]), call.t, call.context.hidden), kwargs
 
@@ -204,6 +205,15 @@ class ViCo(OneEmbedding):
         if sampled is None or len(sampled) != rows:
             raise RuntimeError(f"ViCo trains on pairs: `batch` has to draw references for these {rows} rows first")
         return sampled
+
+    def _check_size(self, references: Tensor, x_t: Tensor, vae_scale: int) -> None:
+        """Both go through the U-Net as one batch; an artifact has its references at the size it was trained at."""
+        if references.shape[-2:] != x_t.shape[-2:]:
+            trained, wanted = references.shape[-1] * vae_scale, x_t.shape[-1] * vae_scale
+            raise InputError(
+                f"{self.concept.name!r} was trained by ViCo at {trained} pixels, as which it keeps its references, and "
+                f"images of {wanted} were asked for; train it again, or set image_size back"
+            )
 
     def _attending(self, layer: str) -> Callable:
         block = self.blocks.of(layer)
