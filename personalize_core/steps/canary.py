@@ -99,7 +99,8 @@ def accept_canary(store: Store) -> None:
 
 
 def _scratch(store: Store, concepts: list[str]) -> Store:
-    """A workspace that shares with this one what people put there, and nothing that steps make."""
+    """A workspace that shares with this one what people put there, and what they asked for before they trained: the
+    class nouns suggested. Nothing else that steps make."""
     root = store.work("canary")
     shutil.rmtree(root, ignore_errors=True)
     (root / "data" / "concepts").mkdir(parents=True)
@@ -107,8 +108,9 @@ def _scratch(store: Store, concepts: list[str]) -> Store:
     for name in concepts:
         store.concept(name)
         shutil.copytree(store.concept_folder(name), root / "data" / "concepts" / name)
-    for name in ("prompts", "regularization"):
+    for name in ("prompts", "regularization", "analyses/class_nouns"):
         if (store.data / name).is_dir():
+            (root / "data" / name).parent.mkdir(exist_ok=True)
             (root / "data" / name).symlink_to(store.data / name)
     return Store(root)
 

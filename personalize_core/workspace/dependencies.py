@@ -16,6 +16,7 @@ from personalize_core.methods import method_source
 from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.metrics.judge import local_weights
 from personalize_core.sampling.grid import read_grid
+from personalize_core.workspace.lineage.records import manifest_of
 from personalize_core.workspace.recipes import (
     content_trained_on,
     preprocessing_of,
@@ -199,8 +200,10 @@ def training_inputs(store: Store, concept: str, method: str) -> TrainingInputs:
 def concept_for(store: Store, concept: str, method: str) -> Concept:
     """The concept as a method learns it: with another class noun, where its recipe asks for the suggested one.
 
+    That is suggested once for a concept, whatever the protocol and the training.
+
     Raises:
-        InputError: none has been suggested, or it would be by images that no training may read.
+        InputError: none has been suggested, or by other concept images, or by some that no training may read.
     """
     described = store.concept(concept)
     if not store.params.config(method).suggested_class_noun:
@@ -208,12 +211,16 @@ def concept_for(store: Store, concept: str, method: str) -> Concept:
     asks = f"{method} says the noun that `personalize suggest-class {concept}` ranks first"
     if store.params.held_out:
         raise InputError(f"{asks}, and that looks at the images that held_out keeps from training; leave one out")
+    folder = store.again(0).without_protocol().analyses("class_nouns", concept)
     try:
-        found = read_json(store.analyses("class_nouns", concept) / "analyses.json")
+        found = read_json(folder / "analyses.json")
         ranked = found["analyses"]["class_nouns"]["metrics"]
         noun = max(ranked, key=lambda each: ranked[each])
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{asks}, which has not been run; run it first") from None
+    by = manifest_of(folder).get("made_from", {}).get("concept_images")
+    if by != concept_files.content(store.concept_folder(concept)):
+        raise InputError(f"{asks}, which was run on other concept images than there are now; run it again")
     return replace(described, class_noun=noun)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError
 from personalize_core.metrics import parquet
 from personalize_core.metrics.encoders import load_identity_encoder
+from personalize_core.steps import canary
 from personalize_core.steps.analyses import ALL
 from personalize_core.training import training_log
+from personalize_core.tuning.scratch import scratch
+from personalize_core.workspace import dependencies
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 
 pytestmark = pytest.mark.usefixtures("short_checks")
 
 METHODS = ["base_model", "textual_inversion", "personalized_residuals"]
+MACRO_CLASS = "personalized_residuals@wordnet_macro_class"
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +242,7 @@ def test_suggested_nouns_are_ranked_and_their_texts_encoded_once(store: Store, m
 
 def test_the_macro_class_of_wordnet_is_the_first_of_the_suggested_nouns(store: Store):
     """Said in training and in sampling; another suggestion makes what was trained stale."""
-    method = "personalized_residuals@wordnet_macro_class"
+    method = MACRO_CLASS
     with pytest.raises(InputError, match="`personalize suggest-class rex` ranks first, which has not been run"):
         steps.train(store, "rex", method)
     (problem,) = steps.problems_of(store, ["rex"], [method])
@@ -256,3 +261,34 @@ def test_the_macro_class_of_wordnet_is_the_first_of_the_suggested_nouns(store: S
     nouns.write_text("mug\n")
     steps.suggest_class(store, "rex", str(nouns))
     assert not steps.train(store, "rex", method).skipped
+
+
+@pytest.fixture
+def suggested(tmp_path: Path) -> Store:
+    """A workspace in which a noun has been suggested, and nothing else been done."""
+    store = tiny_workspace.make(tmp_path)
+    (tmp_path / "nouns.txt").write_text("teddy bear\n")
+    steps.suggest_class(store, "rex", str(tmp_path / "nouns.txt"))
+    return store
+
+
+def test_the_suggested_noun_is_the_same_under_a_protocol_in_a_repeat_in_a_search_and_in_the_canary(suggested):
+    protocol = suggested.data / "protocols" / "other.yaml"
+    protocol.parent.mkdir(exist_ok=True)
+    shutil.copy(Path(__file__).parents[2] / "data" / "protocols" / "mini.yaml", protocol)
+    searched = scratch(suggested, suggested.root / "search", MACRO_CLASS, MACRO_CLASS, {}, ["rex"])
+    for other in (
+        replace(suggested, protocol="other"),
+        suggested.again(1),
+        searched,
+        canary._scratch(suggested, ["rex"]),
+    ):
+        assert dependencies.concept_for(other, "rex", MACRO_CLASS).class_noun == "teddy bear", other
+
+
+def test_a_noun_that_other_concept_images_suggested_is_refused(suggested):
+    Image.new("RGB", (32, 32), "teal").save(min(suggested.concept_folder("rex").glob("*.png")))
+    with pytest.raises(InputError, match="`personalize suggest-class rex`.* other concept images .*run it again"):
+        dependencies.train_stamp(suggested, "rex", MACRO_CLASS)
+    steps.suggest_class(suggested, "rex", str(suggested.root / "nouns.txt"))
+    assert dependencies.concept_for(suggested, "rex", MACRO_CLASS).class_noun == "teddy bear"
