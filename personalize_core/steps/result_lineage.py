@@ -130,7 +130,7 @@ class ResultLineage:
         folder = self.store.class_images(noun)
         command = self._again(folder, "step class-images")
         link, made_from = self._result("class images", folder, lambda: images_stamp(self.store, _noun(folder)), command)
-        link.facts |= _some(made_from, "class_noun", "sampling", "seed", "base_model")
+        link.facts |= _some(made_from, "class_noun", "sampling", "seed", "base_model", "compile", "image_size")
         return link
 
     def class_latents(self, place: str, key: str) -> Link:
@@ -163,7 +163,7 @@ class ResultLineage:
         link, made_from = self._result("artifact", folder, now, self._again(folder, command))
         link.facts |= _some(described, "method", "phrase", "config", "parameters", "seed", "imported")
         original = _of(made_from.get("again")) if repeat else made_from  # what it repeats says the rest
-        link.facts |= _some(original, "precision", "gradient_checkpointing", "optimizer", "compile")
+        link.facts |= _some(original, "precision", "gradient_checkpointing", "optimizer", "compile", "image_size")
         if loss := _some(as_written(folder, "fixed_batch.json"), "before", "after"):
             link.facts["fixed_batch_loss"] = loss
         if proof := _some(as_written(folder, PROOF), "largest_difference"):
@@ -202,7 +202,7 @@ class ResultLineage:
         link, made_from = self._result("grid", folder, now, command)
         described = as_written(folder, DESCRIPTION)
         link.facts |= _some(described, "protocol", "prompts", "templates", "images_per_prompt", "sampling", "seed")
-        link.facts |= _some(made_from, "variants", "refinement", "guidance", "precision")
+        link.facts |= _some(made_from, "variants", "refinement", "guidance", "precision", "compile", "image_size")
         link.inputs = [self.artifact(method, concept)] if described else []
         return link
 
@@ -279,7 +279,7 @@ class ResultLineage:
         asked = maps or as_written(folder, "samples.json")
         what, command = "heat maps" if maps else "images", self._asking(method, concept, folder, asked)
         link, _ = self._result(what, folder, None, self._again(folder, command) if command else "")
-        link.facts |= _some(asked, "prompts", "prompt", "images", "image", "variant", "sampling", "seed")
+        link.facts |= _some(asked, "prompts", "prompt", "images", "image", "variant", "sampling", "seed", "image_size")
         if asked:
             link.inputs = [self.artifact(by, name) for name, by in asked.get("cells", [[concept, method]])]
         return link

@@ -99,6 +99,14 @@ def _value(difference: Difference) -> list[str]:
     return [f"{name}{difference.before} -> {difference.now}"]
 
 
+def _size(difference: Difference) -> list[str]:
+    """In pixels. Where none was asked for a stamp has none, or the hash of what says the base model's own."""
+    before, now = (
+        f"{side}" if isinstance(side, int) else "the base model's own" for side in (difference.before, difference.now)
+    )
+    return [f"{before} -> {now}"] if before != now else []
+
+
 def _options(difference: Difference) -> list[str]:
     """Of dataclasses, which stamps hold as Python writes them: each option that differs."""
     before, now = _fields(difference.before), _fields(difference.now)
@@ -150,7 +158,7 @@ KINDS: dict[str, tuple[str, Callable[[Difference], list[str]]]] = {
     "refining_sources": ("code", _source),
     "base_model": ("base model", _nothing),
     "vae": ("base model", _nothing),
-    "image_size": ("image size", _nothing),
+    "image_size": ("image size", _size),
     "class_images": ("class images", _within),
     "files": ("concept images", _file),
     "concept_images": ("concept images", _file),
