@@ -7,6 +7,7 @@ right one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -111,5 +112,11 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
         ]
         for number, image in enumerate(images)
     }
-    path = findings.image("object_masks.png", "the concept images, and what each layer's mask keeps of them")
-    comparison_grid([], panels, ["as attended to", *masks], path, f"Where is {inputs.concept.name}?")
+    path = findings.image("object_masks.png", "the concept images, and what each layer's mask keeps of them; layers in the order of the table")
+    comparison_grid([], panels, ["as attended to", *_heads(masks)], path, f"Where is {inputs.concept.name}?")
+
+
+def _heads(masks: Mapping[str, Tensor]) -> list[str]:
+    """Short enough for a column: a layer's number in the table's order, and the size of its mask."""
+    sides = [int(found.shape[-1] ** 0.5) for found in masks.values()]
+    return [f"layer {number}, {side} x {side}" for number, side in enumerate(sides, start=1)]

@@ -40,6 +40,8 @@ def analyse(
     from personalize_core.workspace.external_columns import registered
 
     store: Store = context.obj
+    for name in concepts or []:
+        store.concept(name)  # raises where there is none
     names = concepts or store.concept_names()
     columns = registered(store)
     labels = dict.fromkeys(label for label, _ in columns)

@@ -300,6 +300,11 @@ class Attending:
         return torch.zeros(2, 4, 2, 2), {"up": torch.stack([left, torch.ones(4, dtype=torch.bool)])}
 
 
+def test_the_columns_of_masks_are_told_apart_in_few_letters():
+    masks = {f"up_blocks.2.attentions.{n}.image": torch.zeros(3, side * side) for n, side in ((1, 8), (2, 16))}
+    assert object_masks._heads(masks) == ["layer 1, 8 x 8", "layer 2, 16 x 16"]
+
+
 def test_object_masks_are_shown_on_the_concept_images_and_their_shares_counted(tmp_path):
     base = SimpleNamespace(decode=lambda latents: torch.full((len(latents), 8, 8, 3), 200, dtype=torch.uint8))
     inputs: Any = SimpleNamespace(trained=Attending(), base=base, concept=Concept("rex", "<rex>", "dog"))

@@ -103,6 +103,7 @@ def test_a_folder_with_something_wrong_is_refused_whole(spoil, said, photos, wor
         (["heat-maps", "rex", "-m", "dreambooth", "--prompt", "a dog"], "Write '<rex>'"),
         (["compose", "rex:oft", "cup:", "--prompt", "<rex> by <cup>"], "there is no method ''"),
         (["analyse"], "there are no image grids to analyse yet"),
+        (["analyse", "fido"], "there is no concept 'fido'"),
         (["analyse", "rex", "-m", "dreambooth"], "dreambooth has not been trained on 'rex'"),
         (["suggest-class", "rex", "--nouns", "nowhere"], "there is no list of nouns 'nowhere'"),
         (["compare"], "nothing has been scored"),
