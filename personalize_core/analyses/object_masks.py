@@ -112,7 +112,8 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
         ]
         for number, image in enumerate(images)
     }
-    path = findings.image("object_masks.png", "the concept images, and what each layer's mask keeps of them; layers in the order of the table")
+    words = "the concept images, and what the mask of each layer, in the table's order, keeps of them"
+    path = findings.image("object_masks.png", words)
     comparison_grid([], panels, ["as attended to", *_heads(masks)], path, f"Where is {inputs.concept.name}?")
 
 
