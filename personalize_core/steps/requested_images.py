@@ -61,7 +61,7 @@ def sample_prompts(
         "variant": repr(variants[variant].sampling),
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
-        **computed_by(store),
+        **_computed_by(store),
         **refining(store, concept, method, {variant: variants[variant]}, listener),
     }
     stamp = stamp_of(request)
@@ -125,6 +125,7 @@ def heat_maps(
         "sampling": params.sampling.how(),
         "precision": params.precision,
         "seed": store.sampling_seed,
+        **computed_by(store),
         "sources": sampling_sources(method, "analyses/heat_maps"),
         **refining(store, concept, method, variants, listener),
     }
@@ -171,7 +172,8 @@ def _save_other_nouns(
     found = dict(own)
     for noun, concept in others.items():
         method = plain(plain.Config(), base, concept)
-        found[noun] = _watched(store, base, method, method.say(template), image)
+        row = f"{noun} (the noun)" if noun in own else noun  # a variant may be called as a noun is
+        found[row] = _watched(store, base, method, method.say(template), image)
     rows = {name: analysis.with_one_slot(maps, before, behind) for name, maps in found.items()}
     imaged = {name: base.decode(maps.latents)[0].numpy() for name, maps in rows.items()}
     analysis.save_grid(rows, imaged, path, title=template.replace(SLOT, analysis.THE_NOUN))
@@ -219,7 +221,7 @@ def sample_several_concepts(
         "images": images,
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
-        **computed_by(store),
+        **_computed_by(store),
         **_compared_with(store, [concept for concept, _ in cells]),
         "sources": sources_hash([*SAMPLING, *ENCODERS, "sampling/several_concepts", "metrics/several_concepts"]),
     }
@@ -290,7 +292,7 @@ def sample_between(
         "images": images,
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
-        **computed_by(store),
+        **_computed_by(store),
         **_compared_with(store, names),
         "sources": sources_hash([*SAMPLING, *ENCODERS, "sampling/interpolation"]),
     }
@@ -318,6 +320,12 @@ def sample_between(
         about = {"cells": [list(cell) for cell in cells], "said": said, "identity": metrics, **request}
         write_json(new / "samples.json", about)
     return Report(stamp, False, time.monotonic() - started, folder, metrics, shown)
+
+
+def _computed_by(store: Store) -> dict[str, Any]:
+    """The precision too, unless it is the usual one, so that images from before it was looked at keep their stamp."""
+    precision = store.params.precision
+    return computed_by(store) | ({"precision": precision} if precision != "fp32" else {})
 
 
 def _template(concept: Concept, prompt: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -508,6 +509,54 @@ def test_other_nouns_have_a_row_of_heat_maps_beside_the_concept_with_the_same_co
         steps.heat_maps(store, "rex", method, "<rex> by <rex>", nouns=["dog"])
     with pytest.raises(InputError, match="cannot be a class noun"):
         steps.heat_maps(store, "rex", method, "<rex>", nouns=["7"])
+
+
+def test_a_noun_that_is_called_as_a_variant_is_has_a_row_of_its_own(store: Store, monkeypatch):
+    from personalize_core.analyses import heat_maps as analysis
+
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr(analysis, "save_grid", lambda found, images, path, title: shown.update({path.name: found}))
+    values = yaml.safe_load((store.root / "params.yaml").read_text())
+    tiny_workspace.write_params(store.root, values | {"variants": {"personalized_residuals": {"dog": {"lag": False}}}})
+    changed = Store(store.root)
+    steps.heat_maps(changed, "rex", "personalized_residuals", "a <rex>", nouns=["dog"])
+    rows, own = shown["other_nouns.png"], shown["heat_maps.png"]["dog"]
+    assert list(rows) == ["dog", "dog (the noun)"]
+    torch.testing.assert_close(rows["dog"].maps[1], own.maps[1:].sum(dim=0))  # "<rex>" and "dog", of the method
+
+
+@pytest.mark.parametrize("changed", [{"image_size": 24}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda store: steps.heat_maps(store, "rex", "textual_inversion", "<rex>"),
+        lambda store: steps.sample_prompts(store, "rex", "textual_inversion", ["<rex>"], 1),
+        lambda store: steps.sample_several_concepts(
+            store,
+            [("rex", "textual_inversion"), ("cup", "textual_inversion")],
+            [f"<rex> {store.concept('cup').placeholder}"],
+            1,
+        ),
+        lambda store: steps.sample_between(
+            store, (("rex", "textual_inversion"), ("cup", "textual_inversion")), ["<rex>"], 3, 1
+        ),
+    ],
+    ids=["heat maps", "sample", "compose", "interpolate"],
+)
+def test_what_was_asked_for_is_made_again_at_another_size_or_precision(ask, changed, store: Store, monkeypatch):
+    stamps: list[str] = []
+
+    def looked_for(folder: Path, stamp: str) -> bool:
+        stamps.append(stamp)
+        raise InputError("enough")
+
+    monkeypatch.setattr("personalize_core.steps.requested_images.is_up_to_date", looked_for)
+    values = yaml.safe_load((store.root / "params.yaml").read_text())
+    for each in (values, values | changed):
+        tiny_workspace.write_params(store.root, each)
+        with pytest.raises(InputError, match="enough"):
+            ask(Store(store.root))
+    assert len(set(stamps)) == 2
 
 
 def test_what_cannot_share_a_image_is_refused(store: Store):
