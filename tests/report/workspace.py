@@ -18,7 +18,7 @@ from personalize_core.workspace.store import REFERENCES, SCORES, Store
 
 ROOT = Path(__file__).parents[2]
 CONCEPTS = {"rex": "dog", "cup": "red mug"}
-PROMPTS = ["a photo of a {}", "a <b>{}</b> in the snow & ice", "a painting of a {}", "a {} on the beach"]
+PROMPTS = ["a photo of a {}", "a <b >{}</b > in the snow & ice", "a painting of a {}", "a {} on the beach"]
 IMAGES = 2
 LEVELS = {  # variant -> mean identity, mean text alignment; dreambooth is surely the most like the concept
     "base_model": (0.20, 0.310),
