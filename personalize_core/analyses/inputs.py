@@ -104,6 +104,7 @@ class Inputs(ImageInputs):
     base: BaseModel
     start: Method  # before its training
     trained: Method
+    trained_on_these: bool  # are concept images and description what it was trained on, byte for byte?
     log: Sequence[Mapping[str, Any]]  # of its training; empty if there was none here
     how: SamplerSettings
     seed: int

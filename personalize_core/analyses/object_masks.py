@@ -44,7 +44,7 @@ MEANINGS = {
 COMPARED = ("concept_share", "on_concept", "of_concept")  # of these, with a concept's own masks
 METRICS = {"share": "share inside", "on_concept": "share on the concept", "of_concept": "share of the concept"}
 NO_MASKS = "the concept has no masks of its own, which say what in its images is the concept"
-CHANGED = "there are more or fewer concept images than it was trained on"
+CHANGED = "concept images or description are others by now than were trained on, or nothing says which these were"
 
 
 def darkened(image: np.ndarray, mask: Tensor) -> Image.Image:
@@ -83,12 +83,12 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
     method, base = inputs.trained, inputs.base
     if not isinstance(method, MasksReferences):
         raise NotDefined("the method attends to no concept image")
-    references, masks = method.object_masks(base, inputs.concept.placeholder.join(TEMPLATE.split("{}")), TIMESTEP)
+    references, masks = method.object_masks(base, method.say(TEMPLATE), TIMESTEP)
     if not masks:
         raise NotDefined("as it was trained, the method masks no concept image")
     images = base.decode(references[:MOST]).numpy()
     own = own_masks(inputs.concept_images)
-    if own is None or len(own) != len(references):
+    if own is None or not inputs.trained_on_these:
         findings.absent["share on the concept"] = CHANGED if own else NO_MASKS
         own = None
     rows: list[dict[str, Any]] = []

@@ -36,7 +36,8 @@ from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import ready_to_sample, refining, sampled_as_now
 from personalize_core.workspace.dependencies import ENCODERS, NAMING, SAMPLING, artifact_stamp, manifest_stamp
 from personalize_core.workspace.external_columns import registered
-from personalize_core.workspace.recipes import device_of, load_base, split_of, workers_of
+from personalize_core.workspace.lineage.records import files_trained_on
+from personalize_core.workspace.recipes import content_trained_on, device_of, load_base, split_of, workers_of
 from personalize_core.workspace.store import SCORES, Store
 
 if TYPE_CHECKING:
@@ -343,6 +344,7 @@ def _inputs(store: Store, concept: str, method: str, listener: Listener) -> Inpu
         base=base,
         start=_before_training(base, trained, method, seed),
         trained=trained,
+        trained_on_these=files_trained_on(artifact) == content_trained_on(store, concept),
         grid=_grid(store.grid(method, concept)),
         baseline=_grid(store.grid(BASELINE, concept)) if _sampled_as_asked(store, concept, BASELINE) else None,
         scores=tables.read(scores[0]) if scores[0].is_file() else None,

@@ -294,8 +294,11 @@ class Attending:
 
     config = SimpleNamespace(preprocessing=Preprocessing("squash", "bicubic", flip=False))
 
+    def say(self, template: str) -> str:
+        return template.replace("{}", "<rex> dog")
+
     def object_masks(self, base: Any, prompt: str, t: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        assert (prompt, t) == ("a photo of a <rex>", 500)
+        assert (prompt, t) == ("a photo of a <rex> dog", 500)
         left = torch.tensor([[True, False], [True, False]]).flatten()
         return torch.zeros(2, 4, 2, 2), {"up": torch.stack([left, torch.ones(4, dtype=torch.bool)])}
 
@@ -327,7 +330,7 @@ def test_of_several_objects_the_concepts_own_masks_say_how_much_of_what_is_seen_
     (tmp_path / "masks").mkdir()
     inputs: Any = SimpleNamespace(trained=Attending(), concept=Concept("rex", "<rex>", "dog"))
     inputs.base = SimpleNamespace(decode=lambda latents: torch.full((len(latents), 8, 8, 3), 200, dtype=torch.uint8))
-    inputs.concept_images = [tmp_path / "0.png", tmp_path / "1.png"]
+    inputs.concept_images, inputs.trained_on_these = [tmp_path / "0.png", tmp_path / "1.png"], True
     left = np.zeros((16, 32), np.uint8)
     left[:, :8] = 255  # a quarter
     for path, own in zip(inputs.concept_images, (left, 255 - left), strict=True):
@@ -340,6 +343,7 @@ def test_of_several_objects_the_concepts_own_masks_say_how_much_of_what_is_seen_
     for column, expected in (("concept_share", [0.25, 0.75]), ("on_concept", [0.5, 0.75]), ("of_concept", [1.0, 1.0])):
         assert table[column].to_list() == pytest.approx(expected, abs=0.03), column
     assert findings.metrics["share on the concept, up"] == pytest.approx(0.625, abs=0.03) and not findings.absent
-    inputs.concept_images = inputs.concept_images[:1]
+    inputs.trained_on_these = False  # as many, but others
     object_masks.analyse(inputs, changed := Findings(tmp_path, object_masks.TITLE, object_masks.HOW))
     assert changed.absent == {"share on the concept": object_masks.CHANGED}
+    assert set(parquet.read_parquet(tmp_path / "object_masks.parquet")["on_concept"].to_list()) == {None}

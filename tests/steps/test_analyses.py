@@ -21,8 +21,9 @@ from personalize_core.concepts.image_files import load_image
 from personalize_core.errors import InputError
 from personalize_core.metrics import parquet
 from personalize_core.metrics.encoders import load_identity_encoder
-from personalize_core.steps import canary
+from personalize_core.steps import analyses, canary
 from personalize_core.steps.analyses import ALL
+from personalize_core.steps.events import unheard
 from personalize_core.training import training_log
 from personalize_core.tuning.scratch import scratch
 from personalize_core.workspace import dependencies
@@ -261,6 +262,13 @@ def test_the_macro_class_of_wordnet_is_the_first_of_the_suggested_nouns(store: S
     nouns.write_text("mug\n")
     steps.suggest_class(store, "rex", str(nouns))
     assert not steps.train(store, "rex", method).skipped
+
+
+def test_analyses_know_whether_the_concept_images_are_those_that_were_trained_on(store: Store):
+    inputs_of = analyses._inputs
+    assert inputs_of(store, "rex", "textual_inversion", unheard).trained_on_these
+    Image.new("RGB", (32, 32), "teal").save(min(store.concept_folder("rex").glob("*.png")))  # as many, but others
+    assert not inputs_of(store, "rex", "textual_inversion", unheard).trained_on_these
 
 
 @pytest.fixture
