@@ -59,8 +59,9 @@ def analyse(inputs: ImageInputs, findings: Findings) -> None:
         )
     if len(inputs.concept_images) < 2:
         raise NotDefined("the concept has one concept image, and the threshold takes concept images against each other")
-    concept_images = torch.from_numpy(inputs.features(inputs.identity, inputs.concept_images))
-    present = real_alignment_per_image(concept_images).numpy()
+    if len(inputs.known) < 2:
+        raise NotDefined(f"a {inputs.identity.looks_for} is found in one concept image, and the threshold takes two")
+    present = real_alignment_per_image(torch.from_numpy(inputs.known)).numpy()
     other = inputs.identities(inputs.features(inputs.identity, inputs.baseline.paths(inputs.baseline.variants[0])))
     value, accuracy = threshold(other, present)
     if accuracy < LEAST_ACCURACY:

@@ -29,19 +29,21 @@ MEANINGS = {
     "prompt": "the prompt template",
     "images": "how many images the pairs are of",
     "distance": "mean of 1 - cosine over their pairs, in [0, 2]",
-    "vendi": "their Vendi score: the effective number of different images, from 1 to images",
+    "vendi": "their Vendi score: the effective number of different images, from 1 to images; those in which the "
+    "encoder finds nothing that it looks for are left out, and 0 says that none is left",
 }
 
 
 def mean_pairwise_distance(features: np.ndarray) -> float:
     """Of N >= 2 rows of length one, (N, D): the mean of 1 - cosine over the N (N - 1) / 2 pairs.
 
-    The rows' cosines with their sum count each pair twice and each row with itself once.
+    The rows' cosines with their sum count each pair twice and each row with itself once. A row of zeros, of an image in
+    which the encoder finds nothing that it looks for, has a distance of 1 to every other.
     """
     count = len(features)
     if count < 2:
         raise ValueError("a distance takes two images at least")
-    cosines = (float(np.square(features.sum(axis=0)).sum()) - count) / (count * (count - 1))
+    cosines = (float(np.square(features.sum(axis=0)).sum() - np.square(features).sum())) / (count * (count - 1))
     return 1.0 - min(cosines, 1.0)
 
 
@@ -50,8 +52,12 @@ def vendi_score(features: np.ndarray) -> float:
 
     Friedman & Dieng 2023, definition 3.1: exp of the entropy of the eigenvalues of K / N, K the cosines of all pairs.
     Beside zeros, which add nothing, these are the eigenvalues of the features' (D, D) second moment (their sec. 3.3).
+    Rows of zeros, of images in which the encoder finds nothing, are left out; of such rows alone it is 0.
     """
-    (count, width), features = features.shape, features.astype(np.float64)
+    features = features[features.any(axis=1)].astype(np.float64)
+    if not (count := len(features)):
+        return 0.0
+    width = features.shape[1]
     products = features @ features.T if count <= width else features.T @ features
     shares = np.linalg.eigvalsh(products / count)
     shares = shares[shares > 0]

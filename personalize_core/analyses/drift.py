@@ -48,8 +48,9 @@ def asked_prompts(templates: Sequence[str], class_noun: str) -> list[tuple[str, 
 
 
 def feature_distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(N,) of 1 - cosine; both (N, D), rows of length one."""
-    return 1 - np.clip((one * other).sum(axis=1), -1, 1)
+    """(N,) of 1 - cosine; both (N, D), rows of length one, or of zeros, of which two are alike."""
+    neither = ~one.any(axis=1) & ~other.any(axis=1)
+    return np.where(neither, 0, 1 - np.clip((one * other).sum(axis=1), -1, 1))
 
 
 def pixel_differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:

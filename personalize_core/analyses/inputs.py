@@ -16,6 +16,7 @@ import polars as pl
 from PIL import Image
 from torch import Tensor
 
+from personalize_core.analyses.findings import NotDefined
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.image_files import load_image
@@ -75,7 +76,10 @@ class ImageInputs:
         return self.method == BASELINE
 
     def features(self, encoder: Encoder, paths: Sequence[Path]) -> np.ndarray:
-        """(N, D) float64, rows of length one, of images in files; by one of the two encoders of these inputs."""
+        """(N, D) float64, of images in files; by one of the two encoders of these inputs.
+
+        Rows of length one, or of zeros where nothing is found that the encoder looks for.
+        """
         key = tuple(paths)
         if key not in self._encoded:  # by both at once, so that each file is read once
             both = Encoders([self.text_image], [self.identity])
@@ -90,7 +94,20 @@ class ImageInputs:
 
     def identities(self, features: np.ndarray) -> np.ndarray:
         """(N,): the mean cosine of features (N, D), by the identity encoder, with the concept images."""
-        return features @ self.features(self.identity, self.concept_images).mean(axis=0)
+        return features @ self.known.mean(axis=0)
+
+    @property
+    def known(self) -> np.ndarray:
+        """(R, D): the concept images' features by the identity encoder, but for those in which it finds nothing.
+
+        Raises:
+            NotDefined: none is left.
+        """
+        seen = self.features(self.identity, self.concept_images)
+        some = seen[seen.any(axis=1)]
+        if not len(some):
+            raise NotDefined(f"{self.identity.name} finds no {self.identity.looks_for} in any concept image")
+        return some
 
     @cached_property
     def _encoded(self) -> dict[tuple[Path, ...], Seen]:

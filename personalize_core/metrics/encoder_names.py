@@ -99,12 +99,18 @@ def find(name_or_folder: str | Path, kind: Kind) -> tuple[str, Path | None]:
 
 
 def weights_of(name: str) -> str:
-    """Identifies an encoder's weights: the hash of local files, the commit of published ones."""
+    """Identifies an encoder's weights: the hash of local files, the commit of published ones.
+
+    Raises:
+        InputError: faces are to be compared, and cannot be.
+    """
     if name in PUBLISHED:
         return f"{name} {PUBLISHED[name].repository}@{PUBLISHED[name].revision}"
-    folder = MINI_WEIGHTS / MINI[name] if name in MINI else Path(name.partition(":")[2] or name)
     if name.partition(":")[0] == FACES:
-        return f"{FACES} {' '.join(sha256(folder / file) for file in FACE_FILES)}"
+        _, faces = find(name, "identity")
+        assert faces is not None
+        return f"{FACES} {' '.join(sha256(faces / file) for file in FACE_FILES)}"
+    folder = MINI_WEIGHTS / MINI[name] if name in MINI else Path(name.partition(":")[2] or name)
     weights = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
     return f"{name} {' '.join(sha256(path) for path in weights)}"
 

@@ -45,7 +45,7 @@ VISION_TRANSFORMERS = {"vit": "ViTModel", "dinov2": "Dinov2Model", "dinov3_vit":
 
 
 class Encoder(Protocol):
-    """Turns images into features. The three properties are written beside every score."""
+    """Turns images into features. The first three properties are written beside every score."""
 
     @property
     def name(self) -> str:
@@ -62,8 +62,13 @@ class Encoder(Protocol):
         """What happens to an image before the network sees it, in words."""
         ...
 
+    @property
+    def looks_for(self) -> str | None:
+        """What it compares where an image may show none, such as "face"; None: it compares whole images."""
+        ...
+
     def images(self, images: Sequence[Image.Image]) -> Tensor:
-        """(N, D) float32 on the CPU, each row of length one."""
+        """(N, D) float32 on the CPU, each row of length one; or of zeros, where what it looks for is not found."""
         ...
 
 
@@ -85,6 +90,7 @@ class Clip:
     model: Any
     tokenizer: Callable[[list[str]], Tensor]  # (N, L) token ids, cut off at the model's context length
     device: str
+    looks_for = None
 
     @property
     def preprocessing(self) -> str:
@@ -111,6 +117,7 @@ class VisionTransformer:
     prepare: Preprocessing
     model: Any
     device: str
+    looks_for = None
 
     @property
     def preprocessing(self) -> str:
@@ -137,6 +144,7 @@ class SigLip:
     model: Any
     tokenizer: Any
     device: str
+    looks_for = None
 
     @property
     def preprocessing(self) -> str:

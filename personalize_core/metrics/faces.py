@@ -26,6 +26,10 @@ from personalize_core.metrics.encoder_names import FACE_FILES
 
 WIDTH = 128  # D, of SFace's features
 SURE = 0.9  # the score from which YuNet's boxes count, OpenCV's own default
+# An image's longer side when a face is looked for in it. YuNet was trained on faces of 10 to 300 pixels, as its authors
+# say; of larger ones it misses many, or misplaces landmarks. The first suits what fills an image, the second, which
+# is asked where the first shows nothing, what is small in it.
+SIDES = (320, 640)
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,16 @@ class Faces:
     weights_hash: str
     detector: Any  # cv2.FaceDetectorYN, which is told the size of each image, and so serves one thread at a time
     recognizer: Any  # cv2.FaceRecognizerSF
+    looks_for = "face"
     _one_at_a_time: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     @property
     def preprocessing(self) -> str:
-        return f"the largest face that YuNet finds with a score of {SURE}, aligned by its landmarks to 112 x 112"
+        sides = " px, else ".join(map(str, SIDES))
+        return (
+            f"the largest face that YuNet finds with a score of {SURE}, in the image reduced to {sides} px; cut from "
+            "the image itself, aligned by its landmarks to 112 x 112"
+        )
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         if not len(images):
@@ -50,15 +59,39 @@ class Faces:
     def _face_of(self, image: Image.Image) -> Tensor:
         """(WIDTH,): of the largest face, by its box."""
         rgb = image.convert("RGB")
-        pixels = np.ascontiguousarray(np.asarray(rgb)[..., ::-1])  # OpenCV's channels are blue, green, red
+        sizes = dict.fromkeys(_reduced(rgb.size, side) for side in SIDES)
         with self._one_at_a_time:
-            self.detector.setInputSize(rgb.size)
-            _, faces = self.detector.detect(pixels)  # each: x, y, width, height, five landmarks, score
-            if faces is None or not len(faces):
+            largest = next(filter(_is_found, (self._largest(rgb, size) for size in sizes)), None)
+            if largest is None:
                 return torch.zeros(WIDTH)
-            largest = max(faces, key=lambda face: float(face[2] * face[3]))
-            feature = self.recognizer.feature(self.recognizer.alignCrop(pixels, largest))
+            feature = self.recognizer.feature(self.recognizer.alignCrop(_pixels(rgb), largest))
         return torch.from_numpy(np.array(feature, dtype=np.float32)).flatten()
+
+    def _largest(self, image: Image.Image, size: tuple[int, int]) -> np.ndarray | None:
+        """(15,): x, y, width, height, five landmarks in pixels of the image, and the score; looked for in that size."""
+        self.detector.setInputSize(size)
+        _, faces = self.detector.detect(_pixels(image if size == image.size else image.resize(size)))
+        if faces is None or not len(faces):
+            return None
+        scale = np.divide(image.size, size)
+        largest = np.array(max(faces, key=lambda face: float(face[2] * face[3])))
+        largest[:14] *= np.tile(scale, 7)
+        return largest
+
+
+def _is_found(face: np.ndarray | None) -> bool:
+    return face is not None
+
+
+def _reduced(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Width and height of the same shape, of which the longer is at most `side`."""
+    factor = min(1.0, side / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 as OpenCV takes them: blue, green, red."""
+    return np.ascontiguousarray(np.asarray(image)[..., ::-1])
 
 
 def load_faces(name: str, folder: Path) -> Faces:

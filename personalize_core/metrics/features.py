@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ SOURCES = (  # of our own, what features depend on
     "concepts/image_files",
     "metrics/chunks",
     "metrics/encoders",
+    "metrics/faces",
     "metrics/features",
     "metrics/masks",
     "metrics/preprocessing",
@@ -121,6 +122,7 @@ class Seen:
     foreground: Sequence[float] | None  # (N) share of each image that its mask leaves; None: no segmenter
     unmasked_for: str = ""  # why there are no masked features
     left_out: Sequence[tuple[int, str]] = ()  # (place among the given images, reason); N counts the others alone
+    paths: Sequence[Path] = ()  # (N) their files
 
     @classmethod
     def of(
@@ -181,7 +183,9 @@ class Seen:
             reason = f"; of {paths[0].name}: it {left_out[0][1]}" if left_out else ""
             raise InputError(f"none of {len(paths)} images can be read{reason}")
         features = {key: some[:rows] for key, some in joined.items()}
-        return cls(features, shares if encoders.segmenter else None, left_out=left_out)
+        unread = dict(left_out)
+        read = [path for place, path in enumerate(paths) if place not in unread]
+        return cls(features, shares if encoders.segmenter else None, left_out=left_out, paths=read)
 
     @classmethod
     def of_concept_images(
@@ -198,7 +202,9 @@ class Seen:
             return seen
         by = "the mask that came with it" if own or not encoders.segmenter else encoders.segmenter.name
         why = f"in the concept image {empty[0].name} {by} finds no {class_noun}; put better masks beside the images"
-        return cls({key: some for key, some in seen.features.items() if not key[2]}, seen.foreground, why)
+        return replace(
+            seen, features={key: some for key, some in seen.features.items() if not key[2]}, unmasked_for=why
+        )
 
 
 def _encoded(

@@ -209,12 +209,12 @@ def _all_absent(found: Scored, encoders: Encoders, references: Sequence[str], re
 # -- features to rows -----------------------------------------------------------------------------------------
 
 
-def _with_all(images: Tensor, references: Tensor) -> tuple[Tensor, int]:
+def _with_all(images: Tensor, references: Tensor, looks_for: str | None) -> tuple[Tensor, int]:
     """Each image's mean cosine with all references, and how many those are."""
-    return similarity.image_alignment_per_image(images, references), len(references)
+    return similarity.image_alignment_per_image(images, references, looks_for), len(references)
 
 
-def _with_others(images: Tensor, references: Tensor) -> tuple[Tensor, int]:
+def _with_others(images: Tensor, references: Tensor, looks_for: str | None) -> tuple[Tensor, int]:
     return similarity.real_alignment_per_image(references), len(references) - 1
 
 
@@ -227,10 +227,13 @@ def _compare(
     sampled: Seen,
     known: Seen,
     segmenter: masks.Segmenter | None,
-    alike: Callable[[Tensor, Tensor], tuple[Tensor, int]],
+    alike: Callable[[Tensor, Tensor, str | None], tuple[Tensor, int]],
     how: Mapping[str, str],
 ) -> None:
     """Rows of one encoder that compare images with the concept's images, whole and masked.
+
+    A sampled image in which the encoder does not find what it looks for has 0. A concept image in which it does not is
+    left out: it says nothing of the concept.
 
     how: of the rows' contract, references and, where it does not follow from the method, pairing.
     """
@@ -240,12 +243,29 @@ def _compare(
             found.absent.append(_absence(name, encoder, None, why))
             continue
         images, references = (seen.features[metric, encoder.name, masked] for seen in (sampled, known))
+        usable, bare, looks_for = _usable(images), ~images.any(dim=1), encoder.looks_for
+        of_concept = about[0]["method"] == tables.CEILING
+        if looks_for:
+            shown = references.any(dim=1)
+            if int(shown.sum()) < (fewest := 2 if alike is _with_others else 1):
+                why = f"a {looks_for} is found in {int(shown.sum())} of {len(shown)} concept images; it takes {fewest}"
+                found.absent.append(_absence(name, encoder, None, why))
+                continue
+            if not of_concept:
+                why = f"no {looks_for} is found in this concept image, so no image is compared with it"
+                lacking = [path for path, there in zip(known.paths, shown, strict=True) if not there]
+                found.absent += [_absence(name, encoder, path.name, why) for path in lacking]
+                usable |= bare
+            references = references[shown]
         if not _usable(references).all():
             found.absent.append(_absence(name, encoder, None, "its features of a concept image are zero or not finite"))
             continue
-        usable = _usable(images)
-        values, pairs = alike(images[usable], references) if usable.any() else (torch.empty(0), 1)
+        values, pairs = alike(images[usable], references, looks_for) if usable.any() else (torch.empty(0), 1)
         for index, score in enumerate(_spread(values, usable)):
+            if looks_for and of_concept and bare[index]:
+                why = f"no {looks_for} is found in this concept image"
+                found.absent.append(_absence(name, encoder, about[index]["image"], why))
+                continue
             more: dict[str, Any] = dict(how)
             if masked and segmenter and sampled.foreground:
                 more |= {"mask": masks.rule(segmenter), "foreground": sampled.foreground[index]}

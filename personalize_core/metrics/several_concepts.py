@@ -42,5 +42,6 @@ def identity_of_parts(
     count = len(references)
     cut = [windows(image, count) for image in images]
     squares = encoder.images([square for columns in cut for column in columns for square in column])
-    alike = [image_alignment_per_image(squares, encoder.images(list(concept_images))) for concept_images in references]
+    known = [encoder.images(list(concept_images)) for concept_images in references]
+    alike = [image_alignment_per_image(squares, one, encoder.looks_for) for one in known]
     return torch.stack(alike, dim=-1).view(len(images), count, -1, count).amax(dim=2)

@@ -2,6 +2,9 @@
 
 All return float64 and take features of any norm. Definitions after Gal et al. 2022 (CLIP-T,
 CLIP-I), Ruiz et al. 2023 (DINO, the average over pairs) and Hessel et al. 2021 (CLIPScore's factor).
+
+`looks_for` is an encoder's, see `encoders.Encoder`: with it a row of zeros is an image in which nothing of the kind was
+found. Such an image is unlike all others, and no image is compared with it.
 """
 
 from __future__ import annotations
@@ -9,10 +12,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from personalize_core.errors import InputError
+
 CLIPSCORE_FACTOR = 2.5  # w in eq. 1 of Hessel et al. 2021; the CustomConcept101 script applies it to CLIP-T
 
 
-def image_alignment_per_image(generated: Tensor, references: Tensor) -> Tensor:
+def image_alignment_per_image(generated: Tensor, references: Tensor, looks_for: str | None = None) -> Tensor:
     """Mean cosine of each generated image with every reference image.
 
     CLIP-I and DINO differ only in the encoder that made the features. It is not the best match, so varied
@@ -21,11 +26,15 @@ def image_alignment_per_image(generated: Tensor, references: Tensor) -> Tensor:
     Args:
         generated: (G, D) image features.
         references: (R, D) features of the concept's training images, from the same encoder.
+        looks_for: with it a generated image of zeros has 0, and a reference of zeros is left out of R.
 
     Returns:
         (G,). Its mean is the mean over all G * R pairs.
+
+    Raises:
+        InputError: all references are zeros, with looks_for.
     """
-    generated, references = directions(generated, "generated"), directions(references, "reference")
+    generated, references = directions(generated, "generated", looks_for), with_something(references, looks_for)
     check_widths(generated, "generated", references, "reference")
     return (generated @ references.T).clamp(-1, 1).mean(dim=1)
 
@@ -89,15 +98,42 @@ def clip_score(cosines: Tensor) -> Tensor:
     return CLIPSCORE_FACTOR * cosines.clamp(min=0)
 
 
-def directions(features: Tensor, what: str) -> Tensor:
-    """(N, D) features of any norm to float64 rows of length one; raise where a cosine would mean nothing."""
+def drift_per_image(after: Tensor, before: Tensor, looks_for: str | None = None) -> Tensor:
+    """(N,): 1 - cosine of each image with the one before it; both (N, D).
+
+    looks_for: with it two images of zeros, in which nothing of the kind was found, have drifted by 0.
+    """
+    after, before = directions(after, "image", looks_for), directions(before, "earlier image", looks_for)
+    check_widths(after, "image", before, "earlier image")
+    neither = ~after.any(dim=1) & ~before.any(dim=1)
+    return (1 - (after * before).sum(dim=1).clamp(-1, 1)).masked_fill(neither, 0)
+
+
+def with_something(references: Tensor, looks_for: str | None) -> Tensor:
+    """(R, D) features of references to float64 rows of length one; with looks_for, those alone that are not zeros.
+
+    Raises:
+        InputError: none is left.
+    """
+    references = directions(references, "reference", looks_for)
+    some = references[references.any(dim=1)]
+    if not len(some):
+        raise InputError(f"no {looks_for} is found in any of the {len(references)} concept images to compare with")
+    return some
+
+
+def directions(features: Tensor, what: str, looks_for: str | None = None) -> Tensor:
+    """(N, D) features of any norm to float64 rows of length one; raise where a cosine would mean nothing.
+
+    looks_for: with it rows of zeros stay zeros.
+    """
     if features.ndim != 2:
         raise ValueError(f"{what} features have shape {tuple(features.shape)}; expected (N, D)")
     if not len(features):
         raise ValueError(f"there are no {what} features to compare")
     features = features.double()
     lengths = features.norm(dim=1)
-    unusable = ~(lengths.isfinite() & (lengths > 0))
+    unusable = ~(lengths.isfinite() & ((lengths > 0) | (looks_for is not None)))
     if unusable.any():
         row = int(unusable.nonzero()[0])
         raise ValueError(f"row {row} of the {what} features is zero or not finite, so it has no direction")

@@ -104,21 +104,26 @@ class Eye:
     def look(self, method: Method) -> Probed:
         """The method's images, and of each but the last its metrics; of that one how far it drifted."""
         from personalize_core.metrics.balance import balance_of
-        from personalize_core.metrics.similarity import image_alignment_per_image, text_alignment_per_image
+        from personalize_core.metrics.similarity import (
+            drift_per_image,
+            image_alignment_per_image,
+            text_alignment_per_image,
+        )
 
         said = [*(method.say(template) for template in self.templates), self._class_prompt]
         images = self._sampled(method, said)
         of_concept, of_noun = images[:-1], images[-1:]
         features, trained_on = self._identity(of_concept), self._trained_on
         references = self._held_out if self.held_out else trained_on
-        identity = image_alignment_per_image(features, references)
+        looks_for = self._identity_encoder.looks_for
+        identity = image_alignment_per_image(features, references, looks_for)
         text = text_alignment_per_image(self._text_image.images(opened(of_concept)), self._texts)
         metrics = {
             "identity": identity,
             "text": text,
             "balance": balance_of(identity.numpy(), text.numpy()),
             "copying": (features @ trained_on.T).amax(dim=1),
-            "drift": 1 - image_alignment_per_image(self._identity(of_noun), self._untouched),
+            "drift": drift_per_image(self._identity(of_noun), self._untouched, looks_for),
         }
         return Probed(images, {name: values.tolist() for name, values in metrics.items()})
 
@@ -149,10 +154,11 @@ class Eye:
         return self._identity(self._sampled(plain, prompts)[-1:])
 
     def _identity(self, images: Tensor) -> Tensor:
-        """(N, D) float64, rows of length one."""
+        """(N, D) float64, rows of length one, or of zeros where nothing is found that the encoder looks for."""
         from personalize_core.metrics.similarity import directions
 
-        return directions(self._identity_encoder.images(opened(images)), "image")
+        encoder = self._identity_encoder
+        return directions(encoder.images(opened(images)), "image", encoder.looks_for)
 
     @cached_property
     def _held_out(self) -> Tensor:
@@ -164,9 +170,12 @@ class Eye:
 
     def _of_files(self, paths: Sequence[Path]) -> Tensor:
         from personalize_core.concepts.image_files import load_image
-        from personalize_core.metrics.similarity import directions
+        from personalize_core.metrics.similarity import with_something
 
-        return directions(self._identity_encoder.images([load_image(path) for path in paths]), "concept image")
+        encoder = self._identity_encoder
+        features = encoder.images([load_image(path) for path in paths])
+        with _or_unwatched():
+            return with_something(features, encoder.looks_for)
 
     @cached_property
     def _texts(self) -> Tensor:

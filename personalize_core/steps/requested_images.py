@@ -345,7 +345,7 @@ def _identity_of_points(store: Store, concepts: Sequence[str], paths: Mapping[st
     references = [encoder.images(shown) for shown in _references(store, concepts)]
     features = {share: encoder.images([load_image(path) for path in made]) for share, made in paths.items()}
     return {
-        f"{share}.{name}": float(image_alignment_per_image(own, known).mean())
+        f"{share}.{name}": float(image_alignment_per_image(own, known, encoder.looks_for).mean())
         for share, own in features.items()
         for name, known in zip(concepts, references, strict=True)
     }

@@ -95,6 +95,18 @@ def test_diversity_is_the_mean_over_pairs():
     assert diversity.mean_pairwise_distance(np.repeat(features[:1], 3, axis=0)) == pytest.approx(0, abs=1e-12)
 
 
+def test_an_image_in_which_nothing_is_found_is_unlike_all_others_and_no_image_of_the_vendi_score():
+    bare, one = np.zeros((1, 4)), rows(1, 4, 3)
+    for some in (np.concatenate([bare, bare]), np.concatenate([bare, one])):
+        assert diversity.mean_pairwise_distance(some) == pytest.approx(1)
+    others = rows(3, 4, 3)
+    pairs = [1 - float(a @ b) for a, b in itertools.combinations(np.concatenate([others, bare]), 2)]
+    assert diversity.mean_pairwise_distance(np.concatenate([others, bare])) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert diversity.vendi_score(np.concatenate([bare, np.eye(4)[:2]])) == pytest.approx(2)
+    assert diversity.vendi_score(bare) == 0
+    assert drift.feature_distances(np.concatenate([bare, one]), np.concatenate([bare, bare])).tolist() == [0, 1]
+
+
 def test_one_image_has_no_diversity():
     with pytest.raises(ValueError, match="two images at least"):
         diversity.mean_pairwise_distance(rows(1, 4, 0))

@@ -23,6 +23,7 @@ class Counting:
     preprocessing: str = "none"
     device: str = "cpu"
     asked: list[int] = field(default_factory=list)
+    looks_for = None
 
     def images(self, images: Sequence[Image.Image]) -> Tensor:
         self.asked.append(len(images))

@@ -16,7 +16,7 @@ from personalize_core.errors import InputError
 from personalize_core.metrics import encoder_names
 from personalize_core.metrics.encoder_names import FACE_FILES, find, weights_of
 from personalize_core.metrics.encoders import load_identity_encoder
-from personalize_core.metrics.faces import WIDTH
+from personalize_core.metrics.faces import SIDES, WIDTH, Faces
 
 BACKGROUND = (10, 10, 10)
 
@@ -105,9 +105,69 @@ def test_an_image_without_a_face_is_unlike_every_face(opencv, folder):
         encoder.images([])
 
 
+class Limited(Detector):
+    """Misses what is larger than 300 pixels, as YuNet may, and what is smaller than 10; it puts landmarks in a row."""
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, int]] = []
+
+    def detect(self, pixels: np.ndarray) -> tuple[int, np.ndarray | None]:
+        self.sizes.append(self.size)
+        assert pixels.shape[:2] == self.size[::-1]
+        rows, columns = np.nonzero((pixels > 128).any(axis=-1))
+        if not len(rows):
+            return 1, None
+        left, top = columns.min(), rows.min()
+        width, height = columns.max() + 1 - left, rows.max() + 1 - top
+        if not 10 <= max(width, height) <= 300:
+            return 1, None
+        landmarks = [[left + width * n / 4, top + height * n / 4] for n in range(5)]
+        return 1, np.array([[left, top, width, height, *np.ravel(landmarks), 0.95]], dtype=np.float32)
+
+
+class Recorder(Recognizer):
+    """Remembers what it is to crop, and from what."""
+
+    def alignCrop(self, pixels: np.ndarray, face: np.ndarray) -> np.ndarray:
+        self.shape, self.face = pixels.shape, face
+        return super().alignCrop(pixels, face)
+
+
+@pytest.mark.parametrize(
+    ("size", "face", "sizes"),
+    [
+        ((3000, 2000), (600, 300, 1600, 1200), [(320, 213)]),  # fills the image: 1600 pixels wide, 171 in the copy
+        (
+            (1280, 1280),
+            (640, 320, 32, 32),
+            [(320, 320), (640, 640)],
+        ),  # small: 8 pixels in the first copy, 16 in the next
+        ((300, 200), (40, 60, 100, 80), [(300, 200)]),  # small enough as it is, never enlarged
+        ((640, 400), None, [(320, 200), (640, 400)]),
+        ((200, 100), None, [(200, 100)]),  # both copies are the image itself, looked at once
+    ],
+)
+def test_a_face_is_looked_for_in_copies_of_the_size_that_the_detector_knows_and_cut_from_the_image(size, face, sizes):
+    detector, recognizer = Limited(), Recorder()
+    image = Image.new("RGB", size, BACKGROUND)
+    if face:
+        left, top, width, height = face
+        image.paste((250, 200, 0), (left, top, left + width, top + height))
+    feature = Faces("sface", "0", detector, recognizer).images([image])[0]
+    assert detector.sizes == sizes
+    assert bool(feature.any()) == (face is not None)
+    if face:
+        corners = [(left + width * n / 4, top + height * n / 4) for n in range(5)]
+        slack = max(size) / max(sizes[-1])  # a pixel of the copy
+        assert recognizer.shape[:2] == size[::-1] and recognizer.face.dtype == np.float32
+        np.testing.assert_allclose(recognizer.face[:14], [*face, *np.ravel(corners)], atol=2 * slack)
+        assert recognizer.face[14] == np.float32(0.95)
+
+
 def test_the_encoder_says_what_it_is_and_both_networks_count_as_its_weights(opencv, folder):
     encoder = load_identity_encoder(f"sface:{folder}")
     assert encoder.name == "sface" and "YuNet" in encoder.preprocessing
+    assert all(f"{side} px" in encoder.preprocessing for side in SIDES)
     before = weights_of(f"sface:{folder}")
     (folder / FACE_FILES[0]).write_bytes(b"another detector")
     assert weights_of(f"sface:{folder}") != before
@@ -120,11 +180,14 @@ def test_without_the_library_it_is_refused_with_the_reason_and_what_to_install(m
 
 
 def test_without_weights_it_is_refused_with_where_they_are(opencv, folder):
-    with pytest.raises(InputError, match="weights that compare faces are not fetched: put face_detection_yunet"):
-        find("sface", "identity")
     (folder / FACE_FILES[1]).unlink()
-    with pytest.raises(InputError, match="does not hold face_recognition_sface_2021dec.onnx"):
-        find(f"sface:{folder}", "identity")
+    for ask in (lambda name: find(name, "identity"), weights_of):
+        with pytest.raises(InputError, match="weights that compare faces are not fetched: put face_detection_yunet"):
+            ask("sface")
+        with pytest.raises(InputError, match="does not hold face_recognition_sface_2021dec.onnx"):
+            ask(f"sface:{folder}")
+        with pytest.raises(InputError, match="/nowhere does not hold face_detection_yunet"):
+            ask("sface:/nowhere")
 
 
 def test_weights_that_opencv_cannot_read_are_refused_in_a_sentence(opencv, folder):

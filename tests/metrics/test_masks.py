@@ -33,6 +33,7 @@ class MeanColour:
     weights_hash: str = "0" * 64
     preprocessing: str = "none"
     broken: bool = False
+    looks_for = None
 
     def images(self, images):
         rows = torch.stack([torch.tensor(np.asarray(p, dtype=np.float32).mean((0, 1)) / 255) for p in images])

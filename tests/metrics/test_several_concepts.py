@@ -14,6 +14,7 @@ class Colours:
     """An identity encoder whose features are the image's mean colour, centred."""
 
     name = weights_hash = preprocessing = "colours"
+    looks_for: str | None = None
 
     def images(self, images):
         means = np.stack([np.asarray(image).astype(np.float64).mean((0, 1)) for image in images])
