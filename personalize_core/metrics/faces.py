@@ -74,7 +74,7 @@ class Faces:
         if faces is None or not len(faces):
             return None
         scale = np.divide(image.size, size)
-        largest = np.array(max(faces, key=lambda face: float(face[2] * face[3])))
+        largest: np.ndarray = max(faces, key=lambda face: float(face[2] * face[3])).copy()
         largest[:14] *= np.tile(scale, 7)
         return largest
 
