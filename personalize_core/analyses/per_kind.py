@@ -23,11 +23,13 @@ TITLE = "By the kind of prompt"
 RECONTEXTUALIZATION, STYLE, PROPERTY = KINDS = ("recontextualization", "style", "property")
 HOW = (
     "A prompt asks for a style where it names an art form, or 'in the style of'; for a property where a colour, a "
-    "shape, a state or a material is said of the concept itself; else it puts the concept into a scene. Means."
+    "shape, a state or a material is said of the concept itself, or it is reimagined as another; else it puts the "
+    "concept into a scene. Means."
 )
 _STYLE = re.compile(
     r"\b(style of|painting|drawing|sketch|watercolou?r|manga|anime|cartoon|comic|graffiti|sculpture|statue|bust|icon|"
-    r"print|woodcut|woodblock|illustration|origami|crochet|latte art|pixel art|poster|engraving)\b",
+    r"print|woodcut|woodblock|illustration|origami|crochet|latte art|pixel art|engraving|painted|brushstrokes|"
+    r"poster of)\b",
     re.IGNORECASE,
 )
 _QUALITIES = (
@@ -35,7 +37,9 @@ _QUALITIES = (
     r"transparent|shiny|wet|dirty|broken|old|new|tiny|giant|huge|furry|fluffy|\w+[ -]shaped|wooden|metal|glass"
 )
 _PROPERTY = re.compile(
-    rf"\b({_QUALITIES})\s+{re.escape(SLOT)}|{re.escape(SLOT)}\s+(is\s+)?made (out )?of\b", re.IGNORECASE
+    rf"\b({_QUALITIES})\s+{re.escape(SLOT)}|{re.escape(SLOT)}\s+((is\s+)?made (out )?of|reimagined as|"
+    rf"with intricate \w+ carvings)\b",
+    re.IGNORECASE,
 )
 MEANINGS = {
     "variant": "the sampling variant",

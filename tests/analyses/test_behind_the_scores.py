@@ -241,6 +241,22 @@ def test_what_a_prompt_asks_for_is_seen_by_its_words(kind, templates):
     assert [per_kind.kind_of(template) for template in templates] == [kind] * len(templates)
 
 
+@pytest.mark.parametrize(
+    ("template", "kind"),
+    [
+        ("A {} presenting a poster at a conference with people around", "recontextualization"),
+        ("a poster of a {}", "style"),
+        ("a {} painted like a Picasso abstract", "style"),
+        ("a {} depicted with rough, textured brushstrokes", "style"),
+        ("a {} reimagined as a character from a classic fairy tale", "property"),
+        ("a {} with intricate Baroque carvings", "property"),
+        ("a cake with cream shaped like a {} on top", "recontextualization"),
+    ],
+)
+def test_prompts_of_the_lists_whose_words_mislead(template, kind):
+    assert per_kind.kind_of(template) == kind
+
+
 def test_of_dreambooths_prompts_for_things_the_properties_are_those_of_its_last_rows():
     """Its list ends with five colours and states; all before them are scenes."""
     prompts = read_list(Path(__file__).parents[2] / "data" / "prompts" / "dreambooth_object.txt")
