@@ -62,6 +62,7 @@ def sample_prompts(
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
         **_computed_by(store),
+        "sources": sampling_sources(method),
         **refining(store, concept, method, {variant: variants[variant]}, listener),
     }
     stamp = stamp_of(request)

@@ -381,6 +381,17 @@ def test_samples_of_the_users_own_prompt_are_images_of_the_models_size(store: St
     assert described["prompts"] == ["<rex> dog in the desert"] * 2
 
 
+def test_samples_are_made_again_once_what_samples_them_is_another_program(store: Store, monkeypatch):
+    """As image grids, heat maps and interpolations are."""
+    asked = (store, "rex", "personalized_residuals", ["a photo of <rex>"], 1)
+    assert not steps.sample_prompts(*asked).skipped and steps.sample_prompts(*asked).skipped
+    hashed = dependencies.sources_hash
+    monkeypatch.setattr(
+        dependencies, "sources_hash", lambda names: "another" if "sampling/sampler" in names else hashed(names)
+    )
+    assert not steps.sample_prompts(*asked).skipped
+
+
 def test_two_concepts_in_one_image_are_sampled_from_their_own_artifacts(store: Store):
     cells = [("rex", "personalized_residuals"), ("cup", "personalized_residuals")]
     prompt = f"a photo of <rex> next to {store.concept('cup').placeholder}"
