@@ -61,7 +61,8 @@ def sample_prompts(
         "variant": repr(variants[variant].sampling),
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
-        **_computed_by(store),
+        "precision": params.precision,
+        **computed_by(store),
         "sources": sampling_sources(method),
         **refining(store, concept, method, {variant: variants[variant]}, listener),
     }
@@ -222,7 +223,8 @@ def sample_several_concepts(
         "images": images,
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
-        **_computed_by(store),
+        "precision": params.precision,
+        **computed_by(store),
         **_compared_with(store, [concept for concept, _ in cells]),
         "sources": sources_hash([*SAMPLING, *ENCODERS, "sampling/several_concepts", "metrics/several_concepts"]),
     }
@@ -293,7 +295,8 @@ def sample_between(
         "images": images,
         "sampling": params.sampling.how(),
         "seed": store.sampling_seed,
-        **_computed_by(store),
+        "precision": params.precision,
+        **computed_by(store),
         **_compared_with(store, names),
         "sources": sources_hash([*SAMPLING, *ENCODERS, "sampling/interpolation"]),
     }
@@ -321,12 +324,6 @@ def sample_between(
         about = {"cells": [list(cell) for cell in cells], "said": said, "identity": metrics, **request}
         write_json(new / "samples.json", about)
     return Report(stamp, False, time.monotonic() - started, folder, metrics, shown)
-
-
-def _computed_by(store: Store) -> dict[str, Any]:
-    """The precision too, unless it is the usual one, so that images from before it was looked at keep their stamp."""
-    precision = store.params.precision
-    return computed_by(store) | ({"precision": precision} if precision != "fp32" else {})
 
 
 def _template(concept: Concept, prompt: str) -> str:
