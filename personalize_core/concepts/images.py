@@ -22,7 +22,7 @@ GOLDEN, SILVER = (math.sqrt(5) - 1) / 2, math.sqrt(2) - 1  # steps by which plac
 
 @dataclass(frozen=True)
 class View:
-    """A square training image, and what was cut off in making it: pixels, counted at the size it is shown in."""
+    """A square of an image, and what was cut off beside it: pixels, counted at the size it is shown in."""
 
     shown: Image.Image
     original: tuple[int, int]  # width and height of what was resized
@@ -33,6 +33,10 @@ class View:
     @property
     def mirrored(self) -> View:
         return View(ImageOps.mirror(self.shown), self.original, self.right, self.top, self.left)
+
+    def resized(self, side: int, resample: Image.Resampling) -> View:
+        left, top, right = (round(cut * side / self.shown.width) for cut in (self.left, self.top, self.right))
+        return View(self.shown.resize((side, side), resample), self.original, left, top, right)
 
     @property
     def sizes(self) -> list[int]:
@@ -77,25 +81,6 @@ def _rotated(recipe: Preprocessing, image: Image.Image, size: int, resample: Ima
 
 
 @dataclass(frozen=True)
-class _Middle:
-    """The middle square of an image, and what was cut off beside it, in the image's own pixels."""
-
-    square: Image.Image
-    original: tuple[int, int]
-    left: int
-    top: int
-    right: int
-
-    @property
-    def mirrored(self) -> _Middle:
-        return _Middle(ImageOps.mirror(self.square), self.original, self.right, self.top, self.left)
-
-    def resized(self, side: int, resample: Image.Resampling) -> View:
-        left, top, right = (round(cut * side / self.square.width) for cut in (self.left, self.top, self.right))
-        return View(self.square.resize((side, side), resample), self.original, left, top, right)
-
-
-@dataclass(frozen=True)
 class Zoom:
     """A size and a place that Custom Diffusion's augmentation gives a concept image, in pixels."""
 
@@ -105,7 +90,7 @@ class Zoom:
     top: int
     mirrored: bool
 
-    def view(self, middle: _Middle, size: int, resample: Image.Resampling, flip: bool) -> View:
+    def view(self, middle: View, size: int, resample: Image.Resampling, flip: bool) -> View:
         """The middle square of a concept image as a (size, size) training image.
 
         Beside a far one the canvas is grey, which in [-1, 1] is 0 in the authors' code and 0.004 here: the cached
@@ -151,11 +136,9 @@ def _spread(k: int, step: float) -> float:
     return (0.5 + k * step) % 1
 
 
-def _middle_square(image: Image.Image) -> _Middle:
+def _middle_square(image: Image.Image) -> View:
     side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return _Middle(square, image.size, left, top, image.width - side - left)
+    return _crop(image, side, ((image.width - side) // 2, (image.height - side) // 2), image.size)
 
 
 def _shorter_side_to(size: int, image: Image.Image, resample: Image.Resampling) -> Image.Image:
