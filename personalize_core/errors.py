@@ -37,6 +37,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 300 else f"{text[:200]} ... {text[-80:]}"
 
 
+def said_by(error: Exception) -> str:
+    """What a library says is wrong, on one line and cut where it is long; its error's class, if it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def together(errors: Sequence[InputError]) -> InputError:
     """One error with all that is wrong: a line for each problem, where there are several."""
     problems = list(dict.fromkeys(map(str, errors)))

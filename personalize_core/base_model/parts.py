@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from personalize_core.base_model.pretrained import CONFIG, check_settings, load_network, weights_in
-from personalize_core.errors import InputError, listed, shown
+from personalize_core.errors import InputError, listed, said_by, shown
 from personalize_core.files.outside import MOST_RESULT, is_there, read_json_object, refuse_pickles_in
 
 PARTS = ("text_encoder", "vae", "unet")
@@ -267,5 +267,4 @@ def _check_fit(layout: Layout, configs: Mapping[str, Any]) -> None:
 
 
 def _undescribed(path: Path, what: str, error: Exception) -> InputError:
-    said = " ".join(str(error).split())[:200] or type(error).__name__
-    return InputError(f"{path} describes no {what} that can be read ({said}); fetch or save it again")
+    return InputError(f"{path} describes no {what} that can be read ({said_by(error)}); fetch or save it again")

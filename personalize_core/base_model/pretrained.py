@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from safetensors import SafetensorError, safe_open
 
 from personalize_core.compat import hide_bars_of_transformers
-from personalize_core.errors import InputError, listed, shown
+from personalize_core.errors import InputError, listed, said_by, shown
 from personalize_core.files.outside import is_there, read_json_object, refuse_pickles_in
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def load_network(kind: Any, folder: Path, dtype: Any = None) -> Any:
         except MemoryError:
             raise
         except Exception as error:  # the weights' files are whole, so it is the configuration; of many classes
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise InputError(f"{config} describes no {kind.__name__} that can be built: {said}") from error
+            raise InputError(f"{config} describes no {kind.__name__} that can be built: {said_by(error)}") from error
     _check_report(network, report, weights)
     check_finite(network, weights)
     return network.eval()
@@ -96,7 +95,7 @@ def weights_in(folder: Path, stem: str) -> Path:
             raise InputError(f"{file} does not exist; {index} names it") from None
         except (OSError, SafetensorError) as error:
             raise InputError(
-                f"{file} is no safetensors file, or a damaged one; fetch or save it again ({_first_line(error)})"
+                f"{file} is no safetensors file, or a damaged one; fetch or save it again ({said_by(error)})"
             ) from None
     return single if files == [single] else index
 
@@ -161,10 +160,6 @@ def _in_order(names: Any, network: nn.Module) -> list[str]:
     """As they stand in the network; the libraries give sets."""
     place = {name: number for number, name in enumerate(network.state_dict())}
     return sorted(names, key=lambda name: (place.get(name, len(place)), name))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _is_of(value: Any, hint: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from personalize_core.errors import InputError, listed
+from personalize_core.errors import InputError, listed, said_by
 
 PATIENCE = 5  # seconds for the hub to answer at all; its client would try again for half a minute
 
@@ -67,8 +67,7 @@ def hub_folder(
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise refused("the hub has no such repository or commit, or not for everybody") from error
     except Exception as error:  # the hub's client raises a dozen unrelated classes
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise refused(f"fetching it failed: {said}", "try again, ") from error
+        raise refused(f"fetching it failed: {said_by(error)}", "try again, ") from error
 
 
 def check_holds(files: Sequence[str]) -> Callable[[Path], None]:

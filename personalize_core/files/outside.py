@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from personalize_core.errors import InputError, shown
+from personalize_core.errors import InputError, said_by, shown
 
 T = TypeVar("T")
 
@@ -249,8 +249,7 @@ def _guarded(parse: Callable[[], T], path: Path, language: str) -> T:
     except RecursionError:
         raise _too_deep(path) from None
     except Exception as error:  # the parsers raise their own classes, ValueError, KeyError, TypeError and others
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"{path} is not {language}: {said}") from None
+        raise InputError(f"{path} is not {language}: {said_by(error)}") from None
 
 
 def _too_deep(path: Path) -> InputError:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from personalize_core.errors import InputError
+from personalize_core.errors import InputError, said_by
 from personalize_core.files.stamps import sha256
 from personalize_core.metrics.encoder_names import FACE_FILES
 
@@ -110,5 +110,4 @@ def load_faces(name: str, folder: Path) -> Faces:
             library.FaceRecognizerSF.create(str(recognizer), ""),
         )
     except library.error as error:
-        said = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder}: OpenCV cannot read the weights of {name!r} there: {said}") from error
+        raise InputError(f"{folder}: OpenCV cannot read the weights of {name!r} there: {said_by(error)}") from error

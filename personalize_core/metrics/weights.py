@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from personalize_core.errors import InputError, listed
+from personalize_core.errors import InputError, listed, said_by
 from personalize_core.files.outside import refuse_pickle, refuse_pickles_in
 from personalize_core.metrics.encoder_names import PUBLISHED
 from personalize_core.metrics.preprocessing import CLIP_PREPROCESSING, Preprocessing
@@ -160,5 +160,4 @@ def readable(name: str, weights: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{weights} could not be read as the encoder {name!r}: {said}") from error
+        raise InputError(f"{weights} could not be read as the encoder {name!r}: {said_by(error)}") from error

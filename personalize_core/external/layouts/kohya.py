@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from personalize_core.errors import InputError, shown
+from personalize_core.errors import InputError, said_by, shown
 from personalize_core.external.folders import (
     MOST_LIST,
     chosen,
@@ -112,7 +112,7 @@ def _from_toml(path: Path) -> list[dict[str, Any]]:
     try:
         found = tomllib.loads(read_text(path, MOST_LIST))
     except (ValueError, RecursionError) as error:  # a number of too many digits is no TOMLDecodeError
-        raise InputError(f"{path} is not TOML: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"{path} is not TOML: {said_by(error)}") from None
     common = object_in(found, "prompt")
     subsets = common.get("subset")
     return [{**common, **subset} for subset in subsets or [] if isinstance(subset, dict)]

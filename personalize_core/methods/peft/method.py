@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
-from personalize_core.errors import InputError, listed, shown
+from personalize_core.errors import InputError, listed, said_by, shown
 from personalize_core.files.atomic import save_tensors, write_json
 from personalize_core.files.outside import read_json_object
 from personalize_core.files.typed_yaml import build
@@ -91,7 +91,7 @@ class Adapter:
         try:
             PEFT_TYPE_TO_TUNER_MAPPING[about.peft_type](self.root, about, NAME)
         except (ValueError, TypeError, AssertionError, KeyError, NotImplementedError) as error:
-            raise InputError(f"PEFT refuses this adapter: {_one_line(error)}") from None
+            raise InputError(f"PEFT refuses this adapter: {said_by(error)}") from None
         self.modules: dict[str, Any] = {path: self.root.get_submodule(path) for path in layers}
         self._copies: dict[str, Any] = {path: module.get_base_layer() for path, module in self.modules.items()}
         self.start: dict[str, Tensor] = {}  # name -> what each learned tensor starts from
@@ -305,7 +305,7 @@ def described(config: Config) -> Any:
             warnings.filterwarnings("ignore", "Specified to not save")  # of VeRA and RandLora: as it shall be
             return PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind.of)](**options)
     except (ValueError, TypeError) as error:
-        raise InputError(f"PEFT refuses config: {_one_line(error)}") from None
+        raise InputError(f"PEFT refuses config: {said_by(error)}") from None
 
 
 def targeted(base: BaseModel, about: Any) -> dict[str, Any]:
@@ -407,7 +407,3 @@ def _put(root: nn.Module, path: str, layer: nn.Module) -> None:
 
 def _lies_in(path: str, parent: str) -> bool:
     return path.startswith(f"{parent}.")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
