@@ -4,10 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from personalize_core.errors import InputError, listed, said_by
+from personalize_core.errors import InputError, said_by
+
+T = TypeVar("T")
 
 PATIENCE = 5  # seconds for the hub to answer at all; its client would try again for half a minute
+
+
+def hub_files(
+    what: str, repository: str, revision: str, files: Sequence[str], otherwise: str, terms: str = "them"
+) -> list[Path]:
+    """Where these files of a commit lie in the hub's cache; they are fetched if need be.
+
+    Args:
+        what: "the IP-Adapter 'sd15'", for messages.
+        files: their paths in the repository.
+        otherwise: what to do where they cannot be fetched, for messages.
+        terms: what accounts have to accept where the hub asks for it: "the DINOv3 License", for messages.
+
+    Raises:
+        InputError: they are not in the cache and cannot be fetched; the sentence says why.
+    """
+    from huggingface_hub import hf_hub_download
+
+    def found(local: bool) -> list[Path]:
+        return [Path(hf_hub_download(repository, file, revision=revision, local_files_only=local)) for file in files]
+
+    return _cached_or_fetched(found, what, repository, revision, otherwise, terms)
 
 
 def hub_folder(
@@ -30,21 +55,30 @@ def hub_folder(
         InputError: they are not in the cache and cannot be fetched; the sentence says why. Or `check` refuses what was
             fetched.
     """
-    from huggingface_hub import constants, get_session, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import snapshot_download
 
-    def folder(local: bool) -> Path:
-        found = Path(
+    def found(local: bool) -> Path:
+        folder = Path(
             snapshot_download(repository, revision=revision, allow_patterns=list(files), local_files_only=local)
         )
-        check(found)
-        return found
+        check(folder)
+        return folder
+
+    return _cached_or_fetched(found, what, repository, revision, otherwise)
+
+
+def _cached_or_fetched(
+    found: Callable[[bool], T], what: str, repository: str, revision: str, otherwise: str, terms: str = "them"
+) -> T:
+    """found: of the cache alone, if told so."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     def refused(why: str, mend: str = "") -> InputError:
         return InputError(f"{what} ({repository} at {revision}) cannot be loaded here: {why}; {mend}{otherwise}")
 
     try:
-        return folder(local=True)
+        return found(True)
     except (OSError, InputError):
         pass  # not in the hub's cache, or not all of it
     try:
@@ -56,25 +90,15 @@ def hub_folder(
             "go on where there is a network, set HF_HOME to a cache that holds them, ",
         ) from error
     try:
-        return folder(local=False)
+        return found(False)
     except InputError:
         raise
     except GatedRepoError as error:
         raise refused(
             "the hub gives it only to accounts that accepted its terms",
-            f"accept them at {constants.ENDPOINT}/{repository} and log in with `hf auth login`, ",
+            f"accept {terms} at {constants.ENDPOINT}/{repository} and log in with `hf auth login`, ",
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise refused("the hub has no such repository or commit, or not for everybody") from error
     except Exception as error:  # the hub's client raises a dozen unrelated classes
         raise refused(f"fetching it failed: {said_by(error)}", "try again, ") from error
-
-
-def check_holds(files: Sequence[str]) -> Callable[[Path], None]:
-    """For `hub_folder`: raises InputError if a folder lacks one of these files."""
-
-    def check(folder: Path) -> None:
-        if lacking := [file for file in files if not (folder / file).is_file()]:
-            raise InputError(f"{folder} has no {listed(lacking)}")
-
-    return check

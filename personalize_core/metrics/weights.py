@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from personalize_core.errors import InputError, listed, said_by
+from personalize_core.files.hub import hub_files
 from personalize_core.files.outside import refuse_pickle, refuse_pickles_in
 from personalize_core.metrics.encoder_names import PUBLISHED
 from personalize_core.metrics.preprocessing import CLIP_PREPROCESSING, Preprocessing
@@ -125,34 +126,15 @@ def _checked(weights: Path) -> Path:
 
 def fetched(name: str, known: Published) -> Path:
     """The folder on this machine that holds the published files; fetched from the hub at their pinned commit."""
-    from huggingface_hub import constants, get_session, hf_hub_download
-    from huggingface_hub.errors import GatedRepoError
-
-    def folder(local_files_only: bool) -> Path:
-        return [
-            Path(hf_hub_download(known.repository, file, revision=known.revision, local_files_only=local_files_only))
-            for file in known.files
-        ][0].parent
-
-    try:
-        return folder(local_files_only=True)
-    except OSError:
-        pass  # not in the hub's cache yet
-    terms = f"accept the {known.licence} at https://huggingface.co/{known.repository} and log in with `hf auth login`"
-    otherwise = f"copy its {listed(known.files)} into a folder and write '{name}:FOLDER', or use the mini encoders"
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)  # without a network hf_hub_download retries for 20 s
-        return folder(local_files_only=False)
-    except GatedRepoError as error:
-        raise InputError(
-            f"the hub gives the weights of {name!r} only to accounts that accepted their terms, and this machine is "
-            f"logged in to none that did: {terms}; or {otherwise}"
-        ) from error
-    except Exception as error:  # the hub's client raises a dozen unrelated classes
-        first = f"{terms}, with a network; or " if known.gated else ""
-        raise InputError(
-            f"the weights of {name!r} could not be fetched from the hub ({known.repository}): {first}{otherwise}"
-        ) from error
+    weights, *_ = hub_files(
+        f"the encoder {name!r}",
+        known.repository,
+        known.revision,
+        known.files,
+        f"or copy its {listed(known.files)} into a folder and write '{name}:FOLDER', or use the mini encoders",
+        f"the {known.licence}",
+    )
+    return weights.parent
 
 
 def readable(name: str, weights: Path, load: Callable[[], Any]) -> Any:

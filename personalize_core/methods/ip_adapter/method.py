@@ -22,7 +22,7 @@ from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.base_model.pretrained import load_network
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
-from personalize_core.files.hub import check_holds, hub_folder
+from personalize_core.files.hub import hub_files
 from personalize_core.methods.interface import Method, Stage
 from personalize_core.methods.ip_adapter.recipe import ADAPTERS, ENCODER, Config, Published, folder_of
 from personalize_core.methods.shared.interchange import check_shapes, read_tensors
@@ -200,16 +200,14 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 def _fetched(name: str, known: Published) -> tuple[Path, Path]:
     """Its file of weights, and its image encoder's folder."""
-    files = (known.weights, f"{known.encoder}/config.json", f"{known.encoder}/model.safetensors")
-    folder = hub_folder(
+    weights, config, _ = hub_files(
         f"the IP-Adapter {name!r}",
         known.repository,
         known.revision,
-        files,
+        (known.weights, f"{known.encoder}/config.json", f"{known.encoder}/model.safetensors"),
         "or name a folder that holds one as `adapter`",
-        check_holds(files),
     )
-    return folder / known.weights, folder / known.encoder
+    return weights, config.parent
 
 
 def _of_another(name: str, width: int, base: BaseModel) -> InputError:
