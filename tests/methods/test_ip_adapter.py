@@ -88,19 +88,27 @@ def stock(base: BaseModel, folder: Path, scale: float) -> Any:
     return pipe
 
 
+def sampled_by_stock(base: BaseModel, folder: Path, scale: float, **image: Any) -> torch.Tensor:
+    """What that pipeline samples from the first noise of ours; image: which it sees, as the pipeline takes it."""
+    return stock(base, folder, scale)(
+        "a photo of a dog on the beach",
+        latents=initial_noise(base, 0, [(0, 0)]),
+        num_inference_steps=2,
+        guidance_scale=2.0,
+        output_type="latent",
+        height=base.image_size,
+        width=base.image_size,
+        **image,
+    ).images
+
+
 @pytest.mark.parametrize("scale", [0.7, 1.0])
 def test_it_samples_what_diffusers_own_pipeline_samples_from_the_same_noise(method, base, folder, scale):
     method.sampling = Sampling(scale=scale)
     ours = sample_latents(method, base, [method.say("a photo of a {} on the beach")], steps=2, guidance=2.0)
     mean = embeddings(folder, images()).mean(dim=0)[None, None]  # (1, 1, 12)
-    theirs = stock(base, folder, scale)(
-        "a photo of a dog on the beach",
-        latents=initial_noise(base, 0, [(0, 0)]),
-        ip_adapter_image_embeds=[torch.cat([torch.zeros_like(mean), mean])],
-        num_inference_steps=2,
-        guidance_scale=2.0,
-        output_type="latent",
-    ).images
+    both = torch.cat([torch.zeros_like(mean), mean])  # the prompt-free half of guidance first
+    theirs = sampled_by_stock(base, folder, scale, ip_adapter_image_embeds=[both])
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
 
 
@@ -112,16 +120,7 @@ def test_on_stable_diffusion_xl_it_samples_what_diffusers_own_pipeline_samples(c
     method.see([shown], xl)
     method.sampling = Sampling(scale=0.7)
     ours = sample_latents(method, xl, [method.say("a photo of a {} on the beach")], steps=2, guidance=2.0)
-    theirs = stock(xl, folder, 0.7)(
-        "a photo of a dog on the beach",
-        latents=initial_noise(xl, 0, [(0, 0)]),
-        ip_adapter_image=shown,
-        num_inference_steps=2,
-        guidance_scale=2.0,
-        output_type="latent",
-        height=xl.image_size,
-        width=xl.image_size,
-    ).images
+    theirs = sampled_by_stock(xl, folder, 0.7, ip_adapter_image=shown)
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
     method.sampling = Sampling(scale=0.0)
     without = sample_latents(method, xl, [method.say("a photo of a {} on the beach")], steps=2, guidance=2.0)
@@ -132,14 +131,7 @@ def test_of_one_image_the_pipeline_that_is_given_the_image_itself_samples_the_sa
     (shown,) = images(1)
     method.see([shown], base)
     ours = sample_latents(method, base, [method.say("a photo of a {} on the beach")], steps=2, guidance=2.0)
-    theirs = stock(base, folder, 0.7)(
-        "a photo of a dog on the beach",
-        latents=initial_noise(base, 0, [(0, 0)]),
-        ip_adapter_image=shown,
-        num_inference_steps=2,
-        guidance_scale=2.0,
-        output_type="latent",
-    ).images
+    theirs = sampled_by_stock(base, folder, 0.7, ip_adapter_image=shown)
     torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
 
 
