@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import struct
 import subprocess
@@ -22,6 +21,7 @@ from personalize_core.metrics import features
 from personalize_core.metrics.chunks import even_chunks, in_workers
 from personalize_core.metrics.features import Encoders, Processing, Seen
 from personalize_core.metrics.kept_features import KeptFeatures
+from tests.imports import imported
 from tests.metrics.counting_encoder import Bright, Counting, made
 from tests.metrics.interrupted_scoring import STOP_AT
 
@@ -31,17 +31,9 @@ ROOT = Path(features.__file__).parents[2]
 
 def test_kept_features_depend_on_every_file_of_metrics_that_the_encoders_import_to_prepare_or_run():
     """Encoders' names say only where weights lie, and those are hashed."""
-    package, seen, ahead = ROOT / "personalize_core", set(), ["metrics/encoders"]
-    while ahead:
-        module = ahead.pop()
-        seen.add(module)
-        for node in ast.walk(ast.parse((package / f"{module}.py").read_text())):
-            name = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
-            found = name.removeprefix("personalize_core.").replace(".", "/")
-            if found.startswith("metrics/") and found not in seen:
-                ahead.append(found)
-    assert "metrics/faces" in seen
-    assert seen - {"metrics/encoder_names"} <= set(features.SOURCES)
+    found = {"metrics/encoders"} | imported("metrics/encoders", "metrics/")
+    assert "metrics/faces" in found
+    assert found - {"metrics/encoder_names"} <= set(features.SOURCES)
 
 
 def noise(folder: Path, count: int, seed: int = 0) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from personalize_core.files import stamps
 from personalize_core.methods import METHOD_NAMES, method_source
 from personalize_core.workspace import dependencies
 from personalize_core.workspace.store import Store
+from tests.imports import imported
 
 WORKSPACE = Path(__file__).parents[2]  # the repository itself: its params.yaml and prompts, and the embedded base model
 METHODS = ("textual_inversion", "oft", "core")
@@ -58,18 +58,8 @@ OF_FILES_AND_OPTIONS = {
 }
 
 
-def imported_shared(path: Path) -> set[str]:
-    """Of the modules that several methods are made of, those that a module imports, and those that these import."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("personalize_core.methods.shared."):
-            name = (node.module or "").removeprefix("personalize_core.").replace(".", "/")
-            found |= {name} | imported_shared(WORKSPACE / f"personalize_core/{name}.py")
-    return found
-
-
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_an_artifact_depends_on_all_that_its_method_is_made_of(method):
-    made_of = imported_shared(WORKSPACE / f"personalize_core/{method_source(method)}.py") - OF_FILES_AND_OPTIONS
+    made_of = imported(method_source(method), "methods/shared/") - OF_FILES_AND_OPTIONS
     assert made_of <= {*dependencies.TRAINING}
     assert made_of <= {*dependencies.SAMPLING, *dependencies.REFINING}
