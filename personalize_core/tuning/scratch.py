@@ -24,7 +24,12 @@ from personalize_core.workspace.params import Params
 from personalize_core.workspace.store import Store
 
 SHARED = (
-    *("prompts", "protocols", "regularization", "latents", "class_images", ".work/locks"),
+    "prompts",
+    "protocols",
+    "regularization",
+    "latents",
+    "class_images",
+    ".work/locks",
     "analyses/class_nouns",  # from which a recipe may take the noun that it says
 )
 RESULTS = ("artifacts", "grids", "metrics", "costs", "repeats", "under", ".work/checkpoints", ".work/features")

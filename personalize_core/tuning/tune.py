@@ -216,10 +216,12 @@ class _Search:
                 return self._ended(suggested, parts, DIVERGED, seconds_until_it_ended(workspace, *cell))
             except Hopeless:
                 return self._ended(suggested, parts, PRUNED, seconds_until_it_ended(workspace, *cell))
+            if len(parts) == len(self.asked.on):
+                break
             if suggested.number == 0:
                 known = listed([part.concept for part in parts])
                 self.budget.check(self._expected_by(parts), f"by what {known} took")
-            if len(parts) < len(self.asked.on) and suggested.is_hopeless([part.means.balance for part in parts]):
+            if suggested.is_hopeless([part.means.balance for part in parts]):
                 return self._ended(suggested, parts, PRUNED)
         return self._ended(suggested, parts, COMPLETE)
 

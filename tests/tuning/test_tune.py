@@ -19,10 +19,12 @@ from personalize_core.metrics.parquet import meanings_in, read_parquet
 from personalize_core.tuning import measuring, results
 from personalize_core.tuning import tune as tuning
 from personalize_core.tuning.request import Request, request
-from personalize_core.tuning.search import COMPLETE, DIVERGED, PRUNED
+from personalize_core.tuning.search import COMPLETE, DIVERGED, PRUNED, Journal
+from personalize_core.tuning.space import space_of
 from personalize_core.tuning.tune import tune
 from personalize_core.tuning.winner import Verdict
 from personalize_core.workspace.params import Params
+from personalize_core.workspace.recipes import recipe_of
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 from tests.tuning import searched
@@ -186,6 +188,18 @@ def test_of_a_method_that_was_never_trained_here_the_first_concept_tells(fresh, 
     with pytest.raises(InputError, match=rf"\(by what bob took\).*--minutes {least}$"):
         searched.search(store.root, minutes=0.7)
     assert measured == ON[:1]
+
+
+def test_a_trial_that_took_longer_than_its_first_concept_told_is_kept_for_a_larger_budget(
+    fresh, tmp_path, pretending, monkeypatch
+):
+    """Bob's images seem to be all of them, so 40 s seem to do; the whole trial says 44 s."""
+    store = tiny_workspace.copy_of(fresh.root, tmp_path)
+    monkeypatch.setattr(tuning._Search, "_images_of", lambda self, names: 4)
+    with pytest.raises(InputError, match=r"\(measured here\).*--minutes 0\.8$"):
+        searched.search(store.root, minutes=0.7)
+    (journal,) = store.data.glob(".work/tuning/*/*/journal.jsonl")
+    assert [trial.state for trial in Journal(journal, space_of(recipe_of(store, METHOD))).trials] == [COMPLETE]
 
 
 @pytest.mark.parametrize("seconds, is_enough", [(10.0, True), (20.0, False)])
