@@ -218,11 +218,11 @@ class ConceptLatents:
         return len(self.concept)
 
     def instances(self, size: int, generator: Generator) -> Tensor:
-        """(size, 4, h, w): concept images, none twice before all have been sampled once."""
+        """(size, 4, h, w): the latents of `instance_rows` alone."""
         return self.instance_rows(size, generator).latents
 
     def instance_rows(self, size: int, generator: Generator) -> Rows:
-        """The same, for methods to which it matters which view was sampled."""
+        """Concept images, none twice before all have been sampled once."""
         return _draw(self.concept, self.sizes, size, generator)
 
     def another_of_each(self, rows: Rows, generator: Generator) -> Rows:
@@ -231,12 +231,8 @@ class ConceptLatents:
         others = [(index + 1 + shift) % len(self) for index, shift in zip(rows.images, shifts, strict=True)]
         return _sampled(self.concept, self.sizes, others, generator)
 
-    def prior(self, size: int, generator: Generator) -> Tensor:
-        """(size, 4, h, w): images of the class noun."""
-        return self.prior_rows(size, generator).latents
-
     def prior_rows(self, size: int, generator: Generator) -> Rows:
-        """The same, for methods to which it matters which image was sampled."""
+        """Images of the class noun, none twice before all have been sampled once."""
         if not self.class_images:
             raise ValueError("these latents hold no class images; the method has to ask for them in `class_images`")
         return _draw(self.class_images, self.class_sizes, size, generator)

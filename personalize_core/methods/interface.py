@@ -15,7 +15,7 @@ from personalize_core.base_model.attention import AttentionMaps
 from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning, TextContext
 from personalize_core.concepts.concept import SLOT, Concept
-from personalize_core.concepts.images import ConceptLatents
+from personalize_core.concepts.images import ConceptLatents, Rows
 from personalize_core.errors import InputError
 from personalize_core.methods.recipe import Recipe
 
@@ -33,6 +33,11 @@ class Batch:
     prompts: Sequence[str]  # B of them
     weight: Tensor  # (B, 1, 1, 1), or (B, 1, h, w): how much each row, or latent pixel, counts in the loss
     sizes: Tensor | None  # (B, 6): as `TextContext.sizes`; None: all are whole images
+
+    @classmethod
+    def of(cls, rows: Rows, prompts: Sequence[str], total: float = 1.0) -> Batch:
+        """Rows that share `total` equally, each under its prompt."""
+        return cls(rows.latents, prompts, equal_shares(len(prompts), total), rows.sizes)
 
     def part(self, rows: slice) -> Batch:
         sizes = None if self.sizes is None else self.sizes[rows]
@@ -156,8 +161,7 @@ class Method(nn.Module):
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
         """Training rows. By default `size` images of the concept under "a photo of a <dog7> dog"."""
-        rows = images.instance_rows(size, generator)
-        return Batch(rows.latents, [self.say("a photo of a {}")] * size, equal_shares(size), rows.sizes)
+        return Batch.of(images.instance_rows(size, generator), [self.say("a photo of a {}")] * size)
 
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
         """What the cross-attention layers read. By default the prompt as the base model reads it."""

@@ -221,10 +221,10 @@ def test_a_row_says_which_concept_image_and_which_view_it_shows():
 
 def test_class_images_are_sampled_from_their_own():
     latents = ConceptLatents(numbered(2), class_images=numbered(4)[2:])
-    assert sorted(sampled(latents.prior(2, generator()))) == [2, 3]
+    assert sorted(sampled(latents.prior_rows(2, generator()).latents)) == [2, 3]
     assert len(latents) == 2
 
 
 def test_without_class_images_there_is_nothing_to_sample_them_from():
     with pytest.raises(ValueError, match="no class images; the method has to ask for them in `class_images`"):
-        ConceptLatents(numbered(2)).prior(1, generator())
+        ConceptLatents(numbered(2)).prior_rows(1, generator())

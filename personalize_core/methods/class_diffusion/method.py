@@ -25,7 +25,7 @@ from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.methods.class_diffusion.recipe import Config
-from personalize_core.methods.interface import Batch, Stage, Step, equal_shares
+from personalize_core.methods.interface import Batch, Stage, Step
 from personalize_core.methods.shared.attention_processors import read_processors, save_processors
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
 from personalize_core.methods.shared.interchange import elsewhere, fill, read_embedding, save_embedding
@@ -71,8 +71,7 @@ class ClassDiffusion(OneEmbedding):
         return {"semantic_preservation": c.spl_weight * step.share * distance}
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
-        rows = images.instance_rows(size, generator)
-        return Batch(rows.latents, [self.say(TEMPLATE)] * size, equal_shares(size), rows.sizes)
+        return Batch.of(images.instance_rows(size, generator), [self.say(TEMPLATE)] * size)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         return attached(base, self, lambda layer: self.weights.placed_in(base.unet, f"{layer}."))

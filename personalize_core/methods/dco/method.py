@@ -27,7 +27,7 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.files.atomic import save_tensors
 from personalize_core.methods.dco.recipe import Config
-from personalize_core.methods.interface import Batch, Stage, Step, equal_shares
+from personalize_core.methods.interface import Batch, Stage, Step
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
 from personalize_core.methods.shared.interchange import LORA, elsewhere, fill, read_embedding, save_embedding
 from personalize_core.methods.shared.lag import apart, attached
@@ -87,8 +87,7 @@ class DirectConsistency(OneEmbedding):
             vector.mul_(start.norm() / vector.norm())
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
-        rows = images.instance_rows(size, generator)
-        return Batch(rows.latents, [self.say(TEMPLATE)] * size, equal_shares(size), rows.sizes)
+        return Batch.of(images.instance_rows(size, generator), [self.say(TEMPLATE)] * size)
 
     def attach(self, base: BaseModel) -> AbstractContextManager[Any]:
         if apart(self):

@@ -23,7 +23,7 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.errors import listed
 from personalize_core.files.atomic import save_tensors
-from personalize_core.methods.interface import Batch, Method, Stage, equal_shares
+from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.personalized_residuals.recipe import Config
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding
 from personalize_core.methods.shared.interchange import (
@@ -92,9 +92,8 @@ class PersonalizedResiduals(Method):
         batch = super().batch(images, size, generator)
         if not self.config.class_images:
             return batch
-        prior, weight = images.prior_rows(size, generator), equal_shares(size, self.config.prior_weight)
-        said = [f"a photo of a {self.concept.class_noun}"] * size
-        return batch.followed_by(Batch(prior.latents, said, weight, prior.sizes))
+        prior, said = images.prior_rows(size, generator), f"a photo of a {self.concept.class_noun}"
+        return batch.followed_by(Batch.of(prior, [said] * size, self.config.prior_weight))
 
     def condition(self, base: BaseModel, prompts: Sequence[str]) -> Conditioning:
         context = base.encode(prompts, self.concept, self.embedding.vector if self.embedding else None)

@@ -9,7 +9,7 @@ from torch import Generator
 
 from personalize_core.concepts.concept import SLOT
 from personalize_core.concepts.images import ConceptLatents
-from personalize_core.methods.interface import Batch, Method, equal_shares
+from personalize_core.methods.interface import Batch, Method
 
 
 def with_prior(
@@ -20,12 +20,11 @@ def with_prior(
     The two means of the loss are taken separately, each over its own rows; the second counts `prior_weight`.
     Without a weight there are no rows of the class noun.
     """
-    rows = images.instance_rows(size, generator)
-    batch = Batch(rows.latents, [method.say(template)] * size, equal_shares(size), rows.sizes)
+    batch = Batch.of(images.instance_rows(size, generator), [method.say(template)] * size)
     if prior_weight is None:
         return batch
     prior, said = images.prior_rows(size, generator), template.replace(SLOT, method.concept.class_noun)
-    return batch.followed_by(Batch(prior.latents, [said] * size, equal_shares(size, prior_weight), prior.sizes))
+    return batch.followed_by(Batch.of(prior, [said] * size, prior_weight))
 
 
 def from_templates(
@@ -34,5 +33,4 @@ def from_templates(
     """`size` images of the concept, each under a template drawn uniformly."""
     chosen = torch.randint(len(templates), (size,), generator=generator).tolist()
     prompts = [method.say(templates[int(index)]) for index in chosen]
-    rows = images.instance_rows(size, generator)
-    return Batch(rows.latents, prompts, equal_shares(size), rows.sizes)
+    return Batch.of(images.instance_rows(size, generator), prompts)

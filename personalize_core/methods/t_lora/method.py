@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from personalize_core.base_model.model import BaseModel, hooked
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
-from personalize_core.methods.interface import Batch, Method, Stage, equal_shares
+from personalize_core.methods.interface import Batch, Method, Stage
 from personalize_core.methods.shared.lag import attached
 from personalize_core.methods.shared.layer_modules import LayerModules, attention_projections
 from personalize_core.methods.t_lora.recipe import Config
@@ -93,8 +93,7 @@ class TLoRA(Method):
         return [Stage("changes", c.steps, c.batch_size, groups)]
 
     def batch(self, images: ConceptLatents, size: int, generator: Generator) -> Batch:
-        rows = images.instance_rows(size, generator)
-        return Batch(rows.latents, [self.say("a photo of {}")] * size, equal_shares(size), rows.sizes)
+        return Batch.of(images.instance_rows(size, generator), [self.say("a photo of {}")] * size)
 
     def active(self, rank: int, t: Tensor) -> Tensor:
         """r(t) of sec. 3.4: floor((r - r_min) ((T - t) / T)^alpha) + r_min, of each timestep.

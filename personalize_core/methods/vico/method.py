@@ -25,7 +25,7 @@ from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents
 from personalize_core.concepts.prompt_lists import TRAINING, read_list
 from personalize_core.errors import InputError
-from personalize_core.methods.interface import Batch, Stage, Step, equal_shares
+from personalize_core.methods.interface import Batch, Stage, Step
 from personalize_core.methods.shared.concept_embedding import ConceptEmbedding, class_embedding
 from personalize_core.methods.shared.lag import localized, region
 from personalize_core.methods.shared.layer_modules import LayerModules
@@ -97,8 +97,7 @@ class ViCo(OneEmbedding):
         rows = images.instance_rows(size, generator)
         self._sampled = images.another_of_each(rows, generator).latents
         self.references = torch.stack([views[0, 0] for views in images.concept]).to(self.references)
-        prompts = [self.say(self.templates[index]) for index in chosen]
-        return Batch(rows.latents, prompts, equal_shares(size), rows.sizes)
+        return Batch.of(rows, [self.say(self.templates[index]) for index in chosen])
 
     def _regularizer(self, step: Step) -> dict[str, Tensor]:
         """Sum over the layers of mean((A_V / max A_V - A_E / max A_E)^2), with A_E held fixed.
