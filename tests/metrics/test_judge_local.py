@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
@@ -180,6 +181,38 @@ def test_weights_that_are_not_safetensors_are_refused(tmp_path):
 def test_a_name_on_the_hub_needs_a_commit(tmp_path):
     assert "its commit as judge.local.revision" in refusal(lambda: local_weights.weights_of("owner/name", None))
     assert local_weights.weights_of("owner/name", "a" * 40) == "owner/name@" + "a" * 40
+
+
+def test_a_part_of_the_weights_that_the_hubs_cache_lacks_is_fetched(untrained, tmp_path, monkeypatch):
+    """Also where another program began to fetch them, and so no list of the commit's files lies beside them."""
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("a" * 40)
+    shutil.copytree(untrained, snapshot)
+    network = local.load_local(str(untrained), None, "cpu").model
+    (snapshot / "model.safetensors").unlink()
+    network.save_pretrained(snapshot, max_shard_size="20KB")
+    lost, *others = sorted(snapshot.glob("model-*.safetensors"), reverse=True)
+    assert others
+    lost.rename(tmp_path / lost.name)
+    fetch, asked = huggingface_hub.snapshot_download, []
+
+    def download(*args, local_files_only, **options):
+        asked.append(local_files_only)
+        if not local_files_only:
+            (tmp_path / lost.name).rename(lost)
+        return fetch(*args, local_files_only=True, **options)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_session", SomeHub)
+    judge = local.load_local("owner/name", "a" * 40, "cpu")
+    assert asked == [True, False]
+    for name, weight in judge.model.state_dict().items():
+        assert torch.equal(weight, network.state_dict()[name])
+
+
+class SomeHub:
+    def head(self, address, timeout):
+        pass
 
 
 def test_a_model_of_another_kind_or_with_code_of_its_own_is_refused(untrained, tmp_path):

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from personalize_core.base_model.pretrained import load_network
+from personalize_core.base_model.pretrained import load_network, weights_in
 from personalize_core.errors import InputError
 from personalize_core.files.hub import hub_folder
 from personalize_core.files.outside import is_folder
-from personalize_core.metrics.judge.local_weights import FILES, files_in, weights_of
+from personalize_core.metrics.judge.local_weights import FILES, weights_of
 from personalize_core.metrics.judge.questions import Question
 from personalize_core.metrics.weights import readable
 
@@ -76,7 +76,6 @@ def _loaded(model: str, revision: str | None, device: str, weights: str) -> Loca
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     folder = Path(model) if is_folder(Path(model)) else _fetched(model, str(revision))
-    files_in(folder)
     how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     network = load_network(AutoModelForImageTextToText, folder, "auto")
     processor = readable(model, folder, lambda: AutoProcessor.from_pretrained(folder, **how))
@@ -94,5 +93,5 @@ def _fetched(model: str, revision: str) -> Path:
         revision,
         FILES,
         "or write the path of a folder that holds it as judge.local.model",
-        files_in,
+        lambda folder: weights_in(folder, "model"),
     )

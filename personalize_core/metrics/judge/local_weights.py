@@ -24,17 +24,8 @@ def weights_of(model: str, revision: str | None) -> str:
                 "Hugging Face Hub and its commit as judge.local.revision"
             )
         return f"{model}@{revision}"
-    files_in(Path(model))
-    return folder_hash(Path(model), FILES)
-
-
-def files_in(folder: Path) -> list[Path]:
-    """The safetensors files of a folder.
-
-    Raises:
-        InputError: there is none.
-    """
-    if found := sorted(folder.glob("*.safetensors")):
-        return found
-    refuse_pickles_in(folder)
-    raise InputError(f"{folder} holds no safetensors file; save the model there with transformers' save_pretrained")
+    folder = Path(model)
+    if not any(folder.glob("*.safetensors")):
+        refuse_pickles_in(folder)
+        raise InputError(f"{folder} holds no safetensors file; save the model there with transformers' save_pretrained")
+    return folder_hash(folder, FILES)
