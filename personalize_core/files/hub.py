@@ -77,16 +77,19 @@ def _cached_or_fetched(
     def refused(why: str, mend: str = "") -> InputError:
         return InputError(f"{what} ({repository} at {revision}) cannot be loaded here: {why}; {mend}{otherwise}")
 
+    lacking = ""
     try:
         return found(True)
-    except (OSError, InputError):
+    except InputError as error:  # of `check`
+        lacking = f": {error}"
+    except OSError:
         pass  # not in the hub's cache, or not all of it
     try:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE)
     except Exception as error:  # of the hub's client, or of its HTTP library, or no valid address
         raise refused(
-            f"its files are not all in the hub's cache ({constants.HF_HUB_CACHE}), and the hub ({constants.ENDPOINT}) "
-            "cannot be reached from here",
+            f"its files are not all in the hub's cache ({constants.HF_HUB_CACHE}{lacking}), and the hub "
+            f"({constants.ENDPOINT}) cannot be reached from here",
             "go on where there is a network, set HF_HOME to a cache that holds them, ",
         ) from error
     try:

@@ -299,6 +299,13 @@ def test_a_published_one_that_is_not_in_the_cache(hub, name):
     assert repr(name) in said and "cannot be reached from here" in said
 
 
+def test_without_a_hub_what_is_wrong_with_its_cache_is_said(hub):
+    weights = hub / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    said = refusal(lambda: load_base_model(f"org/model@{COMMIT}", "cpu"))
+    assert f"{weights} is no safetensors file, or a damaged one" in said and "cannot be reached from here" in said
+
+
 def test_what_the_cache_lacks_is_fetched(hub, monkeypatch):
     config = (hub / "vae" / "config.json").read_text()
     (hub / "vae" / "config.json").unlink()
