@@ -16,6 +16,7 @@ from personalize_core.training.checkpoints import Checkpoints
 from personalize_core.training.fixed_batch import fixed_batch_losses
 from personalize_core.training.loop import train
 from tests.conftest import EVERY_STEP, equal_bits, sample_latents, tiny_base, tiny_images, tiny_xl
+from tests.training.test_loop import CutOff, cut_off_after
 
 OWN = [[900.0, 1200.0, 0.0, 4.0, 16.0, 16.0], [40.0, 30.0, 2.0, 0.0, 16.0, 16.0], [16.0, 16.0, 0.0, 0.0, 16.0, 16.0]]
 
@@ -69,25 +70,15 @@ def test_images_are_sampled_as_whole_ones_whatever_was_trained_on(concept):
 
 
 def test_a_run_on_sized_images_resumes_to_the_same_bits(concept, tmp_path):
-    class CutOff(Exception):
-        pass
-
     base = tiny_xl()
     undisturbed, resumed = made(base, concept), made(base, concept)
     expected = train(undisturbed, base, of(OWN), seed=0)
-    heard: list[Any] = []
-
-    def cut_off_at_second(row: Any) -> None:
-        heard.append(row)
-        if len(heard) == 2:
-            raise CutOff
-
     checkpoints = Checkpoints(tmp_path, "this run", **EVERY_STEP)
     with pytest.raises(CutOff):
-        train(made(base, concept), base, of(OWN), 0, cut_off_at_second, checkpoints)
-    heard = []
+        train(made(base, concept), base, of(OWN), 0, cut_off_after(2), checkpoints)
+    heard: list[Any] = []
     assert train(resumed, base, of(OWN), 0, heard.append, checkpoints) == expected
-    assert 0 < len(heard) < 3
+    assert heard == expected[1:]
     assert equal_bits(resumed.state_dict(), undisturbed.state_dict())
 
 
