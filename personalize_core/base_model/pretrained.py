@@ -163,12 +163,16 @@ def _in_order(names: Any, network: nn.Module) -> list[str]:
 
 
 def _is_of(value: Any, hint: Any) -> bool:
-    """Is a value of JSON what a type asks for? Tuples are lists there, of any length."""
+    """Is a value of JSON what a type asks for?
+
+    Tuples are lists there, of any length. null is written for a switch that is off, as in the U-Net of the published
+    Stable Diffusion XL, and for a choice that is left open, as by diffusers' DPM-Solver; diffusers reads both so.
+    """
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_is_of(value, each) for each in args)
     if origin is Literal:
-        return value in args
+        return value is None or value in args
     if origin in (tuple, list):
         return isinstance(value, list) and all(_is_of(each, args[0]) for each in value)
     if hint in (tuple, list):
@@ -177,7 +181,9 @@ def _is_of(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str, type(None)):
+    if hint is bool:
+        return value is None or isinstance(value, bool)
+    if hint in (str, type(None)):
         return isinstance(value, hint)
     return hint is Any
 

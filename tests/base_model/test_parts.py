@@ -11,6 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.models.attention_processor import Attention
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -26,6 +41,11 @@ FAMILIES: dict[str, Callable[[], dict[str, Any]]] = {
 NETWORKS: dict[str, tuple[str, ...]] = {family: ("text_encoder", "vae", "unet") for family in ("sd1", "sd2")}
 NETWORKS["xl"] = ("text_encoder", "text_encoder_2", "vae", "unet")
 EACH_NETWORK = [(family, part) for family, parts in NETWORKS.items() for part in parts]
+SCHEDULERS = (
+    DDIMScheduler, DDPMScheduler, DEISMultistepScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, LCMScheduler, LMSDiscreteScheduler,
+    PNDMScheduler, UniPCMultistepScheduler,
+)  # fmt: skip
 NOT_READ = {  # settings that only tell readers, or other programs, about a file
     "_class_name", "_diffusers_version", "transformers_version", "architectures", "model_type", "dtype", "backend",
     "tokenizer_class", "feature_extractor", "image_encoder", "safety_checker", "requires_safety_checker",
@@ -313,6 +333,31 @@ def test_a_folder_that_is_whole_is_what_its_parts_say(copy, family):
     base = load_base_model(str(copy(family)), "cpu")
     assert base.is_told_sizes == (family == "xl")
     assert base.prediction_type == ("v_prediction" if family == "sd2" else "epsilon")
+
+
+NULLS = (  # in unet/config.json of the published Stable Diffusion XL
+    "class_embed_type", "cross_attention_norm", "encoder_hid_dim", "encoder_hid_dim_type",
+    "mid_block_only_cross_attention", "num_attention_heads", "num_class_embeds", "time_cond_proj_dim",
+    "time_embedding_act_fn", "time_embedding_dim", "timestep_post_act", "upcast_attention",
+)  # fmt: skip
+
+
+def test_what_the_published_xl_leaves_open_is_off(copy):
+    folder = copy("xl")
+    before = load_base_model(str(folder), "cpu").unet
+    change(folder / "unet/config.json", **dict.fromkeys(NULLS))
+    load_base_model.cache_clear()
+    after = load_base_model(str(folder), "cpu").unet
+    assert after is not before and str(after) == str(before)
+    assert {bool(each.upcast_attention) for each in after.modules() if isinstance(each, Attention)} == {False}
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_a_scheduler_of_any_kind_gives_its_noise_schedule(copy, kind):
+    """Fine-tuned models come with the scheduler that their authors sample with."""
+    folder, given = copy("sd1"), kind(beta_schedule="scaled_linear", beta_end=0.012, beta_start=0.00085)
+    given.save_pretrained(folder / "scheduler")
+    assert torch.equal(load_base_model(str(folder), "cpu").scheduler.alphas_cumprod, given.alphas_cumprod)
 
 
 def test_a_folder_of_stable_diffusion_1_needs_no_index(copy):
