@@ -81,8 +81,6 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
     if not is_there(source) or not source.exists():
         raise InputError(f"{source} does not exist")
     refuse_pickle(source)
-    if folder.exists():
-        raise InputError(f"{method} has learned {concept!r} already; remove {folder} first")
     with store.alone("artifact", method, concept), store.device():
         base = load_base(store)
         base.tokenizer.check_class_noun(described)
@@ -98,14 +96,20 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
             }
         )
         learner = learner.requires_grad_(False).eval().to(base.device)
-        with making(store, folder, stamp) as new, proof.FreshProcess(base) as fresh:
-            saving.save(new, method, learner, base, seed=None, imported=source.name)
-            training_log.write([], new)
-            fresh.restore(new)
+        with proof.FreshProcess(base) as fresh:
             if not (shown := proof.evidence(learner, base)).latents.isfinite().all():
                 raise InputError(
                     f"{source} was read, but with it {base.name} samples values that are infinite or not a number; it "
                     "was trained for another base model, or damaged"
                 )
-            write_json(new / PROOF, proof.compare(shown, fresh.evidence(), base))
+            if folder.exists():  # the last reason: nobody should remove it for a file that is refused then
+                raise InputError(
+                    f"{method} has learned {concept!r} already; to import {source} in its place, remove {folder}, or "
+                    f"move it out of {folder.parent}, and import again"
+                )
+            with making(store, folder, stamp) as new:
+                saving.save(new, method, learner, base, seed=None, imported=source.name)
+                training_log.write([], new)
+                fresh.restore(new)
+                write_json(new / PROOF, proof.compare(shown, fresh.evidence(), base))
     return trained_report(stamp, False, started, folder)

@@ -620,3 +620,24 @@ def test_an_import_that_the_proof_refuses_leaves_no_artifact(tmp_path, monkeypat
     with pytest.raises(proof.ProofFailed, match="samples something else"):
         steps.import_artifact(store, "rex", "textual_inversion", path)
     assert not store.artifact("textual_inversion", "rex").exists()
+
+
+def test_nobody_is_told_to_remove_an_artifact_for_a_file_that_is_refused(tmp_path, monkeypatch):
+    store = tiny_workspace.make(tmp_path)
+    good = an_embedding(store, tmp_path / "good.safetensors")
+    folder = steps.import_artifact(store, "rex", "textual_inversion", good).path
+    (damaged := tmp_path / "damaged.safetensors").write_bytes(good.read_bytes()[:-9])
+    save_file({"emb_params": torch.ones(1, 3)}, other := tmp_path / "other.safetensors")
+    for path, problem in [(damaged, "damaged"), (other, "base model")]:
+        with pytest.raises(InputError, match=problem) as refused:
+            steps.import_artifact(store, "rex", "textual_inversion", path)
+        assert f"remove {folder}" not in str(refused.value)
+    with monkeypatch.context() as patch:
+        sampled = proof.sampled_latents
+        patch.setattr(proof, "sampled_latents", lambda *given: sampled(*given) * float("nan"))
+        with pytest.raises(InputError, match="infinite or not a number"):
+            steps.import_artifact(store, "rex", "textual_inversion", good)
+    with pytest.raises(InputError, match=f"remove {folder}, or move it out of {folder.parent}, and import again"):
+        steps.import_artifact(store, "rex", "textual_inversion", good)
+    folder.rename(tmp_path / "kept")
+    assert steps.import_artifact(store, "rex", "textual_inversion", good).path == folder

@@ -402,7 +402,7 @@ def test_what_was_imported_is_sampled_and_scored_and_never_trained_over(tmp_path
     assert steps.export(store, "rex", "textual_inversion", tmp_path / "again").path.is_dir()
     exported = [(tmp_path / name / "embeddings" / "rex.safetensors").read_bytes() for name in ("out", "again")]
     assert exported[0] == exported[1]
-    with pytest.raises(InputError, match="has learned 'rex' already; remove"):
+    with pytest.raises(InputError, match="has learned 'rex' already; .* remove"):
         steps.import_artifact(store, "rex", "textual_inversion", file)
     with pytest.raises(InputError, match="none.safetensors does not exist"):
         steps.import_artifact(store, "cup", "textual_inversion", tmp_path / "none.safetensors")
