@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -18,9 +18,14 @@ class ConceptCoverage:
     of: Mapping[str, tuple[int, int]]
 
     @classmethod
-    def of_summary(cls, summary: pl.DataFrame) -> ConceptCoverage:
-        """summary: what summaries.summarise returned, or its headline."""
-        overall = summary.filter(pl.col("concept") == ALL_CONCEPTS)
+    def of_summary(cls, summary: pl.DataFrame, metrics: Collection[str]) -> ConceptCoverage:
+        """By the scores that are shown: one beside them, such as a masked one, may lack a concept that they have.
+
+        Args:
+            summary: what summaries.summarise returned, or its headline.
+            metrics: those that are shown together; of the others, nothing is said.
+        """
+        overall = summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("metric").is_in(list(metrics)))
         names = set(summary["concept"]) - {ALL_CONCEPTS}
         counted = overall.group_by("variant").agg(
             pl.col("concepts").min().alias("fewest"), pl.col("concepts").max().alias("most")

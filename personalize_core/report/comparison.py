@@ -14,7 +14,7 @@ from personalize_core.errors import InputError
 from personalize_core.files.atomic import read_results, write_json
 from personalize_core.metrics import costs, held_out, parquet, ranking, summaries, tables
 from personalize_core.metrics.concept_coverage import ConceptCoverage
-from personalize_core.report.comparison_in_words import COPYING, NOISE
+from personalize_core.report.comparison_in_words import COPYING, NOISE, metrics_of
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.identity_vs_text import save_scatter_plot
 from personalize_core.report.figures.image_grids import comparison_grid
@@ -75,7 +75,7 @@ def write(
     for concept in concepts:
         title = f"{concept}: identity against text alignment"
         save_scatter_plot(headline, folder / f"identity_vs_text_{concept}.png", title, concept, baseline=baseline)
-    whole = ConceptCoverage.of_summary(headline).whole
+    whole = ConceptCoverage.of_summary(headline, metrics_of(headline["metric"])).whole
     over = f"{len(concepts)} concepts" if whole else f"the concepts that each has, of {len(concepts)}"
     title = f"Identity against text alignment, mean over {over}"
     save_scatter_plot(headline, folder / "identity_vs_text.png", title, baseline=baseline)

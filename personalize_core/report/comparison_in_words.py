@@ -27,7 +27,7 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
     measured: the table of costs.
     """
     summary = _headline(folder / "summary.parquet")
-    metrics = _metrics(summary["metric"])
+    metrics = metrics_of(summary["metric"])
     path = folder / "differences.parquet"
     gains = {}
     if path.is_file():
@@ -54,7 +54,7 @@ def table(folder: Path, measured: Path) -> list[list[str]]:
     return lines
 
 
-def _metrics(there: pl.Series) -> dict[str, str]:
+def metrics_of(there: pl.Series) -> dict[str, str]:
     """METRICS; with the images trained on where no concept has images held out, though some were asked for."""
     names = {metric: tables.shown(metric, set(there)) for metric in METRICS}
     return {name: METRICS[metric] + ", trained on" * (name != metric) for metric, name in names.items()}
@@ -70,7 +70,7 @@ def verdicts(folder: Path) -> list[list[str]]:
     """The ranking for a terminal: a heading, then a row per metric and variant, the best mean first."""
     ranked = pl.read_parquet(folder / "rank.parquet")
     lines = [["By", "Place", "Variant", "Verdict"]]
-    for metric, words in _metrics(ranked["metric"]).items():
+    for metric, words in metrics_of(ranked["metric"]).items():
         for row in ranked.filter(metric=metric).iter_rows(named=True):
             places = {row["place_from"], row["place_to"]}
             parts = [
@@ -86,7 +86,7 @@ def verdicts(folder: Path) -> list[list[str]]:
 
 def pairing_of(folder: Path) -> str:
     """How variants were compared, where not all of them image by image; else nothing."""
-    pairs = pl.read_parquet(folder / "pairs.parquet")
+    pairs = _shown(pl.read_parquet(folder / "pairs.parquet"))
     ways = [way for way in pairing.WAYS if way in set(pairs["pairing"])]
     if set(ways) <= {pairing.BY_NOISE}:
         return ""
@@ -114,7 +114,8 @@ def intervals_are_over(folder: Path) -> str:
 
 
 def _coverage(folder: Path) -> ConceptCoverage:
-    return ConceptCoverage.of_summary(pl.read_parquet(folder / "summary.parquet").filter("headline"))
+    summary = pl.read_parquet(folder / "summary.parquet").filter("headline")
+    return ConceptCoverage.of_summary(summary, metrics_of(summary["metric"]))
 
 
 def _interval(row: dict[str, Any], name: str) -> str:
@@ -125,4 +126,9 @@ def _interval(row: dict[str, Any], name: str) -> str:
 
 def _headline(path: Path) -> pl.DataFrame:
     """A summary's rows over all concepts, by the first encoder of each list."""
-    return pl.read_parquet(path).filter(pl.col("headline") & (pl.col("concept") == tables.ALL_CONCEPTS))
+    return _shown(pl.read_parquet(path).filter(pl.col("headline") & (pl.col("concept") == tables.ALL_CONCEPTS)))
+
+
+def _shown(frame: pl.DataFrame) -> pl.DataFrame:
+    """The rows of the metrics that the table shows: what is said beside it is about no other."""
+    return frame.filter(pl.col("metric").is_in(list(metrics_of(frame["metric"]))))

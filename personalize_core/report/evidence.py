@@ -101,7 +101,7 @@ class Evidence:
     every_score: pl.DataFrame
     summary: pl.DataFrame
     every_mean: pl.DataFrame
-    pairs: pl.DataFrame
+    pairs: pl.DataFrame  # by `metrics` alone, as is rank
     rank: pl.DataFrame
     differences: pl.DataFrame | None  # None where the base model was not scored
     missing: Sequence[str]  # METHOD/CONCEPT of the experiment without scores
@@ -133,14 +133,13 @@ class Evidence:
 
     @property
     def coverage(self) -> ConceptCoverage:
-        """Over how many concepts each variant's means are."""
-        return ConceptCoverage.of_summary(self.summary)
+        """Over how many concepts each variant's means are, by the metrics that are shown first."""
+        return ConceptCoverage.of_summary(self.summary, self.metrics)
 
     @property
     def metrics(self) -> list[str]:
-        """Those of METRICS that were measured and are shown first: with the images held out, where there are some."""
-        there = set(self.scores["metric"])
-        return [name for metric in SHOWN if (name := tables.shown(metric, there)) in there]
+        """Those that are shown first."""
+        return metrics_shown(self.scores)
 
     @property
     def identity(self) -> str:
@@ -172,7 +171,7 @@ def read(store: Store) -> Evidence:
     differences, copying = folder / "differences.parquet", folder / COPYING
     agreed = store.agreement() / AGREEMENT
     summarised = read_result(folder / "summary.json", missing=list, baseline=str)
-    baseline = summarised["baseline"]
+    baseline, by_shown = summarised["baseline"], pl.col("metric").is_in(metrics_shown(scores))
     return Evidence(
         root=store.root,
         protocol=store.protocol,
@@ -181,8 +180,8 @@ def read(store: Store) -> Evidence:
         every_score=every_score,
         summary=headline(every_mean),
         every_mean=every_mean,
-        pairs=parquet.read_parquet(folder / "pairs.parquet"),
-        rank=parquet.read_parquet(folder / "rank.parquet"),
+        pairs=parquet.read_parquet(folder / "pairs.parquet").filter(by_shown),
+        rank=parquet.read_parquet(folder / "rank.parquet").filter(by_shown),
         differences=headline(parquet.read_parquet(differences)) if differences.is_file() else None,
         missing=[name for name in summarised["missing"] if not _is_concept_images(name)],
         absent=_json(folder / "absent.json") or [],
@@ -199,6 +198,12 @@ def read(store: Store) -> Evidence:
         variants=_ordered(names, baseline),
         baseline=baseline,
     )
+
+
+def metrics_shown(scores: pl.DataFrame) -> list[str]:
+    """Those of METRICS that were measured and are shown first: with the images held out, where there are some."""
+    there = set(scores["metric"])
+    return [name for metric in SHOWN if (name := tables.shown(metric, there)) in there]
 
 
 def headline(table: pl.DataFrame) -> pl.DataFrame:

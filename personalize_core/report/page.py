@@ -116,8 +116,7 @@ def counted(evidence: Evidence) -> str:
     """What was sampled, in a line."""
     sampled = evidence.scores.filter(pl.col("method") != CEILING)
     total = sampled["image"].n_unique()
-    overall = evidence.summary.filter(pl.col("concept") == ALL_CONCEPTS, pl.col("method") != CEILING)
-    images = sorted(set(overall["images"]))
+    images = sorted(set(sampled.group_by("variant").agg(pl.col("image").n_unique())["image"]))
     each = f"{images[0]:,}" if len(images) == 1 else f"{images[0]:,} to {images[-1]:,}"
     protocol = f"protocol {evidence.protocol}" if evidence.protocol else "sampled as in params.yaml"
     return f"Base model {evidence.base_model}; {protocol}; {total:,} images, {each} of each variant"
@@ -217,11 +216,9 @@ def missing(evidence: Evidence) -> list[str]:
     if evidence.differences is None:
         words = baseline_in_words(evidence.baseline)
         found.append(f"{words[:1].upper()}{words[1:]}, was not scored, so there is no baseline.")
-    lacking = evidence.pairs.filter(pl.col("unpaired") > 0)
-    if len(lacking):
-        found.append(
-            f"In {len(lacking)} comparisons of two variants, some images had no counterpart and were left out."
-        )
+    lacking = evidence.pairs.filter(pl.col("unpaired") > 0).select("variant", "other").n_unique()
+    if lacking:
+        found.append(f"Of {_some(lacking, 'pair')} of variants, some images had no counterpart and were left out.")
     known = [evidence.costs.get(variant, {}) for variant in evidence.variants]
     costs = [words for name, words in tables.COSTS.items() if any(one.get(name) is None for one in known)]
     if costs:

@@ -10,6 +10,7 @@ import polars as pl
 
 from personalize_core.errors import listed
 from personalize_core.metrics import costs, held_out, parquet, ranking, summaries, tables
+from personalize_core.metrics.concept_coverage import ConceptCoverage
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.report import agreement_in_words, published
 from personalize_core.report.display_names import in_words
@@ -97,7 +98,7 @@ def overview(evidence: Evidence) -> Table:
 
 def verdicts(evidence: Evidence) -> Table:
     """Any two variants, by each metric."""
-    frame, whole = evidence.pairs.filter(pl.col("metric").is_in(evidence.metrics)), evidence.coverage.whole
+    frame, whole = evidence.pairs, evidence.coverage.whole
     shown = [
         [METRICS[row["metric"]], in_words(row["variant"]), in_words(row["other"]), row["verdict"],
          interval(row, "difference"), *([row["pairing"]] if evidence.external else []),
@@ -202,7 +203,8 @@ def every_measure(evidence: Evidence) -> Table:
     )
     further = {"micro": "Over all pairs", "n_empty": "Without the concept", "concepts": "Concepts"}
     there = [name for name in further if name in frame.columns]
-    there = [name for name in there if name != "concepts" or not evidence.coverage.whole]
+    coverage = ConceptCoverage.of_summary(evidence.every_mean, set(evidence.every_mean["metric"]))
+    there = [name for name in there if name != "concepts" or not coverage.whole]
     shown = [
         [row["metric"], row["encoder"], in_words(row["variant"]), interval(row, "mean")]
         + [

@@ -159,8 +159,7 @@ def _gaps(evidence: Evidence) -> str:
 
 def _pairing(evidence: Evidence) -> str:
     """How variants were compared, where not all of them image by image."""
-    pairs = evidence.pairs.filter(pl.col("metric").is_in(evidence.metrics))
-    ways = dict(pairs.select("variant", "other", "pairing").unique()["pairing"].value_counts().rows())
+    ways = dict(evidence.pairs.select("variant", "other", "pairing").unique()["pairing"].value_counts().rows())
     if set(ways) <= {BY_NOISE}:
         return ""
     words = {

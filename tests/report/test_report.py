@@ -348,6 +348,45 @@ def test_the_terminal_says_it_too(gap, made):
     assert not comparison_in_words.gaps(made.comparison())
 
 
+@pytest.fixture(scope="module")
+def without_a_masked_score(tmp_path_factory) -> Store:
+    """Every score that the page shows is there; of the masked one, DreamBooth has none on one of the two concepts, and
+    Textual Inversion none of one image."""
+    store = workspace.make(tmp_path_factory.mktemp("masked") / "workspace")
+    for method, concept in [(m, c) for m in workspace.LEVELS for c in workspace.CONCEPTS]:
+        folder = store.scores(method, concept)
+        rows = scores.read(folder / SCORES).to_dicts()
+        masked = [
+            row | {"metric": "dino_masked", "mask": "grey", "foreground": 0.5}
+            for row in rows
+            if row["metric"] == "dino"
+        ]
+        first = {"dreambooth": len(masked) if concept == "cup" else 0, "textual_inversion": 1}.get(method, 0)
+        shutil.rmtree(folder)
+        workspace.scores(store, method, concept, [*rows, *masked[first:]])
+    steps.compare(store)
+    steps.report(store)
+    return store
+
+
+def test_a_score_that_is_missing_beside_those_shown_makes_no_gap_in_them(without_a_masked_score, made):
+    store = without_a_masked_score
+    told, whole = read_evidence.read(store), read_evidence.read(made)
+    assert told.coverage.whole and verdicts.notes(told) == verdicts.notes(whole)
+    assert page.counted(told) == page.counted(whole) and titles(told) == titles(whole)
+    no_counterpart = [sentence for sentence in page.missing(told) if "counterpart" in sentence]
+    assert not no_counterpart and "Pareto front" in (store.report() / page.PAGE).read_text()
+    assert comparison_in_words.gaps(store.comparison()) == ""
+    said = comparison_in_words.table(store.comparison(), store.costs())
+    assert said == comparison_in_words.table(made.comparison(), made.costs())
+
+
+def test_the_table_of_every_measure_counts_the_concepts_of_each(without_a_masked_score):
+    heading, *rows = tables.every(read_evidence.read(without_a_masked_score))["every_measure"].shown
+    of = {(row[0], row[heading.index("Variant")]): row[heading.index("Concepts")] for row in rows}
+    assert of["dino_masked", "DreamBooth"] == "1" and of["dino", "DreamBooth"] == "2"
+
+
 # Images held out
 
 

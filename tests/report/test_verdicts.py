@@ -48,7 +48,7 @@ def compared(told: dict[tuple[str, str], str], **more: Any) -> Any:
     return SimpleNamespace(
         pairs=pairs, rank=ranked, variants=names, metrics=["dino"], base_model="mini", concepts=[1, 2],
         baseline="base_model",
-        coverage=ConceptCoverage.of_summary(summary),
+        coverage=ConceptCoverage.of_summary(summary, ["dino"]),
     )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def scatter_plot(
     if not variants:
         raise ValueError(f"no variant of {concept!r} has both {identity!r} and {text!r} scores")
     variants.sort(key=lambda variant: (variant != baseline, variant))
-    coverage = ConceptCoverage.of_summary(summary)
+    coverage = ConceptCoverage.of_summary(summary, (identity, text))
     gaps = concept == ALL_CONCEPTS and not coverage.whole
     named = {variant: in_words(variant) + (coverage.note(variant) if gaps else "") for variant in variants}
     labels = named | dict(labels or {})
