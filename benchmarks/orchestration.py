@@ -38,7 +38,7 @@ import yaml
 import personalize_core  # noqa: F401  first: without it diffusers does not import beside the CPU build of torch
 from personalize_core.files.atomic import read_json, write_json
 from personalize_core.methods import METHOD_NAMES, recipe_class
-from personalize_core.workspace.dependencies import TrainingInputs
+from personalize_core.workspace.stamps.training import TrainingInputs
 from personalize_core.workspace.store import Store
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from personalize_core.workspace import dependencies as depends
+from personalize_core.workspace.stamps import sources as sources_of
 from personalize_core.workspace.store import Store
 from pipelines import assets
 from pipelines.lineage import dvc_hash
@@ -359,27 +359,27 @@ def files(modules) -> set[str]:
 @pytest.mark.parametrize(
     ("stage", "modules"),
     [
-        ("encode_images", depends.ENCODING),
+        ("encode_images", sources_of.ENCODING),
         (
             "train",
-            {*depends.TRAINING, *depends.SAMPLING, *depends.ENCODING},
+            {*sources_of.TRAINING, *sources_of.SAMPLING, *sources_of.ENCODING},
         ),  # class images are sampled while training
-        ("sample", {*depends.SAMPLING, *depends.REFINING}),
-        ("score", depends.SCORING),
-        ("score_references", depends.SCORING),
-        ("score_external", {*depends.SCORING, *depends.EXTERNAL}),
+        ("sample", {*sources_of.SAMPLING, *sources_of.REFINING}),
+        ("score", sources_of.SCORING),
+        ("score_references", sources_of.SCORING),
+        ("score_external", {*sources_of.SCORING, *sources_of.EXTERNAL}),
         (
             "ablation",
             {
-                *depends.TRAINING,
-                *depends.SAMPLING,
-                *depends.ENCODING,
-                *depends.REFINING,
-                *depends.SCORING,
+                *sources_of.TRAINING,
+                *sources_of.SAMPLING,
+                *sources_of.ENCODING,
+                *sources_of.REFINING,
+                *sources_of.SCORING,
             },
         ),
-        ("compare", depends.COMPARING),
-        ("report", {*depends.REPORTING, *(f"report/{path.stem}" for path in REPORT.glob("*.py"))}),
+        ("compare", sources_of.COMPARING),
+        ("report", {*sources_of.REPORTING, *(f"report/{path.stem}" for path in REPORT.glob("*.py"))}),
     ],
 )
 def test_a_stage_depends_on_the_sources_that_its_step_depends_on(stage, modules):

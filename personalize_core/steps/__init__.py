@@ -43,9 +43,11 @@ from personalize_core.steps.sampling import sample_grid
 from personalize_core.steps.score_lineage import Rows
 from personalize_core.steps.scores import score, score_references
 from personalize_core.steps.training import train
-from personalize_core.workspace.dependencies import recipe_stamp, sampling_stamp, scoring_stamp
 from personalize_core.workspace.lineage.link import Link
 from personalize_core.workspace.recipes import check_concepts_wanted, class_images_wanted, concepts_wanted, processes_of
+from personalize_core.workspace.stamps.sampling import sampling_stamp
+from personalize_core.workspace.stamps.scoring import scoring_stamp
+from personalize_core.workspace.stamps.training import recipe_stamp
 
 __all__ = [
     "ANALYSES",

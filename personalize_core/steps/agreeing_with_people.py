@@ -12,8 +12,8 @@ from personalize_core.errors import InputError
 from personalize_core.files.atomic import MANIFEST, is_up_to_date, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.workspace.dependencies import manifest_stamp
 from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.stamps.made import manifest_stamp
 from personalize_core.workspace.store import AGREEMENT, SCORES, Store
 
 if TYPE_CHECKING:

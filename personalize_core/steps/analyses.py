@@ -34,10 +34,11 @@ from personalize_core.randomness import seed_for
 from personalize_core.sampling.grid import DESCRIPTION, image_name, read_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import ready_to_sample, refining, sampled_as_now
-from personalize_core.workspace.dependencies import ENCODERS, NAMING, SAMPLING, artifact_stamp, manifest_stamp
 from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.lineage.records import files_trained_on
 from personalize_core.workspace.recipes import content_trained_on, device_of, load_base, split_of, workers_of
+from personalize_core.workspace.stamps.made import artifact_stamp, manifest_stamp
+from personalize_core.workspace.stamps.sources import ENCODERS, NAMING, SAMPLING
 from personalize_core.workspace.store import SCORES, Store
 
 if TYPE_CHECKING:

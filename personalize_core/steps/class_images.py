@@ -12,12 +12,6 @@ from personalize_core.methods import method_class, recipe_class
 from personalize_core.steps.events import Listener, Report, report_over, unheard
 from personalize_core.steps.latents import CAPTIONS, encode, images_encoded
 from personalize_core.steps.sampling import sample_images
-from personalize_core.workspace.dependencies import (
-    class_encoded_stamp,
-    class_images_stamps,
-    images_stamp,
-    real_class_images_stamp,
-)
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import (
     asked_for,
@@ -25,6 +19,12 @@ from personalize_core.workspace.recipes import (
     class_images_wanted,
     load_base,
     preprocessing_of,
+)
+from personalize_core.workspace.stamps.latents import (
+    class_encoded_stamp,
+    class_images_stamps,
+    images_stamp,
+    real_class_images_stamp,
 )
 from personalize_core.workspace.store import Store
 

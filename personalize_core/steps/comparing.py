@@ -14,10 +14,11 @@ from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.repeating import find_trainings, scores_of
 from personalize_core.steps.sampling import sampled_as_now
-from personalize_core.workspace.dependencies import COMPARING, manifest_stamp
 from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import concepts_wanted
+from personalize_core.workspace.stamps.made import manifest_stamp
+from personalize_core.workspace.stamps.sources import COMPARING
 from personalize_core.workspace.store import REFERENCES, Store, is_label
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.methods import check_method, method_class
 from personalize_core.steps.events import Report
 from personalize_core.steps.training import PROOF, trained_report
-from personalize_core.workspace.dependencies import artifact_stamp
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import base_for_a_moment, load_base
+from personalize_core.workspace.stamps.made import artifact_stamp
 from personalize_core.workspace.store import Store
 
 

@@ -18,9 +18,10 @@ from personalize_core.files.stamps import sha256
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.scores import score
-from personalize_core.workspace.dependencies import base_model_name, external_stamp
 from personalize_core.workspace.external_columns import ExternalColumn, check_label, read_column, register
 from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.stamps.common import base_model_name
+from personalize_core.workspace.stamps.scoring import external_stamp
 from personalize_core.workspace.store import Store
 
 UNKNOWN = "not known"  # what made the images, where neither the user nor the layout says it

@@ -16,10 +16,10 @@ from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES
 from personalize_core.steps.events import Report
 from personalize_core.steps.planning import SAMPLE, SCORE, TRAIN, Cell
 from personalize_core.steps.training import trained_report
-from personalize_core.workspace.dependencies import is_scored_as_now
 from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.lineage.records import DAMAGED, EDITED, folded, is_genuine, manifest_of
 from personalize_core.workspace.recipes import class_preparations, preparations
+from personalize_core.workspace.stamps.scoring import is_scored_as_now
 from personalize_core.workspace.store import FIGURES, PAGE, REFERENCES, SCORES, Store
 
 LATENTS, CLASS_IMAGES, ARTIFACT, GRID = "latents", "class_images", "artifact", "image_grid"
@@ -151,7 +151,7 @@ def _whole(folder: Path) -> dict:
 
 
 def _in_common(folder: Path, manifest: dict) -> str:
-    """The stamp of what moments have in common, however their images are prepared (workspace/dependencies.py)."""
+    """The stamp of what moments have in common, however their images are prepared (workspace/stamps/latents.py)."""
     if "made_from" not in manifest:
         raise InputError(f"{folder}: {DAMAGED}")
     if not is_genuine(manifest):

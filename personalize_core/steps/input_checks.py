@@ -19,14 +19,6 @@ from personalize_core.metrics.judge import local_weights
 from personalize_core.metrics.judge.keys import key_of
 from personalize_core.steps.probe_conditions import check_held_out
 from personalize_core.steps.training import imported, untrained
-from personalize_core.workspace.dependencies import (
-    check_artifact,
-    concept_for,
-    is_scored_as_now,
-    sampling_inputs,
-    train_stamp,
-    training_inputs,
-)
 from personalize_core.workspace.external_columns import read_column, registered
 from personalize_core.workspace.recipes import (
     base_for_a_moment,
@@ -37,6 +29,10 @@ from personalize_core.workspace.recipes import (
     recipe_of,
     split_of,
 )
+from personalize_core.workspace.stamps.made import check_artifact
+from personalize_core.workspace.stamps.sampling import sampling_inputs
+from personalize_core.workspace.stamps.scoring import is_scored_as_now
+from personalize_core.workspace.stamps.training import concept_for, train_stamp, training_inputs
 from personalize_core.workspace.store import Store
 from personalize_core.workspace.variants import Variant
 

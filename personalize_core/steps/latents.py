@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from personalize_core.files.atomic import is_up_to_date, read_json, write_json
 from personalize_core.steps.events import Event, Listener, Report, report_over, unheard
-from personalize_core.workspace.dependencies import encoded_stamp, latents_stamp
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import asked_for, images_trained_on, load_base, preparations, preprocessing_of
+from personalize_core.workspace.stamps.latents import encoded_stamp, latents_stamp
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:

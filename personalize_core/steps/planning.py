@@ -14,13 +14,6 @@ from personalize_core.files.stamps import Stamp
 from personalize_core.steps.class_images import class_images_are_there
 from personalize_core.steps.input_checks import check_concept_images
 from personalize_core.steps.training import imported
-from personalize_core.workspace.dependencies import (
-    check_artifact,
-    latents_stamp,
-    sampling_inputs,
-    score_stamp,
-    train_stamp,
-)
 from personalize_core.workspace.lineage.differences import why_stale
 from personalize_core.workspace.lineage.records import DAMAGED, manifest_of
 from personalize_core.workspace.recipes import (
@@ -32,6 +25,11 @@ from personalize_core.workspace.recipes import (
     split_of,
     variants_of,
 )
+from personalize_core.workspace.stamps.latents import latents_stamp
+from personalize_core.workspace.stamps.made import check_artifact
+from personalize_core.workspace.stamps.sampling import sampling_inputs
+from personalize_core.workspace.stamps.scoring import score_stamp
+from personalize_core.workspace.stamps.training import train_stamp
 from personalize_core.workspace.store import REFERENCES, Store
 
 TRAIN, SAMPLE, SCORE = "train", "sample", "score"

@@ -15,8 +15,8 @@ from personalize_core.steps.probe_conditions import check_held_out, held_out_of,
 from personalize_core.steps.probe_record import opened, save_record
 from personalize_core.training.watch import Heard, Probed, Probes, Watch
 from personalize_core.training.watcher import Watched
-from personalize_core.workspace.dependencies import TrainingInputs
 from personalize_core.workspace.recipes import images_trained_on, prompts_of
+from personalize_core.workspace.stamps.training import TrainingInputs
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from personalize_core.methods import BASELINE
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.steps.sampling import sampled_as_now
 from personalize_core.steps.training import imported
-from personalize_core.workspace.dependencies import repeat_stamp
+from personalize_core.workspace.stamps.training import repeat_stamp
 from personalize_core.workspace.store import SCORES, Store
 
 if TYPE_CHECKING:

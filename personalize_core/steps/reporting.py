@@ -9,8 +9,9 @@ from typing import Any
 from personalize_core.files.atomic import MANIFEST, is_up_to_date, read_result
 from personalize_core.files.stamps import sha256, sources_hash, stamp_of
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.workspace.dependencies import REPORTING, manifest_stamp
 from personalize_core.workspace.lineage.making import making
+from personalize_core.workspace.stamps.made import manifest_stamp
+from personalize_core.workspace.stamps.sources import REPORTING
 from personalize_core.workspace.store import FIGURES, PAGE, SCORES, Store
 
 SOURCES = Path(__file__).parents[1] / "report"

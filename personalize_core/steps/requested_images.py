@@ -18,9 +18,12 @@ from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.sampling.grid import image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import ready_to_sample, refining, sample_images
-from personalize_core.workspace.dependencies import ENCODERS, SAMPLING, artifact_stamp, computed_by, sampling_sources
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import device_of, load_base, split_of
+from personalize_core.workspace.stamps.common import computed_by
+from personalize_core.workspace.stamps.made import artifact_stamp
+from personalize_core.workspace.stamps.sampling import sampling_sources
+from personalize_core.workspace.stamps.sources import ENCODERS, SAMPLING
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from personalize_core.methods import BASELINE
 from personalize_core.sampling.grid import images_in, located, read_grid
 from personalize_core.steps.latents import MOMENTS
 from personalize_core.steps.training import PROOF, imported
-from personalize_core.workspace.dependencies import without_identity
 from personalize_core.workspace.lineage.records import file_problems, manifest_of
 from personalize_core.workspace.recipes import (
     images_trained_on,
@@ -28,6 +27,7 @@ from personalize_core.workspace.recipes import (
     preparations,
     split_of,
 )
+from personalize_core.workspace.stamps.scoring import without_identity
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
 
 if TYPE_CHECKING:

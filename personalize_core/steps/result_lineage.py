@@ -21,15 +21,6 @@ from personalize_core.files.stamps import Stamp, sha256
 from personalize_core.methods import check_method
 from personalize_core.sampling.grid import DESCRIPTION, IMAGE, located
 from personalize_core.steps.training import PROOF
-from personalize_core.workspace.dependencies import (
-    class_images_stamps,
-    images_stamp,
-    latents_stamp,
-    real_class_images_stamp,
-    sampling_inputs,
-    score_stamp,
-    train_stamp,
-)
 from personalize_core.workspace.lineage.differences import why_stale
 from personalize_core.workspace.lineage.link import Link
 from personalize_core.workspace.lineage.records import (
@@ -41,6 +32,15 @@ from personalize_core.workspace.lineage.records import (
     manifest_of,
 )
 from personalize_core.workspace.recipes import content_trained_on, preprocessing_of
+from personalize_core.workspace.stamps.latents import (
+    class_images_stamps,
+    images_stamp,
+    latents_stamp,
+    real_class_images_stamp,
+)
+from personalize_core.workspace.stamps.sampling import sampling_inputs
+from personalize_core.workspace.stamps.scoring import score_stamp
+from personalize_core.workspace.stamps.training import train_stamp
 from personalize_core.workspace.store import REFERENCES, SCORES, Store, is_label
 
 if TYPE_CHECKING:

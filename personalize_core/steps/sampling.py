@@ -14,9 +14,9 @@ from personalize_core.methods import check_method
 from personalize_core.sampling.grid import DESCRIPTION, image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
-from personalize_core.workspace.dependencies import refined_by, sampling_inputs
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import load_base, preprocessing_of, prompts_of, variants_of
+from personalize_core.workspace.stamps.sampling import refined_by, sampling_inputs
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import is_up_to_date, write_json
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.workspace.dependencies import score_stamp, without_identity
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.lineage.records import files_trained_on
 from personalize_core.workspace.recipes import device_of, split_of, workers_of
+from personalize_core.workspace.stamps.scoring import score_stamp, without_identity
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store, is_label
 
 if TYPE_CHECKING:

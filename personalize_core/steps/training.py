@@ -15,14 +15,10 @@ from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
 from personalize_core.training.probe_files import ENDED, PROBE_CURVES, PROBE_IMAGES
 from personalize_core.training.run_costs import TimedCheckpoints
-from personalize_core.workspace.dependencies import (
-    TrainingInputs,
-    check_artifact,
-    manifest_stamp,
-    training_inputs,
-)
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import images_trained_on, load_base
+from personalize_core.workspace.stamps.made import check_artifact, manifest_stamp
+from personalize_core.workspace.stamps.training import TrainingInputs, training_inputs
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:

@@ -18,8 +18,11 @@ from personalize_core.steps.probe_record import ENDED, PROBES
 from personalize_core.steps.sampling import sample_grid
 from personalize_core.steps.scores import score
 from personalize_core.steps.training import UNTIL_IT_ENDED, train
-from personalize_core.workspace.dependencies import WATCHING, sampling_stamp, scoring_stamp, train_stamp
 from personalize_core.workspace.recipes import prompts_of
+from personalize_core.workspace.stamps.sampling import sampling_stamp
+from personalize_core.workspace.stamps.scoring import scoring_stamp
+from personalize_core.workspace.stamps.sources import WATCHING
+from personalize_core.workspace.stamps.training import train_stamp
 from personalize_core.workspace.store import SCORES, Store
 
 if TYPE_CHECKING:

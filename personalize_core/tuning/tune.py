@@ -43,9 +43,11 @@ from personalize_core.tuning.search import (
 )
 from personalize_core.tuning.space import Changes, of_today, space_of
 from personalize_core.tuning.winner import Verdict, judge
-from personalize_core.workspace.dependencies import sampling_stamp, scoring_stamp, train_stamp
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import prompts_of, recipe_of
+from personalize_core.workspace.stamps.sampling import sampling_stamp
+from personalize_core.workspace.stamps.scoring import scoring_stamp
+from personalize_core.workspace.stamps.training import train_stamp
 from personalize_core.workspace.store import Store
 
 if TYPE_CHECKING:

@@ -32,8 +32,8 @@ from personalize_core.methods.ip_adapter.method import Adapter, IPAdapter
 from personalize_core.methods.ip_adapter.recipe import ADAPTERS, Config, Sampling
 from personalize_core.sampling.sampler import initial_noise
 from personalize_core.steps.input_checks import problems_of
-from personalize_core.workspace.dependencies import train_stamp
 from personalize_core.workspace.recipes import load_base
+from personalize_core.workspace.stamps.training import train_stamp
 from tests import tiny_workspace
 from tests.conftest import (
     equal_bits,

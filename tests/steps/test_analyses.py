@@ -26,7 +26,7 @@ from personalize_core.steps.analyses import ALL
 from personalize_core.steps.events import unheard
 from personalize_core.training import training_log
 from personalize_core.tuning.scratch import scratch
-from personalize_core.workspace import dependencies
+from personalize_core.workspace.stamps.training import concept_for, train_stamp
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 
@@ -291,12 +291,12 @@ def test_the_suggested_noun_is_the_same_under_a_protocol_in_a_repeat_in_a_search
         searched,
         canary._scratch(suggested, ["rex"]),
     ):
-        assert dependencies.concept_for(other, "rex", MACRO_CLASS).class_noun == "teddy bear", other
+        assert concept_for(other, "rex", MACRO_CLASS).class_noun == "teddy bear", other
 
 
 def test_a_noun_that_other_concept_images_suggested_is_refused(suggested):
     Image.new("RGB", (32, 32), "teal").save(min(suggested.concept_folder("rex").glob("*.png")))
     with pytest.raises(InputError, match="`personalize suggest-class rex`.* other concept images .*run it again"):
-        dependencies.train_stamp(suggested, "rex", MACRO_CLASS)
+        train_stamp(suggested, "rex", MACRO_CLASS)
     steps.suggest_class(suggested, "rex", str(suggested.root / "nouns.txt"))
-    assert dependencies.concept_for(suggested, "rex", MACRO_CLASS).class_noun == "teddy bear"
+    assert concept_for(suggested, "rex", MACRO_CLASS).class_noun == "teddy bear"

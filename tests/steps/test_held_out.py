@@ -24,8 +24,10 @@ from personalize_core.metrics import features, held_out, summaries, tables
 from personalize_core.steps import input_checks
 from personalize_core.steps.latents import images_encoded, read_latents
 from personalize_core.steps.planning import plan
-from personalize_core.workspace import dependencies
 from personalize_core.workspace.recipes import load_base, preprocessing_of, split_of
+from personalize_core.workspace.stamps.latents import latents_stamp
+from personalize_core.workspace.stamps.scoring import score_stamp, scoring_stamp
+from personalize_core.workspace.stamps.training import recipe_stamp
 from personalize_core.workspace.store import REFERENCES, SCORES, Store
 from tests import tiny_workspace
 from tests.conftest import tiny_base
@@ -128,15 +130,13 @@ def test_without_the_setting_stamps_know_nothing_of_it(store: Store):
     root = Path(store.params.base_model).parents[1]
     values = params(root, SCORED, 0)
     unset = tiny_workspace.write_params(store.root, {name: values[name] for name in values if name != "held_out"})
-    stamps = [dependencies.score_stamp(unset, "rex", name) for name in ("textual_inversion", REFERENCES)]
-    stamps += [dependencies.recipe_stamp(unset, "textual_inversion"), dependencies.scoring_stamp(unset)]
+    stamps = [score_stamp(unset, "rex", name) for name in ("textual_inversion", REFERENCES)]
+    stamps += [recipe_stamp(unset, "textual_inversion"), scoring_stamp(unset)]
     assert not any("held_out" in stamp.of for stamp in stamps)
-    latents = dependencies.latents_stamp(unset, "rex", preprocessing_of(unset, "textual_inversion"))
+    latents = latents_stamp(unset, "rex", preprocessing_of(unset, "textual_inversion"))
     assert latents.of["files"] == concept_files.content(unset.concept_folder("rex"))
     with_zero = tiny_workspace.write_params(store.root, values)
-    assert [dependencies.score_stamp(with_zero, "rex", name) for name in ("textual_inversion", REFERENCES)] == stamps[
-        :2
-    ]
+    assert [score_stamp(with_zero, "rex", name) for name in ("textual_inversion", REFERENCES)] == stamps[:2]
 
 
 def test_a_changed_held_out_image_is_scored_anew_and_nothing_is_trained(store: Store):

@@ -24,8 +24,8 @@ from personalize_core.steps import result_checks
 from personalize_core.study import page
 from personalize_core.study.design import Request as Study
 from personalize_core.study.design import design
-from personalize_core.workspace import dependencies
 from personalize_core.workspace.external_columns import ExternalColumn
+from personalize_core.workspace.stamps.scoring import score_stamp
 from personalize_core.workspace.store import ABSENT, AGREEMENT, REFERENCES, SCORES, Store
 from tests import tiny_workspace
 from tests.metrics.judge_server import KEY, Reply, Request, serving, verdict
@@ -75,10 +75,10 @@ def table_of(store: Store, method: str):
 
 def test_without_the_setting_nothing_is_asked_and_stamps_know_nothing_of_it(store: Store, server):
     values = yaml.safe_load((store.root / "params.yaml").read_text())
-    stamps = {method: dependencies.score_stamp(store, "rex", method) for method in (*METHODS, REFERENCES)}
+    stamps = {method: score_stamp(store, "rex", method) for method in (*METHODS, REFERENCES)}
     assert not any("judge" in stamp.of for stamp in stamps.values())
     null = tiny_workspace.write_params(store.root, values | {"judge": None})
-    assert {method: dependencies.score_stamp(null, "rex", method) for method in stamps} == stamps
+    assert {method: score_stamp(null, "rex", method) for method in stamps} == stamps
     assert all(report.skipped for report in score_all(null))
     assert not server.requests and not null.judge_answers.exists()
     assert not [metric for metric in table_of(null, "base_model")["metric"] if metric.startswith("judge")]
@@ -112,11 +112,11 @@ def test_what_is_sampled_here_has_scores_of_the_judge_beside_the_others(store: S
 
 def test_the_key_and_the_pace_may_change_and_another_model_is_another_score(store: Store, server, monkeypatch):
     asked = asking(store, server.address)
-    stamp = dependencies.score_stamp(asked, "rex", "base_model")
+    stamp = score_stamp(asked, "rex", "base_model")
     monkeypatch.setenv("OTHER_KEY", KEY)
     other = asking(store, server.address, key_variable="OTHER_KEY", requests_at_once=1)
-    assert dependencies.score_stamp(other, "rex", "base_model") == stamp
-    assert dependencies.score_stamp(asking(store, server.address, model="y"), "rex", "base_model") != stamp
+    assert score_stamp(other, "rex", "base_model") == stamp
+    assert score_stamp(asking(store, server.address, model="y"), "rex", "base_model") != stamp
 
 
 def test_a_failure_leaves_no_table_and_what_was_answered_is_not_asked_again(store: Store, server):

@@ -24,8 +24,8 @@ from personalize_core.steps.probe_record import MEANINGS
 from personalize_core.steps.probing import Eye
 from personalize_core.steps.training import UNTIL_IT_ENDED
 from personalize_core.training.probe_files import ENDED, PROBE_CURVES, PROBE_IMAGES, PROBES
-from personalize_core.workspace.dependencies import train_stamp, training_inputs
 from personalize_core.workspace.recipes import load_base, split_of
+from personalize_core.workspace.stamps.training import train_stamp, training_inputs
 from personalize_core.workspace.store import Store
 from tests import tiny_workspace
 

@@ -30,9 +30,10 @@ from personalize_core.report.figures import losses
 from personalize_core.steps import input_checks
 from personalize_core.steps.class_images import TOGETHER
 from personalize_core.steps.latents import read_latents
-from personalize_core.workspace import dependencies, recipes
-from personalize_core.workspace.dependencies import artifact_stamp
+from personalize_core.workspace import recipes
 from personalize_core.workspace.recipes import load_base, preprocessing_of
+from personalize_core.workspace.stamps import sampling as sampling_stamps
+from personalize_core.workspace.stamps.made import artifact_stamp
 from personalize_core.workspace.store import REFERENCES, Store
 from tests import tiny_workspace
 
@@ -385,9 +386,9 @@ def test_samples_are_made_again_once_what_samples_them_is_another_program(store:
     """As image grids, heat maps and interpolations are."""
     asked = (store, "rex", "personalized_residuals", ["a photo of <rex>"], 1)
     assert not steps.sample_prompts(*asked).skipped and steps.sample_prompts(*asked).skipped
-    hashed = dependencies.sources_hash
+    hashed = sampling_stamps.sources_hash
     monkeypatch.setattr(
-        dependencies, "sources_hash", lambda names: "another" if "sampling/sampler" in names else hashed(names)
+        sampling_stamps, "sources_hash", lambda names: "another" if "sampling/sampler" in names else hashed(names)
     )
     assert not steps.sample_prompts(*asked).skipped
 
@@ -724,10 +725,12 @@ def test_only_grids_with_test_time_optimization_depend_on_its_source_and_on_the_
 ):
     store = with_refinement(store)
     steps.sample_grid(store, "rex", "textual_inversion")
-    plain_hash = dependencies.sources_hash
+    plain_hash, changed = sampling_stamps.sources_hash, "sampling/test_time_optimization"
     with monkeypatch.context() as edited:
         edited.setattr(
-            dependencies, "sources_hash", lambda m: plain_hash(m) + "edited" * ("sampling/test_time_optimization" in m)
+            sampling_stamps,
+            "sources_hash",
+            lambda m: plain_hash(m) + "edited" * (changed in m),
         )
         assert steps.sample_grid(store, "rex", "dreambooth").skipped
         assert not steps.sample_grid(store, "rex", "textual_inversion").skipped

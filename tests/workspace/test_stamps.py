@@ -9,7 +9,7 @@ import pytest
 from personalize_core import steps
 from personalize_core.files import stamps
 from personalize_core.methods import METHOD_NAMES, method_source
-from personalize_core.workspace import dependencies
+from personalize_core.workspace.stamps import sources
 from personalize_core.workspace.store import Store
 from tests.imports import imported
 
@@ -61,5 +61,5 @@ OF_FILES_AND_OPTIONS = {
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_an_artifact_depends_on_all_that_its_method_is_made_of(method):
     made_of = imported(method_source(method), "methods/shared/") - OF_FILES_AND_OPTIONS
-    assert made_of <= {*dependencies.TRAINING}
-    assert made_of <= {*dependencies.SAMPLING, *dependencies.REFINING}
+    assert made_of <= {*sources.TRAINING}
+    assert made_of <= {*sources.SAMPLING, *sources.REFINING}
