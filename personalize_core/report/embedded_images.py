@@ -12,18 +12,20 @@ from typing import Any
 import polars as pl
 from PIL import Image, ImageOps
 
-from personalize_core.errors import InputError
+from personalize_core.errors import InputError, listed, together
 from personalize_core.files.stamps import sha256
 from personalize_core.metrics.tables import CEILING
 from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import METRICS, ConceptTold, Evidence
 from personalize_core.report.figures.images import opened
+from personalize_core.workspace.store import Store, is_label
 
 PIXELS = 120_000_000  # of all images in a page together: some 15 MB
 SIDES = (768, 512, 384, 256, 192, 128)  # pixels of an image's longer side, at most; the largest that fits
 SMALL = 128  # pixels; an image that is no larger is kept as it is, pixel for pixel
 MOST_OF_A_PROMPT = 4  # images, however few there are in all
 MOST_PROMPTS = 60  # of a concept; an external column may have a prompt for each of its images
+MOST_NAMED = 4  # images of a cell that are gone
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,14 @@ def grids(evidence: Evidence, pixels: int = PIXELS) -> tuple[list[Grid], str]:
     """A grid for each concept, and a sentence about what does not stand in them; empty if all does.
 
     Raises:
-        InputError: an image that was scored is not there any more, or is another one by now.
+        InputError: images that were scored are not there any more, all of which are named, or one that is shown is
+            another by now.
     """
-    sampled = _in_columns(evidence.scores.filter(pl.col("method") != CEILING))
+    scored = evidence.scores.filter(pl.col("method") != CEILING)
+    _check_all_there(evidence, scored)
+    sampled = _in_columns(scored)
     chosen = _chosen(evidence, sampled, pixels)
-    shown = [
-        _grid(evidence.root, concept, evidence, sampled, chosen) for concept in evidence.concepts[: chosen.concepts]
-    ]
+    shown = [_grid(concept, evidence, sampled, chosen) for concept in evidence.concepts[: chosen.concepts]]
     return shown, _left_out(evidence, sampled, chosen)
 
 
@@ -112,7 +115,7 @@ def _chosen(evidence: Evidence, sampled: pl.DataFrame, pixels: int) -> Chosen:
     return Chosen(1, 1, SIDES[-1])
 
 
-def _grid(root: Path, concept: ConceptTold, evidence: Evidence, sampled: pl.DataFrame, chosen: Chosen) -> Grid:
+def _grid(concept: ConceptTold, evidence: Evidence, sampled: pl.DataFrame, chosen: Chosen) -> Grid:
     own = sampled.filter(concept=concept.name)
     images = own["image_index"].unique().sort().to_list()[: chosen.of_a_prompt]
     prompts = own.select("prompt_index", "prompt").unique().sort("prompt_index", "prompt").rows()[:MOST_PROMPTS]
@@ -123,7 +126,7 @@ def _grid(root: Path, concept: ConceptTold, evidence: Evidence, sampled: pl.Data
         found.setdefault(place, row | {"scores": {}})["scores"][row["metric"]] = row["score"]
     rows = {
         variant: [
-            _cell(root, found[variant, *place], concept, chosen.side) if (variant, *place) in found else None
+            _cell(evidence, found[variant, *place], concept, chosen.side) if (variant, *place) in found else None
             for place in places
         ]
         for variant in evidence.variants
@@ -136,10 +139,10 @@ def _grid(root: Path, concept: ConceptTold, evidence: Evidence, sampled: pl.Data
     return Grid(concept, [concept_image(path) for path in concept.concept_images], columns, rows)
 
 
-def _cell(root: Path, row: Mapping[str, Any], concept: ConceptTold, side: int) -> Cell:
-    path, variant = root / row["image"], in_words(row["variant"])
-    if sha256(_there(path)) != row["image_sha256"]:
-        raise InputError(f"the image {path} has changed since it was scored; `personalize evaluate` scores it again")
+def _cell(evidence: Evidence, row: Mapping[str, Any], concept: ConceptTold, side: int) -> Cell:
+    path, variant = evidence.root / row["image"], in_words(row["variant"])
+    if sha256(path) != row["image_sha256"]:
+        raise InputError(f"{path} has changed since it was scored; {_way_out(evidence, row['method'], concept.name)}")
     prompt = (row["prompt"] or "").replace("{}", concept.class_noun)
     own = row["scores"]
     scores = ", ".join(
@@ -191,10 +194,33 @@ def _native(evidence: Evidence, sampled: pl.DataFrame) -> int:
 
 
 def _size(path: Path) -> tuple[int, int]:
-    return opened(_there(path)).size
+    return opened(path).size
 
 
-def _there(path: Path) -> Path:
-    if not path.is_file():
-        raise InputError(f"the image {path} was scored, but is missing now; `personalize run` makes what is missing")
-    return path
+def _check_all_there(evidence: Evidence, scored: pl.DataFrame) -> None:
+    """Raise InputError where images are gone, with those of each method and concept and what to do about them."""
+    gone: dict[tuple[str, str], list[Path]] = {}
+    for method, concept, image in scored.select("method", "concept", "image").unique(maintain_order=True).iter_rows():
+        if not (path := evidence.root / image).is_file():
+            gone.setdefault((method, concept), []).append(path)
+    if gone:
+        raise together(
+            [
+                InputError(
+                    f"images of {concept!r} by {in_words(method)} were scored and are gone: "
+                    f"{listed(paths, MOST_NAMED)}; {_way_out(evidence, method, concept)}"
+                )
+                for (method, concept), paths in gone.items()
+            ]
+        )
+
+
+def _way_out(evidence: Evidence, method: str, concept: str) -> str:
+    """How the report gets on where images are not as they were scored."""
+    if not is_label(method):
+        return f"`personalize evaluate {concept} -m {method}` samples them again, and `personalize report` goes on then"
+    described = Store(evidence.root).external(method, concept)
+    return (
+        "put them back, or run `personalize score`, which scores what is there now, or remove "
+        f"{described}, which leaves the column out; `personalize report` goes on then"
+    )

@@ -56,8 +56,8 @@ def list_external(store: Store, concept: str, label: str, listener: Listener = u
     Raises:
         InputError: there is no such column, or its folder is not as its layout wants it.
     """
-    started, column = time.monotonic(), read_column(store, label, concept)
-    described, listing = store.concept(concept), column.listing(store)
+    started, column, described = time.monotonic(), read_column(store, label, concept), store.concept(concept)
+    listing = listing_of(store, label, concept)
     templates = _templates(listing, described, column.mention)
     kept = [image for image in listing.images if templates[image.prompt] is not None]
     hashes = _hashes(column.path(store), kept, f"reading {label} of {concept}", listener)
@@ -95,6 +95,23 @@ def list_external(store: Store, concept: str, label: str, listener: Listener = u
                 write_json(new / DESCRIPTION, listed)
                 comparison.save_grid(store, concept, [(label, folder)], listed, new / "grid.png", SHOWN)
     return Report(stamp, skipped, time.monotonic() - started, folder, {}, {"grid": folder / "grid.png"})
+
+
+def listing_of(store: Store, label: str, concept: str) -> Listing:
+    """What the folder of a column holds now.
+
+    Raises:
+        InputError: there is no such column, or its folder is gone or not as its layout wants it; the message says where
+            the column is described, so that whoever cannot mend the folder can leave the column out.
+    """
+    column = read_column(store, label, concept)
+    try:
+        return column.listing(store)
+    except InputError as error:
+        described = store.external(label, concept)
+        raise InputError(
+            f"{error}. {described} describes this column; correct it there, or remove that file to leave the column out"
+        ) from None
 
 
 def _templates(listing: Listing, concept: Concept, mention: str | None) -> dict[str, str | None]:

@@ -17,9 +17,10 @@ from personalize_core.methods import check_method
 from personalize_core.metrics import encoder_names
 from personalize_core.metrics.judge import local_weights
 from personalize_core.metrics.judge.keys import key_of
+from personalize_core.steps.external import listing_of
 from personalize_core.steps.probe_conditions import check_held_out
 from personalize_core.steps.training import imported, untrained
-from personalize_core.workspace.external_columns import read_column, registered
+from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.recipes import (
     base_for_a_moment,
     check_concepts_wanted,
@@ -111,7 +112,7 @@ def problems_of_workspace(
     for protocol in store.protocol_names():
         found.free_of(lambda name=protocol: replace(store, protocol=name).described_protocol)
     for label, concept in registered(store):
-        found.free_of(lambda label=label, concept=concept: read_column(store, label, concept).listing(store))
+        found.free_of(listing_of, store, label, concept)
     if methods is None:
         methods = store.params.method_names if found.free_of(lambda: store.params) else []
     return [*found.errors, *problems_of(store, concepts, methods)]

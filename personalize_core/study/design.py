@@ -238,12 +238,13 @@ def design(store: Store, request: Request) -> Key:
         for variant in request.variants
         for number, cell in enumerate(cells)
     ]
-    if missing := [path for _, _, path in paths if not path.is_file()]:
+    if missing := next(((variant, path) for variant, _, path in paths if not path.is_file()), None):
+        variant, path = missing
         raise InputError(
-            f"{missing[0]} is missing from its grid; remove {missing[0].parents[1]} and `personalize evaluate` "
-            "samples it again"
-            if not made_elsewhere
-            else f"{missing[0]} is missing; `personalize score` finds out which images of an external column there are"
+            f"{path} is missing; `personalize score` finds out which images of an external column there are"
+            if variant in made_elsewhere
+            else f"{path} is missing from its grid; remove {path.parents[1]} and `personalize evaluate` samples it "
+            "again"
         )
     images = [StudyImage(variant=variant, cell=number, sha256=sha256(path)) for variant, number, path in paths]
     return Key.of(

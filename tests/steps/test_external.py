@@ -328,6 +328,70 @@ def test_a_column_whose_folder_is_gone_is_among_what_is_wrong(store, tmp_path):
     before = list(map(str, steps.problems_of_workspace(store)))
     shutil.rmtree(folder)
     after = list(map(str, steps.problems_of_workspace(store)))
-    assert [one for one in after if one not in before] == [
-        f"{folder} does not exist; name the folder that holds the images"
-    ]
+    (said,) = [one for one in after if one not in before]
+    assert said.startswith(f"{folder} does not exist") and "remove that file to leave the column out" in said
+    assert str(store.external("flux", "rex")) in said
+
+
+@pytest.fixture
+def compared(store, tmp_path) -> tuple[Store, Path]:
+    """A workspace with a column of images that are named PROMPT_SEED.png, and the folder of these."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for prompt in range(len(PROMPTS)):
+        for seed in range(2):
+            workspace.noise_image([7, prompt, seed], (40, 30)).save(folder / f"{prompt}_{seed}.png")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS))
+    add(store, folder)
+    rescored(store)
+    steps.compare(store)
+    return store, folder
+
+
+def refused_report(store: Store) -> str:
+    """As `personalize report`: compare, then report."""
+    steps.compare(store)
+    with pytest.raises(InputError) as refused:
+        steps.report(store)
+    return str(refused.value)
+
+
+def test_a_report_names_every_image_that_is_gone_and_goes_on_with_those_that_are_left(compared):
+    store, folder = compared
+    kept = {name: (folder / name).read_bytes() for name in ("1_0.png", "3_1.png")}
+    for name in kept:
+        (folder / name).unlink()
+    ours = store.grid("dreambooth", "cup") / "dreambooth" / "00_01.png"
+    image = ours.read_bytes()
+    ours.unlink()
+    said = refused_report(store)
+    assert f"of 'rex' by flux were scored and are gone: {folder}/1_0.png and {folder}/3_1.png; put them back" in said
+    assert f"are gone: {ours}; `personalize evaluate cup -m dreambooth`" in said
+    ours.write_bytes(image)
+
+    assert "run `personalize score`" in refused_report(store)
+    steps.score_external(store, "rex", "flux")
+    steps.compare(store)
+    assert "flux" in steps.report(store).path.read_text()
+
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    steps.score_external(store, "rex", "flux")
+    (folder / "1_0.png").unlink()
+    assert "put them back" in refused_report(store)
+    (folder / "1_0.png").write_bytes(kept["1_0.png"])
+    assert steps.report(store).path.is_file()
+
+
+def test_a_report_goes_on_without_a_column_whose_images_are_all_gone_or_others(compared):
+    store, folder = compared
+    workspace.noise_image([99], (40, 30)).save(folder / "0_0.png")
+    assert "0_0.png has changed since it was scored" in (said := refused_report(store)) and "personalize score" in said
+    shutil.rmtree(folder)
+    described = store.external("flux", "rex")
+    assert f"remove {described}" in refused_report(store)
+    with pytest.raises(InputError, match=f"out does not exist.* {described} describes this column; .* remove that"):
+        steps.score_external(store, "rex", "flux")
+    described.unlink()
+    steps.compare(store)
+    assert "flux" not in steps.report(store).path.read_text()
