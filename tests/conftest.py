@@ -120,14 +120,18 @@ def no_fresh_process():
         yield
 
 
-def quick_loss_curve(log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
+def quick_loss_curve(
+    log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: str = "", fixed_inputs: losses.Seen = ()
+) -> None:
     """In the place of losses.loss_curve: a small image that depends on all that it would show."""
     shown = [
         [(name, row[name]) for name in row if name in ("stage", "step", "gradient_norm") or name not in losses.NO_LOSS]
         for row in log_rows
     ]
     buffer = io.BytesIO()
-    Image.frombytes("L", (8, 4), hashlib.sha256(repr((shown, title)).encode()).digest()).save(buffer, "png")
+    Image.frombytes("L", (8, 4), hashlib.sha256(repr((shown, title, list(fixed_inputs))).encode()).digest()).save(
+        buffer, "png"
+    )
     write_bytes(Path(path), buffer.getvalue())
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
+import polars as pl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
@@ -18,7 +19,7 @@ from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import Evidence, Learned
 from personalize_core.report.figures.agreement import agreement_plot
 from personalize_core.report.figures.identity_vs_text import scatter_plot
-from personalize_core.report.figures.losses import NO_LOSS, moving_average
+from personalize_core.report.figures.losses import FIXED, NO_LOSS, averaged, seen_by_stage
 from personalize_core.report.figures.style import COLOURS, GREY, INK, NO_METADATA, PALE, STYLE
 
 # What the page's style sheet gives other values in the dark.
@@ -118,17 +119,25 @@ def _said(evidence: Evidence, concept: str) -> str:
 
 
 def _losses(method: str, learned: Sequence[Learned]) -> InlineFigure:
-    """A panel for each loss, a line for each concept, as moving averages."""
+    """A panel for each loss, a line for each concept, as moving averages; the loss on fixed inputs as it was taken."""
     logs = {one.concept: one.log for one in learned if one.log}
+    seen = {one.concept: fixed for one in learned if (fixed := _on_fixed_inputs(one))}
     names = list(dict.fromkeys(name for log in logs.values() for row in log for name in row if name not in NO_LOSS))
     with matplotlib.rc_context(STYLED):
-        figure = Figure(figsize=(7.6, 0.7 + 1.9 * len(names)), dpi=150, layout="constrained")
-        panels = figure.subplots(len(names), sharex=True, squeeze=False)[:, 0]
-        for axes, name in zip(panels, names, strict=True):
-            for number, (concept, log) in enumerate(logs.items()):
-                steps, values = _line(log, name)
-                axes.plot(steps, values, color=COLOURS[number % len(COLOURS)], lw=1.6, label=concept)
-            axes.set_ylabel(f"{name.replace('_', ' ')} loss")
+        count = len(names) + bool(seen)
+        figure = Figure(figsize=(7.6, 0.7 + 1.9 * count), dpi=150, layout="constrained")
+        panels = figure.subplots(count, sharex=True, squeeze=False)[:, 0]
+        for number, (concept, log) in enumerate(logs.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            for axes, name in zip(panels, names, strict=False):
+                axes.set_ylabel(f"{name.replace('_', ' ')} loss")
+                for piece, (steps, values) in enumerate(_lines(log, name)):
+                    axes.plot(steps, values, color=colour, lw=1.6, label=None if piece else concept)
+            for steps, values in seen_by_stage(log, seen.get(concept, [])):
+                panels[-1].plot(steps, values, color=colour, lw=1.2, marker="o", ms=3)
+        if seen:
+            panels[-1].set_ylabel(FIXED.replace(" on ", " on\n"))
+        for axes in panels:
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color=PALE, lw=0.6)
             axes.margins(x=0.01)
@@ -145,13 +154,20 @@ def _losses(method: str, learned: Sequence[Learned]) -> InlineFigure:
     return rendered(figure, f"losses_{method}", f"Losses of {in_words(method)} while it learned {concepts}.")
 
 
-def _line(log: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where a loss was logged and its moving average, thinned."""
-    steps = np.array([index for index, row in enumerate(log) if row.get(name) is not None])
-    values = np.array([log[index][name] for index in steps], dtype=float)
-    smooth = moving_average(values, max(1, len(values) // 30))
-    kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_POINTS)).round().astype(int))
-    return steps[kept], smooth[kept]
+def _lines(log: Sequence[Mapping[str, Any]], name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each stage: where a loss was logged and its moving average, thinned."""
+    for steps, _, smooth in averaged(log, name):
+        most = max(2, MOST_POINTS * len(steps) // len(log))
+        kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), most)).round().astype(int))
+        yield steps[kept], smooth[kept]
+
+
+def _on_fixed_inputs(learned: Learned) -> list[dict[str, Any]]:
+    """As `losses.Seen`; nothing where the training was not watched."""
+    if learned.probes is None or not learned.log:
+        return []
+    losses = learned.probes.filter(metric="loss").group_by("stage", "step", maintain_order=True)
+    return losses.agg(pl.col("value").sum()).to_dicts()
 
 
 def _stages(log: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError
@@ -60,6 +60,12 @@ class Probing:
         probed = self.eye.look(method)
         self.timed(time.monotonic() - begun)
         return probed
+
+    @property
+    def fixed_inputs(self) -> list[dict[str, Any]]:
+        """The loss on fixed inputs whenever it was taken: "stage", "step", "value"; empty where nobody watched."""
+        losses = self.watch.losses if self.watch else []
+        return [{"stage": one["stage"], "step": one["step"], "value": sum(one["values"])} for one in losses]
 
     def save(self, folder: Path) -> None:
         """What was seen, into the folder of what was learned."""

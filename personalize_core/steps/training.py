@@ -140,7 +140,7 @@ def _train_into(
         training_log.write(log, folder)
         probed.save(folder)
         if log:
-            loss_curve(log, folder / LOSS_CURVE)
+            loss_curve(log, folder / LOSS_CURVE, fixed_inputs=probed.fixed_inputs)
         if fresh:
             write_json(folder / PROOF, proof.compare(proof.evidence(learner, base), fresh.evidence(), base))
     return costs if trains else {}

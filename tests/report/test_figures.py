@@ -351,6 +351,23 @@ def test_the_average_stays_within_its_stage(tmp_path, kept_figures):
     assert {y for line in curves for y in np.round(line.get_ydata(), 12)} == {1, 5}
 
 
+def test_the_loss_on_fixed_inputs_is_shown_as_it_was_taken_from_before_the_first_step_on(tmp_path, kept_figures):
+    rows = [{"stage": stage, "step": i, "diffusion": 0.1} for stage in ("a", "b") for i in range(40)]
+    for row, value in ((9, 0.3), (19, 0.8), (49, 0.2)):  # as the log has them, behind the step
+        rows[row]["fixed_inputs"] = value
+    taken = [("a", 0, 0.9), ("a", 10, 0.3), ("a", 20, 0.8), ("b", 0, 0.7), ("b", 10, 0.2)]
+    seen = [{"stage": stage, "step": step, "value": value} for stage, step, value in taken]
+    loss_figures.loss_curve(rows, tmp_path / "loss.png", fixed_inputs=seen)
+    losses = kept_figures[0].axes[0]
+    points = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in losses.lines]
+    own = [[(0, 0.9), (10, 0.3), (20, 0.8)], [(40, 0.7), (50, 0.2)]]
+    assert [line for line in points if line in own] == own
+    others = {y for line in points if line not in own for _, y in line}
+    assert not others & {0.3, 0.8, 0.2}, "nor a second time, from the log"
+    words_of = [text.get_text() for text in losses.get_legend().get_texts()]
+    assert words_of == ["diffusion loss", "loss on fixed inputs"]
+
+
 def test_a_moving_average_is_of_the_values_around_and_of_fewer_at_the_ends():
     averages = loss_figures.moving_average(np.array([1.0, 2.0, 6.0, 3.0, 5.0, 4.0]), reach=1)
     np.testing.assert_allclose(averages, [(1 + 2) / 2, (1 + 2 + 6) / 3, (2 + 6 + 3) / 3, (6 + 3 + 5) / 3, 4, 4.5])

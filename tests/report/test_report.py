@@ -210,9 +210,28 @@ def test_a_figure_in_the_page_has_the_pages_colours_ids_of_its_own_and_words_for
 
 def test_a_long_log_is_thinned_and_keeps_its_ends():
     log = [{"stage": "a" if step < 900 else "b", "step": step, "diffusion": 1.0} for step in range(2000)]
-    steps_sampled, values = inline_figures._line(log, "diffusion")
-    assert len(steps_sampled) == inline_figures.MOST_POINTS and (steps_sampled[0], steps_sampled[-1]) == (0, 1999)
-    assert (values == 1.0).all() and inline_figures._stages(log) == [(0, "a"), (900, "b")]
+    kept = [(list(xs), set(values)) for xs, values in inline_figures._lines(log, "diffusion")]
+    assert [(xs[0], xs[-1], values) for xs, values in kept] == [(0, 899, {1.0}), (900, 1999, {1.0})]
+    assert sum(len(xs) for xs, _ in kept) == inline_figures.MOST_POINTS
+    assert inline_figures._stages(log) == [(0, "a"), (900, "b")]
+
+
+def test_losses_are_averaged_within_a_stage_and_those_on_fixed_inputs_not_at_all(monkeypatch):
+    drawn: list = []
+    monkeypatch.setattr(inline_figures, "rendered", lambda figure, *_: drawn.append(figure))
+    levels = {"a": 1.0, "b": 5.0}
+    log = [{"stage": name, "step": i, "diffusion": level} for name, level in levels.items() for i in range(40)]
+    log[39]["fixed_inputs"] = (
+        3.0  # as the log has what was taken behind a step, but not what was taken before the first
+    )
+    taken = [("a", 0, [4.0, 5.0]), ("a", 40, [1.0, 2.0]), ("b", 0, [6.0, 0.5]), ("b", 20, [2.0, 0.0])]
+    values = [(stage, step, value) for stage, step, rows in taken for value in rows]
+    probes = pl.DataFrame(values, schema=["stage", "step", "value"], orient="row").with_columns(metric=pl.lit("loss"))
+    inline_figures._losses("oft", [read_evidence.Learned("rex", {}, log, None, probes=probes)])
+    diffusion, fixed = ([line for line in axes.lines if len(line.get_xdata()) > 1] for axes in drawn[0].axes)
+    assert [set(line.get_ydata()) for line in diffusion if len(line.get_xdata()) > 2] == [{1.0}, {5.0}]
+    shown = [list(zip(line.get_xdata(), line.get_ydata(), strict=True)) for line in fixed]
+    assert shown[:2] == [[(0, 9.0), (40, 3.0)], [(40, 6.5), (60, 2.0)]]
 
 
 # Images

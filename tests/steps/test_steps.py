@@ -596,7 +596,12 @@ def test_training_leaves_the_curve_of_its_log(store: Store, tmp_path: Path, real
     shutil.rmtree(folder)
     steps.train(store, "rex", "textual_inversion")
     rows = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
-    losses.loss_curve(rows, tmp_path / "loss.png")
+    probes = pl.read_parquet(folder / "probes.parquet").filter(metric="loss")
+    taken = {step: probes.filter(step=step)["value"].to_list() for step in probes["step"].unique().sort()}
+    assert min(taken) == 0, "before the first step"
+    stage = rows[0]["stage"]
+    seen = [{"stage": stage, "step": step, "value": sum(values)} for step, values in taken.items()]
+    losses.loss_curve(rows, tmp_path / "loss.png", fixed_inputs=seen)
     assert (folder / "loss.png").read_bytes() == (tmp_path / "loss.png").read_bytes()
 
 

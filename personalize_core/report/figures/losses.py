@@ -1,8 +1,8 @@
-"""Losses over the steps of a training: a plot, and a line small enough for a table's cell."""
+"""Losses over the steps of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,27 @@ from matplotlib.figure import Figure
 
 from personalize_core.report.figures.style import COLOURS, GREY, INK, PALE, STYLE, save_figure
 
-NO_LOSS = ("stage", "step", "gradient_norm", "lr", "learned", "seconds")
+NO_LOSS = ("stage", "step", "gradient_norm", "lr", "learned", "seconds", "fixed_inputs")
+FIXED = "loss on fixed inputs"
+Log = Sequence[Mapping[str, Any]]  # a row a step: "stage", "step", each loss by name
+Seen = Sequence[
+    Mapping[str, Any]
+]  # the loss on fixed inputs: "stage", "step" (how many of its steps were done), "value"
 
 
-def loss_curve(log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: str = "") -> None:
+def loss_curve(
+    log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: str = "", fixed_inputs: Seen = ()
+) -> None:
     """Each loss over all steps, faint as logged and strong as its moving average; stages side by side.
+
+    The loss on fixed inputs, which has no noise to average away, is shown as it was taken.
 
     Args:
         log_rows: the training log, one mapping a step: "stage", "step", each loss by name, and "gradient_norm",
             which gets a panel of its own; "lr" and "learned" are not plotted.
         path: where the PNG goes.
+        fixed_inputs: what was seen before the first step of each stage, and behind some others; the log has no row
+            for the former.
 
     Raises:
         ValueError: nothing was logged.
@@ -41,14 +52,17 @@ def loss_curve(log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: s
         losses, everything = panels[0, 0], []
         for index, name in enumerate(names):
             colour = COLOURS[index % len(COLOURS)]
-            everything += plot_series(losses, rows, stages, name, colour, f"{name.replace('_', ' ')} loss")
+            everything += plot_series(losses, rows, name, colour, f"{name.replace('_', ' ')} loss")
+        for number, (xs, values) in enumerate(seen_by_stage(rows, fixed_inputs)):
+            losses.plot(xs, values, color=INK, lw=1.2, marker="o", ms=3, label=None if number else FIXED)
+            everything += values
         if min(everything) > 0 and max(everything) > 30 * min(everything):
             losses.set_yscale("log")
             losses.yaxis.set_major_formatter("{x:g}")  # matplotlib's own writes formulas, which are not parsed
         losses.set_ylabel("loss")
         losses.legend(frameon=False, fontsize=9, loc="upper right", ncols=min(len(names), 3))
         if norms:
-            plot_series(panels[1, 0], rows, stages, "gradient_norm", GREY, "")
+            plot_series(panels[1, 0], rows, "gradient_norm", GREY, "")
             panels[1, 0].set_ylabel("gradient\nnorm")
         for axes in panels[:, 0]:
             axes.spines[["top", "right"]].set_visible(False)
@@ -68,21 +82,32 @@ def loss_curve(log_rows: Iterable[Mapping[str, Any]], path: str | Path, title: s
         save_figure(figure, path)
 
 
-def plot_series(
-    axes: Axes, rows: Sequence[Mapping[str, Any]], stages: Sequence[str], name: str, colour: str, label: str
-) -> list[float]:
+def plot_series(axes: Axes, rows: Log, name: str, colour: str, label: str) -> list[float]:
     """One metric of the log, averaged within each stage; returns the averages."""
     averages: list[float] = []
-    for stage in stages:
-        steps = [i for i, row in enumerate(rows) if str(row["stage"]) == stage and row.get(name) is not None]
-        values = np.array([rows[i][name] for i in steps], dtype=float)
-        if not len(values):
-            continue
-        smooth = moving_average(values, max(1, len(values) // 30))
+    for steps, values, smooth in averaged(rows, name):
         axes.plot(steps, values, color=colour, lw=0.8, alpha=0.3)
         axes.plot(steps, smooth, color=colour, lw=2, label=label if not averages else None)
         averages += smooth.tolist()
     return averages
+
+
+def averaged(rows: Log, name: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each stage that has this metric: the rows that do, its values, and their moving average within the stage."""
+    for stage in dict.fromkeys(str(row["stage"]) for row in rows):
+        steps = [i for i, row in enumerate(rows) if str(row["stage"]) == stage and row.get(name) is not None]
+        values = np.array([rows[i][name] for i in steps], dtype=float)
+        if len(values):
+            yield np.array(steps), values, moving_average(values, max(1, len(values) // 30))
+
+
+def seen_by_stage(rows: Log, fixed_inputs: Seen) -> Iterator[tuple[list[int], list[float]]]:
+    """Of each stage, whose inputs are its own: where its values stand among the rows, and the values."""
+    for stage in dict.fromkeys(one["stage"] for one in fixed_inputs):
+        own = [one for one in fixed_inputs if one["stage"] == stage]
+        start = next(i for i, row in enumerate(rows) if row["stage"] == stage)
+        # row i has the loss of what i steps have left, and so has a value taken behind them
+        yield [start + one["step"] for one in own], [one["value"] for one in own]
 
 
 def moving_average(values: np.ndarray, reach: int) -> np.ndarray:
