@@ -105,6 +105,8 @@ def each(
             try:
                 report = result()
                 print_line(f"{'up to date' if report.skipped else 'written':<10}  {report.path}")
+                for notice in report.notices:
+                    print_line(f"            {notice}")
             except InputError as error:
                 failed.append(InputError(f"{name}: {error}"))
     if failed:

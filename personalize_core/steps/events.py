@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class Report:
     path: Path  # the folder or table
     metrics: dict[str, float] = field(default_factory=dict)
     images: dict[str, Path] = field(default_factory=dict)  # for people to look at
+    notices: Sequence[str] = ()  # what a person should know of it, a line each
 
 
 def report_over(

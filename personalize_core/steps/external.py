@@ -17,15 +17,16 @@ from personalize_core.files.atomic import is_up_to_date, write_json
 from personalize_core.files.stamps import sha256
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.steps.events import Event, Listener, Report, unheard
-from personalize_core.steps.scores import score
+from personalize_core.steps.scores import left_out, score
 from personalize_core.workspace.external_columns import ExternalColumn, check_label, read_column, register
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.stamps.common import base_model_name
 from personalize_core.workspace.stamps.scoring import external_stamp
-from personalize_core.workspace.store import Store
+from personalize_core.workspace.store import ABSENT, Store
 
 UNKNOWN = "not known"  # what made the images, where neither the user nor the layout says it
 MOST_HASHED = 256  # images between two events
+MOST_LEFT_OUT = 6  # images that are named with their reasons
 SHOWN = (8, 4)  # prompts, and images of each, on the contact sheet
 
 
@@ -43,9 +44,17 @@ def add_external(store: Store, label: str, concept: str, column: ExternalColumn)
 
 
 def score_external(store: Store, concept: str, label: str, listener: Listener = unheard) -> Report:
-    """List the images of an external column, and score them. The report shows a sheet of the first images."""
+    """List the images of an external column, and score them.
+
+    The report shows a sheet of the first images, and names those that have no score: they cannot be read, nothing says
+    their prompt, or it does not mention the concept.
+    """
     sheet = list_external(store, concept, label, listener).images
-    return replace(score(store, concept, label, listener), images=sheet)
+    report = score(store, concept, label, listener)
+    lines = [f"left out: {words}" for words in left_out(store, concept, label)]
+    if (more := len(lines) - MOST_LEFT_OUT) > 0:
+        lines[MOST_LEFT_OUT:] = [f"left out: {more:,} more, which {report.path.with_name(ABSENT)} names"]
+    return replace(report, images=sheet, notices=lines)
 
 
 def list_external(store: Store, concept: str, label: str, listener: Listener = unheard) -> Report:

@@ -18,6 +18,7 @@ from personalize_core.files.stamps import sha256, sources_hash, stamp_of
 from personalize_core.methods import BASELINE
 from personalize_core.sampling.grid import images_in, located, read_grid
 from personalize_core.steps.latents import MOMENTS
+from personalize_core.steps.scores import left_out
 from personalize_core.steps.training import PROOF, imported
 from personalize_core.workspace.lineage.records import file_problems, manifest_of
 from personalize_core.workspace.recipes import (
@@ -164,7 +165,11 @@ def scores(store: Store, concept: str, method: str) -> list[Gate]:
             out.append(row)
     said = f"{out[0]['metric']} of {out[0]['image']} is {out[0]['score']}" if out else f"all {len(table)} scores are"
     lacking = _lacking(store, table, absent, concept, method)
-    lack = f"{lacking[0]} has no score and no reason; {len(lacking)} in all" if lacking else "every image has all"
+    if lacking:
+        lack = f"{lacking[0]} has no score and no reason; {len(lacking)} in all"
+    else:
+        unscored = left_out(store, concept, method)
+        lack = f"every image has all{f', but for those left out: {listed(unscored, 4)}' if unscored else ''}"
     return [
         Gate("scores_in_range", not out, said, True, {"scores": float(len(table))}),
         Gate("scores_complete", not lacking, lack, True, {"absent_with_a_reason": float(len(absent))}),

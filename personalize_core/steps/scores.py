@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, listed
-from personalize_core.files.atomic import is_up_to_date, write_json
+from personalize_core.files.atomic import is_up_to_date, read_results, write_json
 from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.workspace.lineage.making import making
@@ -64,6 +64,12 @@ def score_references(store: Store, concept: str, listener: Listener = unheard) -
         return scoring.score_references(store.root, store.concept(concept), images, encoders, held_out)
 
     return _score(store, concept, REFERENCES, scored, listener)
+
+
+def left_out(store: Store, concept: str, method: str) -> list[str]:
+    """A line for each image that has no score at all, as one that cannot be read: its name and the reason."""
+    found = read_results(store.scores(method, concept) / ABSENT, "metric", "image", "reason")
+    return [f"{one['image']} {one['reason']}" for one in found if one["metric"] is None and one["image"] is not None]
 
 
 def _score(

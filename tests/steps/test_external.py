@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 
 from personalize_core import steps
+from personalize_core.cli.external import score_registered
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import read_json
 from personalize_core.metrics import tables
 from personalize_core.metrics.encoder_names import MINI_WEIGHTS
 from personalize_core.report import comparison
+from personalize_core.steps import result_checks
 from personalize_core.workspace.external_columns import ExternalColumn, registered
 from personalize_core.workspace.store import ABSENT, SCORES, Store
 from tests import recomputed_scores
@@ -283,18 +285,42 @@ def test_an_image_that_cannot_be_read_is_absent_with_its_reason_and_the_others_a
     whole = add(store, folder_of(tmp_path / "whole"), label="whole") and scores_of(store, "whole")
     (folder / "image_1_0.png").write_bytes((folder / "image_1_0.png").read_bytes()[:60])
     (folder / "image_2_1.jpg").write_bytes(b"")
-    add(store, folder)
+    (folder / "unnamed.png").write_bytes((folder / "image_1_1.jpg").read_bytes())
+    first = add(store, folder)
+    again = steps.score_external(store, "rex", "flux")
+    assert again.skipped and first.notices == again.notices
+    named = [
+        f"left out: {folder}/image_1_0.png cannot be read as an image",
+        f"left out: {folder}/image_2_1.jpg is empty",
+        "left out: unnamed.png is not named in prompts.jsonl",
+    ]
+    assert all(line.startswith(words) for line, words in zip(first.notices, named, strict=True))
+    (complete,) = [gate for gate in result_checks.scores(store, "rex", "flux") if gate.name == "scores_complete"]
+    assert complete.passed and "but for those left out:" in complete.said and "image_2_1.jpg is empty" in complete.said
     table = scores_of(store)
     assert table.filter(metric="dino").height == 6
     names = pl.col("image").str.split("/").list.last().alias("file")
     both = table.select("metric", names, "score").join(whole.select("metric", names, "score"), on=["metric", "file"])
     assert len(both) == len(table) and (both["score"] - both["score_right"]).abs().max() < 1e-6  # type: ignore[operator]
     absent = read_json(store.scores("flux", "rex") / ABSENT)
-    assert sorted(Path(one["image"]).name for one in absent) == ["image_1_0.png", "image_2_1.jpg"]
+    assert sorted(Path(one["image"]).name for one in absent) == ["image_1_0.png", "image_2_1.jpg", "unnamed.png"]
     assert all(one["reason"] for one in absent)
     rescored(store)
     steps.compare(store)
     assert "flux" in steps.report(store).path.read_text()
+
+
+def test_the_command_names_the_first_of_many_images_that_are_left_out_and_where_the_others_are(store, tmp_path, capsys):
+    folder = folder_of(tmp_path / "out")
+    for number in range(9):
+        workspace.noise_image([number], (20, 20)).save(folder / f"unnamed_{number}.png")
+    *named, more = add(store, folder).notices
+    assert [line.split()[2] for line in named] == [f"unnamed_{number}.png" for number in range(6)]
+    assert more == f"left out: 3 more, which {store.scores('flux', 'rex') / ABSENT} names"
+    capsys.readouterr()
+    score_registered(store)
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in [*named, more])
 
 
 def test_a_folder_of_images_none_of_which_can_be_read_is_refused(store, tmp_path):
