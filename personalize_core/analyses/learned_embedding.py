@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from personalize_core.analyses.findings import NotDefined
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.hooks import hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.prompt_variants import part_of
 from personalize_core.methods.interface import Method
 

@@ -16,11 +16,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from personalize_core.base_model.attention import AttentionMaps, Call, CrossAttention, SelfAttention, check_plain
 from personalize_core.base_model.blocks import Block, blocks_in_order, transformers_in_order
-from personalize_core.base_model.hooks import hooked
-from personalize_core.base_model.kept_prompts import MOST_PROMPTS, KeptPrompts, Recent
-from personalize_core.base_model.prompt_variants import PromptVariants, part_of
-from personalize_core.base_model.text import PromptTokenizer, TextContext, Tokens
-from personalize_core.base_model.text_encoders import Said, TextEncoders
+from personalize_core.base_model.prompt_reader import PromptReader
+from personalize_core.base_model.text import PromptTokenizer, TextContext
+from personalize_core.base_model.text_encoders import TextEncoders
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError, shown
 
@@ -77,7 +75,8 @@ class BaseModel:
         encoders = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
         given = {part: encoder for part, encoder in encoders.items() if encoder is not None}
         self.text_encoders = _frozen(TextEncoders(given)).to(self.device)
-        self._zeros_for_empty = len(given) > 1 and empty_prompt_is_zero
+        zeros = len(given) > 1 and empty_prompt_is_zero
+        self.prompt_reader = PromptReader(self.tokenizer, self.text_encoders, self.device, zeros)
         self.vae = _frozen(vae).to(self.device)
         self.unrounded: Mapping[str, Tensor] = {}
         if dtype != torch.float32:  # before it moves: a graphics card never holds both
@@ -92,10 +91,7 @@ class BaseModel:
         self._check_image_size()
         whole = [self.image_size, self.image_size, 0, 0, self.image_size, self.image_size]
         self._whole_image = torch.tensor([whole], dtype=torch.float32, device=self.device)  # (1, 6): TextContext.sizes
-        self._kept_prompts: KeptPrompts[Said] = KeptPrompts(self.text_encoders)
-        self._kept_tokens: Recent[tuple[Tokens, bool]] = Recent(MOST_PROMPTS)
         self._call: Call | None = None
-        self._recomputes = False
         self.compiles = False  # whether `compiled` does anything
         self._compiled: CompiledBlocks | None = None  # what was compiled last
 
@@ -167,64 +163,8 @@ class BaseModel:
     def encode(
         self, prompts: Sequence[str], concept: Concept | None = None, embedding: Tensor | None = None
     ) -> TextContext:
-        """The prompts as the cross-attention layers read them.
-
-        Args:
-            prompts: B of them, with the concept's placeholder where the concept belongs.
-            concept: whose placeholder and class noun to look for.
-            embedding: (D,), or (B, 1, D) for each row its own, read in the placeholder's place; the rare token's
-                own embedding if None.
-
-        A prompt whose text no gradient flows into is read once, by itself, and kept (`KeptPrompts`): what it reads as
-        then depends on no other prompt, so that a run that is cut off and resumed reads the same bits. Of the others,
-        equal ones are read once.
-        """
-        rows = self._kept_rows(prompts, concept)
-        tokens = Tokens.of([row for row, _ in rows])
-        if self._kept_prompts.hooked or (embedding is not None and embedding.ndim > 1):
-            said = self._read(tokens, embedding)
-        else:
-            said = self._read_each_once(prompts, rows, concept, embedding)
-        if self._zeros_for_empty and not all(prompts):
-            pairs = zip(prompts, said.rows(), strict=True)
-            said = Said.of([row if prompt else row.nothing() for prompt, row in pairs])
-        return TextContext(
-            hidden=said.hidden,
-            placeholder=tokens.placeholder,
-            class_noun=tokens.class_noun,
-            words=tokens.words,
-            end=tokens.end,
-            partner=torch.arange(len(prompts), device=self.device),
-            pooled=said.pooled,
-        )
-
-    def encode_variants(self, prompts: Sequence[str], concept: Concept, embeddings: Tensor) -> PromptVariants:
-        """The same prompts with many embeddings in the placeholder's place, in one pass of the text encoders.
-
-        What the variants share is read once; but where a hook looks into an encoder, or changes it, all of each.
-
-        Args:
-            prompts: B of them, of which at least one names the concept.
-            concept: whose placeholder to look for.
-            embeddings: (V, B, D), or (V, 1, D) for all prompts the same: what each variant reads there.
-        """
-        tokens = self.tokenizer(prompts, concept)
-        if self._kept_prompts.hooked:
-            return self._read_variants(tokens.to(self.device), embeddings.expand(-1, len(prompts), -1))
-        places = tokens.placeholder.nonzero().T  # (2, K)
-        first, (rows, positions) = int(places[1].min()), places.to(self.device)
-        tokens, own = tokens.to(self.device), embeddings.expand(-1, len(prompts), -1)[:, rows]
-        if self._recomputes and torch.is_grad_enabled():
-            hidden = checkpoint(self.text_encoders.variants, tokens, rows, positions, first, own, use_reentrant=False)
-        else:
-            hidden = self.text_encoders.variants(tokens, rows, positions, first, own)
-        return PromptVariants(hidden, rows, positions)
-
-    @property
-    def final_norm(self) -> nn.Module:
-        """What the cross-attention layers read text through: the text encoder's last layer norm; of two, nothing."""
-        encoder, *second = self.text_encoders.values()
-        return nn.Identity() if second else part_of(encoder, "final_layer_norm")
+        """The prompts as the cross-attention layers read them; `PromptReader.encode` says how."""
+        return self.prompt_reader.encode(prompts, concept, embedding)
 
     @property
     def transformer_of_layer(self) -> tuple[int, ...]:
@@ -279,11 +219,11 @@ class BaseModel:
         one graph that both passes share, so losses on it teach the same.
         """
         self.unet.enable_gradient_checkpointing(self._checkpointed)
-        self._recomputes = True
+        self.prompt_reader.recomputes = True
         try:
             yield
         finally:
-            self._recomputes = False
+            self.prompt_reader.recomputes = False
             self.unet.disable_gradient_checkpointing()
 
     @contextmanager
@@ -358,13 +298,13 @@ class BaseModel:
 
     def move(self, device: str | torch.device) -> None:
         """Move the weights; what is computed is computed on `self.device`, so they must be back there by then."""
-        self._forget_prompts()
+        self.prompt_reader.forget()
         for part in (self.text_encoders, self.vae, self.unet):
             nn.Module.to(part, device)
 
     def give_back_memory(self) -> None:
         """Let other processes have what this process holds of a graphics card and does not need: kept texts too."""
-        self._forget_prompts()
+        self.prompt_reader.forget()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -389,10 +329,6 @@ class BaseModel:
                 f"of {step} pixels; write one of these, or null for its own size"
             )
 
-    def _forget_prompts(self) -> None:
-        self._kept_prompts.clear()
-        self._kept_tokens.clear()
-
     def _decoded(self, latents: Tensor) -> Tensor:
         pixels = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         return ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
@@ -414,59 +350,6 @@ class BaseModel:
         self.unet.set_attn_processor(
             {key: cross.get(key.removesuffix(".processor")) or SelfAttention() for key in self.unet.attn_processors}  # type: ignore[arg-type]
         )
-
-    def _kept_rows(self, prompts: Sequence[str], concept: Concept | None) -> list[tuple[Tokens, bool]]:
-        """Each prompt's tokens, (L,) on the device, and whether the placeholder is among them."""
-        found = {prompt: self._kept_tokens.get((prompt, concept)) for prompt in prompts}
-        if missing := [prompt for prompt, row in found.items() if row is None]:
-            tokens = self.tokenizer(missing, concept)
-            placed = tokens.placeholder.any(dim=1).tolist()
-            for prompt, row, has in zip(missing, tokens.to(self.device).rows(), placed, strict=True):
-                found[prompt] = self._kept_tokens.keep((prompt, concept), (row, has))
-        return [row for prompt in prompts if (row := found[prompt]) is not None]
-
-    def _read_each_once(
-        self,
-        prompts: Sequence[str],
-        rows: Sequence[tuple[Tokens, bool]],
-        concept: Concept | None,
-        embedding: Tensor | None,
-    ) -> Said:
-        """embedding: (D,)."""
-        kept, read, learning = self._kept_prompts, dict[str, Said](), dict[str, Tokens]()
-        trained, flows = kept.trained, embedding is not None and embedding.requires_grad and torch.is_grad_enabled()
-        for prompt, (row, has_placeholder) in zip(prompts, rows, strict=True):
-            own = embedding if has_placeholder else None
-            if trained or (flows and has_placeholder):
-                learning[prompt] = row
-            elif prompt not in read:
-                known = kept.get((prompt, concept), own)
-                if known is None:
-                    with torch.no_grad():
-                        (said,) = self._read(Tokens.of([row]), own).rows()
-                    known = kept.keep((prompt, concept), own, said)
-                read[prompt] = known
-        if learning:
-            said = self._read(Tokens.of(list(learning.values())), embedding)
-            read |= zip(learning, said.rows(), strict=True)
-        return Said.of([read[prompt] for prompt in prompts])
-
-    def _read(self, tokens: Tokens, embedding: Tensor | None) -> Said:
-        """By one pass of the text encoders."""
-        if self._recomputes and torch.is_grad_enabled():
-            return checkpoint(self.text_encoders, tokens, embedding, use_reentrant=False)  # type: ignore[return-value]
-        return self.text_encoders(tokens, embedding)
-
-    def _read_variants(self, tokens: Tokens, embeddings: Tensor) -> PromptVariants:
-        """embeddings: (V, B, D)."""
-        variants, each, before = len(embeddings), embeddings.flatten(0, 1)[:, None], list[Tensor]()
-        repeated = Tokens.of(tokens.rows() * variants)
-        look = self.final_norm.register_forward_pre_hook(lambda norm, given: before.append(given[0]))
-        with hooked(look):
-            said = self.text_encoders(repeated, each)
-        hidden = said.hidden if len(self.text_encoders) > 1 else before[0]  # two are read before their final norms
-        rows, positions = tokens.placeholder.nonzero().T
-        return PromptVariants(hidden.unflatten(0, (variants, -1)), rows, positions)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:

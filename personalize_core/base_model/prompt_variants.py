@@ -19,7 +19,7 @@ Projected = tuple[Tensor, ...]
 class PromptVariants:
     """V variants of B prompts."""
 
-    hidden: Tensor  # (V, B, L, D), before `BaseModel.final_norm`
+    hidden: Tensor  # (V, B, L, D), before `PromptReader.final_norm`
     rows: Tensor  # (K,): in which prompts placeholders stand
     positions: Tensor  # (K,): at which positions there
 

@@ -11,7 +11,7 @@ import torch
 
 from personalize_core.analyses import bare_placeholder, context_tokens, embedding_drift, learned_embedding
 from personalize_core.analyses.findings import NotDefined
-from personalize_core.base_model.model import hooked
+from personalize_core.base_model.hooks import hooked
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods import METHOD_NAMES
 from personalize_core.methods.base_model.method import BaseModelAlone

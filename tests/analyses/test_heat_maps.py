@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from personalize_core.analyses.heat_maps import SIDE, HeatMaps, heat_maps, metrics, overlay, save_grid
-from personalize_core.base_model.model import hooked
+from personalize_core.base_model.hooks import hooked
 from personalize_core.methods.textual_inversion.method import Config, TextualInversion
 from personalize_core.sampling.sampler import initial_noise, make_sampler, sample
 from tests.conftest import LAYERS, disturbed

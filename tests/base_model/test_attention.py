@@ -12,7 +12,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from personalize_core.base_model.attention import AttentionMaps, CrossAttention, SelfAttention, check_plain
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.hooks import hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
 from tests.conftest import LAYERS, tiny_base, tiny_parts
 

@@ -14,7 +14,8 @@ from personalize_core.base_model import compiler, compiling
 from personalize_core.base_model.attention import AttentionMaps
 from personalize_core.base_model.compiler import check_compiler
 from personalize_core.base_model.compiling import CompiledBlocks
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.hooks import hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.errors import InputError
 from personalize_core.methods.shared.layer_modules import computing
 from personalize_core.methods.shared.tuned_weights import TunedWeights, parameter_names

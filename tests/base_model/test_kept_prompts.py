@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from personalize_core.base_model import kept_prompts
+from personalize_core.base_model.hooks import hooked
 from personalize_core.base_model.kept_prompts import KeptPrompts, Recent
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods.shared.tuned_weights import TunedWeights, parameter_names
 from personalize_core.training.optimizers import make_optimizer
@@ -155,7 +156,7 @@ def test_moving_the_base_model_and_giving_back_memory_forget_the_texts(base, rea
 
 def test_no_more_prompts_are_kept_than_that_and_those_used_last(base, read, monkeypatch):
     monkeypatch.setattr(kept_prompts, "MOST_PROMPTS", 2)
-    base._kept_prompts = KeptPrompts(base.text_encoders["text_encoder"])
+    base.prompt_reader.kept = KeptPrompts(base.text_encoders["text_encoder"])
     for word in ("dog", "cat", "dog", "tree", "dog", "cat"):
         base.encode([f"a {word}"])
     assert len(read) == 4  # the cat went for the tree

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from personalize_core.base_model import model as base_model
+from personalize_core.base_model.hooks import hooked
 from personalize_core.base_model.layers import STABLE_DIFFUSION_LAYERS
-from personalize_core.base_model.model import hooked
 from personalize_core.methods.interface import Stage
 from personalize_core.training.loop import denoising_step
 from tests.conftest import LAYERS, layers_of_stable_diffusion, predict, tiny_base, tiny_parts, unpersonalized

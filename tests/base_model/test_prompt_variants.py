@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from personalize_core.base_model.kept_prompts import KeptPrompts
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.hooks import hooked
+from personalize_core.base_model.model import BaseModel
+from personalize_core.base_model.prompt_reader import PromptReader
 from personalize_core.base_model.prompt_variants import part_of
 from personalize_core.base_model.text_encoders import TextEncoders
 from personalize_core.concepts.concept import Concept
@@ -33,7 +34,7 @@ def base(request: pytest.FixtureRequest) -> BaseModel:
     made = tiny_base()
     (stock,) = made.text_encoders.values()
     made.text_encoders = TextEncoders({"text_encoder": _text_encoder(stock.config, request.param)})
-    made._kept_prompts = KeptPrompts(made.text_encoders)
+    made.prompt_reader = PromptReader(made.tokenizer, made.text_encoders, made.device, False)
     return made
 
 
@@ -79,8 +80,8 @@ def test_values_and_gradients_are_those_of_one_pass_for_each_variant(base, conce
     embeddings = embeddings_for(len(prompts), base.text_width)
     before, behind = one_by_one(base, prompts, concept, embeddings)
     with base.recomputing() if checkpointed else nullcontext():
-        read = base.encode_variants(prompts, concept, embeddings)
-        ours = base.final_norm(read.hidden)
+        read = base.prompt_reader.encode_variants(prompts, concept, embeddings)
+        ours = base.prompt_reader.final_norm(read.hidden)
         torch.testing.assert_close(read.hidden, before, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(ours, behind, rtol=1e-10, atol=1e-12)
         (gradient,) = torch.autograd.grad((ours * weights_of(ours)).sum(), embeddings)
@@ -92,13 +93,13 @@ def test_values_and_gradients_are_those_of_one_pass_for_each_variant(base, conce
 def test_one_embedding_for_all_prompts_is_as_that_one_for_each(base, concept):
     prompts = BATCHES["several"]
     own = embeddings_for(1, base.text_width)
-    shared = base.encode_variants(prompts, concept, own)
-    each = base.encode_variants(prompts, concept, own.expand(-1, len(prompts), -1))
+    shared = base.prompt_reader.encode_variants(prompts, concept, own)
+    each = base.prompt_reader.encode_variants(prompts, concept, own.expand(-1, len(prompts), -1))
     assert torch.equal(shared.hidden, each.hidden)
 
 
 def test_it_says_where_the_placeholders_stand(base, concept):
-    read = base.encode_variants(BATCHES["twice"], concept, embeddings_for(2, base.text_width))
+    read = base.prompt_reader.encode_variants(BATCHES["twice"], concept, embeddings_for(2, base.text_width))
     here = torch.zeros(2, base.tokenizer.length, dtype=torch.bool)
     here[read.rows, read.positions] = True
     assert torch.equal(here, base.tokenizer(BATCHES["twice"], concept).placeholder)
@@ -108,7 +109,7 @@ def test_in_float32_it_is_equal_up_to_rounding(concept):
     base, prompts = tiny_base(), BATCHES["several"]
     embeddings = embeddings_for(len(prompts), base.text_width).float().detach().requires_grad_()
     _, behind = one_by_one(base, prompts, concept, embeddings)
-    ours = base.final_norm(base.encode_variants(prompts, concept, embeddings).hidden)
+    ours = base.prompt_reader.final_norm(base.prompt_reader.encode_variants(prompts, concept, embeddings).hidden)
     gradients = [torch.autograd.grad((text * weights_of(text)).sum(), embeddings)[0] for text in (ours, behind)]
     for one, other in ((ours, behind), tuple(gradients)):
         assert (one - other).norm() <= 1e-5 * other.norm()
@@ -128,7 +129,7 @@ def test_tokens_before_the_first_placeholder_are_read_once(base, concept, monkey
             return original(hidden)
 
         monkeypatch.setattr(projection, "forward", counted)  # no hook: with one, everything is read
-        base.encode_variants(prompts, concept, embeddings_for(2, base.text_width))
+        base.prompt_reader.encode_variants(prompts, concept, embeddings_for(2, base.text_width))
         monkeypatch.undo()
         once, each = 2 * first, 2 * VARIANTS * (base.tokenizer.length - first)
         assert tokens == [once, each]
@@ -138,10 +139,10 @@ def test_tokens_before_the_first_placeholder_are_read_once(base, concept, monkey
 def test_who_looks_into_the_encoder_meets_every_token_of_every_variant(base):
     prompts, concept = BATCHES["several"], Concept("v", "<v>", "dog")
     embeddings, seen = embeddings_for(len(prompts), base.text_width).detach(), []
-    expected = base.encode_variants(prompts, concept, embeddings)
+    expected = base.prompt_reader.encode_variants(prompts, concept, embeddings)
     table = base.text_encoders.tables[0]
     with hooked(table.register_forward_hook(lambda module, args, words: seen.append(words))):
-        found = base.encode_variants(prompts, concept, embeddings)
+        found = base.prompt_reader.encode_variants(prompts, concept, embeddings)
     torch.testing.assert_close(found.hidden, expected.hidden, rtol=1e-9, atol=1e-9)
     assert torch.equal(found.rows, expected.rows) and torch.equal(found.positions, expected.positions)
     assert sum(len(words) for words in seen) == VARIANTS * len(prompts)

@@ -20,7 +20,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from personalize_core.analyses import bare_placeholder, context_tokens, heat_maps, learned_embedding
 from personalize_core.analyses.findings import NotDefined
 from personalize_core.artifacts import proof, saving
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.hooks import hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.images import ZOOMS, ConceptLatents
 from personalize_core.errors import InputError
 from personalize_core.methods import METHOD_NAMES, recipe_class

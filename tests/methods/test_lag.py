@@ -15,7 +15,8 @@ import torch
 from pydantic import ValidationError
 
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.hooks import hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods import METHOD_NAMES, method_class, recipe_class

@@ -281,7 +281,7 @@ def by_hand(method: Any, base, layer: int, t: int, text: str) -> tuple[np.ndarra
         output = base.text_encoders["text_encoder"](tokens.ids, output_hidden_states=True)
         table[base.tokenizer.rare_id] = before
     h = output.hidden_states[-1][0].double().numpy()
-    norm: Any = base.final_norm
+    norm: Any = base.prompt_reader.final_norm
     weight, bias = norm.weight.double().detach().numpy(), norm.bias.double().detach().numpy()
     b = bypass.double().detach().numpy()
     pushed = h.copy()

@@ -249,11 +249,13 @@ def test_variants_of_prompts_are_read_by_both_encoders_as_one_by_one(hooked, xl)
     vectors = torch.randn(3, 48, generator=torch.Generator().manual_seed(4))
     handles = [table.register_forward_hook(lambda *call: None) for table in xl.text_encoders.tables if hooked]
     try:
-        found = xl.encode_variants(prompts, CONCEPT, vectors[:, None])
+        found = xl.prompt_reader.encode_variants(prompts, CONCEPT, vectors[:, None])
     finally:
         for handle in handles:
             handle.remove()
-    torch.testing.assert_close(xl.final_norm(found.hidden), one_by_one(xl, prompts, vectors), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        xl.prompt_reader.final_norm(found.hidden), one_by_one(xl, prompts, vectors), atol=1e-5, rtol=1e-4
+    )
     assert found.rows.tolist() == [0, 1] and found.positions.tolist() == [4, 1]
 
 

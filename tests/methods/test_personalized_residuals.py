@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from personalize_core.base_model.model import hooked
+from personalize_core.base_model.hooks import hooked
 from personalize_core.base_model.text import TextContext
 from personalize_core.methods.personalized_residuals import method as residuals
 from personalize_core.methods.personalized_residuals.method import Config, PersonalizedResiduals, Residual

@@ -15,7 +15,7 @@ from skimage.filters import threshold_otsu
 
 from personalize_core.artifacts import saving
 from personalize_core.base_model.attention import AttentionMaps
-from personalize_core.base_model.model import hooked
+from personalize_core.base_model.hooks import hooked
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from personalize_core.base_model.model import hooked
+from personalize_core.base_model.hooks import hooked
 from personalize_core.concepts.concept import Concept
 from personalize_core.methods.textual_inversion.method import Config as InversionConfig
 from personalize_core.methods.textual_inversion.method import TextualInversion
@@ -65,8 +65,10 @@ def test_each_layer_reads_the_prompt_as_encoded_with_its_own_embedding(method, b
 
 def test_equal_prompts_are_encoded_once_and_teach_as_often_as_they_stand_there(method, base, concept, monkeypatch):
     disturbed(method)
-    prompts, read, encode = [PROMPTS[0], PROMPTS[2], PROMPTS[0]], [], base.encode_variants
-    monkeypatch.setattr(base, "encode_variants", lambda said, *args: read.append(said) or encode(said, *args))
+    prompts, read, encode = [PROMPTS[0], PROMPTS[2], PROMPTS[0]], [], base.prompt_reader.encode_variants
+    monkeypatch.setattr(
+        base.prompt_reader, "encode_variants", lambda said, *args: read.append(said) or encode(said, *args)
+    )
     texts = method.condition(base, prompts)(torch.tensor([500])).layers[0]
     assert read == [[PROMPTS[0], PROMPTS[2]]]
     own = method.embeddings.detach().clone().requires_grad_()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from personalize_core.base_model.attention import Call
-from personalize_core.base_model.model import hooked
+from personalize_core.base_model.hooks import hooked
 from personalize_core.base_model.text import TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError

@@ -40,7 +40,7 @@ class Offset(Method):
         return [Stage("bias", 40, 4, [{"params": [self.bias], "lr": 0.05}])]
 
     def attach(self, base):
-        from personalize_core.base_model.model import hooked
+        from personalize_core.base_model.hooks import hooked
 
         return hooked(base.unet.conv_out.register_forward_hook(lambda module, args, output: output + self.bias))
 

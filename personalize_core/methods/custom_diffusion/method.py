@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.hooks import hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents, Zoom, zooms
 from personalize_core.errors import InputError

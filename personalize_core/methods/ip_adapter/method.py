@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.hooks import hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.pretrained import load_network
 from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError

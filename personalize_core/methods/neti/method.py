@@ -190,15 +190,15 @@ class NeTI(Method):
         embedding, bypass = self.mapper(t, self.sampling.truncation)
         if len(base.text_encoders) > 1:  # a U-Net that is told of the whole text is told of one, which is ours
             plain = base.encode(prompts, self.concept, embedding.mean(dim=0)[:, None])
-        read = base.encode_variants(prompts, self.concept, embedding)
-        keys = values = base.final_norm(read.hidden)
+        read = base.prompt_reader.encode_variants(prompts, self.concept, embedding)
+        keys = values = base.prompt_reader.final_norm(read.hidden)
         if bypass is not None:
             layers = torch.arange(len(keys), device=keys.device)[:, None]
             here = (layers, read.rows, read.positions)
             before = read.hidden[here].split(self.mapper.widths, dim=-1)
             by_encoder = zip(before, bypass[:, read.rows].split(self.mapper.widths, dim=-1), strict=True)
             passed = torch.cat([with_bypass(*own) for own in by_encoder], dim=-1)
-            values = keys.index_put(here, base.final_norm(passed))
+            values = keys.index_put(here, base.prompt_reader.final_norm(passed))
         return dataclasses.replace(plain, layers=(keys, values), of_layer=base.transformer_of_layer)
 
 

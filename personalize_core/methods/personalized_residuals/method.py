@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.hooks import hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from personalize_core.base_model.attention import AttentionMaps, Call
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.hooks import hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.methods.interface import Method
 from personalize_core.methods.shared.options import Unconditional
 

@@ -18,8 +18,9 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Generator, Tensor, nn
 
 from personalize_core.base_model.attention import AttentionMaps, Call
+from personalize_core.base_model.hooks import hooked
 from personalize_core.base_model.layers import transformer_of
-from personalize_core.base_model.model import BaseModel, hooked
+from personalize_core.base_model.model import BaseModel
 from personalize_core.base_model.text import Conditioning, TextContext
 from personalize_core.concepts.concept import Concept
 from personalize_core.concepts.images import ConceptLatents

@@ -65,7 +65,8 @@ class XTI(Method):
         context = base.encode(prompts, self.concept, of_all)
         if any(self.concept.placeholder in prompt for prompt in prompts):  # else every layer reads the same
             distinct = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
-            texts = base.final_norm(base.encode_variants([*distinct], self.concept, self.embeddings[:, None]).hidden)
+            read = base.prompt_reader.encode_variants([*distinct], self.concept, self.embeddings[:, None])
+            texts = base.prompt_reader.final_norm(read.hidden)
             if len(distinct) < len(prompts):
                 texts = texts[:, [distinct[prompt] for prompt in prompts]]
             context = dataclasses.replace(context, layers=(texts, texts), of_layer=base.transformer_of_layer)
