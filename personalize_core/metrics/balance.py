@@ -70,7 +70,15 @@ def means(images: pl.DataFrame) -> Means:
 
 def estimate(images: pl.DataFrame) -> Estimate:
     """The mean balance over concepts, with its interval. images: what `per_image` returned, of all concepts."""
-    return summaries.estimate_of(summaries.with_prompts(images), "score", statistics.DRAWS, 0)
+    found = summaries.estimate_of(summaries.with_prompts(images), "score", statistics.DRAWS, 0)
+    return found.within(*range_of("score"))
+
+
+def range_of(what: str, differences: int = 0) -> tuple[float, float]:
+    """As `tables.range_of`, of a column of `per_image`."""
+    if what != "score":
+        return tables.range_of({"identity": IDENTITY, "text": TEXT}[what], differences)
+    return (-1.0, 1.0) if differences else (0.0, 1.0)
 
 
 def difference(
@@ -91,4 +99,4 @@ def difference(
     images = pairing.images_of(summaries.with_prompts(both))
     few = len(np.unique(images["found"].concepts)) < statistics.FEWEST_CONCEPTS
     compared = pairing.compare(images["found"], images["today"], noise=lambda ours: noise if few else None)
-    return compared.estimate
+    return compared.estimate and compared.estimate.within(*range_of(what, differences=1))

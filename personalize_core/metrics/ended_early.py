@@ -66,14 +66,20 @@ def what_it_changed(scores: pl.DataFrame, columns: Sequence[EndedEarly], metrics
         measured[BALANCE] = balance.per_image(scores)
     compared = [each for each in columns if each.fixed]
     rows = [
-        {"variant": each.variant, "fixed": each.fixed, **_steps(each), "metric": metric, **_compared([each], table)}
+        {
+            "variant": each.variant,
+            "fixed": each.fixed,
+            **_steps(each),
+            "metric": metric,
+            **_compared([each], metric, table),
+        }
         for each in columns
         for metric, table in measured.items()
     ]
     if len(compared) > 1:
         saved = sum(each.saved for each in compared) / len(compared)
         rows += [
-            {"variant": TOGETHER, "saved": saved, "metric": metric, **_compared(compared, table)}
+            {"variant": TOGETHER, "saved": saved, "metric": metric, **_compared(compared, metric, table)}
             for metric, table in measured.items()
         ]
     integers = ["trainings", "steps_from", "steps_to", "images", "concepts"]
@@ -89,7 +95,7 @@ def _steps(column: EndedEarly) -> dict[str, Any]:
     return {"trainings": count, "steps_from": min(taken), "steps_to": max(taken), **means}
 
 
-def _compared(columns: Sequence[EndedEarly], table: pl.DataFrame) -> dict[str, Any]:
+def _compared(columns: Sequence[EndedEarly], metric: str, table: pl.DataFrame) -> dict[str, Any]:
     """The mean difference of these pairs of variants; without numbers where they have no image in common."""
     pairs = [(each.variant, each.fixed) for each in columns if each.fixed]
     if not pairs:
@@ -107,6 +113,8 @@ def _compared(columns: Sequence[EndedEarly], table: pl.DataFrame) -> dict[str, A
     estimate = found.estimate
     if estimate is None:
         return {"verdict": CANNOT_TELL}
+    ends = balance.range_of("score", 1) if metric == BALANCE else tables.range_of(metric, 1)
+    estimate = estimate.within(*ends)
     return {
         "difference": estimate.mean, "low": estimate.low, "high": estimate.high, "over": estimate.over,
         "verdict": verdict(estimate.low, estimate.high), "images": len(found.one), "concepts": found.concepts,

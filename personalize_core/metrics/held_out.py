@@ -55,7 +55,7 @@ def what_copying_adds(table: pl.DataFrame, draws: int = DRAWS, seed: int = 0) ->
     numbered = summaries.with_prompts(rows).with_columns(rows["held_out"], rows["trained_on"])
     beyond = {
         tuple(row[name] for name in (*summaries.LABELS, "concept")): row
-        for row in summaries.over_baseline(numbered, BASELINE, draws, seed)
+        for row in summaries.over_baseline(numbered, BASELINE, draws, seed, differences=1)
     }
     found = []
     for labels, group in tables.groups(numbered, summaries.LABELS):
@@ -63,7 +63,8 @@ def what_copying_adds(table: pl.DataFrame, draws: int = DRAWS, seed: int = 0) ->
             of = {name: summaries.estimate_of(cells, name, draws, seed) for name in ("held_out", "trained_on", "score")}
             more = beyond.get((*labels.values(), concept), {})
             row = {"held_out": of["held_out"].mean, "trained_on": of["trained_on"].mean}
-            row |= {"difference": of["score"].mean, **summaries.spread(of["score"])}
+            added = of["score"].within(*tables.range_of(labels["metric"], differences=1))
+            row |= {"difference": added.mean, **summaries.spread(added)}
             row |= {"beyond": more.get("difference")}
             row |= {"beyond_low": more.get("low"), "beyond_high": more.get("high")}
             counted = summaries.counts(cells)

@@ -42,8 +42,9 @@ PAIR_COLUMNS: dict[str, str] = {
     "verdict": f"{HIGHER!r} or {LOWER!r} where the interval does not hold 0, else {CANNOT_TELL!r}",
     "pairing": pairing.MEANING,
     "difference": "mean score of the variant less the other's on the same cells; null where they share none",
-    "low": "lower end; all intervals of this base model and metric hold together in 95 % of tables",
-    "high": "upper end",
+    "low": "lower end, cut off at what a difference can be; all intervals of this base model and metric hold together "
+    "in 95 % of tables",
+    "high": "upper end, cut off likewise",
     "error": summaries.SUMMARY_COLUMNS["error"],
     "freedom": summaries.SUMMARY_COLUMNS["freedom"],
     "over": summaries.SUMMARY_COLUMNS["over"],
@@ -123,7 +124,8 @@ def pairs(
                 "unpaired": sum(found.left_out), "prompts": found.prompts, "concepts": found.concepts,
             }  # fmt: skip
             if found.estimate:
-                row |= {"difference": found.estimate.mean, **summaries.spread(found.estimate)}
+                estimate = found.estimate.within(*tables.range_of(labels["metric"], differences=1))
+                row |= {"difference": estimate.mean, **summaries.spread(estimate)}
                 row["training_noise"] = None if (extra := added(found.one)) is None else float(np.sqrt(extra.variance))
             rows.append({**row, "verdict": verdict(row.get("low"), row.get("high"))})
     schema = {name: pl.Float64() for name in PAIR_COLUMNS} | dict.fromkeys(

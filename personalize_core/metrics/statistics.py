@@ -22,7 +22,7 @@ An interval is made in three steps:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -42,6 +42,13 @@ class Estimate:
     error: float | None = None  # standard error
     freedom: float | None = None  # degrees of freedom of the standard error
     over: str | None = None  # what the interval lets vary; what is not named is held fixed
+
+    def within(self, least: float, most: float) -> Estimate:
+        """The interval cut off at what the mean can be: the truth lies there, so it is covered as often as before."""
+        if self.low is None or self.high is None:
+            return self
+        # the mean stays inside, also where rounding has put a cosine beyond 1
+        return replace(self, low=max(self.low, min(least, self.mean)), high=min(self.high, max(most, self.mean)))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from personalize_core.metrics.tables import (
     check_contract,
     checked,
     groups,
+    range_of,
     twin_of,
 )
 
@@ -41,8 +42,9 @@ SUMMARY_COLUMNS: dict[str, str] = {
     "mean": "macro average: mean over a prompt's images, then over prompts, then over concepts",
     "micro": "micro average: mean over all cosines of all images, of whatever prompt and concept",
     "difference": f"the same mean, of the variant's score less the score of {BASELINE!r} on the same cell and prompt",
-    "low": "lower end of the 95 % interval; null where nothing was repeated, so that nothing is known",
-    "high": "upper end of the 95 % interval; null where nothing was repeated",
+    "low": "lower end of the 95 % interval, cut off at what the score can be; null where nothing was repeated, so that "
+    "nothing is known",
+    "high": "upper end of the 95 % interval, cut off likewise; null where nothing was repeated",
     "error": "standard error of the mean; null where nothing was repeated",
     "freedom": "degrees of freedom of the standard error: with few, the interval is many standard errors wide",
     "over": (
@@ -86,6 +88,7 @@ def summarise(table: pl.DataFrame, draws: int = DRAWS, seed: int = 0) -> pl.Data
                 found = _of_real_images(table, labels, cells["concept"].unique(maintain_order=True).to_list())
             else:
                 found = estimate_of(cells, "score", draws, seed)
+            found = found.within(*range_of(labels["metric"]))
             means = {"mean": found.mean, "micro": micro(cells)}
             rows.append({**labels, "concept": concept, **means, **spread(found), **counts(cells)})
     return summary_of(rows, ["mean", "micro"], ["images", "prompts", "concepts", "n_empty"])
@@ -115,8 +118,15 @@ def difference_from_baseline(
     return summary_of(rows, ["difference"], ["images", "prompts", "concepts", "n_empty", "unpaired"], ["pairing"])
 
 
-def over_baseline(sampled: pl.DataFrame, baseline: str, draws: int, seed: int) -> list[dict[str, Any]]:
-    """The rows of `difference_from_baseline`. sampled: what `with_prompts` returned, of images with prompts."""
+def over_baseline(
+    sampled: pl.DataFrame, baseline: str, draws: int, seed: int, differences: int = 0
+) -> list[dict[str, Any]]:
+    """The rows of `difference_from_baseline`.
+
+    Args:
+        sampled: what `with_prompts` returned, of images with prompts.
+        differences: how often a difference was taken already: 0 if its scores are those of a table.
+    """
     baselines = {
         tuple(way.values()): {concept: own for concept, own in per_concept_and_all(cells)}
         for way, cells in groups(sampled.filter(variant=baseline), WAY)
@@ -131,7 +141,8 @@ def over_baseline(sampled: pl.DataFrame, baseline: str, draws: int, seed: int) -
             found = pairing.compare(images[labels["variant"]], images[baseline], draws=draws, seed=seed)
             if found.estimate is None:
                 continue
-            measured = {"difference": found.estimate.mean, **spread(found.estimate), "pairing": found.pairing}
+            estimate = found.estimate.within(*range_of(labels["metric"], differences + 1))
+            measured = {"difference": estimate.mean, **spread(estimate), "pairing": found.pairing}
             rows.append({**labels, "concept": concept, **measured, **counts_of(found)})
     return rows
 

@@ -48,6 +48,7 @@ class Measure:
     masked: bool = False
     trained_on: bool = False  # compared with the images trained on, where others are held out
     judged: bool = False  # a model's answer, and no cosine
+    range: tuple[float, float] = (-1.0, 1.0)  # the least and the greatest that it can be
 
     @property
     def reads_text(self) -> bool:
@@ -77,7 +78,7 @@ def _measures() -> dict[str, Measure]:
         name = "clip_t" if variant == "class_phrase" else f"clip_t_{variant}"
         found[name] = Measure(f"cosine of the image with its prompt, {words}, in [-1, 1]", variant)
         scaled = f"CLIPScore: 2.5 * max({name}, 0), in [0, 2.5]; as published near 0.7 to 0.8"
-        found[f"{name}_scaled"] = Measure(scaled, variant, SCALED)
+        found[f"{name}_scaled"] = Measure(scaled, variant, SCALED, range=(0.0, 2.5))
     for name, encoder in (("clip_i", "text-image"), ("dino", "identity")):
         for trained_on in (False, True):
             which = "concept images that were trained on, where others are held out" if trained_on else "concept images"
@@ -104,14 +105,22 @@ def _measures() -> dict[str, Measure]:
         which = "concept images that were trained on, where others are held out" if trained_on else "concept images"
         words = f"concept preservation beside the first of the {which}, {judge}"
         found[compared("judge_cp", False, trained_on)] = Measure(
-            words, scaling=RATED, trained_on=trained_on, judged=True
+            words, scaling=RATED, trained_on=trained_on, judged=True, range=(0.0, 1.0)
         )
-    found["judge_pf"] = Measure(f"prompt following, {judge}", "class_phrase", RATED, judged=True)
+    found["judge_pf"] = Measure(f"prompt following, {judge}", "class_phrase", RATED, judged=True, range=(0.0, 1.0))
     return found
 
 
 MEASURES = _measures()
 METRICS: dict[str, str] = {name: measure.meaning for name, measure in MEASURES.items()}
+
+
+def range_of(metric: str, differences: int = 0) -> tuple[float, float]:
+    """What a score can be; or a difference of two, or, for 2, of two differences."""
+    low, high = MEASURES[metric].range
+    for _ in range(differences):
+        low, high = low - high, high - low
+    return low, high
 
 
 def contract_of(metric: str, method: str) -> dict[str, str | None]:

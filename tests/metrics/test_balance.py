@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from personalize_core.errors import InputError
-from personalize_core.metrics import balance, tables
-from personalize_core.metrics.statistics import Noise
+from personalize_core.metrics import balance, ended_early, tables
+from personalize_core.metrics.statistics import Estimate, Noise
 
 
 def scores(values, concept="rex"):
@@ -96,3 +96,24 @@ def test_the_noise_of_training_widens_an_interval_about_two_concepts_alone():
             assert noisy.error**2 == pytest.approx(alone.error**2 + 0.01)
         else:
             assert noisy.error == alone.error
+
+
+def test_its_interval_and_those_of_differences_end_where_it_can_be_no_further():
+    """Two prompts that could not differ more, whose interval by Student's t has one degree of freedom."""
+    early = scores({(0, 0): (1.0, 1.0), (1, 0): (0.0, 0.0)})
+    fixed = scores({(0, 0): (-1.0, 0.5), (1, 0): (1.0, 1.0)})
+    images = balance.per_image(early), balance.per_image(fixed)
+    ends = {"score": (-1, 1), "identity": (-2, 2), "text": (-2, 2)}
+    found = [(balance.estimate(images[0]), (0, 1))]
+    found += [(balance.difference(*images, what=what), each) for what, each in ends.items()]
+    both = pl.concat([early, fixed.with_columns(variant=pl.lit("fixed"))])
+    column = ended_early.EndedEarly("oft", "fixed", {"rex": (1, 2)})
+    table = ended_early.what_it_changed(both, [column], ["dino", "clip_t"])
+    words = {"dino": "identity", "clip_t": "text", ended_early.BALANCE: "score"}
+    found += [
+        (Estimate(row["difference"], row["low"], row["high"]), ends[words[row["metric"]]]) for row in table.to_dicts()
+    ]
+    assert len(found) == 7
+    for estimate, (least, most) in found:
+        assert estimate is not None and estimate.low is not None and estimate.high is not None
+        assert (estimate.low, estimate.high) == (least, most) and least <= estimate.mean <= most

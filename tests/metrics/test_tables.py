@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from personalize_core.errors import InputError
-from personalize_core.metrics import parquet, ranking, statistics, summaries, tables
+from personalize_core.metrics import held_out, parquet, ranking, statistics, summaries, tables
 
 ROOT = Path(tables.__file__).parents[2]
 
@@ -493,3 +493,66 @@ def test_base_models_are_not_mixed():
     assert len(summaries.summarise(table, draws=10).filter(variant="base_model", concept=tables.ALL_CONCEPTS)) == 2
     gain = pick(summaries.difference_from_baseline(table, draws=10), "dreambooth")
     assert gain["base_model"] == "sd15" and gain["difference"] == pytest.approx(0.2) and gain["images"] == 24
+
+
+# -- what a score can be ---------------------------------------------------------------------------------------
+
+ENDS = {"dino": (-1, 1), "clip_t_scaled": (0, 2.5), "judge_cp": (0, 1)}  # of a cosine, of CLIPScore, of a judge
+
+
+def test_the_range_of_a_metric_is_the_one_that_its_meaning_states():
+    for name, meaning in tables.METRICS.items():
+        low, high = tables.range_of(name)
+        assert f"in [{low:g}, {high:g}]" in meaning, name
+    assert tables.range_of("dino", 1) == (-2, 2) and tables.range_of("dino", 2) == (-4, 4)
+    assert tables.range_of("clip_t_scaled", 1) == (-2.5, 2.5)
+
+
+@pytest.mark.parametrize("metric", list(ENDS))
+def test_an_interval_ends_where_a_score_or_a_difference_can_be_no_further(metric):
+    """Three concepts that could not differ more: Student's t alone would go far beyond."""
+    low, high = ENDS[metric]
+    far = {
+        "base_model": lambda concept, prompt, _: high if concept == 1 else low + 0.1 * prompt,
+        "dreambooth": lambda concept, prompt, _: low if concept == 1 else high - 0.1 * prompt,
+        "oft": lambda concept, prompt, _: (low + high) / 2 + 0.01 * concept + 0.02 * prompt,
+    }
+    table = tables.from_rows(
+        [one for name, score in far.items() for one in grid(name, score, ("a", "b", "c"), images=1, metric=metric)]
+    )
+    summary, pairs = summaries.summarise(table), ranking.pairs(table)
+    width = high - low
+    found = [(summary, "mean", low, high), (summaries.difference_from_baseline(table), "difference", -width, width)]
+    for frame, mean, least, most in [*found, (pairs, "difference", -width, width)]:
+        assert frame["low"].min() == least or frame["high"].max() == most, "or the test shows nothing"
+        assert ((frame["low"] >= least) & (frame["high"] <= most)).all()
+        assert ((frame["low"] <= frame[mean]) & (frame[mean] <= frame["high"])).all()
+    inside = pick(summary, "oft", metric)  # where nothing is beyond, nothing is cut off
+    own = table.filter(variant="oft")
+    whole = statistics.estimate(*(own[name].to_numpy() for name in ("concept", "prompt_index", "score")))
+    assert (inside["low"], inside["high"]) == (pytest.approx(whole.low), pytest.approx(whole.high))
+
+
+def test_a_mean_that_rounding_put_beyond_what_it_can_be_stays_in_its_interval():
+    one = statistics.Estimate(1 + 1e-7, 1 + 1e-7, 1 + 1e-7, 0.0, 3.0, "prompts")
+    assert one.within(-1, 1) == one
+    assert statistics.Estimate(0.5).within(-1, 1) == statistics.Estimate(0.5)
+
+
+def test_the_difference_that_copying_makes_has_its_ends_too():
+    """Held out and trained on are two scores of an image, and what is beyond the base model is a second difference."""
+    sides = {
+        "dino": (tables.HELD_OUT, lambda concept, prompt, _: -1.0 if concept else 1 - 0.1 * prompt),
+        "dino_trained_on": (tables.TRAINED_ON, lambda concept, prompt, _: 1.0 if concept else -1 + 0.1 * prompt),
+    }
+    rows = []
+    for metric, (references, score) in sides.items():
+        for variant, sign in (("base_model", -1), ("dreambooth", 1)):
+            rows += grid(
+                variant, lambda *cell, s=sign, f=score: s * f(*cell), ("a", "b", "c"), images=1, metric=metric,
+                references=references,
+            )  # fmt: skip
+    found = held_out.what_copying_adds(tables.from_rows(rows)).filter(concept=tables.ALL_CONCEPTS)
+    assert found["low"].sort()[0] == -2 and found["high"].sort()[-1] <= 2
+    beyond = found.filter(variant="dreambooth").row(0, named=True)
+    assert 2 < beyond["beyond_high"] <= 4 and beyond["beyond_low"] >= -4
