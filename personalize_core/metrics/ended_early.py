@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from personalize_core.metrics import balance, pairing, summaries, tables
-from personalize_core.metrics.ranking import CANNOT_TELL, PAIR_COLUMNS, verdict
+from personalize_core.metrics.ranking import PAIR_COLUMNS, UNDECIDED, verdict
 
 BALANCE = "balance"  # beside the names of metrics
 TOGETHER = "all together"  # in the place of a variant; none is called so, for names have no spaces
@@ -108,11 +108,11 @@ def _compared(columns: Sequence[EndedEarly], metric: str, table: pl.DataFrame) -
     means = means.filter(count=len(pairs)).with_columns(foreground=pl.lit(None, pl.Float64()))
     images = pairing.images_of(means)
     if len(images) < len(sides):
-        return {"verdict": CANNOT_TELL}
+        return {"verdict": UNDECIDED}
     found = pairing.compare(images["early"], images["fixed"])
     estimate = found.estimate
     if estimate is None:
-        return {"verdict": CANNOT_TELL}
+        return {"verdict": UNDECIDED}
     ends = balance.range_of("score", 1) if metric == BALANCE else tables.range_of(metric, 1)
     estimate = estimate.within(*ends)
     return {

@@ -1,4 +1,4 @@
-"""Verdicts: which variant is better by a metric, and where the scores cannot tell.
+"""Verdicts: which variant is better by a metric, and where the scores leave it undecided.
 
 Any two variants are compared on the cells that both have (concept, prompt_index, image_index: the same prompt and the
 same first noise; images made elsewhere as `pairing` says), and all pairs of a table at once. Whoever looks at the 45
@@ -31,7 +31,7 @@ from personalize_core.metrics.pairing import Images
 from personalize_core.metrics.statistics import DRAWS, LEVEL, Noise
 from personalize_core.metrics.tables import ALL_CONCEPTS, BASELINE, CEILING, CELL
 
-HIGHER, LOWER, CANNOT_TELL = "higher", "lower", "cannot tell"
+HIGHER, LOWER, UNDECIDED = "higher", "lower", "undecided"
 
 PAIR_COLUMNS: dict[str, str] = {
     "base_model": tables.COLUMNS["base_model"].meaning,
@@ -39,7 +39,7 @@ PAIR_COLUMNS: dict[str, str] = {
     "encoder": tables.COLUMNS["encoder"].meaning,
     "variant": "one of the two",
     "other": "the other; the base model alone (the baseline) is one of them, real images are not",
-    "verdict": f"{HIGHER!r} or {LOWER!r} where the interval does not hold 0, else {CANNOT_TELL!r}",
+    "verdict": f"{HIGHER!r} or {LOWER!r} where the interval does not hold 0, else {UNDECIDED!r}",
     "pairing": pairing.MEANING,
     "difference": "mean score of the variant less the other's on the same cells; null where they share none",
     "low": "lower end, cut off at what a difference can be; all intervals of this base model and metric hold together "
@@ -65,10 +65,11 @@ RANK_COLUMNS: dict[str, str] = {
     "variant": tables.COLUMNS["variant"].meaning,
     "mean": "mean over all its images: over a prompt's images, then over prompts, then over concepts",
     "concepts": "over how many; where variants differ in it, the means do not compare, and the places do",
-    "place_from": "its best possible place, 1 plus the variants that are surely above it; 95 % for all places together",
-    "place_to": "its worst possible place, the number of variants less those that are surely below it",
-    "above": "the variants that it is surely above, separated by ', '",
-    "cannot_tell_from": "the variants that it can be told neither above nor below, separated by ', '",
+    "place_from": "its best possible place, 1 plus the variants that are above it by a verdict; all places hold "
+    "together in 95 % of tables",
+    "place_to": "its worst possible place, the number of variants less those that are below it by a verdict",
+    "above": "the variants that it is above by a verdict, separated by ', '",
+    "cannot_tell_from": "the variants that it cannot be told apart from, separated by ', '",
 }
 
 NOISE_COLUMNS: dict[str, str] = {
@@ -138,7 +139,7 @@ def pairs(
 def verdict(low: float | None, high: float | None) -> str:
     if low is not None and low > 0:
         return HIGHER
-    return LOWER if high is not None and high < 0 else CANNOT_TELL
+    return LOWER if high is not None and high < 0 else UNDECIDED
 
 
 def level_of_one(level: float, variants: int) -> float:
@@ -173,7 +174,7 @@ def rank(compared: pl.DataFrame, summary: pl.DataFrame) -> pl.DataFrame:
             (row["variant"], row["other"], HIGHER),
             (row["other"], row["variant"], LOWER),
         ):
-            found = {won: above, CANNOT_TELL: unclear}.get(row["verdict"], below)
+            found = {won: above, UNDECIDED: unclear}.get(row["verdict"], below)
             found.setdefault((*where, variant), []).append(other)
     rows = []
     ranked_rows = pl.col("headline") & (pl.col("concept") == ALL_CONCEPTS) & (pl.col("method") != CEILING)

@@ -75,7 +75,7 @@ def verdicts(folder: Path) -> list[list[str]]:
             places = {row["place_from"], row["place_to"]}
             parts = [
                 f"{verb} {', '.join(map(in_words, row[column].split(', ')))}"
-                for verb, column in (("above", "above"), (f"{ranking.CANNOT_TELL} from", "cannot_tell_from"))
+                for verb, column in (("above", "above"), (f"{ranking.UNDECIDED} against", "cannot_tell_from"))
                 if row[column]
             ]
             lines.append(

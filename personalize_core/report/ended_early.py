@@ -11,7 +11,7 @@ from personalize_core.errors import listed
 from personalize_core.methods import method_of
 from personalize_core.metrics import ended_early as measured
 from personalize_core.metrics.ended_early import BALANCE, COLUMNS, TOGETHER, EndedEarly
-from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
+from personalize_core.metrics.ranking import HIGHER, LOWER, UNDECIDED
 from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import METRICS, TEXT, Evidence, Learned, MethodTold
 from personalize_core.report.table import Table
@@ -165,7 +165,7 @@ def _in_all(found: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Mapping
     parts = []
     for metric, words in names.items():
         verdicts = [of[metric]["verdict"] for of in own.values() if of[metric]["fixed"]]
-        counted = [f"{count} {kind}" for kind in (LOWER, CANNOT_TELL, HIGHER) if (count := verdicts.count(kind))]
+        counted = [f"{count} {kind}" for kind in (LOWER, UNDECIDED, HIGHER) if (count := verdicts.count(kind))]
         parts += [f"{words}: {', '.join(counted)}"] if counted else []
     said = f"; {'; '.join(parts)}" if parts else ""
     return f"{100 * saved:.0f} % of the steps were saved{said}."

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from personalize_core.errors import listed
 from personalize_core.files.atomic import write_bytes
 from personalize_core.metrics import pairing
+from personalize_core.metrics.ranking import UNDECIDED
 from personalize_core.metrics.tables import ALL_CONCEPTS, CEILING
 from personalize_core.report import embedded_images, inline_figures, published, tables
 from personalize_core.report import evidence as read_evidence
@@ -85,6 +86,7 @@ def render(
         questions=_by_question(told.verdicts(evidence)),
         notes=told.notes(evidence),
         caution=told.caution(evidence),
+        undecided=UNDECIDED,
         metric_names=METRICS,
         figures=figures,
         narrow=inline_figures.narrow(evidence),
@@ -156,7 +158,7 @@ def measured(evidence: Evidence) -> list[tuple[str, str]]:
         (
             "Verdicts",
             "All pairs of a score at once: simultaneous intervals at the level of Tukey's studentized range. Where a "
-            "pair's interval holds zero, the verdict is “cannot tell”.",
+            "pair's interval contains zero, the verdict is “undecided”: the two cannot be told apart.",
         ),
         *_judge(evidence),
     ]
@@ -286,10 +288,12 @@ def _told(method: MethodTold, evidence: Evidence) -> dict[str, Any]:
 
 
 def _fell(fixed: Any) -> str:
-    """How far the loss on a fixed batch fell; stated only where its interval excludes 0."""
+    """How far the loss on a fixed batch fell, and whether its interval excludes 0."""
     low, high = fixed["interval_95"]
     losses = f"{fixed['before']:.4f} before, {fixed['after']:.4f} after"
-    return f"{losses}; fell by {fixed['fell_by']:.4f} [{low:.4f}, {high:.4f}]" + ("" if low > 0 else ": cannot tell")
+    return f"{losses}; fell by {fixed['fell_by']:.4f} [{low:.4f}, {high:.4f}]" + (
+        "" if low > 0 else "; the interval contains 0" if high >= 0 else "; it rose"
+    )
 
 
 def _embedded(shown: Sequence[Shown]) -> list[EmbeddedImage]:

@@ -91,7 +91,7 @@ def overview(evidence: Evidence) -> Table:
         pl.DataFrame(rows, schema=schema),
         meanings,
         [heading, *shown],
-        "A place is a range where the scores cannot tell; all places of a score hold together with 95 %."
+        "A place is a range where verdicts leave the order undecided; all places by a score hold together at 95 %."
         + ("" if evidence.coverage.whole else " Means over different concepts do not compare; places do."),
     )
 

@@ -11,7 +11,7 @@ import polars as pl
 from personalize_core.errors import listed
 from personalize_core.methods import BASELINE
 from personalize_core.metrics.pairing import BY_NOISE, BY_PROMPT, BY_SEED, UNPAIRED
-from personalize_core.metrics.ranking import CANNOT_TELL, HIGHER, LOWER
+from personalize_core.metrics.ranking import HIGHER, LOWER, UNDECIDED
 from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import ASKED, Evidence
 
@@ -24,7 +24,7 @@ class Verdict:
 
     metric: str
     question: str  # e.g. "Which keeps the concept best?"
-    answer: str  # a variant, or "cannot tell"
+    answer: str  # a variant, or "undecided"
     sentences: Sequence[str]
     told: bool  # one variant is above all others
 
@@ -38,15 +38,15 @@ def _verdict(evidence: Evidence, metric: str) -> Verdict:
     ranked = list(evidence.rank.filter(metric=metric).iter_rows(named=True))
     question = f"Which {ASKED[metric]} best?"
     if len(ranked) < 2:
-        return Verdict(metric, question, CANNOT_TELL, ["There is only one variant."], False)
+        return Verdict(metric, question, UNDECIDED, ["There is only one variant."], False)
     first = ranked[0]
     told = first["place_from"] == first["place_to"] == 1
-    sentences = [_surely_best(first, ranked, evidence, metric) if told else _not_sure(ranked)]
+    sentences = [_best(first, ranked, evidence, metric) if told else _undecided(ranked)]
     sentences += _against_the_baseline(evidence, metric)
-    return Verdict(metric, question, in_words(first["variant"]) if told else CANNOT_TELL, sentences, told)
+    return Verdict(metric, question, in_words(first["variant"]) if told else UNDECIDED, sentences, told)
 
 
-def _surely_best(first: dict[str, Any], ranked: Sequence[dict[str, Any]], evidence: Evidence, metric: str) -> str:
+def _best(first: dict[str, Any], ranked: Sequence[dict[str, Any]], evidence: Evidence, metric: str) -> str:
     beside = [row for other in ranked[1:] if (row := between(evidence, metric, first["variant"], other["variant"]))]
     difference = min(beside, key=lambda row: row["difference"])  # not by the means: these may be over other concepts
     others = len(ranked) - 1
@@ -56,38 +56,42 @@ def _surely_best(first: dict[str, Any], ranked: Sequence[dict[str, Any]], eviden
     on = "the one concept that both have" if count == 1 else f"the {count} concepts that both have"
     shared = "" if evidence.coverage.whole else f" on {on}"
     return (
-        f"{_capital(best)} scores above {above}; above {next_}, the nearest, by {interval(difference, 'difference')}"
-        f"{shared}."
+        f"{_capital(best)} is above {above} at 95 %; above {next_}, the nearest, by "
+        f"{interval(difference, 'difference')}{shared}."
     )
 
 
-def _not_sure(ranked: Sequence[dict[str, Any]]) -> str:
-    """Of those that nothing is surely above, none can be told from another: else one would be above the other."""
+def _undecided(ranked: Sequence[dict[str, Any]]) -> str:
+    """Of those that nothing is above, no two can be told apart: else one would be above the other."""
     open_ = [row["variant"] for row in ranked if row["place_from"] == 1]
     if len(open_) == 1:
         unclear = ranked[0]["cannot_tell_from"].split(", ")
-        return f"Nothing is surely above {in_words(open_[0])}, but the scores cannot tell it from {_names(unclear)}."
+        best = _capital(in_words(open_[0]))
+        return f"{best} is below no other at 95 %, but it cannot be told apart from {_names(unclear)}."
     if len(open_) == len(ranked):
-        return f"The scores cannot tell any of the {len(ranked)} from another."
-    return (
-        f"The best may be any of {_names(open_)}: between these, the scores cannot tell. Something is surely above "
-        "every other."
-    )
+        return f"No two of the {len(ranked)} variants can be told apart at 95 %."
+    others = [row["variant"] for row in ranked if row["place_from"] > 1]
+    if not open_:  # any two are compared on the images that both have, so that verdicts may go round in a circle
+        return "Every variant is below some other at 95 %, for any two were compared on other images."
+    few = len(open_) <= max(MANY, len(others))
+    best = _names(open_) if few else f"{len(open_)} of the {len(ranked)} variants"
+    below = f"all {len(others)} others" if few and len(others) > MANY else _names(others)
+    return f"The best may be any of {best}: no two of these can be told apart at 95 %. Below some variant: {below}."
 
 
 def _against_the_baseline(evidence: Evidence, metric: str) -> list[str]:
     """Each other variant beside the baseline."""
-    found: dict[str, list[str]] = {HIGHER: [], CANNOT_TELL: [], LOWER: []}
+    found: dict[str, list[str]] = {HIGHER: [], UNDECIDED: [], LOWER: []}
     for variant in evidence.variants:
         if variant != evidence.baseline and (row := between(evidence, metric, variant, evidence.baseline)):
             found[row["verdict"]].append(variant)
-    words = {HIGHER: "above it: {}", CANNOT_TELL: "cannot tell from it: {}", LOWER: "below it: {}"}
+    words = {HIGHER: "above it: {}", UNDECIDED: "undecided: {}", LOWER: "below it: {}"}
     there = sorted((len(names), verdict) for verdict, names in found.items() if names)
     parts = [words[verdict].format(_names(found[verdict])) for _, verdict in there]
     if there and there[-1][0] > MANY:  # the last part, and the longest
         count, verdict = there[-1]
         parts[-1] = words[verdict].format(f"all {count}" if len(there) == 1 else f"all {count} others")
-    return [f"Against {baseline_in_words(evidence.baseline)}: {'; '.join(parts)}."] if parts else []
+    return [f"Compared with {baseline_in_words(evidence.baseline)}: {'; '.join(parts)}."] if parts else []
 
 
 def baseline_in_words(baseline: str) -> str:
@@ -106,7 +110,7 @@ def between(evidence: Evidence, metric: str, variant: str, other: str) -> dict[s
 
 
 def _turned(row: dict[str, Any]) -> dict[str, Any]:
-    turned = {HIGHER: LOWER, LOWER: HIGHER, CANNOT_TELL: CANNOT_TELL}
+    turned = {HIGHER: LOWER, LOWER: HIGHER, UNDECIDED: UNDECIDED}
     values = {"difference": row["difference"], "low": row["high"], "high": row["low"]}
     return {
         "variant": row["other"],
@@ -124,8 +128,8 @@ def notes(evidence: Evidence) -> list[str]:
     over = sorted(set(evidence.pairs["over"].drop_nulls()))
     pairs = evidence.pairs["comparisons"].max()
     if over:
-        together = "" if pairs == 1 else f", for all {pairs} pairs of a score together"
-        found.append(f"Verdicts hold with 95 %{together}; they are over {listed(over)}.")
+        together = "" if pairs == 1 else f", simultaneously for all {pairs} pairs of a score"
+        found.append(f"Verdicts hold at 95 %{together}; they generalize over {listed(over)}.")
     else:
         found.append("Nothing was repeated, so no difference has an interval and no verdict is possible.")
     if over and not any("concepts" in name for name in over):

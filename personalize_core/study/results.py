@@ -45,7 +45,7 @@ COLUMNS: dict[str, tuple[pl.DataType, str]] = {
     "high_responses": (pl.Float64(), "upper end of the same"),
     "verdict": (
         pl.String(),
-        "first, second or cannot tell: by the primary interval at 1 - 0.05 / rows, for so many are looked at",
+        "first, second or undecided: by the primary interval at 1 - 0.05 / rows, for so many are looked at",
     ),
     "n": (pl.Int64(), "decided answers"),
     "not_sure": (pl.Int64(), "answers 'not sure', which are in no share"),
@@ -142,7 +142,7 @@ def headline(results: Results) -> str:
 def for_people(results: Results) -> list[list[str]]:
     """A heading, then a row per question and comparison."""
     rows = results.summary["rows"]
-    words: dict[Any, str] = {"first": "for it", "second": "against it", "cannot tell": "cannot tell"}
+    words: dict[Any, str] = {"first": "for it", "second": "against it", "undecided": "undecided"}
     against = f"{in_words(rows[0]['first'])} against"
     lines = [["Question", against, "Prefer it [95 %]", "n", "Not sure", "Raters", "alpha", "Verdict"]]
     for row in rows:
@@ -185,7 +185,7 @@ def _row(own: pl.DataFrame, looked_at: int, draws: int, seed: int) -> dict[str, 
     low, high = _ends(primary, 0.05)
     alpha, alpha_pairs = agreement(decided)
     verdict_low, verdict_high = _ends(primary, 0.05 / looked_at)
-    verdict = "cannot tell"
+    verdict = "undecided"
     if verdict_low is not None and verdict_high is not None:
         verdict = "first" if verdict_low > 0.5 else "second" if verdict_high < 0.5 else verdict
     low_responses, high_responses = _ends(responses, 0.05)

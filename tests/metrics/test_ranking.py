@@ -1,4 +1,4 @@
-"""Verdicts: which of several variants is better, where the scores cannot tell, and what training again changes."""
+"""Verdicts: which of several variants is better, where it stays undecided, and what training again changes."""
 
 import itertools
 from typing import Any
@@ -35,7 +35,7 @@ def of(compared, variant, other):
 def test_what_differs_is_told_and_what_does_not_cannot_be():
     compared = ranking.pairs(four())
     assert len(compared) == 6
-    assert of(compared, "alike_a", "alike_b")["verdict"] == "cannot tell"
+    assert of(compared, "alike_a", "alike_b")["verdict"] == "undecided"
     assert of(compared, "alike_a", "base_model")["verdict"] == "higher"
     assert of(compared, "base_model", "middle")["verdict"] == "lower"
     ranked = ranking.rank(compared, summaries.summarise(four())).rows_by_key("variant", named=True, unique=True)
@@ -112,7 +112,7 @@ def test_variants_without_a_common_cell_cannot_be_told_apart():
         grid("dreambooth", lambda *_: 0.9, concepts=["cat"]) + grid("oft", lambda *_: 0.1, concepts=["vase"])
     )
     only = ranking.pairs(table).row(0, named=True)
-    assert (only["verdict"], only["difference"], only["images"], only["unpaired"]) == ("cannot tell", None, 0, 24)
+    assert (only["verdict"], only["difference"], only["images"], only["unpaired"]) == ("undecided", None, 0, 24)
 
 
 def test_cells_that_one_lacks_are_left_out_and_counted():
@@ -123,10 +123,10 @@ def test_cells_that_one_lacks_are_left_out_and_counted():
 
 def test_equal_scores_and_single_images_cannot_be_told_apart():
     equal = tables.from_rows(grid("a", lambda *_: 0.5) + grid("b", lambda *_: 0.5))
-    assert ranking.pairs(equal)["verdict"].to_list() == ["cannot tell"]
+    assert ranking.pairs(equal)["verdict"].to_list() == ["undecided"]
     single = {"concepts": ["cat"], "prompts": 1, "images": 1}
     one = tables.from_rows(grid("a", lambda *_: 0.5, **single) + grid("b", lambda *_: 0.1, **single))
-    assert ranking.pairs(one).row(0, named=True)["verdict"] == "cannot tell"
+    assert ranking.pairs(one).row(0, named=True)["verdict"] == "undecided"
 
 
 def test_a_table_of_one_variant_has_a_rank_and_no_pair():
@@ -143,7 +143,7 @@ def test_the_terminal_says_what_cannot_be_told(tmp_path):
     heading, *rows = comparison_in_words.verdicts(tmp_path)
     assert heading == ["By", "Place", "Variant", "Verdict"]
     verdicts = {variant: (by, place, words) for by, place, variant, words in rows}
-    assert verdicts["alike a"] == ("DINO", "1 to 2", "above base model, middle; cannot tell from alike b")
+    assert verdicts["alike a"] == ("DINO", "1 to 2", "above base model, middle; undecided against alike b")
     assert verdicts["middle"] == ("DINO", "3", "above base model")
     assert verdicts["base model"] == ("DINO", "4", "-")
 
@@ -198,7 +198,7 @@ def test_of_several_concepts_only_what_a_seed_does_to_all_alike_is_beyond_the_in
     assert np.mean(np.array(alone) == 0) > 0.4
 
 
-def test_the_noise_of_training_turns_a_verdict_about_one_concept_into_cannot_tell():
+def test_the_noise_of_training_can_leave_undecided_what_one_concept_had_decided():
     made, _ = trainings(concepts=["cat"], of_seeds=0.2)
     levels = {"dreambooth": 0.6, "oft": 0.65, "base_model": 0.2}
     table = tables.from_rows(
@@ -206,7 +206,7 @@ def test_the_noise_of_training_turns_a_verdict_about_one_concept_into_cannot_tel
     )
     before, after = ranking.pairs(table), ranking.pairs(table, ranking.training_noise(made))
     assert of(before, "dreambooth", "oft")["verdict"] == "lower"
-    assert of(after, "dreambooth", "oft")["verdict"] == "cannot tell"
+    assert of(after, "dreambooth", "oft")["verdict"] == "undecided"
     noise = ranking.training_noise(made).filter(variant="oft", concept="cat")["between"][0]
     assert of(after, "dreambooth", "oft")["training_noise"] == pytest.approx(2**0.5 * noise)
     assert of(after, "base_model", "oft")["training_noise"] == pytest.approx(noise)  # the baseline trains nothing

@@ -113,13 +113,13 @@ def test_a_difference_is_that_of_the_same_images_with_the_interval_of_their_diff
     for name, value in (("difference", expected.mean), ("low", expected.low), ("high", expected.high)):
         assert found[name] == pytest.approx(value, abs=1e-12), name
     assert expected.low is not None and expected.high is not None
-    said = "higher" if expected.low > 0 else "lower" if expected.high < 0 else "cannot tell"
+    said = "higher" if expected.low > 0 else "lower" if expected.high < 0 else "undecided"
     assert found["verdict"] == said and (found["images"], found["concepts"]) == (16, 2)
 
 
 def test_both_verdicts_are_met(frame):
     said = {metric: row_of(frame, "dreambooth@adaptive", metric)["verdict"] for metric in VALUES}
-    assert said == {"dino": "lower", "clip_t": "cannot tell", "balance": "lower"}
+    assert said == {"dino": "lower", "clip_t": "undecided", "balance": "lower"}
 
 
 def test_all_together_is_the_mean_over_methods_at_each_image(made, frame):
@@ -144,11 +144,11 @@ def test_all_together_is_over_the_images_that_all_have(made):
 def test_the_page_says_how_much_was_saved_what_it_did_and_which_probe_was_kept(made):
     html = (made.report() / "report.html").read_text()
     section = html[html.index('id="ended-early"') : html.index('id="table-verdicts"')]
-    assert "25 % of the steps were saved; DINO: 1 lower, 1 cannot tell; CLIP-T: 2 cannot tell;" in section
+    assert "25 % of the steps were saved; DINO: 1 lower, 1 undecided; CLIP-T: 2 undecided;" in section
     assert ">20 (10 to 30)<" in section and ">50 %<" in section
     assert ">best by balance: steps 5 to 15<" in section and ">last step<" in section and "All together" in section
     assert "balance (the geometric mean of identity, with the images held out, and text alignment)" in section
-    assert 'class="unsure">cannot tell' in section
+    assert 'class="unsure">undecided' in section
     method = html[html.index('id="method-dreambooth-adaptive"') :]
     assert "all: 30 of 40 steps, kept as it was at step 15" in method
     assert "of the 3 probes of all that of step 15 was kept, the best by balance, the geometric mean" in method

@@ -124,6 +124,14 @@ def test_a_recipe_names_the_published_value_where_another_was_used(evidence):
     assert (rows["steps"]["value"], rows["steps"]["published"]) == ("40", "800")
 
 
+@pytest.mark.parametrize(
+    ("interval", "said"), [((0.01, 0.07), ""), ((-0.01, 0.07), "contains 0"), ((-0.2, -0.1), "rose")]
+)
+def test_a_loss_is_said_to_have_fallen_no_more_surely_than_its_interval_says(interval, said):
+    words = page._fell({"before": 0.2, "after": 0.15, "fell_by": sum(interval) / 2, "interval_95": list(interval)})
+    assert [one for one in ("contains 0", "rose") if one in words] == ([said] if said else [])
+
+
 # Tables
 
 

@@ -252,7 +252,7 @@ def test_the_verdict_needs_more_than_one_interval_that_leaves_a_half_out(tmp_pat
         kept = np.array(n) > 0
         shares = results.resampled_shares(np.array(wins)[kept], np.array(n)[kept], results.DRAWS, 0)
         low, high = np.percentile(shares, [0.625, 99.375])
-        assert row["verdict"] == ("first" if low > 0.5 else "second" if high < 0.5 else "cannot tell")
+        assert row["verdict"] == ("first" if low > 0.5 else "second" if high < 0.5 else "undecided")
         assert shown["verdict"] == row["verdict"]
     assert found.summary["method"]["verdict"].startswith("the same interval at 98.75 %")
 
@@ -264,7 +264,7 @@ def test_what_cannot_be_computed_is_absent_with_a_reason_and_never_nan(tmp_path)
     one = one_rater(PAPERS, 3)
     found = evaluated(PAPERS, [one], tmp_path)
     for row in found.table.iter_rows(named=True):
-        assert row["low"] is None and row["alpha"] is None and row["verdict"] == "cannot tell"
+        assert row["low"] is None and row["alpha"] is None and row["verdict"] == "undecided"
         assert "one rater" in row["note"] and "no pair has two raters" in row["note"]
     alike = [
         small.answers(FORCED, f"{n:016x}", [("both", 0, True, "left"), ("both", 1, True, "left")]) for n in range(5)
