@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from personalize_core.errors import InputError
-from personalize_core.files.atomic import read_json
+from personalize_core.files.atomic import MANIFEST, read_json, read_record
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -57,4 +57,18 @@ def _described(folder: Path) -> dict[str, Any]:
 
 
 def damaged(folder: Path) -> InputError:
-    return InputError(f"{folder} holds a damaged artifact; remove the folder and train again")
+    again = "import" if imported(folder) else "train"
+    return InputError(f"{folder} holds a damaged artifact; remove the folder and {again} again")
+
+
+def imported(folder: Path) -> str | None:
+    """The name of the file or folder that was imported; None where the artifact was trained here, or there is none.
+
+    Its manifest says so too: what no training can bring back is not taken for trained where its description is damaged.
+    """
+    if described := read_record(folder / CONFIG):
+        name = described.get("imported")
+        return name if isinstance(name, str) else None
+    made_from = read_record(folder / MANIFEST).get("made_from")
+    files = made_from.get("imported") if isinstance(made_from, dict) else None
+    return Path(next(iter(files))).parts[0] if isinstance(files, dict) and files else None

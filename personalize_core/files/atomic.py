@@ -52,10 +52,11 @@ def read_json(path: Path) -> Any:
     return outside.read_json(path, outside.MOST_RESULT)
 
 
-def read_result(path: Path, **needed: type | tuple[type, ...]) -> dict[str, Any]:
+def read_result(path: Path, again: str | None = None, /, **needed: type | tuple[type, ...]) -> dict[str, Any]:
     """An object that a step has written.
 
     Args:
+        again: the command that makes it again, where `personalize explain` does not know it.
         needed: keys that it must have, and the types of their values.
 
     Raises:
@@ -64,10 +65,10 @@ def read_result(path: Path, **needed: type | tuple[type, ...]) -> dict[str, Any]
     try:
         found = outside.read_json_object(path, outside.MOST_RESULT)
     except InputError as error:
-        raise _damaged(path, str(error)) from None
+        raise _damaged(path, str(error), again) from None
     for key, kind in needed.items():
         if not isinstance(found.get(key), kind):
-            raise _damaged(path, f"{path}: {key} = {shown(found.get(key))} is not what the program writes there")
+            raise _damaged(path, f"{path}: {key} = {shown(found.get(key))} is not what the program writes there", again)
     return found
 
 
@@ -82,8 +83,10 @@ def read_results(path: Path, *needed: str) -> list[dict[str, Any]]:
     return found
 
 
-def _damaged(path: Path, problem: str) -> InputError:
-    return InputError(f"{problem}; remove {path.parent}, and `personalize run` makes it again")
+def _damaged(path: Path, problem: str, again: str | None = None) -> InputError:
+    if again:
+        return InputError(f"{problem}; remove {path.parent}, and `{again}` makes it again")
+    return InputError(f"{problem}; `personalize explain {path.parent}` says how to make it again")
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from personalize_core.metrics.tables import CEILING
 from personalize_core.report.display_names import in_words
 from personalize_core.report.evidence import METRICS, ConceptTold, Evidence
 from personalize_core.report.figures.images import opened
+from personalize_core.workspace import commands
 from personalize_core.workspace.store import Store, is_label
 
 PIXELS = 120_000_000  # of all images in a page together: some 15 MB
@@ -217,10 +218,13 @@ def _check_all_there(evidence: Evidence, scored: pl.DataFrame) -> None:
 
 def _way_out(evidence: Evidence, method: str, concept: str) -> str:
     """How the report gets on where images are not as they were scored."""
+    store = Store(evidence.root, evidence.protocol)
+    again = f"run `{commands.grid(store, concept, method)}`"
+    then = f"`{commands.personalize(store, 'report')}` goes on then"
     if not is_label(method):
-        return f"`personalize evaluate {concept} -m {method}` samples them again, and `personalize report` goes on then"
-    described = Store(evidence.root).external(method, concept)
+        return f"{again}, which samples them again; {then}"
+    described = store.external(method, concept)
     return (
-        "put them back, or run `personalize score`, which scores what is there now, or remove "
-        f"{described}, which leaves the column out; `personalize report` goes on then"
+        f"put them back, or {again}, which scores what is there now, or remove {described}, which leaves the column "
+        f"out; {then}"
     )

@@ -34,10 +34,11 @@ from personalize_core.randomness import seed_for
 from personalize_core.sampling.grid import DESCRIPTION, image_name, read_grid
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import ready_to_sample, refining, sampled_as_now
+from personalize_core.workspace import commands
 from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.lineage.records import files_trained_on
 from personalize_core.workspace.recipes import content_trained_on, device_of, load_base, split_of, workers_of
-from personalize_core.workspace.stamps.made import artifact_stamp, manifest_stamp
+from personalize_core.workspace.stamps.made import artifact_stamp, grid_stamp, manifest_stamp, scores_stamp
 from personalize_core.workspace.stamps.sources import ENCODERS, NAMING, SAMPLING
 from personalize_core.workspace.store import SCORES, Store
 
@@ -103,18 +104,25 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
     store.concept(concept)
     variants = params.sampling_variants(method)
     artifact = artifact_stamp(store, concept, method)
-    sampled = manifest_stamp(store.grid(method, concept), f"no grid of {concept!r} has been sampled by {method}")
+    sampled = grid_stamp(store, concept, method)
     if not _sampled_as_asked(store, concept, method):
         raise InputError(
             f"the grid of {concept!r} by {method} was not sampled as params.yaml says now, so new images would not "
             f"compare with it; sample it again with `personalize evaluate {concept} -m {method}`"
         )
-    beside = [store.scores(method, concept), store.grid(BASELINE, concept), store.scores(BASELINE, concept)]
+    beside = [
+        (store.scores, scores_stamp, method),
+        (store.grid, grid_stamp, BASELINE),
+        (store.scores, scores_stamp, BASELINE),
+    ]
     stamp = stamp_of(
         {
             "artifact": artifact,
             "grid": sampled,
-            "beside": [manifest_stamp(place, "") if (place / MANIFEST).is_file() else None for place in beside],
+            "beside": [
+                stamp_there(store, concept, name) if (place(name, concept) / MANIFEST).is_file() else None
+                for place, stamp_there, name in beside
+            ],
             "variants": {name: repr(variant.sampling) for name, variant in variants.items()},
             "concept_images": concept_files.content(store.concept_folder(concept)),
             "masks": own_content(store.concept_folder(concept)),
@@ -142,13 +150,12 @@ def _analyse_external(store: Store, concept: str, label: str, listener: Listener
     from personalize_core.report import display_names
 
     started, folder, described = time.monotonic(), store.analyses(label, concept), store.concept(concept)
-    not_scored = f"the images of {label!r} of {concept!r} have not been scored; `personalize score` does it"
-    made = [manifest_stamp(place(label, concept), not_scored) for place in (store.grid, store.scores)]
+    made = [grid_stamp(store, concept, label), scores_stamp(store, concept, label)]
     baseline = store.grid(BASELINE, concept) if _sampled_as_asked(store, concept, BASELINE) else None
     stamp = stamp_of(
         {
             "images_and_scores": made,
-            "baseline": manifest_stamp(baseline, "") if baseline else None,
+            "baseline": grid_stamp(store, concept, BASELINE) if baseline else None,
             "concept_images": concept_files.content(store.concept_folder(concept)),
             **({"held_out": list(split_of(store, concept).held_out)} if store.params.held_out else {}),
             "encoders": [weights_of(name) for name in _encoder_names(store)],
@@ -218,7 +225,11 @@ def analyse_together(store: Store, concept: str, methods: Sequence[str]) -> Repo
     started, described, folder = time.monotonic(), store.concept(concept), store.analyses(TOGETHER, concept)
     folders = {method: store.analyses(method, concept) for method in sorted(methods)}
     sources = {
-        method: manifest_stamp(place, f"{method} has not been analysed on {concept!r}; `personalize analyse` does it")
+        method: manifest_stamp(
+            place,
+            f"{method} has not been analysed on {concept!r}",
+            f"run `{commands.analyses(store, concept, method)}`",
+        )
         for method, place in folders.items()
     }
     stamp = stamp_of({"analyses": sources, "sources": sources_hash(ANALYSING)})

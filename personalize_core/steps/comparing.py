@@ -17,7 +17,7 @@ from personalize_core.steps.sampling import sampled_as_now
 from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import concepts_wanted
-from personalize_core.workspace.stamps.made import manifest_stamp
+from personalize_core.workspace.stamps.made import scores_stamp
 from personalize_core.workspace.stamps.sources import COMPARING
 from personalize_core.workspace.store import REFERENCES, Store, is_label
 
@@ -60,15 +60,13 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
     stamp = stamp_of(
         {
             "trainings": [
-                manifest_stamp(again.scores(each.method, concept), f"{concept} has not been scored by {each.method}")
+                scores_stamp(again, concept, each.method)
                 for each in trainings
                 for concept in each.concepts
                 for again in each.stores.values()
             ],
             "trainings_left_out": left_out,
-            "tables": [
-                manifest_stamp(store.scores(*cell), f"{cell[1]} has not been scored by {cell[0]}") for cell in there
-            ],
+            "tables": [scores_stamp(store, concept, method) for method, concept in there],
             "cells": cells,
             "protocol": store.protocol,
             "baseline": store.params.baseline,

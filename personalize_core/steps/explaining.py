@@ -11,6 +11,7 @@ from personalize_core.files.outside import is_there
 from personalize_core.methods import check_method
 from personalize_core.steps.result_lineage import ResultLineage
 from personalize_core.steps.score_lineage import Rows, explain_scores
+from personalize_core.workspace import commands
 from personalize_core.workspace.lineage.link import Link
 from personalize_core.workspace.store import SCORES, Store, is_label
 
@@ -56,7 +57,8 @@ def _latest(store: Store, rows: Rows) -> Path:
     for place in places:
         if place.is_dir():
             return place
-    raise InputError(f"nothing has been made of {rows.concept!r} by {rows.method}; `personalize run` makes it")
+    makes = commands.scores(store, rows.concept, rows.method)
+    raise InputError(f"nothing has been made of {rows.concept!r} by {rows.method}; run `{makes}`")
 
 
 def _placed(store: Store, path: Path) -> tuple[Store, list[str]]:

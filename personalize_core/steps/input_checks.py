@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from personalize_core.artifacts.description import imported
 from personalize_core.base_model.loading import identify
 from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, together
@@ -19,7 +20,7 @@ from personalize_core.metrics.judge import local_weights
 from personalize_core.metrics.judge.keys import key_of
 from personalize_core.steps.external import listing_of
 from personalize_core.steps.probe_conditions import check_held_out
-from personalize_core.steps.training import imported, untrained
+from personalize_core.steps.training import untrained
 from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.recipes import (
     base_for_a_moment,
@@ -249,7 +250,7 @@ def _check_learner(
 def _is_trained(store: Store, concept: str, method: str) -> bool:
     """Would training leave this artifact as it is?"""
     folder = store.artifact(method, concept)
-    return imported(folder) or is_up_to_date(folder, train_stamp(store, concept, method))
+    return imported(folder) is not None or is_up_to_date(folder, train_stamp(store, concept, method))
 
 
 def _is_sampled(store: Store, concept: str, method: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from personalize_core.artifacts.description import imported
 from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import changed_files, has_this_format, is_up_to_date
@@ -13,7 +14,6 @@ from personalize_core.files.snapshot import memoized, snapshot
 from personalize_core.files.stamps import Stamp
 from personalize_core.steps.class_images import class_images_are_there
 from personalize_core.steps.input_checks import check_concept_images
-from personalize_core.steps.training import imported
 from personalize_core.workspace.lineage.differences import why_stale
 from personalize_core.workspace.lineage.records import DAMAGED, manifest_of
 from personalize_core.workspace.recipes import (

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from personalize_core.artifacts.description import imported
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import MANIFEST, read_json
 from personalize_core.methods import BASELINE
 from personalize_core.sampling.grid import DESCRIPTION
 from personalize_core.steps.sampling import sampled_as_now
-from personalize_core.steps.training import imported
 from personalize_core.workspace.stamps.training import repeat_stamp
 from personalize_core.workspace.store import SCORES, Store
 

@@ -27,7 +27,7 @@ def report(store: Store, listener: Listener = unheard) -> Report:
 
     started, folder, compared = time.monotonic(), store.report(), store.comparison()
     agreed = store.agreement() / MANIFEST
-    stamp_there = manifest_stamp(compared, f"nothing has been compared in {compared}")
+    stamp_there = manifest_stamp(compared, f"nothing has been compared in {compared}", "run `personalize compare`")
     scores = parquet.read_parquet(compared / SCORES)
     cells = scores.select("method", "concept").unique().sort("method", "concept").rows()
     stamp = stamp_of(

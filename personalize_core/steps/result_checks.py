@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from personalize_core.artifacts.description import imported
 from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_json, read_result, read_results, write_json
@@ -19,7 +20,7 @@ from personalize_core.methods import BASELINE
 from personalize_core.sampling.grid import images_in, located, read_grid
 from personalize_core.steps.latents import MOMENTS
 from personalize_core.steps.scores import left_out
-from personalize_core.steps.training import PROOF, imported
+from personalize_core.steps.training import PROOF
 from personalize_core.workspace.lineage.records import file_problems, manifest_of
 from personalize_core.workspace.recipes import (
     images_trained_on,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from personalize_core.artifacts.description import imported
 from personalize_core.base_model.loading import identify
 from personalize_core.concepts import concept_files
 from personalize_core.concepts.concept import SLOT
@@ -21,6 +22,7 @@ from personalize_core.files.stamps import Stamp, sha256
 from personalize_core.methods import check_method
 from personalize_core.sampling.grid import DESCRIPTION, IMAGE, located
 from personalize_core.steps.training import PROOF
+from personalize_core.workspace import commands
 from personalize_core.workspace.lineage.differences import why_stale
 from personalize_core.workspace.lineage.link import Link
 from personalize_core.workspace.lineage.records import (
@@ -155,14 +157,12 @@ class ResultLineage:
     def artifact(self, method: str, concept: str) -> Link:
         folder = self.store.artifact(method, concept)
         described = as_written(folder, "config.json")
-        imported, repeat = described.get("imported"), self.store.repeat
-        command = f"repeat {concept} -m {method} --times {repeat}" if repeat else f"train {concept} -m {method}"
-        if imported:
-            command = f"import {concept} {shlex.quote(imported)} -m {method}"
-        now = None if imported else lambda: train_stamp(self.store, concept, method)
-        link, made_from = self._result("artifact", folder, now, self._again(folder, command))
+        foreign = imported(folder)
+        now = None if foreign else lambda: train_stamp(self.store, concept, method)
+        again = self._removed_first(folder, commands.artifact(self.store, concept, method))
+        link, made_from = self._result("artifact", folder, now, again)
         link.facts |= _some(described, "method", "phrase", "config", "parameters", "seed", "imported")
-        original = _of(made_from.get("again")) if repeat else made_from  # what it repeats says the rest
+        original = _of(made_from.get("again")) if self.store.repeat else made_from  # what it repeats says the rest
         link.facts |= _some(original, "precision", "gradient_checkpointing", "optimizer", "compile", "image_size")
         if loss := _some(as_written(folder, "fixed_batch.json"), "before", "after"):
             link.facts["fixed_batch_loss"] = loss
@@ -172,7 +172,7 @@ class ResultLineage:
             link.making = {"packages": described["versions"]}
         if not described.keys() >= {"concept", "base_model"}:  # damaged, which is said among its files
             return link
-        if not imported:
+        if not foreign:
             link.inputs = [self._latents_of(method, concept, _of(original.get("latents")))]
             if class_images := original.get("class_images"):
                 link.inputs.append(self._class_images_of(described["concept"]["class_noun"], class_images))
@@ -182,7 +182,8 @@ class ResultLineage:
     def external_images(self, label: str, concept: str) -> Link:
         """The list of an external column's images, which lie where another program put them."""
         folder = self.store.grid(label, concept)
-        link, _ = self._result("external images", folder, None, self._again(folder, "score"))
+        again = self._removed_first(folder, commands.grid(self.store, concept, label))
+        link, _ = self._result("external images", folder, None, again)
         described = as_written(folder, DESCRIPTION)
         link.facts |= _some(described, "external", "templates") | {"images": len(described.get("images", ()))}
         images = located(folder, described, self.store.root) if self.verify and "images" in described else []
@@ -197,9 +198,9 @@ class ResultLineage:
         if is_label(method):
             return self.external_images(method, concept)
         folder = self.store.grid(method, concept)
-        command = self._again(folder, f"evaluate {concept} -m {method}")
+        again = self._removed_first(folder, commands.grid(self.store, concept, method))
         now = lambda: sampling_inputs(self.store, concept, method).stamp  # noqa: E731
-        link, made_from = self._result("grid", folder, now, command)
+        link, made_from = self._result("grid", folder, now, again)
         described = as_written(folder, DESCRIPTION)
         link.facts |= _some(described, "protocol", "prompts", "templates", "images_per_prompt", "sampling", "seed")
         link.facts |= _some(made_from, "variants", "refinement", "guidance", "precision", "compile", "image_size")
@@ -208,13 +209,9 @@ class ResultLineage:
 
     def scores(self, method: str, concept: str, deep: bool = True) -> Link:
         folder = self.store.scores(method, concept)
-        command = self._again(folder, "step score-references")
-        if is_label(method):
-            command = self._again(folder, "score")
-        elif method != REFERENCES:
-            command = self._again(folder, f"evaluate {concept} -m {method}")
+        again = self._removed_first(folder, commands.scores(self.store, concept, method))
         now = lambda: score_stamp(self.store, concept, method)  # noqa: E731
-        link, made_from = self._result("scores", folder, now, command)
+        link, made_from = self._result("scores", folder, now, again)
         link.facts |= _some(made_from, "encoders", "lists")
         if deep and not _gone(link):
             if method != REFERENCES:
@@ -414,9 +411,11 @@ class ResultLineage:
         return link
 
     def _again(self, folder: Path, command: str) -> str:
-        """Removed first, for a step keeps what it takes for current."""
-        under = f" --protocol {self.store.protocol}" if self.store.protocol else ""
-        return f"rm -r {shlex.quote(self.short(folder))} && personalize{under} {command}"
+        return self._removed_first(folder, commands.personalize(self.store, command))
+
+    def _removed_first(self, folder: Path, command: str) -> str:
+        """For a step keeps what it takes for current."""
+        return f"rm -r {shlex.quote(self.short(folder))} && {command}"
 
     def short(self, path: Path) -> str:
         return path.relative_to(self.store.root).as_posix() if path.is_relative_to(self.store.root) else str(path)

@@ -7,7 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.files.atomic import is_up_to_date, read_json, read_result, write_json
+from personalize_core.artifacts.description import imported
+from personalize_core.files.atomic import is_up_to_date, read_result, write_json
 from personalize_core.methods import check_method, method_class, method_of
 from personalize_core.randomness import seed_for
 from personalize_core.steps.class_images import class_images_for, encode_real_class_images
@@ -17,7 +18,7 @@ from personalize_core.training.probe_files import ENDED, PROBE_CURVES, PROBE_IMA
 from personalize_core.training.run_costs import TimedCheckpoints
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import images_trained_on, load_base
-from personalize_core.workspace.stamps.made import check_artifact, manifest_stamp
+from personalize_core.workspace.stamps.made import artifact_stamp
 from personalize_core.workspace.stamps.training import TrainingInputs, training_inputs
 from personalize_core.workspace.store import Store
 
@@ -52,9 +53,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard,
     started = time.monotonic()
     folder = store.artifact(method, concept)
     if imported(folder):
-        check_artifact(store, concept, method)
-        again = f"import it again, after removing {folder}"
-        return trained_report(manifest_stamp(folder, f"{folder} has no manifest", again), True, started, folder)
+        return trained_report(artifact_stamp(store, concept, method), True, started, folder)
     inputs = training_inputs(store, concept, method)  # first: what changes meanwhile counts as new the next time
     class_images = _prepare(store, inputs, listener)
     checkpoints = TimedCheckpoints(store.checkpoints(method, concept), inputs.stamp)
@@ -191,14 +190,6 @@ def _trained(
         costs = memory.costs() | checkpoints.costs
         costs |= {"micro_batch": at_once.rows} if at_once.rows else {}
     return rows, costs
-
-
-def imported(folder: Path) -> bool:
-    """Does the folder hold what another program learned?"""
-    try:
-        return bool(read_json(folder / "config.json").get("imported"))
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def trained_report(stamp: str, skipped: bool, started: float, folder: Path) -> Report:

@@ -25,6 +25,7 @@ from personalize_core.files.atomic import read_json
 from personalize_core.files.outside import MOST_RESULT, is_there, read_text
 from personalize_core.files.stamps import sha256, stamp_of
 from personalize_core.sampling.grid import DESCRIPTION, located
+from personalize_core.workspace import commands
 from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.store import Store
 
@@ -329,7 +330,8 @@ def _grids(store: Store, request: Request) -> tuple[dict[str, dict[str, _Grid]],
                 left_out.append(concept)
         elif request.concepts:
             lacking = next(variant for variant, grid in found.items() if grid is None)
-            raise InputError(f"there is no grid of {concept!r} by {lacking!r}; `personalize run` samples it")
+            makes = commands.grid(store, concept, methods[lacking])
+            raise InputError(f"there is no grid of {concept!r} by {lacking!r}; run `{makes}`")
         else:
             left_out.append(concept)
     if not grids:

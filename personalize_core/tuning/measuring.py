@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from personalize_core.training.watch import Heard
 
 SECONDS, HALF_WAY = "seconds.json", "half_way.json"
+AGAIN = "personalize tune"  # makes again what it keeps
 HALF = 0.5  # of a training: behind it the first probe is compared with those of other trials
 
 
@@ -98,8 +99,8 @@ def measure(
         for made in (scratch.artifact(method, concept), scratch.grid(method, concept)):
             shutil.rmtree(made, ignore_errors=True)
     images = balance.per_image(tables.read(folder / SCORES))
-    seconds = read_result(folder / SECONDS, training=float, sampling=float, scoring=float)
-    seen = read_result(folder / HALF_WAY, balance=(float, type(None)))["balance"]
+    seconds = read_result(folder / SECONDS, AGAIN, training=float, sampling=float, scoring=float)
+    seen = read_result(folder / HALF_WAY, AGAIN, balance=(float, type(None)))["balance"]
     return Measured(concept, balance.means(images), Seconds(**seconds), images, seen)
 
 
@@ -116,7 +117,7 @@ def half_way(artifact: Path) -> float | None:
         return None
     seen = read_parquet(artifact / PROBES)
     seen = seen.filter(seen["metric"] != "loss")
-    behind = seen.filter(seen["done"] >= HALF * read_result(artifact / ENDED, of=int)["of"])
+    behind = seen.filter(seen["done"] >= HALF * read_result(artifact / ENDED, AGAIN, of=int)["of"])
     if behind.is_empty():
         return None
     first = behind.filter(behind["done"] == behind["done"].min()).sort("row")

@@ -24,7 +24,7 @@ from personalize_core.metrics.parquet import write_parquet
 from personalize_core.metrics.statistics import Estimate
 from personalize_core.metrics.tables import ALL_CONCEPTS
 from personalize_core.tuning.budget import Budget, minutes
-from personalize_core.tuning.measuring import NOTHING, Measured, Seconds
+from personalize_core.tuning.measuring import AGAIN, NOTHING, Measured, Seconds
 from personalize_core.tuning.plot import save_plot
 from personalize_core.tuning.request import Request
 from personalize_core.tuning.scratch import recipe_section
@@ -101,7 +101,7 @@ def write(outcome: Outcome, folder: Path) -> None:
 
 def read(folder: Path) -> dict[str, Any]:
     """What RESULT holds."""
-    return read_result(folder / RESULT, answer=str, why=str, trials=list, today=dict, measured_seconds=dict)
+    return read_result(folder / RESULT, AGAIN, answer=str, why=str, trials=list, today=dict, measured_seconds=dict)
 
 
 def section(outcome: Outcome, differences: Mapping[str, Estimate]) -> str:

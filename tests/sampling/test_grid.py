@@ -51,7 +51,7 @@ def test_a_grid_without_its_description_is_not_scored_and_passes_no_gate(tmp_pat
     store = tiny_workspace.finished(tmp_path, ["rex"], ["base_model"])
     (store.grid("base_model", "rex") / DESCRIPTION).unlink()
     shutil.rmtree(store.scores("base_model", "rex"))
-    with pytest.raises(InputError, match="grid.json changed since this was made, or is gone; .* makes it again"):
+    with pytest.raises(InputError, match="grid.json changed since .*; run .*evaluate rex -m base_model"):
         steps.score(store, "rex", "base_model")
     with pytest.raises(InputError, match="`personalize evaluate` samples the grid again"):
         result_checks.grid(store, "rex", "base_model")

@@ -200,7 +200,7 @@ def test_what_has_not_been_trained_or_sampled_is_refused_and_writes_nothing(stor
         steps.analyse(other, "rex", "textual_inversion")
     assert (store.analyses("textual_inversion", "rex") / steps.ANALYSES).read_bytes() == before
     shutil.rmtree(store.grid("textual_inversion", "rex"))
-    with pytest.raises(InputError, match="no grid of 'rex' has been sampled"):
+    with pytest.raises(InputError, match="has sampled no grid of 'rex'; run `personalize evaluate rex"):
         steps.analyse(store, "rex", "textual_inversion")
     assert not store.analyses("dreambooth", "rex").exists()
 

@@ -134,7 +134,7 @@ def test_its_images_are_analysed_as_far_as_images_alone_allow(store, tmp_path):
     concept_images = sorted((store.concepts / "rex").glob("*.png"))
     shutil.copy(concept_images[1], folder / "c.png")
     steps.add_external(store, "flux", "rex", ExternalColumn(folder=str(folder)))
-    with pytest.raises(InputError, match="'flux' of 'rex' have not been scored; `personalize score` does it"):
+    with pytest.raises(InputError, match="'flux' of 'rex' have not been scored; run `personalize score`"):
         steps.analyse(store, "rex", "flux")
     steps.score_external(store, "rex", "flux")
     report = steps.analyse(store, "rex", "flux")
@@ -392,7 +392,7 @@ def test_a_report_names_every_image_that_is_gone_and_goes_on_with_those_that_are
     ours.unlink()
     said = refused_report(store)
     assert f"of 'rex' by flux were scored and are gone: {folder}/1_0.png and {folder}/3_1.png; put them back" in said
-    assert f"are gone: {ours}; `personalize evaluate cup -m dreambooth`" in said
+    assert f"are gone: {ours}; run `personalize evaluate cup -m dreambooth`" in said
     ours.write_bytes(image)
 
     assert "run `personalize score`" in refused_report(store)

@@ -161,7 +161,7 @@ def test_a_concept_that_some_variant_has_not_sampled_is_left_out_and_named(tmp_p
     store = small.make(tmp_path)
     (store.grid("dreambooth", "cup") / "grid.json").unlink()
     assert design(store, request()).left_out == ["cup"]
-    with pytest.raises(InputError, match="there is no grid of 'cup' by 'dreambooth'"):
+    with pytest.raises(InputError, match="there is no grid of 'cup' by 'dreambooth'; run .*evaluate cup -m dreambooth"):
         design(store, request(concepts=["cup"]))
 
 
@@ -194,7 +194,7 @@ def test_images_made_elsewhere_stand_beside_those_of_the_same_prompt(tmp_path):
             rows.append({"file": file, "prompt": prompt, "seed": image})
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     steps.add_external(store, "flux", "rex", ExternalColumn(folder=str(folder)))
-    with pytest.raises(InputError, match="there is no grid of 'rex' by 'flux'"):
+    with pytest.raises(InputError, match="there is no grid of 'rex' by 'flux'; run `personalize score"):
         design(store, Request(variants=["flux", "dreambooth"], concepts=["rex"]))
     params = yaml.safe_load((store.root / "params.yaml").read_text()) | {"base_model": "mini"}
     (store.root / "params.yaml").write_text(yaml.safe_dump(params))

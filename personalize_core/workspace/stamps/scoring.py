@@ -14,7 +14,7 @@ from personalize_core.metrics.judge import local_weights
 from personalize_core.sampling.grid import read_grid
 from personalize_core.workspace.recipes import prompts_of, split_of
 from personalize_core.workspace.stamps.common import held_out
-from personalize_core.workspace.stamps.made import manifest_stamp
+from personalize_core.workspace.stamps.made import grid_stamp
 from personalize_core.workspace.stamps.sources import EXTERNAL, JUDGING, SCORING
 from personalize_core.workspace.store import REFERENCES, Store, is_label
 
@@ -32,10 +32,7 @@ def score_stamp(store: Store, concept: str, method: str) -> Stamp:
 
     sampled: dict[str, Any] = {}
     if method != REFERENCES:
-        missing = f"{method} has sampled no grid of {concept!r}"
-        if is_label(method):
-            missing = f"the images of the external column {method!r} of {concept!r} have not been listed"
-        sampled["grid"] = manifest_stamp(store.grid(method, concept), missing)
+        sampled["grid"] = grid_stamp(store, concept, method)
         sampled["without_identity"] = without_identity(store, concept, method)
     folder = store.concept_folder(concept)
     return stamp_of(
