@@ -291,7 +291,7 @@ def test_a_image_that_is_gone_or_another_stops_the_report_and_leaves_the_old_one
     manifest = store.report() / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"stamp"', '"was"'))  # out of date
     before = bytes_under(store.report())
-    with pytest.raises(InputError, match="(are gone: .*01_00.png|01_00.png has changed since it was scored); run `pers"):
+    with pytest.raises(InputError, match="(are gone: .*01_00.png|01_00.png has changed since it was scored); run"):
         steps.report(store)
     assert bytes_under(store.report()) == before
 
