@@ -241,6 +241,25 @@ def test_labels_of_close_points_do_not_overlap_and_stay_inside(count, spread, tm
     )
 
 
+def test_where_names_would_lie_on_each_other_points_have_numbers_and_a_key_below(tmp_path, kept_figures):
+    generator = np.random.default_rng(0)
+    means = generator.normal(0.5, 0.03, (31, 2))
+    names = [f"method_{i}_with_quite_long_options_and_a_long_name" for i in range(31)]
+    levels = {name: {"clip_t": float(x), "dino": float(y)} for name, (x, y) in zip(names, means, strict=True)}
+    save_scatter_plot(summary(levels), tmp_path / "a.png", "title")
+    figure = kept_figures[0]
+    figure.draw_without_rendering()
+    axes, (key,) = figure.axes[0], figure.legends
+    assert not label_placement.is_crowded(axes, [text for text in axes.texts if text.get_text().isdigit()])
+    of_key = [" ".join(text.get_text().split()) for text in key.get_texts()]
+    assert of_key == [f"{n} {identity_vs_text.in_words(name)}" for n, name in enumerate(sorted(names), start=1)]
+    at = {text.get_text(): tuple(text.xy) for text in axes.texts if text.get_text().isdigit()}
+    assert at == {str(n): tuple(levels[name].values()) for n, name in enumerate(sorted(names), start=1)}
+    box = key.get_window_extent()
+    assert box.y0 >= 0 and box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert box.y1 < axes.xaxis.label.get_window_extent().y0
+
+
 def test_a_dot_plot_shows_any_prompt_as_it_is_written_and_cuts_long_ones(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(
@@ -329,8 +348,8 @@ def log(steps=60):
 def test_a_loss_curve_shows_each_loss_and_where_a_stage_begins(tmp_path, kept_figures):
     loss_figures.loss_curve(log(), tmp_path / "loss.png", "title")
     losses = kept_figures[0].axes[0]
-    legend = losses.get_legend()
-    assert legend is not None
+    (legend,) = kept_figures[0].legends
+    assert legend.get_window_extent().y1 < kept_figures[0].axes[-1].get_window_extent().y0, "it hides no curve"
     assert [text.get_text() for text in legend.get_texts()] == ["diffusion loss", "attention loss"]
     assert 59.5 in [line.get_xdata()[0] for line in losses.lines]
     assert {"embedding", "whole net"} <= set(words(kept_figures[0]))
@@ -364,7 +383,7 @@ def test_the_loss_on_fixed_inputs_is_shown_as_it_was_taken_from_before_the_first
     assert [line for line in points if line in own] == own
     others = {y for line in points if line not in own for _, y in line}
     assert not others & {0.3, 0.8, 0.2}, "nor a second time, from the log"
-    words_of = [text.get_text() for text in losses.get_legend().get_texts()]
+    words_of = [text.get_text() for text in kept_figures[0].legends[0].get_texts()]
     assert words_of == ["diffusion loss", "loss on fixed inputs"]
 
 

@@ -9,13 +9,17 @@ from pathlib import Path
 import matplotlib
 import polars as pl
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from personalize_core.metrics.concept_coverage import ConceptCoverage
 from personalize_core.metrics.tables import ALL_CONCEPTS, BASELINE, CEILING, shown
 from personalize_core.report.display_names import in_words
-from personalize_core.report.figures.label_placement import place_labels
+from personalize_core.report.figures.label_placement import is_crowded, place_labels
 from personalize_core.report.figures.style import GREY, INK, METRIC_WORDS, PALE, STYLE, save_figure, variant_colours
 
+KEY_WIDTH = 46  # letters of a line of the key
+KEY_LINE = 0.19  # inches; the height of one
 TITLE_WIDTH = 60  # letters of a title that fit above a plane; the rest stands on the next line
 
 
@@ -62,11 +66,30 @@ def scatter_plot(
     """The figure of `save_scatter_plot`, not saved yet; the dotted line is the Pareto front of the means.
 
     Where variants have different concepts, each says how many, and there is no front: their means do not compare.
+    Where names would lie on each other, points have numbers, and the key to them stands below.
 
     Args:
         title: above it, with a line about what is shown; without a title nothing stands above it.
-        size: in inches, at 72 points each.
+        size: in inches, at 72 points each; with a key it is as much higher.
     """
+    figure, texts = _drawn(summary, title, concept, identity, text, labels, size, baseline, numbered=False)
+    if labels is None and is_crowded(figure.axes[0], texts):
+        figure, _ = _drawn(summary, title, concept, identity, text, None, size, baseline, numbered=True)
+    return figure
+
+
+def _drawn(
+    summary: pl.DataFrame,
+    title: str,
+    concept: str,
+    identity: str | None,
+    text: str,
+    labels: Mapping[str, str] | None,
+    size: tuple[float, float],
+    baseline: str,
+    numbered: bool,
+) -> tuple[Figure, list[Text]]:
+    """The figure and its labels."""
     rows = summary.filter(pl.col("concept") == concept).with_columns(pl.col("low", "high").fill_null(pl.col("mean")))
     if rows["base_model"].drop_nulls().n_unique() > 1:
         raise ValueError("the summary holds several base models; plot one figure for each")
@@ -80,11 +103,18 @@ def scatter_plot(
     coverage = ConceptCoverage.of_summary(summary, (identity, text))
     gaps = concept == ALL_CONCEPTS and not coverage.whole
     named = {variant: in_words(variant) + (coverage.note(variant) if gaps else "") for variant in variants}
-    labels = named | dict(labels or {})
+    numbers = {variant: str(number) for number, variant in enumerate(variants, start=1)}
+    labels = numbers if numbered else named | dict(labels or {})
     colours = variant_colours(variants, baseline)
 
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        key = [textwrap.fill(f"{numbers[variant]}  {named[variant]}", KEY_WIDTH) for variant in variants]
+        lines_of_key = (
+            sum(max(words.count("\n") + 1 for words in key[i : i + 2]) for i in range(0, len(key), 2))
+            if numbered
+            else 0
+        )
+        figure = Figure(figsize=(size[0], size[1] + KEY_LINE * lines_of_key), dpi=150, layout="constrained")
         axes = figure.add_subplot()
         for variant in variants:
             x, y = right[variant], up[variant]
@@ -138,8 +168,11 @@ def scatter_plot(
         points = {labels[v]: (right[v]["mean"], up[v]["mean"]) for v in variants}
         arms = [(right[v]["low"], up[v]["mean"], right[v]["high"], up[v]["mean"]) for v in variants]
         arms += [(right[v]["mean"], up[v]["low"], right[v]["mean"], up[v]["high"]) for v in variants]
-        place_labels(figure, axes, points, {labels[v]: colours[v] for v in variants}, arms, written)
-    return figure
+        if numbered:
+            dots = [Line2D([], [], color=colours[v], ls="", marker="o", ms=6, mec="white") for v in variants]
+            figure.legend(dots, key, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+        texts = place_labels(figure, axes, points, {labels[v]: colours[v] for v in variants}, arms, written)
+    return figure, texts
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -81,6 +82,13 @@ def place_labels(
         taken.append(text.get_window_extent())
         texts.append(text)
     return texts
+
+
+def is_crowded(axes: Axes, texts: Sequence[Text]) -> bool:
+    """Does some label lie on another, or beyond the sides of the axes?"""
+    boxes, inside = [text.get_window_extent() for text in texts], axes.get_window_extent()
+    beyond = any(box.x0 < inside.x0 or box.x1 > inside.x1 for box in boxes)
+    return beyond or any(overlap(one, other) > 0 for one, other in itertools.combinations(boxes, 2))
 
 
 def overlap(a: Bbox, b: Bbox) -> float:

@@ -60,7 +60,7 @@ def loss_curve(
             losses.set_yscale("log")
             losses.yaxis.set_major_formatter("{x:g}")  # matplotlib's own writes formulas, which are not parsed
         losses.set_ylabel("loss")
-        losses.legend(frameon=False, fontsize=9, loc="upper right", ncols=min(len(names), 3))
+        figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=3)
         if norms:
             plot_series(panels[1, 0], rows, "gradient_norm", GREY, "")
             panels[1, 0].set_ylabel("gradient\nnorm")

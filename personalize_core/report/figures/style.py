@@ -28,6 +28,7 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # a prompt may hold "$", which is not the beginning of a formula
     "svg.hashsalt": "personalize",  # else the ids in an SVG are random
     "svg.fonttype": "path",
+    "text.color": INK,
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
     "xtick.color": GREY,
