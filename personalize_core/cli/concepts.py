@@ -33,6 +33,7 @@ def add(
     The images are checked, and copied to data/concepts. If one of them cannot be used, nothing is added.
     """
     from personalize_core.concepts import concept_files
+    from personalize_core.concepts.doubts import doubts
     from personalize_core.concepts.image_files import image_files
 
     concept = concept_files.add_concept(context.obj.concepts, images, class_noun, name)
@@ -46,6 +47,8 @@ def add(
         )
     if others := concept_files.left_out(images):
         print_line(f"Left out, as they are no concept images: {listed(others, MOST_NAMED)}.")
+    for doubt in doubts(folder):
+        print_line(f"Worth a look: {doubt}.")
     print_paths("Concept images", [(path.name, path) for path in image_files(folder)])
 
 

@@ -131,6 +131,7 @@ def check(context: typer.Context, concepts: Concepts = None, methods: Methods = 
     Trains and samples nothing. Every command that trains, DVC and the pipeline make the same checks first.
     """
     from personalize_core import steps
+    from personalize_core.concepts.doubts import doubts
     from personalize_core.errors import together
 
     store: Store = context.obj
@@ -140,6 +141,9 @@ def check(context: typer.Context, concepts: Concepts = None, methods: Methods = 
     print_line("Nothing is wrong.")
     if plan:
         print_line(f"To do: {steps.estimate(store, plan).in_words()}.")
+    for concept in concepts or steps.concepts_wanted(store):
+        for doubt in doubts(store.concept_folder(concept)):
+            print_line(f"Worth a look, of {concept}: {doubt}.")
 
 
 @app.command()

@@ -183,6 +183,23 @@ def test_added_concept_images_are_copied_byte_for_byte(workspace, personalize, p
         shutil.rmtree(folder)
 
 
+def test_what_is_most_likely_a_mistake_is_added_and_said_by_add_and_by_check(workspace, personalize, photos):
+    shutil.copy(photos / "0.png", photos / "again.png")
+    (photos / "masks").mkdir()
+    for path in photos.glob("*.png"):
+        with Image.open(path) as image:
+            Image.new("L", image.size, 255 * (path.name != "1.png")).save(photos / "masks" / path.name)
+    status, printed, _ = personalize("add", str(photos), "--class-noun", "dog", "--name", "doubtful")
+    try:
+        assert status == 0
+        doubts = ["0.png and again.png are the same image", "the mask of 1.png is black all over"]
+        assert all(f"Worth a look: {doubt}" in printed for doubt in doubts)
+        status, printed, _ = personalize("check", "doubtful", "-m", "base_model")
+        assert status == 0 and all(f"Worth a look, of doubtful: {doubt}" in printed for doubt in doubts)
+    finally:
+        shutil.rmtree(workspace / "data" / "concepts" / "doubtful")
+
+
 def test_what_add_leaves_out_and_takes_from_kohyas_folder_name_is_printed_once(workspace, personalize, photos):
     folder = photos.rename(photos.with_name("10_sks dog"))
     captions = [f"{number}.txt" for number in range(8)]
