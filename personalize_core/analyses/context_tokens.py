@@ -109,7 +109,7 @@ def plot(table: pl.DataFrame, path: Path, class_noun: str) -> None:
     labels = [f"{filler} ({kind})" for filler, kind in wide.select("filler", "kind").iter_rows()]
     columns = wide.columns[2:]
     label = f"cosine with the word's output behind '{class_noun}'"
-    shared_plots.shaded(wide.select(columns).to_numpy(), labels, columns, path, TEMPLATE, label)
+    shared_plots.shaded(wide.select(columns).to_numpy(), labels, columns, path, TEMPLATE.replace(SLOT, "…"), label)
 
 
 def analyse(inputs: Inputs, findings: Findings) -> None:

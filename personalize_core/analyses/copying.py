@@ -17,6 +17,7 @@ from PIL import Image
 
 from personalize_core.analyses.findings import Findings
 from personalize_core.analyses.inputs import ImageInputs
+from personalize_core.concepts.concept import SLOT
 from personalize_core.concepts.image_files import load_image
 from personalize_core.report.display_names import in_words
 from personalize_core.report.figures.image_grids import comparison_grid
@@ -85,7 +86,7 @@ def pixel_features(images: Iterable[Image.Image]) -> np.ndarray:
 
 def save_pairs(pairs: Sequence[tuple[Path, Path, float, str]], path: Path, title: str) -> None:
     """The nearest pairs: each image above its concept image, under its similarity and prompt."""
-    columns = [f"{similarity:.3f}  {prompt}" for _, _, similarity, prompt in pairs]
+    columns = [f"cosine {similarity:.3f}: {prompt}" for _, _, similarity, prompt in pairs]
     rows = {"sampled": [[sampled] for sampled, *_ in pairs], "nearest concept image": [[near] for _, near, *_ in pairs]}
     comparison_grid([], rows, columns, path, title)
 
@@ -131,7 +132,8 @@ def analyse(inputs: ImageInputs, findings: Findings) -> None:
             for n, ((prompt, _), name) in enumerate(zip(inputs.grid.places, inputs.grid.names[variant], strict=True)):
                 near, template = inputs.concept_images[found.index[n]], inputs.grid.templates[prompt]
                 similarity, left_out = float(found.similarity[n]), found.with_one_left_out
-                pairs.append((inputs.grid.folder / name, near, similarity, template))
+                shown = template.replace(SLOT, inputs.concept.class_noun)
+                pairs.append((inputs.grid.folder / name, near, similarity, shown))
                 rows.append(
                     {
                         "variant": variant,

@@ -27,6 +27,10 @@ from personalize_core.report.figures.image_grids import comparison_grid
 from personalize_core.sampling.sampler import Sampler, denoiser
 
 SIDE = 64  # of every map
+COLOURS = (
+    "Each map by itself, from where its word was attended to least, which shows the image alone, over blue, green and "
+    "yellow to dark red, where it was attended to most. The colours of two maps do not compare."
+)
 THE_NOUN = "(the noun)"  # in the place of all words that stand for the concept
 MIDDLE = "mid_block.attentions.0"  # DAAM passes over it: at the lowest resolution it looks everywhere
 
@@ -125,7 +129,7 @@ def save_grid(found: Mapping[str, HeatMaps], images: Mapping[str, np.ndarray], p
     for name, maps in found.items():
         image = Image.fromarray(images[name])
         rows[in_words(name)] = [[image], *([overlay(image, share)] for share in maps.shares())]
-    comparison_grid([], rows, ["the image", *next(iter(found.values())).words], path, title)
+    comparison_grid([], rows, ["the image", *next(iter(found.values())).words], path, title, note=COLOURS)
 
 
 def with_one_slot(maps: HeatMaps, before: int, behind: int) -> HeatMaps:

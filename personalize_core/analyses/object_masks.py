@@ -35,7 +35,7 @@ MOST = 6  # concept images in the grid
 DARK = 0.2  # of their brightness
 MEANINGS = {
     "layer": "the transformer whose map of the placeholder parts concept and background",
-    "concept_image": "which of the concept images, from 0",
+    "concept_image": "which of the concept images, from 0; the image calls it by the next number",
     "share": "of the locations that the mask keeps",
     "concept_share": "of the image that shows the concept, by its own mask; null without one",
     "on_concept": "of the locations that the mask keeps, the share on the concept; null without its own mask",
@@ -106,7 +106,7 @@ def analyse(inputs: Inputs, findings: Findings) -> None:
                 findings.metrics[f"{words}, {layer}"] = float(np.mean(values))
     findings.table("object_masks.parquet", rows, MEANINGS, "the share of every mask, and how much of it is the concept")
     panels = {
-        f"concept image {number}": [
+        f"concept image {number + 1}": [
             [Image.fromarray(image)],
             *([darkened(image, masks[layer][number])] for layer in masks),
         ]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.concepts import concept_files
@@ -15,6 +16,7 @@ from personalize_core.files.atomic import is_up_to_date, read_json, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.methods import BASELINE, check_method, method_class
 from personalize_core.metrics.encoder_names import weights_of
+from personalize_core.report.display_names import in_words
 from personalize_core.sampling.grid import image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.sampling import ready_to_sample, refining, sample_images
@@ -25,6 +27,8 @@ from personalize_core.workspace.stamps.made import artifact_stamp
 from personalize_core.workspace.stamps.sampling import sampling_sources
 from personalize_core.workspace.stamps.sources import ENCODERS, SAMPLING
 from personalize_core.workspace.store import Store
+
+MOST_SHOWN = 90  # characters of a prompt beside its images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -261,7 +265,8 @@ def sample_between(
 ) -> Report:
     """Images on the way from one concept's word to another's, each way from one noise; see sampling/interpolation.py.
 
-    Beside the images of each point strips.png has a row for each way, and samples.json the prompts.
+    Beside the images of each point strips.png has a row for each way, under its prompt and noise, and samples.json the
+    prompts.
 
     Args:
         cells: (concept, method) of both artifacts.
@@ -278,7 +283,7 @@ def sample_between(
             fewer than three points, or a prompt does not mention the first concept or mentions another.
     """
     from personalize_core.artifacts.saving import restore
-    from personalize_core.report.figures.image_grids import contact_sheet
+    from personalize_core.report.figures.image_grids import comparison_grid
     from personalize_core.sampling.interpolation import Between, check_learns_a_word_alone
 
     started, params, names = time.monotonic(), store.params, [concept for concept, _ in cells]
@@ -320,9 +325,15 @@ def sample_between(
             word = Between(first, second, point / (points - 1), base.text_encoders.widths)
             what = f"sampling {share} of the way from {names[0]} to {names[1]}"
             sample_images(params.sampling, store.sampling_seed, base, word, said, places, paths[share], what, listener)
-        ways = [paths[share][place] for place in range(len(places)) for share in shares]
-        labels = [f"{names[0]} {share} {names[1]}" for _ in places for share in shares]
-        contact_sheet(ways, new / "strips.png", labels, columns=points)
+        rows = {
+            f"{number}. {shorten(prompts[prompt], MOST_SHOWN, placeholder=' …')}, noise {image + 1}": [
+                [paths[share][number - 1]] for share in shares
+            ]
+            for number, (prompt, image) in enumerate(places, start=1)
+        }
+        on_the_way = [f"{name}, by {in_words(method)}" for name, method in cells]
+        columns = [on_the_way[0], *(f"{share} of the way" for share in shares[1:-1]), on_the_way[1]]
+        comparison_grid([], rows, columns, new / "strips.png", f"From {names[0]} to {names[1]}")
         metrics = _identity_of_points(store, names, paths)
         about = {"cells": [list(cell) for cell in cells], "said": said, "identity": metrics, **request}
         write_json(new / "samples.json", about)

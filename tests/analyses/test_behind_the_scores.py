@@ -85,6 +85,13 @@ def test_pixels_tell_a_copy_from_another_image_and_do_not_mind_brightness():
     assert not features[3].any()  # of one colour: no pattern to copy
 
 
+def test_a_nearest_pair_is_headed_by_its_cosine_and_its_prompt(monkeypatch):
+    drawn: list = []
+    monkeypatch.setattr(copying, "comparison_grid", lambda *given: drawn.append(given))
+    copying.save_pairs([(Path("a.png"), Path("b.png"), 0.9321, "a photo of a dog")], Path("pairs.png"), "ViCo")
+    assert drawn[0][2] == ["cosine 0.932: a photo of a dog"]
+
+
 # Diversity
 
 
@@ -336,7 +343,9 @@ def test_the_columns_of_masks_are_told_apart_in_few_letters():
     assert object_masks._heads(masks) == ["layer 1, 8 x 8", "layer 2, 16 x 16"]
 
 
-def test_object_masks_are_shown_on_the_concept_images_and_their_shares_counted(tmp_path):
+def test_object_masks_are_shown_on_the_concept_images_and_their_shares_counted(tmp_path, monkeypatch):
+    drawn, draw = [], object_masks.comparison_grid
+    monkeypatch.setattr(object_masks, "comparison_grid", lambda *given: drawn.append(given) or draw(*given))
     base = SimpleNamespace(decode=lambda latents: torch.full((len(latents), 8, 8, 3), 200, dtype=torch.uint8))
     inputs: Any = SimpleNamespace(trained=Attending(), base=base, concept=Concept("rex", "<rex>", "dog"))
     inputs.concept_images = [tmp_path / "0.jpg", tmp_path / "1.jpg"]
@@ -345,6 +354,7 @@ def test_object_masks_are_shown_on_the_concept_images_and_their_shares_counted(t
     table = parquet.read_parquet(tmp_path / "object_masks.parquet")
     assert table["share"].to_list() == [0.5, 1.0] and table["on_concept"].to_list() == [None, None]
     assert findings.absent == {"share on the concept": object_masks.NO_MASKS}
+    assert list(drawn[0][1]) == ["concept image 1", "concept image 2"], "as people count"
     assert findings.metrics == {"share inside, up": 0.75} and (tmp_path / "object_masks.png").is_file()
     shown = np.asarray(object_masks.darkened(np.full((8, 8, 3), 200, np.uint8), torch.tensor([True, False] * 2)))
     assert (shown[:, :4] == 200).all() and (shown[:, 4:] == 40).all()

@@ -26,7 +26,7 @@ from personalize_core.methods import METHOD_NAMES, recipe_class
 from personalize_core.methods.recipe import Ablation
 from personalize_core.metrics import tables
 from personalize_core.report import comparison_in_words
-from personalize_core.report.figures import losses
+from personalize_core.report.figures import image_grids, losses
 from personalize_core.steps import input_checks
 from personalize_core.steps.class_images import TOGETHER
 from personalize_core.steps.latents import read_latents
@@ -415,9 +415,18 @@ def test_the_parts_of_a_image_are_called_by_the_order_of_its_prompt(store: Store
     assert metrics == {"rex.rex": (1 + 7) / 2, "rex.cup": (2 + 8) / 2, "cup.rex": (3 + 5) / 2, "cup.cup": (4 + 6) / 2}
 
 
-def test_a_way_between_two_concepts_begins_and_ends_with_their_own_images(store: Store):
+def test_a_way_between_two_concepts_begins_and_ends_with_their_own_images(store: Store, monkeypatch):
     cells = ("rex", "textual_inversion"), ("cup", "textual_inversion")
+    drawn, draw = [], image_grids.comparison_grid
+    monkeypatch.setattr(image_grids, "comparison_grid", lambda *given: drawn.append(given) or draw(*given))
     report = steps.sample_between(store, cells, ["a photo of a <rex>"], points=3, images=2)
+    ((_, rows, columns, _, title),) = drawn
+    assert list(rows) == ["1. a photo of a <rex>, noise 1", "2. a photo of a <rex>, noise 2"]
+    assert columns == ["rex, by Textual Inversion", "0.500 of the way", "cup, by Textual Inversion"]
+    assert title == "From rex to cup"
+    assert [path.relative_to(path.parents[1]).as_posix() for ((path,), *_) in rows.values()] == [
+        f"0.000/00_0{image}.png" for image in (0, 1)
+    ]
     shares = ("0.000", "0.500", "1.000")
     made = {share: [(report.path / share / f"00_0{image}.png").read_bytes() for image in (0, 1)] for share in shares}
     for share, name in (("0.000", "rex"), ("1.000", "cup")):
@@ -425,7 +434,8 @@ def test_a_way_between_two_concepts_begins_and_ends_with_their_own_images(store:
         assert made[share] == [path.read_bytes() for path in alone.images.values()]
     assert len({content for each in made.values() for content in each}) == 6
     assert set(report.metrics) == {f"{share}.{name}" for share in shares for name in ("rex", "cup")}
-    assert load_image(report.images["strips"]).width > 3 * 100  # a row of three cells
+    strips = load_image(report.images["strips"])
+    assert strips.width > 3 * 160 and strips.height > 2 * 160  # a row of three cells for each noise
     again = steps.sample_between(store, cells, ["a photo of a <rex>"], points=3, images=2)
     assert again.skipped and again.metrics == report.metrics
 

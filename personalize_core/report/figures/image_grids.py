@@ -1,4 +1,4 @@
-"""Grids of images as one PNG: each variant's images of each prompt, and contact sheets."""
+"""Grids of images as one PNG: each variant's images of each prompt."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ def comparison_grid(
     path: str | Path,
     title: str = "",
     cell: int = 160,
+    note: str = "",
 ) -> None:
     """Each variant's images of each prompt, beside the concept images that it learned from.
 
@@ -36,6 +37,7 @@ def comparison_grid(
         columns: the prompts, as shown.
         path: where the PNG goes.
         cell: pixels; the side of a cell. Cells with several images are larger.
+        note: how the images are to be read; it stands below them.
 
     Raises:
         ValueError: a row has not as many cells as there are columns.
@@ -58,7 +60,9 @@ def comparison_grid(
     of_references = Tiles.within(len(references), body, tile, gap if across == 1 else inner, most_wide=2 * tile + gap)
     left = margin + of_references.width + (28 if references else 0)
     width = left + label_width + len(columns) * (wide + gap) - gap + margin
-    height = top + header + max(body, of_references.height) + margin
+    below = wrapped(note, font(13), width - 2 * margin)
+    end = top + header + max(body, of_references.height)
+    height = end + margin + (line_count(below) * 17 + 8 if note else 0)
 
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -70,7 +74,7 @@ def comparison_grid(
             x, y = of_references.place(index)
             sheet.paste(square(image, of_references.tile), (margin + x, top + header + y))
         x = left - 15
-        draw.line((x, top + header, x, height - margin), fill=PALE, width=2)
+        draw.line((x, top + header, x, end), fill=PALE, width=2)
 
     for column, text in enumerate(headers):
         x = left + label_width + column * (wide + gap)
@@ -87,41 +91,7 @@ def comparison_grid(
             for index, image in enumerate(images):
                 place = (x + index % across * (tile + inner), y + index // across * (tile + inner))
                 sheet.paste(square(image, tile), place)
-    save_png(sheet, path)
-
-
-def contact_sheet(
-    images: Sequence[ImageSource],
-    path: str | Path,
-    labels: Sequence[str] = (),
-    columns: int | None = None,
-    cell: int = 128,
-) -> None:
-    """All images in rows, as nearly square as it goes, each with its label beneath if there are labels.
-
-    Raises:
-        ValueError: no images, or another number of labels than of images.
-    """
-    if not images:
-        raise ValueError("there are no images for a contact sheet")
-    if labels and len(labels) != len(images):
-        raise ValueError(f"there are {len(labels)} labels for {len(images)} images")
-    columns = columns or ceil(sqrt(len(images)))
-    texts = [wrapped(label, font(12), cell) for label in labels]
-    line = max([line_count(text) for text in texts] + [0]) * 16 + (6 if texts else 0)
-    gap, margin = 8, 12
-    rows = ceil(len(images) / columns)
-    size = (
-        2 * margin + columns * (cell + gap) - gap,
-        2 * margin + rows * (cell + line + gap) - gap,
-    )
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    for index, image in enumerate(images):
-        x, y = margin + index % columns * (cell + gap), margin + index // columns * (cell + line + gap)
-        sheet.paste(square(image, cell), (x, y))
-        if texts:
-            draw.multiline_text((x, y + cell + 3), texts[index], font=font(12), fill=INK, spacing=2)
+    draw.multiline_text((margin, end + 10), below, font=font(13), fill=GREY, spacing=3)
     save_png(sheet, path)
 
 
