@@ -140,7 +140,7 @@ def check(context: typer.Context, concepts: Concepts = None, methods: Methods = 
     plan = steps.plan(store, concepts, methods)
     print_line("Nothing is wrong.")
     if plan:
-        print_line(f"To do: {steps.estimate(store, plan).in_words()}.")
+        print_line(f"To do: {steps.estimate(store, plan).in_words(store)}.")
     for concept in concepts or steps.concepts_wanted(store):
         for doubt in doubts(store.concept_folder(concept)):
             print_line(f"Worth a look, of {concept}: {doubt}.")

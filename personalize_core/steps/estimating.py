@@ -13,7 +13,14 @@ from personalize_core.files.snapshot import snapshot
 from personalize_core.methods import method_of
 from personalize_core.steps.class_images import class_images_are_there
 from personalize_core.steps.planning import SAMPLE, TRAIN, Cell
-from personalize_core.workspace.recipes import asked_for, asks_for_class_images, prompts_of, recipe_of, variants_of
+from personalize_core.workspace.recipes import (
+    asked_for,
+    asks_for_class_images,
+    device_of,
+    prompts_of,
+    recipe_of,
+    variants_of,
+)
 from personalize_core.workspace.store import Store
 
 A_DAY = 86400.0  # seconds; longer work is announced
@@ -29,11 +36,18 @@ class Estimate:
     bytes: float  # on disk
     measured: bool  # by what was recorded here, as far as there is any; else by rules of thumb for a graphics card
 
-    def in_words(self) -> str:
-        how = "earlier runs here" if self.measured else "rules of thumb for one fast graphics card"
+    def in_words(self, store: Store) -> str:
+        """Rules of thumb are for a graphics card, and for base models as large as Stable Diffusion: of a CPU they say
+        what it exceeds, and of the miniature on one nothing.
+        """
+        work, time = f"{self.trainings:,} trainings and {self.images:,} images", time_of(self.seconds)
+        if self.measured or device_of(store) != "cpu":
+            how = "earlier runs here" if self.measured else "rules of thumb for one fast graphics card"
+            return f"{work}: about {time} on one device and {size_of(self.bytes)} on disk, by {how}"
+        more = "" if store.params.base_model == "mini" else f", and longer than the {time} on one fast graphics card"
         return (
-            f"{self.trainings:,} trainings and {self.images:,} images: about {time_of(self.seconds)} on one device and "
-            f"{size_of(self.bytes)} on disk, by {how}"
+            f"{work}: about {size_of(self.bytes)} on disk; how long they take on a CPU is known once some are done "
+            f"here{more}"
         )
 
 
@@ -58,7 +72,7 @@ def estimate(store: Store, plan: Sequence[Cell]) -> Estimate:
 def long_work_notice(store: Store, plan: Sequence[Cell]) -> str | None:
     """What a person should know before more than a day of work begins; None if it takes less."""
     found = estimate(store, plan)
-    return f"This is long work. {found.in_words()}." if found.seconds > A_DAY else None
+    return f"This is long work. {found.in_words(store)}." if found.seconds > A_DAY else None
 
 
 def _class_images(store: Store, trained: Iterable[Cell]) -> int:
