@@ -419,7 +419,7 @@ def arrival(count: int) -> None:
     import dagster as dg
 
     from personalize_core.workspace import arrival as core
-    from pipelines.arrival import concept_folder
+    from pipelines.automation.arrival import concept_folder
     from pipelines.partitions import CONCEPT
     from pipelines.resources import Workspace
     from tests.watching import concept

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines import services
-from pipelines.guard import ALLOWED_HOSTS
+from pipelines.server import services
+from pipelines.server.guard import ALLOWED_HOSTS
 
 AT_START = 100  # concept folders that are read before the UI starts; the asset `arrival` reads the others
 
@@ -66,7 +66,7 @@ def dagster_services(folder: Path, port: int) -> list[services.Service]:
     return [
         services.Service("code server", [python, "-m", *serve, "--use-python-environment-entry-point"], False, socket),
         services.Service("daemon", [str(Path(python).with_name("dagster-daemon")), "run", *found]),
-        services.Service("web server", [python, "-m", "pipelines.webserver", *found, "--port", str(port)]),
+        services.Service("web server", [python, "-m", "pipelines.server.webserver", *found, "--port", str(port)]),
     ]
 
 
@@ -75,7 +75,7 @@ def prepare(gpus: int) -> None:
     import dagster as dg
 
     from personalize_core.workspace import arrival
-    from pipelines.asset_defaults import GPU
+    from pipelines.assets.asset_defaults import GPU
     from pipelines.partitions import CONCEPT
     from pipelines.resources import Workspace
 

@@ -6,13 +6,9 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines import (
-    analyses,
+from pipelines.assets import analyses, canary, chain, checks, external, settings
+from pipelines.automation import (
     arrival,
-    assets,
-    canary,
-    checks,
-    external,
     intake,
     jobs,
     notifications,
@@ -20,17 +16,16 @@ from pipelines import (
     reporting,
     retention,
     schedules,
-    settings,
     together,
 )
 from pipelines.resources import Workspace
 
-apart = assets.apart(Path.cwd())
+apart = chain.apart(Path.cwd())
 
 defs = dg.Definitions(
     assets=[
         intake.arrival,
-        *assets.ALL,
+        *chain.ALL,
         *(asset for each in apart for asset in each.assets),
         *analyses.ALL,
         canary.canary,

@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 
 from personalize_core import steps
-from pipelines import analyses, assets, checks
+from pipelines.assets import analyses, chain, checks
 from pipelines.resources import Workspace
 
 
@@ -17,7 +17,7 @@ def materialize(
 ) -> dg.ExecuteInProcessResult:
     """Over the workspace of a folder."""
     return dg.materialize(
-        [*assets.ALL, *analyses.ALL, *checks.ALL],
+        [*chain.ALL, *analyses.ALL, *checks.ALL],
         selection=selection,
         partition_key=partition_key,
         resources={"workspace": Workspace(root=str(root))},

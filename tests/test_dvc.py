@@ -21,8 +21,8 @@ from dvc.repo import Repo
 
 from personalize_core.workspace.stamps import sources as sources_of
 from personalize_core.workspace.store import Store
-from pipelines import assets
-from pipelines.lineage import dvc_hash
+from pipelines.assets import chain
+from pipelines.presentation.lineage import dvc_hash
 from tests import tiny_workspace
 from tests.in_dagster import materialize
 
@@ -337,9 +337,9 @@ def through_dagster(store: Store, instance: dg.DagsterInstance) -> dict[str, Map
     found = {}
     pair = dg.MultiPartitionKey({"concept": "rex", "method": "textual_inversion"})
     for selection, key in (
-        ([assets.latents, assets.reference_scores], "rex"),
-        ([assets.artifact, assets.image_grid, assets.metrics], pair),
-        ([assets.comparison, assets.report], None),
+        ([chain.latents, chain.reference_scores], "rex"),
+        ([chain.artifact, chain.image_grid, chain.metrics], pair),
+        ([chain.comparison, chain.report], None),
     ):
         done = materialize(instance, store.root, selection, key)
         for event in done.get_asset_materialization_events():

@@ -9,7 +9,7 @@ import dagster as dg
 import yaml
 from PIL import Image
 
-from pipelines import arrival, intake, jobs
+from pipelines.automation import arrival, intake, jobs
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
 

@@ -1,6 +1,6 @@
 """Is what a step made fit for the next one? Each gate looks at results on disk, and says what it measured.
 
-A gate that fails where later work would be wasted is serious: Dagster then stops the run (pipelines/checks.py).
+A gate that fails where later work would be wasted is serious: Dagster then stops the run (pipelines/assets/checks.py).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from personalize_core import steps
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import whole_folder, write_json
 from personalize_core.workspace.store import Store
-from pipelines import analyses, assets
+from pipelines.assets import analyses, chain
 from pipelines.definitions import defs
 from tests import tiny_workspace
 from tests.in_dagster import materialize
@@ -114,7 +114,7 @@ def test_no_job_and_no_condition_makes_them_and_they_train_nothing():
             assert not names & set(job.asset_layer.selected_asset_keys), job.name
     for asset in analyses.ALL:
         assert all(spec.automation_condition is None for spec in asset.specs)
-        assert not set(asset.keys) & {assets.artifact.key} and asset.group_names_by_key[asset.key] == "analysis"
+        assert not set(asset.keys) & {chain.artifact.key} and asset.group_names_by_key[asset.key] == "analysis"
 
 
 def test_the_class_nouns_of_real_concept_images_are_shown(instance, tmp_path):

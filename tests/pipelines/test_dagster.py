@@ -15,7 +15,8 @@ import dagster as dg
 import pytest
 
 from personalize_core import steps
-from pipelines import assets, metadata, settings
+from pipelines.assets import chain, settings
+from pipelines.presentation import metadata
 from tests.in_dagster import materialize, passing
 
 ROOT = Path(__file__).parents[2]
@@ -70,17 +71,17 @@ def report(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str, versi
 
 def test_dagster_reads_the_version_of_an_event_that_no_run_made_from_its_tag(instance, trained, tmp_path):
     """Events of DagsterInstance.report_runless_asset_event have no field for it."""
-    report(instance, assets.concept_images.key, "dog7", "version of the images")
-    tags = tags_of(materialize(instance, tmp_path, [assets.latents], "dog7"))
+    report(instance, chain.concept_images.key, "dog7", "version of the images")
+    tags = tags_of(materialize(instance, tmp_path, [chain.latents], "dog7"))
     assert tags["dagster/input_data_version/concept_images"] == of_partitions("version of the images")
 
 
 def test_what_a_result_was_made_with_is_written_as_dagster_writes_it(instance, trained, tmp_path):
     """Of an input that a run made, Dagster writes both tags itself; of the recipe, made_with replaces its word."""
     report(instance, settings.USUAL.recipe.key, "textual_inversion", "another")
-    materialize(instance, tmp_path, [assets.latents], "dog7")
-    tags = tags_of(materialize(instance, tmp_path, [assets.artifact], PAIR))
-    asked = dg.AssetRecordsFilter(asset_key=assets.latents.key, asset_partitions=["dog7"])
+    materialize(instance, tmp_path, [chain.latents], "dog7")
+    tags = tags_of(materialize(instance, tmp_path, [chain.artifact], PAIR))
+    asked = dg.AssetRecordsFilter(asset_key=chain.latents.key, asset_partitions=["dog7"])
     (latents,) = instance.fetch_materializations(asked, limit=1).records
     assert tags["dagster/input_data_version/latents"] == of_partitions("s")
     assert tags["dagster/input_event_pointer/latents"] == str(latents.storage_id)

@@ -8,8 +8,10 @@ import dagster as dg
 import pytest
 
 from personalize_core import steps
-from pipelines import assets, checks, jobs, metadata, settings
-from pipelines.experiments import USUAL, Experiment, experiments
+from pipelines.assets import chain, checks, settings
+from pipelines.assets.experiments import USUAL, Experiment, experiments
+from pipelines.automation import jobs
+from pipelines.presentation import metadata
 from pipelines.resources import Workspace
 from tests.in_dagster import passing
 from tests.watching import choose
@@ -55,9 +57,9 @@ def made(monkeypatch, tmp_path) -> list[tuple]:
 
 def run(instance: dg.DagsterInstance, root: Path, job: str, partition: str | None = None) -> dict[str, str | None]:
     """The assets that a job makes -> their data versions."""
-    apart = assets.apart(root)
+    apart = chain.apart(root)
     defs = dg.Definitions(
-        assets=[*assets.ALL, *(asset for each in apart for asset in each.assets)],
+        assets=[*chain.ALL, *(asset for each in apart for asset in each.assets)],
         asset_checks=checks.ALL,
         jobs=[*(job for each in apart for job in jobs.apart(each)), jobs.learn],
         resources={"workspace": Workspace(root=str(root))},
@@ -82,10 +84,10 @@ def test_any_name_of_a_protocol_gives_assets_and_jobs_of_its_own(root):
     for name in names:
         (root / "data" / "protocols" / f"{name}.yaml").touch()
     choose(root, protocols=names)
-    apart = assets.apart(root)
+    apart = chain.apart(root)
     assert sorted(each.experiment.protocol or "" for each in apart) == sorted(names)
     defs = dg.Definitions(
-        assets=[*assets.ALL, *(asset for each in apart for asset in each.assets)],
+        assets=[*chain.ALL, *(asset for each in apart for asset in each.assets)],
         jobs=[job for each in apart for job in jobs.apart(each)],
         resources={"workspace": Workspace(root=str(root))},
     )
@@ -105,13 +107,13 @@ def test_experiments_are_what_params_names_and_what_has_results(root):
 
 def test_keys_are_where_results_lie(root):
     choose(root, protocols=["quick"], repeats=1)
-    keys = {asset.key.to_user_string() for each in assets.apart(root) for asset in each.assets}
+    keys = {asset.key.to_user_string() for each in chain.apart(root) for asset in each.assets}
     under = {f"under/quick/{name}" for name in
              ("image_grid", "metrics", "reference_scores", "external_metrics", "comparison", "report", "sampling",
               "encoders")}  # fmt: skip
     repeats = {f"repeats/1/{name}" for name in ("artifact", "image_grid", "metrics")}
     assert keys == under | repeats | {f"repeats/1/under/quick/{name}" for name in ("image_grid", "metrics")}
-    usual = {asset.key.to_user_string() for asset in assets.ALL}
+    usual = {asset.key.to_user_string() for asset in chain.ALL}
     assert {"artifact", "image_grid", "metrics", "comparison", "sampling"} < usual and not usual & keys
 
 
@@ -172,7 +174,7 @@ def test_another_training_has_artifacts_of_its_own(instance, root, made):
 def test_what_lies_under_a_prefix_is_one_group(root):
     choose(root, protocols=["quick"], repeats=1)
     groups = {each.experiment: {spec.group_name for asset in each.assets for spec in specs_of(asset)}
-              for each in assets.apart(root)}  # fmt: skip
+              for each in chain.apart(root)}  # fmt: skip
     assert groups == {
         QUICK: {"under_quick"}, SECOND: {"repeats_1"}, Experiment("quick", 1): {"repeats_1_under_quick"},
     }  # fmt: skip

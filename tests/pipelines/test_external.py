@@ -10,7 +10,7 @@ import pytest
 from personalize_core import steps
 from personalize_core.workspace.external_columns import ExternalColumn
 from personalize_core.workspace.store import SCORES
-from pipelines import external
+from pipelines.assets import external
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
 from tests.report import workspace

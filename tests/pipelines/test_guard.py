@@ -9,8 +9,8 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from pipelines.guard import HEADERS, Guard
-from pipelines.webserver import GuardedWebserver
+from pipelines.server.guard import HEADERS, Guard
+from pipelines.server.webserver import GuardedWebserver
 
 MUTATION = "/graphql?query=mutation%20%7BlaunchRun%7D"
 
@@ -97,7 +97,7 @@ def test_a_form_is_not_taken_for_graphql(client, content):
 
 
 def test_dagsters_web_server_is_behind_the_guard(monkeypatch):
-    """The one name of Dagster's that `pipelines.webserver` replaces is still the one its command uses."""
+    """The one name of Dagster's that `pipelines.server.webserver` replaces is still the one its command uses."""
     import dagster_webserver.app
     from dagster_webserver.webserver import DagsterWebserver
 

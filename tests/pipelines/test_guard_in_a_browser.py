@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from pipelines.guard import Guard
+from pipelines.server.guard import Guard
 from tests import browser as browsers
 
 pytestmark = browsers.needed

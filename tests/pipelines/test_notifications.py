@@ -23,9 +23,12 @@ from personalize_core import steps
 from personalize_core.errors import InputError
 from personalize_core.workspace.automation import Notify
 from personalize_core.workspace.store import Store
-from pipelines import assets, delivery, messages, metadata, notifications
+from pipelines.assets import chain
+from pipelines.automation import notifications
 from pipelines.definitions import defs
-from pipelines.delivery import Message
+from pipelines.messages import delivery, messages
+from pipelines.messages.delivery import Message
+from pipelines.presentation import metadata
 from pipelines.resources import Workspace
 from tests.in_dagster import materialize, passing
 from tests.watching import Watch, choose, concept
@@ -312,7 +315,7 @@ def test_a_failed_check_is_told_by_its_run_which_does_not_wait_and_a_warning_is_
         return [steps.result_checks.Gate(name, ok, f"{name}: nan at step 3", serious=bad) for name, ok, bad in found]
 
     monkeypatch.setattr(steps.result_checks, "artifact", gates)
-    done = materialize(instance, tmp_path, [assets.artifact], PAIR, raise_on_error=False)
+    done = materialize(instance, tmp_path, [chain.artifact], PAIR, raise_on_error=False)
     (path,) = files(store)
     about = json.loads(path.read_text())["message"]
     assert (about["title"], about["sentence"], about["concept"], about["method"]) == (
@@ -349,7 +352,7 @@ def test_nothing_that_goes_wrong_with_a_message_reaches_a_run(store, caplog):
 def scored(instance: dg.DagsterInstance, tmp_path: Path, monkeypatch, **means: float) -> None:
     report = steps.Report(str(means), False, 1.0, tmp_path, means)
     monkeypatch.setattr(steps, "score", lambda *arguments: report)
-    materialize(instance, tmp_path, [assets.artifact, assets.image_grid, assets.metrics], PAIR)
+    materialize(instance, tmp_path, [chain.artifact, chain.image_grid, chain.metrics], PAIR)
 
 
 def test_a_digest_tells_what_was_trained_and_what_moved_beyond_noise(

@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 
 from personalize_core import steps
 from personalize_core.workspace.store import Store
-from pipelines import asset_defaults, assets, metadata, services
 from pipelines.__main__ import app, prepare
+from pipelines.assets import asset_defaults, chain
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
+from pipelines.presentation import metadata
+from pipelines.server import services
 from tests.in_dagster import materialize, passing
 from tests.watching import choose, concept
 
@@ -63,14 +65,14 @@ def asked(monkeypatch, tmp_path):
 
 
 def test_a_partition_trains_samples_and_scores_its_own_concept_with_its_own_method(instance, asked, tmp_path):
-    result = materialize(instance, tmp_path, [assets.artifact, assets.image_grid, assets.metrics], PAIR)
+    result = materialize(instance, tmp_path, [chain.artifact, chain.image_grid, chain.metrics], PAIR)
     assert result.success
     assert asked == [(step, "dog7", "textual_inversion") for step in ("check", "train", "sample_grid", "score")]
 
 
 def test_a_concept_partition_prepares_its_own_concept(instance, asked, tmp_path):
     concept(tmp_path / "data" / "concepts", "dog7")
-    materialize(instance, tmp_path, [assets.latents, assets.class_images, assets.reference_scores], "dog7")
+    materialize(instance, tmp_path, [chain.latents, chain.class_images, chain.reference_scores], "dog7")
     assert sorted(asked) == [("encode_images", "dog7"), ("make_class_images", "dog"), ("score_references", "dog7")]
 
 
@@ -83,17 +85,17 @@ def test_the_sensor_reads_the_workspace_of_the_current_folder(instance, monkeypa
 
 
 def test_the_comparison_is_made_once_over_everything(instance, asked, tmp_path):
-    assert materialize(instance, tmp_path, [assets.comparison]).success
+    assert materialize(instance, tmp_path, [chain.comparison]).success
     assert asked == [("compare",)]
 
 
 def test_the_report_is_written_after_the_comparison_that_it_tells_of(instance, asked, tmp_path):
-    assert materialize(instance, tmp_path, [assets.report, assets.comparison]).success
+    assert materialize(instance, tmp_path, [chain.report, chain.comparison]).success
     assert asked == [("compare",), ("report",)]
 
 
 def test_the_data_version_is_the_stamp_of_the_step(instance, asked, tmp_path):
-    result = materialize(instance, tmp_path, [assets.artifact], PAIR)
+    result = materialize(instance, tmp_path, [chain.artifact], PAIR)
     event = result.asset_materializations_for_node("artifact")[0]
     assert (event.tags or {})["dagster/data_version"] == "stamp of train"
 
@@ -104,7 +106,7 @@ def test_what_fails_in_a_step_fails_the_run(instance, asked, tmp_path, monkeypat
 
     monkeypatch.setattr(steps, "train", train)
     with pytest.raises(FloatingPointError):
-        materialize(instance, tmp_path, [assets.artifact, assets.image_grid], PAIR)
+        materialize(instance, tmp_path, [chain.artifact, chain.image_grid], PAIR)
     assert asked == [("check", "dog7", "textual_inversion")]
 
 
@@ -118,13 +120,13 @@ def test_the_definitions_are_valid():
 def test_a_selection_written_as_text_is_understood():
     """With the parser that DVC alone would install, each of these dies with a TypeError."""
     selection = dg.AssetSelection.from_string('key:"artifact"+')
-    chosen = selection.resolve([a for a in assets.ALL if isinstance(a, dg.AssetsDefinition)])
+    chosen = selection.resolve([a for a in chain.ALL if isinstance(a, dg.AssetsDefinition)])
     assert {key.to_user_string() for key in chosen} == {"artifact", "image_grid", "metrics", "comparison", "report"}
 
 
 def test_work_for_the_graphics_card_waits_in_its_pool():
-    for asset in assets.ALL:
-        if isinstance(asset, dg.AssetsDefinition) and asset not in (assets.comparison, assets.report):
+    for asset in chain.ALL:
+        if isinstance(asset, dg.AssetsDefinition) and asset not in (chain.comparison, chain.report):
             assert asset.op.pool == asset_defaults.GPU, asset.key
 
 
@@ -172,7 +174,7 @@ def test_a_image_that_is_as_it_was_shown_is_not_shrunk_again(
 
     def materialized(report: steps.Report) -> dict:
         monkeypatch.setattr(steps, "sample_grid", lambda *arguments: report)
-        (event,) = materialize(instance, tmp_path, [assets.image_grid], PAIR).get_asset_materialization_events()
+        (event,) = materialize(instance, tmp_path, [chain.image_grid], PAIR).get_asset_materialization_events()
         return dict(event.materialization.metadata)
 
     before = materialized(steps.Report("s", False, 1.0, tmp_path, {}, images))

@@ -18,8 +18,8 @@ import dagster as dg
 import pytest
 import yaml
 
-from pipelines import assets
 from pipelines.__main__ import prepare
+from pipelines.assets import chain
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
 from tests import tiny_workspace
@@ -130,9 +130,9 @@ def test_what_one_process_writes_to_postgres_another_reads(workspace, port):
         (run,) = another.get_runs()
         assert (run.run_id, run.status) == (done.run_id, dg.DagsterRunStatus.SUCCESS)
         assert sorted(another.get_dynamic_partitions(CONCEPT)) == ["cup", "rex"]
-        for asset in (assets.latents, assets.class_images, assets.reference_scores):
+        for asset in (chain.latents, chain.class_images, chain.reference_scores):
             assert another.get_materialized_partitions(asset.key) == {"rex"}
-        keys = [*assets.latents.check_keys, *assets.reference_scores.check_keys]
+        keys = [*chain.latents.check_keys, *chain.reference_scores.check_keys]
         found = another.event_log_storage.get_latest_asset_check_execution_by_key(keys)
         verdicts = {key.name: verdict_of(record) for key, record in found.items()}
         assert len(found) == 4

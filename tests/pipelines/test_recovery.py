@@ -15,7 +15,8 @@ import pytest
 
 from personalize_core import steps
 from personalize_core.workspace.store import Store
-from pipelines import assets, recovery
+from pipelines.assets import chain
+from pipelines.automation import recovery
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
@@ -30,7 +31,7 @@ import os, signal, sys
 from personalize_core.artifacts import proof
 from personalize_core.files.background import Background
 from personalize_core.steps import training
-from pipelines import assets
+from pipelines.assets import chain
 from tests.conftest import ThisProcess
 from tests.pipelines.test_recovery import learn
 
@@ -44,7 +45,7 @@ def listening(context):
             os.killpg(0, signal.SIGKILL)
     return listen
 
-assets.logged = listening
+chain.logged = listening
 learn(sys.argv[1])
 """
 
@@ -95,7 +96,7 @@ def test_a_run_that_lost_its_process_is_found_and_trains_on_from_its_checkpoint(
 
     heard = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(assets, "logged", lambda context: heard.append)
+        patch.setattr(chain, "logged", lambda context: heard.append)
         assert learn(str(workspace)).success
     assert [event.done for event in heard if event.what.startswith("training")] == [3]  # of three
     artifact = Store(workspace).artifact("textual_inversion", "rex")
@@ -169,7 +170,7 @@ def test_the_process_of_a_run_holds_its_lock_and_only_that(tmp_path, instance, m
 
     monkeypatch.setattr(steps, "compare", step)
     monkeypatch.setattr(steps.result_checks, "comparison", passing("comparison"))
-    done = [materialize(instance, tmp_path, [assets.comparison]) for _ in range(2)]
+    done = [materialize(instance, tmp_path, [chain.comparison]) for _ in range(2)]
     assert asked == ["[]", f"['{done[0].run_id}']"]
 
 

@@ -24,12 +24,14 @@ from personalize_core.files.stamps import stamp_of
 from personalize_core.workspace.external_columns import ExternalColumn
 from personalize_core.workspace.lineage.records import DAMAGED, EDITED, folded
 from personalize_core.workspace.store import Store
-from pipelines import assets, external, lineage, reporting, settings
-from pipelines import verdicts as told_verdicts
+from pipelines.assets import chain, external, settings
+from pipelines.assets.experiments import USUAL, Experiment
+from pipelines.assets.external import LABEL
+from pipelines.automation import reporting
+from pipelines.automation import verdicts as told_verdicts
 from pipelines.definitions import defs
-from pipelines.experiments import USUAL, Experiment
-from pipelines.external import LABEL
 from pipelines.partitions import CONCEPT
+from pipelines.presentation import lineage
 from pipelines.resources import Workspace
 from tests import tiny_workspace
 from tests.in_dagster import materialize
@@ -202,14 +204,14 @@ def test_a_failed_check_stands_beside_a_passing_one(instance, store, watch, monk
     apart = {"rex|base_model": "SUCCEEDED", "rex|textual_inversion": "FAILED"}
     assert verdicts(instance, "image_grid", "grid_complete") == apart
     for partition in (PAIR, "rex|base_model"):
-        assert materialize(instance, store.root, [assets.image_grid], partition).success
+        assert materialize(instance, store.root, [chain.image_grid], partition).success
     assert verdicts(instance, "image_grid", "grid_complete") == apart
 
 
 def test_a_run_over_a_reported_cell_finds_it_current(instance, store, watch):
     watch.tick()
     before = last(instance, USUAL.key("image_grid"), PAIR)
-    result = materialize(instance, store.root, [assets.artifact, assets.image_grid, assets.metrics], PAIR)
+    result = materialize(instance, store.root, [chain.artifact, chain.image_grid, chain.metrics], PAIR)
     events = [event.step_materialization_data.materialization for event in result.get_asset_materialization_events()]
     assert len(events) == 3 and all(event.metadata["skipped"].value for event in events)
     after = last(instance, USUAL.key("image_grid"), PAIR)
@@ -492,7 +494,7 @@ def largest_rows(home: Path) -> dict[str, int]:
 def test_a_tick_imports_no_torch(store, tmp_path):
     program = """
 import sys, dagster as dg
-from pipelines import reporting
+from pipelines.automation import reporting
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
 reporting.BUDGET = 3600.0

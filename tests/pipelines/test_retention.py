@@ -8,14 +8,15 @@ from pathlib import Path
 import dagster as dg
 
 from personalize_core import steps
-from pipelines import assets, retention, verdicts
+from pipelines.assets import chain
+from pipelines.automation import retention, verdicts
 from pipelines.resources import Workspace
 from tests.in_dagster import materialize, passing
 from tests.watching import choose
 
 
 def prepared(instance: dg.DagsterInstance, root: Path, concept: str) -> str:
-    return materialize(instance, root, [assets.latents], concept).run_id
+    return materialize(instance, root, [chain.latents], concept).run_id
 
 
 def said(instance: dg.DagsterInstance, root: Path) -> str | None:
@@ -39,7 +40,7 @@ def test_a_run_is_deleted_once_a_later_one_of_its_partition_has_succeeded(instan
     monkeypatch.setattr(retention.time, "time", lambda: later)
     assert said(instance, tmp_path) == "1 runs were deleted"
     assert {run.run_id for run in instance.get_runs()} == {newer, other}
-    assert instance.get_materialized_partitions(assets.latents.key) == {"dog7", "rex"}
+    assert instance.get_materialized_partitions(chain.latents.key) == {"dog7", "rex"}
 
 
 def reported(instance: dg.DagsterInstance, *methods: str) -> str:

@@ -26,7 +26,7 @@ POLITE = "import signal, sys; print('started', flush=True); signal.pause()"
 SUPERVISOR = """
 import os, sys
 from pathlib import Path
-from pipelines import services
+from pipelines.server import services
 services.GRACE = 0.2
 folder, stubborn, last = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 ready = folder / "ready"

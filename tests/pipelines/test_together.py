@@ -16,12 +16,13 @@ from personalize_core import steps
 from personalize_core.base_model import loading
 from personalize_core.errors import InputError
 from personalize_core.workspace.store import Store
-from pipelines import requests, schedules, settings
+from pipelines.assets import settings
+from pipelines.automation import requests, schedules
+from pipelines.automation.reporting import results
+from pipelines.automation.together import learn_concept
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
-from pipelines.reporting import results
 from pipelines.resources import Workspace
-from pipelines.together import learn_concept
 from tests import tiny_workspace
 from tests.watching import choose, evening
 
@@ -177,7 +178,9 @@ def test_together_the_night_asks_for_one_run_for_each_concept(root, tmp_path_fac
 @pytest.mark.parametrize("together", [True, False])
 def test_the_setting_chooses_the_job_when_definitions_are_loaded(together, tmp_path):
     choose(tmp_path, together=together)
-    program = "from pipelines import schedules as s; print(s.nightly.job_name, s.training_follows.targets[0].job_name)"
+    program = (
+        "from pipelines.automation.schedules import *; print(nightly.job_name, training_follows.targets[0].job_name)"
+    )
     command = [sys.executable, "-W", "ignore", "-c", program]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout

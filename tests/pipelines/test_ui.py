@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from personalize_core.workspace.store import Store
-from pipelines import recovery
+from pipelines.automation import recovery
 from pipelines.resources import Workspace
 from tests import tiny_workspace
 

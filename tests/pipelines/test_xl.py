@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from personalize_core import steps
-from pipelines import assets
+from pipelines.assets import chain
 from tests import tiny_workspace
 from tests.in_dagster import materialize
 
@@ -20,11 +20,11 @@ METHODS = ("base_model", "textual_inversion", "personalized_residuals")
 
 def test_methods_are_materialized_from_concept_images_to_the_report(instance, tmp_path):
     store = tiny_workspace.make_xl(tmp_path)
-    of_concept = [assets.latents, assets.class_images, assets.reference_scores]
+    of_concept = [chain.latents, chain.class_images, chain.reference_scores]
     assert materialize(instance, tmp_path, of_concept, "rex").success
     for method in METHODS:
         pair = dg.MultiPartitionKey({"concept": "rex", "method": method})
-        result = materialize(instance, tmp_path, [assets.artifact, assets.image_grid, assets.metrics], pair)
+        result = materialize(instance, tmp_path, [chain.artifact, chain.image_grid, chain.metrics], pair)
         assert result.success
         broken = [
             check.check_name
@@ -35,6 +35,6 @@ def test_methods_are_materialized_from_concept_images_to_the_report(instance, tm
         with Image.open(store.grid(method, "rex") / steps.image_name(method, 0, 0)) as image:
             assert image.size == (24, 24)
         assert method in pl.read_parquet(store.scores(method, "rex") / "scores.parquet")["variant"]
-    assert materialize(instance, tmp_path, [assets.comparison, assets.report]).success
+    assert materialize(instance, tmp_path, [chain.comparison, chain.report]).success
     about = json.loads((store.artifact("textual_inversion", "rex") / "config.json").read_text())
     assert about["parameters"] == 32 + 16  # an embedding for each text encoder

@@ -16,7 +16,8 @@ from personalize_core.errors import InputError
 from personalize_core.files.atomic import read_json, write_json
 from personalize_core.steps import canary as core
 from personalize_core.workspace.store import Store
-from pipelines import canary, schedules
+from pipelines.assets import canary
+from pipelines.automation import schedules
 from pipelines.resources import Workspace
 from tests import tiny_workspace
 from tests.watching import evening

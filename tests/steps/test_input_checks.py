@@ -21,7 +21,7 @@ from personalize_core.files.atomic import machine
 from personalize_core.steps import estimating
 from personalize_core.workspace import recipes
 from personalize_core.workspace.store import OWN_DEVICE, Store
-from pipelines import assets
+from pipelines.assets import chain
 from pipelines.partitions import CONCEPT
 from tests import tiny_workspace
 from tests.every_method.cases import ALL, Case
@@ -140,7 +140,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_training_in_dagster(store: 
         instance.add_dynamic_partitions(CONCEPT, ["rex"])
         partition = dg.MultiPartitionKey({"concept": "rex", "method": "textual_inversion"})
         with pytest.raises(Exception, match="prompt 2 of the list 'long'"):
-            materialize(instance, store.root, [assets.artifact], partition)
+            materialize(instance, store.root, [chain.artifact], partition)
     assert not (store.data / "artifacts").exists() and not (store.data / "latents").exists()
 
 

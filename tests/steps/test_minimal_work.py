@@ -20,7 +20,8 @@ from PIL import Image
 
 from personalize_core.concepts import concept_files
 from personalize_core.workspace.store import Store
-from pipelines import assets, schedules, settings
+from pipelines.assets import chain, settings
+from pipelines.automation import schedules
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
@@ -101,10 +102,10 @@ class Pipeline:
         pairs = [f"{concept}|{method}" for concept in concepts for method in METHODS]
         found: dict[str, set[str]] = {}
         for asset, keys in (
-            (assets.latents, concepts),
-            (assets.artifact, pairs),
-            (assets.image_grid, pairs),
-            (assets.metrics, pairs),
+            (chain.latents, concepts),
+            (chain.artifact, pairs),
+            (chain.image_grid, pairs),
+            (chain.metrics, pairs),
         ):
             stale = {key for key in keys if rules.get_status(asset.key, key) == StaleStatus.STALE}
             found |= {asset.key.to_user_string(): stale} if stale else {}

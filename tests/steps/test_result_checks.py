@@ -24,9 +24,9 @@ from personalize_core.steps.latents import MOMENTS
 from personalize_core.steps.result_checks import Gate
 from personalize_core.workspace.external_columns import ExternalColumn
 from personalize_core.workspace.store import ABSENT, REFERENCES, SCORES, Store
-from pipelines import assets, checks
+from pipelines.assets import chain, checks
 from pipelines.definitions import defs
-from pipelines.lineage import dvc_hash, plain
+from pipelines.presentation.lineage import dvc_hash, plain
 from tests import tiny_workspace
 from tests.in_dagster import materialize
 from tests.steps.test_external import folder_of
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("short_checks", "no_scatter_plot")
 
 METHOD = "dreambooth"
 PAIR = dg.MultiPartitionKey({"concept": "rex", "method": METHOD})
-LEARN = [assets.artifact, assets.image_grid, assets.metrics]
+LEARN = [chain.artifact, chain.image_grid, chain.metrics]
 
 
 @pytest.fixture(scope="module")
@@ -297,14 +297,14 @@ def test_a_warning_stops_nothing(store, instance):
     change_scores(
         store, METHOD, lambda table: table.with_columns(score=pl.lit(-0.5)).filter(pl.col("scaling") == "plain")
     )
-    result = materialize(instance, store.root, [assets.metrics], PAIR)
+    result = materialize(instance, store.root, [chain.metrics], PAIR)
     warned = [check for check in result.get_asset_check_evaluations() if not check.passed]
     assert result.success and [check.check_name for check in warned] == ["identity_above_base_model"]
 
 
 def test_concept_images_that_cannot_be_read_stop_the_run_before_their_latents(store, instance):
     (store.concept_folder("rex") / "0.png").write_bytes(b"no image")
-    selection = dg.AssetSelection.assets(assets.latents) | dg.AssetSelection.checks(checks.concept_images_usable)
+    selection = dg.AssetSelection.assets(chain.latents) | dg.AssetSelection.checks(checks.concept_images_usable)
     result = materialize(instance, store.root, selection, "rex", raise_on_error=False)
     assert not result.success and not result.get_asset_materialization_events()
     (check,) = result.get_asset_check_evaluations()

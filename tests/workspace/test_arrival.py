@@ -18,8 +18,8 @@ from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError
 from personalize_core.workspace import arrival as core
 from personalize_core.workspace.store import Store
-from pipelines import arrival
-from pipelines.requests import THEN
+from pipelines.automation import arrival
+from pipelines.automation.requests import THEN
 from pipelines.resources import Workspace
 from tests.concepts.test_image_files import grey_png
 from tests.watching import Watch, choose, complaints, concept, reported, skipped

@@ -20,8 +20,9 @@ from personalize_core.cli import main as command_line
 from personalize_core.errors import InputError
 from personalize_core.workspace.failures import diagnose
 from personalize_core.workspace.store import Store
-from pipelines import assets, external, failures, metadata
+from pipelines.assets import chain, external, failures
 from pipelines.definitions import defs
+from pipelines.presentation import metadata
 from pipelines.resources import Workspace
 from tests.in_dagster import materialize, passing
 
@@ -162,7 +163,7 @@ def failing(monkeypatch, tmp_path):
 
 
 def train(instance: dg.DagsterInstance, root: Path) -> dg.ExecuteInProcessResult:
-    return materialize(instance, root, [assets.artifact], PAIR, raise_on_error=False)
+    return materialize(instance, root, [chain.artifact], PAIR, raise_on_error=False)
 
 
 def said(result: dg.ExecuteInProcessResult) -> str:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dagster as dg
 
-from pipelines import assets, checks, history, metadata, outcomes, settings, verdicts
-from pipelines.experiments import USUAL, Experiment, experiments
-from pipelines.external import LABEL
-from pipelines.failures import or_skipped
+from pipelines.assets import chain, checks, outcomes, settings
+from pipelines.assets.experiments import USUAL, Experiment, experiments
+from pipelines.assets.external import LABEL
+from pipelines.assets.failures import or_skipped
+from pipelines.automation import verdicts
+from pipelines.automation.requests import under_way
 from pipelines.partitions import CONCEPT, METHOD
-from pipelines.requests import under_way
+from pipelines.presentation import history, metadata
 from pipelines.resources import Workspace
 
 if TYPE_CHECKING:
@@ -267,7 +269,7 @@ def _inputs(instance: dg.DagsterInstance, found: Found) -> Iterator[tuple[str, s
         today = settings.depends_on(instance, key, method, version) if version else {}
         yield from (today if found.current else settings.input_tags(key, UNKNOWN, NEVER)).items()
     for key in _upstream(found.experiment, found.place.kind):
-        images = key == assets.concept_images.key  # Dagster reads what is not its own from observations
+        images = key == chain.concept_images.key  # Dagster reads what is not its own from observations
         records = (instance.fetch_observations if images else instance.fetch_materializations)(key, limit=1).records
         version = history.data_version(records[0]) if records else None
         yield from settings.input_tags(key, version or "INITIAL", records[0].storage_id if records else None).items()
@@ -276,7 +278,7 @@ def _inputs(instance: dg.DagsterInstance, found: Found) -> Iterator[tuple[str, s
 def _upstream(experiment: Experiment, kind: str) -> list[dg.AssetKey]:
     """The assets that one depends on, without settings."""
     trained = Experiment(None, experiment.repeat)
-    images, artifact = assets.concept_images.key, trained.key("artifact")
+    images, artifact = chain.concept_images.key, trained.key("artifact")
     return {
         "latents": [images],
         "class_images": [images],

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipelines import history
+from pipelines.presentation import history
 
 if TYPE_CHECKING:
     from personalize_core.steps import Report

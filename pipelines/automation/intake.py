@@ -5,8 +5,8 @@ Annotations are evaluated here, as in assets.py: Dagster looks at the type of `c
 
 import dagster as dg
 
-from pipelines import asset_defaults
-from pipelines.failures import WAITS
+from pipelines.assets import asset_defaults
+from pipelines.assets.failures import WAITS
 from pipelines.resources import Workspace
 
 SHOWN = 50  # folders in a table

@@ -1,4 +1,4 @@
-"""`python -m pipelines.webserver`: Dagster's own web server, with `Guard` before it.
+"""`python -m pipelines.server.webserver`: Dagster's own web server, with `Guard` before it.
 
 Takes the options of `dagster-webserver`. Names under which the UI may be addressed besides those of the loopback
 address come from the environment variable PERSONALIZE_UI_HOSTS, with commas between them.
@@ -13,7 +13,7 @@ from dagster_webserver.cli import cli
 from dagster_webserver.webserver import DagsterWebserver
 from starlette.middleware import Middleware
 
-from pipelines.guard import ALLOWED_HOSTS, Guard
+from pipelines.server.guard import ALLOWED_HOSTS, Guard
 
 
 class GuardedWebserver(DagsterWebserver):

@@ -10,10 +10,10 @@ import json
 import dagster as dg
 
 from personalize_core.workspace.store import Store
-from pipelines import asset_defaults, outcomes, settings
-from pipelines.experiments import USUAL, Experiment
+from pipelines.assets import asset_defaults, outcomes, settings
+from pipelines.assets.experiments import USUAL, Experiment
 from pipelines.partitions import CONCEPT, concept_of, concepts
-from pipelines.progress import logged
+from pipelines.presentation.progress import logged
 from pipelines.resources import Workspace
 
 LABEL = "label"

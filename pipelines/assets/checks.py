@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from pipelines.experiments import USUAL, Experiment
+from pipelines.assets.experiments import USUAL, Experiment
 from pipelines.partitions import concepts
 from pipelines.resources import Workspace
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipelines import jobs
+from pipelines.automation import jobs
 from pipelines.partitions import CONCEPT, METHOD
 
 if TYPE_CHECKING:

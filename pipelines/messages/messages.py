@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import dagster as dg
 
-from pipelines import delivery
-from pipelines.delivery import Message
+from pipelines.messages import delivery
+from pipelines.messages.delivery import Message
 from pipelines.partitions import CONCEPT, METHOD
 from pipelines.resources import Workspace
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES
-from pipelines import asset_defaults, reporting, requests
-from pipelines.failures import judge
+from pipelines.assets import asset_defaults
+from pipelines.assets.failures import judge
+from pipelines.automation import reporting, requests
 from pipelines.partitions import concepts
-from pipelines.progress import logged
+from pipelines.presentation.progress import logged
 from pipelines.resources import Workspace
 
 if TYPE_CHECKING:

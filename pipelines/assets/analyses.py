@@ -1,6 +1,6 @@
 """What a person asks for beyond the scores. Nothing makes these by itself, and making them trains nothing.
 
-As in assets.py, the bodies call steps of the core, and annotations are evaluated here.
+As in chain.py, the bodies call steps of the core, and annotations are evaluated here.
 """
 
 import dataclasses
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import dagster as dg
 from pydantic import Field
 
-from pipelines import asset_defaults, assets, metadata
-from pipelines.external import concept_and_label, external_metrics, label_of
-from pipelines.lineage import behind
+from pipelines.assets import asset_defaults, chain
+from pipelines.assets.external import concept_and_label, external_metrics, label_of
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
-from pipelines.progress import logged
+from pipelines.presentation import metadata
+from pipelines.presentation.lineage import behind
+from pipelines.presentation.progress import logged
 from pipelines.resources import Workspace
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ MOST_IMAGES = 8  # in the page; the others lie at the asset's path
     layer="analysed",
     kinds={"pytorch", "image"},
     partitions_def=concept_and_method,
-    deps=[assets.concept_images, assets.artifact, assets.image_grid, assets.metrics],
+    deps=[chain.concept_images, chain.artifact, chain.image_grid, chain.metrics],
     pool=asset_defaults.GPU,
 )
 def analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
@@ -44,7 +45,7 @@ def analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.Mate
     layer="analysed",
     kinds={"pytorch", "image"},
     partitions_def=concept_and_label,
-    deps=[assets.concept_images, external_metrics],
+    deps=[chain.concept_images, external_metrics],
     pool=asset_defaults.GPU,
 )
 def external_analyses(context: dg.AssetExecutionContext, workspace: Workspace) -> dg.MaterializeResult:
@@ -79,7 +80,7 @@ class Nouns(dg.Config):
     layer="analysed",
     kinds={"pytorch", "parquet"},
     partitions_def=concepts,
-    deps=[assets.concept_images],
+    deps=[chain.concept_images],
     pool=asset_defaults.GPU,
 )
 def class_nouns(context: dg.AssetExecutionContext, config: Nouns, workspace: Workspace) -> dg.MaterializeResult:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from pipelines import delivery, messages
-from pipelines.delivery import Message
+from pipelines.messages import delivery, messages
+from pipelines.messages.delivery import Message
 from pipelines.resources import Workspace
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def summed_up(instance: dg.DagsterInstance, store: "Store", when: datetime) -> t
     """
     from personalize_core import steps
     from personalize_core.workspace import arrival
-    from pipelines.requests import unfinished, usable
+    from pipelines.automation.requests import unfinished, usable
 
     since = (when.astimezone(UTC) - SINCE).timestamp()
     trained = [_label(record) for record in _made(instance, "artifact", since)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dagster as dg
 
-from pipelines import assets, checks, intake
-from pipelines.canary import canary
+from pipelines.assets import chain, checks
+from pipelines.assets.canary import canary
+from pipelines.automation import intake
 
 arrive = dg.define_asset_job(
     "arrive",
@@ -14,18 +15,18 @@ arrive = dg.define_asset_job(
 )
 prepare = dg.define_asset_job(
     "prepare",
-    selection=dg.AssetSelection.assets(assets.latents, assets.class_images, assets.reference_scores)
+    selection=dg.AssetSelection.assets(chain.latents, chain.class_images, chain.reference_scores)
     | dg.AssetSelection.checks(checks.concept_images_usable),
     description="All that the methods need of one concept.",
 )
 learn = dg.define_asset_job(
     "learn",
-    selection=dg.AssetSelection.assets(assets.artifact, assets.image_grid, assets.metrics),
+    selection=dg.AssetSelection.assets(chain.artifact, chain.image_grid, chain.metrics),
     description="Train one method on one concept, sample with it and score what it sampled, in one process.",
 )
 compare = dg.define_asset_job(
     "compare",
-    selection=dg.AssetSelection.assets(assets.comparison, assets.report),
+    selection=dg.AssetSelection.assets(chain.comparison, chain.report),
     description="Put all scores and images that there are side by side, and tell of them in one page.",
 )
 rerun_canary = dg.define_asset_job(
@@ -35,7 +36,7 @@ rerun_canary = dg.define_asset_job(
 )
 
 
-def apart(made: assets.Apart) -> list:
+def apart(made: chain.Apart) -> list:
     """The same for a protocol or for another training: its cells, its reference scores, its comparison."""
     whose = f"as the protocol {made.experiment.protocol} says" if made.experiment.protocol else ""
     if made.experiment.repeat:

@@ -7,9 +7,11 @@ from datetime import datetime
 
 import dagster as dg
 
-from pipelines import assets, intake, jobs, messages, settings
+from pipelines.assets import chain, settings
+from pipelines.automation import intake, jobs
+from pipelines.automation.requests import FIRST, is_under_way, preparation
+from pipelines.messages import messages
 from pipelines.partitions import CONCEPT, concepts
-from pipelines.requests import FIRST, is_under_way, preparation
 from pipelines.resources import Workspace
 
 CHECK = "folders_usable"
@@ -17,7 +19,7 @@ NOTHING = {"seen": {}, "there": {}, "reported": {}, "failed": None, "count": 0}
 
 
 @dg.asset_check(
-    asset=assets.concept_images.key,
+    asset=chain.concept_images.key,
     name=CHECK,
     description="Every folder that arrived has a description and concept images that can all be read. The sensor "
     "`concept_folder` reports each that has not, with its reason; the others go on without it. Run by hand, it looks "
@@ -90,7 +92,7 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
             messages.refused(store, name, why, context.log)
         events += [_cannot_be_used(name, why) for name, why in new.items()]
         verdict = _verdict(failed, len(failed.keys() | now.keys()))
-        events.append(dg.AssetCheckEvaluation(asset_key=assets.concept_images.key, check_name=CHECK, **verdict))
+        events.append(dg.AssetCheckEvaluation(asset_key=chain.concept_images.key, check_name=CHECK, **verdict))
 
     count = last["count"] + bool(changed or gone)
     occasion = f"{last['begun']} {count}"  # of its own for every cursor: a key that was used once asks for nothing more
@@ -129,12 +131,12 @@ def concept_folder(context: dg.SensorEvaluationContext, workspace: Workspace) ->
 
 def _arrived(path, name: str, folder) -> list:
     about = {"path": str(path), "class_noun": folder.class_noun, "concept_images": folder.concept_images}
-    return settings.events(assets.concept_images.key, name, folder.state, about)
+    return settings.events(chain.concept_images.key, name, folder.state, about)
 
 
 def _cannot_be_used(name: str, why: str) -> dg.AssetObservation:
     return dg.AssetObservation(
-        assets.concept_images.key,
+        chain.concept_images.key,
         partition=name,
         description=why,
         metadata={"cannot_be_used": dg.MetadataValue.text(why)},

@@ -11,7 +11,7 @@ from itertools import islice
 
 import dagster as dg
 
-from pipelines import history
+from pipelines.presentation import history
 from pipelines.resources import Workspace
 
 DAY = 86400.0

@@ -10,11 +10,11 @@ from pathlib import Path
 import dagster as dg
 
 from personalize_core.workspace.params import Params
-from pipelines import jobs
-from pipelines.failures import or_skipped
-from pipelines.requests import THEN, preparation, stale, trainings, under_way, usable
+from pipelines.assets.failures import or_skipped
+from pipelines.automation import jobs
+from pipelines.automation.requests import THEN, preparation, stale, trainings, under_way, usable
+from pipelines.automation.together import learn_concept
 from pipelines.resources import Workspace
-from pipelines.together import learn_concept
 
 # Of params.yaml, as definitions are loaded; the defaults where they are loaded elsewhere.
 AUTOMATION = Params.read_automation(Path("params.yaml"))

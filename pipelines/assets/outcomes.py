@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipelines import checks, metadata
-from pipelines.lineage import behind
+from pipelines.assets import checks
+from pipelines.presentation import metadata
+from pipelines.presentation.lineage import behind
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
-from pipelines import checks
-from pipelines.experiments import USUAL, Experiment
-from pipelines.failures import sorted_out
-from pipelines.messages import failed_checks_told
+from pipelines.assets import checks
+from pipelines.assets.experiments import USUAL, Experiment
+from pipelines.assets.failures import sorted_out
+from pipelines.messages.messages import failed_checks_told
 
 OWNERS = ["team:personalize"]
 GPU = "gpu"  # the pool that holds one run per graphics card

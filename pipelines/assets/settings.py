@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from pipelines import asset_defaults, history
-from pipelines.experiments import USUAL as THE_USUAL
-from pipelines.experiments import Experiment, experiments
-from pipelines.failures import or_skipped
+from pipelines.assets import asset_defaults
+from pipelines.assets.experiments import USUAL as THE_USUAL
+from pipelines.assets.experiments import Experiment, experiments
+from pipelines.assets.failures import or_skipped
 from pipelines.partitions import methods
+from pipelines.presentation import history
 from pipelines.resources import Workspace
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import dagster as dg
 
-from pipelines import asset_defaults, external, settings
-from pipelines.conditions import AFTER_SCORES, WITH_COMPARISON
-from pipelines.experiments import USUAL, Experiment, experiments
-from pipelines.outcomes import told
+from pipelines.assets import asset_defaults, external, settings
+from pipelines.assets.conditions import AFTER_SCORES, WITH_COMPARISON
+from pipelines.assets.experiments import USUAL, Experiment, experiments
+from pipelines.assets.outcomes import told
 from pipelines.partitions import concept_and_method, concept_of, concepts, method_of
-from pipelines.progress import logged
+from pipelines.presentation.progress import logged
 from pipelines.resources import Workspace
 
 # Compared anew whenever scores change; so an old comparison says that nothing was scored, or that comparing fails.

@@ -2,8 +2,9 @@
 
 import dagster as dg
 
-from pipelines import asset_defaults, metadata
-from pipelines.progress import logged
+from pipelines.assets import asset_defaults
+from pipelines.presentation import metadata
+from pipelines.presentation.progress import logged
 from pipelines.resources import Workspace
 
 CHECK = "scores_within_noise"

@@ -1,0 +1,1 @@
+"""What the pipeline makes, and the checks on it."""

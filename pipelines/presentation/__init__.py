@@ -1,0 +1,1 @@
+"""What Dagster's UI shows of a result: metadata, lineage, progress."""
