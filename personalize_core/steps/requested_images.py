@@ -76,7 +76,7 @@ def sample_prompts(
     stamp = stamp_of(request)
     folder = store.samples(method, concept, stamp)
     places = [(prompt, image) for prompt in range(len(templates)) for image in range(images)]
-    named = {f"{templates[p]} {i + 1}": folder / image_name(variant, p, i) for p, i in places}
+    named = {f"{prompts[p]} {i + 1}": folder / image_name(variant, p, i) for p, i in places}
     if is_up_to_date(folder, stamp):
         return Report(stamp, True, time.monotonic() - started, folder, {}, named)
     with making(store, folder, stamp) as new, store.device():

@@ -378,6 +378,7 @@ def test_what_was_imported_for_something_else_is_refused_before_anything_is_trai
 def test_samples_of_the_users_own_prompt_are_images_of_the_models_size(store: Store):
     report = steps.sample_prompts(store, "rex", "personalized_residuals", ["<rex> dog in the desert"], images=2)
     assert [load_image(path).size for path in report.images.values()] == [(16, 16)] * 2
+    assert list(report.images) == ["<rex> dog in the desert 1", "<rex> dog in the desert 2"]
     described = json.loads((report.path / "samples.json").read_text())
     assert described["prompts"] == ["<rex> dog in the desert"] * 2
 
