@@ -13,6 +13,8 @@ SLOT = "{}"  # where a prompt template names the concept
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")  # also safe as a folder name and as a partition key
 _PLACEHOLDER = re.compile(r"<[a-z0-9][a-z0-9_-]{0,62}>")
 _CLASS_NOUN = re.compile(r"[A-Za-z][A-Za-z'-]*( [A-Za-z][A-Za-z'-]*){0,4}")
+_MOST_LETTERS = 100  # of a class noun
+_MARK = re.compile(r"<\|(start|end)oftext\|>|<(start|end)_of_text>", re.IGNORECASE)  # of CLIP's two tokenizers
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,11 @@ class Concept:
                 f"concept {self.name!r}: {shown(self.placeholder)} cannot be a placeholder; write a plain lower-case "
                 f"word in angle brackets, such as '<{self.name}>'"
             )
-        if not _CLASS_NOUN.fullmatch(self.class_noun):
+        if len(self.class_noun) > _MOST_LETTERS or not _CLASS_NOUN.fullmatch(self.class_noun):
             raise InputError(
                 f"concept {self.name!r}: {shown(self.class_noun)} cannot be a class noun; write what kind of thing it "
-                "is in one to five English words, such as 'dog' or 'stuffed animal'"
+                f"is in one to five English words, together at most {_MOST_LETTERS} letters, such as 'dog' or "
+                "'stuffed animal'"
             )
 
     @classmethod
@@ -71,12 +74,22 @@ class Concept:
         return template
 
 
+def check_read_as_words(text: str) -> None:
+    """Raise InputError if a text has a mark that tokenizers put at its ends themselves."""
+    if found := _MARK.search(text):
+        raise InputError(
+            f"{found[0]!r} is no word to a text encoder but its own mark of where a text begins or ends, and what "
+            f"follows it may not be read: {shown(text)}. Leave it out."
+        )
+
+
 def check_placeholders(prompt: str, concepts: Iterable[Concept]) -> None:
     """
     Raises:
         InputError: the prompt has the placeholder of a concept that is none of these, which the base model would read
-            as letters.
+            as letters, or what it would not read as words.
     """
+    check_read_as_words(prompt)
     known = {concept.placeholder for concept in concepts}
     if others := [found for found in dict.fromkeys(_PLACEHOLDER.findall(prompt)) if found not in known]:
         raise InputError(

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.concept import Concept, check_read_as_words
 from personalize_core.errors import InputError, listed, shown
 from personalize_core.files import outside
 from personalize_core.files.atomic import new_folder
@@ -118,7 +118,12 @@ def captioned(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _caption(path: Path) -> str:
-    return " ".join(outside.read_text(path).split()) if is_there(path) else ""
+    text = " ".join(outside.read_text(path).split()) if is_there(path) else ""
+    try:
+        check_read_as_words(text)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return text
 
 
 @memoized

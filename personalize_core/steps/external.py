@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from personalize_core.concepts.concept import Concept
+from personalize_core.concepts.concept import Concept, check_read_as_words
 from personalize_core.errors import InputError, shown
 from personalize_core.external.listing import ExternalImage, Listing
 from personalize_core.external.mentions import Mentions
@@ -124,7 +124,16 @@ def listing_of(store: Store, label: str, concept: str) -> Listing:
 
 
 def _templates(listing: Listing, concept: Concept, mention: str | None) -> dict[str, str | None]:
-    """Prompt -> its template, or None where it does not mention the concept."""
+    """Prompt -> its template, or None where it does not mention the concept.
+
+    Raises:
+        InputError: none does, or a text encoder would not read one as words.
+    """
+    for image in listing.images:
+        try:
+            check_read_as_words(image.prompt)
+        except InputError as error:
+            raise InputError(f"{image.file.as_posix()}: {error}") from None
     mentions = Mentions(concept, mention)
     found = {prompt: mentions.template(prompt) for prompt in dict.fromkeys(image.prompt for image in listing.images)}
     if all(template is None for template in found.values()):

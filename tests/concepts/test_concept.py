@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
-from personalize_core.concepts.concept import SLOT, Concept, check_name
+import pytest
+from PIL import Image
+
+from personalize_core.concepts.concept import SLOT, Concept, check_name, check_placeholders, check_read_as_words
+from personalize_core.concepts.concept_files import captioned
 from personalize_core.concepts.prompt_lists import read_list
 from personalize_core.errors import InputError, listed
+from tests.conftest import tiny_base
 
 
 @pytest.mark.parametrize("name", ["dog7", "a", "7", "red_mug-2", "x" * 63])
@@ -28,13 +33,14 @@ def test_a_name_that_cannot_be_a_folder_and_a_key_is_refused_before_anything_els
         check_name(name)
 
 
-@pytest.mark.parametrize("noun", ["dog", "stuffed animal", "Teddy", "rock'n'roll star", "a b c d e"])
+@pytest.mark.parametrize("noun", ["dog", "stuffed animal", "Teddy", "rock'n'roll star", "a b c d e", "d" * 100])
 def test_a_class_noun_is_one_to_five_words(noun):
     assert Concept.named("x", noun).class_noun == noun
 
 
 @pytest.mark.parametrize(
-    "noun", ["", " dog", "dog ", "two  spaces", "dog7", "<dog>", "{}", "a b c d e f", "chat,chien", "犬"]
+    "noun",
+    ["", " dog", "dog ", "two  spaces", "dog7", "<dog>", "{}", "a b c d e f", "chat,chien", "犬", "d" * 101],
 )
 def test_any_other_class_noun_is_refused_and_says_how_to_write_one(noun):
     with pytest.raises(InputError, match="concept 'dog7': .* cannot be a class noun; write what kind of thing it is"):
@@ -109,3 +115,28 @@ def test_a_list_of_prompts_names_concepts_by_the_slot_alone(line, said, tmp_path
     assert str(refused.value).startswith(f"{tmp_path / 'mine.txt'}: ")
     (tmp_path / "mine.txt").write_text("a {} that is <3 years old, and > 1 m\n")  # no placeholder
     assert len(read_list(tmp_path / "mine.txt")) == 1
+
+
+@pytest.mark.parametrize("mark", ["<|endoftext|>", "<|startoftext|>", "<|ENDOFTEXT|>", "<end_of_text>"])
+def test_a_tokenizers_own_mark_is_no_word_of_a_prompt(mark):
+    with pytest.raises(InputError, match=f"^{re.escape(repr(mark))} is no word to a text encoder .* Leave it out"):
+        check_placeholders(f"a <dog7>{mark} on the beach", [Concept.named("dog7", "dog")])
+
+
+def test_every_mark_of_the_base_models_tokenizer_is_known_and_other_brackets_are_words():
+    marks = tiny_base().tokenizer._tokenizer.all_special_tokens
+    assert {"<|startoftext|>", "<|endoftext|>"} <= {*marks}
+    for mark in marks:
+        with pytest.raises(InputError, match="is no word"):
+            check_read_as_words(f"a dog {mark}")
+    check_read_as_words("a < b | c > d, <|, |> and <end>")
+
+
+def test_a_prompt_list_and_a_caption_with_a_tokenizers_mark_are_refused_by_their_files(tmp_path):
+    (tmp_path / "some.txt").write_text("a photo of a {}<|endoftext|> in the snow\n")
+    with pytest.raises(InputError, match="some.txt: .* is no word"):
+        read_list(tmp_path / "some.txt")
+    Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_text("a dog <|endoftext|> in the snow\n")
+    with pytest.raises(InputError, match="0.txt: .* is no word"):
+        captioned(tmp_path)

@@ -247,6 +247,13 @@ def test_prompts_that_never_name_the_concept_are_refused_with_what_to_do(store, 
     assert set(scores_of(store)["text"].drop_nulls()) >= {"photo of dog in the snow", "dog asleep"}
 
 
+def test_a_prompt_with_a_tokenizers_mark_is_refused_with_its_image(store, tmp_path):
+    folder = folder_of(tmp_path / "out", [*PROMPTS[:2], "a sks dog <|endoftext|> in the snow"])
+    with pytest.raises(InputError, match=r"image_2_0.png: '<\|endoftext\|>' is no word"):
+        add(store, folder)
+    assert registered(store) == []
+
+
 @pytest.mark.parametrize("label", ["dreambooth", "real_images", "Flux", "a/b", "vico@x", "", "x" * 64])
 def test_a_label_that_cannot_be_one_is_refused(store, tmp_path, label):
     with pytest.raises(InputError, match="label"):
