@@ -44,4 +44,6 @@ def _of_cell(store: Store, concept: str, method: str, verb: str) -> str:
         return personalize(store, f"score{new}")
     if store.repeat:
         return personalize(store, f"repeat {concept} -m {method} --times {store.repeat}")
+    if verb == "evaluate" and not store.artifact(method, concept).exists():
+        verb = "run"  # which trains it first
     return personalize(store, f"{verb} {concept} -m {method}")

@@ -83,7 +83,7 @@ def made_by(store: Store, call: Callable[[Store], Any]) -> list[str]:
         (
             lambda store: None,
             lambda store: steps.score(store, "rex", UNLISTED),
-            [f"evaluate rex -m {UNLISTED}", f"train rex -m {UNLISTED}", f"evaluate rex -m {UNLISTED}"],
+            [f"run rex -m {UNLISTED}"],
         ),
         (
             lambda store: changed(store.artifact(LISTED, "rex") / "weights.safetensors"),

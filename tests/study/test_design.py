@@ -161,7 +161,7 @@ def test_a_concept_that_some_variant_has_not_sampled_is_left_out_and_named(tmp_p
     store = small.make(tmp_path)
     (store.grid("dreambooth", "cup") / "grid.json").unlink()
     assert design(store, request()).left_out == ["cup"]
-    with pytest.raises(InputError, match="there is no grid of 'cup' by 'dreambooth'; run .*evaluate cup -m dreambooth"):
+    with pytest.raises(InputError, match="there is no grid of 'cup' by 'dreambooth'; run .*cup -m dreambooth"):
         design(store, request(concepts=["cup"]))
 
 

@@ -340,7 +340,7 @@ def test_a_image_that_was_sampled_again_since_it_was_scored_is_said_to_be_anothe
         ("data/prompts/two.txt", Rows(), "put there by hand"),
         ("data/grids", Rows(), "several results"),
         (None, Rows(), "name a file or folder"),
-        (None, Rows("rex", "oft"), "nothing has been made of 'rex' by oft; run `personalize evaluate rex -m oft`"),
+        (None, Rows("rex", "oft"), "nothing has been made of 'rex' by oft; run `personalize run rex -m oft`"),
         ("data/comparison", Rows(metric="beauty"), "no such row"),
         ("data/comparison/summary.json", Rows(metric="dino"), "no table of scores"),
         ("data/costs/costs.parquet", Rows(metric="dino"), "holds no scores"),
