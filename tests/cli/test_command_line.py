@@ -161,7 +161,7 @@ def test_what_is_wrong_in_params_is_said_before_anything_is_computed(spoil, said
 
 def test_a_class_noun_that_the_tokenizer_cannot_place_is_refused_before_training(workspace, personalize, photos):
     """The tiny tokenizer has no letter outside ASCII's; here it is a noun that swallows the prompt."""
-    noun = "very-" * 20 + "dog"
+    noun = "very-" * 19 + "dog"
     assert personalize("add", str(photos), "--class-noun", noun, "--name", "odd")[0] == 0
     try:
         status, _, complaint = personalize("train", "odd", "-m", "base_model")

@@ -212,7 +212,7 @@ def test_a_folder_can_be_the_baseline(store, tmp_path):
     found = pl.read_parquet(store.comparison() / "differences.parquet")
     assert "flux" not in set(found["variant"]) and "base_model" in set(found["variant"])
     page = steps.report(store).path.read_text()
-    assert "Against the baseline, flux" in page and "which learned nothing" not in page
+    assert "Compared with the baseline, flux" in page and "which learned nothing" not in page
 
 
 def test_a_baseline_that_nobody_scored_is_refused_with_those_there_are(store):

@@ -145,7 +145,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_training_in_dagster(store: 
 
 
 def test_what_is_wrong_with_one_concept_does_not_stop_dvcs_stage_for_others(store: Store, monkeypatch, capsys):
-    (store.concepts / "rex" / "concept.yaml").write_text(f'placeholder: "<rex>"\nclass_noun: {"very-" * 20}dog\n')
+    (store.concepts / "rex" / "concept.yaml").write_text(f'placeholder: "<rex>"\nclass_noun: {"very-" * 19}dog\n')
     assert run_command(store, monkeypatch, "step", "train", "--method", "base_model") == 2
     assert "rex: " in capsys.readouterr().err
     assert store.artifact("base_model", "cup").is_dir() and not store.artifact("base_model", "rex").exists()
