@@ -75,7 +75,12 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"in_words": in_words, "each_in_words": each_in_words, "anchor": anchor}
+    environment.filters |= {
+        "in_words": in_words,
+        "each_in_words": each_in_words,
+        "anchor": anchor,
+        "breakable": breakable,
+    }
     environment.globals["packaged"] = lambda name: Markup((environment.loader.get_source(environment, name))[0])  # type: ignore[union-attr]
     grids, left_out = shown
     colours = variant_colours(evidence.variants, evidence.baseline)
@@ -249,6 +254,11 @@ def _not_scored(cells: Sequence[str]) -> list[str]:
 def anchor(name: str) -> str:
     """A name as an id of the page."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def breakable(text: str) -> Markup:
+    """A cell's text, in which a name such as clip_t_slot_deleted may be broken behind an underscore."""
+    return Markup("_<wbr>").join(text.split("_"))
 
 
 def _told(method: MethodTold, evidence: Evidence) -> dict[str, Any]:

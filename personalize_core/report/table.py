@@ -15,6 +15,7 @@ from personalize_core.files.atomic import write_bytes
 from personalize_core.metrics import parquet
 
 NOT_RECORDED = "not recorded"
+LONG = 44  # characters of a cell
 NUMBER = re.compile(r"-?[\d,]+(\.\d+)?( (s|MB|kB|bytes|%))?( \[.*\]| \(.*\))?|\d+ to \d+")
 
 
@@ -35,6 +36,11 @@ class Table:
         columns = zip(*self.shown[1:], strict=True)
         empty = {"-", NOT_RECORDED}
         return [all(c in empty or NUMBER.fullmatch(c) for c in column) and set(column) != empty for column in columns]
+
+    @property
+    def long(self) -> list[bool]:
+        """For each column: does it hold sentences, which want room?"""
+        return [any(len(cell) > LONG for cell in column) for column in zip(*self.shown[1:], strict=True)]
 
     def write(self, folder: Path) -> None:
         """NAME.parquet and NAME.csv hold the values, NAME.tex the text of the page.

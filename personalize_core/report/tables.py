@@ -34,6 +34,7 @@ def every(evidence: Evidence) -> dict[str, Table]:
     """All tables by name; one that has nothing to say is not there."""
     made = [
         overview(evidence),
+        cost(evidence),
         verdicts(evidence),
         over_the_baseline(evidence),
         copying(evidence),
@@ -53,7 +54,6 @@ def overview(evidence: Evidence) -> Table:
     """A row per variant: its means, its places, its costs."""
     overall = {metric: evidence.overall(metric) for metric in evidence.metrics}
     places = {(row["metric"], row["variant"]): row for row in evidence.rank.iter_rows(named=True)}
-    recorded = [name for name in COSTS if any(row.get(name) is not None for row in evidence.costs.values())]
     rows, shown = [], []
     for variant in _with_the_ceiling(evidence):
         found = {metric: of[variant] for metric, of in overall.items() if variant in of}
@@ -68,8 +68,7 @@ def overview(evidence: Evidence) -> Table:
         rows.append(row)
         cells = [interval(found.get(metric), "mean") for metric in evidence.metrics]
         place = [_place(places.get((metric, variant))) for metric in (evidence.identity, TEXT)]
-        of_cost = ["-" if variant == CEILING else for_people(name, row[name]) for name in recorded]
-        shown.append([in_words(variant), *_concepts(evidence, variant), *cells, *place, *of_cost])
+        shown.append([in_words(variant), *_concepts(evidence, variant), *cells, *place])
     schema: dict[str, Any] = {"variant": pl.String(), "method": pl.String()}
     for metric in evidence.metrics:
         schema |= {f"{metric}_{name}": pl.Float64() for name in ("mean", "low", "high")}
@@ -84,16 +83,30 @@ def overview(evidence: Evidence) -> Table:
         f"Place, {METRICS[evidence.identity]}",
         f"Place, {METRICS[TEXT]}",
     ]
-    heading += [COSTS[name] for name in recorded]
     return Table(
         "overview",
-        "Scores, places and costs",
+        "Scores and places",
         pl.DataFrame(rows, schema=schema),
         meanings,
         [heading, *shown],
         "A place is a range where verdicts leave the order undecided; all places by a score hold together at 95 %."
         + ("" if evidence.coverage.whole else " Means over different concepts do not compare; places do."),
     )
+
+
+def cost(evidence: Evidence) -> Table:
+    """A row per variant: what it cost, as far as it was recorded."""
+    known = [evidence.costs.get(variant, {}) for variant in evidence.variants]
+    recorded = [name for name in COSTS if any(row.get(name) is not None for row in known)]
+    schema: dict[str, Any] = {"variant": pl.String()} | dict.fromkeys(recorded, pl.Float64())
+    of = dict(zip(evidence.variants, known, strict=True)) if recorded else {}
+    found = [{"variant": variant, **{name: row.get(name) for name in recorded}} for variant, row in of.items()]
+    shown = [
+        [in_words(variant), *(for_people(name, row.get(name)) for name in recorded)] for variant, row in of.items()
+    ]
+    meanings = {name: _meaning(name) for name in schema}
+    heading = ["Variant", *(COSTS[name] for name in recorded)]
+    return Table("costs", "Costs", pl.DataFrame(found, schema=schema), meanings, [heading, *shown])
 
 
 def verdicts(evidence: Evidence) -> Table:

@@ -54,6 +54,28 @@ def test_nothing_is_wider_than_the_screen_folded_or_not(page):
         assert page.evaluate("document.body.scrollHeight") > 500
 
 
+def test_every_section_is_named_on_the_screen_without_scrolling_for_it(page):
+    ends = page.evaluate("[...document.querySelectorAll('nav a')].map((one) => one.getBoundingClientRect().right)")
+    assert len(ends) >= 7 and max(ends) <= page.viewport_size["width"]
+
+
+def test_scores_and_costs_are_not_cut_on_a_desk_and_no_row_is_as_tall_as_a_paragraph(page):
+    if page.viewport_size["width"] < 1000:
+        pytest.skip("on a telephone they are scrolled to")
+    hidden = "[...document.querySelectorAll('#scores > .scroll')].map((one) => one.scrollWidth - one.clientWidth)"
+    assert page.evaluate(hidden) == [0, 0]
+    unfolded(page)
+    lines = "(one) => one.clientHeight / parseFloat(getComputedStyle(one).lineHeight)"
+    rows = f"[...document.querySelectorAll('table:not(.images) td, table:not(.images) th')].map({lines})"
+    assert max(page.evaluate(rows)) < 7
+
+
+def test_a_name_with_underscores_is_broken_behind_them_alone(page):
+    unfolded(page)
+    name = page.locator("#table-every_measure th", has_text="clip_t_scaled").first
+    assert name.text_content() == "clip_t_scaled" and name.locator("wbr").count() == 2
+
+
 def test_every_image_is_there_before_anybody_scrolls_for_it(page):
     """Else print and screenshots have holes."""
     page.wait_for_load_state("load")

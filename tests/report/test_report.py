@@ -203,6 +203,13 @@ def test_costs_have_units_and_what_was_not_recorded_is_no_zero(cost, value, said
     assert tables.for_people(cost, value) == said
 
 
+def test_costs_are_a_table_of_their_own_that_scores_leave_room_for(evidence):
+    made, scores = tables.cost(evidence), tables.overview(evidence)
+    assert made.shown[0] == ["Variant", "Trained parameters", "Artifact"]  # nothing else was recorded here
+    assert made.shown[1][:2] == ["base model", "12,345"] and made.frame["parameters"].to_list() == [12345.0] * 3
+    assert "Artifact" not in scores.shown[0] and scores.frame["parameters"].drop_nulls().to_list() == [12345.0] * 3
+
+
 # Figures
 
 
