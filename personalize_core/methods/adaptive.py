@@ -19,13 +19,14 @@ class Adaptive:
     """When a stage of training has learned enough, and which moment of the last one is kept.
 
     "loss" is DVAR (Voronov et al., "Is This Loss Informative?", NeurIPS 2023, arXiv:2302.04841): the training loss on
-    inputs that stay the same has settled, when its variance over the latest `window` values is less than `threshold`
-    of its variance over all. "probes": the latest `patience` probes were no better than the best before them, beyond
-    what their images differ by. A stage's number of steps is then the most that it may take.
+    inputs that stay the same has settled, when its variance over the latest `window` is less than `threshold` of its
+    variance over all. A window is a share of the steps that a stage may take, so that it means the same in a training
+    of 200 steps and in one of 3,000; DVAR counts steps. "probes": the latest `patience` probes were no better than the
+    best before them, beyond what their images differ by. A stage's number of steps is then the most that it may take.
     """
 
     stop: Stop = "loss"
-    window: Annotated[int, Field(ge=2)] = 12  # values of the loss; in DVAR's code 200, one after every step
+    window: Annotated[float, Field(gt=0, lt=1)] = 0.3  # of the steps that a stage may take
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.15  # DVAR's code
     patience: Annotated[int, Field(ge=1, le=9)] = 3  # probes; a stage has twelve at most
     keep: Keep = "last"

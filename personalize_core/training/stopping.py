@@ -9,6 +9,14 @@ import numpy as np
 CONFIDENCE = 0.95  # one-sided
 
 
+FEWEST = 8  # losses in a window: the variance of fewer says little
+
+
+def losses_in_window(share: float, steps: int, every: int) -> int:
+    """How many losses, one behind every so many steps, lie in a share of a stage's steps; `FEWEST` at least."""
+    return max(FEWEST, round(share * steps / every))
+
+
 def has_settled(losses: Sequence[float], window: int, threshold: float) -> bool:
     """DVAR: the variance of the last `window` losses is less than `threshold` of the variance of all.
 

@@ -17,7 +17,7 @@ from personalize_core.methods.adaptive import Adaptive
 from personalize_core.methods.interface import Method, Stage
 from personalize_core.randomness import generator_for
 from personalize_core.training.fixed_inputs import ROWS, losses_on_fixed_inputs
-from personalize_core.training.stopping import best_of, gains_no_more, has_settled
+from personalize_core.training.stopping import best_of, gains_no_more, has_settled, losses_in_window
 from personalize_core.training.watcher import Watched
 
 STEP = 3  # a step costs about three passes of its rows through the U-Net: forward, and twice as much backward
@@ -168,7 +168,7 @@ class Watch:
             return False
         if how and how.stop == "loss":
             losses = [sum(one["values"]) for one in self.losses if one["stage"] == name]
-            return has_settled(losses, how.window, how.threshold)
+            return has_settled(losses, self._window(number), how.threshold)
         if how and how.stop == "probes":
             scores = self._scores(self._of(name))
             # where no probe is above the first of all, nothing has been learned yet, and there is more to wait for
@@ -235,6 +235,11 @@ class Watch:
         assert self.adaptive
         return [np.array(self.seen[place]["metrics"][self.adaptive.by], dtype=float) for place in places]
 
+    def _window(self, number: int) -> int:
+        """How many values of the loss the rule looks at."""
+        assert self.adaptive
+        return losses_in_window(self.adaptive.window, self.stages[number].steps, self.plan.every[number])
+
     def _rows(self, stage: Stage, size: int | None = None) -> int:
         generator = generator_for(self.seed, stage.name, "size")
         return len(self.method.batch(self.images, size or stage.batch_size, generator).prompts)
@@ -244,10 +249,11 @@ class Watch:
         if not how or not described:  # nothing is trained
             return
         name = self.stages[-1].name
-        if how.stop == "loss" and (values := described[-1][0] // self.plan.every[-1]) <= how.window:
+        values, window = described[-1][0] // self.plan.every[-1], self._window(len(described) - 1)
+        if how.stop == "loss" and values <= window:
             raise InputError(
                 f"adaptive: share: {how.share} allows {values} values of the loss in stage {name!r}, and window: "
-                f"{how.window} needs more; raise share, lower window, or train for more steps"
+                f"{how.window:g} needs more than {window}; raise share, or train for more steps"
             )
         least = how.patience + 2 if how.stop == "probes" else LEAST
         if how.needs_probes and (count := len(self.plan.probes[-1])) < least:

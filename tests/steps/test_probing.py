@@ -163,7 +163,7 @@ def test_a_preset_is_changed_where_the_message_says(tmp_path: Path):
     (problem,) = steps.problems_of(store, ["rex"], [METHOD, preset])
     assert f"ablations.{preset}.{store.params.base_model}.adaptive" in str(problem)
     values = params(tmp_path)
-    values["ablations"] = {preset: {values["base_model"]: {"adaptive": {"window": 5, "share": 0.5}}}}
+    values["ablations"] = {preset: {values["base_model"]: {"adaptive": {"window": 0.5, "share": 0.5}}}}
     store = tiny_workspace.write_params(tmp_path, values)
     assert not steps.problems_of(store, ["rex"], [METHOD, preset])
     assert store.params.config(METHOD).adaptive is None

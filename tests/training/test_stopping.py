@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from personalize_core.training.stopping import best_of, gains_no_more, has_settled, is_better
+from personalize_core.training.stopping import best_of, gains_no_more, has_settled, is_better, losses_in_window
 
 
 def test_a_loss_has_settled_when_its_last_values_vary_little_beside_all():
@@ -17,6 +17,14 @@ def test_a_loss_has_settled_when_its_last_values_vary_little_beside_all():
     variance = sum((value - 0.4125) ** 2 for value in falling) / 8
     assert has_settled(falling, 4, 0.001875 / variance + 1e-9)
     assert not has_settled(falling, 4, 0.001875 / variance - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "losses"),
+    [(200, 5, 12), (3000, 5, 180), (3000, 18, 50), (40, 5, 8)],  # 60 steps, 900 and 900; in 12 there are but two losses
+)
+def test_a_window_is_the_same_share_of_a_long_training_as_of_a_short_one(steps, every, losses):
+    assert losses_in_window(0.3, steps, every) == losses
 
 
 @pytest.mark.parametrize("losses", [[], [1.0, 0.5], [0.25] * 10])

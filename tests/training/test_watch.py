@@ -199,14 +199,15 @@ class Settling(Counting):
 
 def test_a_stage_ends_when_its_loss_has_settled(base, concept, images):
     method = Settling(base, concept)
-    seen = watch(method, base, images, adaptive=Adaptive(stop="loss", window=3, threshold=0.01, share=0.5))
+    seen = watch(method, base, images, adaptive=Adaptive(stop="loss", window=0.25, threshold=0.01, share=0.5))
     train(method, base, images, 3, watcher=seen)
     assert seen.plan.every == [1]  # 8 / (0.75 * 0.5 * 24) < 1
     means = [np.mean(one["values"]) for one in seen.losses]
     stopped = seen.losses[-1]["step"]
     assert seen.ended["direction"] == {"steps": stopped, "of": 40, "learned": True, "kept": stopped}
     assert method.steps_seen[0] == stopped < 40
-    ratios = [np.var(means[n - 3 : n]) / np.var(means[:n]) for n in range(3, len(means) + 1)]
+    # a quarter of 40 steps, with a loss after each
+    ratios = [np.var(means[n - 10 : n]) / np.var(means[:n]) for n in range(10, len(means) + 1)]
     assert all(ratio >= 0.01 for ratio in ratios[:-1]) and ratios[-1] < 0.01
 
 
@@ -275,7 +276,9 @@ def test_what_is_kept_may_be_the_last(base, concept, images):
 
 @pytest.mark.parametrize("rows", [1, 5, 6, 7])
 @pytest.mark.parametrize(
-    ("Kind", "how"), [(Long, {}), (Settling, {"stop": "loss", "window": 3, "threshold": 0.05})], ids=["probes", "loss"]
+    ("Kind", "how"),
+    [(Long, {}), (Settling, {"stop": "loss", "window": 0.2, "threshold": 0.05})],
+    ids=["probes", "loss"],
 )
 def test_wherever_it_was_cut_off_it_sees_decides_and_keeps_the_same(rows, Kind, how, base, concept, images, tmp_path):
     scores = [0.1 + 0.4 * (n > 8) for n in range(61)]
@@ -353,7 +356,10 @@ def test_who_ends_a_training_by_a_probe_ends_it_there_wherever_it_was_cut_off(ro
 @pytest.mark.parametrize(
     ("adaptive", "said"),
     [
-        (Adaptive(stop="loss", window=8, share=0.01), "raise share, lower window, or train for more steps"),
+        (
+            Adaptive(stop="loss", share=0.01),
+            "0 values .* window: 0.3 needs more than 8; raise share",
+        ),
         (adaptive_by_probes(patience=9), "2 probes in stage 'direction', and it takes 11"),
         (Adaptive(stop="never", keep="best", share=0.05), "0 probes in stage 'direction', and it takes 2"),
     ],
@@ -379,6 +385,6 @@ def test_a_stage_takes_its_least_steps_and_says_when_it_has_ended(base, concept,
             return [replace(stage, least_steps=20, at_end=lambda: ended.append(int(self.steps_seen[0])))]
 
     method = Patient(base, concept)
-    seen = watch(method, base, images, adaptive=Adaptive(stop="loss", window=3, threshold=0.05, share=0.5))
+    seen = watch(method, base, images, adaptive=Adaptive(stop="loss", window=0.2, threshold=0.05, share=0.5))
     train(method, base, images, 3, watcher=seen)
     assert seen.ended["direction"]["steps"] == 20 and ended == [20]  # it had settled long before
