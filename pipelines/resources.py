@@ -17,7 +17,7 @@ class Workspace(dg.ConfigurableResource):
     root: str = Field(default=".", description="Relative to the working directory, where dagster.yaml lies too.")
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Before the steps of a run: its process says that it lives (recovery.py). Ticks have no run."""
+        """Before the steps of a run: its process says that it lives (automation/recovery.py). Ticks have no run."""
         if context.run:
             run_locks.hold(self.run_locks(), context.run.run_id)
 

@@ -30,7 +30,7 @@ class Adaptive:
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.15  # DVAR's code
     patience: Annotated[int, Field(ge=1, le=9)] = 3  # probes; a stage has twelve at most
     keep: Keep = "last"
-    by: Choice = "balance"  # of probes, for `stop: probes` and `keep: best`; see training/stopping.py
+    by: Choice = "balance"  # of probes, for `stop: probes` and `keep: best`
     share: Annotated[float, Field(gt=0, le=0.5)] = 0.2  # of training's arithmetic that may be spent on watching it
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """Several concepts in one image, each learned by an artifact of its own.
 
 The authors of Personalized Residuals name this as future work (arXiv:2405.12978, sec. 5). All artifacts are attached
-at once, each confined by LAG to where its own concept is looked at; see localized.py for who gets a location that
-two concepts want.
+at once, each confined by LAG to where its own concept is looked at; see methods/shared/lag.py for who gets a location
+that two concepts want.
 """
 
 from __future__ import annotations

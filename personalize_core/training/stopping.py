@@ -9,7 +9,7 @@ import numpy as np
 CONFIDENCE = 0.95  # one-sided
 
 
-FEWEST = 8  # losses in a window: the variance of fewer says little
+FEWEST = 12  # losses in a window: the variance of fewer says little
 
 
 def losses_in_window(share: float, steps: int, every: int) -> int:

@@ -3,7 +3,7 @@
 A check of one partition is part of its asset: where it fails, the run stops before the next asset, and the event says
 what was measured. A serious failure blocks; a warning is shown and stops nothing.
 
-Annotations are evaluated here, as in assets.py: Dagster looks at the type of `context` itself.
+Annotations are evaluated here, as in assets/chain.py: Dagster looks at the type of `context` itself.
 """
 
 import warnings

@@ -2,7 +2,7 @@
 
 `personalize score FOLDER --concept NAME --as LABEL` writes the descriptions, files of data/external.
 
-Annotations are evaluated here, as in assets.py: Dagster looks at the type of `context` itself.
+Annotations are evaluated here, as in assets/chain.py: Dagster looks at the type of `context` itself.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Concept folders copied from where they arrive, and read: what takes time, so that the sensor only lists.
 
-Annotations are evaluated here, as in assets.py: Dagster looks at the type of `context` itself.
+Annotations are evaluated here, as in assets/chain.py: Dagster looks at the type of `context` itself.
 """
 
 import dagster as dg

@@ -1,8 +1,8 @@
 """Somebody is told: of a failed run, a failed check, a refused folder, and every morning of what the night has brought.
 
-What is told is written down (delivery.py) and delivered by a sensor, so that no run waits for a mail server.
+What is told is written down (messages/delivery.py) and delivered by a sensor, so that no run waits for a mail server.
 
-Annotations are evaluated here, as in assets.py: Dagster looks at the type of `context` itself.
+Annotations are evaluated here, as in assets/chain.py: Dagster looks at the type of `context` itself.
 """
 
 from collections.abc import Iterator

@@ -3,7 +3,7 @@
 Each cell has steps of its own, which report what they made as the assets of that cell do. A cell that fails stops no
 other; the run then counts as failed, and says which. A run that lost its process starts again with what is still stale.
 
-Annotations are evaluated here, as in assets.py: Dagster looks at the type of `context` itself.
+Annotations are evaluated here, as in assets/chain.py: Dagster looks at the type of `context` itself.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,6 +1,6 @@
 """What is told, as messages: of a failed check of an asset, and of a folder that cannot be used.
 
-Annotations are evaluated here, as in assets.py: Dagster looks at the type of `context` itself.
+Annotations are evaluated here, as in assets/chain.py: Dagster looks at the type of `context` itself.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """What is exported draws in stock diffusers what it draws here: loaded by diffusers' own functions, nothing else.
 
-The other way round, test_models.py loads what stock diffusers saves.
+The other way round, test_import.py loads what stock diffusers saves.
 """
 
 from __future__ import annotations

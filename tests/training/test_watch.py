@@ -199,15 +199,15 @@ class Settling(Counting):
 
 def test_a_stage_ends_when_its_loss_has_settled(base, concept, images):
     method = Settling(base, concept)
-    seen = watch(method, base, images, adaptive=Adaptive(stop="loss", window=0.25, threshold=0.01, share=0.5))
+    seen = watch(method, base, images, adaptive=Adaptive(stop="loss", window=0.5, threshold=0.01, share=0.5))
     train(method, base, images, 3, watcher=seen)
     assert seen.plan.every == [1]  # 8 / (0.75 * 0.5 * 24) < 1
     means = [np.mean(one["values"]) for one in seen.losses]
     stopped = seen.losses[-1]["step"]
     assert seen.ended["direction"] == {"steps": stopped, "of": 40, "learned": True, "kept": stopped}
     assert method.steps_seen[0] == stopped < 40
-    # a quarter of 40 steps, with a loss after each
-    ratios = [np.var(means[n - 10 : n]) / np.var(means[:n]) for n in range(10, len(means) + 1)]
+    # half of 40 steps, with a loss after each
+    ratios = [np.var(means[n - 20 : n]) / np.var(means[:n]) for n in range(20, len(means) + 1)]
     assert all(ratio >= 0.01 for ratio in ratios[:-1]) and ratios[-1] < 0.01
 
 
@@ -358,7 +358,7 @@ def test_who_ends_a_training_by_a_probe_ends_it_there_wherever_it_was_cut_off(ro
     [
         (
             Adaptive(stop="loss", share=0.01),
-            "0 values .* window: 0.3 needs more than 8; raise share",
+            "0 values .* window: 0.3 needs more than 12; raise share",
         ),
         (adaptive_by_probes(patience=9), "2 probes in stage 'direction', and it takes 11"),
         (Adaptive(stop="never", keep="best", share=0.05), "0 probes in stage 'direction', and it takes 2"),
