@@ -50,8 +50,9 @@ docs: $(INSTALLED)  ## the tables of methods in README.md and docs/methods.md, f
 
 install: $(INSTALLED)  ## install the environment only
 
-clean-state:  ## delete Dagster's history and unfinished trainings; results in data/ stay
-	rm -rf .dagster .tmp_dagster_home_* data/.work
+clean-state:  ## delete Dagster's history, unfinished trainings and searches; results and removed concepts stay
+	rm -rf .dagster .tmp_dagster_home_*
+	if [ -d data/.work ]; then find data/.work -mindepth 1 -maxdepth 1 ! -name removed -exec rm -rf {} +; fi
 
 # setuptools comes first, pinned like the rest, so that building this package downloads no other version.
 $(INSTALLED): pyproject.toml constraints.txt

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sysconfig
 import tomllib
 from pathlib import Path
@@ -68,6 +69,17 @@ def test_dagster_keeps_its_state_in_the_project():
     settings = yaml.safe_load((ROOT / "dagster.yaml").read_text())
     assert settings["storage"]["sqlite"]["base_dir"].startswith(".dagster/")
     assert settings["run_retries"]["retry_on_asset_or_op_failure"] is False
+
+
+def test_deleting_state_keeps_results_and_concepts_that_are_gone_from_where_they_came_from(tmp_path):
+    kept = [tmp_path / "data" / name for name in ("artifacts/oft/rex/a", ".work/removed/rex.1/0.png")]
+    gone = [tmp_path / name for name in ("data/.work/tuning/oft/a", "data/.work/locks/b", ".dagster/history")]
+    for path in (*kept, *gone):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    for _ in range(2):  # where there is nothing, there is nothing to delete
+        subprocess.run(["make", "-f", ROOT / "Makefile", "clean-state"], cwd=tmp_path, check=True, capture_output=True)
+    assert [path for path in (*kept, *gone) if path.exists()] == kept
 
 
 def test_the_package_brings_its_data():

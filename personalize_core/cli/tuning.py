@@ -34,7 +34,7 @@ def tune(
     context: typer.Context,
     method: Annotated[str, typer.Argument(help="A method, or METHOD@ABLATION.")],
     minutes: Annotated[
-        float, typer.Option(help="The budget: minutes of training, sampling and scoring that trials may take.")
+        float, typer.Option(help="The budget: minutes of training, sampling and scoring, of trials and repeats.")
     ] = 30.0,
     on: Annotated[
         list[str] | None, typer.Option(help="Concepts to tune on. Default: the first half of them by name.")
