@@ -18,6 +18,7 @@ from personalize_core.analyses import copying
 from personalize_core.analyses.findings import Findings
 from personalize_core.analyses.inputs import Grid, ImageInputs
 from personalize_core.concepts import concept_files, image_check, image_files
+from personalize_core.concepts.concept import Concept
 from personalize_core.errors import InputError
 from personalize_core.methods import METHOD_NAMES, recipe_class
 from personalize_core.metrics import features, held_out, summaries, tables
@@ -322,12 +323,11 @@ def test_copying_is_looked_for_among_the_images_trained_on(tmp_path: Path, monke
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     monkeypatch.setattr(ImageInputs, "features", colours)
-    nothing: Any = None
     encoder: Any = Fixed()
     grid = Grid(tmp_path, ["a photo of a {}"], [(0, 0)], {"vico": ["made.png"]})
     inputs = ImageInputs(
         method="vico",
-        concept=nothing,
+        concept=Concept("rex", "<rex>", "dog"),
         identity=encoder,
         text_image=encoder,
         concept_images=[paths["trained"], paths["other"]],
