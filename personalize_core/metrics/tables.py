@@ -24,6 +24,7 @@ ALL_CONCEPTS = "all concepts"  # in a summary; no concept can be called so, for 
 
 PLAIN, SCALED = "plain", "x2.5"  # scalings: the cosine itself, and CLIPScore's 2.5 * max(cosine, 0)
 RATED = "0 to 4, divided by 4"  # and a judge's
+RANGES = {PLAIN: (-1.0, 1.0), SCALED: (0.0, 2.5), RATED: (0.0, 1.0)}  # scaling -> the least and the greatest score
 OWN_TEXT, ALL_PAIRS, OTHER_REAL = "own text", "all pairs G x R", "real images i != j"  # pairings
 FIRST_OTHERS = "the first others"  # and a judge's: with the first of the references, itself left out
 ALL_IMAGES, HELD_OUT, TRAINED_ON = "all concept images", "held out", "trained on"  # references
@@ -48,7 +49,6 @@ class Measure:
     masked: bool = False
     trained_on: bool = False  # compared with the images trained on, where others are held out
     judged: bool = False  # a model's answer, and no cosine
-    range: tuple[float, float] = (-1.0, 1.0)  # the least and the greatest that it can be
 
     @property
     def reads_text(self) -> bool:
@@ -78,7 +78,7 @@ def _measures() -> dict[str, Measure]:
         name = "clip_t" if variant == "class_phrase" else f"clip_t_{variant}"
         found[name] = Measure(f"cosine of the image with its prompt, {words}, in [-1, 1]", variant)
         scaled = f"CLIPScore: 2.5 * max({name}, 0), in [0, 2.5]; as published near 0.7 to 0.8"
-        found[f"{name}_scaled"] = Measure(scaled, variant, SCALED, range=(0.0, 2.5))
+        found[f"{name}_scaled"] = Measure(scaled, variant, SCALED)
     for name, encoder in (("clip_i", "text-image"), ("dino", "identity")):
         for trained_on in (False, True):
             which = "concept images that were trained on, where others are held out" if trained_on else "concept images"
@@ -104,10 +104,9 @@ def _measures() -> dict[str, Measure]:
     for trained_on in (False, True):
         which = "concept images that were trained on, where others are held out" if trained_on else "concept images"
         words = f"concept preservation beside the first of the {which}, {judge}"
-        found[compared("judge_cp", False, trained_on)] = Measure(
-            words, scaling=RATED, trained_on=trained_on, judged=True, range=(0.0, 1.0)
-        )
-    found["judge_pf"] = Measure(f"prompt following, {judge}", "class_phrase", RATED, judged=True, range=(0.0, 1.0))
+        judged = Measure(words, scaling=RATED, trained_on=trained_on, judged=True)
+        found[compared("judge_cp", False, trained_on)] = judged
+    found["judge_pf"] = Measure(f"prompt following, {judge}", "class_phrase", RATED, judged=True)
     return found
 
 
@@ -117,7 +116,7 @@ METRICS: dict[str, str] = {name: measure.meaning for name, measure in MEASURES.i
 
 def range_of(metric: str, differences: int = 0) -> tuple[float, float]:
     """What a score can be; or a difference of two, or, for 2, of two differences."""
-    low, high = MEASURES[metric].range
+    low, high = RANGES[MEASURES[metric].scaling]
     for _ in range(differences):
         low, high = low - high, high - low
     return low, high

@@ -158,10 +158,9 @@ def scores(store: Store, concept: str, method: str) -> list[Gate]:
 
     folder = store.scores(method, concept)
     table, absent = parquet.read_parquet(folder / SCORES), read_results(folder / ABSENT)
-    ranges = {tables.SCALED: (0.0, 2.5), tables.PLAIN: (-1.0, 1.0), tables.RATED: (0.0, 1.0)}
     out = []
     for row in table.select("metric", "image", "score", "scaling").iter_rows(named=True):
-        low, high = ranges[row["scaling"]]
+        low, high = tables.RANGES[row["scaling"]]
         if not low - ROUNDING <= row["score"] <= high + ROUNDING:
             out.append(row)
     said = f"{out[0]['metric']} of {out[0]['image']} is {out[0]['score']}" if out else f"all {len(table)} scores are"

@@ -59,9 +59,8 @@ def test_every_section_is_named_on_the_screen_without_scrolling_for_it(page):
     assert len(ends) >= 7 and max(ends) <= page.viewport_size["width"]
 
 
+@pytest.mark.parametrize("page", [("desk", "light"), ("desk", "dark")], indirect=True, ids="-".join)
 def test_scores_and_costs_are_not_cut_on_a_desk_and_no_row_is_as_tall_as_a_paragraph(page):
-    if page.viewport_size["width"] < 1000:
-        pytest.skip("on a telephone they are scrolled to")
     hidden = "[...document.querySelectorAll('#scores > .scroll')].map((one) => one.scrollWidth - one.clientWidth)"
     assert page.evaluate(hidden) == [0, 0]
     unfolded(page)

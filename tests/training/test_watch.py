@@ -274,13 +274,14 @@ def test_what_is_kept_may_be_the_last(base, concept, images):
     assert seen.ended["direction"] == {"steps": 60, "of": 60, "learned": False, "kept": 60}
 
 
-@pytest.mark.parametrize("rows", [1, 5, 6, 7])
+BY_LOSS = {"stop": "loss", "window": 0.2, "threshold": 0.05}
+
+
 @pytest.mark.parametrize(
-    ("Kind", "how"),
-    [(Long, {}), (Settling, {"stop": "loss", "window": 0.2, "threshold": 0.05})],
-    ids=["probes", "loss"],
+    ("Kind", "how", "rows"),  # the first ends at step 24, the second at 36 and with 13 losses, of which 12 decide
+    [*((Long, {}, rows) for rows in (1, 5, 6, 7, 12, 23)), *((Settling, BY_LOSS, rows) for rows in (1, 6, 12, 33, 35))],
 )
-def test_wherever_it_was_cut_off_it_sees_decides_and_keeps_the_same(rows, Kind, how, base, concept, images, tmp_path):
+def test_wherever_it_was_cut_off_it_sees_decides_and_keeps_the_same(Kind, how, rows, base, concept, images, tmp_path):
     scores = [0.1 + 0.4 * (n > 8) for n in range(61)]
     adaptive = adaptive_by_probes(keep="best", **how)
     undisturbed = Kind(base, concept)

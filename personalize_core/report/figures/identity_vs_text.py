@@ -108,12 +108,9 @@ def _drawn(
     colours = variant_colours(variants, baseline)
 
     with matplotlib.rc_context(STYLE):
-        key = [textwrap.fill(f"{numbers[variant]}  {named[variant]}", KEY_WIDTH) for variant in variants]
-        lines_of_key = (
-            sum(max(words.count("\n") + 1 for words in key[i : i + 2]) for i in range(0, len(key), 2))
-            if numbered
-            else 0
-        )
+        shown_below = variants if numbered else []
+        key = [textwrap.fill(f"{numbers[variant]}  {named[variant]}", KEY_WIDTH) for variant in shown_below]
+        lines_of_key = sum(max(words.count("\n") + 1 for words in key[i : i + 2]) for i in range(0, len(key), 2))
         figure = Figure(figsize=(size[0], size[1] + KEY_LINE * lines_of_key), dpi=150, layout="constrained")
         axes = figure.add_subplot()
         for variant in variants:

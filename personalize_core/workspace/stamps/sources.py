@@ -23,7 +23,7 @@ SHARED = (  # what several methods are made of
     "methods/shared/training_batches",
     "methods/shared/tuned_weights",
 )
-SAMPLING = (
+MODEL = (  # the base model, and a method that is attached to it
     "base_model/attention",
     "base_model/blocks",
     "base_model/compiling",
@@ -39,6 +39,9 @@ SAMPLING = (
     "concepts/images",
     "methods/interface",
     *SHARED,
+)
+SAMPLING = (
+    *MODEL,
     "sampling/frozen",
     "sampling/sampler",
 )
@@ -47,23 +50,9 @@ REFINING = ("methods/shared/context_regularizer", "sampling/test_time_optimizati
 # On top, for guidance with the base model's weights beside the learned ones.
 GUIDING = ("sampling/weight_guidance",)
 TRAINING = (
-    "base_model/attention",
-    "base_model/blocks",
-    "base_model/compiling",
-    "base_model/hooks",
-    "base_model/layers",
-    "base_model/kept_prompts",
-    "base_model/model",
-    "base_model/prompt_reader",
-    "base_model/prompt_variants",
-    "base_model/text",
-    "base_model/text_encoders",
-    "base_model/transfer",
-    "concepts/images",
+    *MODEL,
     "concepts/prompt_lists",
-    "methods/interface",
     "methods/shared/context_regularizer",
-    *SHARED,
     "methods/training_prompts",  # a folder of lists, for all methods: which of them a method reads, its recipe decides
     "training/checkpoints",
     "training/loop",
