@@ -30,7 +30,7 @@ A_DAY = 86400.0  # seconds; longer work is announced
 class Estimate:
     """What the work of a plan costs on one device."""
 
-    trainings: int
+    trainings: int  # of methods that learn; the base model alone does not
     images: int  # of grids, and of class nouns
     seconds: float
     bytes: float  # on disk
@@ -40,7 +40,8 @@ class Estimate:
         """Rules of thumb are for a graphics card, and for base models as large as Stable Diffusion: of a CPU they say
         what it exceeds, and of the miniature on one nothing.
         """
-        work, time = f"{self.trainings:,} trainings and {self.images:,} images", time_of(self.seconds)
+        work = f"{self.trainings:,} training{'s' * (self.trainings != 1)} and {self.images:,} images"
+        time = time_of(self.seconds)
         if self.measured or device_of(store) != "cpu":
             how = "earlier runs here" if self.measured else "rules of thumb for one fast graphics card"
             return f"{work}: about {time} on one device and {size_of(self.bytes)} on disk, by {how}"
@@ -66,7 +67,8 @@ def estimate(store: Store, plan: Sequence[Cell]) -> Estimate:
         images = len(prompts_of(store, cell.concept).templates) * store.params.sampling.images_per_prompt
         images *= len(variants_of(store, cell.method))
         count, seconds = count + images, seconds + images * recorded.seconds_an_image(cell.method)
-    return Estimate(len(trained), count, seconds, size + count * recorded.bytes_an_image(), recorded.anything)
+    learning = sum(recipe_of(store, cell.method).training_steps > 0 for cell in trained)
+    return Estimate(learning, count, seconds, size + count * recorded.bytes_an_image(), recorded.anything)
 
 
 def long_work_notice(store: Store, plan: Sequence[Cell]) -> str | None:

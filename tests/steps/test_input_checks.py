@@ -154,8 +154,9 @@ def test_what_is_wrong_with_one_concept_does_not_stop_dvcs_stage_for_others(stor
 def test_check_says_what_is_to_do(store: Store, monkeypatch, capsys):
     assert run_command(store, monkeypatch, "check") == 0
     printed = " ".join(capsys.readouterr().out.split())
-    # 2 concepts x 4 methods x 2 prompts x 2 images, of the residuals with and without LAG; 2 class images of 2 nouns
-    assert "Nothing is wrong. To do: 8 trainings and 44 images: about" in printed
+    # 2 concepts x 4 methods, of which the base model learns nothing; of each 2 prompts x 2 images, of the residuals
+    # with and without LAG; 2 class images of 2 nouns
+    assert "Nothing is wrong. To do: 6 trainings and 44 images: about" in printed
 
 
 # -- how long it takes -----------------------------------------------------------------------------------------
@@ -171,6 +172,12 @@ def test_without_records_the_estimate_is_by_rules_of_thumb(store: Store):
     found = steps.estimate(store, steps.plan(store, ["rex"], ["textual_inversion"]))
     assert (found.trainings, found.images, found.measured) == (1, 4, False)
     assert found.seconds == pytest.approx(3 / 5 + 4 * 2.0) and found.bytes == 4 * 0.5e6
+
+
+def test_the_base_model_alone_is_sampled_and_not_trained(store: Store):
+    found = steps.estimate(store, steps.plan(store, ["rex"], ["base_model", "textual_inversion"]))
+    assert (found.trainings, found.images) == (1, 2 * 4)
+    assert steps.estimate(store, steps.plan(store, ["rex"], ["base_model"])).trainings == 0
 
 
 def test_it_goes_by_what_was_recorded_here(store: Store):
@@ -199,7 +206,7 @@ def test_work_of_more_than_a_day_is_announced(count, announced, store: Store):
     notice = steps.long_work_notice(store, steps.plan(store, ["rex"], ["textual_inversion"]))
     assert bool(notice) == announced
     if notice:
-        assert "1 trainings and 4 images: about" in notice and "24 hours" in notice
+        assert "1 training and 4 images: about" in notice and "24 hours" in notice
 
 
 @pytest.mark.parametrize(
