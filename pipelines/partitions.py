@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import dagster as dg
 
-from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES
+from personalize_core.workspace.params import Params
 
 CONCEPT, METHOD = "concept", "method"  # a run's key is written CONCEPT|METHOD, in alphabetical order of these
 
 concepts = dg.DynamicPartitionsDefinition(name=CONCEPT)
-methods = dg.StaticPartitionsDefinition([*METHOD_NAMES, *ABLATION_NAMES])
+# An ablation that is written into params.yaml later is a partition once definitions are loaded again.
+METHODS = Params.read_known_methods(Path("params.yaml"))
+methods = dg.StaticPartitionsDefinition(METHODS)
 concept_and_method = dg.MultiPartitionsDefinition({CONCEPT: concepts, METHOD: methods})
 
 

@@ -218,11 +218,22 @@ def test_checkpoints_and_caches_are_in_no_output(workspace):
 @pytest.mark.slow
 def test_an_ablation_that_is_named_for_dvc_is_a_stage_of_its_own(workspace):
     stages = workspace.root / "dvc.yaml"
-    named = "ablations: { without_prior: { method: dreambooth, ablation: without_prior } }"
-    stages.write_text(stages.read_text().replace("ablations: {}", named))
+    named = "ablation_stages: { without_prior: { method: dreambooth, ablation: without_prior } }"
+    stages.write_text(stages.read_text().replace("ablation_stages: {}", named))
     assert workspace.repro() == {"ablation@without_prior", "compare", "report"}
     assert (workspace.root / "data" / "grids" / "dreambooth@without_prior" / "out").is_file()
     assert workspace.repro() == set()
+    # a section of `ablations` leaves DVC's stages as they were, also where its name has an @ and is one's own
+    workspace.edit("ablations", "dreambooth@short", {"mini": {"steps": 3}})
+    stages.write_text(
+        stages.read_text().replace(
+            "ablation: without_prior }", "ablation: without_prior }, short: { method: dreambooth, ablation: short }"
+        )
+    )
+    assert {"ablation@short", "compare"} <= workspace.repro() and workspace.repro() == set()
+    workspace.edit("ablations", "dreambooth@short", {"mini": {"steps": 4}})
+    again = workspace.repro()
+    assert {"ablation@short", "compare"} <= again and not [name for name in again if name.startswith("train@")]
 
 
 @pytest.mark.slow
@@ -285,6 +296,7 @@ def test_what_dvc_made_dagster_finds_done_and_what_dagster_makes_dvc_finds_done(
         values
         | {
             "variants": {},
+            "ablations": {},
             "gradient_checkpointing": False,
             "probes": {"share": 0.05},
             "optimizer": "adamw",

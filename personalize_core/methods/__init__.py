@@ -6,6 +6,7 @@ docs/adding_a_method.md says how to add one.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ METHOD_NAMES = tuple(RECIPES)
 BASELINE = "base_model"  # learns nothing: what every method must beat
 MARK = "@"  # METHOD@ABLATION is a method with some of its configuration changed, and is used like a method's name
 
-# What every method has that is trained, beside ablations of its own.
+# What every method has that is trained, beside its recipe's ablations.
 PRESETS: dict[str, Ablation] = {"adaptive": Ablation({"adaptive": {}})}
 
 
@@ -47,14 +48,23 @@ def ablations_of(method: str) -> dict[str, Ablation]:
 ABLATION_NAMES = tuple(f"{name}{MARK}{ablation}" for name in RECIPES for ablation in ablations_of(name))
 
 
-def check_method(name: str) -> None:
-    """Raise InputError unless there is such a method, or such an ablation of it."""
+def known_methods(own: Iterable[str] = ()) -> list[str]:
+    """The methods, the ablations of their recipes, and further METHOD@ABLATION names."""
+    return list(dict.fromkeys((*METHOD_NAMES, *ABLATION_NAMES, *own)))
+
+
+def check_method(name: str, own: Iterable[str] = ()) -> None:
+    """Raise InputError unless it is one of `known_methods`."""
     method, _, ablation = name.partition(MARK)
     if method not in RECIPES:
         raise InputError(f"there is no method {method!r}; the methods are {listed(METHOD_NAMES)}")
-    known = ablations_of(method)
-    if MARK in name and ablation not in known:
-        raise InputError(f"{method} has no ablation {ablation!r}; it has {listed(known) or 'none'}")
+    known = known_methods(own)
+    if name not in known:
+        there = [each.partition(MARK)[2] for each in known if each.startswith(f"{method}{MARK}")]
+        raise InputError(
+            f"{method} has no ablation {ablation!r}; it has {listed(there) or 'none'}; to add it, write a section "
+            f"{name} under `ablations` in params.yaml"
+        )
 
 
 def method_of(name: str) -> str:
@@ -71,14 +81,15 @@ def method_source(name: str) -> str:
 
 
 def ablation_changes(name: str) -> dict[str, Any]:
-    """What an ablation changes in its method's Config; nothing for a method itself."""
+    """What an ablation of a recipe changes in its method's Config; nothing for any other name."""
     method, _, ablation = name.partition(MARK)
-    return dict(ablations_of(method)[ablation].changes) if ablation else {}
+    known = ablations_of(method)
+    return dict(known[ablation].changes) if ablation in known else {}
 
 
 def recipe_class(name: str) -> type[Recipe]:
     """The Config of a method, or of the method that an ablation changes; torch is not imported for it."""
-    check_method(name)
+    check_method(method_of(name))
     return RECIPES[method_of(name)]
 
 
@@ -86,7 +97,7 @@ def method_class(name: str) -> type[Method]:
     """The class of a method, or of the method that an ablation changes; imports its module, and torch."""
     from personalize_core.methods.interface import Method
 
-    check_method(name)
+    check_method(method_of(name))
     module = importlib.import_module(f"{__name__}.{method_of(name)}.method")
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, Method)]
     own = [kind for kind in kinds if kind.__module__ == module.__name__]

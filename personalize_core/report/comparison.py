@@ -113,7 +113,8 @@ def save_grid(
             cell = cells[column[image.prompt]] if image.prompt in column else None
             if image.variant == variant and cell is not None and len(cell) < images and _shows(image.path, own):
                 cell.append(image.path)
-        rows[in_words(variant)] = cells
+        words = in_words(variant)
+        rows[words if words not in rows else f"{words} ({variant})"] = cells
     columns = [template.replace("{}", grid["class_noun"]) for template in templates]
     references = concept_files.concept_images(store.concept_folder(concept))
     comparison_grid(references, rows, columns, path, title=title)

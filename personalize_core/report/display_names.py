@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from personalize_core.methods import ABLATION_NAMES, MARK, METHOD_NAMES, RECIPES
+from personalize_core.methods import MARK, RECIPES, method_of
 from personalize_core.methods.shared.options import STRATEGY_NAMES
 
 NAMES: dict[str, str] = {name: recipe.display_name for name, recipe in RECIPES.items()} | {
@@ -18,21 +18,23 @@ NAMES: dict[str, str] = {name: recipe.display_name for name, recipe in RECIPES.i
 def in_words(name: str) -> str:
     """A method, an ablation or a sampling variant as people call it; any other name, with spaces.
 
-    A variant that is called METHOD_SOMETHING is "Method with something" where that something has a name, else
-    "Method: something".
+    A variant that is called METHOD_SOMETHING, or METHOD@ABLATION_SOMETHING, is "Method with something" where that
+    something has a name; else the former is "Method: something", as an ablation without a name is.
     """
     if name in NAMES:
         return NAMES[name]
-    owners = [owner for owner in (*METHOD_NAMES, *ABLATION_NAMES) if name.startswith(f"{owner}_")]
+    for suffix, strategy in STRATEGY_NAMES.items():
+        owner = name.removesuffix(f"_{suffix}")
+        if owner != name and method_of(owner) in RECIPES:
+            return f"{in_words(owner)} with {strategy}"
+    method, mark, ablation = name.partition(MARK)
+    if mark:
+        return f"{in_words(method)}{' ' if ablation.startswith('without_') else ': '}{_spaced(ablation)}"
+    owners = [owner for owner in RECIPES if name.startswith(f"{owner}_")]
     if owners:
         owner = max(owners, key=len)
-        how = name.removeprefix(f"{owner}_")
-        strategy = STRATEGY_NAMES.get(how)
-        return f"{in_words(owner)} with {strategy}" if strategy else f"{in_words(owner)}: {_spaced(how)}"
-    method, mark, ablation = name.partition(MARK)
-    if not mark:
-        return _spaced(name)
-    return f"{in_words(method)}{' ' if ablation.startswith('without_') else ': '}{_spaced(ablation)}"
+        return f"{in_words(owner)}: {_spaced(name.removeprefix(f'{owner}_'))}"
+    return _spaced(name)
 
 
 def each_in_words(names: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +77,6 @@ def render(
     environment.filters |= {
         "in_words": in_words,
         "each_in_words": each_in_words,
-        "anchor": anchor,
         "breakable": breakable,
     }
     environment.globals["packaged"] = lambda name: Markup((environment.loader.get_source(environment, name))[0])  # type: ignore[union-attr]
@@ -249,11 +247,6 @@ def _not_scored(cells: Sequence[str]) -> list[str]:
     for method, concepts in lacking.items():
         together.setdefault(listed(concepts), []).append(in_words(method))
     return [f"There are no scores of {concepts} by {listed(methods)}." for concepts, methods in together.items()]
-
-
-def anchor(name: str) -> str:
-    """A name as an id of the page."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def breakable(text: str) -> Markup:

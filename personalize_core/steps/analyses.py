@@ -28,7 +28,7 @@ from personalize_core.files.atomic import (
     write_json,
 )
 from personalize_core.files.stamps import sha256_or_none, sources_hash, stamp_of
-from personalize_core.methods import ABLATION_NAMES, BASELINE, METHOD_NAMES, check_method, method_of, method_source
+from personalize_core.methods import BASELINE, method_of, method_source
 from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.randomness import seed_for
 from personalize_core.sampling.grid import DESCRIPTION, image_name, read_grid
@@ -99,7 +99,7 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
         return _analyse_external(store, concept, method, listener)
     from personalize_core.report import display_names
 
-    check_method(method)
+    store.params.check_method(method)
     started, params, folder = time.monotonic(), store.params, store.analyses(method, concept)
     store.concept(concept)
     variants = params.sampling_variants(method)
@@ -265,7 +265,7 @@ def analysed(store: Store, concept: str) -> list[str]:
     Raises:
         InputError: there is none.
     """
-    names = [name for name in (*METHOD_NAMES, *ABLATION_NAMES) if has_this_format(store.analyses(name, concept))]
+    names = [name for name in store.params.known_methods if has_this_format(store.analyses(name, concept))]
     if not names:
         raise InputError(f"no method has been analysed on {concept!r}; `personalize analyse` does it")
     return names

@@ -29,9 +29,9 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
     """All that has been scored by this protocol, or as params.yaml says: one table, one summary, images and plots.
 
     A concept and method of the experiment without scores is left out, and listed in summary.json as missing; so is
-    one whose images were sampled otherwise than the protocol or params.yaml says now. Ablations need not stand in
-    params.yaml: each that was sampled from this base model and scored joins in. Where a method was trained again with
-    other seeds, the noise of its training goes into its verdicts.
+    one whose images were sampled otherwise than the protocol or params.yaml says now. Ablations of the methods'
+    recipes need not stand in params.yaml: each that was sampled from this base model and scored joins in. Where a
+    method was trained again with other seeds, the noise of its training goes into its verdicts.
 
     Raises:
         InputError: nothing has been scored, or the tables were made by different encoders.
@@ -110,7 +110,7 @@ def _concepts(store: Store) -> list[str]:
 
 
 def _further_ablations(store: Store, concept: str) -> list[str]:
-    """Ablations that params.yaml does not name, with scores of images by this base model."""
+    """Ablations of recipes that params.yaml does not name, with scores of images by this base model."""
     found = [name for name in ABLATION_NAMES if name not in store.params.method_names]
     scored = [name for name in found if (store.scores(name, concept) / MANIFEST).is_file()]
     return [name for name in scored if _sampled_by(store.grid(name, concept)) == store.params.base_model]

@@ -10,7 +10,7 @@ from personalize_core.errors import InputError
 from personalize_core.files.atomic import new_folder, whole_folder, write_json
 from personalize_core.files.outside import is_there, refuse_pickle
 from personalize_core.files.stamps import sha256, stamp_of
-from personalize_core.methods import check_method, method_class
+from personalize_core.methods import method_class
 from personalize_core.steps.events import Report
 from personalize_core.steps.training import PROOF, trained_report
 from personalize_core.workspace.lineage.making import making
@@ -27,7 +27,7 @@ def export(store: Store, concept: str, method: str, to: Path) -> Report:
     """
     from personalize_core.artifacts.saving import restore
 
-    check_method(method)
+    store.params.check_method(method)
     started = time.monotonic()
     if is_there(to):
         raise InputError(f"{to} exists already; name a folder that does not, so that nothing is overwritten")
@@ -75,7 +75,7 @@ def import_artifact(store: Store, concept: str, method: str, source: Path) -> Re
     from personalize_core.methods.shared.interchange import read_foreign
     from personalize_core.training import training_log
 
-    check_method(method)
+    store.params.check_method(method)
     started, folder = time.monotonic(), store.artifact(method, concept)
     config, described = store.params.config(method), store.concept(concept)
     if not is_there(source) or not source.exists():

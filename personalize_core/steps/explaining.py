@@ -8,7 +8,7 @@ from pathlib import Path
 
 from personalize_core.errors import InputError
 from personalize_core.files.outside import is_there
-from personalize_core.methods import check_method
+from personalize_core.methods import check_method, method_of
 from personalize_core.steps.result_lineage import ResultLineage
 from personalize_core.steps.score_lineage import Rows, explain_scores
 from personalize_core.workspace import commands
@@ -51,7 +51,7 @@ def _latest(store: Store, rows: Rows) -> Path:
     if rows.concept is None or rows.method is None:
         raise InputError("name a file or folder of data/, or a concept and a method with --concept and --method")
     if not is_label(rows.method) or not is_there(store.external(rows.method, rows.concept)):
-        check_method(rows.method)
+        check_method(method_of(rows.method))  # also of an ablation that params.yaml had once
     store.concept(rows.concept)
     places = [place(rows.method, rows.concept) for place in (store.scores, store.grid, store.artifact)]
     for place in places:

@@ -12,7 +12,6 @@ from pathlib import Path
 from personalize_core.errors import InputError
 from personalize_core.files.atomic import MANIFEST, changed_files
 from personalize_core.files.stamps import stamp_of
-from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES
 from personalize_core.steps.events import Report
 from personalize_core.steps.planning import SAMPLE, SCORE, TRAIN, Cell
 from personalize_core.steps.training import trained_report
@@ -234,8 +233,8 @@ def _class_images(store: Store, concepts: set[str]) -> Iterator[tuple[Place, str
             yield Place(CLASS_IMAGES, concept), word
 
 
-def _cells(top: Path, kind: str, concepts: set[str]) -> Iterator[tuple[Place, str]]:
-    for method in (*METHOD_NAMES, *ABLATION_NAMES):
+def _cells(store: Store, top: Path, kind: str, concepts: set[str]) -> Iterator[tuple[Place, str]]:
+    for method in store.without_protocol().params.known_methods:
         for concept in _names(f"{top}/{method}"):
             if concept in concepts:
                 yield from _found(Place(kind, concept, method), f"{top}/{method}/{concept}/{MANIFEST}")
@@ -258,10 +257,10 @@ def _external(store: Store, concepts: set[str]) -> Iterator[tuple[Place, str]]:
 _FINDERS = {
     LATENTS: _latents,
     CLASS_IMAGES: _class_images,
-    ARTIFACT: lambda store, concepts: _cells(store.trained / "artifacts", ARTIFACT, concepts),
-    GRID: lambda store, concepts: _cells(store.sampled / "grids", GRID, concepts),
+    ARTIFACT: lambda store, concepts: _cells(store, store.trained / "artifacts", ARTIFACT, concepts),
+    GRID: lambda store, concepts: _cells(store, store.sampled / "grids", GRID, concepts),
     REFERENCE_SCORES: _references,
-    METRICS: lambda store, concepts: _cells(store.sampled / "metrics", METRICS, concepts),
+    METRICS: lambda store, concepts: _cells(store, store.sampled / "metrics", METRICS, concepts),
     EXTERNAL_METRICS: _external,
     COMPARISON: lambda store, _: _found(Place(COMPARISON), store.comparison() / MANIFEST),
     REPORT: lambda store, _: _found(Place(REPORT), store.report() / MANIFEST),

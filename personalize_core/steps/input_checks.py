@@ -14,7 +14,6 @@ from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, together
 from personalize_core.files.atomic import is_up_to_date
 from personalize_core.files.snapshot import memoized, snapshot
-from personalize_core.methods import check_method
 from personalize_core.metrics import encoder_names
 from personalize_core.metrics.judge import local_weights
 from personalize_core.metrics.judge.keys import key_of
@@ -145,7 +144,7 @@ def _images_of(store: Store, concept: str) -> list[Path]:
 
 
 def _check_method(store: Store, method: str) -> None:
-    check_method(method)
+    store.params.check_method(method)
     recipe_of(store, method)
     store.params.own_variants(method)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from personalize_core.artifacts.description import imported
@@ -49,6 +49,10 @@ class Cell:
     @property
     def possible(self) -> bool:
         return self.first != CANNOT
+
+    def impossible(self, why: str) -> Cell:
+        """The same cell, with a reason why nothing can be done about it now."""
+        return replace(self, first=CANNOT, why=why)
 
 
 @snapshot()

@@ -14,7 +14,7 @@ from personalize_core.concepts.concept import SLOT, check_placeholders
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import is_up_to_date, read_json, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
-from personalize_core.methods import BASELINE, check_method, method_class
+from personalize_core.methods import BASELINE, method_class
 from personalize_core.metrics.encoder_names import weights_of
 from personalize_core.report.display_names import in_words
 from personalize_core.sampling.grid import image_name
@@ -55,7 +55,7 @@ def sample_prompts(
     """
     from personalize_core.artifacts.saving import restore
 
-    check_method(method)
+    store.params.check_method(method)
     started, params, described = time.monotonic(), store.params, store.concept(concept)
     templates, variants = [_template(described, prompt) for prompt in prompts], params.sampling_variants(method)
     variant = variant or next(iter(variants))
@@ -119,7 +119,7 @@ def heat_maps(
     from personalize_core.artifacts.saving import restore
     from personalize_core.files.atomic import save_tensors
 
-    check_method(method)
+    store.params.check_method(method)
     started, params, template = time.monotonic(), store.params, _template(store.concept(concept), prompt)
     variants = params.sampling_variants(method)
     others = {noun: replace(store.concept(concept), class_noun=noun) for noun in nouns}
@@ -218,7 +218,7 @@ def sample_several_concepts(
 
     started, params = time.monotonic(), store.params
     for _, method in cells:
-        check_method(method)
+        store.params.check_method(method)
     described = [store.concept(concept) for concept, _ in cells]
     for prompt in prompts:
         for concept in described:
@@ -288,7 +288,7 @@ def sample_between(
 
     started, params, names = time.monotonic(), store.params, [concept for concept, _ in cells]
     for _, method in cells:
-        check_method(method)
+        store.params.check_method(method)
         check_learns_a_word_alone(method)
     described = [store.concept(name) for name in names]
     if len(set(names)) < 2:

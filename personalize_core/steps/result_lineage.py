@@ -19,7 +19,7 @@ from personalize_core.concepts.concept import SLOT
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import read_record, record_of_result
 from personalize_core.files.stamps import Stamp, sha256
-from personalize_core.methods import check_method
+from personalize_core.methods import check_method, method_of
 from personalize_core.sampling.grid import DESCRIPTION, IMAGE, located
 from personalize_core.steps.training import PROOF
 from personalize_core.workspace import commands
@@ -404,7 +404,7 @@ class ResultLineage:
             if name == "scoring.json":  # of real images and of images made elsewhere too
                 link.inputs = [self.scores(method, concept)]
             else:
-                check_method(method)
+                check_method(method_of(method))
                 link.inputs = [(self.grid if name == "sampling.json" else self.artifact)(method, concept)]
         else:
             raise InputError(f"{path} tells how something came to be; ask for that thing itself")

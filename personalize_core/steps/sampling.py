@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from personalize_core.files.atomic import is_up_to_date, read_record, write_json
-from personalize_core.methods import check_method
 from personalize_core.sampling.grid import DESCRIPTION, image_name
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.steps.latents import encode_concept, read_latents
@@ -34,7 +33,7 @@ def sample_grid(store: Store, concept: str, method: str, listener: Listener = un
     Raises:
         InputError: the method has not been trained on the concept, or not on this base model.
     """
-    check_method(method)
+    store.params.check_method(method)
     started = time.monotonic()
     folder, how = store.grid(method, concept), store.params.sampling
     refining(store, concept, method, variants_of(store, method), listener)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from personalize_core.concepts import concept_files
 from personalize_core.errors import InputError, listed
 from personalize_core.files.atomic import is_up_to_date, read_results, write_json
-from personalize_core.methods import check_method
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.lineage.records import files_trained_on
@@ -31,7 +30,7 @@ def score(store: Store, concept: str, method: str, listener: Listener = unheard)
         InputError: an image that is held out now was trained on.
     """
     if not is_label(method):
-        check_method(method)
+        store.params.check_method(method)
     grid = store.grid(method, concept)
 
     def scored(

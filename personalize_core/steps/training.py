@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from personalize_core.artifacts.description import imported
 from personalize_core.files.atomic import is_up_to_date, read_result, write_json
-from personalize_core.methods import check_method, method_class, method_of
+from personalize_core.methods import method_class, method_of
 from personalize_core.randomness import seed_for
 from personalize_core.steps.class_images import class_images_for, encode_real_class_images
 from personalize_core.steps.events import Event, Listener, Report, unheard
@@ -49,7 +49,7 @@ def train(store: Store, concept: str, method: str, listener: Listener = unheard,
             and base model; nothing has been computed then.
         ProofFailed: the artifact, read from disk, samples something else.
     """
-    check_method(method)
+    store.params.check_method(method)
     started = time.monotonic()
     folder = store.artifact(method, concept)
     if imported(folder):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from personalize_core.errors import InputError, listed
-from personalize_core.methods import check_method, is_trained, method_of
+from personalize_core.methods import is_trained, method_of
 from personalize_core.workspace.recipes import check_concepts_wanted, concepts_wanted
 from personalize_core.workspace.store import Store
 
@@ -41,7 +41,7 @@ def request(
         InputError: the method learns nothing, the budget is no time, there are too few concepts, or one is in both
             sets.
     """
-    check_method(method)
+    store.params.check_method(method)
     if not is_trained(method_of(method)):
         raise InputError(f"{method} learns nothing, so there is no recipe to tune; name another method")
     if not (math.isfinite(minutes) and minutes > 0):

@@ -19,6 +19,7 @@ import yaml
 
 from personalize_core.errors import listed
 from personalize_core.files.atomic import read_result, write_bytes, write_json
+from personalize_core.methods import MARK
 from personalize_core.metrics import balance
 from personalize_core.metrics.parquet import write_parquet
 from personalize_core.metrics.statistics import Estimate
@@ -115,6 +116,8 @@ def section(outcome: Outcome, differences: Mapping[str, Estimate]) -> str:
         f"Tuned on {listed(outcome.asked.on)}: balance {why(outcome)}.",
         f"On {listed(outcome.asked.report_on)}, which were held back: {_in_words(differences.get('balance'))}.",
     ]
+    if MARK not in method:
+        lines.append(f"To compare both recipes, write this one under `ablations` instead, as {method}{MARK}tuned.")
     return "".join(f"# {line}\n" for line in lines) + text
 
 

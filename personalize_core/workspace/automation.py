@@ -8,7 +8,6 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from personalize_core.concepts.concept import check_name
 from personalize_core.files.http import LOOPBACK
-from personalize_core.methods import check_method
 from personalize_core.workspace.cron import check_cron
 from personalize_core.workspace.sections import Names, Section, each_once
 
@@ -69,9 +68,7 @@ class Automation(Section):
 
     @field_validator("canary")
     @classmethod
-    def _known_cells(cls, cells: dict[str, list[str]]) -> dict[str, list[str]]:
-        for concept, methods in cells.items():
+    def _concept_names(cls, cells: dict[str, list[str]]) -> dict[str, list[str]]:
+        for concept in cells:
             check_name(concept)
-            for method in methods:
-                check_method(method)
         return cells

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from personalize_core.base_model.loading import NAMES, is_address
 from personalize_core.errors import InputError, listed, shown
@@ -18,6 +19,7 @@ from personalize_core.methods import (
     METHOD_NAMES,
     ablation_changes,
     check_method,
+    known_methods,
     method_of,
     recipe_class,
 )
@@ -32,6 +34,8 @@ from personalize_core.workspace.sampling_settings import SamplerSettings, Sampli
 from personalize_core.workspace.sections import MOST_SEED, Section
 from personalize_core.workspace.variants import NAME as VARIANT_NAME
 from personalize_core.workspace.variants import Variant, checked_variant, variant_of
+
+ABLATION_NAME = re.compile(r"(?=.{1,50}$)[a-z0-9][a-z0-9_-]*(\.[a-z0-9][a-z0-9_-]*)*")
 
 
 class Params(Section):
@@ -55,7 +59,8 @@ class Params(Section):
     judge: Judge | None = None  # None: no model is asked
     baseline: str = BASELINE  # the variant that the others are compared with; or the label of an external column
     methods: dict[str, dict[str, Values]]  # method -> base model -> what its recipe changes for that base model
-    ablations: dict[str, dict[str, Values]] = {}  # the same for METHOD@ABLATION, on top of the method's own recipe
+    # The same for METHOD@ABLATION, on top of the method's own recipe; also for names that the method's recipe lacks.
+    ablations: dict[str, dict[str, Values]] = {}
     automation: Automation = Automation()
     variants: dict[str, dict[str, Values]]  # method or ablation -> variant -> sampling options; see sampling_variants
 
@@ -89,25 +94,41 @@ class Params(Section):
     @field_validator("ablations")
     @classmethod
     def _known_ablations(cls, sections: dict[str, Any]) -> dict[str, Any]:
-        for name in sections:
-            check_method(name)
+        for name, bases in sections.items():
+            check_method(method_of(name))
             if MARK not in name:
                 raise ValueError(f"{name!r} is a method; write it under methods, or as METHOD{MARK}ABLATION")
+            if name in ABLATION_NAMES:
+                continue
+            if not any(bases.values()):
+                raise ValueError(
+                    f"{name} is no ablation of the recipe, so its section says what it changes; write for instance "
+                    f"`{name}: {{ mini: {{ steps: 300 }} }}`"
+                )
+            if not ABLATION_NAME.fullmatch(name.partition(MARK)[2]):
+                raise ValueError(
+                    f"{name!r} cannot be the name of an ablation, since folders are named after it; use 1 to 50 "
+                    f"lower-case letters, digits, '_', '-' and '.' behind the {MARK}, with a letter or digit first and "
+                    "behind every '.'"
+                )
         return sections
 
     @field_validator("variants")
     @classmethod
-    def _known_and_apart(cls, sections: dict[str, Any]) -> dict[str, Any]:
+    def _known_and_apart(cls, sections: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "ablations" not in info.data:
+            return sections  # it is refused, and what variants may be called depends on it
+        own = info.data["ablations"]
         owners: dict[str, str] = {}
         for method, variants in sections.items():
-            check_method(method)
+            check_method(method, own)
             for name in variants:
                 if not VARIANT_NAME.fullmatch(name):
                     raise ValueError(
                         f"{name!r} cannot be the name of a variant of {method}, since files are named after it; use 1 "
                         "to 100 lower-case letters, digits, '_', '-', '.' and '@', beginning with a letter or digit"
                     )
-                if name != method and name in (*METHOD_NAMES, *ABLATION_NAMES):
+                if name != method and name in known_methods(own):
                     raise ValueError(f"a variant of {method} cannot be called {name!r}: that is another method's name")
                 if name in owners:
                     raise ValueError(
@@ -116,6 +137,16 @@ class Params(Section):
                     )
                 owners[name] = method
         return sections
+
+    @model_validator(mode="after")
+    def _known_cells_of_the_canary(self) -> Params:
+        for concept, methods in self.automation.canary.items():
+            for method in methods:
+                try:
+                    self.check_method(method)
+                except InputError as error:
+                    raise ValueError(f"automation.canary.{concept}: {error}") from error
+        return self
 
     @classmethod
     def read(cls, path: Path) -> Params:
@@ -129,10 +160,28 @@ class Params(Section):
         """The section `automation`; its defaults where there is no such file."""
         return cls.read(path).automation if path.is_file() else Automation()
 
+    @classmethod
+    def read_known_methods(cls, path: Path) -> list[str]:
+        """As `known_methods`; those of the recipes where there is no such file."""
+        return cls.read(path).known_methods if path.is_file() else known_methods()
+
     @property
     def method_names(self) -> list[str]:
-        """The methods and ablations of this experiment, in params.yaml's order."""
-        return [*self.methods, *self.ablations]
+        """The methods and ablations of this experiment, in params.yaml's order.
+
+        An ablation that no recipe has belongs to the base models that its section has something for.
+        """
+        here = [name for name, bases in self.ablations.items() if name in ABLATION_NAMES or bases.get(self.base_model)]
+        return [*self.methods, *here]
+
+    @property
+    def known_methods(self) -> list[str]:
+        """All that can be trained here: the methods, the ablations of their recipes, and those of `ablations`."""
+        return known_methods(self.ablations)
+
+    def check_method(self, name: str) -> None:
+        """Raise InputError unless there is such a method, or such an ablation of it here."""
+        check_method(name, self.ablations)
 
     def config(self, method: str) -> Any:
         """The method's recipe on this base model: its published defaults, and what params.yaml changes.
@@ -147,10 +196,18 @@ class Params(Section):
         if plain != method and config == self._recipe(plain):
             changes = ablation_changes(method) | self.ablations.get(method, {}).get(self.base_model, {})
             already = listed(f"{name} = {as_written(value)}" for name, value in changes.items())
-            raise InputError(f"{method} is {plain} itself on {self.base_model}: its recipe already has {already}")
+            section = f"ablations.{method}"
+            if not changes:
+                why = f"{section} says nothing of it; add {section}.{self.base_model}"
+            elif method in ABLATION_NAMES:
+                why = f"its recipe already has {already}"
+            else:
+                why = f"its recipe already has {already}; take {section} out"
+            raise InputError(f"{method} is {plain} itself on {self.base_model}: {why}")
         return config
 
     def _recipe(self, method: str) -> Any:
+        self.check_method(method)
         kind, base, plain = recipe_class(method), self.base_model, method_of(method)
         changes, where = self.methods.get(plain, {}).get(base, {}), f"params.yaml, methods.{plain}.{base}"
         if plain != method:

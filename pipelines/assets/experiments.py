@@ -27,7 +27,7 @@ class Experiment:
     @property
     def prefix(self) -> tuple[str, ...]:
         repeat = ("repeats", str(self.repeat)) if self.repeat else ()
-        return (*repeat, "under", _allowed(self.protocol)) if self.protocol else repeat
+        return (*repeat, "under", allowed(self.protocol)) if self.protocol else repeat
 
     def group(self, usual: str) -> str:
         """The group of an asset: one for all of an experiment, so that the graph can fold it away."""
@@ -45,7 +45,7 @@ class Experiment:
         return Store(store.root, self.protocol, self.repeat)
 
 
-def _allowed(name: str) -> str:
+def allowed(name: str) -> str:
     """The name with characters that Dagster allows; a part of its hash keeps `a-b` and `a_b` apart."""
     replaced = re.sub(r"[^A-Za-z0-9_]", "_", name)
     return name if replaced == name else f"{replaced}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"

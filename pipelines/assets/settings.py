@@ -14,7 +14,7 @@ from pipelines.assets import asset_defaults
 from pipelines.assets.experiments import USUAL as THE_USUAL
 from pipelines.assets.experiments import Experiment, experiments
 from pipelines.assets.failures import or_skipped
-from pipelines.partitions import methods
+from pipelines.partitions import METHODS, methods
 from pipelines.presentation import history
 from pipelines.resources import Workspace
 
@@ -37,7 +37,7 @@ class Settings:
         return own if self.experiment.protocol else [self.recipe, *own]
 
     def versions(self, store: "Store") -> dict[tuple[dg.AssetKey, str | None], Callable[[], str]]:
-        """(asset, method) -> what gives its version, of every method and ablation of params.yaml.
+        """(asset, method) -> what gives its version, of every method and ablation of params.yaml that is a partition.
 
         Raises:
             InputError: params.yaml or the protocol is damaged. What a method's section lacks, its version raises.
@@ -46,7 +46,7 @@ class Settings:
 
         found: dict[tuple[dg.AssetKey, str | None], Callable[[], str]] = {}
         found[self.encoders.key, None] = partial(steps.scoring_stamp, store)
-        for method in store.params.method_names:
+        for method in (each for each in store.params.method_names if each in METHODS):
             if self.recipe in self.all:
                 found[self.recipe.key, method] = partial(steps.recipe_stamp, store, method)
             found[self.sampling.key, method] = partial(steps.sampling_stamp, store, method)

@@ -14,7 +14,7 @@ from pipelines.assets.external import LABEL
 from pipelines.assets.failures import or_skipped
 from pipelines.automation import verdicts
 from pipelines.automation.requests import under_way
-from pipelines.partitions import CONCEPT, METHOD
+from pipelines.partitions import CONCEPT, METHOD, METHODS
 from pipelines.presentation import history, metadata
 from pipelines.resources import Workspace
 
@@ -66,6 +66,7 @@ def results(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.Sen
 
     That costs time and changes nothing: what Dagster's history says already is not reported a second time.
     """
+    from personalize_core.errors import listed
     from personalize_core.files.atomic import read_record, write_json
     from personalize_core.files.snapshot import snapshot
 
@@ -76,10 +77,14 @@ def results(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.Sen
     concepts, labels = (context.instance.get_dynamic_partitions(dimension) for dimension in (CONCEPT, LABEL))
     there: dict[str, str] = {}
     changed: list[tuple[Experiment, Place]] = []
+    unknown: set[str] = set()  # ablations that are partitions once definitions are loaded again
     for experiment in [USUAL, *experiments(store.root)]:
         for place, word in _results_there(experiment, workspace, concepts).items():
             if place.label and place.label not in labels:
                 continue  # the sensor `external_columns` makes it a partition
+            if place.method and place.method not in METHODS:
+                unknown.add(place.method)
+                continue
             name = _name(experiment, place)
             there[name] = word
             if seen.get(name) != word:
@@ -96,6 +101,7 @@ def results(context: dg.SensorEvaluationContext, workspace: Workspace) -> dg.Sen
         context.log.warning(sentence)
     reported = f"{len(found)} results are reported" if found else "no result that is not known already"
     waiting = f"; {len(left)} wait" if left else ""
+    waiting += f"; {listed(sorted(unknown))}: load definitions again" if unknown else ""
     return dg.SensorResult(skip_reason=f"{reported}{waiting}", cursor=cursor)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from pipelines.automation import jobs
-from pipelines.partitions import CONCEPT, METHOD
+from pipelines.partitions import CONCEPT, METHOD, METHODS
 
 if TYPE_CHECKING:
     from personalize_core.steps import Cell
@@ -74,7 +74,17 @@ def without_run(instance: dg.DagsterInstance, store: Store, concepts: Sequence[s
         instance, concepts and [f"{name}|{each}" for name in concepts for each in store.params.method_names]
     )
     cells = steps.plan(store, usable(instance, store) if concepts is None else concepts)
-    return [cell for cell in cells if f"{cell.concept}|{cell.method}" not in busy]
+    return [_with_a_partition(cell) for cell in cells if f"{cell.concept}|{cell.method}" not in busy]
+
+
+def _with_a_partition(cell: Cell) -> Cell:
+    """The cell, without a run to ask for if Dagster does not know its ablation yet."""
+    if cell.method in METHODS or not cell.possible:
+        return cell
+    return cell.impossible(
+        f"{cell.method} has been written into params.yaml since definitions were loaded; load them again: "
+        "Deployment, Code locations, Reload"
+    )
 
 
 def usable(instance: dg.DagsterInstance, store: Store) -> list[str]:

@@ -94,10 +94,11 @@ def training_follows(context: dg.RunStatusSensorContext, workspace: Workspace) -
     if run.tags.get(THEN) != jobs.learn.name or not concept:
         return dg.SkipReason("a person started it")
     cells = stale(context.instance, workspace.store(), [concept])
-    if notice := steps.earlier_version_notice(cells):
-        context.log.warning(notice)
+    refused = [f"{cell.method}: {cell.why}" for cell in cells if not cell.possible]
+    for reason in [*refused, *filter(None, [steps.earlier_version_notice(cells)])]:
+        context.log.warning(reason)
     requests = trainings([cell for cell in cells if cell.possible], run.run_id, TRAINS.name)
-    return requests or dg.SkipReason(f"nothing of {concept} is stale")
+    return requests or dg.SkipReason("; ".join(refused) or f"nothing of {concept} is stale")
 
 
 comparison_follows = dg.AutomationConditionSensorDefinition(

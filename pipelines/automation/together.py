@@ -6,16 +6,17 @@ other; the run then counts as failed, and says which. A run that lost its proces
 Annotations are evaluated here, as in assets/chain.py: Dagster looks at the type of `context` itself.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from personalize_core.methods import ABLATION_NAMES, METHOD_NAMES
+from personalize_core.methods import MARK
 from pipelines.assets import asset_defaults
+from pipelines.assets.experiments import allowed
 from pipelines.assets.failures import judge
 from pipelines.automation import reporting, requests
-from pipelines.partitions import concepts
+from pipelines.partitions import METHODS, concepts
 from pipelines.presentation.progress import logged
 from pipelines.resources import Workspace
 
@@ -25,8 +26,15 @@ if TYPE_CHECKING:
 
     Step = Callable[[Store, str, str, Listener], Report]
 
-KEYS = {name.replace("@", "__"): name for name in (*METHOD_NAMES, *ABLATION_NAMES)}  # Dagster's keys hold no @
 Events = Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation | dg.Output[None]]
+
+
+def keys_of(methods: Iterable[str]) -> dict[str, str]:
+    """Key -> method; Dagster's keys hold letters, digits and _ alone."""
+    return {allowed(method.replace(MARK, "__")): method for method in methods}
+
+
+KEYS = keys_of(METHODS)
 
 
 @dg.op(

@@ -87,7 +87,7 @@ SETTINGS = {
         ("sampling.images_per_prompt", 10**9, "1,000,000,000 images take about 63 years and 500 TB"),
         ("sampling.images_per_prompt", 10**30, "at most 1000"),
         ("automation.nightly", "at night", "automation.nightly = 'at night': it is no cron expression"),
-        ("automation.canary", {"dog1": ["nosuch"]}, "there is no method 'nosuch'"),
+        ("automation.canary", {"dog1": ["nosuch"]}, "automation.canary.dog1: there is no method 'nosuch'"),
         (
             "methods",
             {"textual_inversion": {"Mini": {}}},

@@ -388,6 +388,14 @@ def test_a_damaged_protocol_hides_no_change_of_the_others(instance, store):
     assert {event.asset_key for event in result.asset_events} == {each.key for each in settings.USUAL.all}
 
 
+def test_a_damaged_protocol_holds_up_no_result_of_the_others(instance, store, watch):
+    (store.data / "protocols").mkdir()
+    (store.data / "protocols" / "broken.yaml").write_text("title: [")
+    with (store.root / "params.yaml").open("a") as params:
+        params.write("automation: {protocols: [broken]}\n")
+    assert watch.tick() == "10 results are reported"
+
+
 def test_a_damaged_section_of_a_method_hides_no_change_of_the_others(instance, store):
     values = yaml.safe_load((store.root / "params.yaml").read_text())
     values["methods"]["textual_inversion"][values["base_model"]]["tempo"] = 3

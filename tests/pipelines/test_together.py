@@ -11,15 +11,17 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
 from personalize_core import steps
 from personalize_core.base_model import loading
 from personalize_core.errors import InputError
 from personalize_core.workspace.store import Store
+from pipelines import partitions
 from pipelines.assets import settings
 from pipelines.automation import requests, schedules
 from pipelines.automation.reporting import results
-from pipelines.automation.together import learn_concept
+from pipelines.automation.together import keys_of, learn_concept
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
@@ -173,6 +175,58 @@ def test_together_the_night_asks_for_one_run_for_each_concept(root, tmp_path_fac
     (request,) = asked["learn_concept"]
     assert (request.job_name, request.partition_key) == ("learn_concept", "rex")
     assert all(method in request.tags["personalize/why"] for method in METHODS)
+
+
+def test_every_method_has_a_key_of_its_own_that_dagster_takes():
+    """Of those with a dot in their names too, and of those whose names differ by nothing else."""
+    methods = [*partitions.METHODS, "oft@lr_1.5", "oft@lr_1-5", "oft@lr_1_5"]
+    keys = keys_of(methods)
+    assert list(keys.values()) == methods
+    for key in keys:
+        dg.DynamicOutput(None, mapping_key=key)
+    assert keys["dreambooth__adaptive"] == "dreambooth@adaptive"
+
+
+OWN = "textual_inversion@two_steps"
+
+
+def test_an_ablation_of_ones_own_is_a_partition_once_definitions_are_loaded_again(root, instance):
+    """In this process they were loaded before it was written; in one that begins then, one run makes it."""
+    values = yaml.safe_load((root / "params.yaml").read_text())
+    values["ablations"] = {OWN: {values["base_model"]: {"steps": 2}}}
+    store = tiny_workspace.write_params(root, values)
+    said = {cell.method: cell for cell in requests.stale(instance, store, ["rex"])}
+    assert set(said) == {*METHODS, OWN} and not said[OWN].possible and "Reload" in said[OWN].why
+    with dg.build_sensor_context(instance=instance) as context:
+        events = settings.settings(context, workspace=Workspace(root=str(root))).asset_events
+    assert {event.partition for event in events} == {*METHODS, None}
+
+    for method in (*METHODS, OWN):
+        steps.train(store, "rex", method)
+    with dg.build_sensor_context(instance=instance) as context:
+        results(context, workspace=Workspace(root=str(root)))
+    assert {method for _, method in materialized(instance)} == set(METHODS)
+    program = """
+from pathlib import Path
+import dagster as dg
+from personalize_core.workspace.store import Store
+from pipelines.automation import requests
+from pipelines.definitions import defs
+with dg.instance_for_test() as instance:
+    instance.add_dynamic_partitions("concept", ["rex"])
+    stale = requests.stale(instance, Store(Path.cwd()), ["rex"])
+    assert all(cell.possible for cell in stale)
+    job = defs.resolve_job_def("learn_concept")
+    done = job.execute_in_process(instance=instance, partition_key="rex")
+    print(done.success, *sorted(step.step_key for step in done.get_step_success_events()), sep="\\n")
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "True" and "score_cell[textual_inversion__two_steps]" in lines
+    assert (store.scores(OWN, "rex") / "scores.parquet").is_file()
 
 
 @pytest.mark.parametrize("together", [True, False])

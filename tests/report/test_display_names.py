@@ -20,6 +20,9 @@ from personalize_core.report.figures.image_grids import font, wrapped
         ("oft@coft", "COFT"),
         ("core_my_own", "CoRe: my own"),
         ("core@something_new", "CoRe: something new"),
+        ("core@something_new_tto", "CoRe: something new with test-time optimization"),
+        ("peft@dora_r_32", "PEFT: dora r 32"),  # no variant of peft@dora: it may lie on another adapter
+        ("dreambooth@without_prior_2", "DreamBooth without prior 2"),
         ("real_images", "real images"),
         ("my_variant", "my variant"),
     ],

@@ -312,6 +312,33 @@ def test_an_ablation_that_was_scored_is_compared_though_params_do_not_name_it(st
     assert name not in json.loads((store.comparison() / "summary.json").read_text())["means"]
 
 
+def test_an_ablation_of_ones_own_is_a_column_beside_its_method(store: Store):
+    name, plain, base = "personalized_residuals@rank_half", "personalized_residuals", store.params.base_model
+    kept = bytes_under(store.artifact(plain, "rex"))
+    store = changed(store, lambda values: values.update(ablations={name: {base: {"rank_fraction": 0.5}}}))
+    assert [(cell.concept, cell.method, cell.first) for cell in steps.plan(store)] == [
+        (concept, name, "train") for concept in ("cup", "rex")
+    ]
+    run_everything(store)
+    assert bytes_under(store.artifact(plain, "rex")) == kept and steps.plan(store) == []
+    learned, its_methods = (
+        read_json(store.artifact(method, "rex") / "config.json")["parameters"] for method in (name, plain)
+    )
+    assert learned == 2 * its_methods
+    summary = json.loads((store.comparison() / "summary.json").read_text())
+    assert name in summary["means"] and summary["missing"] == []
+    found = {place.kind for place in steps.results_there(store, ["rex"]) if place.method == name}
+    assert found == {"artifact", "image_grid", "metrics"}
+    page = steps.report(store).path.read_text()
+    assert "Personalized Residuals: rank half" in page
+    left = bytes_under(store.artifact(name, "rex"))
+    store = changed(store, lambda values: None)
+    with pytest.raises(InputError, match="has no ablation 'rank_half'"):
+        steps.train(store, "rex", name)
+    assert not steps.compare(store).skipped and bytes_under(store.artifact(name, "rex")) == left
+    assert name not in json.loads((store.comparison() / "summary.json").read_text())["means"]
+
+
 def test_a_comparison_ranks_every_variant_and_says_what_it_cost(store: Store):
     folder, variants = store.comparison(), {*METHODS, "personalized_residuals_lag"}
     ranked, pairs = (pl.read_parquet(folder / f"{name}.parquet") for name in ("rank", "pairs"))

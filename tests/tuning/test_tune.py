@@ -287,6 +287,12 @@ def test_the_section_is_ready_for_params_yaml_and_says_by_what_evidence(ended, t
     assert f"trial {result['best']} of {len(result['trials'])}" in comments[0] and "1 minutes" in comments[0]
     assert "bob and cup" in comments[1] and "+0.1000" in comments[1] and "0.0100" in comments[1]
     assert "mug and rex" in comments[2] and f"{result['differences']['balance']['mean']:+.4f}" in comments[2]
+    both = yaml.safe_load((ended / "params.yaml").read_text()) | {
+        "ablations": {f"{METHOD}@tuned": pasted["methods"][METHOD]}
+    }
+    params = Params.read(tiny_workspace.write_params(tmp_path, both).root / "params.yaml")
+    assert params.config(f"{METHOD}@tuned") == after and params.config(METHOD) == before
+    assert f"under `ablations` instead, as {METHOD}@tuned." in comments[3]
 
 
 @pytest.mark.usefixtures("pretending")

@@ -36,10 +36,10 @@ GOOD: dict[str, Any] = {
 
 @pytest.fixture
 def read(tmp_path):
-    """Params from the good ones with a change, given as a path of keys and a value (None: take it out)."""
+    """Params from the good ones with a change, given as a path of keys and a value (None: take it out), or sections."""
 
-    def reading(*keys, value: Any = None) -> Params:
-        values = yaml.safe_load(yaml.safe_dump(GOOD))
+    def reading(*keys, value: Any = None, **sections: Any) -> Params:
+        values = yaml.safe_load(yaml.safe_dump(GOOD | sections))
         section = values
         for key in keys[:-1]:
             section = section[key]
@@ -511,11 +511,64 @@ def test_an_ablation_stands_on_its_methods_recipe_for_the_base_model(read):
 def test_an_ablation_that_is_not_known_is_refused_with_those_that_are(read):
     assert refusal(lambda: check_method("vico@mask")) == (
         "vico has no ablation 'mask'; it has without_image_attention, concatenation, addition, without_mask, "
-        "without_regularizer and adaptive"
+        "without_regularizer and adaptive; to add it, write a section vico@mask under `ablations` in params.yaml"
     )
-    assert refusal(lambda: check_method("base_model@x")).endswith("it has none")
-    assert "vico has no ablation 'mask'" in refusal(lambda: read("ablations", value={"vico@mask": {}}))
+    assert "it has none; to add it, write" in refusal(lambda: check_method("base_model@x"))
+    for nothing in ({}, {"mini": {}}):
+        said = refusal(lambda nothing=nothing: read("ablations", value={"vico@mask": nothing}))
+        assert "vico@mask is no ablation of the recipe, so its section says what it changes" in said
     assert "is a method; write it under methods" in refusal(lambda: read("ablations", value={"vico": {}}))
+
+
+def test_a_name_that_no_recipe_has_is_an_ablation_of_ones_own(read):
+    params = read(
+        "ablations", value={"dreambooth@slow": {"mini": {"lr": 1e-5}}, "dreambooth@step_1.5-a": {"mini": {"steps": 3}}}
+    )
+    plain = params.config("dreambooth")
+    assert params.config("dreambooth@slow") == dataclasses.replace(plain, lr=1e-5)
+    assert params.config("dreambooth@step_1.5-a") == dataclasses.replace(plain, steps=3)
+    assert params.method_names == [*params.methods, "dreambooth@slow", "dreambooth@step_1.5-a"]
+    assert params.known_methods[:-2] == [*METHOD_NAMES, *ABLATION_NAMES]
+    assert params.known_methods[-2:] == params.method_names[-2:]
+    params.check_method("dreambooth@slow")
+    assert list(params.sampling_variants("dreambooth@slow")) == ["dreambooth@slow"]
+    asked = refusal(lambda: params.check_method("dreambooth@slowly"))
+    assert "dreambooth has no ablation 'slowly'; it has without_prior, " in asked
+    assert "adaptive, slow and step_1.5-a" in asked
+    assert asked == refusal(lambda: params.config("dreambooth@slowly"))
+
+
+@pytest.mark.parametrize("ablation", ["", "Big", "a/b", "a@b", ".a", "a b", "a.", "a..b", "a" * 51])
+def test_an_ablation_is_called_what_a_folder_may_be_called(ablation, read):
+    value = {f"dreambooth@{ablation}": {"mini": {"lr": 1e-5}}}
+    assert "cannot be the name of an ablation" in refusal(lambda: read("ablations", value=value))
+
+
+def test_an_ablation_of_ones_own_that_changes_nothing_is_refused(read):
+    same = {"dreambooth@same": {"mini": {"lr": read().config("dreambooth").lr}}}
+    assert refusal(lambda: read("ablations", value=same).config("dreambooth@same")) == (
+        "dreambooth@same is dreambooth itself on mini: its recipe already has lr = 5.0e-06; take "
+        "ablations.dreambooth@same out"
+    )
+    elsewhere = read("ablations", value={"dreambooth@other": {"sd-1.4": {"lr": 1e-5}}})
+    assert "is dreambooth itself on mini: ablations.dreambooth@other says nothing of it; add" in refusal(
+        lambda: elsewhere.config("dreambooth@other")
+    )
+    assert "dreambooth@other" not in elsewhere.method_names  # and nothing else is refused because of it
+    unknown = {"dreambooth@typo": {"mini": {"learning_rate": 1e-5}}}
+    assert "learning_rate" in refusal(lambda: read("ablations", value=unknown).config("dreambooth@typo"))
+
+
+def test_an_ablation_of_ones_own_has_variants_and_stands_in_the_canary(read):
+    own = {"ablations": {"dreambooth@slow": {"mini": {"lr": 1e-5}}}}
+    guided = {"dreambooth@slow": {"slow_pg": {"personalization_guidance": {"omega": 0.5}}}}
+    canary = {"canary": {"rex": ["dreambooth@slow"]}}
+    params = read(**own, variants=guided, automation=canary)
+    assert list(params.sampling_variants("dreambooth@slow")) == ["slow_pg"]
+    assert "has no ablation 'slow'" in refusal(lambda: read(variants=guided))
+    assert "has no ablation 'slow'" in refusal(lambda: read(automation=canary))
+    taken = {"vico": {"dreambooth@slow": {}}}
+    assert "that is another method's name" in refusal(lambda: read(**own, variants=taken))
 
 
 @pytest.mark.parametrize("asked", [1, 8, "auto"])
