@@ -9,11 +9,11 @@ import dagster as dg
 from pipelines.assets import analyses, canary, chain, checks, external, settings
 from pipelines.automation import (
     arrival,
+    found_results,
     intake,
     jobs,
     notifications,
     recovery,
-    reporting,
     retention,
     schedules,
     together,
@@ -42,7 +42,7 @@ defs = dg.Definitions(
         arrival.concept_folder,
         settings.settings,
         external.external_columns,
-        reporting.results,
+        found_results.results,
         schedules.training_follows,
         schedules.comparison_follows,
         recovery.lost_runs_sensor,

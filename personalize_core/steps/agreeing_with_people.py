@@ -13,7 +13,7 @@ from personalize_core.files.atomic import MANIFEST, is_up_to_date, write_json
 from personalize_core.files.stamps import sources_hash, stamp_of
 from personalize_core.steps.events import Event, Listener, Report, unheard
 from personalize_core.workspace.lineage.making import making
-from personalize_core.workspace.stamps.made import scores_stamp
+from personalize_core.workspace.stamps.made import score_table_stamp
 from personalize_core.workspace.store import AGREEMENT, SCORES, Store
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def study_agreement(
         {
             "study": read_key.study,
             "answers": given.select("rater", "question", "pair", "preferred").to_dicts(),
-            "scores": [scores_stamp(store, concept, method) for method, concept in cells],
+            "scores": [score_table_stamp(store, concept, method) for method, concept in cells],
             "sources": sources_hash(SOURCES),
         }
     )

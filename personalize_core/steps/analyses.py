@@ -38,7 +38,7 @@ from personalize_core.workspace import commands
 from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.lineage.records import files_trained_on
 from personalize_core.workspace.recipes import content_trained_on, device_of, load_base, split_of, workers_of
-from personalize_core.workspace.stamps.made import artifact_stamp, grid_stamp, manifest_stamp, scores_stamp
+from personalize_core.workspace.stamps.made import artifact_stamp, grid_stamp, manifest_stamp, score_table_stamp
 from personalize_core.workspace.stamps.sources import ENCODERS, NAMING, SAMPLING
 from personalize_core.workspace.store import SCORES, Store
 
@@ -111,9 +111,9 @@ def analyse(store: Store, concept: str, method: str, listener: Listener = unhear
             f"compare with it; sample it again with `personalize evaluate {concept} -m {method}`"
         )
     beside = [
-        (store.scores, scores_stamp, method),
+        (store.scores, score_table_stamp, method),
         (store.grid, grid_stamp, BASELINE),
-        (store.scores, scores_stamp, BASELINE),
+        (store.scores, score_table_stamp, BASELINE),
     ]
     stamp = stamp_of(
         {
@@ -150,7 +150,7 @@ def _analyse_external(store: Store, concept: str, label: str, listener: Listener
     from personalize_core.report import display_names
 
     started, folder, described = time.monotonic(), store.analyses(label, concept), store.concept(concept)
-    made = [grid_stamp(store, concept, label), scores_stamp(store, concept, label)]
+    made = [grid_stamp(store, concept, label), score_table_stamp(store, concept, label)]
     baseline = store.grid(BASELINE, concept) if _sampled_as_asked(store, concept, BASELINE) else None
     stamp = stamp_of(
         {

@@ -17,7 +17,7 @@ from personalize_core.steps.sampling import sampled_as_now
 from personalize_core.workspace.external_columns import registered
 from personalize_core.workspace.lineage.making import making
 from personalize_core.workspace.recipes import concepts_wanted
-from personalize_core.workspace.stamps.made import scores_stamp
+from personalize_core.workspace.stamps.made import score_table_stamp
 from personalize_core.workspace.stamps.sources import COMPARING
 from personalize_core.workspace.store import REFERENCES, Store, is_label
 
@@ -60,13 +60,13 @@ def compare(store: Store, listener: Listener = unheard) -> Report:
     stamp = stamp_of(
         {
             "trainings": [
-                scores_stamp(again, concept, each.method)
+                score_table_stamp(again, concept, each.method)
                 for each in trainings
                 for concept in each.concepts
                 for again in each.stores.values()
             ],
             "trainings_left_out": left_out,
-            "tables": [scores_stamp(store, concept, method) for method, concept in there],
+            "tables": [score_table_stamp(store, concept, method) for method, concept in there],
             "cells": cells,
             "protocol": store.protocol,
             "baseline": store.params.baseline,

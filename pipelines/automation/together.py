@@ -15,7 +15,7 @@ from personalize_core.methods import MARK
 from pipelines.assets import asset_defaults
 from pipelines.assets.experiments import allowed
 from pipelines.assets.failures import judge
-from pipelines.automation import reporting, requests
+from pipelines.automation import found_results, requests
 from pipelines.partitions import METHODS, concepts
 from pipelines.presentation.progress import logged
 from pipelines.resources import Workspace
@@ -89,7 +89,7 @@ def _step_of_cell(name: str, asset: str, step: "Step", description: str) -> dg.O
                 raise dg.Failure(f"{method} on {concept}: {verdict.description}", allow_retries=False) from error
             raise verdict or error from error
         failed = []
-        for event in reporting.made(context.instance, workspace, asset, concept, method, report):
+        for event in found_results.made(context.instance, workspace, asset, concept, method, report):
             yield event
             if isinstance(event, dg.AssetCheckEvaluation) and not event.passed:
                 if event.severity == dg.AssetCheckSeverity.ERROR:

@@ -20,7 +20,7 @@ from personalize_core.workspace.store import Store
 from pipelines import partitions
 from pipelines.assets import settings
 from pipelines.automation import requests, schedules
-from pipelines.automation.reporting import results
+from pipelines.automation.found_results import results
 from pipelines.automation.together import keys_of, learn_concept
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
@@ -198,8 +198,9 @@ def test_an_ablation_of_ones_own_is_a_partition_once_definitions_are_loaded_agai
     said = {cell.method: cell for cell in requests.stale(instance, store, ["rex"])}
     assert set(said) == {*METHODS, OWN} and not said[OWN].possible and "Reload" in said[OWN].why
     with dg.build_sensor_context(instance=instance) as context:
-        events = settings.settings(context, workspace=Workspace(root=str(root))).asset_events
-    assert {event.partition for event in events} == {*METHODS, None}
+        result = settings.settings(context, workspace=Workspace(root=str(root)))
+    assert isinstance(result, dg.SensorResult)
+    assert {event.partition for event in result.asset_events} == {*METHODS, None}
 
     for method in (*METHODS, OWN):
         steps.train(store, "rex", method)

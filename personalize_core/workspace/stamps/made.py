@@ -52,7 +52,7 @@ def grid_stamp(store: Store, concept: str, method: str) -> str:
     return manifest_stamp(store.grid(method, concept), missing, f"run `{commands.grid(store, concept, method)}`")
 
 
-def scores_stamp(store: Store, concept: str, method: str) -> str:
+def score_table_stamp(store: Store, concept: str, method: str) -> str:
     """Of the table of scores that is there; method may be the label of an external column, or REFERENCES.
 
     Raises:

@@ -27,7 +27,7 @@ from personalize_core.workspace.store import Store
 from pipelines.assets import chain, external, settings
 from pipelines.assets.experiments import USUAL, Experiment
 from pipelines.assets.external import LABEL
-from pipelines.automation import reporting
+from pipelines.automation import found_results
 from pipelines.automation import verdicts as told_verdicts
 from pipelines.definitions import defs
 from pipelines.partitions import CONCEPT
@@ -70,7 +70,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def unhurried() -> Iterator[None]:
     """What a tick reads on a busy machine is another matter."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reporting, "BUDGET", 3600.0)
+        patch.setattr(found_results, "BUDGET", 3600.0)
         yield
 
 
@@ -82,7 +82,7 @@ class Watch:
 
     def tick(self) -> str | None:
         with dg.build_sensor_context(instance=self.instance, cursor=self.cursor) as context:
-            result = reporting.results(context, workspace=Workspace(root=str(self.store.root)))
+            result = found_results.results(context, workspace=Workspace(root=str(self.store.root)))
         assert isinstance(result, dg.SensorResult) and not result.run_requests
         self.cursor = result.cursor
         return skipped(result)
@@ -257,7 +257,7 @@ def test_what_is_made_later_is_shown_and_only_that_is_read(instance, store, watc
 
 
 def test_what_a_run_is_at_work_on_is_left_to_it(instance, store, watch, monkeypatch):
-    monkeypatch.setattr(reporting, "under_way", lambda instance: {str(PAIR)})
+    monkeypatch.setattr(found_results, "under_way", lambda instance: {str(PAIR)})
     assert watch.tick() == "5 results are reported; 5 wait"
     assert instance.get_materialized_partitions(USUAL.key("artifact")) == {"rex|base_model"}
     monkeypatch.undo()
@@ -335,14 +335,14 @@ def test_latents_of_no_method_of_today_are_not_reported(instance, store, watch):
 
 
 def test_verdicts_are_told_where_a_later_result_cannot_be_reported(instance, store, watch, monkeypatch):
-    inputs = reporting._inputs
+    inputs = found_results._inputs
 
-    def failing(instance: dg.DagsterInstance, found: reporting.Found) -> Iterator[tuple[str, str]]:
+    def failing(instance: dg.DagsterInstance, found: found_results.Found) -> Iterator[tuple[str, str]]:
         if found.place.kind == "report":
             raise OSError("no space left on device")
         return inputs(instance, found)
 
-    monkeypatch.setattr(reporting, "_inputs", failing)
+    monkeypatch.setattr(found_results, "_inputs", failing)
     with pytest.raises(OSError):
         watch.tick()
     assert verdicts(instance, "image_grid", "grid_complete") == dict.fromkeys(CELLS, "SUCCEEDED")
@@ -366,7 +366,7 @@ def test_a_result_that_is_out_of_date_is_shown_where_its_setting_cannot_be_read(
     monkeypatch.setattr(steps, "why_out_of_date", lambda store, place, cells: "it is sampled otherwise now")
     assert watch.tick() == "10 results are reported"
     tags = last(instance, USUAL.key("image_grid"), PAIR).tags or {}
-    assert tags["dagster/input_data_version/sampling"] == reporting.UNKNOWN
+    assert tags["dagster/input_data_version/sampling"] == found_results.UNKNOWN
 
 
 def test_a_run_that_compares_is_left_to_report_the_comparison(instance, store, watch):
@@ -411,7 +411,7 @@ def test_a_damaged_section_of_a_method_hides_no_change_of_the_others(instance, s
 def test_a_damaged_params_yaml_is_named_and_nothing_is_read(instance, store):
     (store.root / "params.yaml").write_text("base_model: [")
     with dg.build_sensor_context(instance=instance) as context:
-        said = reporting.results(context, workspace=Workspace(root=str(store.root)))
+        said = found_results.results(context, workspace=Workspace(root=str(store.root)))
     assert isinstance(said, dg.SkipReason) and "params.yaml" in (said.skip_message or "")
 
 
@@ -427,7 +427,7 @@ def test_a_large_input_is_not_hashed_by_a_tick(store, monkeypatch):
 
 
 def test_time_that_is_up_leaves_the_rest_to_the_next_tick(instance, store, watch, monkeypatch):
-    monkeypatch.setattr(reporting, "BUDGET", -1.0)
+    monkeypatch.setattr(found_results, "BUDGET", -1.0)
     assert watch.tick() == "no result that is not known already; 10 wait"
     monkeypatch.undo()
     assert watch.tick() == "10 results are reported"
@@ -502,14 +502,14 @@ def largest_rows(home: Path) -> dict[str, int]:
 def test_a_tick_imports_no_torch(store, tmp_path):
     program = """
 import sys, dagster as dg
-from pipelines.automation import reporting
+from pipelines.automation import found_results
 from pipelines.partitions import CONCEPT
 from pipelines.resources import Workspace
-reporting.BUDGET = 3600.0
+found_results.BUDGET = 3600.0
 with dg.DagsterInstance.ephemeral() as instance:
     instance.add_dynamic_partitions(CONCEPT, ["rex"])
     with dg.build_sensor_context(instance=instance) as context:
-        print(reporting.results(context, workspace=Workspace(root=sys.argv[1])).skip_reason.skip_message)
+        print(found_results.results(context, workspace=Workspace(root=sys.argv[1])).skip_reason.skip_message)
 print(sorted({"torch", "diffusers", "transformers"} & set(sys.modules)))
 """
     said = subprocess.run([sys.executable, "-c", program, str(store.root)], cwd=ROOT, check=True,
