@@ -149,7 +149,7 @@ def test_the_page_says_how_much_was_saved_what_it_did_and_which_probe_was_kept(m
     assert ">best by balance: steps 5 to 15<" in section and ">last step<" in section and "All together" in section
     assert "balance (the geometric mean of identity, with the images held out, and text alignment)" in section
     assert 'class="unsure">undecided' in section
-    method = html[html.index('id="method-dreambooth-adaptive"') :]
+    method = html[html.index('id="method-dreambooth@adaptive"') :]
     assert "all: 30 of 40 steps, kept as it was at step 15" in method
     assert "of the 3 probes of all that of step 15 was kept, the best by balance, the geometric mean" in method
     assert "identity 0.600, text 0.300 (identity 0.400, text 0.200 at step 30, the last)" in method

@@ -157,10 +157,10 @@ def test_whoever_does_not_see_is_told_what_stands_there(page):
 def test_a_link_to_a_method_unfolds_it_and_print_unfolds_all_on_white(page, path):
     page.goto(f"{path.as_uri()}#method-dreambooth")
     expect(page.locator("#method-dreambooth h4").first).to_be_visible()
-    assert page.locator("#method-textual-inversion h4").first.is_visible() is False
+    assert page.locator("#method-textual_inversion h4").first.is_visible() is False
     page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("#method-textual-inversion h4").first.is_visible()
+    assert page.locator("#method-textual_inversion h4").first.is_visible()
     assert page.locator("nav").is_visible() is False
     ground = "getComputedStyle(document.documentElement).getPropertyValue('--card').trim()"
     assert page.evaluate(ground) == "#ffffff"

@@ -105,10 +105,10 @@ def test_a_reviewer_finds_the_contract_and_what_is_missing(html):
 
 
 def test_what_nobody_made_is_no_section(made, html):
-    method = {name: html[html.index(f'id="method-{name}"') :] for name in ("dreambooth", "textual-inversion")}
-    dreambooth = method["dreambooth"][: method["dreambooth"].index('id="method-textual-inversion"')]
+    method = {name: html[html.index(f'id="method-{name}"') :] for name in ("dreambooth", "textual_inversion")}
+    dreambooth = method["dreambooth"][: method["dreambooth"].index('id="method-textual_inversion"')]
     assert "Heat maps" not in dreambooth and "How far" not in dreambooth and "losses_dreambooth.svg" in dreambooth
-    inversion = method["textual-inversion"]
+    inversion = method["textual_inversion"]
     for words in (
         "Heat maps",
         "a photo of &lt;rex&gt;",
