@@ -82,8 +82,10 @@ def _explain_one(error: Any, kind: Any) -> str:
     if error["type"] == "missing":
         return f"the key {key!r} is missing"
     said = error["msg"].removeprefix("Value error, ")
-    if error["type"] in ("model_type", "dataclass_type"):  # pydantic names our classes
+    if error["type"] in ("model_type", "dataclass_type", "dict_type"):  # pydantic names our classes, and Python's
         said = "it should be keys and their values"
+        if error["input"] is None:  # a line that ends at the colon
+            said += "; write {} for none"
     if error["type"] == SECRET:
         return f"{key}: {said}" if key else said
     if isinstance(error["input"], bool) and error["type"] in _OF_NUMBERS:  # of 1 or 0: see switches_for_numbers

@@ -23,6 +23,7 @@ from personalize_core.methods import (
     method_of,
     recipe_class,
 )
+from personalize_core.methods.shared.options import STRATEGY_NAMES
 from personalize_core.training.micro_batches import MicroBatch
 from personalize_core.training.optimizers import OptimizerName
 from personalize_core.workspace.automation import Automation
@@ -110,6 +111,11 @@ class Params(Section):
                     f"{name!r} cannot be the name of an ablation, since folders are named after it; use 1 to 50 "
                     f"lower-case letters, digits, '_', '-' and '.' behind the {MARK}, with a letter or digit first and "
                     "behind every '.'"
+                )
+            if ending := next((f"_{each}" for each in STRATEGY_NAMES if name.endswith(f"_{each}")), None):
+                raise ValueError(
+                    f"{name!r} cannot be the name of an ablation: with {ending} at the end it reads as one sampled "
+                    f"with {STRATEGY_NAMES[ending[1:]]}; take another ending"
                 )
         return sections
 

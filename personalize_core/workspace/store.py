@@ -227,7 +227,7 @@ class Store:
 
         waiting: entered while another process has to be waited for.
         """
-        path = self.work("locks", "-".join(names) + ".lock")
+        path = self._lock(*names)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
         try:
@@ -242,7 +242,7 @@ class Store:
 
     def is_under_way(self, *names: str) -> bool:
         """Is a process at the work that `alone` keeps others from?"""
-        path = self.work("locks", "-".join(names) + ".lock")
+        path = self._lock(*names)
         if not path.is_file():
             return False
         try:
@@ -250,6 +250,9 @@ class Store:
                 return False
         except Timeout:
             return True
+
+    def _lock(self, *names: str) -> Path:
+        return self.work("locks", "+".join(names) + ".lock")  # no method or concept has a + in its name
 
     @contextmanager
     def device(self) -> Iterator[None]:

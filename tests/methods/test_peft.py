@@ -293,7 +293,7 @@ def test_the_options_that_are_read_from_the_source_are_those_of_pefts_class(adap
         ({"config": {"bias": "all"}}, "there is no key 'config.bias'"),
         ({"adapter": "vera", "config": {"lora_alpha": 3}}, "there is no key 'config.lora_alpha'; known are d_initial"),
         ({"config": {"init_lora_weights": "eva"}}, "config.init_lora_weights = 'eva' needs more than the weights"),
-        ({"config": ["r"]}, "config = .* Input should be a valid dictionary"),
+        ({"config": ["r"]}, "config = .*: it should be keys and their values"),
         ({"adapter": "lorra"}, "adapter = 'lorra': Input should be 'lora', 'rslora'"),
         ({"prior_weight": 0.5}, "prior_weight = 0.5 does nothing with prior_preservation: false"),
     ],

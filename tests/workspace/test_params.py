@@ -162,12 +162,27 @@ def test_a_missing_key(read):
         (("micro_batch",), 0, "micro_batch = 0: it should be a number of rows, 1 or more; auto"),
         (("micro_batch",), True, "micro_batch = True: it should be a number of rows, 1 or more; auto"),
         (("micro_batch",), "most", "micro_batch = 'most': it should be a number of rows, 1 or more; auto"),
-        (("methods",), ["dreambooth"], "methods = ['dreambooth']: Input should be a valid dictionary"),
+        (("methods",), ["dreambooth"], "methods = ['dreambooth']: it should be keys and their values"),
     ],
     ids=str,
 )
 def test_a_value_of_the_wrong_kind_with_what_it_should_be(keys, value, said, read):
     assert said in refusal(lambda: read(*keys, value=value))
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "key"),
+    [
+        ("ablations", None, "ablations"),
+        ("automation", None, "automation"),
+        ("methods", {"dreambooth": None}, "methods.dreambooth"),
+        ("methods", {"dreambooth": {"mini": None}}, "methods.dreambooth.mini"),
+    ],
+)
+def test_a_section_with_nothing_behind_its_colon_with_what_to_write(section, value, key, read):
+    assert f"{key} = None: it should be keys and their values; write {{}} for none" in refusal(
+        lambda: read(**{section: value})
+    )
 
 
 @pytest.mark.parametrize("section", ["methods", "variants"])
@@ -542,6 +557,15 @@ def test_a_name_that_no_recipe_has_is_an_ablation_of_ones_own(read):
 def test_an_ablation_is_called_what_a_folder_may_be_called(ablation, read):
     value = {f"dreambooth@{ablation}": {"mini": {"lr": 1e-5}}}
     assert "cannot be the name of an ablation" in refusal(lambda: read("ablations", value=value))
+
+
+@pytest.mark.parametrize("ending", ["lag", "tto", "pg", "cg"])
+def test_an_ablation_is_not_called_as_a_variant_with_a_way_of_sampling_is(ending, read):
+    sections = {f"dreambooth@rank_{ending}": {"mini": {"lr": 1e-5}}}
+    assert f"with _{ending} at the end it reads as one sampled with" in refusal(
+        lambda: read("ablations", value=sections)
+    )
+    assert read("ablations", value={f"dreambooth@{ending}": {"mini": {"lr": 1e-5}}}).ablations
 
 
 def test_an_ablation_of_ones_own_that_changes_nothing_is_refused(read):
