@@ -1,7 +1,6 @@
 """Whether there is time for another trial: decided by what was measured and journalled, never by a clock.
 
-So the decision is the same whenever it is asked for: a search that has ended starts no other trial when it is run
-again, and a smaller budget ends where it would have ended.
+So the decision is the same whenever it is asked for: a search that has ended starts nothing when it is run again.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any
 from personalize_core.errors import InputError
 from personalize_core.methods.recipe import Range
 from personalize_core.tuning.measuring import Seconds
-from personalize_core.tuning.search import Trial, spent_on
+from personalize_core.tuning.search import Trial, best_of, spent_on
 from personalize_core.tuning.space import Changes, with_changes
 
 
@@ -46,11 +45,12 @@ class Budget:
             return True
         today = ended[0].seconds
         candidate = self.expected(today, changes).all
-        dearest = max([candidate, *(self.expected(today, trial.changes).all for trial in ended[1:])])
+        best = best_of(ended)  # it or the candidate is repeated; today's recipe, where it is the best, is not
+        dearest = max(candidate, self.expected(today, best.changes).all if best.number else 0.0)
         return spent_on(ended).all + candidate + self.repeats * (today.all + dearest) <= self.seconds
 
     def within(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Those of a search with this budget or a larger one that this budget would have had room for."""
+        """Those of a search with this budget or a larger one up to the first that this budget has no room for."""
         return list(takewhile(lambda trial: self.has_room_for(trial.changes, trials[: trial.number]), trials))
 
     def check(self, today: Seconds, measured: str) -> None:

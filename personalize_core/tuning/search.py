@@ -1,16 +1,16 @@
 """What to try next: Optuna's TPE sampler and median pruner, asked so that a search that was killed asks the same again.
 
 The journal (Optuna's JournalStorage on a file of JSON lines) holds trials that have ended, each written at once. What
-comes next is a function of them and of the seed: the sampler is made anew for every trial, with a seed of its own, and
-told of all that came before. So a trial that was cut off is suggested again, number for number, and the steps find what
-it had done already. How long that took decides nothing here.
+comes next is a function of them, of the seed and of what the budget has room for: the sampler is made anew for every
+trial, with a seed of its own, and told of all that came before. So a trial that was cut off is suggested again, number
+for number, and the steps find what it had done already. How long that took decides nothing here.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 RANDOM_FIRST = 4  # trials before TPE has something to go by, today's recipe among them; Optuna's ten are half a budget
+MOST_SUGGESTIONS = 50  # for one trial
 UNPRUNED_FIRST = 3  # complete trials before one is pruned: a median of fewer says little
 STUDY = "search"  # the one in the journal
 COMPLETE, PRUNED, DIVERGED = "complete", "pruned", "diverged"
@@ -112,8 +113,11 @@ class Journal:
         """One line of the journal, so that a trial is there whole or not at all."""
         self._study.add_trial(_written(trial, self.space))
 
-    def suggest(self, today: Mapping[str, float], seed: int) -> Suggestion:
-        """What to try after the trials that have ended."""
+    def suggestions(self, today: Mapping[str, float], seed: int) -> Iterator[Suggestion]:
+        """What to try after the trials that have ended: the first choice, and others for where it takes too long.
+
+        Before any has ended it is today's recipe alone.
+        """
         import optuna
 
         ended = self._study.get_trials(deepcopy=False)
@@ -128,10 +132,12 @@ class Journal:
         study.add_trials(ended)
         half_way.add_trials([seen for trial in ended if (seen := _seen_by_probes(trial))])
         if not ended:
-            return Suggestion(0, dict(today), study, half_way)
-        asked = study.ask(_distributions(self.space))
-        changes = {name: rounded(asked.params[name], within) for name, within in self.space.items()}
-        return Suggestion(len(ended), changes, study, half_way)
+            yield Suggestion(0, dict(today), study, half_way)
+            return
+        for _ in range(MOST_SUGGESTIONS):
+            asked = study.ask(_distributions(self.space))
+            changes = {name: rounded(asked.params[name], within) for name, within in self.space.items()}
+            yield Suggestion(len(ended), changes, study, half_way)
 
 
 @dataclass(frozen=True)

@@ -166,8 +166,9 @@ class _Search:
             self._show(within)
             if len(within) < len(ended):
                 return within
-            suggested = self.journal.suggest(self.today, self.store.params.seed)
-            if not self.budget.has_room_for(suggested.changes, ended):
+            suggestions = self.journal.suggestions(self.today, self.store.params.seed)
+            suggested = next((each for each in suggestions if self.budget.has_room_for(each.changes, ended)), None)
+            if suggested is None:
                 return within
             self.journal.add(self._try(suggested))
             if not ended:

@@ -19,8 +19,8 @@ def budget(seconds, repeats=1):
     return Budget(seconds, repeats, RECIPE, RECIPE.search_space())
 
 
-def trial(number, steps, seconds):
-    part = Part("rex", Means(0.5, 0.5, 0.5), Seconds(seconds - 2, 1, 1))
+def trial(number, steps, seconds, balance=0.5):
+    part = Part("rex", Means(balance, balance, balance), Seconds(seconds - 2, 1, 1))
     return Trial(number, {"steps": steps, "lr": 1e-5}, [part], COMPLETE)
 
 
@@ -44,9 +44,14 @@ def test_a_trial_fits_with_the_repeats_that_follow(steps, needs):
     assert not budget(needs - 0.01).has_room_for(changes, [trial(0, 100, 10)])
 
 
-def test_the_dearest_trial_so_far_may_be_the_one_that_is_repeated():
-    ended = [trial(0, 100, 10), trial(1, 200, 18)]
-    needs = 28 + 6 + 10 + 18
+@pytest.mark.parametrize(
+    "balance, repeats",
+    # it is the best so far, and may be repeated; it is not, and will never be
+    [(0.6, 10 + 18), (0.4, 10 + 6)],
+)
+def test_the_best_so_far_or_the_candidate_is_repeated(balance, repeats):
+    ended = [trial(0, 100, 10), trial(1, 200, 18, balance)]
+    needs = 28 + 6 + repeats
     assert budget(needs).has_room_for({"steps": 50, "lr": 1e-5}, ended)
     assert not budget(needs - 0.01).has_room_for({"steps": 50, "lr": 1e-5}, ended)
 
@@ -63,7 +68,7 @@ def test_too_small_a_budget_is_refused_with_the_least_that_would_do():
         budget(55).check(TODAY, "measured")
 
 
-def test_a_smaller_budget_ends_where_it_would_have_ended():
+def test_a_smaller_budget_counts_the_trials_up_to_the_first_that_it_has_no_room_for():
     ended = [trial(0, 100, 10), trial(1, 50, 6), trial(2, 50, 6), trial(3, 50, 6)]
     assert budget(1000).within(ended) == ended
     assert budget(10 + 6 + 6 + 10 + 6).within(ended) == ended[:3]  # 16 s spent, 6 s, 16 s of repeats

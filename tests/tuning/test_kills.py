@@ -26,7 +26,7 @@ kills.finish(kills.forked(lambda: searched.make(root, probed=True) and None))
 root.rename(fresh)
 
 def whole():
-    searched.search(root, minutes=2.2)
+    searched.search(root, minutes=1.8)
 
 def undisturbed():
     count = kills.count_changes(root)

@@ -11,7 +11,7 @@ from personalize_core.errors import InputError
 from personalize_core.methods.recipe import Range
 from personalize_core.metrics.balance import Means
 from personalize_core.tuning.measuring import Seconds
-from personalize_core.tuning.search import COMPLETE, DIVERGED, PRUNED, Journal, Part, Trial, best_of
+from personalize_core.tuning.search import COMPLETE, DIVERGED, MOST_SUGGESTIONS, PRUNED, Journal, Part, Trial, best_of
 
 SPACE = {"steps": Range(25, 200), "lr": Range(1e-5, 1e-3)}
 TODAY = {"steps": 100, "lr": 1e-4}
@@ -27,7 +27,7 @@ def searched(path, count, quality, stop=None):
     made = []
     for _ in range(count):
         journal = Journal(path, SPACE)
-        suggested = journal.suggest(TODAY, seed=3)
+        suggested = next(journal.suggestions(TODAY, seed=3))
         value = quality(suggested.changes)
         journal.add(trial(suggested.number, [value, value], suggested.changes))
         made.append(suggested.changes)
@@ -51,10 +51,24 @@ def test_the_first_trial_is_todays_recipe_and_all_lie_inside(tmp_path):
 def test_what_is_suggested_depends_on_the_ended_trials_and_the_seed_alone(tmp_path):
     searched(tmp_path / "a", 7, near_ideal)
     journal = Journal(tmp_path / "a", SPACE)
-    again = [journal.suggest(TODAY, seed=3).changes for _ in range(3)]
+    again = [next(journal.suggestions(TODAY, seed=3)).changes for _ in range(3)]
     assert again == [again[0]] * 3  # asked again after a kill, it is the same
-    assert journal.suggest(TODAY, seed=4).changes != again[0]
+    assert next(journal.suggestions(TODAY, seed=4)).changes != again[0]
     assert searched(tmp_path / "b", 8, near_ideal)[7] == again[0]  # and in another process, the same once more
+
+
+def test_there_are_other_suggestions_for_where_the_first_takes_too_long(tmp_path):
+    (alone,) = Journal(tmp_path / "journal", SPACE).suggestions(TODAY, seed=3)
+    assert alone.changes == TODAY  # it is always tried
+    searched(tmp_path / "journal", 6, near_ideal)
+    journal = Journal(tmp_path / "journal", SPACE)
+    made = list(journal.suggestions(TODAY, seed=3))
+    assert len({json.dumps(each.changes) for each in made}) == MOST_SUGGESTIONS
+    assert {each.number for each in made} == {6}
+    assert min(each.changes["steps"] for each in made) < made[0].changes["steps"]
+    again = Journal(tmp_path / "journal", SPACE).suggestions(TODAY, seed=3)
+    assert [each.changes for each in again] == [each.changes for each in made]
+    assert len(journal.trials) == 6  # what was only suggested is no trial
 
 
 def test_it_learns_from_what_was_tried(tmp_path):
@@ -118,7 +132,7 @@ def test_a_trial_below_the_median_of_the_complete_ones_is_hopeless(tmp_path):
     journal = Journal(tmp_path / "journal", SPACE)
     for number, first in enumerate((0.2, 0.6, 0.4)):
         journal.add(trial(number, [first, 0.9]))
-    suggested = journal.suggest(TODAY, seed=3)
+    suggested = next(journal.suggestions(TODAY, seed=3))
     assert suggested.is_hopeless([0.39])  # the median after the first concept is 0.4
     assert not suggested.is_hopeless([0.41])
     # after the second it is 0.65: the median of the means of 0.9 and 0.2, 0.6 or 0.4
@@ -133,7 +147,7 @@ def test_probes_are_compared_with_probes(tmp_path):
         one = trial(number, [0.9, 0.9])
         journal.add(replace(one, parts=[replace(part, half_way=seen) for part in one.parts]))
     journal.add(trial(3, [0.9, 0.9]))  # it was not looked at, and counts for nothing here
-    suggested = journal.suggest(TODAY, seed=3)
+    suggested = next(journal.suggestions(TODAY, seed=3))
     assert suggested.looks_hopeless([0.19]) and not suggested.looks_hopeless([0.21])
     assert suggested.looks_hopeless([0.21, 0.17]) and not suggested.looks_hopeless([0.19, 0.23])
     assert not suggested.looks_hopeless([None, 0.01])  # one training had no probe
@@ -144,4 +158,4 @@ def test_nothing_is_hopeless_before_three_trials_are_complete(tmp_path):
     for number in range(2):
         journal.add(trial(number, [0.9, 0.9]))
     journal.add(trial(2, [0.9], state=PRUNED))
-    assert not journal.suggest(TODAY, seed=3).is_hopeless([0.01])
+    assert not next(journal.suggestions(TODAY, seed=3)).is_hopeless([0.01])

@@ -18,6 +18,7 @@ from personalize_core.errors import InputError
 from personalize_core.metrics.parquet import meanings_in, read_parquet
 from personalize_core.tuning import measuring, results
 from personalize_core.tuning import tune as tuning
+from personalize_core.tuning.budget import Budget
 from personalize_core.tuning.request import Request, request
 from personalize_core.tuning.search import COMPLETE, DIVERGED, PRUNED, Journal
 from personalize_core.tuning.space import space_of
@@ -370,13 +371,13 @@ def test_a_trial_may_end_half_way_through_a_training_by_what_probes_see(tmp_path
         monkeypatch.setattr(module, "balance_of_probe", by_identity)
     monkeypatch.setattr(tuning.Suggestion, "looks_hopeless", looks_hopeless)
     # so that no third trial follows
-    monkeypatch.setattr(tuning, "seconds_until_it_ended", lambda scratch, method, concept: 60.0)
+    monkeypatch.setattr(tuning, "seconds_until_it_ended", lambda scratch, method, concept: 90.0)
     monkeypatch.setattr(tuning, "best_of", lambda trials: trials[0])
     monkeypatch.setattr(tuning._Search, "give_back_disk", lambda self: None)
     searched.search(store.root, minutes=2.0)
     trials = result_of(store.root)["trials"]
     assert [(trial["state"], trial["concepts"]) for trial in trials] == [(COMPLETE, 2), (PRUNED, 1)]
-    assert trials[1]["seconds"] == trials[1]["steps"] + 1 + 60
+    assert trials[1]["seconds"] == trials[1]["steps"] + 1 + 90
     # what is kept of a training is what was seen while it ran
     first, second = looked[1][1]
     assert looked[0] == (0, [first]) and first != second
@@ -420,6 +421,27 @@ def test_without_its_result_it_ends_at_the_same_trial_again(ended, tmp_path, mon
     searched.search(root)
     assert left(root).keys() == before.keys()
     assert {name: content for name, content in left(root).items() if before[name] != content} == {}
+
+
+@pytest.mark.usefixtures("pretending")
+def test_a_suggestion_that_does_not_fit_ends_no_search(fresh, tmp_path, monkeypatch):
+    """A search ends where not even the shortest recipe would fit with the repeats."""
+    root, answers, has_room_for = tiny_workspace.copy_of(fresh.root, tmp_path).root, [], Budget.has_room_for
+
+    def spied_upon(*asked, **also):
+        answers.append(has_room_for(*asked, **also))
+        return answers[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Budget, "has_room_for", spied_upon)
+        searched.search(root)
+    assert True in answers[answers.index(False) :]
+    (path,) = (root / "data" / ".work" / "tuning" / METHOD).glob("*/journal.jsonl")
+    recipe = recipe_of(Store(root), METHOD)
+    trials = Journal(path, space_of(recipe)).trials
+    budget = Budget(60 * MINUTES, 1, recipe, space_of(recipe))
+    shortest = {name: within.low for name, within in budget.space.items()}
+    assert not budget.has_room_for(shortest, trials)
 
 
 @pytest.mark.usefixtures("pretending")
