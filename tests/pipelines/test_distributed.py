@@ -47,9 +47,9 @@ def held(workspace: Store) -> set[str]:
 def test_machines_that_share_a_workspace_compute_at_the_same_time(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     workspace = Store(tmp_path)
-    assert held(workspace) == {f"device-{machine()}-.lock"}
+    assert held(workspace) == {f"device+{machine()}+.lock"}
     monkeypatch.setattr(store, "machine", lambda: "another")
-    assert held(workspace) == {f"device-{machine()}-.lock", "device-another-.lock"}
+    assert held(workspace) == {f"device+{machine()}+.lock", "device+another+.lock"}
 
 
 def test_processes_that_see_other_cards_compute_at_the_same_time(tmp_path, monkeypatch):
