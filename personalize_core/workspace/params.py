@@ -112,11 +112,12 @@ class Params(Section):
                     f"lower-case letters, digits, '_', '-' and '.' behind the {MARK}, with a letter or digit first and "
                     "behind every '.'"
                 )
-            if ending := next((f"_{each}" for each in STRATEGY_NAMES if name.endswith(f"_{each}")), None):
-                raise ValueError(
-                    f"{name!r} cannot be the name of an ablation: with {ending} at the end it reads as one sampled "
-                    f"with {STRATEGY_NAMES[ending[1:]]}; take another ending"
-                )
+            for suffix, strategy in STRATEGY_NAMES.items():
+                if name.endswith(f"_{suffix}"):
+                    raise ValueError(
+                        f"{name!r} cannot be the name of an ablation: with _{suffix} at the end it reads as one "
+                        f"sampled with {strategy}; take another ending"
+                    )
         return sections
 
     @field_validator("variants")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -63,18 +65,24 @@ def test_processes_that_see_other_cards_compute_at_the_same_time(tmp_path, monke
 @pytest.mark.parametrize(("own", "waits"), [("1", False), ("0", True), (None, True)])
 def test_who_has_a_device_to_himself_waits_for_nobody(own, waits, tmp_path, monkeypatch):
     monkeypatch.setenv(store.OWN_DEVICE, own) if own else monkeypatch.delenv(store.OWN_DEVICE, raising=False)
-    computed = threading.Event()
+    happened: queue.Queue[str] = queue.Queue()
+
+    @contextmanager
+    def aside():
+        happened.put("waits")
+        yield
 
     def compute() -> None:
         with Store(tmp_path).device():
-            computed.set()
+            happened.put("computes")
 
+    monkeypatch.setattr(store, "aside", aside)
     with Store(tmp_path).device():
         thread = threading.Thread(target=compute)
         thread.start()
-        assert computed.wait(0.3) != waits
-    thread.join()
-    assert computed.is_set()
+        assert happened.get(timeout=60) == ("waits" if waits else "computes")
+    thread.join(60)
+    assert waits == (not happened.empty() and happened.get() == "computes")
 
 
 # The files for Kubernetes
