@@ -85,7 +85,7 @@ def _explain_one(error: Any, kind: Any) -> str:
     if error["type"] in ("model_type", "dataclass_type", "dict_type"):  # pydantic names our classes, and Python's
         said = "it should be keys and their values"
         if error["input"] is None:  # a line that ends at the colon
-            said += "; write {} for none"
+            said += "; write them below it, or {} for none"
     if error["type"] == SECRET:
         return f"{key}: {said}" if key else said
     if isinstance(error["input"], bool) and error["type"] in _OF_NUMBERS:  # of 1 or 0: see switches_for_numbers

@@ -180,7 +180,7 @@ def test_a_value_of_the_wrong_kind_with_what_it_should_be(keys, value, said, rea
     ],
 )
 def test_a_section_with_nothing_behind_its_colon_with_what_to_write(section, value, key, read):
-    assert f"{key} = None: it should be keys and their values; write {{}} for none" in refusal(
+    assert f"{key} = None: it should be keys and their values; write them below it, or {{}} for none" in refusal(
         lambda: read(**{section: value})
     )
 
